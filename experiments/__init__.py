@@ -1,0 +1,1 @@
+"""The command line, presets, the demo and its report."""

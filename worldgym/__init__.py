@@ -1,0 +1,77 @@
+"""A gym in which a learned, action-conditioned video world model stands in for the simulator.
+
+Importing worldgym registers the environment ids and nothing else: torch, MuJoCo and the models load when an
+environment is made or an attribute is first used, so that `import worldgym` stays fast in workers and tools.
+
+Example::
+
+    import gymnasium as gym
+    import worldgym
+
+    env = gym.make("worldgym/ImaginedTabletop-v0")
+    observation, info = env.reset(seed=0)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from worldgym._version import __version__
+
+if TYPE_CHECKING:
+    from worldgym.imagination.env import WorldModelEnv
+    from worldgym.imagination.vector import WorldModelVectorEnv
+    from worldgym.models import load_world_model
+
+# attribute -> module that defines it (PEP 562: resolved on first use)
+_LAZY = {
+    "WorldModelEnv": "worldgym.imagination.env",
+    "WorldModelVectorEnv": "worldgym.imagination.vector",
+    "load_world_model": "worldgym.models",
+    "ActionSpec": "worldgym.data",
+    "Episode": "worldgym.data",
+    "EpisodeDataset": "worldgym.data",
+    "DatasetWriter": "worldgym.data",
+    "SplitManifest": "worldgym.data",
+}
+
+# id -> (single entry point, vector entry point). Strings: nothing is imported until an environment is made, and
+# `envs` (which imports worldgym) is named here without being imported.
+ENVIRONMENTS = {
+    "worldgym/Imagined-v0": (
+        "worldgym.imagination.env:WorldModelEnv",
+        "worldgym.imagination.vector:WorldModelVectorEnv",
+    ),
+    "worldgym/ImaginedTabletop-v0": (
+        "worldgym.imagination.registry:make_imagined_tabletop",
+        "worldgym.imagination.registry:make_imagined_tabletop_vec",
+    ),
+    "worldgym/Tabletop-v0": ("envs.tabletop.env:TabletopEnv", "envs.tabletop.vector:TabletopVectorEnv"),
+}
+
+__all__ = ["ENVIRONMENTS", "__version__", "register_environments", *_LAZY]
+
+
+def register_environments() -> None:
+    """Register the ids of `ENVIRONMENTS` with Gymnasium; calling it twice changes nothing."""
+    from gymnasium.envs.registration import register, registry
+
+    for env_id, (entry_point, vector_entry_point) in ENVIRONMENTS.items():
+        if env_id not in registry:
+            register(id=env_id, entry_point=entry_point, vector_entry_point=vector_entry_point)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'worldgym' has no attribute {name!r}; it has {', '.join(sorted(__all__))}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+register_environments()
