@@ -1,0 +1,46 @@
+"""Evaluation in Real: paired starts, intervals, and the closed-loop gate of a world model.
+
+Why: an imagined success counts for nothing until the same actions succeed in Real. Attributes load on
+first use, so that importing the package stays free of torch.
+
+Example::
+
+    from worldgym.evaluation import EvaluationPool, PolicyRef, make_starts
+    starts = make_starts(["reach", "push"], per_task=100)
+    with EvaluationPool("envs.tabletop:TabletopEnv", workers=2) as pool:
+        print(pool.evaluate(PolicyRef("agents:VLAPolicy", "policy/"), starts).rate())
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "Confusion": "statistics",
+    "Interval": "statistics",
+    "mean_interval": "statistics",
+    "paired_bootstrap": "statistics",
+    "wilson": "statistics",
+    "EvalResult": "outcomes",
+    "EvaluationPool": "rollouts",
+    "PolicyRef": "rollouts",
+    "Start": "outcomes",
+    "evaluate_policy": "rollouts",
+    "make_starts": "outcomes",
+    "shuffle_instructions": "outcomes",
+    "ClosedLoopResult": "closed_loop",
+    "replay_actions": "closed_loop",
+    "run_closed_loop": "closed_loop",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

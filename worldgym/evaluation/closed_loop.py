@@ -1,0 +1,309 @@
+"""The gate before any RL: are imagined successes real?
+
+Why: a world model can show fine PSNR and replay logged actions well, and still be at chance where it
+matters, on its *own* frames under a policy that acts on them. So a policy acts on imagined frames, a judge
+says when it has succeeded, and then the very same actions are executed in Real from the same true start.
+Precision and recall of imagined success, with intervals, decide whether a reward from this world model means
+anything.
+
+Example::
+
+    result = run_closed_loop(policy, world_model, judge, env, starts, temperature=0.0, seed=0)
+    result.confusion.precision          # Interval(mean=0.86, ...)
+    result.passes(0.8)                  # precision and recall both at least 0.8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from worldgym.evaluation.rollouts import Start, batch_observations, reset_env
+from worldgym.evaluation.statistics import Confusion, Interval, wilson
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of one episode, imagined and real, from the same start under the same actions.
+
+    Args:
+        start: the start state.
+        instruction: what the policy was told.
+        imagined: `(T+1, H, W, 3)` uint8.
+        real: `(T'+1, H, W, 3)` uint8; T' is smaller when Real ended earlier.
+        imagined_success: the judge's verdict on the imagined frames.
+        real_success: what really happened.
+    """
+
+    start: Start
+    instruction: str
+    imagined: np.ndarray
+    real: np.ndarray
+    imagined_success: bool
+    real_success: bool
+
+    @property
+    def verdict(self) -> str:
+        """One of "tp", "fp", "fn", "tn"."""
+        return ("t" if self.imagined_success == self.real_success else "f") + "np"[self.imagined_success]
+
+
+@dataclass(frozen=True)
+class ClosedLoopResult:
+    """Imagined against real success, in start order.
+
+    Args:
+        starts: the N starts.
+        imagined: `(N,)` bool, the judge's verdict in imagination.
+        real: `(N,)` bool, success in Real at any step of the executed actions.
+        steps: `(N,)` int64, actions executed, i.e. up to the imagined stop.
+        judge: name of the judge.
+        invalid: `(N,)` bool, judge failed on the episode; such episodes are not counted.
+        clips: frames of the first few episodes.
+    """
+
+    starts: tuple[Start, ...]
+    imagined: np.ndarray
+    real: np.ndarray
+    steps: np.ndarray
+    judge: str
+    invalid: np.ndarray
+    clips: list[Clip] = field(default_factory=list, compare=False)
+
+    @property
+    def confusion(self) -> Confusion:
+        """Counts over all valid episodes."""
+        return Confusion.of(self.imagined[~self.invalid], self.real[~self.invalid])
+
+    def by_task(self) -> dict[str, Confusion]:
+        """Counts per task."""
+        names = np.array([start.task for start in self.starts])
+        masks = {task: (names == task) & ~self.invalid for task in dict.fromkeys(names.tolist())}
+        return {task: Confusion.of(self.imagined[mask], self.real[mask]) for task, mask in masks.items()}
+
+    def imagined_rate(self) -> Interval | None:
+        """Imagined success rate, None when every judgement failed."""
+        valid = ~self.invalid
+        return wilson(int(self.imagined[valid].sum()), int(valid.sum())) if valid.any() else None
+
+    def real_rate(self) -> Interval | None:
+        """Success rate of the executed actions, None when every judgement failed."""
+        valid = ~self.invalid
+        return wilson(int(self.real[valid].sum()), int(valid.sum())) if valid.any() else None
+
+    def passes(self, threshold: float = 0.8) -> bool:
+        """Whether precision and recall are both defined and at least `threshold`."""
+        rates = (self.confusion.precision, self.confusion.recall)
+        return all(rate is not None and rate.mean >= threshold for rate in rates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, false positives first."""
+        rates = {"imagined_success": self.imagined_rate(), "real_success": self.real_rate()}
+        return {
+            "confusion": self.confusion.to_dict(),
+            "by_task": {task: table.to_dict() for task, table in self.by_task().items()},
+            **{name: rate.to_dict() if rate is not None else None for name, rate in rates.items()},
+            "invalid": int(self.invalid.sum()),
+            "judge": self.judge,
+            "outcomes": {
+                "imagined": [bool(x) for x in self.imagined],
+                "real": [bool(x) for x in self.real],
+                "steps": [int(x) for x in self.steps],
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Dream:
+    """What a policy did on imagined frames from B starts.
+
+    Args:
+        actions: B arrays `(T_b, A)` float32, up to the imagined stop.
+        success: `(B,)` bool.
+        invalid: `(B,)` bool, the judge failed at some point before a success.
+        frames: B arrays `(T_b+1, H, W, 3)` uint8 when recorded, else None.
+        steps: imagined frames in all.
+    """
+
+    actions: list[np.ndarray]
+    success: np.ndarray
+    invalid: np.ndarray
+    frames: list[np.ndarray] | None
+    steps: int
+
+
+def dream(
+    policy: Any,
+    world_model: Any,
+    judge: Any,
+    observation: dict[str, Any],
+    *,
+    horizon: int = 40,
+    temperature: float = 0.0,
+    threshold: float = 0.5,
+    generator: Any = None,
+    record: bool = False,
+) -> Dream:
+    """Let a policy act on imagined frames until the judge sees success, chunk by chunk, or the horizon ends.
+
+    Args:
+        policy: obeys `worldgym.protocols.Policy`.
+        world_model: obeys `worldgym.protocols.WorldModel`.
+        judge: obeys `worldgym.protocols.RewardModel`; asked at chunk ends only.
+        observation: true starts: "image" `(B,H,W,3)` uint8, "state" `(B,S)`, "instruction" B strings.
+        horizon: environment steps.
+        temperature: sampling temperature; 0 is greedy.
+        threshold: success is `p_success > threshold`.
+        generator: torch generator of policy and world model.
+        record: keep every imagined frame (costs decoding all of them).
+    """
+    import torch
+
+    image = torch.as_tensor(observation["image"])
+    proprio = torch.as_tensor(observation["state"])
+    texts = list(observation["instruction"])
+    n = len(texts)
+    actions: list[list[np.ndarray]] = [[] for _ in range(n)]
+    frames: list[list[np.ndarray]] = [[image[i : i + 1].cpu().numpy()] for i in range(n)]
+    success, invalid = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    alive = np.arange(n)
+    imagined_steps = done = 0
+    with torch.inference_mode():
+        none = torch.zeros(n, 0, world_model.action_dim)
+        state = world_model.begin(image[:, None], none, generator, states=proprio[:, None])
+        while len(alive) and done < horizon:
+            told = [texts[i] for i in alive]
+            look = {"image": image, "state": proprio, "instruction": told}
+            output = policy.act(look, temperature=temperature, generator=generator)
+            chunk = output.actions[:, : horizon - done]
+            state, imagined = world_model.step(state, chunk, decode="all" if record else "last")
+            image, proprio = imagined.frames[:, -1], imagined.states[:, -1]
+            done += chunk.shape[1]
+            imagined_steps += chunk.shape[0] * chunk.shape[1]
+            verdict = judge.score(imagined.frames[:, -1:], told)
+            valid = verdict.valid.cpu().numpy().astype(bool)
+            won = (verdict.p_success > threshold).cpu().numpy() & valid
+            for row, i in enumerate(alive):
+                actions[i].append(chunk[row].float().cpu().numpy())
+                if record:
+                    frames[i].append(imagined.frames[row].cpu().numpy())
+            success[alive[won]] = True
+            invalid[alive[~valid]] = True
+            keep = ~won & valid
+            if not keep.all():
+                index = torch.from_numpy(np.flatnonzero(keep))
+                alive = alive[keep]
+                if len(alive):
+                    state, image, proprio = world_model.fork(state, index), image[index], proprio[index]
+    return Dream(
+        actions=[np.concatenate(rows) for rows in actions],
+        success=success,
+        invalid=invalid,
+        frames=[np.concatenate(rows) for rows in frames] if record else None,
+        steps=imagined_steps,
+    )
+
+
+def replay_actions(
+    env: Any, start: Start, actions: np.ndarray, *, record: bool = False
+) -> tuple[bool, np.ndarray]:
+    """Execute `actions (T,A)` in an environment from a start state.
+
+    Returns:
+        Whether it succeeded at any step, and frames `(T'+1,H,W,3)` uint8 (the first alone when not recorded).
+    """
+    observation, info = reset_env(env, start)
+    frames, success = [np.asarray(observation["image"])], bool(info.get("success", False))
+    for action in actions:
+        observation, _, terminated, truncated, info = env.step(action)
+        success = success or bool(info["success"])
+        if record:
+            frames.append(np.asarray(observation["image"]))
+        if terminated or truncated:
+            break
+    return success, np.stack(frames)
+
+
+def run_closed_loop(
+    policy: Any,
+    world_model: Any,
+    judge: Any,
+    env: Any,
+    starts: Sequence[Start],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    horizon: int = 40,
+    threshold: float = 0.5,
+    batch: int = 50,
+    clips: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ClosedLoopResult:
+    """Act in imagination, execute the same actions in Real from the same start, compare.
+
+    Args:
+        policy: acts on imagined frames.
+        world_model: imagines.
+        judge: decides success at chunk ends; the first success stops the episode.
+        env: Real, with `reset(seed, options)` and `info["success"]`.
+        starts: evaluation starts.
+        temperature: sampling temperature; 0 is greedy.
+        seed: seeds policy and world model sampling.
+        horizon: environment steps.
+        threshold: judge threshold on `p_success`.
+        batch: episodes imagined at once; part of the result's identity, as sampling is seeded per batch.
+        clips: keep the frames of this many first episodes.
+        progress: called with (episodes done, episodes in all).
+
+    Raises:
+        ValueError: when there are no starts.
+    """
+    import torch
+
+    if not starts:
+        raise ValueError("closed loop needs at least one start; make some with make_starts(tasks, per_task)")
+    imagined, real, invalid, steps, kept = [], [], [], [], []
+    # The recorded episodes come first, in a batch of their own: only they pay for decoding every frame.
+    cuts = [0, *range(min(clips, len(starts)), len(starts), batch), len(starts)]
+    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        block = list(starts[low:high])
+        if not block:
+            continue
+        record = high <= clips
+        words = np.random.SeedSequence([seed, *(start.seed for start in block)]).generate_state(2)
+        generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+        observation = batch_observations([reset_env(env, start)[0] for start in block])
+        episode = dream(
+            policy,
+            world_model,
+            judge,
+            observation,
+            horizon=horizon,
+            temperature=temperature,
+            threshold=threshold,
+            generator=generator,
+            record=record,
+        )
+        for i, start in enumerate(block):
+            happened, frames = replay_actions(env, start, episode.actions[i], record=record)
+            imagined.append(bool(episode.success[i]))
+            real.append(happened)
+            invalid.append(bool(episode.invalid[i]))
+            steps.append(len(episode.actions[i]))
+            if record and episode.frames is not None:
+                text = observation["instruction"][i]
+                kept.append(Clip(start, text, episode.frames[i], frames, imagined[-1], happened))
+        if progress is not None:
+            progress(high, len(starts))
+    return ClosedLoopResult(
+        starts=tuple(starts),
+        imagined=np.array(imagined, dtype=bool),
+        real=np.array(real, dtype=bool),
+        steps=np.array(steps, dtype=np.int64),
+        judge=str(judge.name),
+        invalid=np.array(invalid, dtype=bool),
+        clips=kept,
+    )

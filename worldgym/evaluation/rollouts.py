@@ -1,0 +1,365 @@
+"""Paired evaluation of policies in an environment that plays the real robot.
+
+Why: two policies are only comparable on the *same* start states, and a few hundred episodes are needed
+before a difference means anything. A start is wholly determined by (seed, task, split), so any two results
+over the same list are paired. Worker processes each step about sixteen environments in turn and batch the
+policy calls across them; physics is sequential because one process owns one renderer.
+
+The environment arrives as an entry-point string (`"envs.tabletop:TabletopEnv"`), since `worldgym` imports no
+simulator, and so does the policy class, since it crosses a process border without pickled weights.
+
+Determinism: starts are cut into fixed blocks of `block` starts; each block samples from one generator seeded
+by (seed, the block's start seeds). A result therefore depends on seed, starts and block size, and neither on
+the number of workers nor on which worker ran what.
+
+Example::
+
+    starts = make_starts(["reach", "push"], per_task=100)
+    with EvaluationPool("envs.tabletop:TabletopEnv", workers=2) as pool:
+        before = pool.evaluate(PolicyRef("agents:VLAPolicy", "sft/"), starts)
+        after = pool.evaluate(PolicyRef("agents:VLAPolicy", "rl/"), starts)
+    paired_bootstrap(after.success, before.success)
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldgym.evaluation.outcomes import EvalResult, Start, make_starts, shuffle_instructions
+
+__all__ = [
+    "EvalResult",
+    "EvaluationPool",
+    "PolicyRef",
+    "Start",
+    "evaluate_policy",
+    "make_starts",
+    "resolve",
+    "run_block",
+    "shuffle_instructions",
+]
+
+
+@dataclass(frozen=True)
+class PolicyRef:
+    """A saved policy and the class that reads it, as text, so that any process can load it.
+
+    Args:
+        loader: entry point "module:Class" with a `from_pretrained(path)`, or "module:function" of a path.
+        path: folder written by `save_pretrained`.
+    """
+
+    loader: str
+    path: str
+
+    def load(self) -> Any:
+        """Read the policy from disk."""
+        target = resolve(self.loader)
+        return getattr(target, "from_pretrained", target)(self.path)
+
+    def stamp(self) -> tuple[str, str, int]:
+        """Changes when the files do, so that a worker's cache is never stale."""
+        path = Path(self.path)
+        if not path.exists():
+            raise FileNotFoundError(f"no policy at {path}; give a folder written by save_pretrained")
+        files = [path, *path.iterdir()] if path.is_dir() else [path]
+        return self.loader, str(path), max(file.stat().st_mtime_ns for file in files)
+
+
+def resolve(entry_point: str) -> Any:
+    """Import "module:attribute".
+
+    Raises:
+        ValueError: when the text has no colon or the module lacks the attribute.
+    """
+    module, _, attribute = entry_point.partition(":")
+    if not attribute:
+        raise ValueError(f"expected an entry point 'module:attribute', got {entry_point!r}")
+    target: Any = importlib.import_module(module)
+    try:
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except AttributeError as error:
+        raise ValueError(f"module {module!r} has no {attribute!r}, wanted for {entry_point!r}") from error
+    return target
+
+
+EnvFactory = str | Callable[..., Any]
+
+
+def make_env(factory: EnvFactory, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Build one environment from an entry-point string or a callable."""
+    return (resolve(factory) if isinstance(factory, str) else factory)(**dict(kwargs or {}))
+
+
+def reset_env(env: Any, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put an environment into a start state; the observation carries what the policy is to be told."""
+    observation, info = env.reset(seed=start.seed, options={"task": start.task, "split": start.split})
+    if start.instruction is not None:
+        observation = {**observation, "instruction": start.instruction}
+    return observation, info
+
+
+def batch_observations(observations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stack single observations into what a policy's `act` takes."""
+    import torch
+
+    return {
+        "image": torch.from_numpy(np.stack([np.asarray(o["image"]) for o in observations])),
+        "state": torch.from_numpy(np.stack([np.asarray(o["state"], dtype=np.float32) for o in observations])),
+        "instruction": [str(o["instruction"]) for o in observations],
+    }
+
+
+def run_block(
+    policy: Any, envs: Sequence[Any], starts: Sequence[Start], *, temperature: float, seed: int
+) -> list[tuple[bool, float, int, str]]:
+    """Run one block of starts, policy calls batched, each chunk executed open loop before the next look.
+
+    Args:
+        policy: obeys `worldgym.protocols.Policy`.
+        envs: at least `len(starts)` environments.
+        starts: the block.
+        temperature: sampling temperature; 0 is greedy.
+        seed: sampling seed, mixed with the starts' own seeds.
+
+    Returns:
+        (success_once, best progress, steps, true instruction) for every start.
+    """
+    import torch
+
+    words = np.random.SeedSequence([seed, *(start.seed for start in starts)]).generate_state(2)
+    generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+    observations: list[Any] = []
+    outcomes: list[list[Any]] = []
+    for env, start in zip(envs, starts, strict=False):  # environments left over from larger blocks stay idle
+        observation, info = reset_env(env, start)
+        observations.append(observation)
+        won, progress = bool(info.get("success", False)), float(info.get("progress", 0.0))
+        outcomes.append([won, progress, 0, info["instruction"]])
+    alive = list(range(len(starts)))
+    while alive:
+        with torch.inference_mode():
+            output = policy.act(
+                batch_observations([observations[i] for i in alive]),
+                temperature=temperature,
+                generator=generator,
+            )
+        chunks = output.actions.cpu().numpy()
+        still = []
+        for row, i in enumerate(alive):
+            told = observations[i]["instruction"]
+            done = False
+            for action in chunks[row]:
+                observation, _, terminated, truncated, info = envs[i].step(action)
+                outcome = outcomes[i]
+                outcome[0] = outcome[0] or bool(info["success"])
+                outcome[1] = max(outcome[1], float(info.get("progress", 0.0)))
+                outcome[2] += 1
+                done = bool(terminated or truncated)
+                if done:
+                    break
+            observations[i] = {**observation, "instruction": told}
+            if not done:
+                still.append(i)
+        alive = still
+    return [tuple(outcome) for outcome in outcomes]  # type: ignore[misc]
+
+
+# One evaluation process keeps its environments and the policies it has read; filled by `_run_job`.
+@dataclass
+class _Cache:
+    envs: dict[str, list[Any]] = field(default_factory=dict)
+    policies: dict[tuple[str, str, int], Any] = field(default_factory=dict)
+
+
+_CACHE = _Cache()
+
+
+def _init_worker() -> None:
+    import signal
+
+    import torch
+
+    # Ctrl-C reaches the whole process group; only the parent should answer it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Two processes with two threads each would fight over two cores.
+    torch.set_num_threads(1)
+
+
+def _run_job(
+    factory: EnvFactory,
+    env_kwargs: dict[str, Any],
+    policy: PolicyRef | Any,
+    starts: list[Start],
+    temperature: float,
+    seed: int,
+    cache: _Cache | None = None,
+) -> list[tuple[bool, float, int, str]]:
+    cache = _CACHE if cache is None else cache
+    envs = cache.envs.setdefault(f"{factory}|{sorted(env_kwargs.items())}", [])
+    while len(envs) < len(starts):
+        envs.append(make_env(factory, env_kwargs))
+    if isinstance(policy, PolicyRef):
+        stamp = policy.stamp()
+        if stamp not in cache.policies:
+            cache.policies.clear()  # one policy at a time is enough, and files may be overwritten
+            cache.policies[stamp] = policy.load()
+        policy = cache.policies[stamp]
+    return run_block(policy, envs, starts, temperature=temperature, seed=seed)
+
+
+class EvaluationPool:
+    """Keeps worker processes, their environments and their imports alive between evaluations.
+
+    Args:
+        env: entry point "module:Class", or a callable (then `workers` must be 0).
+        workers: processes to spawn; 0 runs in this process.
+        env_kwargs: keyword arguments of the environment.
+        block: starts per policy batch; part of the result's identity, see the module docstring.
+
+    Raises:
+        ValueError: for a callable environment with worker processes.
+    """
+
+    def __init__(
+        self,
+        env: EnvFactory,
+        *,
+        workers: int = 2,
+        env_kwargs: Mapping[str, Any] | None = None,
+        block: int = 16,
+    ) -> None:
+        if workers and not isinstance(env, str):
+            raise ValueError(f"workers={workers} needs the environment as 'module:Class' text, got {env!r}")
+        if block < 1 or workers < 0:
+            raise ValueError(f"expected block >= 1 and workers >= 0, got block={block}, workers={workers}")
+        self.env, self.workers, self.block = env, workers, block
+        self.env_kwargs = dict(env_kwargs or {})
+        self._executor: ProcessPoolExecutor | None = None
+        self._cache = _Cache()
+
+    def evaluate(
+        self,
+        policy: PolicyRef | Any,
+        starts: Sequence[Start],
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> EvalResult:
+        """Run a policy once from every start.
+
+        Args:
+            policy: a `PolicyRef`, or a policy object (saved to a temporary folder when workers are used).
+            starts: start states; the result keeps their order.
+            temperature: sampling temperature; 0 is greedy.
+            seed: sampling seed.
+            progress: called with (episodes done, episodes in all).
+
+        Raises:
+            ValueError: when there are no starts.
+            FileNotFoundError: when a `PolicyRef` points nowhere.
+        """
+        if not starts:
+            raise ValueError("evaluate needs at least one start; make some with make_starts(tasks, per_task)")
+        began = time.perf_counter()
+        blocks = [list(starts[i : i + self.block]) for i in range(0, len(starts), self.block)]
+        rows: list[list[tuple[bool, float, int, str]]] = [[] for _ in blocks]
+        done = 0
+        with _as_reference(policy, self.workers) as ready:
+            for index, block_rows in self._run(ready, blocks, temperature, seed):
+                rows[index] = block_rows
+                done += len(block_rows)
+                if progress is not None:
+                    progress(done, len(starts))
+        flat = [row for block_rows in rows for row in block_rows]
+        return EvalResult(
+            starts=tuple(starts),
+            success=np.array([row[0] for row in flat], dtype=bool),
+            progress=np.array([row[1] for row in flat], dtype=np.float32),
+            steps=np.array([row[2] for row in flat], dtype=np.int64),
+            instructions=tuple(row[3] for row in flat),
+            temperature=float(temperature),
+            seed=int(seed),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _run(
+        self, policy: Any, blocks: list[list[Start]], temperature: float, seed: int
+    ) -> Iterator[tuple[int, list[tuple[bool, float, int, str]]]]:
+        if not self.workers:
+            for index, block in enumerate(blocks):
+                rows = _run_job(self.env, self.env_kwargs, policy, block, temperature, seed, self._cache)
+                yield index, rows
+            return
+        if isinstance(policy, PolicyRef):
+            policy.stamp()  # a missing folder is reported here, not from inside a worker
+        if self._executor is None:
+            # spawn: a forked child would inherit torch's threads and the parent's GL context
+            self._executor = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_init_worker)
+        job = (self.env, self.env_kwargs, policy)
+        futures: dict[Future[Any], int] = {
+            self._executor.submit(_run_job, *job, block, temperature, seed): index
+            for index, block in enumerate(blocks)
+        }
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Stop the workers and close this process's environments."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+        for envs in self._cache.envs.values():
+            for env in envs:
+                env.close()
+        self._cache = _Cache()
+
+    def __enter__(self) -> EvaluationPool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _as_reference(policy: PolicyRef | Any, workers: int) -> Iterator[PolicyRef | Any]:
+    """Policies cross process borders as safetensors on disk, never as pickled weights."""
+    if isinstance(policy, PolicyRef) or not workers:
+        yield policy
+        return
+    with tempfile.TemporaryDirectory(prefix="worldgym-policy-") as folder:
+        policy.save_pretrained(folder)
+        yield PolicyRef(f"{type(policy).__module__}:{type(policy).__qualname__}", folder)
+
+
+def evaluate_policy(
+    policy: PolicyRef | Any,
+    env: EnvFactory,
+    starts: Sequence[Start],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    workers: int = 2,
+    env_kwargs: Mapping[str, Any] | None = None,
+    block: int = 16,
+) -> EvalResult:
+    """Evaluate once; use `EvaluationPool` for several evaluations in a row, since workers start slowly."""
+    with EvaluationPool(env, workers=workers, env_kwargs=env_kwargs, block=block) as pool:
+        return pool.evaluate(policy, starts, temperature=temperature, seed=seed)
