@@ -1,0 +1,122 @@
+"""What improvers learn from: trajectories as flat tensors, one row a trajectory, grouped by start.
+
+Example::
+
+    rollouts = collect(world_model, judge, policy, starts, group_size=8)
+    rollouts.success_rate(), rollouts.images.shape  # 0.31, (128, 8, 64, 64, 3)
+    kept = rollouts.select(rollouts.reward > 0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldgym.protocols import Observation
+
+
+@dataclass
+class Rollouts:
+    """N trajectories of C chunks of K actions.
+
+    Args:
+        images: `(N,C,H,W,3)` uint8, what the policy saw before each chunk.
+        states: `(N,C,S)` float32, proprioception before each chunk.
+        instructions: N strings.
+        tokens: `(N,C,K,A)` int64, the sampled bins.
+        log_probs: `(N,C,K,A)` float32, their log-probabilities when sampled, at `temperature`.
+        actions: `(N,C,K,A)` float32 in [-1,1], zero where `mask` is False.
+        mask: `(N,C)` bool, True up to and including the chunk in which success was judged.
+        reward: `(N,)` float32, 1 for success.
+        valid: `(N,)` bool, False where the judge failed or the world model lost confidence.
+        groups: `(N,)` int64, which start a row belongs to.
+        p_success: `(N,C)` float32, the judge's probability after each chunk, nan where nothing was judged.
+        final_images: `(N,H,W,3)` uint8, the last frame that was reached.
+        temperature: at which the actions were sampled.
+        frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
+        frames_used: environment or world-model steps spent, for the budget.
+        seconds: wall time by stage: `imagine`, `judge`, `policy`.
+    """
+
+    images: Tensor
+    states: Tensor
+    instructions: list[str]
+    tokens: Tensor
+    log_probs: Tensor
+    actions: Tensor
+    mask: Tensor
+    reward: Tensor
+    valid: Tensor
+    groups: Tensor
+    p_success: Tensor
+    final_images: Tensor
+    temperature: float = 1.0
+    frames: Tensor | None = None
+    frames_used: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of trajectories."""
+        return self.images.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """`(N,)` int64, chunks until success or the horizon."""
+        return self.mask.sum(1)
+
+    def success_rate(self) -> float:
+        """Mean reward of the valid trajectories; nan without any."""
+        return float(self.reward[self.valid].mean()) if bool(self.valid.any()) else float("nan")
+
+    def select(self, rows: Tensor) -> Rollouts:
+        """Rows by index or boolean mask."""
+        index = rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
+        values: dict[str, object] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                values[field.name] = value[index]
+            elif field.name == "instructions":
+                values[field.name] = [value[i] for i in index.tolist()]
+            else:
+                values[field.name] = value
+        return Rollouts(**values)  # type: ignore[arg-type]
+
+    @staticmethod
+    def concatenate(parts: list[Rollouts]) -> Rollouts:
+        """Join collections sampled at one temperature; group ids are kept apart."""
+        if not parts:
+            raise ValueError("nothing to concatenate: got an empty list of Rollouts")
+        if len({part.temperature for part in parts}) > 1:
+            raise ValueError("cannot join rollouts of different temperatures: their log-probabilities differ in meaning")
+        values: dict[str, object] = {"temperature": parts[0].temperature}
+        offset, groups = 0, []
+        for part in parts:
+            groups.append(part.groups + offset)
+            offset = int(groups[-1].max()) + 1 if len(part) else offset
+        for field in dataclasses.fields(Rollouts):
+            column = [getattr(part, field.name) for part in parts]
+            if field.name == "groups":
+                values["groups"] = torch.cat(groups)
+            elif field.name == "frames":
+                values["frames"] = None if any(c is None for c in column) else torch.cat(column)
+            elif isinstance(column[0], Tensor):
+                values[field.name] = torch.cat(column)
+            elif field.name == "instructions":
+                values[field.name] = [text for c in column for text in c]
+            elif field.name == "frames_used":
+                values[field.name] = sum(column)
+            elif field.name == "seconds":
+                values[field.name] = {k: sum(c.get(k, 0.0) for c in column) for k in column[0]}
+        return Rollouts(**values)  # type: ignore[arg-type]
+
+    def observation(self, row: Tensor, chunk: Tensor) -> Observation:
+        """Policy input at `(row, chunk)` pairs, each `(M,)` int64."""
+        return Observation(
+            image=self.images[row, chunk],
+            state=self.states[row, chunk],
+            instruction=[self.instructions[i] for i in row.tolist()],
+        )

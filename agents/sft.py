@@ -1,0 +1,385 @@
+"""Supervised fine-tuning: cross-entropy on the bins of demonstrated action chunks.
+
+The starting point of every arm, so it has to be an honest one: episodes are split into training and validation,
+and the weights with the lowest validation loss are kept. Targets are hard: smoothing them puts about one nat of
+entropy in every dimension and halves the success of the sampled policy.
+
+Example::
+
+    demos = chunk_dataset(episodes)
+    policy = VLAPolicy(VLAPolicyConfig.preset("small"))
+    history = SFT(SFTConfig(epochs=40)).fit(policy, demos)
+    history["best_val_loss"]
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.checkpoint import TrainState
+from agents.vla import VLAPolicy
+from worldgym.protocols import Observation
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class ChunkDataset:
+    """Demonstrated action chunks, one row a frame.
+
+    Args:
+        images: `(M,H,W,3)` uint8.
+        states: `(M,S)` float32.
+        instructions: M strings.
+        actions: `(M,K,A)` float32 in [-1,1].
+        episode: `(M,)` int64, which episode a row comes from.
+    """
+
+    images: np.ndarray
+    states: np.ndarray
+    instructions: list[str]
+    actions: np.ndarray
+    episode: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.images)
+
+    def select(self, rows: np.ndarray) -> ChunkDataset:
+        """Rows by index."""
+        return ChunkDataset(
+            self.images[rows],
+            self.states[rows],
+            [self.instructions[i] for i in rows],
+            self.actions[rows],
+            self.episode[rows],
+        )
+
+    def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
+        """(training, validation) by whole episodes; at least one episode on each side."""
+        episodes = np.unique(self.episode)
+        if len(episodes) < 2:
+            raise ValueError(f"need at least 2 episodes to hold one out; got {len(episodes)}. Collect more demos")
+        order = np.random.default_rng(seed).permutation(episodes)
+        held = order[: min(max(1, round(fraction * len(order))), len(order) - 1)]
+        inside = np.isin(self.episode, held)
+        return self.select(np.flatnonzero(~inside)), self.select(np.flatnonzero(inside))
+
+    def batch(self, rows: np.ndarray) -> tuple[Observation, np.ndarray]:
+        """(observation, actions `(B,K,A)`)."""
+        observation = Observation(
+            image=torch.from_numpy(self.images[rows]),
+            state=torch.from_numpy(self.states[rows]),
+            instruction=[self.instructions[i] for i in rows],
+        )
+        return observation, self.actions[rows]
+
+
+def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: bool = True) -> ChunkDataset:
+    """Cut demonstrations into (frame, next `chunk` actions) rows.
+
+    Args:
+        episodes: objects with `frames (T+1,H,W,3)`, `actions (T,A)`, `state (T+1,S)`, `instruction`, `success (T+1,)`.
+        chunk: actions per row; past the end of an episode the hand stands still and keeps its last gripper command.
+        stop_at_success: skip the frames at and after the first success: nothing is left to do there.
+
+    Raises:
+        ValueError: no episodes, or none with an action before success.
+    """
+    images, states, texts, targets, owner = [], [], [], [], []
+    for number, episode in enumerate(episodes):
+        actions = np.asarray(episode.actions, np.float32)
+        steps = len(actions)
+        if steps == 0:
+            continue
+        hold = np.zeros((chunk, actions.shape[1]), np.float32)
+        hold[:, -1] = actions[-1, -1]
+        padded = np.concatenate([actions, hold])
+        success = np.asarray(episode.success, bool)
+        end = int(success.argmax()) if stop_at_success and success.any() else steps
+        for t in range(min(end, steps)):
+            targets.append(padded[t : t + chunk])
+            owner.append(number)
+        images.append(np.asarray(episode.frames[: min(end, steps)], np.uint8))
+        states.append(np.asarray(episode.state[: min(end, steps)], np.float32))
+        texts += [str(episode.instruction)] * min(end, steps)
+    if not targets:
+        raise ValueError(
+            "no demonstrated frame found: the episodes are missing or begin with success. "
+            "Type: worldgym collect --help, and collect some with behaviour 'expert'"
+        )
+    return ChunkDataset(
+        np.concatenate(images), np.concatenate(states), texts, np.stack(targets), np.asarray(owner, np.int64)
+    )
+
+
+def demonstrations(
+    arrays: Mapping[str, Any], per_task: int | None = None, *, behaviour: str = "expert", seed: int = 0
+) -> list[DemoView]:
+    """Successful episodes of one behaviour out of `EpisodeDataset.load_arrays()`.
+
+    Args:
+        arrays: frames, states, actions, success, offsets, instructions, tasks, provenance.
+        per_task: at most so many of each task, drawn by `seed`; all when None.
+        behaviour: value of `provenance["behaviour"]`.
+        seed: of the draw.
+    """
+    by_task: dict[str, list[DemoView]] = {}
+    for view in episode_views(arrays):
+        if view.provenance.get("behaviour") == behaviour and bool(np.asarray(view.success).any()):
+            by_task.setdefault(view.task, []).append(view)
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for task in sorted(by_task):
+        rows = rng.permutation(len(by_task[task]))[:per_task]
+        chosen += [by_task[task][i] for i in sorted(rows)]
+    return chosen
+
+
+@dataclass
+class DemoView:
+    """One episode inside the flat arrays of a dataset; views, no copies."""
+
+    frames: np.ndarray
+    actions: np.ndarray
+    state: np.ndarray
+    success: np.ndarray
+    instruction: str
+    task: str
+    provenance: Mapping[str, Any]
+
+
+def episode_views(arrays: Mapping[str, Any]) -> Sequence[DemoView]:
+    """Views of all episodes in `EpisodeDataset.load_arrays()`.
+
+    An episode of T actions has T+1 frames: `offsets` index frames, and the last action row of an episode is
+    padding when the arrays hold one action a frame.
+    """
+    offsets = np.asarray(arrays["offsets"])
+    frames, actions = arrays["frames"], arrays["actions"]
+    one_a_frame = len(actions) == len(frames)
+    views = []
+    for i in range(len(offsets) - 1):
+        a, b = int(offsets[i]), int(offsets[i + 1])
+        first = a if one_a_frame else a - i
+        views.append(
+            DemoView(
+                frames[a:b],
+                actions[first : first + b - a - 1],
+                arrays["states"][a:b],
+                arrays["success"][a:b],
+                str(arrays["instructions"][i]),
+                str(arrays["tasks"][i]),
+                arrays["provenance"][i],
+            )
+        )
+    return views
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Settings of supervised fine-tuning.
+
+    Args:
+        epochs: at most so many passes.
+        batch_size: frames per step.
+        lr: peak AdamW learning rate, cosine to a twentieth after a short warm-up.
+        weight_decay: AdamW weight decay.
+        val_fraction: share of the episodes held out.
+        patience: stop after so many epochs without a better validation loss; 0 never stops early.
+        colour_jitter: strength of brightness, contrast and channel jitter; no shifts, which would change the label.
+        noise: standard deviation of pixel noise, in [0,1] units.
+        state_noise: noise on normalised proprioception, so that the policy looks at the image too.
+        grad_clip: gradient norm bound.
+        seed: of split, order and augmentation.
+    """
+
+    epochs: int = 60
+    batch_size: int = 128
+    lr: float = 8e-4
+    weight_decay: float = 0.02
+    val_fraction: float = 0.1
+    patience: int = 12
+    colour_jitter: float = 0.1
+    noise: float = 0.02
+    state_noise: float = 0.05
+    grad_clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be at least 1; got {self.epochs}, {self.batch_size}")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must lie in (0, 1); got {self.val_fraction}. Try 0.1")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive; got {self.lr}. Try 8e-4")
+
+
+def bc_loss(policy: VLAPolicy, observation: Observation, actions: np.ndarray | Tensor) -> Tensor:
+    """Mean cross-entropy of one action dimension, nats, against the nearest bins of `actions (B,K,A)`."""
+    chosen, _ = policy.token_log_probs(observation, policy.tokens_of(actions))
+    return -chosen.mean()
+
+
+class SFT:
+    """Supervised trainer; also the BC-only control, through `update`.
+
+    Args:
+        config: settings.
+    """
+
+    def __init__(self, config: SFTConfig | None = None) -> None:
+        self.config = config or SFTConfig()
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._rng = np.random.default_rng(self.config.seed)
+
+    def fit(
+        self,
+        policy: VLAPolicy,
+        dataset: ChunkDataset,
+        *,
+        on_epoch: Callable[[dict[str, float]], None] | None = None,
+        checkpoint: TrainState | None = None,
+    ) -> dict[str, float]:
+        """Train to the best validation loss and leave those weights in `policy`.
+
+        Args:
+            policy: changed in place; its state normalisation is set from the training episodes.
+            dataset: from `chunk_dataset`.
+            on_epoch: called with scalars after every epoch.
+            checkpoint: where to save after every epoch and to resume from.
+
+        Returns:
+            best_val_loss, best_epoch, epochs, val_accuracy (share of right bins), frames.
+        """
+        config = self.config
+        train, val = dataset.split(config.val_fraction, config.seed)
+        policy.set_state_stats(train.states)
+        optimizer = _adamw(policy, config.lr, config.weight_decay)
+        steps_per_epoch = math.ceil(len(train) / config.batch_size)
+        total = config.epochs * steps_per_epoch
+        best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None, "accuracy": 0.0}
+        first = 0
+        if checkpoint is not None and checkpoint.exists():
+            meta = checkpoint.load(policy, optimizer)
+            first = int(meta["epoch"]) + 1
+            best = {**meta["best"], "weights": checkpoint.load_extra("best")}
+        epoch = first - 1
+        for epoch in range(first, config.epochs):
+            # One generator an epoch, so that a resumed run sees what an uninterrupted one would have seen.
+            rng = np.random.default_rng((config.seed, epoch))
+            torch.manual_seed(config.seed * 100_003 + epoch)
+            policy.train()
+            losses = []
+            for i, rows in enumerate(np.array_split(rng.permutation(len(train)), steps_per_epoch)):
+                lr = _cosine(epoch * steps_per_epoch + i, total, config.lr)
+                losses.append(self._step(policy, optimizer, train, rows, rng, lr))
+            scalars = {"epoch": float(epoch), "loss": float(np.mean(losses)), **self.evaluate(policy, val)}
+            if scalars["val_loss"] < best["loss"]:
+                weights = copy.deepcopy(policy.state_dict())
+                accuracy = scalars["val_accuracy"]
+                best = {"loss": scalars["val_loss"], "epoch": epoch, "weights": weights, "accuracy": accuracy}
+            if checkpoint is not None:
+                meta = {"epoch": epoch, "best": {k: v for k, v in best.items() if k != "weights"}}
+                checkpoint.save(policy, optimizer, meta, best=best["weights"])
+            if on_epoch is not None:
+                on_epoch(scalars)
+            if config.patience and epoch - best["epoch"] >= config.patience:
+                _log.info("early stop after epoch %d, best was %d", epoch, best["epoch"])
+                break
+        policy.load_state_dict(best["weights"])
+        policy.eval()
+        return {
+            "best_val_loss": best["loss"],
+            "best_epoch": float(best["epoch"]),
+            "epochs": float(epoch + 1),
+            "val_accuracy": best["accuracy"],
+            "frames": float(len(train)),
+        }
+
+    def update(self, policy: VLAPolicy, rollouts: ChunkDataset, *, steps: int = 1) -> dict[str, float]:
+        """Take `steps` cloning steps at the constant learning rate; the optimizer lives on between calls."""
+        if self._optimizer is None:
+            self._optimizer = _adamw(policy, self.config.lr, self.config.weight_decay)
+        policy.train()
+        losses = []
+        for _ in range(steps):
+            rows = self._rng.integers(0, len(rollouts), min(self.config.batch_size, len(rollouts)))
+            losses.append(self._step(policy, self._optimizer, rollouts, rows, self._rng, self.config.lr))
+        policy.eval()
+        return {"loss": float(np.mean(losses))}
+
+    def _step(
+        self,
+        policy: VLAPolicy,
+        optimizer: torch.optim.Optimizer,
+        dataset: ChunkDataset,
+        rows: np.ndarray,
+        rng: np.random.Generator,
+        lr: float,
+    ) -> float:
+        observation, actions = dataset.batch(rows)
+        observation["image"] = _jitter(observation["image"], rng, self.config.colour_jitter, self.config.noise)
+        if self.config.state_noise:
+            noise = torch.from_numpy(rng.standard_normal(observation["state"].shape).astype(np.float32))
+            observation["state"] = observation["state"] + self.config.state_noise * noise * policy.state_std
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss = bc_loss(policy, observation, actions)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), self.config.grad_clip)
+        optimizer.step()
+        return float(loss.detach())
+
+    @staticmethod
+    @torch.no_grad()
+    def evaluate(policy: VLAPolicy, dataset: ChunkDataset, batch_size: int = 256) -> dict[str, float]:
+        """`val_loss` (nats a dimension), `val_accuracy` (share of right bins), `val_entropy`, without dropout."""
+        policy.eval()
+        loss = right = entropy = 0.0
+        for begin in range(0, len(dataset), batch_size):
+            rows = np.arange(begin, min(begin + batch_size, len(dataset)))
+            observation, actions = dataset.batch(rows)
+            log_probs = torch.log_softmax(policy(observation), dim=-1)
+            tokens = policy.tokens_of(actions)
+            loss -= float(log_probs.gather(-1, tokens[..., None]).mean()) * len(rows)
+            right += float((log_probs.argmax(-1) == tokens).float().mean()) * len(rows)
+            entropy -= float((log_probs.exp() * log_probs).sum(-1).mean()) * len(rows)
+        n = max(1, len(dataset))
+        return {"val_loss": loss / n, "val_accuracy": right / n, "val_entropy": entropy / n}
+
+
+def _adamw(policy: VLAPolicy, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    decayed = [p for p in policy.parameters() if p.ndim > 1]
+    plain = [p for p in policy.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
+def _cosine(step: int, total: int, peak: float) -> float:
+    warm = min(1.0, (step + 1) / max(1, min(100, total // 10)))
+    return peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
+
+
+def _jitter(image: Tensor, rng: np.random.Generator, strength: float, noise: float) -> Tensor:
+    """Brightness, contrast and channel gains a row, plus pixel noise; `(B,H,W,3)` uint8 in and out."""
+    if not strength and not noise:
+        return image
+    batch = image.shape[0]
+    gain = torch.from_numpy(rng.uniform(1 - strength, 1 + strength, (batch, 1, 1, 3)).astype(np.float32))
+    shift = torch.from_numpy(rng.uniform(-strength, strength, (batch, 1, 1, 1)).astype(np.float32))
+    x = image.float() * gain + 127.5 * shift
+    if noise:
+        x = x + 255 * noise * torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
+    return x.round().clamp(0, 255).to(torch.uint8)
