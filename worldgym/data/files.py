@@ -1,0 +1,138 @@
+"""Files that either exist whole or not at all, and the lock that keeps a dataset to one writer.
+
+A collection runs for an hour and may be killed at any instant, or the disk may fill. So nothing is written in
+place: a temporary name in the same folder, fsync, rename, fsync of the folder.
+
+Example::
+
+    from worldgym.data.files import atomic_path, write_json
+    write_json(folder / "info.json", {"episodes": 3})
+    with atomic_path(folder / "data.bin") as temporary:
+        temporary.write_bytes(payload)      # appears as data.bin only when the block ends without an error
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from worldgym.errors import DatasetError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows; there the lock is only advisory text
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = ".tmp-"
+LOCK_NAME = ".writer.lock"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; it becomes `target` when the block ends well, and vanishes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept because encoders choose the container by it.
+    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
+    try:
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, target)
+        _fsync(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(target: Path, data: Any) -> None:
+    """Write `data` as indented JSON, atomically; NaN is refused because it isn't JSON."""
+    text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def describe_file(path: Path, root: Path) -> dict[str, Any]:
+    """Return the path relative to `root`, the size in bytes and the SHA-256 of a file."""
+    return {"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class WriterLock:
+    """One writer a dataset; the operating system drops the lock when its process dies, however it dies.
+
+    Args:
+        folder: the dataset's folder, which must exist.
+
+    Raises:
+        DatasetError: on `acquire`, when a living process holds the lock.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK_NAME
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock or say who holds it."""
+        while self._descriptor is None:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise DatasetError(
+                    f"another writer has {self.path.parent} open ({holder or 'unknown process'}); a dataset takes "
+                    "one writer at a time: wait for it, stop it, or write to another folder"
+                ) from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            # The former holder may have removed the file between our open and our lock: then this lock guards nothing.
+            try:
+                same = os.fstat(descriptor).st_ino == os.stat(self.path).st_ino
+            except FileNotFoundError:
+                same = False
+            if same:
+                self._descriptor = descriptor
+            else:
+                os.close(descriptor)
+        former = os.pread(self._descriptor, 400, 0).decode(errors="replace").strip()
+        if former:
+            logger.info("taking over the lock of a dead writer (%s) in %s", former, self.path.parent)
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Give the lock back; harmless when it isn't held."""
+        if self._descriptor is None:
+            return
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = None

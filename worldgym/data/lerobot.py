@@ -1,0 +1,342 @@
+"""The LeRobotDataset v3 layout: names, schemas, and the check that a folder really is one.
+
+Why this layout: what is collected here opens in the tools that robot-learning people already have. Two things go
+beyond it, and a plain LeRobot reader ignores both. An episode has T actions and T+1 frames, so T+1 rows are stored;
+the last one holds the final frame, a zero action and `is_last = True` (leave such rows out when you need
+transitions). `next.*` of row t describe what follows `action[t]`: `next.done` is true on row T-1, where the episode
+ends, and on the padding row. And `meta/info.json` has a block `worldgym`: action spec, split manifest, and the size
+and SHA-256 of every committed file. That file is the commit point: what it doesn't list doesn't exist.
+
+Example::
+
+    from worldgym.data.lerobot import read_meta, read_records
+    meta = read_meta(Path("data/real"))          # DatasetError when damaged, foreign or missing
+    [record.instruction for record in read_records(meta)]
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from worldgym.data.episode import ActionSpec
+from worldgym.data.splits import SplitManifest
+from worldgym.errors import DatasetError
+
+Images = Literal["png", "mp4"]
+
+CODEBASE_VERSION = "v3.0"
+FORMAT_VERSION = 1
+FILES_PER_CHUNK = 1000
+MIN_VIDEO_SIZE = 128  # below this, 4:2:0 chroma smears objects of a few pixels
+IMAGE_KEY = "observation.images.front"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+
+_SCALARS: tuple[tuple[str, str], ...] = (
+    ("next.reward", "float32"),
+    ("next.done", "bool"),
+    ("next.success", "bool"),
+    ("success", "bool"),
+    ("progress", "float32"),
+    ("is_last", "bool"),
+    ("timestamp", "float32"),
+    ("frame_index", "int64"),
+    ("episode_index", "int64"),
+    ("index", "int64"),
+    ("task_index", "int64"),
+)
+_ARROW = {"float32": pa.float32(), "bool": pa.bool_(), "int64": pa.int64()}
+
+
+@dataclass(frozen=True)
+class DatasetMeta:
+    """What `meta/info.json` says, checked.
+
+    Args:
+        root: the dataset's folder.
+        info: the file's content.
+        action_spec: what the actions mean.
+        manifest: the split rules under which it was collected.
+        image_size: pixels, height and width.
+        state_dim: proprioception dimension, S.
+        fps: frames a second.
+        images: how frames are stored.
+    """
+
+    root: Path
+    info: dict[str, Any]
+    action_spec: ActionSpec
+    manifest: SplitManifest
+    image_size: int
+    state_dim: int
+    fps: float
+    images: Images
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """Committed files: `{"kind", "path", "bytes", "sha256"}`, in the order of the commits."""
+        return self.info["worldgym"]["files"]
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One row of `meta/episodes`: what is known of an episode without its frames.
+
+    Args:
+        index: the episode's number in the dataset.
+        steps: number of actions, T; the data file holds T+1 rows.
+        first_row: index of its first row in the whole dataset.
+        chunk: chunk index of its data file.
+        file: file index of its data file.
+        row_group: its row group in that file.
+        provenance_json: provenance as it was stored.
+    """
+
+    index: int
+    steps: int
+    instruction: str
+    task: str
+    split: str
+    domain: str
+    behaviour: str
+    success: bool
+    first_row: int
+    chunk: int
+    file: int
+    row_group: int
+    provenance_json: str
+    video_start: float = 0.0
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Who made it and how."""
+        return json.loads(self.provenance_json)
+
+
+def shard_path(template: str, shard: int, **names: str) -> str:
+    """Path of the `shard`-th file, relative to the dataset's folder."""
+    return template.format(chunk_index=shard // FILES_PER_CHUNK, file_index=shard % FILES_PER_CHUNK, **names)
+
+
+def features(
+    action_spec: ActionSpec, image_size: int, state_dim: int, fps: float, images: Images
+) -> dict[str, Any]:
+    """The `features` block of info.json."""
+    image: dict[str, Any] = {
+        "dtype": "image" if images == "png" else "video",
+        "shape": [image_size, image_size, 3],
+        "names": ["height", "width", "channels"],
+    }
+    if images == "mp4":
+        image["info"] = {
+            "video.height": image_size,
+            "video.width": image_size,
+            "video.channels": 3,
+            "video.codec": "h264",
+            "video.pix_fmt": "yuv420p",
+            "video.fps": fps,
+            "video.is_depth_map": False,
+            "has_audio": False,
+        }
+    state_names = ["x", "y", "z", "opening"] if state_dim == 4 else [f"state_{i}" for i in range(state_dim)]
+    out: dict[str, Any] = {
+        IMAGE_KEY: image,
+        "observation.state": {"dtype": "float32", "shape": [state_dim], "names": state_names},
+        "action": {"dtype": "float32", "shape": [action_spec.dim], "names": list(action_spec.names)},
+    }
+    for name, dtype in _SCALARS:
+        out[name] = {"dtype": dtype, "shape": [1], "names": None}
+    return out
+
+
+def data_schema(action_dim: int, state_dim: int, images: Images) -> pa.Schema:
+    """Arrow schema of a data file; its metadata lets Hugging Face `datasets` decode the images."""
+    hub: dict[str, Any] = {}
+    columns: list[tuple[str, pa.DataType]] = []
+    if images == "png":
+        columns.append((IMAGE_KEY, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
+        hub[IMAGE_KEY] = {"_type": "Image"}
+    for name, size in (("observation.state", state_dim), ("action", action_dim)):
+        columns.append((name, pa.list_(pa.float32(), size)))
+        hub[name] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": size, "_type": "Sequence"}
+    for name, dtype in _SCALARS:
+        columns.append((name, _ARROW[dtype]))
+        hub[name] = {"dtype": dtype, "_type": "Value"}
+    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": hub}})})
+
+
+def tasks_table(instructions: list[str]) -> pa.Table:
+    """`meta/tasks.parquet`: the instruction is the pandas index, as LeRobot expects."""
+    table = pa.table(
+        {
+            "task_index": pa.array(range(len(instructions)), pa.int64()),
+            "task": pa.array(instructions, pa.string()),
+        }
+    )
+    column = {"metadata": None, "field_name": "task_index", "name": "task_index"}
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [
+            {**column, "pandas_type": "int64", "numpy_type": "int64"},
+            {
+                "metadata": None,
+                "field_name": "task",
+                "name": "task",
+                "pandas_type": "unicode",
+                "numpy_type": "object",
+            },
+        ],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.0.0",
+    }
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def read_meta(root: Path) -> DatasetMeta:
+    """Read and check `meta/info.json` and the size of every committed file; nothing is changed.
+
+    Raises:
+        DatasetError: no dataset there, a foreign version or layout, or damaged; the message names file and remedy.
+    """
+    source = root / INFO_PATH
+    if not source.is_file():
+        raise DatasetError(
+            f"no dataset at {root}: {INFO_PATH} is missing; check the path, or collect one with "
+            f"`worldgym collect --out {root}`"
+        )
+    try:
+        info = json.loads(source.read_text(encoding="utf-8"))
+        version = info["codebase_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{source} is damaged ({type(error).__name__}: {error}); restore it from a copy, or collect again into "
+            "another folder"
+        ) from error
+    if version != CODEBASE_VERSION:
+        raise DatasetError(
+            f"{source} says codebase_version {version!r}, this reads {CODEBASE_VERSION!r}; convert it with LeRobot's "
+            "convert_dataset script (v2.1 -> v3.0), or collect into another folder"
+        )
+    block = info.get("worldgym")
+    if not isinstance(block, dict):
+        raise DatasetError(
+            f"{source} is a LeRobot dataset without the 'worldgym' block (action spec, splits, success), so what its "
+            "actions mean is unknown; import its episodes with DatasetWriter and an ActionSpec of your own"
+        )
+    if block.get("format_version") != FORMAT_VERSION:
+        raise DatasetError(
+            f"{source} has worldgym format {block.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
+            "install the worldgym version that wrote it, or collect again"
+        )
+    try:
+        manifest = SplitManifest.from_dict(block["manifest"], f"{source} (worldgym.manifest)")
+        meta = DatasetMeta(
+            root=root,
+            info=info,
+            action_spec=ActionSpec.from_dict(block["action_spec"]),
+            manifest=manifest,
+            image_size=int(block["image_size"]),
+            state_dim=int(block["state_dim"]),
+            fps=float(info["fps"]),
+            images=block["images"],
+        )
+        for entry in meta.files:
+            _check_size(root / entry["path"], int(entry["bytes"]))
+        int(info["total_episodes"]), int(info["total_frames"]), int(info["total_tasks"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{source} is damaged ({type(error).__name__}: {error}); restore it from a copy, or collect again"
+        ) from error
+    return meta
+
+
+def _check_size(path: Path, size: int) -> None:
+    remedy = "restore that file from a copy, or collect again into another folder"
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing although the dataset lists it; {remedy}")
+    got = path.stat().st_size
+    if got != size:
+        raise DatasetError(
+            f"{path} has {got} bytes, the dataset lists {size}: it is truncated or was changed; {remedy}"
+        )
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a whole parquet file, with its page checksums verified.
+
+    Raises:
+        DatasetError: it can't be read.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DatasetError:
+    """The error for a file whose content is broken."""
+    return DatasetError(
+        f"{path} can't be read ({type(error).__name__}: {error}); restore that file from a copy, or collect again "
+        "into another folder"
+    )
+
+
+def read_tasks(meta: DatasetMeta) -> list[str]:
+    """The committed instructions, in the order of their `task_index`."""
+    total = int(meta.info["total_tasks"])
+    if total == 0:
+        return []
+    path = meta.root / TASKS_PATH
+    table = read_table(path)
+    try:
+        rows = sorted(zip(table["task_index"].to_pylist(), table["task"].to_pylist(), strict=True))
+    except KeyError as error:
+        raise unreadable(path, error) from error
+    if len(rows) < total:
+        raise DatasetError(
+            f"{path} holds {len(rows)} instructions, info.json says {total}; restore it from a copy"
+        )
+    return [task for _, task in rows[:total]]  # a killed writer may have left more
+
+
+def read_records(meta: DatasetMeta) -> list[EpisodeRecord]:
+    """All committed episodes, without their frames.
+
+    Raises:
+        DatasetError: an episodes file is unreadable, or the counts disagree.
+    """
+    records: list[EpisodeRecord] = []
+    video_key = f"videos/{IMAGE_KEY}/from_timestamp"
+    for entry in meta.files:
+        if entry["kind"] != "episodes":
+            continue
+        path = meta.root / entry["path"]
+        names = [
+            "episode_index", "steps", "instruction", "task", "split", "domain", "behaviour", "success",
+            "dataset_from_index", "data/chunk_index", "data/file_index", "provenance",
+        ]  # fmt: skip
+        try:
+            table = read_table(path, [*names, video_key] if meta.images == "mp4" else names)
+            columns = [table[name].to_pylist() for name in names]
+            starts = table[video_key].to_pylist() if meta.images == "mp4" else [0.0] * table.num_rows
+        except KeyError as error:
+            raise unreadable(path, error) from error
+        for group, row in enumerate(zip(*columns, starts, strict=True)):
+            records.append(EpisodeRecord(*row[:11], group, *row[11:]))
+    total = int(meta.info["total_episodes"])
+    if len(records) != total or [record.index for record in records] != list(range(total)):
+        raise DatasetError(
+            f"{meta.root / INFO_PATH} says {total} episodes, the files in meta/episodes hold {len(records)}; "
+            "restore the folder from a copy, or collect again"
+        )
+    return records
