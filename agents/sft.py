@@ -17,9 +17,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from torch import Tensor
 from agents.checkpoint import TrainState
 from agents.vla import VLAPolicy
 from worldgym.protocols import Observation
+
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
 
 _log = logging.getLogger(__name__)
 
@@ -122,29 +125,6 @@ def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: b
     )
 
 
-def demonstrations(
-    arrays: Mapping[str, Any], per_task: int | None = None, *, behaviour: str = "expert", seed: int = 0
-) -> list[DemoView]:
-    """Successful episodes of one behaviour out of `EpisodeDataset.load_arrays()`.
-
-    Args:
-        arrays: frames, states, actions, success, offsets, instructions, tasks, provenance.
-        per_task: at most so many of each task, drawn by `seed`; all when None.
-        behaviour: value of `provenance["behaviour"]`.
-        seed: of the draw.
-    """
-    by_task: dict[str, list[DemoView]] = {}
-    for view in episode_views(arrays):
-        if view.provenance.get("behaviour") == behaviour and bool(np.asarray(view.success).any()):
-            by_task.setdefault(view.task, []).append(view)
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for task in sorted(by_task):
-        rows = rng.permutation(len(by_task[task]))[:per_task]
-        chosen += [by_task[task][i] for i in sorted(rows)]
-    return chosen
-
-
 @dataclass
 class DemoView:
     """One episode inside the flat arrays of a dataset; views, no copies."""
@@ -155,34 +135,57 @@ class DemoView:
     success: np.ndarray
     instruction: str
     task: str
-    provenance: Mapping[str, Any]
+    behaviour: str
 
 
-def episode_views(arrays: Mapping[str, Any]) -> Sequence[DemoView]:
-    """Views of all episodes in `EpisodeDataset.load_arrays()`.
-
-    An episode of T actions has T+1 frames: `offsets` index frames, and the last action row of an episode is
-    padding when the arrays hold one action a frame.
-    """
-    offsets = np.asarray(arrays["offsets"])
-    frames, actions = arrays["frames"], arrays["actions"]
-    one_a_frame = len(actions) == len(frames)
+def episode_views(arrays: EpisodeArrays) -> list[DemoView]:
+    """Views of all episodes in `EpisodeDataset.load_arrays()`."""
     views = []
-    for i in range(len(offsets) - 1):
-        a, b = int(offsets[i]), int(offsets[i + 1])
-        first = a if one_a_frame else a - i
+    for i in range(len(arrays)):
+        rows = arrays.rows(i)
         views.append(
             DemoView(
-                frames[a:b],
-                actions[first : first + b - a - 1],
-                arrays["states"][a:b],
-                arrays["success"][a:b],
-                str(arrays["instructions"][i]),
-                str(arrays["tasks"][i]),
-                arrays["provenance"][i],
+                arrays.frames[rows],
+                arrays.actions[rows.start : rows.stop - 1],  # the last action of an episode is padding
+                arrays.states[rows],
+                arrays.success[rows],
+                arrays.instructions[i],
+                arrays.tasks[i],
+                arrays.behaviours[i],
             )
         )
     return views
+
+
+def demonstrations(
+    arrays: EpisodeArrays, per_task: int | None = None, *, behaviour: str = "expert", seed: int = 0
+) -> list[DemoView]:
+    """Successful episodes of one behaviour.
+
+    Args:
+        arrays: from `EpisodeDataset.load_arrays()`.
+        per_task: at most so many of each task, drawn by `seed`; all when None.
+        behaviour: which behaviour demonstrates.
+        seed: of the draw.
+
+    Raises:
+        ValueError: there is none.
+    """
+    by_task: dict[str, list[DemoView]] = {}
+    for view in episode_views(arrays):
+        if view.behaviour == behaviour and bool(view.success.any()):
+            by_task.setdefault(view.task, []).append(view)
+    if not by_task:
+        raise ValueError(
+            f"no successful episode of behaviour {behaviour!r} among {len(arrays)}; there are "
+            f"{', '.join(sorted(set(arrays.behaviours)))}. Collect demonstrations: worldgym collect --help"
+        )
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for task in sorted(by_task):
+        rows = rng.permutation(len(by_task[task]))[:per_task]
+        chosen += [by_task[task][i] for i in sorted(rows)]
+    return chosen
 
 
 @dataclass(frozen=True)

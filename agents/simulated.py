@@ -1,0 +1,251 @@
+"""Rollouts in a software simulator with its true reward, in worker processes.
+
+Two uses: debugging an improver where the reward cannot lie, before any world model is trusted, and the soft-sim
+arm of a comparison. The environment arrives as an entry-point string, since `agents` imports no simulator; the
+policy stays in this process and is called on the whole batch.
+
+Example::
+
+    with RealCollector("envs.tabletop:TabletopVectorEnv", {"domain": "soft", "gap": 0.5}) as simulator:
+        rollouts = simulator.collect(policy, seeds=range(5_000_000, 5_000_016), tasks=["reach"] * 16)
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.rollouts import Rollouts
+from agents.vla import VLAPolicy
+from worldgym.protocols import Observation
+
+DEFAULT_ENV = "envs.tabletop:TabletopVectorEnv"
+
+
+class RealCollector:
+    """A pool of simulator processes that roll out grouped starts in lockstep.
+
+    Args:
+        env: entry point `module:VectorEnv`, called as `(num_envs, chunk=K, horizon=H, autoreset_mode="NextStep", **kwargs)`.
+        env_kwargs: for the environment, e.g. `{"domain": "soft", "gap": 0.5}`.
+        processes: worker processes; 0 runs the environment in this one.
+    """
+
+    def __init__(
+        self, env: str = DEFAULT_ENV, env_kwargs: Mapping[str, Any] | None = None, *, processes: int = 2
+    ) -> None:
+        if ":" not in env:
+            raise ValueError(f"env must be an entry point like {DEFAULT_ENV!r}; got {env!r}")
+        self._env, self._kwargs = env, dict(env_kwargs or {})
+        self._processes = processes
+        self._workers: list[tuple[Any, Connection]] = []
+        self._local: dict[str, Any] = {}
+        context = multiprocessing.get_context("spawn")  # a forked OpenGL context is broken
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_serve, args=(theirs, env, self._kwargs), daemon=True)
+            worker.start()
+            theirs.close()
+            self._workers.append((worker, ours))
+
+    def __enter__(self) -> RealCollector:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Stop the workers."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers; safe to call twice."""
+        for worker, pipe in self._workers:
+            try:
+                pipe.send(("close", {}))
+            except OSError:
+                pass
+            worker.join(5)
+            if worker.is_alive():
+                worker.terminate()
+        self._workers = []
+
+    def _ask(self, name: str, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not self._workers:
+            return [_answer(self._local, self._env, self._kwargs, name, parts[0])]
+        for (_, pipe), part in zip(self._workers, parts, strict=True):
+            pipe.send((name, part))
+        answers = []
+        for _, pipe in self._workers:
+            status, answer = pipe.recv()
+            if status == "error":
+                raise RuntimeError(f"the simulator process failed:\n{answer}")
+            answers.append(answer)
+        return answers
+
+    @torch.no_grad()
+    def collect(
+        self,
+        policy: VLAPolicy,
+        seeds: Sequence[int],
+        tasks: Sequence[str],
+        *,
+        split: str = "seen",
+        group_size: int = 8,
+        horizon: int = 40,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Rollouts:
+        """Roll out `len(seeds) * group_size` episodes; same meaning and order as `agents.collect`.
+
+        Args:
+            policy: the policy.
+            seeds: M start seeds.
+            tasks: M tasks.
+            split: which starts and words.
+            group_size: episodes a start.
+            horizon: environment steps.
+            temperature: of the policy.
+            generator: source of the policy's randomness.
+        """
+        if len(seeds) != len(tasks):
+            raise ValueError(f"give one task for each seed; got {len(seeds)} seeds, {len(tasks)} tasks")
+        k, a = policy.chunk, policy.config.action_dim
+        chunks = -(-horizon // k)
+        total = len(seeds) * group_size
+        shares = np.array_split(np.arange(total), max(1, len(self._workers)))
+        began = time.perf_counter()
+        clock = {"imagine": 0.0, "policy": 0.0, "judge": 0.0}
+        parts = [
+            {
+                "seeds": [int(seeds[i // group_size]) for i in share],
+                "tasks": [str(tasks[i // group_size]) for i in share],
+                "split": split,
+                "chunk": k,
+                "horizon": chunks * k,
+            }
+            for share in shares
+        ]
+        answers = self._ask("reset", parts)
+        clock["imagine"] += time.perf_counter() - began
+        image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
+        state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+        texts = [text for x in answers for text in x["instruction"]]
+        out = Rollouts(
+            images=torch.zeros((total, chunks, *image.shape[1:]), dtype=torch.uint8),
+            states=torch.zeros(total, chunks, state.shape[1]),
+            instructions=texts,
+            tokens=torch.zeros(total, chunks, k, a, dtype=torch.int64),
+            log_probs=torch.zeros(total, chunks, k, a),
+            actions=torch.zeros(total, chunks, k, a),
+            mask=torch.zeros(total, chunks, dtype=torch.bool),
+            reward=torch.zeros(total),
+            valid=torch.ones(total, dtype=torch.bool),
+            groups=torch.arange(len(seeds)).repeat_interleave(group_size),
+            p_success=torch.full((total, chunks), float("nan")),
+            final_images=image.clone(),
+            temperature=temperature,
+        )
+        running = torch.ones(total, dtype=torch.bool)
+        for c in range(chunks):
+            rows = running.nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            began = time.perf_counter()
+            words = [texts[i] for i in rows.tolist()]
+            observation = Observation(image=image[rows], state=state[rows], instruction=words)
+            output = policy.act(observation, temperature=temperature, generator=generator)
+            clock["policy"] += time.perf_counter() - began
+            out.images[rows, c], out.states[rows, c] = image[rows], state[rows]
+            out.tokens[rows, c] = output.trace["tokens"].cpu()
+            out.log_probs[rows, c] = output.trace["token_log_probs"].cpu()
+            out.actions[rows, c] = output.actions.cpu()
+            out.mask[rows, c] = True
+            began = time.perf_counter()
+            parts = [
+                {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()} for share in shares
+            ]
+            answers = self._ask("step", parts)
+            clock["imagine"] += time.perf_counter() - began
+            image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
+            state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+            success = torch.from_numpy(np.concatenate([x["success"] for x in answers]))[rows]
+            out.frames_used += sum(int(x["steps"]) for x in answers)
+            out.p_success[rows, c] = success.float()
+            out.final_images[rows] = image[rows]
+            out.reward[rows[success]] = 1.0
+            running[rows[success]] = False
+        out.seconds = clock
+        return out
+
+
+def collect_real(
+    policy: VLAPolicy,
+    seeds: Sequence[int],
+    tasks: Sequence[str],
+    *,
+    env: str = DEFAULT_ENV,
+    env_kwargs: Mapping[str, Any] | None = None,
+    processes: int = 2,
+    **kwargs: Any,
+) -> Rollouts:
+    """One collection with processes of its own; use `RealCollector` to collect again and again."""
+    with RealCollector(env, env_kwargs, processes=processes) as simulator:
+        return simulator.collect(policy, seeds, tasks, **kwargs)
+
+
+def _serve(pipe: Connection, env: str, kwargs: Mapping[str, Any]) -> None:
+    memory: dict[str, Any] = {}
+    while True:
+        try:
+            name, part = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if name == "close":
+            return
+        try:
+            pipe.send(("ok", _answer(memory, env, kwargs, name, part)))
+        except Exception:
+            pipe.send(("error", traceback.format_exc()))
+
+
+def _answer(
+    memory: dict[str, Any], env: str, kwargs: Mapping[str, Any], name: str, part: dict[str, Any]
+) -> dict[str, Any]:
+    """Handle one request in a worker; `memory` keeps one single-slot environment a row, and their last frames."""
+    if name == "reset":
+        count = len(part["seeds"])
+        key = (part["chunk"], part["horizon"])
+        if memory.get("key") != key:
+            memory.update(key=key, slots=[])
+        module, _, attribute = env.partition(":")
+        factory = getattr(importlib.import_module(module), attribute)
+        while len(memory["slots"]) < count:
+            memory["slots"].append(factory(num_envs=1, chunk=part["chunk"], horizon=part["horizon"], **kwargs))
+        memory["observations"] = [
+            slot.reset(seed=[seed], options={"task": task, "split": part["split"]})[0]
+            for slot, seed, task in zip(memory["slots"], part["seeds"], part["tasks"], strict=False)
+        ]
+        memory["success"] = np.zeros(count, bool)
+        steps = 0
+    else:
+        steps = 0
+        for i in np.flatnonzero(part["running"]):
+            observation, reward, _, _, info = memory["slots"][i].step(part["actions"][i][None])
+            memory["observations"][i] = observation
+            memory["success"][i] |= bool(reward[0] > 0 or info["success"][0])
+            steps += part["actions"].shape[1]
+    seen = memory["observations"]
+    return {
+        "image": np.stack([o["image"][0] for o in seen]),
+        "state": np.stack([o["state"][0] for o in seen]),
+        "instruction": [str(o["instruction"][0]) for o in seen],
+        "success": memory["success"].copy(),
+        "steps": steps,
+    }
