@@ -71,3 +71,15 @@ def test_results_are_json_with_false_positives_first():
 def test_no_starts_is_an_error():
     with pytest.raises(ValueError, match="make_starts"):
         run_closed_loop(PointPolicy(), PointWorld(), PointJudge(), PointEnv(), [])
+
+
+def test_success_may_have_to_be_confirmed_at_a_second_chunk_end():
+    once, twice = gate(gain=3.0), gate(gain=3.0, confirm=2)
+    assert (twice.steps >= once.steps + 5).all()
+
+
+def test_the_judge_decides_its_threshold_unless_told():
+    judge = PointJudge()
+    judge.threshold = 1.1
+    assert not gate(judge=judge).imagined.any()
+    assert gate(judge=judge, threshold=0.5).imagined.all()

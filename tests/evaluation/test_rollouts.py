@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from point_world import PointEnv, PointPolicy
 
+from worldgym.errors import CheckpointError
 from worldgym.evaluation.rollouts import (
     EvalResult,
     EvaluationPool,
@@ -94,7 +95,7 @@ def test_results_survive_json():
 def test_bad_requests_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="make_starts"):
         evaluate_policy(PointPolicy(), PointEnv, [], workers=0)
-    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+    with pytest.raises(CheckpointError, match="save_pretrained"):
         evaluate_policy(
             PolicyRef("point_world:PointPolicy", str(tmp_path / "no")), PointEnv, STARTS, workers=0
         )

@@ -143,7 +143,8 @@ def dream(
     *,
     horizon: int = 40,
     temperature: float = 0.0,
-    threshold: float = 0.5,
+    threshold: float | None = None,
+    confirm: int = 1,
     generator: Any = None,
     record: bool = False,
 ) -> Dream:
@@ -156,7 +157,8 @@ def dream(
         observation: true starts: "image" `(B,H,W,3)` uint8, "state" `(B,S)`, "instruction" B strings.
         horizon: environment steps.
         temperature: sampling temperature; 0 is greedy.
-        threshold: success is `p_success > threshold`.
+        threshold: success is `p_success >= threshold`; the judge's own `threshold`, else 0.5, when None.
+        confirm: successive chunk ends that must be judged successful.
         generator: torch generator of policy and world model.
         record: keep every imagined frame (costs decoding all of them).
     """
@@ -170,6 +172,8 @@ def dream(
     frames: list[list[np.ndarray]] = [[image[i : i + 1].cpu().numpy()] for i in range(n)]
     success, invalid = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     alive = np.arange(n)
+    streak = np.zeros(n, dtype=np.int64)
+    limit = float(getattr(judge, "threshold", 0.5)) if threshold is None else threshold
     imagined_steps = done = 0
     with torch.inference_mode():
         none = torch.zeros(n, 0, world_model.action_dim)
@@ -185,7 +189,9 @@ def dream(
             imagined_steps += chunk.shape[0] * chunk.shape[1]
             verdict = judge.score(imagined.frames[:, -1:], told)
             valid = verdict.valid.cpu().numpy().astype(bool)
-            won = (verdict.p_success > threshold).cpu().numpy() & valid
+            said = (verdict.p_success >= limit).cpu().numpy() & valid
+            streak[alive] = np.where(said, streak[alive] + 1, 0)
+            won = streak[alive] >= confirm
             for row, i in enumerate(alive):
                 actions[i].append(chunk[row].float().cpu().numpy())
                 if record:
@@ -237,7 +243,8 @@ def run_closed_loop(
     temperature: float = 0.0,
     seed: int = 0,
     horizon: int = 40,
-    threshold: float = 0.5,
+    threshold: float | None = None,
+    confirm: int = 1,
     batch: int = 50,
     clips: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -253,7 +260,8 @@ def run_closed_loop(
         temperature: sampling temperature; 0 is greedy.
         seed: seeds policy and world model sampling.
         horizon: environment steps.
-        threshold: judge threshold on `p_success`.
+        threshold: judge threshold on `p_success`; the judge's own, else 0.5, when None.
+        confirm: successive chunk ends that must be judged successful.
         batch: episodes imagined at once; part of the result's identity, as sampling is seeded per batch.
         clips: keep the frames of this many first episodes.
         progress: called with (episodes done, episodes in all).
@@ -284,6 +292,7 @@ def run_closed_loop(
             horizon=horizon,
             temperature=temperature,
             threshold=threshold,
+            confirm=confirm,
             generator=generator,
             record=record,
         )

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from worldgym.errors import CheckpointError
 from worldgym.evaluation.outcomes import EvalResult, Start, make_starts, shuffle_instructions
 
 __all__ = [
@@ -72,7 +73,7 @@ class PolicyRef:
         """Changes when the files do, so that a worker's cache is never stale."""
         path = Path(self.path)
         if not path.exists():
-            raise FileNotFoundError(f"no policy at {path}; give a folder written by save_pretrained")
+            raise CheckpointError(f"no policy at {path}; give a folder written by save_pretrained")
         files = [path, *path.iterdir()] if path.is_dir() else [path]
         return self.loader, str(path), max(file.stat().st_mtime_ns for file in files)
 
@@ -160,21 +161,26 @@ def run_block(
         still = []
         for row, i in enumerate(alive):
             told = observations[i]["instruction"]
-            done = False
-            for action in chunks[row]:
+            outcome, done = outcomes[i], False
+            for action in chunks[row][None] if _takes_chunks(envs[i]) else chunks[row]:
                 observation, _, terminated, truncated, info = envs[i].step(action)
-                outcome = outcomes[i]
                 outcome[0] = outcome[0] or bool(info["success"])
                 outcome[1] = max(outcome[1], float(info.get("progress", 0.0)))
-                outcome[2] += 1
+                outcome[2] += len(action) if action.ndim == 2 else 1
                 done = bool(terminated or truncated)
                 if done:
+                    outcome[2] = int(info.get("episode_len", outcome[2]))
                     break
             observations[i] = {**observation, "instruction": told}
             if not done:
                 still.append(i)
         alive = still
     return [tuple(outcome) for outcome in outcomes]  # type: ignore[misc]
+
+
+def _takes_chunks(env: Any) -> bool:
+    """Whether one step takes `(K, A)`; such an environment draws only the frames that the policy looks at."""
+    return len(getattr(getattr(env, "action_space", None), "shape", None) or ()) == 2
 
 
 # One evaluation process keeps its environments and the policies it has read; filled by `_run_job`.
@@ -270,7 +276,7 @@ class EvaluationPool:
 
         Raises:
             ValueError: when there are no starts.
-            FileNotFoundError: when a `PolicyRef` points nowhere.
+            CheckpointError: when a `PolicyRef` points nowhere.
         """
         if not starts:
             raise ValueError("evaluate needs at least one start; make some with make_starts(tasks, per_task)")

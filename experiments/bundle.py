@@ -1,0 +1,145 @@
+"""The four things a demo or a benchmark needs from a checkpoint folder, by name or by path.
+
+A bundle is a folder with `world_model/`, `judge/`, `policy_sft/`, `card.json`, and two small archives:
+`starts.npz` (images `(N,64,64,3)` uint8, states `(N,4)`, instructions, tasks, optional steps: frames of Real's
+logs where imagined episodes begin) and `demos.npz` (images, states, actions `(M,K,4)` float32, instructions,
+optional episode: the demonstrations behind the SFT policy, for the BC-only control).
+
+Example::
+
+    bundle = Bundle.find("tabletop-small")
+    world_model, judge, policy = bundle.world_model(), bundle.judge(), bundle.policy()
+    starts = bundle.start_bank(["reach"]).sample(16, np.random.default_rng(0))
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldgym.errors import CheckpointError
+
+POLICY_CLASS = "agents:VLAPolicy"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checkpoint folder.
+
+    Args:
+        folder: where it is.
+    """
+
+    folder: Path
+
+    @classmethod
+    def find(cls, name: str | Path) -> Bundle:
+        """A folder that exists, or else a bundled checkpoint of that name.
+
+        Raises:
+            CheckpointError: neither.
+        """
+        if Path(name).is_dir():
+            return cls(Path(name))
+        from worldgym import pretrained
+
+        return cls(pretrained.path(str(name)))
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """`card.json` as it is, or an empty dictionary."""
+        file = self.folder / "card.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    @property
+    def policy_folder(self) -> Path:
+        """Folder of the SFT policy."""
+        return self._part("policy_sft")
+
+    def policy(self) -> Any:
+        """A fresh copy of the SFT policy."""
+        from agents import VLAPolicy
+
+        return VLAPolicy.from_pretrained(str(self.policy_folder)).eval()
+
+    def world_model(self) -> Any:
+        """The world model, tokenizer included."""
+        from worldgym.models import load_world_model
+
+        return load_world_model(self._part("world_model"))
+
+    def judge(self) -> Any:
+        """The learned judge."""
+        from rewards import LearnedJudge
+
+        return LearnedJudge.from_pretrained(str(self._part("judge")))
+
+    def start_bank(self, tasks: Sequence[str] | None = None) -> Any:
+        """Starts of imagined episodes, as `agents.StartBank`.
+
+        Raises:
+            CheckpointError: no such archive, or no start of these tasks.
+        """
+        import torch
+
+        from agents import StartBank, Starts
+
+        data = self._arrays("starts.npz", ("images", "states", "instructions", "tasks"))
+        names = np.asarray(data["tasks"]).astype(str)
+        rows = np.flatnonzero(np.isin(names, list(tasks))) if tasks is not None else np.arange(len(names))
+        if len(rows) == 0:
+            known = ", ".join(sorted(set(names.tolist())))
+            raise CheckpointError(f"{self.folder} has no start of {', '.join(tasks or ())}; it has {known}")
+        steps = np.asarray(data.get("steps", np.zeros(len(names))), np.int64)
+        return StartBank(
+            Starts(
+                torch.from_numpy(np.ascontiguousarray(data["images"][rows])),
+                torch.from_numpy(np.ascontiguousarray(data["states"][rows], np.float32)),
+                [str(data["instructions"][i]) for i in rows],
+                names[rows].tolist(),
+                torch.from_numpy(steps[rows]),
+            )
+        )
+
+    def demonstrations(self) -> Any:
+        """The demonstrations behind the SFT policy, as `agents.ChunkDataset`."""
+        from agents import ChunkDataset
+
+        data = self._arrays("demos.npz", ("images", "states", "actions", "instructions"))
+        return ChunkDataset(
+            images=data["images"],
+            states=np.asarray(data["states"], np.float32),
+            instructions=[str(text) for text in data["instructions"]],
+            actions=np.asarray(data["actions"], np.float32),
+            episode=np.asarray(data.get("episode", np.zeros(len(data["images"]))), np.int64),
+        )
+
+    def _part(self, name: str) -> Path:
+        folder = self.folder / name
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{self.folder} has no {name}/; type `make pretrained` in a checkout to train it"
+            )
+        return folder
+
+    def _arrays(self, name: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        file = self.folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; type `make pretrained` in a checkout to make it")
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                # Read once: indexing an open archive in a loop inflates the whole array every time.
+                data = {key: archive[key] for key in archive.files}
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise CheckpointError(
+                f"{file} can't be read ({error}); restore it with `git checkout -- {file}`"
+            ) from error
+        if missing := [key for key in wanted if key not in data]:
+            raise CheckpointError(f"{file} lacks {', '.join(missing)}; it has {', '.join(sorted(data))}")
+        return data
