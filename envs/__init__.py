@@ -1,0 +1,1 @@
+"""Software simulators and their adapters."""

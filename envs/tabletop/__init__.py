@@ -1,0 +1,21 @@
+"""The tabletop: language-conditioned manipulation with primitives, in two domains (real, soft).
+
+Example::
+
+    from envs.tabletop import TASKS, TabletopEnv
+    env = TabletopEnv(domain="soft", gap=0.5, task=TASKS[0])
+"""
+
+import os
+
+# Chosen here because mujoco reads them when it is imported. llvmpipe's worker threads cost more than they bring at
+# this size: rendering in the caller's thread is twice as fast.
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("LP_NUM_THREADS", "0")
+
+from envs.tabletop.env import TabletopEnv  # noqa: E402
+from envs.tabletop.grammar import TASKS  # noqa: E402
+from envs.tabletop.tasks import SPLITS  # noqa: E402
+from envs.tabletop.vector import TabletopVectorEnv  # noqa: E402
+
+__all__ = ["SPLITS", "TASKS", "TabletopEnv", "TabletopVectorEnv"]

@@ -1,0 +1,208 @@
+"""The tabletop's MuJoCo model: primitives only, built so that what decides success can be seen at 64 px.
+
+Why these shapes: a world model at 64 px blurs whatever is one or two pixels apart. Objects are 5.5 cm
+(7 px), the open gripper is 13 cm wide (a grasp tolerance of +-3.5 cm, more than 4 px), zones and the tray
+are wider than an object by more than 4 px on either side, and the camera sees the whole workspace.
+
+Frames: x to the right of the image, y away from the camera, z up; metres. The gripper's position is the
+point between its finger tips.
+
+Example::
+
+    from envs.tabletop.scene import Physics, build_model
+    model = build_model(Physics())
+    model.nq, model.nu  # joints and actuators of one scene
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import mujoco
+import numpy as np
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.10, 0.10),
+    "green": (0.10, 0.65, 0.15),
+    "blue": (0.10, 0.25, 0.90),
+    "yellow": (0.95, 0.85, 0.05),
+    "purple": (0.60, 0.12, 0.70),
+    "cyan": (0.05, 0.80, 0.85),
+}
+SHAPES = ("cube", "cylinder", "ball")
+SLOT_SHAPES = ("cube", "cylinder", "ball", "cube")  # the fourth slot is a distractor of `unseen_scene`
+HALF_HEIGHT = {"cube": 0.027, "cylinder": 0.027, "ball": 0.029}
+
+WORKSPACE_LOW = np.array([-0.22, -0.17, 0.006])
+WORKSPACE_HIGH = np.array([0.22, 0.19, 0.19])
+MAX_DELTA = 0.06  # metres a step at action 1
+FINGER_TRAVEL = 0.05  # each finger, metres; opening = sum of both plus nothing at zero
+OPEN_WIDTH = 2 * FINGER_TRAVEL + 0.01
+ZONE_X = 0.155  # |x| beyond which an object counts as inside the left or right zone
+TRAY_HALF = 0.062
+DRAWER_TRAVEL = 0.08
+BUTTON_TRAVEL = 0.016
+DRAWER_X, DRAWER_Y = -0.115, 0.245
+BUTTON_X, BUTTON_Y = 0.14, 0.215
+
+
+@dataclass(frozen=True)
+class Physics:
+    """Everything the Soft domain gets wrong. The defaults are Real's.
+
+    Args:
+        gain: metres moved per commanded metre.
+        latency: fraction in [0, 1) of the previous command that is still executed.
+        friction: sliding friction of objects and fingers.
+        damping: damping of free objects, N s/m.
+        mass: kg of an object.
+        bias: constant drift of the hand, metres a step, (3,).
+        rotation: hand-eye rotation about z, degrees.
+        camera_shift: metres the camera is moved, (3,).
+        light: multiplies the light.
+        tint: added to the table's colour, (3,).
+    """
+
+    gain: float = 1.0
+    latency: float = 0.0
+    friction: float = 0.9
+    damping: float = 0.5
+    mass: float = 0.12
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rotation: float = 0.0
+    camera_shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    light: float = 1.0
+    tint: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def softened(self, gap: float) -> Physics:
+        """The software simulator a lab would have: wrong by `gap` in [0, 1]; 0 is Real itself."""
+        if not 0.0 <= gap <= 1.0:
+            raise ValueError(f"gap must be in [0, 1], got {gap}; 0 is Real itself, 1 the largest misspecification")
+        g = gap
+        return replace(
+            self,
+            gain=1.0 - 0.35 * g,
+            latency=0.35 * g,
+            friction=self.friction * (1 - 0.6 * g),
+            damping=self.damping * (1 + 6 * g),
+            mass=self.mass * (1 + 2 * g),
+            bias=(0.004 * g, -0.003 * g, 0.002 * g),
+            rotation=18.0 * g,
+            camera_shift=(0.05 * g, -0.03 * g, 0.05 * g),
+            light=1.0 - 0.3 * g,
+            tint=(0.10 * g, -0.05 * g, -0.12 * g),
+        )
+
+
+def _object_xml(i: int, shape: str, p: Physics) -> str:
+    size = {"cube": "0.027 0.027 0.027", "cylinder": "0.029 0.027", "ball": "0.029"}[shape]
+    kind = {"cube": "box", "cylinder": "cylinder", "ball": "sphere"}[shape]
+    return f"""
+    <body name="object{i}" pos="0 0 -1">
+      <joint name="object{i}" type="free" />
+      <geom name="object{i}" type="{kind}" size="{size}" mass="{p.mass}" friction="{p.friction} 0.02 0.01"
+            condim="{6 if shape == "ball" else 4}" rgba="0.5 0.5 0.5 1"/>
+    </body>"""
+
+
+def _xml(p: Physics) -> str:
+    cam = np.array([0.0, -0.40, 0.56]) + np.array(p.camera_shift)
+    look = np.array([0.0, 0.035, 0.03])
+    back = cam - look
+    back /= np.linalg.norm(back)
+    right = np.cross([0, 0, 1.0], back)
+    right /= np.linalg.norm(right)
+    up = np.cross(back, right)
+    axes = " ".join(f"{v:.6f}" for v in (*right, *up))
+    table = np.clip(np.array([0.78, 0.74, 0.68]) + p.tint, 0, 1)
+    objects = "".join(_object_xml(i, s, p) for i, s in enumerate(SLOT_SHAPES))
+    lit = 0.42 * p.light
+    tray_walls = "".join(
+        f'<geom type="box" pos="{x} {y} 0.008" size="{sx} {sy} 0.008" rgba="0.25 0.16 0.10 1"/>'
+        for x, y, sx, sy in (
+            (TRAY_HALF, 0, 0.004, TRAY_HALF + 0.004),
+            (-TRAY_HALF, 0, 0.004, TRAY_HALF + 0.004),
+            (0, TRAY_HALF, TRAY_HALF, 0.004),
+            (0, -TRAY_HALF, TRAY_HALF, 0.004),
+        )
+    )
+    return f"""
+<mujoco model="tabletop">
+  <option timestep="0.005" integrator="implicitfast" cone="elliptic" impratio="3" iterations="40"
+          ls_iterations="10" gravity="0 0 -9.81"/>
+  <size memory="2M"/>
+  <visual>
+    <headlight ambient="{lit} {lit} {lit}" diffuse="{lit} {lit} {lit}" specular="0 0 0"/>
+    <quality shadowsize="0" offsamples="0" numslices="16" numstacks="12"/>
+    <global offwidth="512" offheight="512"/>
+    <map znear="0.02" zfar="10"/>
+  </visual>
+  <worldbody>
+    <light pos="0.3 -0.3 1.2" dir="-0.25 0.25 -1" diffuse="{lit * 0.7} {lit * 0.7} {lit * 0.7}" specular="0 0 0" castshadow="false"/>
+    <camera name="front" pos="{cam[0]} {cam[1]} {cam[2]}" xyaxes="{axes}" fovy="46"/>
+    <geom name="table" type="plane" size="1 1 0.05" rgba="{table[0]} {table[1]} {table[2]} 1" friction="{p.friction} 0.02 0.01"/>
+    <geom name="zone_left" type="box" pos="-0.205 -0.03 0.0002" size="0.05 0.145 0.0004" rgba="0.52 0.62 0.74 1" contype="0" conaffinity="0"/>
+    <geom name="zone_right" type="box" pos="0.205 -0.03 0.0002" size="0.05 0.145 0.0004" rgba="0.66 0.54 0.66 1" contype="0" conaffinity="0"/>
+    <body name="tray" mocap="true" pos="0 0 0">
+      <geom type="box" pos="0 0 0.001" size="{TRAY_HALF} {TRAY_HALF} 0.001" rgba="0.97 0.97 0.97 1"/>
+      {tray_walls}
+    </body>
+    <body name="cabinet" pos="{DRAWER_X} {DRAWER_Y} 0">
+      <geom type="box" pos="0 0.02 0.03" size="0.07 0.05 0.03" rgba="0.45 0.32 0.20 1"/>
+      <body name="drawer" pos="0 -0.035 0.025">
+        <joint name="drawer" type="slide" axis="0 -1 0" range="0 {DRAWER_TRAVEL}" damping="6" frictionloss="0.8"/>
+        <geom type="box" pos="0 0 0" size="0.06 0.012 0.022" mass="0.2" rgba="0.70 0.52 0.32 1"/>
+        <geom name="handle" type="box" pos="0 -0.02 0.012" size="0.022 0.009 0.036" mass="0.02" rgba="0.10 0.10 0.10 1"/>
+      </body>
+    </body>
+    <body name="button_base" pos="{BUTTON_X} {BUTTON_Y} 0">
+      <geom type="cylinder" pos="0 0 0.012" size="0.042 0.012" rgba="0.30 0.30 0.33 1"/>
+      <body name="button" pos="0 0 0.024">
+        <joint name="button" type="slide" axis="0 0 -1" range="0 {BUTTON_TRAVEL}" stiffness="60" damping="2"/>
+        <geom name="button" type="cylinder" pos="0 0 0.012" size="0.032 0.014" mass="0.03" rgba="0.95 0.45 0.05 1"/>
+      </body>
+    </body>
+    <geom name="lamp" type="box" pos="{BUTTON_X - 0.085} {BUTTON_Y + 0.03} 0.02" size="0.02 0.02 0.02" rgba="0.15 0.15 0.15 1"/>
+    <body name="hand" pos="0 0 0" gravcomp="1">
+      <joint name="hand_x" type="slide" axis="1 0 0" range="-0.25 0.25" damping="2"/>
+      <joint name="hand_y" type="slide" axis="0 1 0" range="-0.2 0.25" damping="2"/>
+      <joint name="hand_z" type="slide" axis="0 0 1" range="0.002 0.25" damping="2"/>
+      <geom name="palm" type="box" pos="0 0 0.082" size="0.078 0.018 0.010" mass="0.5" rgba="0.20 0.20 0.24 1"/>
+      <geom name="wrist" type="cylinder" pos="0 0 0.105" size="0.016 0.016" mass="0.1" rgba="0.55 0.55 0.60 1"/>
+      <body name="finger_left" pos="-0.005 0 0" gravcomp="1">
+        <joint name="finger_left" type="slide" axis="-1 0 0" range="0 {FINGER_TRAVEL}" damping="3"/>
+        <geom name="finger_left" type="box" pos="-0.008 0 0.036" size="0.008 0.024 0.036" mass="0.08" friction="{p.friction * 1.5} 0.05 0.01" condim="4" rgba="0.20 0.20 0.24 1"/>
+      </body>
+      <body name="finger_right" pos="0.005 0 0" gravcomp="1">
+        <joint name="finger_right" type="slide" axis="1 0 0" range="0 {FINGER_TRAVEL}" damping="3"/>
+        <geom name="finger_right" type="box" pos="0.008 0 0.036" size="0.008 0.024 0.036" mass="0.08" friction="{p.friction * 1.5} 0.05 0.01" condim="4" rgba="0.20 0.20 0.24 1"/>
+      </body>
+    </body>
+    {objects}
+  </worldbody>
+  <actuator>
+    <position joint="hand_x" kp="700" kv="44" forcerange="-35 35"/>
+    <position joint="hand_y" kp="700" kv="44" forcerange="-35 35"/>
+    <position joint="hand_z" kp="700" kv="44" forcerange="-35 35"/>
+    <position joint="finger_left" kp="160" kv="8" forcerange="-4 4"/>
+    <position joint="finger_right" kp="160" kv="8" forcerange="-4 4"/>
+  </actuator>
+  <contact>
+    <exclude body1="finger_left" body2="finger_right"/>
+    <exclude body1="cabinet" body2="drawer"/>
+    <exclude body1="button_base" body2="button"/>
+  </contact>
+</mujoco>"""
+
+
+@lru_cache(maxsize=16)
+def build_model(physics: Physics) -> mujoco.MjModel:
+    """Compile the scene; the same `Physics` gives the same (shared, never resized) model within a process."""
+    model = mujoco.MjModel.from_xml_string(_xml(physics))
+    for i in range(len(SLOT_SHAPES)):
+        # Damping makes a let-go object stop within a step: what is seen is the whole state.
+        first = int(model.joint(f"object{i}").dofadr[0])
+        model.dof_damping[first : first + 3] = physics.damping
+        model.dof_damping[first + 3 : first + 6] = physics.damping * 0.004
+    return model

@@ -1,0 +1,214 @@
+"""Scenes and success: what a start state is, how it is drawn, when an instruction is fulfilled.
+
+A `Scene` is plain data (JSON both ways). It is wholly determined by (seed, task, split), so two policies can be
+compared from the same starts in any process. Splits decide which colours, combinations, words and looks occur.
+
+Example::
+
+    from envs.tabletop.tasks import draw_scene
+    scene = draw_scene(seed=7, task="pick_place", split="seen")
+    scene.instruction  # "put the yellow cube in the tray"
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from envs.tabletop.grammar import TASKS, paraphrases, phrase
+from envs.tabletop.scene import (
+    BUTTON_TRAVEL,
+    COLOURS,
+    DRAWER_TRAVEL,
+    DRAWER_X,
+    HALF_HEIGHT,
+    SLOT_SHAPES,
+    TRAY_HALF,
+    ZONE_X,
+)
+
+SPLITS = ("seen", "unseen_combination", "unseen_object", "unseen_instruction", "unseen_scene", "unseen_task")
+UNSEEN_COLOUR = "cyan"  # of `unseen_object`: never in a seen scene
+HELD_OUT_TARGETS = frozenset(  # of `unseen_combination`: seen as distractors, never as the target
+    {("red", "ball"), ("green", "cylinder"), ("blue", "cube"), ("yellow", "ball"), ("purple", "cylinder")}
+)
+UNSEEN_TASK = "stack"
+NEEDS_OBJECT = frozenset({"reach", "push", "pick_place", "stack"})
+
+REACH_RADIUS = 0.032
+REACH_HEIGHT = 0.075
+RELEASED = 0.085  # finger opening above which nothing of an object's width can be held
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A start state. Positions in metres; `objects` has one entry a slot, None where the slot is empty."""
+
+    seed: int
+    task: str
+    split: str
+    instruction: str
+    paraphrase: int
+    colours: tuple[str | None, ...]
+    positions: tuple[tuple[float, float, float] | None, ...]  # x, y, yaw
+    tray: tuple[float, float]
+    hand: tuple[float, float, float]
+    drawer: float
+    target: int
+    base: int
+    side: str
+    dark_table: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, strings and numbers."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Scene:
+        """Inverse of `to_json`."""
+        data = dict(data)
+        data["colours"] = tuple(data["colours"])
+        data["positions"] = tuple(None if p is None else tuple(p) for p in data["positions"])
+        data["tray"], data["hand"] = tuple(data["tray"]), tuple(data["hand"])
+        return Scene(**data)
+
+    def name(self, slot: int) -> str:
+        """The words for the object in `slot`: colour and shape."""
+        return f"{self.colours[slot]} {SLOT_SHAPES[slot]}"
+
+
+def _colours(rng: np.random.Generator, split: str, task: str) -> tuple[list[str | None], int]:
+    """Colours of the slots and the target's slot, as the split allows."""
+    seen = [c for c in COLOURS if c != UNSEEN_COLOUR]
+    slots = 4 if split == "unseen_scene" else 3
+    for _ in range(1000):
+        palette = list(rng.permutation(seen)[:slots])
+        movable = 2 if task == "stack" else 3  # a ball is never stacked nor stacked on
+        target = int(rng.integers(movable))
+        if split == "unseen_object":
+            palette[target] = UNSEEN_COLOUR
+        held_out = (palette[target], SLOT_SHAPES[target]) in HELD_OUT_TARGETS
+        if held_out == (split == "unseen_combination"):
+            return [str(c) for c in palette] + [None] * (4 - slots), target
+    raise RuntimeError(f"no colours found for split {split!r} and task {task!r}")
+
+
+def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: str) -> bool:
+    d = np.abs(xy[:, None] - xy[None])
+    i, j = np.triu_indices(len(xy), 1)
+    # An open hand over one object must not touch its neighbour: 11 cm apart in x or 7.5 cm in y.
+    if np.any((d[i, j, 0] < 0.11) & (d[i, j, 1] < 0.075)):
+        return False
+    t = np.abs(xy - tray)
+    if np.any((t[:, 0] < 0.105) & (t[:, 1] < 0.105)):
+        return False
+    if task in ("open_drawer", "close_drawer"):  # the drawer and the hand need room in front of the cabinet
+        if np.any((np.abs(xy[:, 0] - DRAWER_X) < 0.12) & (xy[:, 1] > 0.0)) or (tray[0] < 0.02 and tray[1] > -0.04):
+            return False
+    if task == "push":
+        sign = 1.0 if side == "right" else -1.0
+        x, y = xy[target]
+        if sign * x > 0.05:  # at least 10 cm to go
+            return False
+        others = np.delete(xy, target, 0)
+        if np.any((sign * (others[:, 0] - x) > 0) & (np.abs(others[:, 1] - y) < 0.075)):
+            return False
+        if sign * (tray[0] - x) > 0 and abs(tray[1] - y) < 0.105:
+            return False
+    return True
+
+
+def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
+    """Draw the start state of (seed, task, split).
+
+    Raises:
+        ValueError: unknown task or split; the message lists the known ones.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known tasks: {', '.join(TASKS)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
+    rng = np.random.default_rng([int(seed), TASKS.index(task), SPLITS.index(split)])
+    colours, target = _colours(rng, split, task)
+    side = "left" if rng.random() < 0.5 else "right"
+    base = 1 - target if task == "stack" else -1
+    n = sum(c is not None for c in colours)
+    for _ in range(20000):
+        xy = rng.uniform((-0.125, -0.15), (0.125, 0.11), (n, 2))
+        tray = rng.uniform((-0.08, -0.135), (0.08, 0.08))
+        if _layout_ok(xy, tray, task, target, side):
+            break
+    else:
+        raise RuntimeError(f"no free layout for seed {seed}, task {task!r}, split {split!r}")
+    yaw = rng.uniform(-0.15, 0.15, n)
+    positions = [(float(x), float(y), float(a)) for (x, y), a in zip(xy, yaw, strict=True)]
+    hand = rng.uniform((-0.14, 0.09, 0.15), (0.14, 0.15, 0.175))
+    choices = paraphrases(task, split)
+    paraphrase = int(choices[int(rng.integers(len(choices)))])
+    names = [f"{c} {s}" for c, s in zip(colours, SLOT_SHAPES, strict=True)]
+    return Scene(
+        seed=int(seed),
+        task=task,
+        split=split,
+        instruction=phrase(task, paraphrase, target=names[target], side=side, base=names[base]),
+        paraphrase=paraphrase,
+        colours=tuple(colours),
+        positions=tuple(positions + [None] * (4 - n)),
+        tray=(float(tray[0]), float(tray[1])),
+        hand=(float(hand[0]), float(hand[1]), float(hand[2])),
+        drawer=DRAWER_TRAVEL if task == "close_drawer" else 0.0,
+        target=target,
+        base=base,
+        side=side,
+        dark_table=split == "unseen_scene",
+    )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the simulator knows: `hand` (3,), `opening`, `objects` (4,3), `drawer`, `button` (m), `lamp`."""
+
+    hand: np.ndarray
+    opening: float
+    objects: np.ndarray
+    drawer: float
+    button: float
+    lamp: bool
+
+
+def judge_truth(scene: Scene, s: Truth) -> tuple[bool, float]:
+    """Success now, and progress in [0, 1] (a rubric of equal milestones), of the scene's own task."""
+    tray = np.array(scene.tray)
+    obj = s.objects[scene.target]
+    height = HALF_HEIGHT[SLOT_SHAPES[scene.target]]
+    near = float(np.linalg.norm(s.hand[:2] - obj[:2]))
+    approach = float(np.clip(1.0 - near / 0.25, 0, 1))
+    if scene.task == "reach":
+        done = near < REACH_RADIUS and s.hand[2] < REACH_HEIGHT
+        return done, 1.0 if done else 0.8 * approach
+    if scene.task == "push":
+        sign = 1.0 if scene.side == "right" else -1.0
+        start = scene.positions[scene.target]
+        assert start is not None
+        done = sign * obj[0] > ZONE_X and obj[2] < height + 0.02 and abs(obj[1]) < 0.2
+        moved = np.clip((sign * obj[0] - sign * start[0]) / (ZONE_X - sign * start[0]), 0, 1)
+        return bool(done), 1.0 if done else float(0.3 * approach + 0.6 * moved)
+    if scene.task == "pick_place":
+        inside = bool(np.all(np.abs(obj[:2] - tray) < TRAY_HALF - 0.012)) and obj[2] < height + 0.03
+        done = inside and s.opening > RELEASED
+        lifted = obj[2] > height + 0.02
+        return done, 1.0 if done else 0.3 * approach + 0.3 * lifted + 0.3 * inside
+    if scene.task == "stack":
+        under = s.objects[scene.base]
+        on_top = float(np.linalg.norm(obj[:2] - under[:2])) < 0.03 and 0.042 < obj[2] - under[2] < 0.066
+        done = on_top and s.opening > RELEASED
+        return done, 1.0 if done else 0.3 * approach + 0.3 * (obj[2] > height + 0.02) + 0.3 * on_top
+    if scene.task == "open_drawer":
+        done = s.drawer > 0.75 * DRAWER_TRAVEL
+        return bool(done), float(np.clip(s.drawer / (0.75 * DRAWER_TRAVEL), 0, 1))
+    if scene.task == "close_drawer":
+        done = s.drawer < 0.2 * DRAWER_TRAVEL
+        return bool(done), float(np.clip((DRAWER_TRAVEL - s.drawer) / (0.8 * DRAWER_TRAVEL), 0, 1))
+    return s.lamp, 1.0 if s.lamp else float(0.9 * np.clip(s.button / BUTTON_TRAVEL, 0, 1))

@@ -1,0 +1,309 @@
+"""The tabletop as a Gymnasium vector environment: the implementation; the single one is its batch-of-one view.
+
+Task Description
+    A two-finger hand on Cartesian axes, a cube, a cylinder and a ball of different colours, a tray, two zones,
+    a drawer and a button. An English instruction names what to do: reach, push, pick and place, stack, open or
+    close the drawer, press the button. `domain="real"` plays the robot; `domain="soft", gap=g` is the
+    misspecified software simulator of a lab (g = 0 is Real itself).
+Randomizations
+    Colours, positions, tray, hand, paraphrase; wholly determined by (seed, task, split).
+Success Conditions
+    See `envs.tabletop.tasks.judge_truth`. All of them can be seen in a 64 px frame.
+
+Example::
+
+    import gymnasium as gym, worldgym
+    envs = gym.make_vec("worldgym/Tabletop-v0", num_envs=4)
+    obs, info = envs.reset(seed=0)
+    obs, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from envs.tabletop.grammar import TASKS
+from envs.tabletop.scene import OPEN_WIDTH, Physics
+from envs.tabletop.simulation import Simulation
+from envs.tabletop.tasks import SPLITS, Scene, draw_scene
+
+IMAGE_SIZE, STATE_DIM, ACTION_DIM = 64, 4, 4
+MAGIC = b"WGTT1"
+TEXT = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"
+
+
+def observation_space(image_size: int = IMAGE_SIZE) -> spaces.Dict:
+    """One slot's observation: image (H,W,3) u8, state (4,) f32 = hand x, y, z and finger opening in metres."""
+    low = np.array([-0.3, -0.3, -0.05, -0.01], np.float32)
+    high = np.array([0.3, 0.3, 0.3, OPEN_WIDTH + 0.02], np.float32)
+    return spaces.Dict(
+        image=spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
+        state=spaces.Box(low, high, dtype=np.float32),
+        instruction=spaces.Text(max_length=128, charset=TEXT),
+    )
+
+
+class TabletopVectorEnv(VectorEnv):
+    """N tabletops in one process, drawn by one renderer.
+
+    Args:
+        num_envs: number of slots.
+        domain: `"real"` or `"soft"`.
+        gap: misspecification of `"soft"` in [0, 1].
+        task: one of the seven verbs, or None for a random one per episode.
+        split: which start states and words are drawn.
+        horizon: steps (of 0.2 s) until truncation.
+        image_size: pixels, 16..256.
+        chunk: None for actions `(4,)`, K for `(K, 4)` stepped as K frames.
+        terminate_on_success: False keeps an episode going after success.
+        render_mode: None or `"rgb_array"`.
+        autoreset_mode: one of Gymnasium's three.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        domain: Literal["real", "soft"] = "real",
+        gap: float = 0.0,
+        task: str | None = None,
+        split: str = "seen",
+        horizon: int = 40,
+        image_size: int = IMAGE_SIZE,
+        chunk: int | None = None,
+        terminate_on_success: bool = True,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if domain not in ("real", "soft"):
+            raise ValueError(f"unknown domain {domain!r}; expected 'real' or 'soft'")
+        if domain == "real" and gap != 0.0:
+            raise ValueError(f"gap={gap} needs domain='soft'; domain='real' has no gap")
+        if task is not None and task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; known tasks: {', '.join(TASKS)}")
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"unknown render_mode {render_mode!r}; expected None or 'rgb_array'")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be None or at least 1, got {chunk}")
+        self.num_envs, self.domain, self.gap, self.task, self.split = num_envs, domain, gap, task, split
+        self.horizon, self.image_size, self.chunk = horizon, image_size, chunk
+        self.terminate_on_success, self.render_mode = terminate_on_success, render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        shape = (ACTION_DIM,) if chunk is None else (chunk, ACTION_DIM)
+        self.single_observation_space = observation_space(image_size)
+        self.single_action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        physics = Physics().softened(gap)
+        self._sims = [Simulation(physics) for _ in range(num_envs)]
+        self._rngs = [np.random.default_rng() for _ in range(num_envs)]
+        self._steps = np.zeros(num_envs, np.int64)
+        self._returns = np.zeros(num_envs)
+        self._success_once = np.zeros(num_envs, bool)
+        self._done = np.ones(num_envs, bool)
+        self._pending = np.zeros(num_envs, bool)
+        self._frames: NDArray[np.uint8] = np.zeros((num_envs, image_size, image_size, 3), np.uint8)
+        self.interactions = 0  # environment steps ever taken: Real's use is counted
+
+    # -- starting ---------------------------------------------------------------------------------
+    def reset(  # type: ignore[override]
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start episodes.
+
+        Args:
+            seed: slot i starts from seed + i (or `seed[i]`), whatever `num_envs` is.
+            options: `task`, `split`, `instruction` (text or one per slot), `state` (bytes of `save_state`, or one
+                per slot), `reset_mask` (num_envs,) bool: which slots to reset.
+        """
+        options = dict(options or {})
+        known = {"task", "split", "instruction", "state", "reset_mask", "scene"}
+        if unknown := set(options) - known:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; known: {sorted(known)}")
+        mask = np.ones(self.num_envs, bool)
+        if options.get("reset_mask") is not None:
+            mask = np.asarray(options["reset_mask"])
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+                raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        for i in np.flatnonzero(mask):
+            self._start(int(i), None if seeds is None else seeds[i], {k: _of(v, i) for k, v in options.items() if k != "reset_mask"})
+        return self._observe(mask), self._info()
+
+    def _start(self, i: int, seed: int | None, options: dict[str, Any]) -> None:
+        if seed is not None:
+            self._rngs[i] = np.random.default_rng(seed)
+        if options.get("state") is not None:
+            self._restore_slot(i, options["state"])
+        else:
+            scene = options.get("scene")
+            if scene is None:
+                task = options.get("task") or self.task
+                scene_seed = int(self._rngs[i].integers(2**31)) if seed is None else int(seed)
+                if task is None:
+                    task = TASKS[int(self._rngs[i].integers(len(TASKS)))]
+                scene = draw_scene(scene_seed, task, options.get("split") or self.split)
+            self._sims[i].load(scene if isinstance(scene, Scene) else Scene.from_json(scene))
+            self._steps[i], self._returns[i], self._success_once[i] = 0, 0.0, False
+        if options.get("instruction") is not None:
+            self._sims[i].instruction = str(options["instruction"])
+        self._done[i] = self._pending[i] = False
+
+    # -- stepping ---------------------------------------------------------------------------------
+    def step(self, actions: NDArray[np.floating]) -> tuple[dict[str, Any], NDArray, NDArray, NDArray, dict[str, Any]]:  # type: ignore[override]
+        """Step every slot by one action (or a chunk of K).
+
+        Raises:
+            ValueError: wrong shape, NaN, or an action outside [-1, 1].
+        """
+        actions = check_actions(actions, self.action_space.shape)
+        if self.autoreset_mode == AutoresetMode.DISABLED and self._done.any():
+            raise ValueError(
+                f"slots {np.flatnonzero(self._done).tolist()} are done; call reset(options={{'reset_mask': mask}}) first"
+            )
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        skipped = self._pending.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
+        for i in range(self.num_envs):
+            if skipped[i]:
+                self._start(i, None, {})
+                continue
+            for action in actions[i].reshape(-1, ACTION_DIM):
+                self._sims[i].step(action)
+                self.interactions += 1
+                self._steps[i] += 1
+                success, _ = self._sims[i].truth()
+                rewards[i] += float(success and not self._success_once[i])
+                self._success_once[i] |= success
+                terminated[i] = success and self.terminate_on_success
+                truncated[i] = self._steps[i] >= self.horizon and not terminated[i]
+                if terminated[i] or truncated[i]:
+                    break
+        self._returns += rewards
+        done = terminated | truncated
+        self._done = done.copy()
+        observation, info = self._observe(), self._info()
+        self._episode_metrics(info, done)
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            self._pending = done.copy()
+        elif self.autoreset_mode == AutoresetMode.SAME_STEP and done.any():
+            final_info = {k: v for k, v in info.items()}
+            for i in np.flatnonzero(done):
+                self._start(int(i), None, {})
+            after = self._observe(done)
+            info = {**self._info(), "final_obs": observation, "_final_obs": done, "final_info": final_info, "_final_info": done}
+            observation = after
+        return observation, rewards, terminated, truncated, info
+
+    def _episode_metrics(self, info: dict[str, Any], done: NDArray[np.bool_]) -> None:
+        if not done.any():
+            return
+        for key, value in (
+            ("success_once", self._success_once.copy()),
+            ("success_at_end", info["success"].copy()),
+            ("return", self._returns.copy()),
+            ("episode_len", self._steps.copy()),
+        ):
+            info[key], info[f"_{key}"] = value, done.copy()
+
+    # -- reading ----------------------------------------------------------------------------------
+    def _observe(self, redraw: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+        frames = self._frames.copy()  # observations handed out earlier must not change
+        for i in range(self.num_envs):
+            if redraw is None or redraw[i]:
+                frames[i] = self._sims[i].draw(self.image_size)
+        self._frames = frames
+        states = np.stack([s.state() for s in self._sims])
+        return {"image": frames.copy(), "state": states, "instruction": tuple(s.instruction for s in self._sims)}
+
+    def _info(self) -> dict[str, Any]:
+        truths = [s.truth() for s in self._sims]
+        all_slots = np.ones(self.num_envs, bool)
+        info: dict[str, Any] = {
+            "success": np.array([t[0] for t in truths]),
+            "progress": np.array([t[1] for t in truths], np.float32),
+            "task": np.array([s.scene.task for s in self._sims], dtype=object),
+            "instruction": np.array([s.instruction for s in self._sims], dtype=object),
+        }
+        return info | {f"_{key}": all_slots.copy() for key in info}
+
+    def scene(self, i: int = 0) -> Scene:
+        """The start state that slot `i` was drawn from."""
+        return self._sims[i].scene
+
+    def simulation(self, i: int = 0) -> Simulation:
+        """The simulator of slot `i` (privileged: experts and audits only)."""
+        return self._sims[i]
+
+    # -- saving -----------------------------------------------------------------------------------
+    def save_state(self, i: int = 0) -> bytes:
+        """Slot `i`, bit for bit, as bytes that any process can restore."""
+        sim = self._sims[i]
+        head = json.dumps(
+            {
+                "scene": sim.scene.to_json(), "instruction": sim.instruction, "steps": int(self._steps[i]),
+                "return": float(self._returns[i]), "success_once": bool(self._success_once[i]), "lamp": sim.lamp,
+                "rng": self._rngs[i].bit_generator.state, "domain": self.domain, "gap": self.gap,
+            }
+        ).encode()  # fmt: skip
+        return MAGIC + struct.pack("<I", len(head)) + head + sim.physics_state().tobytes()
+
+    def restore_state(self, state: bytes, i: int = 0) -> None:
+        """Put slot `i` back; the next steps are the same bits as they were after `save_state`."""
+        self._restore_slot(i, state)
+        self._done[i] = self._pending[i] = False
+
+    def _restore_slot(self, i: int, state: bytes) -> None:
+        if not isinstance(state, bytes) or state[: len(MAGIC)] != MAGIC:
+            raise ValueError("state is not a saved tabletop state; pass the bytes that save_state() returned")
+        (n,) = struct.unpack_from("<I", state, len(MAGIC))
+        start = len(MAGIC) + 4
+        head = json.loads(state[start : start + n])
+        sim = self._sims[i]
+        sim.load(Scene.from_json(head["scene"]))
+        sim.set_physics_state(np.frombuffer(state[start + n :], np.float64))
+        sim.instruction, sim.lamp = head["instruction"], head["lamp"]
+        self._steps[i], self._returns[i], self._success_once[i] = head["steps"], head["return"], head["success_once"]
+        self._rngs[i].bit_generator.state = head["rng"]
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """One `(256, 256, 3)` uint8 frame a slot with `render_mode="rgb_array"`."""
+        if self.render_mode is None:
+            return None
+        return tuple(s.draw(256) for s in self._sims)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Nothing to release: the renderer belongs to the process."""
+
+
+def check_actions(actions: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return `actions` as float32 or say what is wrong with them."""
+    a = np.asarray(actions, np.float32)
+    if a.shape != shape:
+        raise ValueError(f"actions have shape {a.shape}, expected {shape}: dx, dy, dz, gripper in [-1, 1]")
+    if not np.isfinite(a).all():
+        raise ValueError("actions hold NaN or infinity; expected finite numbers in [-1, 1]")
+    if np.abs(a).max(initial=0.0) > 1.0 + 1e-6:
+        worst = float(a.flat[np.abs(a).argmax()])
+        raise ValueError(f"an action is {worst:.4g}, outside [-1, 1]; np.clip(action, -1, 1) if that is what you mean")
+    return a
+
+
+def _of(value: Any, i: int) -> Any:
+    """Option `value` of slot `i`: lists, tuples and object arrays hold one entry a slot."""
+    return value[i] if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim) else value

@@ -1,0 +1,17 @@
+"""Learned parts of the world model: frame tokenizer, dynamics, and both behind the `WorldModel` protocol."""
+
+from worldgym.models.dynamics import Dynamics, DynamicsConfig
+from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
+from worldgym.models.world_model import ImaginedState, SamplerConfig, VideoWorldModel, WorldModelConfig, load_world_model
+
+__all__ = [
+    "Dynamics",
+    "DynamicsConfig",
+    "FrameTokenizer",
+    "ImaginedState",
+    "SamplerConfig",
+    "TokenizerConfig",
+    "VideoWorldModel",
+    "WorldModelConfig",
+    "load_world_model",
+]

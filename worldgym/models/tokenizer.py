@@ -1,0 +1,164 @@
+"""The frame tokenizer: 64 x 64 pixels to an 8 x 8 grid of 16 numbers, and back.
+
+Why this shape: everything downstream lives in its latents, so what it drops is lost. It codes the difference to the
+scene's median picture (the static part costs nothing), its losses weigh what differs from that picture (an object
+is 1 % of the pixels), and every latent vector has unit RMS, so that imagined latents can be put back on the sphere
+at each step instead of fading.
+
+Example::
+
+    tokenizer = FrameTokenizer()
+    z = tokenizer.encode(frames)      # (N, H, W, 3) uint8 -> (N, 16, 8, 8) float32
+    again = tokenizer.decode(z)       # (N, 64, 64, 3) uint8
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Shape of the tokenizer.
+
+    Args:
+        image_size: pixels, a multiple of 8.
+        latent_channels: numbers per grid cell.
+        widths: channels at 1/2, 1/4 and 1/8 resolution.
+        blocks: residual blocks at each of these.
+    """
+
+    image_size: int = 64
+    latent_channels: int = 16
+    widths: tuple[int, int, int] = (32, 64, 128)
+    blocks: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        if self.image_size % 8:
+            raise ValueError(f"image_size must be a multiple of 8, got {self.image_size}")
+        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)  # starts as the identity: trains without any norm
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+def unit_rms(z: Tensor, dim: int = 1) -> Tensor:
+    """Scale vectors along `dim` to RMS 1."""
+    return z * torch.rsqrt(z.square().mean(dim, keepdim=True) + 1e-6)
+
+
+class FrameTokenizer(nn.Module):
+    """Convolutional autoencoder with unit-RMS latents and a background picture."""
+
+    def __init__(self, config: TokenizerConfig | None = None) -> None:
+        super().__init__()
+        c = self.config = config or TokenizerConfig()
+        w1, w2, w3 = c.widths
+        n1, n2, n3 = c.blocks
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(12, w1, 3, padding=1), *[_Block(w1) for _ in range(n1)],
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * w1, w2, 1), *[_Block(w2) for _ in range(n2)],
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * w2, w3, 1), *[_Block(w3) for _ in range(n3)],
+            nn.SiLU(), nn.Conv2d(w3, c.latent_channels, 1),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            nn.Conv2d(c.latent_channels, w3, 3, padding=1), *[_Block(w3) for _ in range(n3)],
+            nn.Conv2d(w3, 4 * w2, 1), nn.PixelShuffle(2), *[_Block(w2) for _ in range(n2)],
+            nn.Conv2d(w2, 4 * w1, 1), nn.PixelShuffle(2), *[_Block(w1) for _ in range(n1)],
+            nn.SiLU(), nn.Conv2d(w1, 12, 3, padding=1), nn.PixelShuffle(2),
+        )  # fmt: skip
+        self.background: Tensor
+        self.register_buffer("background", torch.full((3, c.image_size, c.image_size), 0.5))
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side of the latent grid."""
+        return self.config.image_size // 8
+
+    def set_background(self, frames: Tensor) -> None:
+        """Take the per-pixel median of `frames (N,H,W,3)` u8 as the static picture."""
+        self.background.copy_(_pixels(frames).median(0).values)
+
+    def encode_pixels(self, x: Tensor) -> Tensor:
+        """`(N,3,H,W)` float in [0, 1] -> unit-RMS latents `(N,C,h,w)`."""
+        return unit_rms(self.encoder((x - self.background) * 2).float())
+
+    def decode_pixels(self, z: Tensor) -> Tensor:
+        """Latents `(N,C,h,w)` -> `(N,3,H,W)` float, not clamped."""
+        return self.decoder(z).float() / 2 + self.background
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, batch: int = 256) -> Tensor:
+        """`(N,H,W,3)` uint8 -> `(N,C,h,w)` float32.
+
+        Raises:
+            ValueError: another size or dtype.
+        """
+        check_frames(frames, self.config.image_size)
+        with autocast(self.background.device):
+            return torch.cat([self.encode_pixels(_pixels(f)) for f in frames.split(batch)]).float()
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, batch: int = 256) -> Tensor:
+        """`(N,C,h,w)` -> `(N,H,W,3)` uint8."""
+        with autocast(self.background.device):
+            out = [(self.decode_pixels(part).clamp(0, 1) * 255).round().to(torch.uint8) for part in z.split(batch)]
+        return torch.cat(out).permute(0, 2, 3, 1).contiguous()
+
+
+def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
+    """bf16 matrix products and convolutions; 2-4 times faster than fp32 on CPUs that have them."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def check_frames(frames: Tensor, size: int) -> None:
+    """Raise a ValueError unless `frames` is `(..., size, size, 3)` uint8."""
+    if frames.dtype != torch.uint8 or frames.shape[-3:] != (size, size, 3):
+        raise ValueError(
+            f"frames are {str(frames.dtype).removeprefix('torch.')} of shape {tuple(frames.shape)}, expected uint8 "
+            f"(..., {size}, {size}, 3); resize with PIL.Image.resize and keep values 0..255"
+        )
+
+
+def _pixels(frames: Tensor) -> Tensor:
+    return frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / 255
+
+
+def tokenizer_loss(tokenizer: FrameTokenizer, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    """Foreground-weighted L1 + L2 with noisy latents.
+
+    Args:
+        tokenizer: the model.
+        frames: `(N,H,W,3)` uint8.
+        generator: latent noise, so that the decoder forgives what a world model gets slightly wrong.
+    """
+    x = _pixels(frames)
+    with autocast(x.device):
+        z = tokenizer.encode_pixels(x)
+        level = 0.25 * torch.rand(len(z), 1, 1, 1, generator=generator)
+        noisy = unit_rms(z + level * torch.randn(z.shape, generator=generator))
+        y = tokenizer.decode_pixels(noisy)
+    far = (x - tokenizer.background).abs().amax(1, keepdim=True)
+    foreground = F.max_pool2d((far > 0.07).float(), 3, 1, 1)
+    weight = 1.0 + 5.0 * foreground
+    weight = weight / weight.mean()
+    error = y - x
+    loss = (weight * (error.abs() + 4.0 * error.square())).mean()
+    with torch.no_grad():
+        mse = error.square().mean()
+        fg = (error.square() * foreground).sum() / (3 * foreground.sum() + 1)
+    return loss, {"psnr": -10 * float(mse.log10()), "psnr_foreground": -10 * float(fg.log10())}

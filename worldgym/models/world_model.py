@@ -1,0 +1,375 @@
+"""The world model: tokenizer + dynamics behind the `WorldModel` protocol.
+
+Why a class on top: users think in frames and actions; latents, noise, ring buffers and normalised proprioception stay
+in here. Every row of a batch has a noise key of its own, so what a row dreams does not depend on its neighbours.
+
+Example::
+
+    model = VideoWorldModel.from_pretrained("worldgym/pretrained/tabletop-small/world_model")
+    state = model.begin(frames[:, None], torch.zeros(len(frames), 0, 4), torch.Generator().manual_seed(0))
+    state, imagined = model.step(state, actions)         # (B, K, 4) in [-1, 1]
+    imagined.frames, imagined.states, imagined.uncertainty
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from worldgym.models.dynamics import Cache, Dynamics, DynamicsConfig
+from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig, autocast, check_frames, unit_rms
+from worldgym.protocols import Decode, Imagined
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How a frame is drawn.
+
+    Args:
+        steps: denoising passes per frame; 1 paints the mean of what may happen, more let the sample decide.
+        dtype: `"bfloat16"` or `"float32"` for the transformer.
+    """
+
+    steps: int = 2
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"sampler steps must be at least 1, got {self.steps}")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"sampler dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
+
+    def times(self) -> list[float]:
+        """Noise levels of the passes, evenly from 1 downwards."""
+        return [1.0 - i / self.steps for i in range(self.steps)]
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Everything needed to build the model; saved as config.json beside the weights.
+
+    Args:
+        tokenizer, dynamics: their shapes.
+        sampler: how frames are drawn.
+        state_mean, state_std: of the data's proprioception, per dimension.
+        tasks: verbs that the training logs covered.
+    """
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    state_mean: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    state_std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    tasks: tuple[str, ...] = ()
+
+    @staticmethod
+    def preset(name: str) -> WorldModelConfig:
+        """`"small"` (bundled, 2 CPU cores) or `"tiny"` (tests)."""
+        if name == "small":
+            return WorldModelConfig()
+        if name == "tiny":
+            return WorldModelConfig(
+                TokenizerConfig(widths=(8, 16, 32), blocks=(1, 1, 1), latent_channels=8),
+                DynamicsConfig(latent_channels=8, width=64, depth=2, heads=2, window=4),
+            )
+        raise ValueError(f"unknown preset {name!r}; known: 'small', 'tiny'")
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> WorldModelConfig:
+        """Inverse of `dataclasses.asdict`."""
+        data = dict(data)
+        return WorldModelConfig(
+            TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**data.pop("dynamics")),
+            SamplerConfig(**data.pop("sampler")), **{k: tuple(v) for k, v in data.items()},
+        )  # fmt: skip
+
+
+class ImaginedState(NamedTuple):
+    """Where B imaginations stand. Treat as immutable: `step` returns a new one.
+
+    Args:
+        latent: `(B,C,h,w)` float32, the current clean latent.
+        states: `(B,S)` float32, current proprioception in the data's units.
+        cache: keys and values of the last frames.
+        keys: `(B,)` int64 noise keys; with the frame count they decide every random number of a row.
+    """
+
+    latent: Tensor
+    states: Tensor
+    cache: Cache
+    keys: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(self.latent)
+
+
+class VideoWorldModel(nn.Module):
+    """Imagines 64 px video of the tabletop under actions. Implements `worldgym.protocols.WorldModel`."""
+
+    def __init__(self, config: WorldModelConfig | None = None) -> None:
+        super().__init__()
+        c = self.config = config or WorldModelConfig.preset("small")
+        self.tokenizer = FrameTokenizer(c.tokenizer)
+        self.dynamics = Dynamics(c.dynamics)
+        channels, grid = c.dynamics.latent_channels, c.dynamics.grid
+        self.state_probe = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1), nn.SiLU(), nn.Flatten(),
+            nn.Linear(32 * grid * grid, 128), nn.SiLU(), nn.Linear(128, c.dynamics.state_dim),
+        )  # fmt: skip
+        self._fast: Dynamics | None = None
+        self.sampler = c.sampler
+
+    # -- facts ------------------------------------------------------------------------------------
+    @property
+    def image_size(self) -> int:
+        """Pixels along one side."""
+        return self.config.tokenizer.image_size
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.config.dynamics.action_dim
+
+    @property
+    def state_dim(self) -> int:
+        """S."""
+        return self.config.dynamics.state_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tokenizer.background.device
+
+    def normalise_state(self, states: Tensor) -> Tensor:
+        """Data units -> zero mean, unit variance."""
+        mean, std = (torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std))
+        return (states - mean) / std
+
+    def denormalise_state(self, states: Tensor) -> Tensor:
+        """Inverse of `normalise_state`."""
+        mean, std = (torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std))
+        return states * std + mean
+
+    # -- the protocol -----------------------------------------------------------------------------
+    def _network(self) -> Dynamics:
+        # A bf16 copy of the weights: casting 6 M parameters at every frame costs as much as the frame.
+        if self.sampler.dtype == "float32":
+            return self.dynamics
+        if self._fast is None:
+            self._fast = copy.deepcopy(self.dynamics).to(torch.bfloat16).eval().requires_grad_(False)
+        return self._fast
+
+    def refresh(self) -> None:
+        """Forget the inference copy; call after changing weights by hand (`load_state_dict` does it itself)."""
+        self._fast = None
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch; also drops the inference copy."""
+        self._fast = None
+        return super().load_state_dict(*args, **kwargs)
+
+    @torch.no_grad()
+    def begin(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        states: Tensor | None = None,
+    ) -> ImaginedState:
+        """Start from real frames.
+
+        Args:
+            frames: `(B,Tc,H,W,3)` uint8, Tc >= 1.
+            actions: `(B,Tc-1,A)` in [-1, 1] between them.
+            generator: draws the rows' noise keys; None draws from torch's global generator.
+            states: `(B,Tc,S)` proprioception; None estimates it from the pictures.
+
+        Raises:
+            ValueError: wrong shapes, sizes or dtypes.
+        """
+        if frames.ndim != 5:
+            raise ValueError(f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc")
+        check_frames(frames, self.image_size)
+        b, context = frames.shape[:2]
+        if tuple(actions.shape) != (b, context - 1, self.action_dim):
+            raise ValueError(f"actions have shape {tuple(actions.shape)}, expected {(b, context - 1, self.action_dim)}")
+        latents = self.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, (b, context))
+        if states is None:
+            with autocast(self.device):
+                normal = self.state_probe(latents.flatten(0, 1)).float().unflatten(0, (b, context))
+        elif tuple(states.shape) != (b, context, self.state_dim):
+            raise ValueError(f"states have shape {tuple(states.shape)}, expected {(b, context, self.state_dim)}")
+        else:
+            normal = self.normalise_state(states.float())
+        net = self._network()
+        dtype = next(net.parameters()).dtype
+        cache = net.empty_cache(b, self.device, dtype)
+        first = max(0, context - 1 - self.config.dynamics.window)  # older frames would leave the ring buffer anyway
+        for i in range(first, context - 1):
+            clean = latents[:, i + 1].to(dtype)
+            time = torch.zeros(b, device=self.device)
+            net.step(clean, latents[:, i].to(dtype), time, actions[:, i].float(), normal[:, i], cache)
+            cache.count.add_(1)
+        keys = torch.randint(2**62, (b,), generator=generator)
+        return ImaginedState(latents[:, -1], self.denormalise_state(normal[:, -1]), cache, keys)
+
+    def _noise(self, keys: Tensor, count: Tensor, shape: torch.Size, passes: int) -> Tensor:
+        """`(passes, B, C, h, w)`; row i is a function of (keys[i], count[i]) alone."""
+        out = torch.empty(len(keys), passes, *shape)
+        generator = torch.Generator()
+        for row, (key, seen) in enumerate(zip(keys.tolist(), count.tolist(), strict=True)):
+            generator.manual_seed((key * 1_000_003 + seen) % (2**63))
+            torch.randn(passes, *shape, generator=generator, out=out[row])
+        return out.transpose(0, 1).to(self.device)
+
+    @torch.no_grad()
+    def step(self, state: ImaginedState, actions: Tensor, *, decode: Decode = "all") -> tuple[ImaginedState, Imagined]:
+        """Imagine K frames.
+
+        Args:
+            state: where to go on from; unchanged.
+            actions: `(B,K,A)` in [-1, 1].
+            decode: which frames to turn into pixels; a frame that nobody reads costs half.
+        """
+        if actions.ndim != 3 or len(actions) != state.batch_size or actions.shape[-1] != self.action_dim:
+            raise ValueError(f"actions have shape {tuple(actions.shape)}, expected ({state.batch_size}, K, {self.action_dim})")
+        if decode not in ("all", "last", "none"):
+            raise ValueError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
+        net = self._network()
+        dtype = next(net.parameters()).dtype
+        cache = Cache(*(part.clone() for part in state.cache))
+        latent, proprio = state.latent, self.normalise_state(state.states)
+        latents, states, errors = [], [], []
+        times = self.sampler.times()
+        for i in range(actions.shape[1]):
+            noise = self._noise(state.keys, cache.count, latent.shape[1:], len(times))
+            x = noise[0]
+            for k, t in enumerate(times):
+                level = torch.full((len(latent),), t, device=self.device)
+                out = net.step(x.to(dtype), latent.to(dtype), level, actions[:, i].float(), proprio, cache)
+                if k + 1 < len(times):
+                    x = (1 - times[k + 1]) * out.latents + times[k + 1] * noise[k + 1]
+            cache.count.add_(1)
+            latent, proprio = unit_rms(out.latents), proprio + out.states
+            latents.append(latent)
+            states.append(self.denormalise_state(proprio))
+            errors.append(out.log_error.exp())
+        after = ImaginedState(latent, states[-1], cache, state.keys)
+        all_latents = torch.stack(latents, 1)
+        shown = {"all": all_latents, "last": all_latents[:, -1:], "none": all_latents[:, :0]}[decode]
+        frames = self.tokenizer.decode(shown.flatten(0, 1)) if shown.numel() else torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        imagined = Imagined(
+            frames=frames.unflatten(0, shown.shape[:2]) if shown.numel() else frames.reshape(len(latent), 0, *frames.shape[1:]),
+            latents=all_latents,
+            states=torch.stack(states, 1),
+            uncertainty=torch.stack(errors, 1).amax(1),
+        )
+        return after, imagined
+
+    def fork(self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None) -> ImaginedState:
+        """Rows `index (B',)` as a new state. With `generator`, copies get noise of their own; else their source's."""
+        keys = state.keys[index.cpu()] if generator is None else torch.randint(2**62, (len(index),), generator=generator)
+        index = index.to(self.device)
+        cache = Cache(state.cache.keys[:, index], state.cache.values[:, index], state.cache.count[index])
+        return ImaginedState(state.latent[index], state.states[index], cache, keys)
+
+    def merge(self, state: ImaginedState, rows: Tensor, other: ImaginedState) -> ImaginedState:
+        """`state` with its rows `rows` replaced by all rows of `other`, in order."""
+        cpu, rows = rows.cpu(), rows.to(self.device)
+        put = lambda a, b, i: a.index_copy(0, i, b.to(a.dtype))  # noqa: E731
+        cache = Cache(
+            state.cache.keys.index_copy(1, rows, other.cache.keys),
+            state.cache.values.index_copy(1, rows, other.cache.values),
+            put(state.cache.count, other.cache.count, rows),
+        )
+        return ImaginedState(
+            put(state.latent, other.latent, rows), put(state.states, other.states, rows), cache, put(state.keys, other.keys, cpu)
+        )
+
+    @torch.no_grad()
+    def observe(self, state: ImaginedState, frames: Tensor, states: Tensor | None = None) -> ImaginedState:
+        """Replace what was imagined last by what was really seen.
+
+        Args:
+            state: where imagination stands.
+            frames: `(B,H,W,3)` uint8.
+            states: `(B,S)` proprioception, or None to estimate it.
+        """
+        check_frames(frames, self.image_size)
+        latent = self.tokenizer.encode(frames)
+        if states is None:
+            with autocast(self.device):
+                states = self.denormalise_state(self.state_probe(latent).float())
+        return state._replace(latent=latent, states=states.float())
+
+    def render(self, state: ImaginedState) -> Tensor:
+        """The current frame, `(B,H,W,3)` uint8."""
+        return self.tokenizer.decode(state.latent)
+
+    def with_sampler(self, **changes: Any) -> VideoWorldModel:
+        """Change the sampler in place, e.g. `with_sampler(steps=1)`; returns self."""
+        self.sampler = replace(self.sampler, **changes)
+        self._fast = None
+        return self
+
+    # -- disk -------------------------------------------------------------------------------------
+    def save_pretrained(self, path: Path | str) -> Path:
+        """Write `config.json` and `model.safetensors` (bf16: half the bytes, the precision imagination runs at)."""
+        from worldgym.utils.files import atomic_write_bytes, atomic_write_text
+
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().to("cpu", torch.bfloat16 if k.startswith("dynamics") else v.dtype).contiguous() for k, v in self.state_dict().items()}
+        atomic_write_bytes(path / "model.safetensors", save(tensors, {"format": "pt"}))
+        config = asdict(replace(self.config, sampler=self.sampler))
+        atomic_write_text(path / "config.json", json.dumps({"class": "VideoWorldModel", **config}, indent=1))
+        return path
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str) -> VideoWorldModel:
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: missing or damaged files; says which.
+        """
+        from worldgym.errors import CheckpointError
+
+        path = Path(path)
+        for name in ("config.json", "model.safetensors"):
+            if not (path / name).is_file():
+                raise CheckpointError(
+                    f"no world model at {path}: {name} is missing. Train one with `worldgym train world-model`, or use "
+                    "the bundled name 'tabletop-small'"
+                )
+        try:
+            config = json.loads((path / "config.json").read_text())
+            if config.pop("class", None) != "VideoWorldModel":
+                raise ValueError("config.json is not of a VideoWorldModel")
+            model = cls(WorldModelConfig.from_dict(config))
+            model.load_state_dict({k: v.float() for k, v in load_file(path / "model.safetensors").items()})
+        except Exception as error:
+            raise CheckpointError(f"the world model at {path} is damaged or of another version: {error}") from error
+        model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.eval().requires_grad_(False)
+
+
+def load_world_model(name_or_path: str | Path) -> VideoWorldModel:
+    """A bundled name such as `"tabletop-small"`, or a folder holding config.json and model.safetensors."""
+    path = Path(name_or_path)
+    if not path.exists():
+        from worldgym import pretrained
+
+        path = pretrained.path(str(name_or_path))
+    if (path / "world_model").is_dir():
+        path = path / "world_model"
+    return VideoWorldModel.from_pretrained(path)

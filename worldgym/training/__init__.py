@@ -1,0 +1,1 @@
+"""Trainers of the learned parts; `worldgym train tokenizer|world-model` call these."""

@@ -1,0 +1,248 @@
+"""One training loop for every model: schedule, EMA, TensorBoard, checkpoints that resume exactly.
+
+Why exactly: step k draws its batch and noise from a generator seeded by (seed, k) alone, so a run that was stopped
+and resumed computes the same numbers as one that was not. Checkpoints are safetensors and JSON; nothing is pickled.
+
+Example::
+
+    loop = TrainingLoop(model, LoopConfig(steps=1000), run_dir, loss=lambda model, step, gen: (loss, {"psnr": 30.0}))
+    loop.run()          # Ctrl-C saves and raises; the same call continues
+    loop.ema_model      # the averaged weights
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+LossFunction = Callable[[nn.Module, int, torch.Generator], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Settings of a run.
+
+    Args:
+        steps: optimizer updates in all.
+        lr: peak learning rate; linear warm-up, then cosine to `final_lr`.
+        final_lr: fraction of `lr` at the end.
+        warmup: steps.
+        weight_decay: AdamW's, on matrices only.
+        optimizer: `"adamw"`, or `"muon"`: Muon (Jordan et al. 2024) on the matrices of Linear layers, AdamW on the rest.
+        ema: decay of the averaged weights.
+        grad_clip: norm.
+        seed: everything random in the run follows from it.
+        save_seconds: seconds between checkpoints.
+        log_every: steps between log lines and TensorBoard points.
+        max_minutes: stop (with a checkpoint) after so long; the learning rate then follows the clock, not the steps.
+    """
+
+    steps: int = 1000
+    lr: float = 1e-3
+    final_lr: float = 0.03
+    warmup: int = 100
+    weight_decay: float = 0.01
+    optimizer: str = "adamw"
+    ema: float = 0.998
+    grad_clip: float = 1.0
+    seed: int = 0
+    save_seconds: float = 180.0
+    log_every: int = 50
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}; try --loop.steps 1000")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: 'adamw', 'muon'")
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator of one training step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+
+
+def _optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
+    chosen = {id(p) for p in matrices} if config.optimizer == "muon" else set()
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))]
+    if chosen:
+        # match_rms_adamw scales the update so that AdamW's learning rate and decay carry over.
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
+class TrainingLoop:
+    """Runs `loss(model, step, generator)` to the end of `config`, with checkpoints in `run_dir`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: LoopConfig,
+        run_dir: Path | str,
+        loss: LossFunction,
+        tag: str = "train",
+        evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+        evaluate_every: int = 1000,
+    ) -> None:
+        self.model, self.config, self.loss, self.tag = model, config, loss, tag
+        self.run_dir = Path(run_dir)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.evaluate, self.evaluate_every = evaluate, evaluate_every
+        self.optimizers = _optimizers(model, config)
+        self.ema_model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.step = 0
+        self.elapsed = 0.0
+        self.resume()
+
+    # -- checkpoints ------------------------------------------------------------------------------
+    @property
+    def checkpoint(self) -> Path:
+        """Where the newest checkpoint lies."""
+        return self.run_dir / "checkpoint.safetensors"
+
+    def save(self) -> None:
+        """Write the checkpoint beside the old one, then replace it: a kill in between costs nothing."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema_model.state_dict().items()}
+        for n, optimizer in enumerate(self.optimizers):
+            for i, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{n}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        metadata = {"step": str(self.step), "elapsed": str(self.elapsed), "config": json.dumps(asdict(self.config))}
+        partial = self.checkpoint.with_suffix(".partial")
+        save_file(tensors, partial, metadata)
+        partial.replace(self.checkpoint)
+
+    def resume(self) -> bool:
+        """Continue from `run_dir` if it holds a checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or of another model.
+        """
+        from worldgym.errors import CheckpointError
+
+        if not self.checkpoint.exists():
+            return False
+        try:
+            tensors = load_file(self.checkpoint)
+            from safetensors import safe_open
+
+            with safe_open(self.checkpoint, "pt") as file:
+                metadata = file.metadata()
+            part = lambda name: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
+            self.model.load_state_dict(part("model."))
+            self.ema_model.load_state_dict(part("ema."))
+            for n, optimizer in enumerate(self.optimizers):
+                state: dict[int, dict[str, Tensor]] = {}
+                for key, value in part(f"optimizer.{n}.").items():
+                    index, name = key.split(".")
+                    state.setdefault(int(index), {})[name] = value
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            self.step, self.elapsed = int(metadata["step"]), float(metadata["elapsed"])
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot resume from {self.checkpoint}: {error}. It is damaged or belongs to another model; "
+                "delete the run folder to start afresh, or give another --out"
+            ) from error
+        logger.info("resumed %s at step %d", self.run_dir, self.step)
+        return True
+
+    # -- running ----------------------------------------------------------------------------------
+    def _progress(self) -> float:
+        if self.config.max_minutes is not None:
+            return min(1.0, self.elapsed / (60 * self.config.max_minutes))
+        return self.step / self.config.steps
+
+    def _lr(self) -> float:
+        c = self.config
+        warm = min(1.0, (self.step + 1) / max(1, c.warmup))
+        return c.lr * warm * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + math.cos(math.pi * self._progress())))
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the last averaged metrics. Ctrl-C saves a checkpoint and re-raises."""
+        from torch.utils.tensorboard import SummaryWriter
+        from tqdm import tqdm
+
+        c = self.config
+        writer = SummaryWriter(str(self.run_dir / "tensorboard"))
+        writer.add_text("hparams", "\n".join(f"| {k} | {v} |" for k, v in asdict(c).items()))
+        bar = tqdm(total=c.steps, initial=self.step, disable=not sys.stderr.isatty(), desc=self.tag)
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        averages: dict[str, float] = {}
+        saved = tick = time.monotonic()
+        first = self.step
+        try:
+            while self.step < c.steps and self._progress() < 1.0:
+                for optimizer in self.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = self._lr()
+                self.model.train()
+                loss, metrics = self.loss(self.model, self.step, step_generator(c.seed, self.step))
+                self.model.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                self.step += 1
+                self._average()
+                now = time.monotonic()
+                self.elapsed += now - tick
+                tick = now
+                for key, value in {"loss": float(loss.detach()), "grad_norm": float(norm), **metrics}.items():
+                    sums[key] = sums.get(key, 0.0) + value
+                    counts[key] = counts.get(key, 0) + 1
+                bar.update()
+                if self.step % c.log_every == 0 or self.step == c.steps:
+                    averages = {k: sums[k] / counts[k] for k in sums}
+                    sums.clear()
+                    counts.clear()
+                    for key, value in averages.items():
+                        writer.add_scalar(f"{self.tag}/{key}", value, self.step)
+                    writer.add_scalar(f"{self.tag}/lr", self._lr(), self.step)
+                    writer.add_scalar("time/steps_per_second", (self.step - first) / max(self.elapsed, 1e-9), self.step)
+                    text = " ".join(f"{k} {v:.4g}" for k, v in averages.items())
+                    bar.set_postfix_str(text)
+                    logger.info("%s step %d %.0f s %s", self.tag, self.step, self.elapsed, text)
+                if self.evaluate and self.step % self.evaluate_every == 0:
+                    for key, value in (scores := self.evaluate(self.ema_model, self.step)).items():
+                        writer.add_scalar(key, value, self.step)
+                    logger.info("%s step %d evaluation %s", self.tag, self.step, scores)
+                    tick = time.monotonic()
+                if now - saved > c.save_seconds:
+                    self.save()
+                    saved = time.monotonic()
+        finally:  # Ctrl-C included: the next call goes on from here
+            self.save()
+            bar.close()
+            writer.close()
+        return averages
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        mine: list[Any] = [p for p in self.ema_model.parameters()]
+        torch._foreach_lerp_(mine, [p for p in self.model.parameters()], 1 - decay)
+        for average, value in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
+            average.copy_(value)

@@ -1,0 +1,73 @@
+"""Training the frame tokenizer on the logs' frames.
+
+Why first: what it drops, no world model can imagine. `probe_report` is its gate: gripper position must be readable
+from *decoded* frames.
+
+Example::
+
+    tokenizer = train_tokenizer(arrays.frames, TokenizerConfig(), LoopConfig(steps=4000, lr=2e-3), "runs/tokenizer")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig, tokenizer_loss
+from worldgym.training.loop import LoopConfig, TrainingLoop
+
+
+def train_tokenizer(
+    frames: np.ndarray,
+    config: TokenizerConfig,
+    loop: LoopConfig,
+    run_dir: Path | str,
+    batch: int = 48,
+    held_out: np.ndarray | None = None,
+) -> FrameTokenizer:
+    """Train to the end of `loop` and return the averaged model.
+
+    Args:
+        frames: `(F,H,W,3)` uint8, all of them from `seen` episodes.
+        config: the tokenizer's shape.
+        loop: steps, rates, seed.
+        run_dir: checkpoints and TensorBoard logs; the same call resumes.
+        batch: frames per step.
+        held_out: `(N,H,W,3)` uint8 for the reported PSNR, or None.
+    """
+    torch.manual_seed(loop.seed)
+    model = FrameTokenizer(config)
+    rng = np.random.default_rng(loop.seed)
+    model.set_background(torch.from_numpy(frames[rng.choice(len(frames), min(len(frames), 1500), replace=False)]))
+    model = model.to(memory_format=torch.channels_last)
+
+    def loss(module: torch.nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = torch.randint(len(frames), (batch,), generator=generator).numpy()
+        assert isinstance(module, FrameTokenizer)
+        return tokenizer_loss(module, torch.from_numpy(frames[np.sort(index)]), generator)
+
+    def evaluate(module: torch.nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(module, FrameTokenizer)
+        return {} if held_out is None else {f"world_model/tokenizer_{k}": v for k, v in reconstruction_psnr(module, held_out).items()}
+
+    training = TrainingLoop(model, loop, run_dir, loss, tag="train_tokenizer", evaluate=evaluate)
+    training.run()
+    tokenizer = training.ema_model
+    assert isinstance(tokenizer, FrameTokenizer)
+    return tokenizer
+
+
+def reconstruction_psnr(tokenizer: FrameTokenizer, frames: np.ndarray) -> dict[str, float]:
+    """PSNR in dB of decoded frames, over all pixels and over those that differ from the background."""
+    real = torch.from_numpy(frames)
+    again = tokenizer.decode(tokenizer.encode(real)).float() / 255
+    target = real.float() / 255
+    error = (again - target).square()
+    far = (target - tokenizer.background.permute(1, 2, 0)).abs().amax(-1, keepdim=True) > 0.07
+    return {
+        "psnr": float(-10 * error.mean().log10()),
+        "psnr_foreground": float(-10 * ((error * far).sum() / (3 * far.sum() + 1)).log10()),
+    }
