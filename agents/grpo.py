@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.checkpoint import TrainState
 from agents.rollouts import Rollouts
 from agents.sft import ChunkDataset, bc_loss
 from agents.vla import VLAPolicy
+from worldgym.utils.train_state import TrainState
 
 
 @dataclass(frozen=True)

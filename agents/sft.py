@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.checkpoint import TrainState
 from agents.vla import VLAPolicy
 from worldgym.protocols import Observation
+from worldgym.utils.train_state import TrainState
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays

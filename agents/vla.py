@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from agents.lerobot import LeRobotPolicyMixin
 from worldgym.protocols import Observation, PolicyOutput
 from worldgym.text import EMBEDDING_DIM, embed
+from worldgym.utils.hub import HubModel
 
 _MASKED = -1e9  # finite: a masked bin has probability exactly 0 in float32 and 0 * log p stays 0, not nan
 
@@ -173,7 +173,7 @@ class Block(nn.Module):
 class VLAPolicy(
     LeRobotPolicyMixin,
     nn.Module,
-    PyTorchModelHubMixin,
+    HubModel,
     library_name="worldgym",
     tags=["robotics", "vla", "worldgym"],
     coders={VLAPolicyConfig: (dataclasses.asdict, VLAPolicyConfig.from_dict)},

@@ -2,6 +2,7 @@
 
 Example::
 
+    from worldgym.utils.train_state import TrainState
     state = TrainState("runs/policy/checkpoint")
     state.save(policy, optimizer, {"epoch": 3})
     meta = state.load(policy, optimizer)  # {"epoch": 3}
@@ -10,7 +11,6 @@ Example::
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from worldgym.errors import CheckpointError
+from worldgym.utils.files import atomic_save
 
 
 class TrainState:
@@ -43,34 +46,21 @@ class TrainState:
         **extra: Mapping[str, Tensor] | None,
     ) -> None:
         """Write weights, optimizer and `meta` (json-able), and named tensor dictionaries."""
-        new = self.folder.with_name(self.folder.name + ".new")
-        old = self.folder.with_name(self.folder.name + ".old")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        try:
+        tensors, scalars = _flatten(optimizer)
+        with atomic_save(self.folder) as new:
             save_file(_plain(module.state_dict()), str(new / "weights.safetensors"))
-            tensors, scalars = _flatten(optimizer)
             save_file(tensors, str(new / "optimizer.safetensors"))
             for name, values in extra.items():
                 if values is not None:
                     save_file(_plain(values), str(new / f"{name}.safetensors"))
-            # Written last: a folder with state.json is complete.
             (new / "state.json").write_text(json.dumps({"meta": dict(meta), "optimizer": scalars}, indent=1))
-        except OSError:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.exists():
-            os.replace(self.folder, old)
-        os.replace(new, self.folder)
-        shutil.rmtree(old, ignore_errors=True)
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Restore both in place and return `meta`.
 
         Raises:
             FileNotFoundError: no complete checkpoint there.
-            ValueError: damaged, or of another model.
+            CheckpointError: damaged, or of another model.
         """
         if not self.exists():
             raise FileNotFoundError(f"no checkpoint in {self.folder}; start without resuming, or give its folder")
@@ -81,7 +71,7 @@ class TrainState:
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise ValueError(
+            raise CheckpointError(
                 f"the checkpoint in {self.folder} is damaged or belongs to another model ({error}). "
                 "Remove the folder to start again"
             ) from error
