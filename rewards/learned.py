@@ -1,0 +1,231 @@
+"""The default judge: reads one frame and the instruction, says how likely the instruction is fulfilled.
+
+A dual encoder: a small convolution net whose features the instruction (real MiniLM weights) scales and shifts, with
+soft-argmax keypoints, because success is a matter of where two things are. It is trained on Real's logs alone, half
+of it seen through the tokenizer, so that imagined frames are in its distribution (`rewards.train`).
+
+Example::
+
+    judge = LearnedJudge.from_pretrained("runs/judge")
+    verdict = judge.score(frames, ["push the red cube to the left"])   # frames (1, T, 64, 64, 3) uint8
+    verdict.p_success[0] >= judge.threshold
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldgym.protocols import Judgement
+from worldgym.text import EMBEDDING_DIM, embed
+from worldgym.utils.hub import HubModel
+
+
+@dataclass(frozen=True)
+class LearnedJudgeConfig:
+    """Shape of a `LearnedJudge`.
+
+    Args:
+        image_size: side of the square frame in pixels, a multiple of 8.
+        stem: channels at 1/2, 1/4 and 1/8 resolution.
+        keypoints: soft-argmax maps.
+        width: hidden width of text and head.
+        text_dim: length of the instruction embedding.
+        dropout: in the head, while training.
+        bf16: convolutions and matmuls in bfloat16.
+        max_batch: frames in one forward pass; memory, not meaning.
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+
+    image_size: int = 64
+    stem: tuple[int, int, int] = (32, 64, 96)
+    keypoints: int = 48
+    width: int = 192
+    text_dim: int = EMBEDDING_DIM
+    dropout: float = 0.1
+    bf16: bool = True
+    max_batch: int = 512
+
+    def __post_init__(self) -> None:
+        """Validate, and accept lists where json gave them."""
+        object.__setattr__(self, "stem", tuple(self.stem))
+        if self.image_size < 16 or self.image_size % 8:
+            raise ValueError(f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64")
+        if len(self.stem) != 3 or any(c % 8 for c in self.stem):
+            raise ValueError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 96)")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> LearnedJudgeConfig:
+        """A named size: `tiny` (tests) or `small`."""
+        presets: dict[str, dict[str, Any]] = {
+            "tiny": {"stem": (8, 16, 24), "keypoints": 8, "width": 48, "bf16": False},
+            "small": {},
+        }
+        if name not in presets:
+            raise ValueError(f"unknown judge preset {name!r}; there are {', '.join(presets)}")
+        return cls.from_dict({**presets[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LearnedJudgeConfig:
+        """Build from a json object; an unknown key is refused with a suggestion."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                raise ValueError(f"unknown judge setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return cls(**values)
+
+
+class _Block(nn.Module):
+    """Residual block whose features the text modulates."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(width, 2 * channels)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        scale, shift = self.film(text)[:, :, None, None].chunk(2, dim=1)
+        return x + self.conv2(nn.functional.gelu(self.norm(self.conv1(x)) * (1 + scale) + shift))
+
+
+class LearnedJudge(
+    nn.Module,
+    HubModel,
+    library_name="worldgym",
+    tags=["reward-model", "worldgym"],
+    coders={LearnedJudgeConfig: (dataclasses.asdict, LearnedJudgeConfig.from_dict)},
+):
+    """Frame + instruction -> probability of success.
+
+    Args:
+        config: sizes; also accepts a plain dict (what `config.json` holds).
+    """
+
+    def __init__(self, config: LearnedJudgeConfig | Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        if config is None:
+            config = LearnedJudgeConfig()
+        if not isinstance(config, LearnedJudgeConfig):
+            config = LearnedJudgeConfig.from_dict(config)
+        self.config = config
+        c1, c2, c3 = config.stem
+        width = config.width
+        self.text = nn.Sequential(nn.Linear(config.text_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.conv1 = nn.Conv2d(5, c1, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
+        self.block2 = _Block(c2, width)
+        self.maps = nn.Conv2d(c2, config.keypoints, 1)
+        self.conv3 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
+        self.block3 = _Block(c3, width)
+        self.block4 = _Block(c3, width)
+        self.head = nn.Sequential(
+            nn.Linear(2 * c3 + 3 * config.keypoints + width, width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, 1),
+        )
+        axis = (torch.arange(config.image_size) + 0.5) / config.image_size * 2 - 1
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        self.register_buffer("pixels", torch.stack([x, y]), persistent=False)
+        grid = nn.functional.avg_pool2d(torch.stack([x, y]), 4).flatten(1)
+        self.register_buffer("grid", grid, persistent=False)
+        self.register_buffer("cut", torch.tensor(0.5))
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def name(self) -> str:
+        """What reports call this judge."""
+        return "learned"
+
+    @property
+    def threshold(self) -> float:
+        """Probability that counts as success, calibrated on held-out episodes."""
+        return float(self.cut)
+
+    def set_threshold(self, value: float) -> None:
+        """Change the threshold; it is saved with the weights."""
+        if not 0 < value < 1:
+            raise ValueError(f"the threshold must lie in (0, 1); got {value}")
+        self.cut.fill_(value)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.cut.device
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1] and `text (B,E)`."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            text = self.text(text * self.config.text_dim**0.5)
+            x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
+            x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
+            x = self.block2(nn.functional.gelu(self.conv2(x)), text)
+            maps = self.maps(x).float().flatten(2)
+            x = self.block4(self.block3(nn.functional.gelu(self.conv3(x)), text), text)
+            pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
+        with torch.autocast(self.device.type, enabled=False):
+            weights = torch.softmax(maps, dim=-1)
+            where = (weights @ self.grid.t()).flatten(1)
+            strength = (weights * maps).sum(-1) / 10  # is the thing there at all
+            return self.head(torch.cat([pooled.float(), where, strength, text.float()], dim=1)).squeeze(1)
+
+    @torch.no_grad()
+    def score(self, frames: Tensor | np.ndarray, instructions: Sequence[str]) -> Judgement:
+        """Judge the last frame of B videos.
+
+        Args:
+            frames: `(B,T,H,W,3)` uint8.
+            instructions: B strings.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or number of instructions.
+        """
+        frames = torch.as_tensor(frames)
+        size = self.config.image_size
+        if frames.dtype != torch.uint8:
+            raise TypeError(f"frames must be uint8 in [0, 255]; got {frames.dtype}")
+        if frames.ndim != 5 or frames.shape[1] < 1 or tuple(frames.shape[2:]) != (size, size, 3):
+            raise ValueError(f"frames must be (B, T >= 1, {size}, {size}, 3); got {tuple(frames.shape)}")
+        if len(instructions) != len(frames):
+            raise ValueError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
+        training = self.training
+        self.eval()
+        last, text = frames[:, -1], torch.from_numpy(embed(list(instructions)))
+        logits = [
+            self.forward(to_float(part.to(self.device)), words.to(self.device))
+            for part, words in zip(last.split(self.config.max_batch), text.split(self.config.max_batch), strict=True)
+        ]
+        self.train(training)
+        logit = torch.cat(logits).cpu() if logits else torch.zeros(0)
+        return Judgement(
+            p_success=torch.sigmoid(logit),
+            progress=None,
+            valid=torch.isfinite(logit),
+            raw=logit.tolist(),
+        )
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """`(B,H,W,3)` uint8 -> `(B,3,H,W)` float in [0,1]."""
+    return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def load_bundled(name: str = "tabletop-small") -> LearnedJudge:
+    """The judge that ships with the package."""
+    from worldgym import pretrained
+
+    return LearnedJudge.from_pretrained(pretrained.path(name) / "judge")
