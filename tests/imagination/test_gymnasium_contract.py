@@ -1,0 +1,211 @@
+"""The environments obey Gymnasium: checker, spaces, ids, autoreset modes, wrappers, seeds."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from fakes import DotJudge, DotWorldModel, make_starts
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldgym.imagination import WorldModelEnv, WorldModelVectorEnv
+
+MODES = list(AutoresetMode)
+
+
+def policy(num_envs: int, steps: int, chunk: int | None = None) -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    shape = (steps, num_envs, 4) if chunk is None else (steps, num_envs, chunk, 4)
+    actions = rng.uniform(-1, 1, shape).astype(np.float32)
+    actions[..., 0] = np.where(np.arange(num_envs).reshape(-1, *[1] * (len(shape) - 3)) % 2, 0.8, -0.8)
+    return list(actions)
+
+
+def single(mode_settings: dict) -> WorldModelEnv:
+    return WorldModelEnv(
+        DotWorldModel(0.01), DotJudge(), make_starts(), success_threshold=0.9, **mode_settings
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk": 5}, {"reward_kind": "difference"}, {"reward": None}])
+def test_check_env_passes_without_a_warning(registered, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gym.make(registered, render_mode="rgb_array", **options)
+        check_env(env.unwrapped)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "shape",
+    [{"judge_every": 2}, {"chunk": 5, "judge_every": 5}, {"reward_kind": "difference", "judge_every": 3}],
+)
+def test_batch_equals_gymnasiums_sync_of_single_environments(mode, shape):
+    """Everything, infos and masks included, for 30 steps that hold successes, truncations and resets."""
+    horizon = 10
+    ours = WorldModelVectorEnv(
+        DotWorldModel(0.01), DotJudge(), make_starts(), num_envs=4, success_threshold=0.9, horizon=horizon,
+        autoreset_mode=mode, **shape,
+    )  # fmt: skip
+    theirs = SyncVectorEnv([lambda: single({"horizon": horizon, **shape})] * 4, autoreset_mode=mode)
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    for a, b in zip(ours.reset(seed=7), theirs.reset(seed=7), strict=True):
+        assert data_equivalence(a, b, exact=True)
+    ended = 0
+    for actions in policy(4, 30, shape.get("chunk")):
+        left, right = ours.step(actions), theirs.step(actions)
+        for a, b in zip(left, right, strict=True):
+            assert data_equivalence(a, b, exact=True), (a, b)
+        over = left[2] | left[3]
+        ended += over.sum()
+        if mode is AutoresetMode.DISABLED and over.any():
+            a = ours.reset(options={"reset_mask": over})
+            b = theirs.reset(options={"reset_mask": over.copy()})
+            assert data_equivalence(a[0], b[0], exact=True) and data_equivalence(a[1], b[1], exact=True)
+    assert ended >= 6
+
+
+def test_next_step_ignores_the_action_of_the_reset_step(make_vec):
+    envs = make_vec(num_envs=2, horizon=4, reward=None)
+    envs.reset(seed=0)
+    for _ in range(4):
+        _, _, _, truncated, info = envs.step(np.zeros((2, 4), np.float32))
+    assert truncated.all() and info["_episode_len"].all()
+    _, reward, terminated, truncated, info = envs.step(np.full((2, 4), np.nan, np.float32))
+    assert not (terminated | truncated).any() and (reward == 0).all() and "final_obs" not in info
+    assert "episode_len" not in info
+
+
+def test_same_step_hands_over_the_final_observation(make_vec):
+    envs = make_vec(num_envs=2, horizon=3, reward=None, autoreset_mode="SameStep")
+    envs.reset(seed=0)
+    for _ in range(3):
+        obs, _, _, truncated, info = envs.step(np.tile(np.array([1, 0, 0, 0], np.float32), (2, 1)))
+    assert truncated.all() and info["_final_obs"].all() and info["_final_info"].all()
+    assert set(info["final_obs"][0]) == {"image", "state", "instruction"}
+    assert not np.array_equal(info["final_obs"][0]["image"], obs["image"][0])
+    assert info["final_info"]["episode_len"].tolist() == [3, 3]
+
+
+def test_disabled_refuses_to_step_an_ended_episode_and_resets_only_the_masked(make_vec):
+    envs = make_vec(num_envs=2, horizon=2, reward=None, autoreset_mode=AutoresetMode.DISABLED)
+    envs.reset(seed=0)
+    still = np.zeros((2, 4), np.float32)
+    envs.step(still)
+    before, *_ = envs.step(still)
+    with pytest.raises(AssertionError, match="reset_mask"):
+        envs.step(still)
+    mask = np.array([False, True])
+    options = {"reset_mask": mask}
+    after, info = envs.reset(options=options)
+    assert options == {"reset_mask": mask}  # RecordEpisodeStatistics reads it after us
+    assert np.array_equal(before["image"][0], after["image"][0])
+    assert info["_instruction"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("mask", [np.zeros(2, bool), np.ones(3, bool), np.ones(2), [True, False]])
+def test_a_wrong_reset_mask_is_explained(make_vec, mask):
+    envs = make_vec(num_envs=2)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="expected a bool array of shape"):
+        envs.reset(options={"reset_mask": mask})
+
+
+@given(seed=st.integers(0, 2**31), num_envs=st.integers(2, 5), slot=st.integers(0, 4))
+@settings(max_examples=10, deadline=None)
+def test_a_slot_does_not_depend_on_how_many_there_are(seed, num_envs, slot):
+    slot = slot % num_envs
+    many = WorldModelVectorEnv(DotWorldModel(0.02), DotJudge(), make_starts(), num_envs=num_envs, horizon=4)
+    one = WorldModelVectorEnv(DotWorldModel(0.02), DotJudge(), make_starts(), num_envs=1, horizon=4)
+    many.reset(seed=seed)
+    one.reset(seed=seed + slot)
+    for actions in policy(num_envs, 9):
+        a, b = many.step(actions), one.step(actions[slot : slot + 1])
+        assert np.array_equal(a[0]["image"][slot], b[0]["image"][0])
+        assert a[0]["instruction"][slot] == b[0]["instruction"][0]
+        assert a[1][slot] == b[1][0]
+
+
+def test_same_seed_same_frames_other_seed_other_frames(make_vec):
+    envs, frames = make_vec(), []
+    for seed in (1, 1, 2, [1, 2, 3]):
+        envs.reset(seed=seed)
+        frames.append(np.stack([envs.step(a)[0]["image"] for a in policy(3, 4)]))
+    assert np.array_equal(frames[0], frames[1]) and not np.array_equal(frames[0], frames[2])
+    assert np.array_equal(frames[0], frames[3])
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_record_episode_statistics_agrees_with_our_own_metrics(make_vec, mode):
+    envs = RecordEpisodeStatistics(make_vec(num_envs=4, horizon=10, judge_every=2, autoreset_mode=mode))
+    envs.reset(seed=0)
+    seen, first = 0, np.ones(4, bool)
+    for actions in policy(4, 40):
+        *_, info = envs.step(actions)
+        if "episode" in info:
+            mine = info if mode is AutoresetMode.NEXT_STEP else info["final_info"]
+            over = info["_episode"]
+            assert np.array_equal(mine["_return"], over)
+            # under SAME_STEP Gymnasium 1.2's wrapper drops the first step of every later episode: compare
+            # the first
+            compared = over & first if mode is AutoresetMode.SAME_STEP else over
+            assert np.allclose(mine["return"][compared], info["episode"]["r"][compared])
+            assert np.array_equal(mine["episode_len"][compared], info["episode"]["l"][compared])
+            seen += over.sum()
+            first &= ~over
+    assert seen > 8 and not first.any()
+
+
+def test_ids_make_the_batched_class_and_serialise(registered):
+    envs = gym.make_vec(registered, num_envs=3, horizon=20, chunk=5)
+    assert isinstance(envs.unwrapped, WorldModelVectorEnv) and envs.num_envs == 3
+    spec = gym.make(registered, horizon=20, chunk=5).spec
+    assert json.loads(spec.to_json())["kwargs"] == {"horizon": 20, "chunk": 5}
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(spec.to_json()))
+    assert again.unwrapped.batch.horizon == 20 and again.action_space.shape == (5, 4)
+    sync = gym.make_vec(registered, num_envs=3, vectorization_mode="sync", horizon=20, chunk=5)
+    left, right = envs.reset(seed=5)[0], sync.reset(seed=5)[0]
+    assert np.array_equal(left["image"], right["image"]) and left["instruction"] == right["instruction"]
+
+
+def test_spaces_equal_the_tabletops():
+    tabletop = pytest.importorskip("envs.tabletop.vector")
+    from worldgym.imagination.registry import STATE_HIGH, STATE_LOW
+
+    env = WorldModelEnv(DotWorldModel(), state_low=STATE_LOW, state_high=STATE_HIGH)
+    assert env.observation_space == tabletop.observation_space(64)
+
+
+def test_observations_stay_in_their_space_when_the_dream_leaves_it(make_one):
+    env = make_one(state_low=-0.01, state_high=0.01)
+    obs, _ = env.reset(seed=0)
+    assert obs in env.observation_space and env.step(np.ones(4, np.float32))[0] in env.observation_space
+
+
+def test_rendering(make_vec, make_one):
+    assert make_vec().render() is None
+    env = make_one(render_mode="rgb_array", chunk=5)
+    obs, _ = env.reset(seed=0)
+    assert np.array_equal(env.render(), obs["image"]) and env.metadata["render_fps"] == 1.0
+    with pytest.raises(ValueError, match="expected None or 'rgb_array'"):
+        make_one(render_mode="human")
+
+
+def test_observations_handed_out_do_not_change_later(make_vec):
+    envs = make_vec(num_envs=2, horizon=2)
+    obs, _ = envs.reset(seed=0)
+    kept = obs["image"].copy()
+    obs2, *_ = envs.step(np.ones((2, 4), np.float32))
+    kept2 = obs2["image"].copy()
+    obs["image"][:] = 0
+    for _ in range(3):
+        envs.step(np.ones((2, 4), np.float32))
+    assert np.array_equal(obs2["image"], kept2) and not np.array_equal(kept, kept2)

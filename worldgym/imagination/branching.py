@@ -1,0 +1,127 @@
+"""Saving, restoring and forking imagined episodes, and the random stream of each slot.
+
+Why: what makes a learned simulator more useful than a robot is that any moment can be kept, returned to and
+continued in many ways. A tree of branches costs one copy of the model's memory, not a reset.
+
+Example::
+
+    saved = envs.save_state()
+    envs.step(actions)
+    envs.restore_state(saved)  # as if the step had not happened, to the last bit
+    branches = envs.fork([0] * 64)  # an environment of 64 slots that continue slot 0
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Self
+
+from worldgym.imagination.options import rekey
+from worldgym.imagination.slots import SavedState, Slots
+
+
+class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
+    """The part of `WorldModelVectorEnv` that keeps, restores and multiplies whole episodes."""
+
+    world_model: Any
+    device: torch.device
+    _dream: Any
+    _image: Tensor
+    _proprio: Tensor
+    _slots: Slots
+    _streams: list[np.random.Generator | None]
+    _seeds: list[int]
+
+    def _set_size(self, num_envs: int) -> None:
+        raise NotImplementedError
+
+    def save_state(self) -> SavedState:
+        """All slots, random streams included, as a value that later steps leave alone."""
+        if self._dream is None:
+            raise RuntimeError("nothing to save before reset; call reset(seed=...) first")
+        everyone = np.arange(self.num_envs)
+        return SavedState(
+            dream=self.world_model.fork(self._dream, torch.as_tensor(everyone, device=self.device)),
+            image=self._image.clone(),
+            proprio=self._proprio.clone(),
+            slots=self._slots.take(everyone),
+            streams=[copy.deepcopy(dict(stream.bit_generator.state)) for stream in self.np_random],
+        )
+
+    def restore_state(self, state: SavedState) -> None:
+        """Inverse of `save_state`: the same actions then give the same bits, autoresets included.
+
+        Raises:
+            ValueError: the state was saved with another number of slots.
+        """
+        if not isinstance(state, SavedState) or state.num_envs != self.num_envs:
+            got = f"{state.num_envs} slots" if isinstance(state, SavedState) else f"a {type(state).__name__}"
+            raise ValueError(f"got {got}; expected what save_state() returned with {self.num_envs} slots")
+        everyone = np.arange(self.num_envs)
+        self._dream = self.world_model.fork(state.dream, torch.as_tensor(everyone, device=self.device))
+        self._image, self._proprio = state.image.clone(), state.proprio.clone()
+        self._slots = state.slots.take(everyone)
+        for stream, kept in zip(self.np_random, state.streams, strict=True):
+            stream.bit_generator.state = copy.deepcopy(kept)
+
+    def fork(self, index: Sequence[int] | NDArray[np.int64], *, fresh_noise: bool = False) -> Self:
+        """A new environment of `len(index)` slots: slot j continues slot `index[j]` of this one, mid-episode.
+
+        Copies share weights, judge and starts, and nothing that a later step changes. The model's noise is
+        copied, so equal actions dream equal frames in all copies of a slot; the starts that copies draw later
+        differ, because copy j gets a stream of its own, made from its parent's stream and j.
+
+        Args:
+            index: slots to continue, in any order and as often as wanted.
+            fresh_noise: True gives each copy noise of its own, so that equal actions dream different futures.
+
+        Raises:
+            ValueError: an index outside 0..num_envs-1, or none at all; fresh noise from a model without keys.
+        """
+        rows = np.asarray(index, np.int64)
+        if rows.ndim != 1 or len(rows) == 0 or rows.min() < 0 or rows.max() >= self.num_envs:
+            raise ValueError(f"index={index}; expected a non-empty list of slots in 0..{self.num_envs - 1}")
+        if self._dream is None:
+            raise RuntimeError("nothing to fork before reset; call reset(seed=...) first")
+        draws = [int(copy.deepcopy(stream).integers(2**62)) for stream in self.np_random]
+        twin = copy.copy(self)
+        twin._set_size(len(rows))
+        where = torch.as_tensor(rows, device=self.device)
+        twin._dream = self.world_model.fork(self._dream, where)
+        twin._image, twin._proprio = self._image[where], self._proprio[where]
+        twin._slots = self._slots.take(rows)
+        streams = [np.random.default_rng([draws[i], j]) for j, i in enumerate(rows)]
+        if fresh_noise:
+            twin._dream = rekey(twin._dream, torch.tensor([int(s.integers(2**62)) for s in streams]))
+        twin._streams = list(streams)
+        twin._seeds = [-1] * len(rows)
+        return twin
+
+    def _seed_slot(self, i: int, seed: int | None) -> None:
+        self._streams[i], self._seeds[i] = seeding.np_random(seed)
+
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """One generator a slot, as `SyncVectorEnv` has them; all starts and noise seeds are drawn from it."""
+        for i, stream in enumerate(self._streams):
+            if stream is None:
+                self._seed_slot(i, None)
+        return tuple(stream for stream in self._streams if stream is not None)
+
+    @np_random.setter  # type: ignore[override]
+    def np_random(self, streams: Sequence[np.random.Generator]) -> None:
+        self._streams, self._seeds = list(streams), [-1] * self.num_envs
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each slot's generator, -1 where it is unknown."""
+        return tuple(self._seeds) if self.np_random else ()

@@ -1,0 +1,123 @@
+"""From strings to objects: checkpoints, judges and start sets named in a JSON-able `EnvSpec`.
+
+Why: an environment id has to travel to worker processes as text, while the environment itself should know
+nothing of files. Everything that reads a disk on the way to an imagined environment is here.
+
+Example::
+
+    from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
+    model = resolve_world_model("tabletop-small")
+    judge = resolve_reward("rewards.learned:load_bundled")
+    starts = resolve_starts("tabletop-small")
+"""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from pathlib import Path
+from typing import Any, cast
+
+from worldgym import pretrained
+from worldgym.imagination.starts import ArrayStarts, StartSet
+from worldgym.protocols import RewardModel, WorldModel
+
+# One copy of a checkpoint in a process, for as long as somebody uses it: N single environments share the
+# weights, which is safe because everything that changes lives in the imagined state.
+_models: weakref.WeakValueDictionary[tuple[str, int], Any] = weakref.WeakValueDictionary()
+
+
+def resolve_world_model(model: WorldModel | str | Path) -> WorldModel:
+    """A world model, loaded by `worldgym.models.load_world_model` when given as a path or name.
+
+    Raises:
+        CheckpointError: no such checkpoint; the message names `make pretrained`.
+        TypeError: the object lacks part of `worldgym.protocols.WorldModel`.
+    """
+    if isinstance(model, (str, Path)):
+        return _load_world_model(str(model))
+    if not isinstance(model, WorldModel):
+        lacking = [
+            n
+            for n in ("image_size", "action_dim", "state_dim", "begin", "step", "fork")
+            if not hasattr(model, n)
+        ]
+        raise TypeError(
+            f"world_model is a {type(model).__name__} without {lacking or ['observe']}; expected a"
+            " worldgym.protocols.WorldModel, or the path or name of a checkpoint"
+        )
+    return model
+
+
+def _load_world_model(name: str) -> WorldModel:
+    from worldgym.models import load_world_model
+
+    folder = Path(name) if Path(name).exists() else pretrained.path(name)
+    newest = max((file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")), default=0)
+    key = (str(folder.resolve()), newest)
+    if key not in _models:
+        loaded: Any = load_world_model(folder)
+        _models[key] = loaded
+        return cast(WorldModel, loaded)
+    return cast(WorldModel, _models[key])
+
+
+def resolve_reward(
+    reward: RewardModel | str | None, kwargs: dict[str, Any] | None = None
+) -> RewardModel | None:
+    """A judge, made by calling `pkg.mod:factory(**kwargs)` when given as an entry point.
+
+    Raises:
+        ValueError: the string is no entry point, or nothing importable.
+        TypeError: what came out is not a `worldgym.protocols.RewardModel`.
+    """
+    if reward is None:
+        return None
+    made: Any = reward
+    if isinstance(reward, str):
+        module, _, attribute = reward.partition(":")
+        if not module or not attribute:
+            raise ValueError(
+                f"reward={reward!r}; expected 'package.module:factory', e.g. 'rewards.learned:load_bundled'"
+            )
+        try:
+            factory = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"reward={reward!r} cannot be imported ({error}); expected 'package.module:factory', e.g."
+                " 'rewards.learned:load_bundled'; a remote worker needs the package in its working_dir"
+            ) from error
+        made = factory(**(kwargs or {}))
+    if not isinstance(made, RewardModel):
+        raise TypeError(
+            f"reward gave a {type(made).__name__}; expected a worldgym.protocols.RewardModel: a `name` and"
+            " score(frames (B,T,H,W,3) uint8, instructions) -> Judgement"
+        )
+    return made
+
+
+def resolve_starts(starts: StartSet | str | Path | None) -> StartSet | None:
+    """A start set: as given, an .npz file, a dataset folder, or the bundled set of a checkpoint's name.
+
+    Raises:
+        CheckpointError: nothing of that name.
+        TypeError: the object lacks part of `StartSet`.
+    """
+    if starts is None:
+        return None
+    if isinstance(starts, (str, Path)):
+        path = Path(starts)
+        if path.suffix == ".npz":
+            return ArrayStarts.load(path)
+        if path.is_dir():
+            from worldgym.data import EpisodeDataset
+            from worldgym.imagination.starts import DatasetStarts
+
+            return DatasetStarts(EpisodeDataset(path))
+        return ArrayStarts.load(pretrained.path(str(starts)) / "starts.npz")
+    if not isinstance(starts, StartSet):
+        raise TypeError(
+            f"starts is a {type(starts).__name__}; expected a StartSet (such as ArrayStarts),"
+            " an .npz file, a dataset folder or the name of a bundled checkpoint"
+        )
+    return starts

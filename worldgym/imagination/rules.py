@@ -1,0 +1,102 @@
+"""When an imagined frame is judged, what it pays and what ends: pure book-keeping, no model, no pixels.
+
+Why: reward, success, horizon, hallucination and invalid judgements meet in every step of every slot. Kept
+apart from the tensors they can be read, and tested, in isolation.
+
+Example::
+
+    from worldgym.imagination.rules import Rules
+    rules = Rules(horizon=40, judge_every=5)
+    judged, hallucination = rules.due(slots, moving, uncertainty)
+    outcome = rules.settle(slots, moving, judged, hallucination, p, valid)
+    outcome.reward, outcome.terminated, outcome.truncated
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldgym.imagination.slots import Slots
+
+Flags = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step brought, one entry a slot; `sound` marks a valid judgement, `over` an ended episode."""
+
+    reward: Numbers
+    success: Flags
+    terminated: Flags
+    truncated: Flags
+    sound: Flags
+
+    @property
+    def over(self) -> Flags:
+        """Ended, either way."""
+        return self.terminated | self.truncated
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How episodes are judged and ended; see `WorldModelVectorEnv` for the meaning of each field.
+
+    Raises:
+        ValueError: an impossible setting.
+    """
+
+    horizon: int = 40
+    chunk: int | None = None
+    judge_every: int = 5
+    success_threshold: float = 0.5
+    reward_kind: Literal["success", "difference"] = "success"
+    terminate_on_success: bool = True
+    uncertainty_bound: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge_every < 1 or (self.chunk is not None and self.chunk < 1):
+            raise ValueError(
+                f"judge_every={self.judge_every}, chunk={self.chunk}; expected whole numbers >= 1"
+            )
+        if self.horizon < 1 or self.horizon % (self.chunk or 1):
+            raise ValueError(
+                f"horizon={self.horizon} with chunk={self.chunk}; expected a positive multiple of the chunk"
+            )
+        if not 0.0 < self.success_threshold <= 1.0:
+            raise ValueError(f"success_threshold={self.success_threshold}; expected a probability in (0, 1]")
+        if self.reward_kind not in ("success", "difference"):
+            raise ValueError(f"reward_kind={self.reward_kind!r}; expected 'success' or 'difference'")
+
+    def due(self, slots: Slots, moving: Flags, uncertainty: Numbers) -> tuple[Flags, Flags]:
+        """Slots to judge now, and slots whose dream is too uncertain to be judged at all."""
+        bound = np.inf if self.uncertainty_bound is None else self.uncertainty_bound
+        hallucination = moving & ~(uncertainty <= bound)  # NaN is no certainty either
+        ending = slots.elapsed >= self.horizon
+        return moving & ~hallucination & ((slots.unjudged >= self.judge_every) | ending), hallucination
+
+    def settle(
+        self, slots: Slots, moving: Flags, judged: Flags, hallucination: Flags, p: Numbers, valid: Flags
+    ) -> Outcome:
+        """Turn judgements `p`, `valid` of the slots `judged` into rewards and ends, and update `slots`.
+
+        An invalid judgement truncates its episode; the reward of 0 is a placeholder, the episode is to be
+        dropped.
+        """
+        sound = judged & valid
+        success = sound & (p >= self.success_threshold)
+        if self.reward_kind == "success":
+            reward = (success & ~slots.success_once).astype(np.float64)
+        else:
+            reward = np.where(sound, p - np.nan_to_num(slots.last_p), 0.0)
+        slots.unjudged[judged] = 0
+        slots.last_p[sound] = p[sound]
+        slots.success_once |= success
+        slots.returned += reward
+        terminated = success & self.terminate_on_success
+        ended = (slots.elapsed >= self.horizon) | hallucination | (judged & ~valid)
+        return Outcome(reward, success, terminated, moving & ~terminated & ended, sound)

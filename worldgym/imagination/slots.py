@@ -1,0 +1,116 @@
+"""Book-keeping of many imagined episodes: one row a slot, plain NumPy, copied and replaced by row.
+
+Why: autoreset, `reset_mask`, `save_state` and `fork` are all "take these rows" and "put these rows"; keeping
+every per-episode number in one place makes each of them one line and none of them forgets a field.
+
+Example::
+
+    from worldgym.imagination.slots import Slots
+    slots = Slots.empty(4)
+    slots.elapsed += 5
+    pair = slots.take([0, 0])  # two copies of slot 0
+    slots.put([2, 3], pair)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Index = Sequence[int] | NDArray[np.int64]
+
+
+@dataclass
+class Slots:
+    """Per-episode state that does not belong to the world model; every array has `num_envs` rows.
+
+    Args:
+        instruction: the words to be obeyed, object array of str.
+        task: the start set's name of the task, "" when unknown, object array of str.
+        embedding: sentence embeddings (num_envs, 384) float32, or (num_envs, 0) when nobody asked for them.
+        elapsed: imagined frames since the start of the episode.
+        unjudged: imagined frames since the last judgement.
+        returned: sum of rewards so far.
+        last_p: the judge's last probability of success (the baseline of difference rewards); NaN if it was
+            invalid.
+        success_once: whether success was judged at any time.
+        over: whether the episode has ended and waits for a reset.
+    """
+
+    instruction: NDArray[np.object_]
+    task: NDArray[np.object_]
+    embedding: NDArray[np.float32]
+    elapsed: NDArray[np.int64]
+    unjudged: NDArray[np.int64]
+    returned: NDArray[np.float64]
+    last_p: NDArray[np.float64]
+    success_once: NDArray[np.bool_]
+    over: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, count: int, embedding_dim: int = 0) -> Slots:
+        """`count` fresh episodes without an instruction."""
+        return cls(
+            instruction=np.full(count, "", dtype=object),
+            task=np.full(count, "", dtype=object),
+            embedding=np.zeros((count, embedding_dim), np.float32),
+            elapsed=np.zeros(count, np.int64),
+            unjudged=np.zeros(count, np.int64),
+            returned=np.zeros(count, np.float64),
+            last_p=np.zeros(count, np.float64),
+            success_once=np.zeros(count, np.bool_),
+            over=np.zeros(count, np.bool_),
+        )
+
+    def take(self, index: Index) -> Slots:
+        """Copies of the rows `index`."""
+        rows = np.asarray(index, np.int64)
+        return Slots(**{field.name: getattr(self, field.name)[rows].copy() for field in fields(self)})
+
+    def put(self, index: Index, other: Slots) -> None:
+        """Replace the rows `index` by all rows of `other`, in order."""
+        rows = np.asarray(index, np.int64)
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(other, field.name)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """Slots of a `WorldModelVectorEnv` at one moment; in memory only, later steps leave it alone."""
+
+    dream: Any
+    image: Tensor
+    proprio: Tensor
+    slots: Slots
+    streams: list[dict[str, Any]]
+
+    @property
+    def num_envs(self) -> int:
+        """Number of saved slots."""
+        return len(self.streams)
+
+
+def put_info(infos: dict[str, Any], key: str, values: Any, mask: NDArray[np.bool_]) -> None:
+    """Write `values[mask]` under `key` and the mask under `_key`, as Gymnasium's own vector environments do.
+
+    Args:
+        infos: the batched info dictionary, changed in place.
+        key: name of the entry; absent while no slot has it.
+        values: one value a slot: an array or tensor whose first dimension is the number of slots.
+        mask: (num_envs,) bool, the slots that have this entry.
+    """
+    if not mask.any():
+        return
+    if not isinstance(values, np.ndarray):  # a tensor, under tensors=True
+        infos[key], infos[f"_{key}"] = values, mask.copy()
+        return
+    if key not in infos:
+        blank = np.full(values.shape, None, object) if values.dtype == object else np.zeros_like(values)
+        infos[key], infos[f"_{key}"] = blank, np.zeros(len(mask), np.bool_)
+    infos[key][mask] = values[mask]
+    infos[f"_{key}"] = infos[f"_{key}"] | mask

@@ -1,0 +1,281 @@
+"""Where imagined episodes begin: arrays, logged episodes (the middle included), one picture.
+
+Why: the start set is the curriculum of imagined training. Beginning in the middle of a logged episode puts
+little imagined depth, hence little model error, before the contact that decides success.
+
+Example::
+
+    from worldgym.imagination.starts import ArrayStarts
+    starts = ArrayStarts.load("worldgym/pretrained/tabletop-small/starts.npz")
+    start = starts.sample(np.random.default_rng(0))
+    start.frames.shape, start.instruction  # (1, 64, 64, 3), "push the red cube ..."
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldgym.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Start:
+    """One moment from which a dream can begin.
+
+    Args:
+        frames: (Tc, H, W, 3) uint8, the last one is the first observation, earlier ones are context.
+        instruction: what is to be done, or None when the caller must say.
+        states: (Tc, S) float32 proprioception in the dataset's units, or None to let the model estimate it.
+        actions: (Tc-1, A) float32 in [-1, 1] between the frames; None means Tc = 1.
+        task: name of the task, "" when unknown.
+    """
+
+    frames: NDArray[np.uint8]
+    instruction: str | None = None
+    states: NDArray[np.float32] | None = None
+    actions: NDArray[np.float32] | None = None
+    task: str = ""
+
+
+@runtime_checkable
+class StartSet(Protocol):
+    """Anything that can be asked for starts; sampling draws from the given generator and nothing else."""
+
+    def __len__(self) -> int:
+        """Number of images or episodes in the set."""
+        ...
+
+    def sample(self, rng: np.random.Generator, *, task: str | None = None) -> Start:
+        """Draw a start, of one task when `task` is given."""
+        ...
+
+    def get(self, episode: int, frame: int = 0) -> Start:
+        """The start at `frame` of `episode`."""
+        ...
+
+
+class ArrayStarts:
+    """Starts from parallel arrays.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        instructions: N strings.
+        states: (N, S) float32, or None to let the model estimate them.
+        tasks: N strings, or None.
+
+    Raises:
+        ValueError: arrays of different lengths, wrong dtype, no row at all.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        instructions: Sequence[str] | NDArray[np.str_],
+        states: NDArray[np.float32] | None = None,
+        tasks: Sequence[str] | NDArray[np.str_] | None = None,
+    ) -> None:
+        self.images = np.asarray(images)
+        if self.images.ndim != 4 or self.images.shape[-1] != 3 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"images are {self.images.dtype} {self.images.shape}; expected uint8 (N, H, W, 3)"
+            )
+        count = len(self.images)
+        if count == 0:
+            raise ValueError("the start set is empty; expected at least one image")
+        self.instructions = [str(text) for text in instructions]
+        self.states = None if states is None else np.asarray(states, np.float32)
+        self.tasks = [""] * count if tasks is None else [str(task) for task in tasks]
+        lengths = {"instructions": len(self.instructions), "tasks": len(self.tasks)}
+        if self.states is not None:
+            lengths["states"] = len(self.states)
+        for name, length in lengths.items():
+            if length != count:
+                raise ValueError(f"{length} {name} for {count} images; expected one for each image")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ArrayStarts:
+        """Read `images`, `instructions` and optionally `states`, `tasks` from an .npz file; nothing pickled.
+
+        Raises:
+            CheckpointError: there is no such file, it is damaged, or it is no start set.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise CheckpointError(
+                f"no start set at {path}; `make pretrained` rebuilds the bundled one, ArrayStarts.save writes"
+                " another"
+            )
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                arrays = {name: data[name] for name in data.files}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise CheckpointError(
+                f"{path} is not a readable start set ({error}); restore it or type `make pretrained`"
+            ) from error
+        missing = {"images", "instructions"} - set(arrays)
+        if missing:
+            raise CheckpointError(f"{path} lacks {sorted(missing)}; it has {sorted(arrays)}")
+        return cls(arrays["images"], arrays["instructions"], arrays.get("states"), arrays.get("tasks"))
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as a compressed .npz file of plain arrays."""
+        arrays: dict[str, Any] = {"images": self.images, "instructions": np.array(self.instructions, np.str_)}
+        arrays["tasks"] = np.array(self.tasks, np.str_)
+        if self.states is not None:
+            arrays["states"] = self.states
+        np.savez_compressed(path, **arrays)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def sample(self, rng: np.random.Generator, *, task: str | None = None) -> Start:
+        """Draw uniformly, among the images of `task` when given.
+
+        Raises:
+            ValueError: no image of that task.
+        """
+        if task is None:
+            return self.get(int(rng.integers(len(self))))
+        rows = [i for i, name in enumerate(self.tasks) if name == task]
+        if not rows:
+            raise ValueError(f"no start of task {task!r}; this set has {sorted(set(self.tasks))}")
+        return self.get(rows[int(rng.integers(len(rows)))])
+
+    def get(self, episode: int, frame: int = 0) -> Start:
+        """Image number `episode`; each image is an episode of one frame.
+
+        Raises:
+            ValueError: outside the set.
+        """
+        if not 0 <= episode < len(self) or frame != 0:
+            raise ValueError(
+                f"episode {episode}, frame {frame}; expected episode 0..{len(self) - 1} and frame 0"
+            )
+        states = None if self.states is None else self.states[episode][None]
+        return Start(self.images[episode][None], self.instructions[episode], states, task=self.tasks[episode])
+
+
+class DatasetStarts:
+    """Starts from any frame of logged episodes.
+
+    Args:
+        dataset: an `EpisodeDataset`, or any sequence of `Episode`s; read lazily.
+        context: frames handed to the model, >= 1; the last one is the first observation.
+        middle: False restricts starts to the first frame of an episode.
+        margin: frames left before the logged success (and before the end), >= 0, so that a dream never begins
+            with its goal already reached.
+
+    Raises:
+        ValueError: an empty dataset or impossible settings.
+    """
+
+    def __init__(self, dataset: Any, *, context: int = 1, middle: bool = True, margin: int = 1) -> None:
+        if len(dataset) == 0:
+            raise ValueError("the dataset has no episodes; collect some with `worldgym collect`")
+        if context < 1 or margin < 0:
+            raise ValueError(f"context={context}, margin={margin}; expected context >= 1 and margin >= 0")
+        self.dataset, self.context, self.middle, self.margin = dataset, context, middle, margin
+        self._by_task: dict[str, list[int]] | None = None
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.dataset)
+
+    def sample(self, rng: np.random.Generator, *, task: str | None = None) -> Start:
+        """Draw an episode uniformly, then one of its frames before success.
+
+        Raises:
+            ValueError: no episode of that task.
+        """
+        if task is None:
+            number = int(rng.integers(len(self.dataset)))
+        else:
+            if self._by_task is None:
+                self._by_task = {}
+                for i in range(len(self.dataset)):
+                    self._by_task.setdefault(str(self.dataset[i].task), []).append(i)
+            if task not in self._by_task:
+                raise ValueError(f"no episode of task {task!r}; the dataset has {sorted(self._by_task)}")
+            rows = self._by_task[task]
+            number = rows[int(rng.integers(len(rows)))]
+        episode = self.dataset[number]
+        if not self.middle:
+            return start_from_episode(episode, 0, self.context)
+        success = np.flatnonzero(np.asarray(episode.success))
+        end = int(success[0]) if len(success) else len(episode.frames) - 1
+        return start_from_episode(episode, int(rng.integers(max(1, end - self.margin + 1))), self.context)
+
+    def get(self, episode: int, frame: int = 0) -> Start:
+        """The start at `frame` of episode number `episode`.
+
+        Raises:
+            ValueError: outside the dataset or the episode.
+        """
+        if not 0 <= episode < len(self.dataset):
+            raise ValueError(f"episode {episode}; the dataset has episodes 0..{len(self.dataset) - 1}")
+        return start_from_episode(self.dataset[episode], frame, self.context)
+
+
+class ImageStarts(ArrayStarts):
+    """A start set of one picture.
+
+    Args:
+        image: (H, W, 3) uint8 array, or the path of a picture file of that size.
+        instruction: what is to be done.
+        state: (S,) float32 proprioception, or None to let the model estimate it.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8] | str | Path,
+        instruction: str,
+        state: NDArray[np.float32] | None = None,
+    ) -> None:
+        pixels = read_image(image) if isinstance(image, (str, Path)) else np.asarray(image)
+        super().__init__(pixels[None], [instruction], None if state is None else np.asarray(state)[None])
+
+
+def start_from_episode(episode: Any, frame: int = 0, context: int = 1) -> Start:
+    """Cut `context` frames that end at `frame` out of an `Episode`, the first one repeated where none is.
+
+    Raises:
+        ValueError: `frame` lies outside the episode.
+    """
+    frames = np.asarray(episode.frames)
+    if not 0 <= frame < len(frames):
+        raise ValueError(f"frame {frame} of an episode with frames 0..{len(frames) - 1}")
+    index = np.arange(frame - context + 1, frame + 1)
+    kept = index.clip(min=0)
+    actions = np.asarray(episode.actions, np.float32)
+    between = np.zeros((context - 1, actions.shape[-1]), np.float32)  # standing still before the first frame
+    for row, t in enumerate(index[:-1]):
+        if t >= 0:
+            between[row] = actions[t]
+    states = None if episode.state is None else np.asarray(episode.state, np.float32)[kept]
+    return Start(frames[kept], str(episode.instruction), states, between, str(episode.task or ""))
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Read a picture file as (H, W, 3) uint8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no picture at {path}")
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"), np.uint8)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} is not a readable picture ({error}); expected PNG or JPEG") from error

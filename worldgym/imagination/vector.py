@@ -1,0 +1,367 @@
+"""Many imagined episodes in one batch: world model, judge and starts as a Gymnasium vector environment.
+
+Task Description
+    Each slot dreams forward from a real frame under its actions. Models, datasets and logs stay outside: the
+    world model, the judge and the starts come in as objects (or as names, see
+    `worldgym.imagination.loading`).
+Randomizations
+    The start and the model's noise, from one generator a slot: slot i of `reset(seed=s)` is the single
+    environment seeded s + i, however many slots there are.
+Success Conditions
+    The judge's probability of success reaches `success_threshold`. It can be wrong: replay what matters in
+    Real.
+
+Example::
+
+    from worldgym.imagination import WorldModelVectorEnv
+    envs = WorldModelVectorEnv(model, judge, starts, num_envs=16, chunk=5)
+    observation, info = envs.reset(seed=0)
+    observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worldgym.imagination import options as reset_options
+from worldgym.imagination.branching import BranchingVectorEnv
+from worldgym.imagination.judging import ask
+from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
+from worldgym.imagination.rules import Flags, Outcome, Rules
+from worldgym.imagination.slots import Slots, put_info
+from worldgym.imagination.spaces import (
+    EMBEDDING_DIM,
+    InstructionMode,
+    action_space,
+    check_actions,
+    observation_space,
+)
+from worldgym.imagination.starts import StartSet
+from worldgym.protocols import RewardModel, WorldModel
+
+Column = tuple[str, Any, Flags]  # an info entry: key, one value a slot, the slots that have it
+
+
+class WorldModelVectorEnv(BranchingVectorEnv):
+    """`num_envs` episodes imagined together.
+
+    Observation: `Dict(image (H,W,3) u8, state (S,) f32, instruction)`. Action: `(A,)` in [-1, 1], or `(K, A)`
+    stepped as K frames with `chunk=K`.
+
+    Args:
+        world_model: a `protocols.WorldModel` with `merge`, or the path or name of a checkpoint.
+        reward: a `protocols.RewardModel`, an entry point "package.module:factory", or None: no reward, no
+            success.
+        starts: a `StartSet`, the path or name of one, or None if every reset brings an `initial_image`.
+        num_envs: number of slots.
+        horizon: imagined frames until truncation; a multiple of `chunk`.
+        chunk: None, or K frames a step.
+        judge_every: frames between two judgements, >= 1; the last frame of an episode is always judged. The
+            judge sees the current frame.
+        success_threshold: probability at which the judge's word counts as success, in (0, 1].
+        reward_kind: "success" pays 1 at the first judged success; "difference" pays the change of the judged
+            probability since the last judgement.
+        terminate_on_success: False lets an episode go on after success.
+        uncertainty_bound: truncate a slot, unjudged and with info["hallucination"], above this; None for
+            never.
+        instruction: "text", or "embedding" for `Box(384,)` sentence embeddings.
+        autoreset_mode: one of Gymnasium's three, or its value ("NextStep", "SameStep", "Disabled").
+        render_mode: None or "rgb_array".
+        tensors: True keeps images, states, rewards and dones as torch tensors on the model's device.
+        info_frames: True adds info["frames"] (num_envs, K, H, W, 3) uint8, every imagined frame of the step.
+        state_low: lower bound of the state, a number or S numbers; imagined states are clipped to it.
+        state_high: upper bound.
+        reward_kwargs: keywords of the entry point, JSON-able.
+
+    Raises:
+        CheckpointError: a named checkpoint or start set is missing.
+        TypeError: an object does not follow its protocol.
+        ValueError: an impossible setting.
+    """
+
+    metadata: dict[str, Any] = {
+        "render_modes": ["rgb_array"],
+        "render_fps": 5,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        world_model: WorldModel | str | Path,
+        reward: RewardModel | str | None = None,
+        starts: StartSet | str | Path | None = None,
+        *,
+        num_envs: int = 1,
+        horizon: int = 40,
+        chunk: int | None = None,
+        judge_every: int = 5,
+        success_threshold: float = 0.5,
+        reward_kind: Literal["success", "difference"] = "success",
+        terminate_on_success: bool = True,
+        uncertainty_bound: float | None = None,
+        instruction: InstructionMode = "text",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        tensors: bool = False,
+        info_frames: bool = False,
+        state_low: float | Sequence[float] = -1.0,
+        state_high: float | Sequence[float] = 1.0,
+        reward_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs}; expected at least 1")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r}; expected None or 'rgb_array'")
+        ending = (success_threshold, reward_kind, terminate_on_success, uncertainty_bound)
+        self.rules = Rules(horizon, chunk, judge_every, *ending)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.world_model: Any = resolve_world_model(world_model)
+        self.reward = resolve_reward(reward, reward_kwargs)
+        self.starts = resolve_starts(starts)
+        self.device = torch.device(getattr(self.world_model, "device", "cpu"))
+        self.instruction_mode, self.render_mode = instruction, render_mode
+        self.tensors, self.info_frames = tensors, info_frames
+        self.horizon, self.chunk = horizon, chunk
+        fps = self.metadata["render_fps"] / (chunk or 1)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
+        model = self.world_model
+        self.single_observation_space = observation_space(
+            model.image_size, model.state_dim, instruction, state_low, state_high
+        )
+        self.single_action_space = action_space(model.action_dim, chunk)
+        bounds: Any = self.single_observation_space["state"]
+        self._low, self._high = (torch.as_tensor(b, device=self.device) for b in (bounds.low, bounds.high))
+        self._dream: Any = None
+        self._set_size(num_envs)
+        self._slots = Slots.empty(num_envs, EMBEDDING_DIM if instruction == "embedding" else 0)
+        self._streams, self._seeds = [None] * num_envs, [-1] * num_envs
+        size = model.image_size
+        self._image = torch.zeros(num_envs, size, size, 3, dtype=torch.uint8, device=self.device)
+        self._proprio = torch.zeros(num_envs, model.state_dim, device=self.device)
+
+    def _set_size(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    # -- starting ------------------------------------------------------------------------------------------
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start episodes.
+
+        Args:
+            seed: slot i is seeded `seed + i`, or `seed[i]`; None goes on with the present streams.
+            options: each value for all slots, or a list with one a slot. `instruction`: str. `task`: a task
+                of the start set. `initial_image`: (H,W,3) uint8 or the path of a picture. `episode`: an
+                `Episode` or the number of one in the start set, with `frame`: int. `state`: a `SavedState`
+                to begin from, or the (S,) proprioception that goes with `initial_image`. `reset_mask`:
+                (num_envs,) bool, the slots to reset.
+
+        Raises:
+            ValueError: an unknown option, or one that does not fit.
+        """
+        options = dict(options or {})
+        mask = reset_options.check_mask(options.pop("reset_mask", None), self.num_envs)
+        if self._dream is None and not mask.all():
+            raise ValueError("reset_mask before the first reset; call reset() without a mask once")
+        seeds: Sequence[int | None]
+        if seed is None or isinstance(seed, (int, np.integer)):
+            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = seed
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds; expected {self.num_envs}, one an environment, or an int")
+        for i, chosen in enumerate(seeds):
+            if chosen is not None and mask[i]:
+                self._seed_slot(i, int(chosen))
+        infos: dict[str, Any] = {}
+        for key, values, having in self._begin(np.flatnonzero(mask), options):
+            put_info(infos, key, values, having)
+        return self._observation(), infos
+
+    def _begin(self, rows: NDArray[np.int64], options: dict[str, Any]) -> list[Column]:
+        """Give the slots `rows` a new episode each; returns their info."""
+        everyone = self.np_random
+        streams = [everyone[i] for i in rows]
+        model, device = self.world_model, self.device
+        plan = reset_options.plan(options, rows, streams, self.starts, model, self.num_envs)
+        seeds = torch.tensor([int(stream.integers(2**62)) for stream in streams])
+        fresh = Slots.empty(len(rows), self._slots.embedding.shape[1])
+        fresh.instruction[:], fresh.task[:] = plan.instructions, plan.tasks
+        with torch.no_grad():
+            if plan.source is not None:
+                index = torch.as_tensor(plan.source_rows, device=device)
+                dream = model.fork(plan.source.dream, index)
+                image, proprio = plan.source.image[index], plan.source.proprio[index]
+            else:
+                frames = torch.as_tensor(plan.frames, device=device)
+                states = None if plan.states is None else torch.as_tensor(plan.states, device=device)
+                actions = torch.as_tensor(plan.actions, device=device)
+                dream = reset_options.begin_rows(model, frames, actions, states, seeds)
+                image, proprio = frames[:, -1], dream.states if states is None else states[:, -1]
+            if len(rows) == self.num_envs:
+                self._dream, self._image, self._proprio = dream, image.clone(), proprio.float().clone()
+            else:
+                index = torch.as_tensor(rows, device=device)
+                self._dream = model.merge(self._dream, index, dream)
+                self._image = self._image.index_copy(0, index, image)
+                self._proprio = self._proprio.index_copy(0, index, proprio.float())
+        if fresh.embedding.shape[1]:
+            from worldgym.text import embed
+
+            fresh.embedding[:] = embed([str(text) for text in fresh.instruction])
+        self._slots.put(rows, fresh)
+        if self.rules.reward_kind == "difference" and self.reward is not None:
+            p, valid = self._judge(rows)
+            self._slots.last_p[rows] = np.where(valid, p, np.nan)
+        having = np.zeros(self.num_envs, np.bool_)
+        having[rows] = True
+        nothing = np.zeros(self.num_envs, np.bool_)
+        return [
+            ("instruction", self._slots.instruction.copy(), having),
+            ("task", self._slots.task.copy(), having),
+            ("success", nothing, having),
+            ("uncertainty", np.zeros(self.num_envs), having),
+        ]
+
+    # -- stepping ------------------------------------------------------------------------------------------
+    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
+        """Imagine one frame, or one chunk of K, in every slot.
+
+        Returns:
+            Observation, reward (num_envs,) float64, terminated and truncated (num_envs,) bool, info. An
+            invalid judgement truncates with info["invalid"]; its reward of 0 is a placeholder: drop the
+            episode.
+
+        Raises:
+            ValueError: actions of the wrong shape, NaN, or beyond [-1, 1].
+            AssertionError: with autoreset disabled, an episode that is over is stepped.
+        """
+        if self._dream is None:
+            raise RuntimeError("step before reset; call reset(seed=...) first")
+        waiting = self._slots.over.copy()
+        if self.autoreset_mode is AutoresetMode.DISABLED and waiting.any():
+            raise AssertionError(
+                f"environments {np.flatnonzero(waiting).tolist()} are over and autoreset is disabled; call"
+                " reset(options={'reset_mask': mask}) first"
+            )
+        chunk = check_actions(actions, self.action_space.shape or (), ~waiting, self.device)
+        columns: list[Column] = []
+        reward = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
+        if not waiting.all():
+            outcome, columns = self._advance(chunk, ~waiting)
+            reward, terminated, truncated = outcome.reward, outcome.terminated, outcome.truncated
+        if waiting.any():  # NEXT_STEP: their action was ignored, this step only shows them their new start
+            columns += self._begin(np.flatnonzero(waiting), {})
+        over = terminated | truncated
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
+            self._final(infos, columns, over)
+            columns = [(key, values, having & ~over) for key, values, having in columns]
+            columns += self._begin(np.flatnonzero(over), {})
+        else:
+            self._slots.over[:] = over
+        for key, values, having in columns:
+            put_info(infos, key, values, having)
+        if self.tensors:
+            paid = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+            ends = [torch.as_tensor(flags, device=self.device) for flags in (terminated, truncated)]
+            return self._observation(), paid, ends[0], ends[1], infos
+        return self._observation(), reward, terminated, truncated, infos
+
+    def _advance(self, chunk: Tensor, moving: Flags) -> tuple[Outcome, list[Column]]:
+        """Dream on, judge who is due, decide what ends; rows not `moving` are left to their reset."""
+        slots = self._slots
+        with torch.no_grad():
+            decode = "all" if self.info_frames else "last"
+            self._dream, imagined = self.world_model.step(self._dream, chunk, decode=decode)
+        self._image, self._proprio = imagined.frames[:, -1], imagined.states[:, -1].float()
+        uncertainty = imagined.uncertainty.detach().cpu().numpy().astype(np.float64)
+        slots.elapsed[moving] += chunk.shape[1]
+        slots.unjudged[moving] += chunk.shape[1]
+        judged, hallucination = self.rules.due(slots, moving, uncertainty)
+        p, valid = np.zeros(self.num_envs), np.ones(self.num_envs, np.bool_)
+        if self.reward is None:
+            judged[:] = False
+        elif judged.any():
+            rows = np.flatnonzero(judged)
+            p[rows], valid[rows] = self._judge(rows)
+            valid[rows] &= np.isfinite(slots.last_p[rows])  # without a baseline there is no difference either
+        outcome = self.rules.settle(slots, moving, judged, hallucination, p, valid)
+        over = outcome.over
+        columns: list[Column] = [
+            ("instruction", slots.instruction.copy(), moving),
+            ("task", slots.task.copy(), moving),
+            ("success", outcome.success, moving),
+            ("uncertainty", uncertainty, moving),
+            ("judge_valid", valid, moving),
+            ("invalid", ~valid, moving),
+            ("hallucination", hallucination, moving),
+            ("p_success", p, outcome.sound),
+            ("success_once", slots.success_once.copy(), over),
+            ("success_at_end", outcome.success, over),
+            ("return", slots.returned.copy(), over),
+            ("episode_len", slots.elapsed.copy(), over),
+        ]
+        if self.reward is not None:
+            columns.append((f"reward_terms/{self.reward.name}", outcome.reward, moving))
+        if self.info_frames:
+            frames = imagined.frames if self.tensors else imagined.frames.cpu().numpy()
+            columns.append(("frames", frames, moving))
+        return outcome, columns
+
+    def _judge(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], Flags]:
+        """Probability of success (n,) and validity (n,) of the current frames of `rows`."""
+        assert self.reward is not None
+        frames = self._image[torch.as_tensor(rows, device=self.device)][:, None]
+        return ask(self.reward, frames, [str(text) for text in self._slots.instruction[rows]])
+
+    def _final(self, infos: dict[str, Any], columns: list[Column], over: Flags) -> None:
+        """SAME_STEP: last observation and info of ended episodes, in the form of SyncVectorEnv."""
+        last = self._observation()
+        final_info: dict[str, Any] = {}
+        for key, values, having in columns:
+            put_info(final_info, key, values, having & over)
+        if self.tensors:
+            infos["final_obs"] = last
+        else:
+            infos["final_obs"] = np.full(self.num_envs, None, object)
+            for i in np.flatnonzero(over):
+                infos["final_obs"][i] = {key: value[i] for key, value in last.items()}
+        infos["final_info"] = final_info
+        infos["_final_obs"], infos["_final_info"] = over.copy(), over.copy()
+
+    # -- reading -------------------------------------------------------------------------------------------
+    def _observation(self) -> dict[str, Any]:
+        state = self._proprio.clamp(self._low, self._high)
+        words: Any = tuple(str(text) for text in self._slots.instruction)
+        if self.instruction_mode == "embedding":
+            words = self._slots.embedding.copy()
+        if self.tensors:
+            if self.instruction_mode == "embedding":
+                words = torch.as_tensor(words, device=self.device)
+            return {"image": self._image, "instruction": words, "state": state}
+        return {"image": self._image.cpu().numpy().copy(), "instruction": words, "state": state.cpu().numpy()}
+
+    @property
+    def instructions(self) -> list[str]:
+        """The words each slot is to obey."""
+        return [str(text) for text in self._slots.instruction]
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
+        """The current frame of each slot, (H, W, 3) uint8, with `render_mode="rgb_array"`."""
+        return tuple(self._image.cpu().numpy().copy()) if self.render_mode == "rgb_array" else None
