@@ -33,6 +33,7 @@ from worldgym.errors import CheckpointError, WorldgymError
 
 if TYPE_CHECKING:
     from experiments.commands.collect import CollectConfig
+    from worldgym.protocols import Observation
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
         def act(observation: dict[str, Any], step: int) -> np.ndarray:
             nonlocal chunk
             if step % policy.chunk == 0:
-                batch = {
+                batch: Observation = {
                     "image": torch.from_numpy(np.array(observation["image"])[None]),
                     "state": torch.from_numpy(np.array(observation["state"], np.float32)[None]),
                     "instruction": [observation["instruction"]],

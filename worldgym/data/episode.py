@@ -290,7 +290,8 @@ class Episode:
 
     Args:
         frames: `(T+1, H, W, 3)` uint8, RGB.
-        actions: `(T, A)` float32 in [-1, 1], normalised by the dataset's `ActionSpec`; `actions[t]` leads from frame t to t+1.
+        actions: `(T, A)` float32 in [-1, 1], normalised by the dataset's `ActionSpec`; `actions[t]` leads
+            from frame t to t+1.
         state: `(T+1, S)` float32, proprioception in metres.
         instruction: what was asked for, in words.
         success: `(T+1,)` bool, whether the instruction is fulfilled at each frame.

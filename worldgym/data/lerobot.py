@@ -121,6 +121,17 @@ class EpisodeRecord:
         return json.loads(self.provenance_json)
 
 
+# Field of `EpisodeRecord` -> column of `meta/episodes`.
+_RECORD_FIELDS = {
+    **{name: name for name in ("steps", "instruction", "task", "split", "domain", "behaviour", "success")},
+    "index": "episode_index",
+    "first_row": "dataset_from_index",
+    "chunk": "data/chunk_index",
+    "file": "data/file_index",
+    "provenance_json": "provenance",
+}
+
+
 def shard_path(template: str, shard: int, **names: str) -> str:
     """Path of the `shard`-th file, relative to the dataset's folder."""
     return template.format(chunk_index=shard // FILES_PER_CHUNK, file_index=shard % FILES_PER_CHUNK, **names)
@@ -321,10 +332,7 @@ def read_records(meta: DatasetMeta) -> list[EpisodeRecord]:
         if entry["kind"] != "episodes":
             continue
         path = meta.root / entry["path"]
-        names = [
-            "episode_index", "steps", "instruction", "task", "split", "domain", "behaviour", "success",
-            "dataset_from_index", "data/chunk_index", "data/file_index", "provenance",
-        ]  # fmt: skip
+        names = list(_RECORD_FIELDS.values())
         try:
             table = read_table(path, [*names, video_key] if meta.images == "mp4" else names)
             columns = [table[name].to_pylist() for name in names]
@@ -332,7 +340,8 @@ def read_records(meta: DatasetMeta) -> list[EpisodeRecord]:
         except KeyError as error:
             raise unreadable(path, error) from error
         for group, row in enumerate(zip(*columns, starts, strict=True)):
-            records.append(EpisodeRecord(*row[:11], group, *row[11:]))
+            values = dict(zip([*_RECORD_FIELDS, "video_start"], row, strict=True))
+            records.append(EpisodeRecord(row_group=group, **values))
     total = int(meta.info["total_episodes"])
     if len(records) != total or [record.index for record in records] != list(range(total)):
         raise DatasetError(

@@ -84,7 +84,8 @@ class DatasetWriter:
             )
         if image_size < 1 or state_dim < 1 or shard_episodes < 1:
             raise ValueError(
-                f"image_size, state_dim and shard_episodes must be >= 1, got {image_size}, {state_dim}, {shard_episodes}"
+                f"image_size, state_dim and shard_episodes must be >= 1, got {image_size}, {state_dim}, "
+                f"{shard_episodes}"
             )
         self.root = Path(path)
         self.action_spec = action_spec
@@ -317,8 +318,8 @@ class DatasetWriter:
         if self.images == "mp4":
             paths["video"] = lerobot.shard_path(lerobot.VIDEO_PATH, shard, video_key=IMAGE_KEY)
             with self._replacing(paths["video"]) as temporary:
-                frames = (frame for item in self._pending for frame in item.frames)
-                encode_mp4(temporary, frames, self.image_size, self.fps)
+                parts = (item.frames for item in self._pending if item.frames is not None)
+                encode_mp4(temporary, (frame for part in parts for frame in part), self.image_size, self.fps)
         paths["episodes"] = lerobot.shard_path(lerobot.EPISODES_PATH, shard)
         with self._replacing(paths["episodes"]) as temporary:
             pq.write_table(
