@@ -1,0 +1,188 @@
+"""Collecting is deterministic, resumable and counted, whoever makes the episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from made_up import MANIFEST, episode, same
+
+from experiments import collecting
+from experiments.commands import collect
+from experiments.commands.collect import BehaviourMix, CollectConfig, run
+from worldgym.data import Episode, EpisodeDataset, SplitManifest
+from worldgym.errors import CheckpointError, ConfigError, DatasetError, WorldgymError
+
+Rollout = Callable[[collecting.Job], Episode]
+
+
+def fake_rollout(config: CollectConfig) -> Rollout:
+    key = collecting.collection_key(config)
+
+    def make(what: collecting.Job) -> Episode:
+        facts = {"behaviour": what.behaviour, "seed": what.seed}
+        facts |= {"collection": key, "collection_index": what.index}
+        return episode(what.seed, task=what.task, provenance=facts)
+
+    return make
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the tabletop by made-up episodes."""
+    tabletop, behaviours = ModuleType("envs.tabletop"), ModuleType("envs.tabletop.collect")
+    tabletop.__file__ = "manifest"
+    tabletop.TASKS = ("reach", "push", "pick_place")  # type: ignore[attr-defined]
+    behaviours.BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")  # type: ignore[attr-defined]
+    envs = ModuleType("envs")
+    envs.tabletop = tabletop  # type: ignore[attr-defined]
+    for name, module in (("envs", envs), ("envs.tabletop", tabletop), ("envs.tabletop.collect", behaviours)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(SplitManifest, "load", classmethod(lambda cls, path: MANIFEST))
+    monkeypatch.setattr(collecting, "make_rollout", fake_rollout)
+
+
+def config(out: Path, **changes: object) -> CollectConfig:
+    values = {"episodes": 7, "workers": 0, "image_size": 16, "shard_episodes": 3}
+    return CollectConfig(out=out, **{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("simulator")
+def test_same_command_resumes_and_a_larger_one_extends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+
+    def counting(settings: CollectConfig) -> Rollout:
+        make = fake_rollout(settings)
+
+        def once(what: collecting.Job) -> Episode:
+            if len(seen) == 5:
+                seen.append(-1)
+                raise KeyboardInterrupt
+            seen.append(what.index)
+            return make(what)
+
+        return once
+
+    monkeypatch.setattr(collecting, "make_rollout", counting)
+    with caplog.at_level("INFO"):
+        assert run(config(tmp_path / "d")) == 130
+        assert "stopped after 5 of 7 episodes, all saved" in caplog.text
+        assert run(config(tmp_path / "d")) == 0
+        assert run(config(tmp_path / "d", episodes=9)) == 0
+    assert seen == [0, 1, 2, 3, 4, -1, 5, 6, 7, 8]
+    assert run(config(tmp_path / "straight", episodes=9)) == 0
+    resumed, straight = EpisodeDataset(tmp_path / "d"), EpisodeDataset(tmp_path / "straight")
+    assert all(same(a, b) for a, b in zip(resumed, straight, strict=True))
+    assert "36 interactions with Real" in caplog.text
+
+
+@pytest.mark.usefixtures("simulator")
+def test_other_settings_add_a_collection_and_warn_of_used_seeds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(config(tmp_path / "d"))
+    run(config(tmp_path / "d", episodes=2, mix=BehaviourMix(random=1.0)))
+    assert "2 start seeds were already used" in caplog.text
+    assert "--seed 7" in caplog.text
+    dataset = EpisodeDataset(tmp_path / "d")
+    assert [made.provenance["collection_index"] for made in dataset] == [*range(7), 0, 1]
+    assert [made.behaviour for made in dataset][7:] == ["random", "random"]
+
+
+def test_jobs_follow_the_mix_and_deal_the_tasks(tmp_path: Path) -> None:
+    settings = config(tmp_path, episodes=400, seed=100, mix=BehaviourMix(expert=3, random=1))
+    jobs = [collecting.job(settings, index) for index in range(400)]
+    assert jobs == [collecting.job(dataclasses.replace(settings, workers=5), index) for index in range(400)]
+    assert [what.seed for what in jobs] == list(range(100, 500))
+    counts = Counter(what.behaviour for what in jobs)
+    assert set(counts) == {"expert", "random"}
+    assert 0.65 < counts["expert"] / 400 < 0.85
+    assert max(Counter(what.task for what in jobs).values()) == 134
+
+
+def test_key_changes_with_what_changes_an_episode_only(tmp_path: Path) -> None:
+    base = collecting.collection_key(config(tmp_path))
+    for name, value in (("episodes", 99), ("workers", 3), ("shard_episodes", 9)):
+        assert collecting.collection_key(config(tmp_path, **{name: value})) == base
+    for name, value in (("seed", 5), ("tasks", ("push",)), ("horizon", 9), ("split", "unseen_task")):
+        assert collecting.collection_key(config(tmp_path, **{name: value})) != base
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episodes": 0}, "at least 1"),
+        ({"workers": -1}, "workers"),
+        ({"tasks": ()}, "--tasks"),
+        ({"split": "train"}, "unknown split"),
+        ({"seed": 999_999}, "smaller --seed"),
+        ({"gap": 0.5}, "gap"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"policy": Path("p")}, "belong together"),
+        ({"mix": BehaviourMix(policy=1)}, "belong together"),
+    ],
+)
+def test_impossible_settings_say_what_to_type(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, **changes)
+    with pytest.raises(ConfigError, match=r"mix\.noisy"):
+        BehaviourMix(noisy=-1)
+
+
+@pytest.mark.usefixtures("simulator")
+def test_unknown_task_and_missing_policy_leave_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown task 'juggle'; the tasks are reach"):
+        run(config(tmp_path / "d", tasks=("juggle",)))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        run(config(tmp_path / "d", policy=tmp_path, mix=BehaviourMix(policy=1)))
+    assert not (tmp_path / "d").exists()
+
+
+class _Gone:
+    pid, exitcode = 7, -9
+
+    def is_alive(self) -> bool:
+        return False
+
+
+def test_a_dead_worker_is_reported() -> None:
+    import queue
+
+    class Silent:
+        def get(self, timeout: float) -> None:
+            raise queue.Empty
+
+    with pytest.raises(WorldgymError, match="worker 7 died with exit code -9"):
+        collecting._receive([_Gone()], Silent())
+
+
+@pytest.mark.slow
+def test_worker_processes_make_what_one_process_makes(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    try:
+        run(CollectConfig(out=tmp_path / "one", episodes=6, workers=0, horizon=12))
+    except DatasetError as error:
+        pytest.skip(str(error))  # no manifest in this checkout
+    run(CollectConfig(out=tmp_path / "two", episodes=6, workers=2, horizon=12))
+    one, two = EpisodeDataset(tmp_path / "one"), EpisodeDataset(tmp_path / "two")
+    assert len(one) == len(two) == 6
+    for a, b in zip(one, two, strict=True):
+        assert np.array_equal(a.actions, b.actions)
+        assert same(a, b)
+
+
+def test_summary_counts_by_behaviour_and_task(make_dataset: Callable[..., Path]) -> None:
+    table = collect.summary_table(EpisodeDataset(make_dataset(5)).records)
+    assert table.splitlines()[-1].split() == ["all", "5", "40.0%", "20"]
+    assert "expert" in table
+    assert "push" in table
