@@ -125,7 +125,7 @@ class VideoWorldModel(nn.Module):
             nn.Conv2d(channels, 32, 3, padding=1), nn.SiLU(), nn.Flatten(),
             nn.Linear(32 * grid * grid, 128), nn.SiLU(), nn.Linear(128, c.dynamics.state_dim),
         )  # fmt: skip
-        self._fast: Dynamics | None = None
+        self._fast: list[Dynamics] = []  # in a list, so that torch does not count it among the weights
         self.sampler = c.sampler
 
     # -- facts ------------------------------------------------------------------------------------
@@ -164,17 +164,17 @@ class VideoWorldModel(nn.Module):
         # A bf16 copy of the weights: casting 6 M parameters at every frame costs as much as the frame.
         if self.sampler.dtype == "float32":
             return self.dynamics
-        if self._fast is None:
-            self._fast = copy.deepcopy(self.dynamics).to(torch.bfloat16).eval().requires_grad_(False)
-        return self._fast
+        if not self._fast:
+            self._fast = [copy.deepcopy(self.dynamics).to(torch.bfloat16).eval().requires_grad_(False)]
+        return self._fast[0]
 
     def refresh(self) -> None:
         """Forget the inference copy; call after changing weights by hand (`load_state_dict` does it itself)."""
-        self._fast = None
+        self._fast = []
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As in torch; also drops the inference copy."""
-        self._fast = None
+        self._fast = []
         return super().load_state_dict(*args, **kwargs)
 
     @torch.no_grad()
@@ -319,7 +319,7 @@ class VideoWorldModel(nn.Module):
     def with_sampler(self, **changes: Any) -> VideoWorldModel:
         """Change the sampler in place, e.g. `with_sampler(steps=1)`; returns self."""
         self.sampler = replace(self.sampler, **changes)
-        self._fast = None
+        self._fast = []
         return self
 
     # -- disk -------------------------------------------------------------------------------------

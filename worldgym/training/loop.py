@@ -103,7 +103,7 @@ class TrainingLoop:
         loss: LossFunction,
         tag: str = "train",
         evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
-        evaluate_every: int = 1000,
+        evaluate_every: int = 800,
     ) -> None:
         self.model, self.config, self.loss, self.tag = model, config, loss, tag
         self.run_dir = Path(run_dir)
