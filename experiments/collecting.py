@@ -244,6 +244,9 @@ def _workers(config: CollectConfig) -> Iterator[tuple[list[Any], Any, Any]]:
         for process in processes:
             if process.is_alive():
                 process.terminate()
-                process.join(timeout=5.0)
+        for process in processes:  # all were told before any is waited for
+            process.join(timeout=2.0)
+            if process.is_alive():
+                process.kill()
         jobs.cancel_join_thread()
         results.cancel_join_thread()
