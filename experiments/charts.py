@@ -80,7 +80,8 @@ def line_chart(
         anchor = "end" if px > width - 40 else "middle"
         label = f"{x:,.0f}"
         out.append(
-            f'<text class="tick" x="{px:.1f}" y="{height - bottom + 18}" text-anchor="{anchor}">{label}</text>'
+            f'<text class="tick" x="{px:.1f}" y="{height - bottom + 18}" '
+            f'text-anchor="{anchor}">{label}</text>'
         )
     middle = (left + width - right) / 2
     out.append(
@@ -131,9 +132,10 @@ def interval_chart(
         y, colour = step * i + step / 2 + 4, COLOURS[row.group % len(COLOURS)]
         said = f"{100 * row.mean:+.0f} pts" if zero else percent(row.mean)
         out.append(
-            f'<text class="label" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(row.label)}</text>'
-            f'<line x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" '
-            f'stroke-width="3" stroke-linecap="round" opacity=".45"/>'
+            f'<text class="label" x="{left - 12}" y="{y + 4:.1f}" '
+            f'text-anchor="end">{escape(row.label)}</text>'
+            f'<line x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
+            f'stroke="{colour}" stroke-width="3" stroke-linecap="round" opacity=".45"/>'
             f'<circle cx="{at(row.mean):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
             f'<text class="tick" x="{width - right + 10}" y="{y + 4:.1f}">{said}</text>'
         )

@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `folder/report.html` from `results.json` and, when they are there, `history.json` and `clips.json`.
+    """Write `folder/report.html` from `results.json` and, when there, `history.json` and `clips.json`.
 
     Raises:
         FileNotFoundError: when the folder holds no results.json.
@@ -123,9 +123,9 @@ def _headline(results: Row) -> str:
     minutes = results["seconds"].get("total", 0.0) / 60
     return (
         "<h1>A policy that practised in its imagination</h1>"
-        f'<p class="lead">worldgym demo, seed {results["seed"]}, {minutes:.1f} minutes. Every number comes with its '
-        f"95 % interval, from {after['success']['episodes'] if after else 0} episodes with the same start states for "
-        f'every policy.</p><div class="headline">{"".join(cards)}</div>'
+        f'<p class="lead">worldgym demo, seed {results["seed"]}, {minutes:.1f} minutes. Every number comes with '
+        f"its 95 % interval, from {after['success']['episodes'] if after else 0} episodes with the same start "
+        f'states for every policy.</p><div class="headline">{"".join(cards)}</div>'
     )
 
 
@@ -153,28 +153,30 @@ def _results(results: Row) -> str:
         cells = "".join(f'<td class="n">{rate(arm["by_task"].get(t))}</td>' for t in tasks)
         key = ' class="key"' if name == "imagined_rl" else ""
         body.append(
-            f"<tr{key}><td>{label}<br><small>{escape(note)}</small></td><td class='n'>{rate(arm['success'])}</td>"
-            f"<td class='n'>{rate(arm['success_sampled'])}</td>{cells}</tr>"
+            f"<tr{key}><td>{label}<br><small>{escape(note)}</small></td>"
+            f"<td class='n'>{rate(arm['success'])}</td><td class='n'>{rate(arm['success_sampled'])}</td>{cells}</tr>"
         )
         for group, field in enumerate(("success", "success_sampled")):
             value = arm[field]
             tag = ARM_LABELS.get(name, name) if group == 0 else ""
             chart.append(IntervalRow(tag, value["mean"], value["low"], value["high"], group))
     rows = "".join(
-        f"<tr><td>{escape(ARM_LABELS.get(d['a'], d['a']))} &minus; {escape(ARM_LABELS.get(d['b'], d['b']))}</td>"
+        f"<tr><td>{escape(ARM_LABELS.get(d['a'], d['a']))} &minus; "
+        f"{escape(ARM_LABELS.get(d['b'], d['b']))}</td>"
         f"<td>{escape(str(d.get('mode', '')).replace('_', ' '))}</td><td class='n'>{points(d)}</td>"
         f'<td class="{ {"better": "good", "worse": "bad"}.get(verdict(d), "") }">{verdict(d)}</td></tr>'
         for d in results["differences"]
     )
     return (
         interval_chart(chart, groups=("greedy", "sampled"))
-        + f'<div class="scroll"><table><tr><th>policy</th><th class="n">greedy</th><th class="n">sampled</th>{head}</tr>'
+        + '<div class="scroll"><table><tr><th>policy</th><th class="n">greedy</th><th class="n">sampled</th>'
+        + f"{head}</tr>"
         + "".join(body)
         + "</table></div><h3>Paired differences, in percentage points</h3>"
-        + f'<div class="scroll"><table><tr><th>comparison</th><th>mode</th><th class="n">difference</th><th>so it is</th>'
-        f"</tr>{rows}</table></div>"
-        + '<p class="note">Rates have Wilson intervals, differences a bootstrap over the same start states. One policy '
-        "beats another only when the interval of the difference excludes 0.</p>"
+        + '<div class="scroll"><table><tr><th>comparison</th><th>mode</th><th class="n">difference</th>'
+        + f"<th>so it is</th></tr>{rows}</table></div>"
+        + '<p class="note">Rates have Wilson intervals, differences a bootstrap over the same start states. '
+        "One policy beats another only when the interval of the difference excludes 0.</p>"
     )
 
 
@@ -191,17 +193,19 @@ def _confusion(results: Row) -> str:
         for t, row in (gate.get("by_task") or {}).items()
     )
     return (
-        f"<p>The improved policy acted on imagined frames from {total} held-out starts; then the <i>same actions</i> were "
-        "executed in Real from the same start. A false positive, imagined success that is not real, is what reward "
-        f"hacking looks like.</p><p>{rates}</p>"
-        '<div class="scroll"><table class="matrix"><tr><th></th><th>really failed</th><th>really succeeded</th></tr>'
+        f"<p>The improved policy acted on imagined frames from {total} held-out starts; then the <i>same "
+        "actions</i> were executed in Real from the same start. A false positive, imagined success that is not "
+        f"real, is what reward hacking looks like.</p><p>{rates}</p>"
+        '<div class="scroll"><table class="matrix"><tr><th></th><th>really failed</th>'
+        "<th>really succeeded</th></tr>"
         f'<tr><th>imagined success</th><td class="wrong"><b>{table["fp"]}</b>false positives</td>'
         f'<td class="right"><b>{table["tp"]}</b>true positives</td></tr>'
         f'<tr><th>imagined failure</th><td class="right"><b>{table["tn"]}</b>true negatives</td>'
         f'<td class="wrong"><b>{table["fn"]}</b>false negatives</td></tr></table></div>'
         + (
-            '<h3>Per task</h3><div class="scroll"><table><tr><th>task</th><th class="n">FP</th><th class="n">TP</th>'
-            '<th class="n">FN</th><th class="n">TN</th><th class="n">precision</th><th class="n">recall</th></tr>'
+            '<h3>Per task</h3><div class="scroll"><table><tr><th>task</th><th class="n">FP</th>'
+            '<th class="n">TP</th><th class="n">FN</th><th class="n">TN</th><th class="n">precision</th>'
+            '<th class="n">recall</th></tr>'
             f"{by_task}</table></div>"
             if by_task
             else ""
@@ -303,8 +307,8 @@ def _next_steps(results: Row) -> str:
         "tensorboard --logdir runs/demo\n"
         "worldgym train world-model --help               # a better world model is the strongest lever"
         "</code></pre>"
-        '<p>In Python the imagined world is an ordinary environment: <code>gym.make("worldgym/ImaginedTabletop-v0")</code>.'
-        "</p>"
+        "<p>In Python the imagined world is an ordinary environment: "
+        '<code>gym.make("worldgym/ImaginedTabletop-v0")</code>.</p>'
     )
 
 

@@ -42,22 +42,26 @@ td small { color:var(--soft); font-weight:400; }
 .chart { width:100%; height:auto; display:block; }
 .chart .grid { stroke:var(--line); } .chart .zero { stroke:var(--ink); stroke-dasharray:4 3; }
 .chart .tick { fill:var(--soft); font-size:11px; } .chart .label { fill:var(--ink); font-size:13px; }
-.legend { display:flex; flex-wrap:wrap; gap:4px 16px; font-size:.85rem; color:var(--soft); margin:4px 0 12px; }
+.legend { display:flex; flex-wrap:wrap; gap:4px 16px; font-size:.85rem; color:var(--soft);
+  margin:4px 0 12px; }
 .legend i { display:inline-block; width:11px; height:11px; border-radius:3px; margin-right:6px; }
 .flow { display:flex; flex-wrap:wrap; gap:8px; align-items:stretch; margin:14px 0 6px; counter-reset:step; }
-.flow div { flex:1 1 170px; border:1px solid var(--line); border-left:4px solid var(--blue); border-radius:6px;
+.flow div { flex:1 1 170px; border:1px solid var(--line); border-left:4px solid var(--blue);
+  border-radius:6px;
   padding:9px 12px; font-size:.9rem; }
 .flow div b { display:block; } .flow div b::before { counter-increment:step; content:counter(step) ". "; }
 .videos { display:grid; grid-template-columns:repeat(auto-fill,minmax(260px,1fr)); gap:14px; }
 figure { margin:0; border:1px solid var(--line); border-radius:8px; overflow:hidden; }
 figure img { width:100%; display:block; image-rendering:pixelated; }
 figcaption { padding:7px 10px; font-size:.85rem; }
-.tag { display:inline-block; border-radius:4px; padding:0 6px; font-size:.78rem; color:#fff; background:var(--soft); }
+.tag { display:inline-block; border-radius:4px; padding:0 6px; font-size:.78rem; color:#fff;
+  background:var(--soft); }
 .tag.fp, .tag.fn { background:var(--red); } .tag.tp, .tag.tn { background:var(--green); }
 .matrix td { border:1px solid var(--line); text-align:center; font-size:.9rem; }
 .matrix td b { display:block; font-size:1.5rem; } .matrix th { text-align:center; }
 .matrix td.wrong b { color:var(--red); } .matrix td.right b { color:var(--green); }
-pre { background:var(--back); border:1px solid var(--line); border-radius:6px; padding:10px 12px; overflow-x:auto;
+pre { background:var(--back); border:1px solid var(--line); border-radius:6px; padding:10px 12px;
+  overflow-x:auto;
   font-size:.86rem; }
 code { font-size:.9em; background:var(--back); border-radius:4px; padding:1px 4px; } pre code { padding:0; }
 details summary { cursor:pointer; color:var(--soft); }
@@ -83,18 +87,27 @@ $body
 )
 
 EXPLANATION = """
-<p>A robot policy looks at a camera image, reads an instruction such as <i>"$instruction"</i>, and moves a gripper. It had
-learned from demonstrations (<b>SFT</b>), and still fails often. To get better it needs practice, but practice on a
-robot is slow. So it practised in its <b>imagination</b>: a video model, learned from logged robot episodes alone, that
+<p>A robot policy looks at a camera image, reads an instruction such as <i>"$instruction"</i>, and moves a
+gripper. It had
+learned from demonstrations (<b>SFT</b>), and still fails often. To get better it needs practice, but
+practice on a
+robot is slow. So it practised in its <b>imagination</b>: a video model, learned from logged robot episodes
+alone, that
 shows what the camera would see after each action.</p>
 <div class="flow">
-<div><b>Imagine</b>From a logged frame, the policy tries the task $group times inside the world model. No simulator, no robot.</div>
-<div><b>Judge</b>A learned judge (<code>$judge</code>) looks at the imagined frames, reads the instruction and says: done or not.</div>
-<div><b>Improve</b>GRPO makes the attempts that worked likelier, and the others less likely. $iterations rounds.</div>
-<div><b>Check</b>Before and after are measured in Real, the stand-in for the robot, which training never touched.</div>
+<div><b>Imagine</b>From a logged frame, the policy tries the task $group times inside the world model. No
+simulator, no robot.</div>
+<div><b>Judge</b>A learned judge (<code>$judge</code>) looks at the imagined frames, reads the instruction
+and says: done or not.</div>
+<div><b>Improve</b>GRPO makes the attempts that worked likelier, and the others less likely. $iterations
+rounds.</div>
+<div><b>Check</b>Before and after are measured in Real, the stand-in for the robot, which training never
+touched.</div>
 </div>
-<p class="note">Why the controls: if more cloning (<b>BC only</b>), or just acting less randomly (<b>sharpened</b>),
-explained the gain, imagination would have taught nothing. The <b>language-blind</b> row tells the improved policy
+<p class="note">Why the controls: if more cloning (<b>BC only</b>), or just acting less randomly
+(<b>sharpened</b>),
+explained the gain, imagination would have taught nothing. The <b>language-blind</b> row tells the improved
+policy
 somebody else's instruction: it should do badly, or the policy never read its own.</p>
 """
 

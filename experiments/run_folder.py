@@ -1,7 +1,7 @@
 """A run folder that survives Ctrl-C: finished pieces are remembered as json, and used again when asked for.
 
 Why: a demo takes minutes, and most of them are evaluations and RL iterations that need not be done twice.
-Each piece is a function of the settings alone, so a resumed run ends with the numbers of an uninterrupted one.
+Each piece is a function of the settings alone, so a resumed run ends with an uninterrupted one's numbers.
 
 Example::
 
@@ -55,8 +55,8 @@ class RunFolder:
                 k for k in {*old["settings"], *settings} if old["settings"].get(k) != settings.get(k)
             )
             raise ConfigError(
-                f"{self.out} holds an interrupted run with other {', '.join(changed)}. Type the same settings to go "
-                "on, --fresh to start over, or another --out"
+                f"{self.out} holds an interrupted run with other {', '.join(changed)}. Type the same settings "
+                "to go on, --fresh to start over, or another --out"
             )
         self.resumed = marker.is_file()
         self.settings = settings

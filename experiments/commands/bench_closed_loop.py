@@ -1,0 +1,165 @@
+"""`worldgym bench closed-loop`: are imagined successes real? The gate before any RL in imagination.
+
+A policy acts on imagined frames until the judge sees success; then the same actions are executed in Real from
+the same start. The gate asks for precision and recall of imagined success of at least 0.8, for every policy.
+
+Example::
+
+    worldgym bench closed-loop --policies sft sft@1.0 runs/demo/policy --episodes 102
+    worldgym bench closed-loop --policies sft --world-model runs/wm --out runs/gate.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.bundle import Bundle
+from experiments.commands.evaluate import covered_tasks
+from experiments.demo_settings import CHECK_SEED0
+from experiments.policies import PolicyChoice
+from experiments.run_folder import versions
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.evaluation import ClosedLoopResult, make_starts, run_closed_loop
+from worldgym.utils.files import atomic_write_text
+from worldgym.utils.progress import Progress
+
+
+@dataclass(frozen=True)
+class BenchClosedLoopConfig:
+    """Imagined success checked in Real: confusion matrix, precision and recall with intervals.
+
+    Args:
+        policies: folders written by save_pretrained, or `sft` for the bundled one; `@T` sets a temperature.
+        episodes: imagined episodes a policy, spread over the tasks; the gate asks for at least 100.
+        tasks: verbs; those that the bundle covers when empty.
+        split: which starts and words.
+        gate: precision and recall that pass.
+        bundle: a bundled checkpoint's name, or a folder with the same parts.
+        world_model: folder of another world model.
+        judge: folder of another judge.
+        threshold: judge's probability that counts as success; the judge's own when None.
+        confirm: successive looks that must be judged successful.
+        temperature: of policies without `@T`; 0 is greedy.
+        horizon: steps of 0.2 s in an episode.
+        seed: of sampling.
+        clips: how many side-by-side videos to write a policy, false positives first.
+        out: where the json goes; videos go beside it.
+    """
+
+    policies: tuple[str, ...] = ("sft", "sft@0.5", "sft@1.0")
+    episodes: int = 102
+    tasks: tuple[str, ...] = ()
+    split: str = "seen"
+    gate: float = 0.8
+    bundle: str = "tabletop-small"
+    world_model: Path | None = None
+    judge: Path | None = None
+    threshold: float | None = None
+    confirm: int = 1
+    temperature: float = 0.0
+    horizon: int = 40
+    seed: int = 0
+    clips: int = 0
+    out: Path = Path("runs/closed_loop.json")
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.policies:
+            raise ConfigError("no policy given; type --policies sft, or folders")
+        if self.episodes < 1 or self.horizon < 1 or self.confirm < 1 or self.clips < 0:
+            raise ConfigError("episodes, horizon and confirm must be at least 1, clips at least 0")
+        if not 0 < self.gate <= 1:
+            raise ConfigError(f"gate is {self.gate}, expected more than 0 and at most 1")
+
+
+def run(config: BenchClosedLoopConfig) -> int:
+    """Print every policy's matrix, write the json; 0 when all pass the gate, 1 when one doesn't."""
+    from envs.tabletop import TabletopEnv
+
+    tasks = config.tasks or covered_tasks(config.bundle)
+    choices = [PolicyChoice.parse(text, config.bundle, config.temperature) for text in config.policies]
+    world_model, judge = load_models(config)
+    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), CHECK_SEED0, config.split)
+    env = TabletopEnv(domain="real", horizon=config.horizon)
+    rows: dict[str, Any] = {}
+    passed = True
+    for choice in choices:
+        with Progress(len(starts), choice.name) as progress:
+            result = run_closed_loop(
+                choice.ref.load(),
+                world_model,
+                judge,
+                env,
+                starts,
+                temperature=choice.temperature,
+                seed=config.seed,
+                horizon=config.horizon,
+                threshold=config.threshold,
+                confirm=config.confirm,
+                clips=min(4 * config.clips, len(starts)),
+                progress=lambda done, _, bar=progress: bar.update(done - bar.count),
+            )
+        good = result.passes(config.gate)
+        passed = passed and good
+        rows[choice.name] = {**result.to_dict(), "temperature": choice.temperature, "passes": good}
+        if config.clips:
+            rows[choice.name]["clips"] = _videos(result, config, choice.name)
+        sys.stdout.write(matrix(choice.name, result, config.gate) + "\n")
+    facts = {"gate": config.gate, "passes": passed, "tasks": list(tasks), "split": config.split}
+    data = {"policies": rows, **facts, "seed": config.seed, "versions": versions()}
+    atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
+    sys.stdout.write(f"gate {'passed' if passed else 'FAILED'}; written to {config.out}\n")
+    return 0 if passed else 1
+
+
+def load_models(config: BenchClosedLoopConfig) -> tuple[Any, Any]:
+    """World model and judge: the bundle's, or the folders given.
+
+    Raises:
+        CheckpointError: a folder that isn't there.
+    """
+    from rewards import LearnedJudge
+    from worldgym.models import load_world_model
+
+    for folder in (config.world_model, config.judge):
+        if folder is not None and not folder.is_dir():
+            raise CheckpointError(f"no folder {folder}; give one written by save_pretrained")
+    bundle = Bundle.find(config.bundle) if config.world_model is None or config.judge is None else None
+    world_model = load_world_model(config.world_model) if config.world_model else bundle.world_model()  # type: ignore[union-attr]
+    judge = LearnedJudge.from_pretrained(str(config.judge)) if config.judge else bundle.judge()  # type: ignore[union-attr]
+    return world_model, judge
+
+
+def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
+    """One policy's confusion counts, false positives first, in all and by task."""
+
+    def row(label: str, table: Any) -> str:
+        rates = [
+            f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" if r is not None else "undefined"
+            for r in (table.precision, table.recall)
+        ]
+        return (
+            f"  {label:<14}{table.fp:>5}{table.tp:>5}{table.fn:>5}{table.tn:>5}{rates[0]:>20}{rates[1]:>20}"
+        )
+
+    imagined, real = result.imagined_rate(), result.real_rate()
+    said = f", imagined success {imagined.mean:.2f}, real {real.mean:.2f}" if imagined and real else ""
+    verdict = "passes" if result.passes(gate) else "FAILS"
+    head = f"{name}: {verdict} the gate of {gate}{said}, judge {result.judge}"
+    columns = f"  {'':<14}{'FP':>5}{'TP':>5}{'FN':>5}{'TN':>5}{'precision':>20}{'recall':>20}"
+    tasks = [row(task, table) for task, table in result.by_task().items()]
+    dropped = (
+        f"\n  {int(result.invalid.sum())} episodes dropped: the judge failed" if result.invalid.any() else ""
+    )
+    return "\n".join([head, columns, *tasks, row("all", result.confusion)]) + dropped
+
+
+def _videos(result: ClosedLoopResult, config: BenchClosedLoopConfig, name: str) -> list[dict[str, Any]]:
+    from experiments.clips import dream_clips
+
+    folder = config.out.with_suffix("") / "".join(c if c.isalnum() or c in "@.-" else "_" for c in name)
+    return dream_clips(result.clips, folder, config.clips)

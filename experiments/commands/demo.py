@@ -1,0 +1,30 @@
+"""`worldgym demo`: improve a policy inside the bundled world model, measure it in Real, write a report.
+
+Example::
+
+    worldgym demo
+    worldgym demo --seed 1 --out runs/demo-1
+    worldgym demo --quick          # half a minute, to see whether everything runs
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from experiments.demo_settings import DemoSettings
+
+
+@dataclass(frozen=True)
+class DemoConfig(DemoSettings):
+    __doc__ = DemoSettings.__doc__
+
+
+def run(config: DemoConfig) -> int:
+    """Run the demo, print its table and where the report is."""
+    from experiments.demo import run_demo
+    from experiments.demo_results import table
+
+    results = run_demo(config)
+    sys.stdout.write(f"\n{table(results)}\nReport: {config.out / 'report.html'}\n")
+    return 0

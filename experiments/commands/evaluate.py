@@ -1,0 +1,130 @@
+"""`worldgym eval`: success of policies from the same starts, with intervals and paired differences.
+
+Example::
+
+    worldgym eval --policy runs/demo/policy sft --split seen --episodes 210
+    worldgym eval --policy runs/demo/policy@1.0 --split unseen_instruction --out runs/unseen.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.bundle import Bundle
+from experiments.demo_settings import DEFAULT_TASKS, REAL
+from experiments.policies import PolicyChoice
+from experiments.run_folder import versions
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.evaluation import EvalResult, EvaluationPool, make_starts, paired_bootstrap
+from worldgym.utils.files import atomic_write_text
+from worldgym.utils.progress import Progress
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Success of policies on paired starts, with intervals.
+
+    Args:
+        policy: folders written by save_pretrained, or `sft` for the bundled one; `@T` sets a temperature.
+        split: which starts and words: seen, unseen_combination, unseen_object, unseen_instruction,
+            unseen_scene, unseen_task.
+        tasks: verbs; those that the bundle covers when empty.
+        episodes: episodes a policy, spread over the tasks.
+        temperature: of policies without `@T`; 0 is greedy.
+        seed: of sampling; the starts are always the same.
+        domain: `real` or `soft`.
+        gap: misspecification of `soft`, 0 to 1.
+        horizon: steps of 0.2 s in an episode.
+        bundle: what `sft` refers to: a bundled checkpoint's name, or a folder.
+        workers: processes; 0 uses this one.
+        out: where the json goes.
+    """
+
+    policy: tuple[str, ...] = ("sft",)
+    split: str = "seen"
+    tasks: tuple[str, ...] = ()
+    episodes: int = 210
+    temperature: float = 0.0
+    seed: int = 0
+    domain: str = "real"
+    gap: float = 0.0
+    horizon: int = 40
+    bundle: str = "tabletop-small"
+    workers: int = 2
+    out: Path = Path("runs/eval.json")
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.policy:
+            raise ConfigError("no policy given; type --policy FOLDER, or --policy sft")
+        if self.episodes < 1 or self.horizon < 1 or self.workers < 0:
+            raise ConfigError("episodes and horizon must be at least 1, workers at least 0")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
+
+
+def run(config: EvalConfig) -> int:
+    """Evaluate, print a table, write the json."""
+    from envs.tabletop import TASKS
+
+    tasks = config.tasks or covered_tasks(config.bundle)
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise ConfigError(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASKS)}")
+    choices = [PolicyChoice.parse(text, config.bundle, config.temperature) for text in config.policy]
+    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), split=config.split)
+    chunk = choices[0].ref.load().chunk
+    kwargs = {"domain": config.domain, "gap": config.gap, "horizon": config.horizon, "chunk": chunk}
+    results: dict[str, EvalResult] = {}
+    with EvaluationPool(REAL, workers=config.workers, env_kwargs=kwargs) as pool:
+        for choice in choices:
+            with Progress(len(starts), choice.name) as progress:
+                results[choice.name] = pool.evaluate(
+                    choice.ref,
+                    starts,
+                    temperature=choice.temperature,
+                    seed=config.seed,
+                    progress=lambda done, _, bar=progress: bar.update(done - bar.count),
+                )
+    data = summary(results, config)
+    atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
+    sys.stdout.write(table(results, data["differences"]) + f"\nwritten to {config.out}\n")
+    return 0
+
+
+def covered_tasks(bundle: str) -> tuple[str, ...]:
+    """Verbs that a bundle covers; the demo's when the bundle doesn't say or isn't there."""
+    try:
+        return tuple(Bundle.find(bundle).card.get("tasks", ())) or DEFAULT_TASKS
+    except CheckpointError:
+        return DEFAULT_TASKS
+
+
+def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any]:
+    """What the json holds: every policy's outcomes, and each policy minus the first one."""
+    first, *others = results
+    differences = [
+        {"a": name, "b": first, **paired_bootstrap(results[name].success, results[first].success).to_dict()}
+        for name in others
+    ]
+    policies = {name: result.to_dict() for name, result in results.items()}
+    facts = {"split": config.split, "domain": config.domain, "gap": config.gap, "seed": config.seed}
+    return {"policies": policies, "differences": differences, **facts, "versions": versions()}
+
+
+def table(results: dict[str, EvalResult], differences: list[dict[str, Any]]) -> str:
+    """Rates with their intervals, in percent."""
+    width = max(12, *(len(name) for name in results)) + 2
+    tasks = next(iter(results.values())).tasks()
+    lines = [f"{'success, %':<{width}}{'T':>5}{'all':>20}" + "".join(f"{task:>20}" for task in tasks)]
+    for name, result in results.items():
+        rates = [result.rate(), *result.by_task().values()]
+        cells = [f"{100 * r.mean:5.1f} [{100 * r.low:4.1f}, {100 * r.high:4.1f}]" for r in rates]
+        lines.append(f"{name:<{width}}{result.temperature:>5g}" + "".join(f"{cell:>20}" for cell in cells))
+    for d in differences:
+        numbers = f"{100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
+        lines.append(f"{d['a']} - {d['b']}: {numbers} points, paired over {d['episodes']} starts")
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Settings of the demo: what they mean, their defaults, and what `quick` shrinks.
+
+Example::
+
+    settings = DemoSettings(seed=1, out="runs/demo-1")
+    settings.key()      # what an interrupted run must share with the one that goes on
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worldgym.errors import ConfigError
+
+REAL = "envs.tabletop:TabletopEnv"
+DEFAULT_TASKS = ("reach", "push", "pick_place")
+CHECK_SEED0 = 11_000_000
+"""Starts of the imagination check: held out, and other than the evaluation's."""
+BATCHES_A_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Improve a policy inside the bundled world model and measure it in Real.
+
+    Args:
+        seed: of everything that is random here.
+        out: folder of results, videos, report and improved policy.
+        bundle: name of a bundled checkpoint, or a folder with the same parts.
+        tasks: verbs to practise and to measure; those the bundle covers when empty.
+        iterations: rounds of GRPO.
+        starts: logged frames a round, each tried `group` times.
+        group: imagined attempts from each start.
+        horizon: steps of 0.2 s in an episode.
+        temperature: sampling temperature of the practice.
+        lr: GRPO's learning rate.
+        bc_coef: weight of cloning the demonstrations beside GRPO; 0 is off.
+        middle_fraction: share of starts taken from inside logged episodes.
+        threshold: judge's probability that counts as success; the judge's own when None.
+        confirm: successive looks that must be judged successful.
+        max_uncertainty: drop imagined episodes whose model uncertainty exceeds this; never when None.
+        episodes: episodes in Real a policy and mode; design asks for at least 200.
+        sharpen_temperature: of the sharpening control.
+        bc_batch: demonstrated frames an update of the BC-only control.
+        check_episodes: imagined episodes replayed in Real.
+        check_temperature: sampling temperature of those.
+        clips: how many of those become videos.
+        workers: evaluation processes; 0 uses this one.
+        quick: a few seconds' worth of everything, to see whether it runs; its numbers mean nothing.
+        fresh: forget what an interrupted run in the same folder has done.
+    """
+
+    seed: int = 0
+    out: Path = Path("runs/demo")
+    bundle: str = "tabletop-small"
+    tasks: tuple[str, ...] = ()
+    iterations: int = 40
+    starts: int = 16
+    group: int = 8
+    horizon: int = 40
+    temperature: float = 1.0
+    lr: float = 1.5e-4
+    bc_coef: float = 0.0
+    middle_fraction: float = 0.5
+    threshold: float | None = None
+    confirm: int = 1
+    max_uncertainty: float | None = None
+    episodes: int = 210
+    sharpen_temperature: float = 0.5
+    bc_batch: int = 128
+    check_episodes: int = 99
+    check_temperature: float = 1.0
+    clips: int = 6
+    workers: int = 2
+    quick: bool = False
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate, and shrink everything for `quick`."""
+        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        if self.quick:
+            small = {"iterations": 2, "starts": 2, "group": 4, "horizon": 10, "episodes": 6, "workers": 0}
+            small |= {"check_episodes": 4, "clips": 2, "bc_batch": 8}
+            for name, value in small.items():
+                object.__setattr__(self, name, min(getattr(self, name), value))
+        for name in ("iterations", "starts", "horizon", "episodes", "check_episodes", "bc_batch", "confirm"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.group < 2:
+            raise ConfigError(
+                f"group is {self.group}; attempts are compared with each other, so take at least 2"
+            )
+        if self.seed < 0 or self.workers < 0 or self.clips < 0:
+            raise ConfigError("seed, workers and clips must not be negative")
+        for name in ("temperature", "sharpen_temperature", "lr"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+
+    def key(self) -> dict[str, Any]:
+        """What a resumed run must have in common: everything but where and how it runs."""
+        skip = {"out", "fresh", "workers"}
+        data = {k: v for k, v in dataclasses.asdict(self).items() if k not in skip}
+        return json.loads(json.dumps(data))

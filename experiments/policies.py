@@ -1,0 +1,62 @@
+"""Policies as they are named on a command line: a folder, `sft` for the bundled one, `@T` for a temperature.
+
+Example::
+
+    choice = PolicyChoice.parse("runs/demo/policy@1.0", bundle)
+    choice.temperature      # 1.0
+    choice.ref.load()       # the policy
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.bundle import POLICY_CLASS, Bundle
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.evaluation import PolicyRef
+
+
+@dataclass(frozen=True)
+class PolicyChoice:
+    """A policy and how it is sampled.
+
+    Args:
+        name: as it was typed.
+        ref: where it is.
+        temperature: 0 is greedy.
+    """
+
+    name: str
+    ref: PolicyRef
+    temperature: float
+
+    @classmethod
+    def parse(cls, text: str, bundle: str, temperature: float = 0.0) -> PolicyChoice:
+        """Read `FOLDER`, `FOLDER@T`, `sft` or `sft@T`.
+
+        Args:
+            text: what was typed.
+            bundle: name or folder that `sft` refers to.
+            temperature: when none is given in the text.
+
+        Raises:
+            ConfigError: the temperature is not a number >= 0.
+            CheckpointError: the folder holds no policy.
+        """
+        place, at, number = text.rpartition("@")
+        if not at:
+            place = text
+        else:
+            try:
+                temperature = float(number)
+            except ValueError:
+                temperature = -1.0
+            if not 0 <= temperature < float("inf"):
+                raise ConfigError(f"in {text!r}, {number!r} is no temperature; type for example {place}@1.0")
+        folder = (
+            Bundle.find(bundle).policy_folder if place == "sft" and not Path(place).exists() else Path(place)
+        )
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"no policy in {folder}; give a folder written by save_pretrained, or sft")
+        return cls(text, PolicyRef(POLICY_CLASS, str(folder)), temperature)
