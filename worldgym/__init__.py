@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from worldgym._version import __version__
 
 if TYPE_CHECKING:
+    from worldgym.data import ActionSpec, DatasetWriter, Episode, EpisodeDataset, SplitManifest
     from worldgym.imagination.env import WorldModelEnv
     from worldgym.imagination.vector import WorldModelVectorEnv
     from worldgym.models import load_world_model
@@ -50,7 +51,19 @@ ENVIRONMENTS = {
     "worldgym/Tabletop-v0": ("envs.tabletop.env:TabletopEnv", "envs.tabletop.vector:TabletopVectorEnv"),
 }
 
-__all__ = ["ENVIRONMENTS", "__version__", "register_environments", *_LAZY]
+__all__ = [
+    "ENVIRONMENTS",
+    "ActionSpec",
+    "DatasetWriter",
+    "Episode",
+    "EpisodeDataset",
+    "SplitManifest",
+    "WorldModelEnv",
+    "WorldModelVectorEnv",
+    "__version__",
+    "load_world_model",
+    "register_environments",
+]
 
 
 def register_environments() -> None:

@@ -1,1 +1,1 @@
-"""One module a command of `worldgym`: a frozen config dataclass and `run(config) -> int`, imported when it is called."""
+"""One module a command of `worldgym`: a frozen config dataclass and `run(config) -> int`."""

@@ -44,7 +44,9 @@ class Card:
 
 def names() -> list[str]:
     """Names of the bundled checkpoints: the folders here that hold weights."""
-    return sorted(folder.name for folder in _ROOT.iterdir() if folder.is_dir() and any(folder.rglob("*.safetensors")))
+    return sorted(
+        folder.name for folder in _ROOT.iterdir() if folder.is_dir() and any(folder.rglob("*.safetensors"))
+    )
 
 
 def path(name: str, part: str | None = None) -> Path:
@@ -86,7 +88,9 @@ def card(name: str) -> Card:
             data = json.loads(file.read_text(encoding="utf-8"))
             tasks, thin = tuple(data.get("tasks", ())), tuple(data.get("tasks_thin", ()))
         except (ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{file} can't be read ({error}); restore it with `git checkout -- {file}`.") from error
+            raise CheckpointError(
+                f"{file} can't be read ({error}); restore it with `git checkout -- {file}`."
+            ) from error
     else:
         tasks, thin = (), ()
     size = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())

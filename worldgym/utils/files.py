@@ -73,7 +73,9 @@ def atomic_save(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
-        raise ConfigError(f"{target} is a file, and a folder of files is to be saved there. Choose another name.")
+        raise ConfigError(
+            f"{target} is a file, and a folder of files is to be saved there. Choose another name."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     # mkdtemp makes the folder private; files in it get the ordinary mode, and only they are moved.
     temporary = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{target.name}-", dir=target.parent))

@@ -67,7 +67,9 @@ def require_gl() -> str:
     """
     backend = choose_backend()
     if not library_found(backend):
-        raise RenderingError(EGL_MESSAGE if backend == "egl" else f"{_LIBRARIES[backend]} not found. {EGL_MESSAGE}")
+        raise RenderingError(
+            EGL_MESSAGE if backend == "egl" else f"{_LIBRARIES[backend]} not found. {EGL_MESSAGE}"
+        )
     return backend
 
 
@@ -77,7 +79,9 @@ def gl_report(timeout: float = 60.0) -> GlReport:
     if not library_found(backend):
         return GlReport(backend, False, EGL_MESSAGE)
     try:
-        run = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=timeout, check=False)
+        run = subprocess.run(
+            [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired:
         return GlReport(backend, False, f"making a context took more than {timeout:.0f} s")
     lines = run.stderr.strip().splitlines()

@@ -37,4 +37,6 @@ def require(module: str, *, extra: str | None = None, package: str | None = None
     except ImportError as error:
         name = package or module.partition(".")[0]
         command = f'pip install "worldgym[{extra}]"' if extra else f"pip install {name}"
-        raise DependencyError(f"{name} is needed here and can't be imported ({error}). Type: {command}") from error
+        raise DependencyError(
+            f"{name} is needed here and can't be imported ({error}). Type: {command}"
+        ) from error

@@ -74,7 +74,9 @@ class Progress:
         if on_terminal() if terminal is None else terminal:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(
+                total=total, desc=description, initial=initial, dynamic_ncols=True, smoothing=0.1
+            )
 
     def update(self, n: int = 1, **values: Any) -> None:
         """Advance by `n` and show the latest `values`, such as `loss=0.3`."""
@@ -106,7 +108,10 @@ class Progress:
             logger.info("%s", self.line())
 
     def _shown(self) -> dict[str, str]:
-        return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in self._values.items()}
+        return {
+            name: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for name, value in self._values.items()
+        }
 
     def __enter__(self) -> Progress:
         return self

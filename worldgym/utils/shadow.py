@@ -30,7 +30,11 @@ class Shadow:
     distribution: str | None = None
 
     def __str__(self) -> str:
-        owner = f"installed by {self.distribution!r}" if self.distribution else "not installed by any distribution"
+        owner = (
+            f"installed by {self.distribution!r}"
+            if self.distribution
+            else "not installed by any distribution"
+        )
         return f"`import {self.name}` finds {self.where} ({owner})"
 
 
@@ -62,7 +66,9 @@ def find_shadowed(packages: Sequence[str] = PACKAGES, root: Path | None = None) 
 
 def _owner(name: str) -> str | None:
     """The distributions, other than worldgym, that say they install the import name `name`."""
-    from importlib.metadata import packages_distributions  # 0.1 s: only read when there is something to explain
+    from importlib.metadata import (
+        packages_distributions,
+    )  # 0.1 s: only read when there is something to explain
 
     owners = sorted({owner for owner in packages_distributions().get(name, []) if owner != "worldgym"})
     return ", ".join(owners) or None

@@ -28,7 +28,11 @@ _library: Any = None  # the declarations vanish with the object, so it lives as 
 def repair_torchvision() -> bool:
     """Make `import torchvision` work; return True when a repair was needed."""
     global _library
-    if _library is not None or "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+    if (
+        _library is not None
+        or "torchvision" in sys.modules
+        or importlib.util.find_spec("torchvision") is None
+    ):
         return False
     try:
         importlib.import_module("torchvision")

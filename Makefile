@@ -1,0 +1,80 @@
+# Every target makes .venv itself when it is missing or older than the metadata.
+# Settings: PYTHON (3.10 or newer), OUT (the demo's folder), WORKERS (test processes), ARGS (more options of the command).
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= runs/demo
+WORKERS ?= 2
+ARGS ?=
+# what `make pretrained` makes, and where it keeps data and intermediate runs
+NAME ?= tabletop-small
+RUNS ?= runs/$(NAME)
+PRETRAINED := worldgym/pretrained/$(NAME)
+
+export MUJOCO_GL ?= egl
+# Weights are bundled; nothing is fetched from a hub at run time.
+export HF_HUB_OFFLINE ?= 1
+# pip asks for news on every call otherwise
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test test-slow lint format bench pretrained docs gl clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "worldgym needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Type: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first: a resolver that meets a bare `torch` may choose another build, and gigabytes of CUDA with it
+	$(BIN)/pip install --no-compile --quiet torch==2.13.0 -c constraints.txt
+	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP) ## make .venv and install worldgym with the tested versions (about 1.8 GB, one minute)
+	@$(BIN)/worldgym info
+
+gl:
+	@$(PYTHON) -c 'import ctypes, os; os.environ.get("MUJOCO_GL", "egl") == "egl" and ctypes.CDLL("libEGL.so.1")' 2>/dev/null || \
+		{ echo "MuJoCo needs libEGL.so.1 to draw, and it is missing. On Debian or Ubuntu type:"; \
+		  echo "  apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"; exit 1; }
+
+demo: gl $(STAMP) ## improve a policy inside the bundled world model and measure it in Real
+	$(BIN)/worldgym demo --out $(OUT) $(ARGS)
+
+# One torch thread a process: two processes with two threads each fight over two cores.
+test: gl $(STAMP) ## the fast tests, with coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
+		--cov --cov-report=term -q $(ARGS)
+
+test-slow: gl $(STAMP) ## the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy on the public API, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## wrap and sort with ruff
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+bench: gl $(STAMP) ## the closed-loop gate on the bundled checkpoint
+	$(BIN)/worldgym bench closed-loop $(ARGS)
+
+pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); every step resumes when typed again
+	$(BIN)/worldgym collect --out $(RUNS)/data
+	$(BIN)/worldgym train tokenizer --data $(RUNS)/data --out $(RUNS)/tokenizer
+	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model
+	$(BIN)/worldgym train judge --data $(RUNS)/data --out $(RUNS)/judge
+	$(BIN)/worldgym train policy --data $(RUNS)/data --out $(RUNS)/policy_sft
+	$(BIN)/worldgym bench closed-loop
+
+docs: $(STAMP) ## print every command's help
+	@for c in info demo collect "train tokenizer" "train world-model" "train judge" "train policy" eval "bench closed-loop"; do \
+		$(BIN)/worldgym $$c --help; done
+
+clean: ## remove caches (not .venv, data or runs)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* build dist *.egg-info

