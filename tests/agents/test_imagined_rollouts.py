@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from agents import Rollouts, StartBank, collect
+from line_world import SIZE, BrightJudge, LineWorld, starts, tiny_policy
+from test_sft import made_up_arrays
+
+
+def run(judge=None, world=None, seed=0, **kwargs):
+    values = {"group_size": 6, "horizon": 12, "generator": torch.Generator().manual_seed(seed), **kwargs}
+    return collect(world or LineWorld(), judge or BrightJudge(), tiny_policy(), starts(3), **values)
+
+
+def test_shapes_order_and_groups():
+    r = run()
+    assert r.images.shape == (18, 3, SIZE, SIZE, 3) and r.images.dtype == torch.uint8  # 12 steps: 3 chunks of 5
+    assert r.actions.shape == (18, 3, 5, 4) and r.groups.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert torch.equal(r.images[:6, 0], starts(3).images[:1].expand(6, -1, -1, -1))
+    assert bool(r.mask[:, 0].all()) and set(r.seconds) == {"imagine", "policy", "judge"}
+
+
+def test_the_mask_ends_with_the_chunk_of_success():
+    r = run()
+    won = r.reward > 0
+    assert bool(won.any()) and not bool(won.all())
+    for i in range(len(r)):
+        length = int(r.lengths[i])
+        assert r.mask[i].tolist() == [True] * length + [False] * (3 - length)
+        p = r.p_success[i]
+        assert bool(torch.isnan(p[length:]).all()) and (p[length - 1] >= 0.5) == won[i]
+        assert not bool((p[: length - 1] >= 0.5).any())
+        assert bool(won[i]) or length == 3
+    assert bool((r.actions[~r.mask] == 0).all())
+
+
+def test_replaying_the_actions_explains_the_frames():
+    r = run()
+    for i in range(len(r)):
+        total = 0.1 * float(r.actions[i].sum(0).sum(0)[0])
+        expected = int((min(max(total, -1), 1) + 1) * 127.5)
+        assert abs(int(r.final_images[i, 0, 0, 0]) - expected) <= 1
+
+
+@pytest.mark.parametrize("compact_below", [0.0, 0.95, 1.1])
+def test_dropping_finished_rows_saves_steps_and_loses_nothing(compact_below):
+    world = LineWorld()
+    r = run(world=world, compact_below=compact_below)
+    assert sum(world.rows_stepped) * 5 == r.frames_used
+    assert (r.frames_used < 18 * 15) == (compact_below > 0)
+    again = run(compact_below=compact_below)
+    assert torch.equal(r.tokens, again.tokens) and torch.equal(r.reward, again.reward)
+
+
+def test_log_probs_are_those_of_the_policy_that_acted():
+    r, policy = run(temperature=1.3), tiny_policy()
+    where = r.mask.nonzero()
+    rows, chunks = where[:, 0], where[:, 1]
+    chosen, _ = policy.token_log_probs(r.observation(rows, chunks), r.tokens[rows, chunks], 1.3)
+    assert torch.allclose(chosen, r.log_probs[rows, chunks], atol=1e-4)
+
+
+def test_a_failing_judge_makes_a_trajectory_invalid_not_unsuccessful():
+    r = run(judge=BrightJudge(broken=2))
+    assert int((~r.valid).sum()) == 1
+    bad = int((~r.valid).nonzero())
+    assert r.reward[bad] == 0 and int(r.lengths[bad]) == 2
+    assert r.success_rate() == pytest.approx(float(r.reward.sum() / 17))
+
+
+def test_an_unsure_world_model_makes_trajectories_invalid():
+    r = run(max_uncertainty=-1.0)
+    assert not bool(r.valid.any()) and np.isnan(r.success_rate())
+
+
+def test_confirmation_wants_success_twice():
+    once, twice = run(), run(confirm=2)
+    assert int((twice.reward > 0).sum()) < int((once.reward > 0).sum())
+
+
+def test_every_frame_is_kept_on_request():
+    r = run(keep_frames=True)
+    assert r.frames is not None and r.frames.shape == (18, 16, SIZE, SIZE, 3)
+    for i in range(len(r)):
+        assert torch.equal(r.frames[i, 0], r.images[i, 0])
+        assert torch.equal(r.frames[i, int(r.lengths[i]) * 5], r.final_images[i])
+        assert torch.equal(r.frames[i, -1], r.final_images[i])
+
+
+def test_selection_and_concatenation():
+    a, b = run(seed=0), run(seed=1)
+    both = Rollouts.concatenate([a, b])
+    assert len(both) == 36 and len(torch.unique(both.groups)) == 6
+    assert len(both.instructions) == 36 and both.frames_used == a.frames_used + b.frames_used
+    won = both.select(both.reward > 0)
+    assert bool((won.reward > 0).all()) and len(won.instructions) == len(won)
+    with pytest.raises(ValueError, match="temperatures"):
+        Rollouts.concatenate([a, run(temperature=0.5)])
+
+
+def test_the_start_bank_holds_unsolved_frames_of_all_depths():
+    bank = StartBank.from_arrays(made_up_arrays(), stride=1)
+    assert len(bank) == 15 and set(bank.starts.steps.tolist()) == {0, 1, 2}
+    chosen = bank.sample(20, np.random.default_rng(0), middle_fraction=0.0)
+    assert chosen.steps.tolist() == [0] * 20 and chosen.tasks.count("push") == 10
+    assert min(bank.sample(20, np.random.default_rng(0), middle_fraction=1.0).steps.tolist()) > 0
+    with pytest.raises(ValueError, match="empty"):
+        StartBank.from_arrays(made_up_arrays(), tasks=["juggle"])
+
+
+def test_a_simulator_gives_the_same_kind_of_rollouts():
+    from agents import collect_real
+    from simulated_line import SHARED
+
+    policy = tiny_policy(image_size=SIZE)
+    r = collect_real(
+        policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert r.images.shape == (16, 2, SIZE, SIZE, 3) and r.groups.tolist() == sorted(list(range(4)) * 4)
+    starts_of = r.states[:, 0, 1].view(4, 4)
+    assert bool((starts_of == starts_of[:, :1]).all()), "one seed, one start"
+    assert SHARED["steps"] >= r.frames_used - 80
+    reached = 0.1 * r.actions[..., 0].sum((1, 2)) >= 0.105
+    assert torch.equal(r.reward > 0, reached)
+    with pytest.raises(ValueError, match="one task for each seed"):
+        collect_real(policy, [1, 2], ["reach"], env="simulated_line:LineEnv", processes=0)
