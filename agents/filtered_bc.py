@@ -15,6 +15,7 @@ import torch
 
 from agents.rollouts import Rollouts
 from agents.vla import VLAPolicy
+from worldgym.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FilteredBCConfig:
     def __post_init__(self) -> None:
         """Validate."""
         if self.lr <= 0 or self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"lr must be positive, epochs and batch_size at least 1; got {self}")
+            raise ConfigError(f"lr must be positive, epochs and batch_size at least 1; got {self}")
 
 
 class FilteredBC:

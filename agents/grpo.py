@@ -29,6 +29,7 @@ from torch import Tensor
 from agents.rollouts import Rollouts
 from agents.sft import ChunkDataset, bc_loss
 from agents.vla import VLAPolicy
+from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
 
 
@@ -72,16 +73,20 @@ class GRPOConfig:
     def __post_init__(self) -> None:
         """Validate."""
         if self.lr <= 0:
-            raise ValueError(f"lr must be positive; got {self.lr}. Try 1.5e-4")
+            raise ConfigError(f"lr must be positive; got {self.lr}. Try 1.5e-4")
         if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-            raise ValueError(f"need 0 < clip_low < 1 and clip_high > 0; got {self.clip_low}, {self.clip_high}")
+            raise ConfigError(
+                f"need 0 < clip_low < 1 and clip_high > 0; got {self.clip_low}, {self.clip_high}"
+            )
         if self.updates < 1 or self.epochs < 1 or self.micro_batch < 1 or self.min_group < 2:
-            raise ValueError("updates, epochs and micro_batch must be at least 1, min_group at least 2")
+            raise ConfigError("updates, epochs and micro_batch must be at least 1, min_group at least 2")
         if self.average not in ("token", "trajectory"):
-            raise ValueError(f"average must be 'token' or 'trajectory'; got {self.average!r}")
+            raise ConfigError(f"average must be 'token' or 'trajectory'; got {self.average!r}")
 
 
-def group_advantages(reward: Tensor, groups: Tensor, valid: Tensor, min_group: int = 2) -> tuple[Tensor, Tensor]:
+def group_advantages(
+    reward: Tensor, groups: Tensor, valid: Tensor, min_group: int = 2
+) -> tuple[Tensor, Tensor]:
     """(R - mean) / (std + 1e-6) inside each group, over its valid members only.
 
     Args:
@@ -122,7 +127,7 @@ class GRPO:
     def __init__(self, config: GRPOConfig | None = None, demos: ChunkDataset | None = None) -> None:
         self.config = config or GRPOConfig()
         if self.config.bc_coef > 0 and demos is None:
-            raise ValueError("bc_coef > 0 needs demonstrations: GRPO(config, demos=chunk_dataset(episodes))")
+            raise ConfigError("bc_coef > 0 needs demonstrations: GRPO(config, demos=chunk_dataset(episodes))")
         self.demos = demos
         self.iteration = 0
         self._optimizer: torch.optim.AdamW | None = None
@@ -131,7 +136,10 @@ class GRPO:
         """The optimizer of `policy`, made at first use."""
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(
-                policy.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(0.9, 0.99)
+                policy.parameters(),
+                lr=self.config.lr,
+                weight_decay=self.config.weight_decay,
+                betas=(0.9, 0.99),
             )
         return self._optimizer
 
@@ -148,7 +156,9 @@ class GRPO:
             changes and `groups_kept` is 0.
         """
         config = self.config
-        advantages, keep = group_advantages(rollouts.reward, rollouts.groups, rollouts.valid, config.min_group)
+        advantages, keep = group_advantages(
+            rollouts.reward, rollouts.groups, rollouts.valid, config.min_group
+        )
         rows = keep.nonzero().squeeze(1)
         scalars = {
             "groups": float(len(torch.unique(rollouts.groups))),
@@ -159,7 +169,14 @@ class GRPO:
         rng = np.random.default_rng((config.seed, self.iteration))
         self.iteration += 1
         if len(rows) == 0:
-            return {**scalars, "loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "entropy": 0.0, "grad_norm": 0.0}
+            return {
+                **scalars,
+                "loss": 0.0,
+                "clip_fraction": 0.0,
+                "approx_kl": 0.0,
+                "entropy": 0.0,
+                "grad_norm": 0.0,
+            }
         policy.eval()  # dropout would make the ratio differ from 1 before anything was learned
         history = []
         for _ in range(config.epochs):
@@ -168,10 +185,21 @@ class GRPO:
                 history.append(self._step(policy, rollouts, advantages, part, rng))
         last, first = history[-1], history[0]
         mean = {key: float(np.mean([h[key] for h in history])) for key in ("loss", "grad_norm")}
-        return {**scalars, **last, **mean, "entropy": first["entropy"], "advantage_abs": float(advantages[rows].abs().mean())}
+        return {
+            **scalars,
+            **last,
+            **mean,
+            "entropy": first["entropy"],
+            "advantage_abs": float(advantages[rows].abs().mean()),
+        }
 
     def _step(
-        self, policy: VLAPolicy, rollouts: Rollouts, advantages: Tensor, part: Tensor, rng: np.random.Generator
+        self,
+        policy: VLAPolicy,
+        rollouts: Rollouts,
+        advantages: Tensor,
+        part: Tensor,
+        rng: np.random.Generator,
     ) -> dict[str, float]:
         config, optimizer = self.config, self.optimizer(policy)
         where = rollouts.mask[part].nonzero()  # (M, 2): which trajectory of the part, which chunk
@@ -186,9 +214,13 @@ class GRPO:
         optimizer.zero_grad(set_to_none=True)
         for begin in range(0, len(row), config.micro_batch):
             r, c = row[begin : begin + config.micro_batch], chunk[begin : begin + config.micro_batch]
-            new, entropy = policy.token_log_probs(rollouts.observation(r, c), rollouts.tokens[r, c], rollouts.temperature)
+            new, entropy = policy.token_log_probs(
+                rollouts.observation(r, c), rollouts.tokens[r, c], rollouts.temperature
+            )
             log_ratio = new - rollouts.log_probs[r, c]
-            loss_tokens, clipped = clipped_objective(log_ratio, advantages[r], config.clip_low, config.clip_high)
+            loss_tokens, clipped = clipped_objective(
+                log_ratio, advantages[r], config.clip_low, config.clip_high
+            )
             kl = torch.expm1(-log_ratio) + log_ratio  # k3 of old against new: >= 0, unbiased enough
             w = weight[begin : begin + config.micro_batch].view(-1, 1, 1)
             loss = (w * (loss_tokens + config.kl_coef * kl - config.entropy_coef * entropy)).sum()

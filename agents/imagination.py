@@ -25,6 +25,7 @@ from torch import Tensor
 from agents.rollouts import Rollouts
 from agents.simulated import RealCollector, collect_real
 from agents.vla import VLAPolicy
+from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, RewardModel, WorldModel
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class StartBank:
 
     def __init__(self, starts: Starts) -> None:
         if len(starts) == 0:
-            raise ValueError("the start bank is empty: every frame is solved, or no task was kept")
+            raise ConfigError("the start bank is empty: every frame is solved, or no task was kept")
         self.starts = starts
         self._first = np.flatnonzero(starts.steps.numpy() == 0)
         self._middle = np.flatnonzero(starts.steps.numpy() > 0)
@@ -184,14 +185,18 @@ def collect(
         rollouts with rows ordered start by start: row `i` belongs to group `i // group_size`.
     """
     if group_size < 1 or horizon < 1 or confirm < 1:
-        raise ValueError(f"group_size, horizon, confirm must be at least 1; got {group_size}, {horizon}, {confirm}")
+        raise ConfigError(
+            f"group_size, horizon, confirm must be at least 1; got {group_size}, {horizon}, {confirm}"
+        )
     k = policy.chunk
     chunks = -(-horizon // k)
     limit = float(getattr(judge, "threshold", 0.5)) if threshold is None else threshold
     buffer = _Buffer(starts, group_size, chunks, k, policy.config.action_dim, temperature, keep_frames)
     clock = {"imagine": 0.0, "policy": 0.0, "judge": 0.0}
     began = time.perf_counter()
-    state = world_model.begin(starts.images[:, None], _no_actions(starts, policy), generator, states=starts.states[:, None])
+    state = world_model.begin(
+        starts.images[:, None], _no_actions(starts, policy), generator, states=starts.states[:, None]
+    )
     state = world_model.fork(state, torch.arange(len(starts)).repeat_interleave(group_size))
     clock["imagine"] += time.perf_counter() - began
     total = len(starts) * group_size
@@ -223,7 +228,9 @@ def collect(
         clock["imagine"] += time.perf_counter() - began
 
         began = time.perf_counter()
-        verdict = judge.score(image[live][:, None], [t for t, on in zip(texts, live.tolist(), strict=True) if on])
+        verdict = judge.score(
+            image[live][:, None], [t for t, on in zip(texts, live.tolist(), strict=True) if on]
+        )
         clock["judge"] += time.perf_counter() - began
         rows = slots[live]
         if keep_frames:
@@ -247,7 +254,14 @@ class _Buffer:
     """Preallocated rows of a `Rollouts` under construction."""
 
     def __init__(
-        self, starts: Starts, group: int, chunks: int, k: int, action_dim: int, temperature: float, keep_frames: bool
+        self,
+        starts: Starts,
+        group: int,
+        chunks: int,
+        k: int,
+        action_dim: int,
+        temperature: float,
+        keep_frames: bool,
     ) -> None:
         total = len(starts) * group
         shape = tuple(starts.images.shape[1:])

@@ -34,7 +34,11 @@ class LeRobotPolicyMixin:
     if TYPE_CHECKING:
 
         def act(
-            self, observation: Observation, *, temperature: float = 1.0, generator: torch.Generator | None = None
+            self,
+            observation: Observation,
+            *,
+            temperature: float = 1.0,
+            generator: torch.Generator | None = None,
         ) -> PolicyOutput:
             """Given by the policy."""
             ...

@@ -91,7 +91,9 @@ class Rollouts:
         if not parts:
             raise ValueError("nothing to concatenate: got an empty list of Rollouts")
         if len({part.temperature for part in parts}) > 1:
-            raise ValueError("cannot join rollouts of different temperatures: their log-probabilities differ in meaning")
+            raise ValueError(
+                "cannot join rollouts of different temperatures: their log-probabilities differ in meaning"
+            )
         values: dict[str, object] = {"temperature": parts[0].temperature}
         offset, groups = 0, []
         for part in parts:

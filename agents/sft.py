@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from agents.vla import VLAPolicy
+from worldgym.errors import ConfigError, DatasetError
 from worldgym.protocols import Observation
 from worldgym.utils.train_state import TrainState
 
@@ -45,6 +46,7 @@ class ChunkDataset:
         instructions: M strings.
         actions: `(M,K,A)` float32 in [-1,1].
         episode: `(M,)` int64, which episode a row comes from.
+        goals: `(M,S)` float32, proprioception at the next keyframe: where the gripper turns, or where success begins.
     """
 
     images: np.ndarray
@@ -52,6 +54,7 @@ class ChunkDataset:
     instructions: list[str]
     actions: np.ndarray
     episode: np.ndarray
+    goals: np.ndarray
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -65,13 +68,16 @@ class ChunkDataset:
             [self.instructions[i] for i in rows],
             self.actions[rows],
             self.episode[rows],
+            self.goals[rows],
         )
 
     def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
         """(training, validation) by whole episodes; at least one episode on each side."""
         episodes = np.unique(self.episode)
         if len(episodes) < 2:
-            raise ValueError(f"need at least 2 episodes to hold one out; got {len(episodes)}. Collect more demos")
+            raise DatasetError(
+                f"need at least 2 episodes to hold one out; got {len(episodes)}. Collect more demos"
+            )
         order = np.random.default_rng(seed).permutation(episodes)
         held = order[: min(max(1, round(fraction * len(order))), len(order) - 1)]
         inside = np.isin(self.episode, held)
@@ -98,7 +104,7 @@ def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: b
     Raises:
         ValueError: no episodes, or none with an action before success.
     """
-    images, states, texts, targets, owner = [], [], [], [], []
+    images, states, texts, targets, owner, goals = [], [], [], [], [], []
     for number, episode in enumerate(episodes):
         actions = np.asarray(episode.actions, np.float32)
         steps = len(actions)
@@ -109,19 +115,27 @@ def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: b
         padded = np.concatenate([actions, hold])
         success = np.asarray(episode.success, bool)
         end = int(success.argmax()) if stop_at_success and success.any() else steps
+        turns = np.flatnonzero(np.diff(np.sign(actions[:end, -1]))) + 1  # the last dimension is the gripper
         for t in range(min(end, steps)):
             targets.append(padded[t : t + chunk])
             owner.append(number)
+            later = turns[turns > t]
+            goals.append(np.asarray(episode.state[later[0] if len(later) else min(end, steps)], np.float32))
         images.append(np.asarray(episode.frames[: min(end, steps)], np.uint8))
         states.append(np.asarray(episode.state[: min(end, steps)], np.float32))
         texts += [str(episode.instruction)] * min(end, steps)
     if not targets:
-        raise ValueError(
+        raise DatasetError(
             "no demonstrated frame found: the episodes are missing or begin with success. "
             "Type: worldgym collect --help, and collect some with behaviour 'expert'"
         )
     return ChunkDataset(
-        np.concatenate(images), np.concatenate(states), texts, np.stack(targets), np.asarray(owner, np.int64)
+        np.concatenate(images),
+        np.concatenate(states),
+        texts,
+        np.stack(targets),
+        np.asarray(owner, np.int64),
+        np.stack(goals),
     )
 
 
@@ -176,7 +190,7 @@ def demonstrations(
         if view.behaviour == behaviour and bool(view.success.any()):
             by_task.setdefault(view.task, []).append(view)
     if not by_task:
-        raise ValueError(
+        raise DatasetError(
             f"no successful episode of behaviour {behaviour!r} among {len(arrays)}; there are "
             f"{', '.join(sorted(set(arrays.behaviours)))}. Collect demonstrations: worldgym collect --help"
         )
@@ -202,6 +216,7 @@ class SFTConfig:
         colour_jitter: strength of brightness, contrast and channel jitter; no shifts, which would change the label.
         noise: standard deviation of pixel noise, in [0,1] units.
         state_noise: noise on normalised proprioception, so that the policy looks at the image too.
+        goal_coef: weight of predicting the hand's next keyframe beside the actions.
         grad_clip: gradient norm bound.
         seed: of split, order and augmentation.
     """
@@ -215,17 +230,20 @@ class SFTConfig:
     colour_jitter: float = 0.1
     noise: float = 0.02
     state_noise: float = 0.05
+    goal_coef: float = 1.0
     grad_clip: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Validate."""
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be at least 1; got {self.epochs}, {self.batch_size}")
+            raise ConfigError(
+                f"epochs and batch_size must be at least 1; got {self.epochs}, {self.batch_size}"
+            )
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction must lie in (0, 1); got {self.val_fraction}. Try 0.1")
+            raise ConfigError(f"val_fraction must lie in (0, 1); got {self.val_fraction}. Try 0.1")
         if self.lr <= 0:
-            raise ValueError(f"lr must be positive; got {self.lr}. Try 8e-4")
+            raise ConfigError(f"lr must be positive; got {self.lr}. Try 8e-4")
 
 
 def bc_loss(policy: VLAPolicy, observation: Observation, actions: np.ndarray | Tensor) -> Tensor:
@@ -268,6 +286,7 @@ class SFT:
         config = self.config
         train, val = dataset.split(config.val_fraction, config.seed)
         policy.set_state_stats(train.states)
+        policy.set_text_stats(train.instructions)
         optimizer = _adamw(policy, config.lr, config.weight_decay)
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = config.epochs * steps_per_epoch
@@ -332,35 +351,57 @@ class SFT:
         lr: float,
     ) -> float:
         observation, actions = dataset.batch(rows)
-        observation["image"] = _jitter(observation["image"], rng, self.config.colour_jitter, self.config.noise)
+        observation["image"] = _jitter(
+            observation["image"], rng, self.config.colour_jitter, self.config.noise
+        )
         if self.config.state_noise:
             noise = torch.from_numpy(rng.standard_normal(observation["state"].shape).astype(np.float32))
             observation["state"] = observation["state"] + self.config.state_noise * noise * policy.state_std
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss = bc_loss(policy, observation, actions)
+        logits, goal = policy.logits_and_goal(observation)
+        chosen = torch.log_softmax(logits, dim=-1).gather(-1, policy.tokens_of(actions)[..., None])
+        loss = -chosen.mean()
+        if self.config.goal_coef:
+            wanted = policy.normalise_state(torch.from_numpy(dataset.goals[rows]))[
+                :, : policy.config.goal_dims
+            ]
+            loss = loss + self.config.goal_coef * torch.nn.functional.smooth_l1_loss(goal, wanted, beta=0.3)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), self.config.grad_clip)
         optimizer.step()
-        return float(loss.detach())
+        return -float(chosen.detach().mean())
 
     @staticmethod
     @torch.no_grad()
     def evaluate(policy: VLAPolicy, dataset: ChunkDataset, batch_size: int = 256) -> dict[str, float]:
-        """`val_loss` (nats a dimension), `val_accuracy` (share of right bins), `val_entropy`, without dropout."""
+        """`val_loss` (nats a dimension), `val_accuracy` (share of right bins), `val_entropy`, `val_goal_error` (metres), without dropout."""
         policy.eval()
-        loss = right = entropy = 0.0
+        loss = right = entropy = miss = 0.0
         for begin in range(0, len(dataset), batch_size):
             rows = np.arange(begin, min(begin + batch_size, len(dataset)))
             observation, actions = dataset.batch(rows)
-            log_probs = torch.log_softmax(policy(observation), dim=-1)
+            logits, goal = policy.logits_and_goal(observation)
+            log_probs = torch.log_softmax(logits, dim=-1)
+            dims = policy.config.goal_dims
+            off = (
+                goal * policy.state_std[:dims]
+                + policy.state_mean[:dims]
+                - torch.from_numpy(dataset.goals[rows, :dims])
+            )
+            miss += float(off.norm(dim=-1).mean()) * len(rows)
             tokens = policy.tokens_of(actions)
             loss -= float(log_probs.gather(-1, tokens[..., None]).mean()) * len(rows)
             right += float((log_probs.argmax(-1) == tokens).float().mean()) * len(rows)
             entropy -= float((log_probs.exp() * log_probs).sum(-1).mean()) * len(rows)
         n = max(1, len(dataset))
-        return {"val_loss": loss / n, "val_accuracy": right / n, "val_entropy": entropy / n}
+        return {
+            "val_loss": loss / n,
+            "val_accuracy": right / n,
+            "val_entropy": entropy / n,
+            "val_goal_error": miss / n,
+        }
 
 
 def _adamw(policy: VLAPolicy, lr: float, weight_decay: float) -> torch.optim.AdamW:

@@ -169,7 +169,8 @@ class RealCollector:
             out.mask[rows, c] = True
             began = time.perf_counter()
             parts = [
-                {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()} for share in shares
+                {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()}
+                for share in shares
             ]
             answers = self._ask("step", parts)
             clock["imagine"] += time.perf_counter() - began
@@ -227,7 +228,9 @@ def _answer(
         module, _, attribute = env.partition(":")
         factory = getattr(importlib.import_module(module), attribute)
         while len(memory["slots"]) < count:
-            memory["slots"].append(factory(num_envs=1, chunk=part["chunk"], horizon=part["horizon"], **kwargs))
+            memory["slots"].append(
+                factory(num_envs=1, chunk=part["chunk"], horizon=part["horizon"], **kwargs)
+            )
         memory["observations"] = [
             slot.reset(seed=[seed], options={"task": task, "split": part["split"]})[0]
             for slot, seed, task in zip(memory["slots"], part["seeds"], part["tasks"], strict=False)

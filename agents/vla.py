@@ -29,10 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from agents.lerobot import LeRobotPolicyMixin
+from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, PolicyOutput
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
 
+TEXT_STD_FLOOR = (
+    0.01  # a fifth of an embedding's usual entry: few sentences must not blow up what is new in others
+)
 _MASKED = -1e9  # finite: a masked bin has probability exactly 0 in float32 and 0 * log p stays 0, not nan
 
 
@@ -51,7 +55,8 @@ class VLAPolicyConfig:
         layers: transformer layers.
         heads: attention heads; divides `width`.
         stem: channels of the convolutional stem at 1/2, 1/4 and 1/8 resolution.
-        keypoints: soft-argmax maps that the instruction steers.
+        keypoints: soft-argmax maps; as many again are asked for by the instruction.
+        goal_dims: leading dimensions of proprioception (the hand's x, y, z) whose next keyframe is predicted.
         text_dim: length of the instruction embedding.
         dropout: in the transformer, while `policy.train()`.
         bf16: run matmuls and convolutions in bfloat16; probabilities stay float32.
@@ -71,6 +76,7 @@ class VLAPolicyConfig:
     heads: int = 4
     stem: tuple[int, int, int] = (32, 64, 128)
     keypoints: int = 32
+    goal_dims: int = 3
     text_dim: int = EMBEDDING_DIM
     dropout: float = 0.1
     bf16: bool = False
@@ -80,27 +86,35 @@ class VLAPolicyConfig:
         object.__setattr__(self, "binary_dims", tuple(self.binary_dims))
         object.__setattr__(self, "stem", tuple(self.stem))
         if self.image_size < 16 or self.image_size % 8:
-            raise ValueError(f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64")
+            raise ConfigError(
+                f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64"
+            )
         if self.n_bins < 3 or self.n_bins % 2 == 0:
-            raise ValueError(f"n_bins must be odd and at least 3, so that one bin is zero; got {self.n_bins}. Try 21")
+            raise ConfigError(
+                f"n_bins must be odd and at least 3, so that one bin is zero; got {self.n_bins}. Try 21"
+            )
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width; got width={self.width}, heads={self.heads}. Try heads=4")
+            raise ConfigError(
+                f"heads must divide width; got width={self.width}, heads={self.heads}. Try heads=4"
+            )
         bad = [d for d in self.binary_dims if not 0 <= d < self.action_dim]
         if bad:
-            raise ValueError(f"binary_dims must lie in [0, {self.action_dim}); got {bad}")
+            raise ConfigError(f"binary_dims must lie in [0, {self.action_dim}); got {bad}")
         if len(self.stem) != 3 or any(c % 8 for c in self.stem):
-            raise ValueError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 128)")
+            raise ConfigError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 128)")
+        if not 1 <= self.goal_dims <= self.state_dim:
+            raise ConfigError(f"goal_dims must lie in [1, state_dim={self.state_dim}]; got {self.goal_dims}")
         for name in ("chunk", "layers", "keypoints", "state_dim", "action_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+            raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> VLAPolicyConfig:
         """A named size: `tiny` (0.2M, tests) or `small` (2M, two cores)."""
         if name not in PRESETS:
-            raise ValueError(f"unknown policy preset {name!r}; there are {', '.join(PRESETS)}")
+            raise ConfigError(f"unknown policy preset {name!r}; there are {', '.join(PRESETS)}")
         return cls.from_dict({**PRESETS[name], **overrides})
 
     @classmethod
@@ -110,13 +124,15 @@ class VLAPolicyConfig:
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
-                raise ValueError(f"unknown policy setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise ConfigError(
+                    f"unknown policy setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
         return cls(**values)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 64, "layers": 2, "heads": 2, "stem": (8, 16, 32), "keypoints": 8},
-    "small": {"width": 192, "layers": 3, "heads": 4, "stem": (32, 64, 128), "keypoints": 32, "bf16": True},
+    "small": {"bf16": True},
 }
 
 
@@ -198,7 +214,9 @@ class VLAPolicy(
         self.config = config
         c1, c2, c3 = config.stem
         width, text_width = config.width, config.width
-        self.text = nn.Sequential(nn.Linear(config.text_dim, text_width), nn.GELU(), nn.Linear(text_width, text_width))
+        self.text = nn.Sequential(
+            nn.Linear(config.text_dim, text_width), nn.GELU(), nn.Linear(text_width, text_width)
+        )
         self.conv1 = nn.Conv2d(5, c1, 5, stride=2, padding=2)
         self.conv2 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
         self.block2 = FiLMBlock(c2, text_width)
@@ -206,24 +224,39 @@ class VLAPolicy(
         self.conv3 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
         self.block3 = FiLMBlock(c3, text_width)
         self.to_tokens = nn.Conv2d(c3, width, 1)
-        self.keypoint_token = nn.Sequential(
-            nn.Linear(2 * config.keypoints + config.state_dim, width), nn.GELU(), nn.Linear(width, width)
+        self.keys = nn.Conv2d(c2, 32, 1)
+        self.asked = nn.Linear(text_width, 32 * config.keypoints)
+        self.where = nn.Sequential(
+            nn.Linear(4 * config.keypoints + config.state_dim, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
         )
-        self.state_token = nn.Sequential(nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.goal = nn.Linear(width, config.goal_dims)
+        self.goal_token = nn.Sequential(
+            nn.Linear(2 * config.goal_dims + config.state_dim, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.state_token = nn.Sequential(
+            nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width)
+        )
         grid = config.image_size // 8
         self.positions = nn.Parameter(0.02 * torch.randn(1, grid * grid, width))
         self.queries = nn.Parameter(0.02 * torch.randn(1, 3 + config.chunk, width))
         self.memory_norm = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.dropout) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.action_dim * config.n_bins)
-        nn.init.normal_(self.head.weight, std=0.02)  # near-uniform at birth: exploration is not lost before learning
+        nn.init.normal_(
+            self.head.weight, std=0.02
+        )  # near-uniform at birth: exploration is not lost before learning
         nn.init.zeros_(self.head.bias)
 
         self.register_buffer("state_mean", torch.zeros(config.state_dim))
         self.register_buffer("state_std", torch.ones(config.state_dim))
+        # Sentences about one table are near each other; their differences, which decide what to do, are not lost
+        # in what they share once each dimension is standardised.
+        self.register_buffer("text_mean", torch.zeros(config.text_dim))
+        self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
         centres = torch.linspace(-1, 1, config.n_bins).repeat(config.action_dim, 1)
         mask = torch.zeros(config.action_dim, config.n_bins)
         for dim in config.binary_dims:
@@ -253,42 +286,62 @@ class VLAPolicy(
         self.state_mean.copy_(states.mean(0))
         self.state_std.copy_(states.std(0).clamp_min(1e-3))
 
+    def set_text_stats(self, instructions: Sequence[str]) -> None:
+        """Standardise embeddings by those of the training sentences (each counted once); SFT calls this once."""
+        vectors = self.embedding_of(sorted(set(instructions)))
+        self.text_mean.copy_(vectors.mean(0))
+        self.text_std.copy_(vectors.std(0, correction=0).clamp_min(TEXT_STD_FLOOR))
+
     # -- distributions ----------------------------------------------------------------------------------------
 
     def forward(self, observation: Observation) -> Tensor:
         """Logits `(B, chunk, A, n_bins)` float32; bins that a dimension lacks hold -1e9."""
-        image, state, text = self._inputs(observation)
-        return self.logits(image, state, text)
+        return self.logits_and_goal(observation)[0]
 
-    def logits(self, image: Tensor, state: Tensor, text: Tensor) -> Tensor:
-        """Logits from tensors: `image (B,3,H,W)` float in [0,1], `state (B,S)` raw, `text (B,E)`."""
+    def logits_and_goal(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """Logits as `forward`, and where the hand will be at its next keyframe `(B,goal_dims)`, in normalised state.
+
+        The second is what SFT trains beside the actions: a clipped action only says *which way*, the next keyframe
+        says *where*, and with a few hundred demonstrations this decides whether the named object is found.
+        """
         config = self.config
+        image, state, text = self._inputs(observation)
         batch = image.shape[0]
-        state = ((state - self.state_mean) / self.state_std).clamp(-5, 5)
+        state = self.normalise_state(state)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            text = self.text(text * config.text_dim**0.5)
+            text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
             x = torch.cat([image * 2 - 1, self.pixels.expand(batch, -1, -1, -1)], dim=1)
             x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
             x = self.block2(nn.functional.gelu(self.conv2(x)), text)
-            keypoints = self._keypoints(self.maps(x))
+            maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
+        with torch.autocast(self.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
+            named = asked.float().view(batch, -1, 32) @ keys.float().flatten(
+                2
+            )  # (B, M, h*w): what the words ask for
+            points = [self._keypoints(maps.float().flatten(2)), self._keypoints(named)]
+            where = self.where(torch.cat([*points, state], dim=-1))
+            goal = self.goal(where)
+            place = self.goal_token(torch.cat([goal, goal - state[:, : config.goal_dims], state], dim=-1))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             x = self.block3(nn.functional.gelu(self.conv3(x)), text)
             tokens = self.to_tokens(x).flatten(2).transpose(1, 2)  # (B, 64, D)
-            where = self.keypoint_token(torch.cat([keypoints, state], dim=-1))
             memory = self.memory_norm(tokens + self.positions)
-            extra = torch.stack([where, self.state_token(state), text], dim=1).float()
+            extra = torch.stack([where + place, self.state_token(state), text], dim=1).float()
             queries = self.queries.expand(batch, -1, -1)
-            x = torch.cat([extra + queries[:, :3], queries[:, 3:]], dim=1)  # (B, 3 + K, D)
+            x = torch.cat([extra + queries[:, :3], queries[:, 3:] + place[:, None]], dim=1)  # (B, 3 + K, D)
             for block in self.blocks:
                 x = block(x, memory)
             out = self.head(self.norm(x[:, 3:]))
         out = out.float().view(batch, config.chunk, config.action_dim, config.n_bins)
-        return out + self.bin_mask
+        return out + self.bin_mask, goal
+
+    def normalise_state(self, state: Tensor) -> Tensor:
+        """Proprioception `(B,S)` in units of its spread over the demonstrations, bounded."""
+        return ((state - self.state_mean) / self.state_std).clamp(-5, 5)
 
     def _keypoints(self, maps: Tensor) -> Tensor:
-        """Soft-argmax `(B,M,h,w)` -> `(B,2M)` in [-1,1], float32: bf16 has 3 digits and a pixel is 1/32."""
-        with torch.autocast(maps.device.type, enabled=False):
-            weights = torch.softmax(maps.float().flatten(2), dim=-1)  # (B, M, h*w)
-            return (weights @ self.grid16.t()).flatten(1)
+        """Soft-argmax of float32 scores `(B,M,h*w)` -> `(B,2M)` in [-1,1]."""
+        return (torch.softmax(maps, dim=-1) @ self.grid16.t()).flatten(1)
 
     def act(
         self,
@@ -308,7 +361,9 @@ class VLAPolicy(
             actions `(B,K,A)` in [-1,1], log_prob `(B,)`, trace `tokens (B,K,A)` int64 and `token_log_probs (B,K,A)`.
         """
         if temperature < 0:
-            raise ValueError(f"temperature must be >= 0; got {temperature}. 0 is greedy, 1 samples the policy itself")
+            raise ConfigError(
+                f"temperature must be >= 0; got {temperature}. 0 is greedy, 1 samples the policy itself"
+            )
         with torch.no_grad():
             logits = self.forward(observation)
             log_probs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
@@ -365,13 +420,17 @@ class VLAPolicy(
         if image.dtype != torch.uint8:
             raise TypeError(f"image must be uint8 in [0, 255], channels last; got {image.dtype}")
         if image.ndim != 4 or tuple(image.shape[1:]) != (size, size, 3):
-            raise ValueError(f"image must be (B, {size}, {size}, 3); got {tuple(image.shape)}")
+            raise ConfigError(f"image must be (B, {size}, {size}, 3); got {tuple(image.shape)}")
         state = torch.as_tensor(observation["state"], dtype=torch.float32, device=self.device)
         if state.shape != (image.shape[0], self.config.state_dim):
-            raise ValueError(f"state must be ({image.shape[0]}, {self.config.state_dim}); got {tuple(state.shape)}")
+            raise ConfigError(
+                f"state must be ({image.shape[0]}, {self.config.state_dim}); got {tuple(state.shape)}"
+            )
         text = self.embedding_of(observation["instruction"])
         if text.shape[0] != image.shape[0]:
-            raise ValueError(f"{image.shape[0]} images but {text.shape[0]} instructions; give one for each row")
+            raise ConfigError(
+                f"{image.shape[0]} images but {text.shape[0]} instructions; give one for each row"
+            )
         return image.permute(0, 3, 1, 2).float() / 255, state, text
 
     def embedding_of(self, instruction: Sequence[str] | np.ndarray | Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worldgym.errors import ConfigError
 from worldgym.protocols import Judgement
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
@@ -59,9 +60,11 @@ class LearnedJudgeConfig:
         """Validate, and accept lists where json gave them."""
         object.__setattr__(self, "stem", tuple(self.stem))
         if self.image_size < 16 or self.image_size % 8:
-            raise ValueError(f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64")
+            raise ConfigError(
+                f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64"
+            )
         if len(self.stem) != 3 or any(c % 8 for c in self.stem):
-            raise ValueError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 96)")
+            raise ConfigError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 96)")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> LearnedJudgeConfig:
@@ -71,7 +74,7 @@ class LearnedJudgeConfig:
             "small": {},
         }
         if name not in presets:
-            raise ValueError(f"unknown judge preset {name!r}; there are {', '.join(presets)}")
+            raise ConfigError(f"unknown judge preset {name!r}; there are {', '.join(presets)}")
         return cls.from_dict({**presets[name], **overrides})
 
     @classmethod
@@ -81,7 +84,9 @@ class LearnedJudgeConfig:
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
-                raise ValueError(f"unknown judge setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise ConfigError(
+                    f"unknown judge setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
         return cls(**values)
 
 
@@ -144,6 +149,9 @@ class LearnedJudge(
         grid = nn.functional.avg_pool2d(torch.stack([x, y]), 4).flatten(1)
         self.register_buffer("grid", grid, persistent=False)
         self.register_buffer("cut", torch.tensor(0.5))
+        # What sentences about one table share would drown what tells them apart.
+        self.register_buffer("text_mean", torch.zeros(config.text_dim))
+        self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -159,8 +167,14 @@ class LearnedJudge(
     def set_threshold(self, value: float) -> None:
         """Change the threshold; it is saved with the weights."""
         if not 0 < value < 1:
-            raise ValueError(f"the threshold must lie in (0, 1); got {value}")
+            raise ConfigError(f"the threshold must lie in (0, 1); got {value}")
         self.cut.fill_(value)
+
+    def set_text_stats(self, instructions: Sequence[str]) -> None:
+        """Standardise embeddings by those of the training sentences; `train_judge` calls this once."""
+        vectors = torch.from_numpy(embed(sorted(set(instructions)))).to(self.device)
+        self.text_mean.copy_(vectors.mean(0))
+        self.text_std.copy_(vectors.std(0, correction=0).clamp_min(0.01))
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +184,7 @@ class LearnedJudge(
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1] and `text (B,E)`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            text = self.text(text * self.config.text_dim**0.5)
+            text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
             x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
             x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
             x = self.block2(nn.functional.gelu(self.conv2(x)), text)
@@ -199,15 +213,17 @@ class LearnedJudge(
         if frames.dtype != torch.uint8:
             raise TypeError(f"frames must be uint8 in [0, 255]; got {frames.dtype}")
         if frames.ndim != 5 or frames.shape[1] < 1 or tuple(frames.shape[2:]) != (size, size, 3):
-            raise ValueError(f"frames must be (B, T >= 1, {size}, {size}, 3); got {tuple(frames.shape)}")
+            raise ConfigError(f"frames must be (B, T >= 1, {size}, {size}, 3); got {tuple(frames.shape)}")
         if len(instructions) != len(frames):
-            raise ValueError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
+            raise ConfigError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
         training = self.training
         self.eval()
         last, text = frames[:, -1], torch.from_numpy(embed(list(instructions)))
         logits = [
             self.forward(to_float(part.to(self.device)), words.to(self.device))
-            for part, words in zip(last.split(self.config.max_batch), text.split(self.config.max_batch), strict=True)
+            for part, words in zip(
+                last.split(self.config.max_batch), text.split(self.config.max_batch), strict=True
+            )
         ]
         self.train(training)
         logit = torch.cat(logits).cpu() if logits else torch.zeros(0)

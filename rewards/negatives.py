@@ -20,10 +20,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from worldgym.errors import DatasetError
+
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white", "black", "pink", "brown", "grey")
+COLOURS = (
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "purple",
+    "orange",
+    "cyan",
+    "white",
+    "black",
+    "pink",
+    "brown",
+    "grey",
+)
 SHAPES = ("cube", "cylinder", "ball", "block", "sphere", "box", "tray", "bowl", "drawer", "button")
 SIDES = ("left", "right", "front", "back")
 KINDS = ("success", "near_miss", "unsolved", "wrong_place", "wrong_object", "wrong_verb")
@@ -73,7 +88,7 @@ class PairSampler:
                 near[rows.start + np.argsort(arrays.progress[rows])[-NEAR:]] = True
         self.near = np.flatnonzero(used & ~success & near)
         if len(self.solved) == 0 or len(self.unsolved) == 0:
-            raise ValueError(
+            raise DatasetError(
                 f"need solved and unsolved frames to train a judge; got {len(self.solved)} and {len(self.unsolved)}. "
                 "Collect experts and failures: worldgym collect --help"
             )
@@ -97,7 +112,9 @@ class PairSampler:
         pools = self._pools[name] or self._pools["unsolved"]
         return int(rng.choice(pools[rng.integers(len(pools))]))
 
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
+    def sample(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
         """`count` pairs, half of them positive.
 
         Returns:

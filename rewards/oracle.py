@@ -29,7 +29,9 @@ class OracleJudge:
         ValueError: any other domain: an imagined frame has no truth, and a made-up one would poison the audit.
     """
 
-    def __init__(self, truth: Callable[[], Any] | Sequence[bool] | np.ndarray | Tensor, domain: str = "real") -> None:
+    def __init__(
+        self, truth: Callable[[], Any] | Sequence[bool] | np.ndarray | Tensor, domain: str = "real"
+    ) -> None:
         if domain not in ("real", "soft"):
             raise ValueError(
                 f"OracleJudge knows the truth in 'real' and 'soft' only; got domain {domain!r}. "
@@ -53,7 +55,9 @@ class OracleJudge:
         truth = self._truth() if callable(self._truth) else self._truth
         labels = torch.as_tensor(np.asarray(truth), dtype=torch.float32).reshape(-1)
         if len(labels) != len(frames) or len(labels) != len(instructions):
-            raise ValueError(f"{len(labels)} labels for {len(frames)} videos and {len(instructions)} instructions")
+            raise ValueError(
+                f"{len(labels)} labels for {len(frames)} videos and {len(instructions)} instructions"
+            )
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError("truth must be 0 or 1 for every video")
         return Judgement(labels, None, torch.ones(len(labels), dtype=torch.bool), labels.tolist())

@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from rewards.learned import LearnedJudge, LearnedJudgeConfig, to_float
 from rewards.negatives import KINDS, PairSampler
+from worldgym.errors import ConfigError
 from worldgym.text import embed
 from worldgym.utils.train_state import TrainState
 
@@ -69,9 +71,11 @@ class JudgeTrainConfig:
     def __post_init__(self) -> None:
         """Validate."""
         if self.steps < 1 or self.batch_size < 2 or self.val_pairs < 2 or self.checkpoint_every < 1:
-            raise ValueError("steps and checkpoint_every must be at least 1, batch_size and val_pairs at least 2")
+            raise ConfigError(
+                "steps and checkpoint_every must be at least 1, batch_size and val_pairs at least 2"
+            )
         if not 0 < self.val_fraction < 1 or not 0 < self.max_fpr < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"val_fraction and max_fpr must lie in (0, 1); got {self.val_fraction}, {self.max_fpr}"
             )
 
@@ -82,7 +86,12 @@ def reconstruct(tokenizer: Any, frames: Tensor, noise: float, generator: torch.G
     sigma = noise * torch.rand(len(latents), 1, 1, 1, generator=generator)
     noisy = latents + sigma * torch.randn(latents.shape, generator=generator)
     # The decoder knows latents of one length only.
-    noisy = noisy * (latents.square().mean(1, keepdim=True) / noisy.square().mean(1, keepdim=True).clamp_min(1e-6)).sqrt()
+    noisy = (
+        noisy
+        * (
+            latents.square().mean(1, keepdim=True) / noisy.square().mean(1, keepdim=True).clamp_min(1e-6)
+        ).sqrt()
+    )
     return tokenizer.decode(noisy)
 
 
@@ -100,7 +109,8 @@ def train_judge(
 
     Args:
         arrays: Real's logs.
-        tokenizer: has `encode((N,H,W,3) u8) -> latents` and `decode(latents) -> (N,H,W,3) u8`; None trains on true frames only.
+        tokenizer: has `encode((N,H,W,3) u8) -> latents` and `decode(latents) -> (N,H,W,3) u8`; None trains on true
+            frames only.
         config: settings; `overrides` replace single ones, e.g. `steps=500`.
         model: sizes of the judge.
         on_step: called with (step, scalars) every 25 steps.
@@ -112,17 +122,18 @@ def train_judge(
     """
     config = config or JudgeTrainConfig()
     if overrides:
-        import dataclasses
-
         config = dataclasses.replace(config, **overrides)
     if len(arrays) < 2:
-        raise ValueError(f"need at least 2 episodes to hold one out; got {len(arrays)}")
+        raise ConfigError(f"need at least 2 episodes to hold one out; got {len(arrays)}")
     order = np.random.default_rng(config.seed).permutation(len(arrays))
     held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
     train, val = PairSampler(arrays, order[held:]), PairSampler(arrays, order[:held])
     torch.manual_seed(config.seed)
     judge = LearnedJudge(model)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    judge.set_text_stats([text for texts in train.texts.values() for text in texts])
+    optimizer = torch.optim.AdamW(
+        judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
     first = 0
     if checkpoint is not None and checkpoint.exists():
         first = int(checkpoint.load(judge, optimizer)["step"]) + 1

@@ -62,7 +62,9 @@ class LineWorld:
     def __init__(self) -> None:
         self.rows_stepped: list[int] = []
 
-    def begin(self, frames: Tensor, actions: Tensor, generator: Any = None, *, states: Tensor | None = None) -> LineState:
+    def begin(
+        self, frames: Tensor, actions: Tensor, generator: Any = None, *, states: Tensor | None = None
+    ) -> LineState:
         assert states is not None
         return LineState(states[:, -1].clone())
 
@@ -72,7 +74,9 @@ class LineWorld:
         shown = path if decode == "all" else path[:, -1:]
         level = ((shown[..., 0].clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
         frames = level[..., None, None, None].expand(*level.shape, SIZE, SIZE, 3)
-        dream = Imagined(frames, torch.zeros(len(actions), actions.shape[1], 1, 1, 1), path, torch.zeros(len(actions)))
+        dream = Imagined(
+            frames, torch.zeros(len(actions), actions.shape[1], 1, 1, 1), path, torch.zeros(len(actions))
+        )
         return replace(state, states=path[:, -1]), dream
 
     def fork(self, state: LineState, index: Tensor) -> LineState:

@@ -5,21 +5,31 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from line_world import BrightJudge, LineWorld, starts, tiny_policy
 
 from agents import GRPO, FilteredBC, FilteredBCConfig, GRPOConfig, collect
 from agents.grpo import clipped_objective, group_advantages
-from line_world import BrightJudge, LineWorld, starts, tiny_policy
 
 
 def rollouts(policy, seed=0, count=4, group=8, **kwargs):
     generator = torch.Generator().manual_seed(seed)
     return collect(
-        LineWorld(), BrightJudge(), policy, starts(count), group_size=group, horizon=10, generator=generator, **kwargs
+        LineWorld(),
+        BrightJudge(),
+        policy,
+        starts(count),
+        group_size=group,
+        horizon=10,
+        generator=generator,
+        **kwargs,
     )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=8, max_size=8), st.lists(st.booleans(), min_size=8, max_size=8))
+@given(
+    st.lists(st.sampled_from([0.0, 1.0]), min_size=8, max_size=8),
+    st.lists(st.booleans(), min_size=8, max_size=8),
+)
 def test_advantages_are_normalised_over_the_valid_members(reward, valid):
     r, v = torch.tensor(reward), torch.tensor(valid)
     advantages, keep = group_advantages(r, torch.zeros(8, dtype=torch.int64), v)
@@ -40,13 +50,18 @@ def test_groups_do_not_mix():
 
 def test_an_invalid_judgement_is_not_a_failure():
     reward = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    _, keep = group_advantages(reward, torch.zeros(4, dtype=torch.int64), torch.tensor([True, True, True, False]))
+    _, keep = group_advantages(
+        reward, torch.zeros(4, dtype=torch.int64), torch.tensor([True, True, True, False])
+    )
     assert not bool(keep.any())  # without the broken one all are equal: nothing to learn
 
 
 def test_the_clip_binds_outside_its_bounds_and_only_there():
     log_ratio = torch.log(torch.tensor([0.5, 0.9, 1.0, 1.2, 1.5])).view(5, 1, 1).requires_grad_()
-    for sign, binding in ((1.0, [False, False, False, False, True]), (-1.0, [True, False, False, False, False])):
+    for sign, binding in (
+        (1.0, [False, False, False, False, True]),
+        (-1.0, [True, False, False, False, False]),
+    ):
         loss, binds = clipped_objective(log_ratio, torch.full((5,), sign), 0.2, 0.28)
         (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
         assert binds.flatten().bool().tolist() == binding

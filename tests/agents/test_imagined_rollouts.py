@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from agents import Rollouts, StartBank, collect
 from line_world import SIZE, BrightJudge, LineWorld, starts, tiny_policy
 from test_sft import made_up_arrays
+
+from agents import Rollouts, StartBank, collect
 
 
 def run(judge=None, world=None, seed=0, **kwargs):
@@ -16,7 +16,9 @@ def run(judge=None, world=None, seed=0, **kwargs):
 
 def test_shapes_order_and_groups():
     r = run()
-    assert r.images.shape == (18, 3, SIZE, SIZE, 3) and r.images.dtype == torch.uint8  # 12 steps: 3 chunks of 5
+    assert (
+        r.images.shape == (18, 3, SIZE, SIZE, 3) and r.images.dtype == torch.uint8
+    )  # 12 steps: 3 chunks of 5
     assert r.actions.shape == (18, 3, 5, 4) and r.groups.tolist() == [0] * 6 + [1] * 6 + [2] * 6
     assert torch.equal(r.images[:6, 0], starts(3).images[:1].expand(6, -1, -1, -1))
     assert bool(r.mask[:, 0].all()) and set(r.seconds) == {"imagine", "policy", "judge"}
@@ -111,8 +113,9 @@ def test_the_start_bank_holds_unsolved_frames_of_all_depths():
 
 
 def test_a_simulator_gives_the_same_kind_of_rollouts():
-    from agents import collect_real
     from simulated_line import SHARED
+
+    from agents import collect_real
 
     policy = tiny_policy(image_size=SIZE)
     r = collect_real(

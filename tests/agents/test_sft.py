@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from line_world import SIZE, tiny_policy
 
 from agents import SFT, ChunkDataset, SFTConfig, chunk_dataset
 from agents.sft import bc_loss, demonstrations
-from line_world import SIZE, tiny_policy
 from worldgym.utils.train_state import TrainState
 
 
@@ -36,6 +36,7 @@ def test_chunks_hold_the_next_actions_and_then_stand_still():
     assert len(data) == 7 and data.actions.shape == (7, 5, 4)
     assert np.array_equal(data.actions[1], episode.actions[1:6])
     assert np.array_equal(data.actions[6, 0], episode.actions[6])
+    assert np.array_equal(data.goals, np.repeat(episode.state[7:8], 7, 0))
     assert np.allclose(data.actions[6, 1:, :3], 0) and np.allclose(data.actions[6, 1:, 3], -1)
 
 
@@ -79,7 +80,8 @@ def test_it_learns_what_the_words_say_and_keeps_the_best():
     assert float((actions[:, 0, 0].sign() == wanted).float().mean()) > 0.95
     # The same pictures with shuffled words: the policy must follow the words, or it is blind to language.
     observation["instruction"] = [
-        t.replace("left", "?").replace("right", "left").replace("?", "right") for t in observation["instruction"]
+        t.replace("left", "?").replace("right", "left").replace("?", "right")
+        for t in observation["instruction"]
     ]
     flipped = policy.act(observation, temperature=0).actions
     assert float((flipped[:, 0, 0].sign() == -wanted).float().mean()) > 0.95
@@ -143,3 +145,11 @@ def made_up_arrays():
         provenance=[{}] * count,
         indices=np.arange(count),
     )
+
+
+def test_the_goal_of_a_frame_is_the_next_turn_of_the_gripper_or_the_success():
+    episode = demo(0, steps=12, success_at=10)
+    episode.actions[:4, 3] = 1.0
+    data = chunk_dataset([episode])
+    assert np.array_equal(data.goals[:4], np.repeat(episode.state[4:5], 4, 0))
+    assert np.array_equal(data.goals[4:], np.repeat(episode.state[10:11], 6, 0))

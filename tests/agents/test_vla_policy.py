@@ -7,16 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from line_world import observation, tiny_policy
 
 from agents import VLAPolicy, VLAPolicyConfig
-from line_world import observation, tiny_policy
 from worldgym.errors import CheckpointError
 from worldgym.protocols import Policy
 
 
 def test_it_is_a_policy_and_has_the_promised_sizes():
     assert isinstance(tiny_policy(), Policy)
-    sizes = {name: sum(p.numel() for p in VLAPolicy(VLAPolicyConfig.preset(name)).parameters()) for name in ("tiny", "small")}
+    sizes = {
+        name: sum(p.numel() for p in VLAPolicy(VLAPolicyConfig.preset(name)).parameters())
+        for name in ("tiny", "small")
+    }
     assert 1e5 < sizes["tiny"] < 4e5 and 2e6 <= sizes["small"] <= 4e6
 
 

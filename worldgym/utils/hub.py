@@ -49,7 +49,9 @@ class HubModel(PyTorchModelHubMixin):
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            looks_local = folder.is_absolute() or str(folder).startswith((".", "runs")) or str(folder).count("/") != 1
+            looks_local = (
+                folder.is_absolute() or str(folder).startswith((".", "runs")) or str(folder).count("/") != 1
+            )
             if looks_local:
                 raise CheckpointError(
                     f"no folder {folder}; give one that save_pretrained() wrote, with {CONFIG} and {WEIGHTS}"
@@ -60,7 +62,10 @@ class HubModel(PyTorchModelHubMixin):
                 raise CheckpointError(f"{folder} holds no {name}; give a folder that save_pretrained() wrote")
         try:
             model = cls(json.loads((folder / CONFIG).read_text()))
-            model.load_state_dict(load_file(str(folder / WEIGHTS)))  # type: ignore[attr-defined]
+            found = load_file(str(folder / WEIGHTS))
+            # Weights are never guessed; a buffer that an older version did not save keeps its neutral value.
+            buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}  # type: ignore[attr-defined]
+            model.load_state_dict({**buffers, **found})  # type: ignore[attr-defined]
         except Exception as error:
             raise CheckpointError(
                 f"the checkpoint in {folder} is damaged or was made for another model: {error}"

@@ -63,7 +63,9 @@ class TrainState:
             CheckpointError: damaged, or of another model.
         """
         if not self.exists():
-            raise FileNotFoundError(f"no checkpoint in {self.folder}; start without resuming, or give its folder")
+            raise FileNotFoundError(
+                f"no checkpoint in {self.folder}; start without resuming, or give its folder"
+            )
         try:
             data = json.loads((self.folder / "state.json").read_text())
             module.load_state_dict(load_file(str(self.folder / "weights.safetensors")))
@@ -76,6 +78,10 @@ class TrainState:
                 "Remove the folder to start again"
             ) from error
         return dict(data["meta"])
+
+    def meta(self) -> dict[str, Any]:
+        """What was given to `save` as `meta`, without loading weights."""
+        return dict(json.loads((self.folder / "state.json").read_text())["meta"])
 
     def load_extra(self, name: str) -> dict[str, Tensor]:
         """One of the extra tensor dictionaries of `save`."""
@@ -103,12 +109,12 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
     return tensors, {"plain": plain, "groups": data["param_groups"]}
 
 
-def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+def _restore(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
+) -> None:
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **scalars["plain"]}.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
-    groups = [
-        {k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in scalars["groups"]
-    ]
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in scalars["groups"]]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
