@@ -65,15 +65,17 @@ bench: gl $(STAMP) ## the closed-loop gate on the bundled checkpoint
 	$(BIN)/worldgym bench closed-loop $(ARGS)
 
 pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); every step resumes when typed again
-	$(BIN)/worldgym collect --out $(RUNS)/data
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 4600 --tasks reach push pick_place
 	$(BIN)/worldgym train tokenizer --data $(RUNS)/data --out $(RUNS)/tokenizer
-	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model
-	$(BIN)/worldgym train judge --data $(RUNS)/data --out $(RUNS)/judge
+	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model --compile
+	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --out $(RUNS)/judge
 	$(BIN)/worldgym train policy --data $(RUNS)/data --out $(RUNS)/policy_sft
+	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export --judge $(RUNS)/judge \
+		--policy $(RUNS)/policy_sft --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 
 docs: $(STAMP) ## print every command's help
-	@for c in info demo collect "train tokenizer" "train world-model" "train judge" "train policy" eval "bench closed-loop"; do \
+	@for c in info demo collect "train tokenizer" "train world-model" "train judge" "train policy" bundle eval "bench closed-loop"; do \
 		$(BIN)/worldgym $$c --help; done
 
 clean: ## remove caches (not .venv, data or runs)
