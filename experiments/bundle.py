@@ -3,7 +3,7 @@
 A bundle is a folder with `world_model/`, `judge/`, `policy_sft/`, `card.json`, and two small archives:
 `starts.npz` (images `(N,64,64,3)` uint8, states `(N,4)`, instructions, tasks, optional steps: frames of
 Real's logs where imagined episodes begin) and `demos.npz` (images, states, actions `(M,K,4)` float32, instructions,
-optional episode: the demonstrations behind the SFT policy, for the BC-only control).
+optional episode and goals: the demonstrations behind the SFT policy, for the BC-only control).
 
 Example::
 
@@ -108,16 +108,20 @@ class Bundle:
         )
 
     def demonstrations(self) -> Any:
-        """The demonstrations behind the SFT policy, as `agents.ChunkDataset`."""
+        """The demonstrations behind the SFT policy, as `agents.ChunkDataset`; goals are nan when not recorded."""
         from agents import ChunkDataset
 
         data = self._arrays("demos.npz", ("images", "states", "actions", "instructions"))
+        images = data["images"]
+        if "background" in data:  # stored as wrapped differences from the median picture
+            images = images + data["background"]
         return ChunkDataset(
-            images=data["images"],
+            images=images,
             states=np.asarray(data["states"], np.float32),
             instructions=[str(text) for text in data["instructions"]],
             actions=np.asarray(data["actions"], np.float32),
             episode=np.asarray(data.get("episode", np.zeros(len(data["images"]))), np.int64),
+            goals=np.asarray(data.get("goals", np.full_like(data["states"], np.nan)), np.float32),
         )
 
     def _part(self, name: str) -> Path:

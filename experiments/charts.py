@@ -147,8 +147,9 @@ def _legend(labels: Sequence[str]) -> str:
     items = "".join(
         f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escape(label)}</span>'
         for i, label in enumerate(labels)
+        if label
     )
-    return f'<div class="legend">{items}</div>'
+    return f'<div class="legend">{items}</div>' if items else ""
 
 
 def _nice(low: float, high: float) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +253,12 @@ class _Demo:
             return
         with self.folder.clock("bc_only"), Progress(updates, "  BC only") as progress:
             policy = self.bundle.policy()
-            trainer = SFT(
-                SFTConfig(lr=self.settings.lr, batch_size=self.settings.bc_batch, seed=self.settings.seed)
+            config = SFTConfig(
+                lr=self.settings.lr, batch_size=self.settings.bc_batch, seed=self.settings.seed
             )
+            if np.isnan(self.demos.goals).any():  # the archive doesn't say where the demonstrator was heading
+                config = replace(config, goal_coef=0.0)
+            trainer = SFT(config)
             for _ in range(updates):
                 scalars = trainer.update(policy, self.demos)
                 progress.update(1, loss=scalars["loss"])

@@ -51,7 +51,7 @@ def write_report(folder: str | Path) -> Path:
         ),
         _section("Learning curves", _curves(history)),
         _section("What it cost", _cost(results)),
-        _section("How to go on", _next_steps(results)),
+        _section("How to go on", _next_steps(folder, results)),
         _section("Settings and versions", _settings(folder, results)),
     ]
     page = PAGE.substitute(title="worldgym demo", style=STYLE, body="\n".join(s for s in sections if s))
@@ -297,14 +297,15 @@ def _cost(results: Row) -> str:
     )
 
 
-def _next_steps(results: Row) -> str:
+def _next_steps(folder: Path, results: Row) -> str:
+    out = escape(folder.as_posix())
     seed = int(results["seed"]) + 1
     return (
         "<p>Change one thing and look again; everything below runs on the same two cores.</p><pre><code>"
-        f"worldgym demo --seed {seed} --out runs/demo-{seed}      # another seed: is the gain luck?\n"
-        "worldgym eval --policy runs/demo/policy --split unseen_instruction --episodes 210\n"
-        "worldgym bench closed-loop --policies runs/demo/policy --episodes 100\n"
-        "tensorboard --logdir runs/demo\n"
+        f"worldgym demo --seed {seed} --out {out}-seed{seed}      # another seed: is the gain luck?\n"
+        f"worldgym eval --policy {out}/policy sft --split unseen_instruction --episodes 210\n"
+        f"worldgym bench closed-loop --policies {out}/policy sft --episodes 100\n"
+        f"tensorboard --logdir {out}\n"
         "worldgym train world-model --help               # a better world model is the strongest lever"
         "</code></pre>"
         "<p>In Python the imagined world is an ordinary environment: "

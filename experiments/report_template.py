@@ -50,9 +50,9 @@ td small { color:var(--soft); font-weight:400; }
   border-radius:6px;
   padding:9px 12px; font-size:.9rem; }
 .flow div b { display:block; } .flow div b::before { counter-increment:step; content:counter(step) ". "; }
-.videos { display:grid; grid-template-columns:repeat(auto-fill,minmax(260px,1fr)); gap:14px; }
+.videos { display:grid; grid-template-columns:repeat(auto-fill,minmax(290px,1fr)); gap:14px; }
 figure { margin:0; border:1px solid var(--line); border-radius:8px; overflow:hidden; }
-figure img { width:100%; display:block; image-rendering:pixelated; }
+figure img { width:100%; display:block; }
 figcaption { padding:7px 10px; font-size:.85rem; }
 .tag { display:inline-block; border-radius:4px; padding:0 6px; font-size:.78rem; color:#fff;
   background:var(--soft); }
@@ -65,7 +65,8 @@ pre { background:var(--back); border:1px solid var(--line); border-radius:6px; p
   font-size:.86rem; }
 code { font-size:.9em; background:var(--back); border-radius:4px; padding:1px 4px; } pre code { padding:0; }
 details summary { cursor:pointer; color:var(--soft); }
-.two { display:grid; grid-template-columns:repeat(auto-fit,minmax(280px,1fr)); gap:8px 26px; }
+.two { display:grid; grid-template-columns:repeat(auto-fit,minmax(280px,1fr)); gap:8px 26px;
+  align-items:start; }
 """
 
 PAGE = Template(

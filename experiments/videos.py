@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-HEADER, GAP, FPS = 22, 6, 5
+HEADER, GAP, FPS = 24, 6, 5
 GREEN, RED, GREY = (31, 138, 91), (200, 48, 48), (107, 114, 128)
 
 
@@ -51,11 +51,11 @@ def side_by_side(
     total_w = 2 * width + GAP
     canvas = Image.new("RGB", (total_w + total_w % 2, height + HEADER + height % 2), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default()
+    font = ImageFont.load_default(14)
     for x, title, good in ((0, left_title, left_good), (width + GAP, right_title, right_good)):
         colour = GREY if good is None else GREEN if good else RED
         draw.rectangle((x, 0, x + width - 1, HEADER - 1), fill=colour)
-        draw.text((x + 6, 5), title, fill=(255, 255, 255), font=font)
+        draw.text((x + 6, 4), title, fill=(255, 255, 255), font=font)
     base = np.asarray(canvas)
     out = np.repeat(base[None], length + hold, axis=0)
     for t in range(length + hold):
