@@ -34,7 +34,7 @@ class RealCollector:
     """A pool of simulator processes that roll out grouped starts in lockstep.
 
     Args:
-        env: entry point `module:VectorEnv`, called as `(num_envs, chunk=K, horizon=H, autoreset_mode="NextStep", **kwargs)`.
+        env: entry point `module:VectorEnv`, called as `(num_envs=1, chunk=K, horizon=H, **env_kwargs)`.
         env_kwargs: for the environment, e.g. `{"domain": "soft", "gap": 0.5}`.
         processes: worker processes; 0 runs the environment in this one.
     """

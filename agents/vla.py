@@ -1,11 +1,13 @@
 """A small vision-language-action policy with exact chunk probabilities.
 
 Image, instruction (MiniLM vector) and proprioception become tokens; `chunk` learned queries read them through a
-small transformer (64 image tokens are its memory) and each answers with one categorical distribution per action dimension (*parallel bins*). The
-probability of a chunk is therefore a plain product, which is what policy-gradient methods need.
+small transformer (64 image tokens are its memory) and each answers with one categorical distribution per action
+dimension (*parallel bins*). The probability of a chunk is therefore a plain product, which is what policy-gradient
+methods need.
 
-Where things are matters at 64 px: the stem sees pixel coordinates, keeps an 8x8 grid, and adds a keypoint token
-(soft-argmax over 16x16 maps that the instruction modulates), which localises a 7-px object to well under a pixel.
+Where things are matters at 64 px: the stem sees pixel coordinates, and keypoints (soft-argmax over 16x16 maps, half
+of them asked for by the instruction) localise a 7-px object to well under a pixel; from them the policy first says
+where the hand will be at its next keyframe, which supervised training checks beside the actions.
 
 Example::
 
@@ -19,171 +21,25 @@ Example::
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.layers import Block, FiLMBlock
 from agents.lerobot import LeRobotPolicyMixin
+from agents.vla_config import PRESETS, VLAPolicyConfig
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, PolicyOutput
-from worldgym.text import EMBEDDING_DIM, embed
+from worldgym.text import embed
 from worldgym.utils.hub import HubModel
 
-TEXT_STD_FLOOR = (
-    0.01  # a fifth of an embedding's usual entry: few sentences must not blow up what is new in others
-)
+__all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
+# A fifth of an embedding's usual entry: a few training sentences must not blow up what is new in others.
+TEXT_STD_FLOOR = 0.01
 _MASKED = -1e9  # finite: a masked bin has probability exactly 0 in float32 and 0 * log p stays 0, not nan
-
-
-@dataclass(frozen=True)
-class VLAPolicyConfig:
-    """Shape of a `VLAPolicy`.
-
-    Args:
-        image_size: side of the square camera image in pixels, a multiple of 8.
-        state_dim: length of the proprioception vector.
-        action_dim: length of one action.
-        chunk: actions per call.
-        n_bins: bins of a continuous dimension, odd so that zero motion is one of them; centres span [-1, 1].
-        binary_dims: action dimensions with only two bins, -1 and +1 (the gripper).
-        width: transformer width.
-        layers: transformer layers.
-        heads: attention heads; divides `width`.
-        stem: channels of the convolutional stem at 1/2, 1/4 and 1/8 resolution.
-        keypoints: soft-argmax maps; as many again are asked for by the instruction.
-        goal_dims: leading dimensions of proprioception (the hand's x, y, z) whose next keyframe is predicted.
-        text_dim: length of the instruction embedding.
-        dropout: in the transformer, while `policy.train()`.
-        bf16: run matmuls and convolutions in bfloat16; probabilities stay float32.
-
-    Raises:
-        ValueError: a value that cannot work; the message says what to type.
-    """
-
-    image_size: int = 64
-    state_dim: int = 4
-    action_dim: int = 4
-    chunk: int = 5
-    n_bins: int = 21
-    binary_dims: tuple[int, ...] = (3,)
-    width: int = 192
-    layers: int = 3
-    heads: int = 4
-    stem: tuple[int, int, int] = (32, 64, 128)
-    keypoints: int = 32
-    goal_dims: int = 3
-    text_dim: int = EMBEDDING_DIM
-    dropout: float = 0.1
-    bf16: bool = False
-
-    def __post_init__(self) -> None:
-        """Validate, and accept lists where json gave them."""
-        object.__setattr__(self, "binary_dims", tuple(self.binary_dims))
-        object.__setattr__(self, "stem", tuple(self.stem))
-        if self.image_size < 16 or self.image_size % 8:
-            raise ConfigError(
-                f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64"
-            )
-        if self.n_bins < 3 or self.n_bins % 2 == 0:
-            raise ConfigError(
-                f"n_bins must be odd and at least 3, so that one bin is zero; got {self.n_bins}. Try 21"
-            )
-        if self.width % self.heads:
-            raise ConfigError(
-                f"heads must divide width; got width={self.width}, heads={self.heads}. Try heads=4"
-            )
-        bad = [d for d in self.binary_dims if not 0 <= d < self.action_dim]
-        if bad:
-            raise ConfigError(f"binary_dims must lie in [0, {self.action_dim}); got {bad}")
-        if len(self.stem) != 3 or any(c % 8 for c in self.stem):
-            raise ConfigError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 128)")
-        if not 1 <= self.goal_dims <= self.state_dim:
-            raise ConfigError(f"goal_dims must lie in [1, state_dim={self.state_dim}]; got {self.goal_dims}")
-        for name in ("chunk", "layers", "keypoints", "state_dim", "action_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> VLAPolicyConfig:
-        """A named size: `tiny` (0.2M, tests) or `small` (2M, two cores)."""
-        if name not in PRESETS:
-            raise ConfigError(f"unknown policy preset {name!r}; there are {', '.join(PRESETS)}")
-        return cls.from_dict({**PRESETS[name], **overrides})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> VLAPolicyConfig:
-        """Build from a json object; an unknown key is refused with a suggestion."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise ConfigError(
-                    f"unknown policy setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
-        return cls(**values)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"width": 64, "layers": 2, "heads": 2, "stem": (8, 16, 32), "keypoints": 8},
-    "small": {"bf16": True},
-}
-
-
-class FiLMBlock(nn.Module):
-    """Residual convolution block whose features a text vector scales and shifts."""
-
-    def __init__(self, channels: int, text_dim: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(8, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.film = nn.Linear(text_dim, 2 * channels)
-
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """`x (B,C,h,w)`, `text (B,E)` -> `(B,C,h,w)`."""
-        scale, shift = self.film(text)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm(self.conv1(x)) * (1 + scale) + shift
-        return x + self.conv2(nn.functional.gelu(h))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: a few tokens attend to themselves and to a fixed image memory.
-
-    The convolutions have mixed the image already; not recomputing 64 image tokens in every layer makes the whole
-    policy three times as fast on a CPU.
-    """
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """`x (B,N,D)`, `memory (B,M,D)` normalised -> `(B,N,D)`."""
-        batch, _, width = x.shape
-        split = (batch, -1, self.heads, width // self.heads)
-        normed = self.norm1(x)
-        q = self.q(normed).view(split).transpose(1, 2)
-        source = torch.cat([memory, normed.to(memory.dtype)], dim=1)
-        k, v = (t.reshape(split).transpose(1, 2) for t in self.kv(source).chunk(2, dim=-1))
-        # By hand: on CPU the fused kernel's backward costs more than everything else at these lengths.
-        weights = torch.softmax(q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5, dim=-1)
-        attended = (weights.to(v.dtype) @ v).transpose(1, 2).reshape(batch, -1, width)
-        x = x + self.drop(self.out(attended))
-        return x + self.drop(self.mlp(self.norm2(x)))
 
 
 class VLAPolicy(

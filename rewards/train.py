@@ -111,10 +111,11 @@ def train_judge(
         arrays: Real's logs.
         tokenizer: has `encode((N,H,W,3) u8) -> latents` and `decode(latents) -> (N,H,W,3) u8`; None trains on true
             frames only.
-        config: settings; `overrides` replace single ones, e.g. `steps=500`.
+        config: settings.
         model: sizes of the judge.
         on_step: called with (step, scalars) every 25 steps.
         checkpoint: where to save and to resume from.
+        **overrides: replace single settings, e.g. `steps=500`.
 
     Returns:
         the judge, threshold set, and the held-out report of `evaluate_judge`, with `imagined/` in front of what was

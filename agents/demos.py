@@ -1,0 +1,188 @@
+"""Demonstrations as training rows: a frame, the words, the next actions, and the next keyframe of the hand.
+
+Example::
+
+    demos = chunk_dataset(demonstrations(dataset.load_arrays(), per_task=200))
+    demos.images.shape, demos.actions.shape  # (M, 64, 64, 3), (M, 5, 4)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from worldgym.errors import DatasetError
+from worldgym.protocols import Observation
+
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
+
+
+@dataclass
+class ChunkDataset:
+    """Demonstrated action chunks, one row a frame.
+
+    Args:
+        images: `(M,H,W,3)` uint8.
+        states: `(M,S)` float32.
+        instructions: M strings.
+        actions: `(M,K,A)` float32 in [-1,1].
+        episode: `(M,)` int64, which episode a row comes from.
+        goals: `(M,S)` float32, proprioception at the next keyframe: where the gripper turns, or where success begins.
+    """
+
+    images: np.ndarray
+    states: np.ndarray
+    instructions: list[str]
+    actions: np.ndarray
+    episode: np.ndarray
+    goals: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.images)
+
+    def select(self, rows: np.ndarray) -> ChunkDataset:
+        """Rows by index."""
+        return ChunkDataset(
+            self.images[rows],
+            self.states[rows],
+            [self.instructions[i] for i in rows],
+            self.actions[rows],
+            self.episode[rows],
+            self.goals[rows],
+        )
+
+    def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
+        """(training, validation) by whole episodes; at least one episode on each side."""
+        episodes = np.unique(self.episode)
+        if len(episodes) < 2:
+            raise DatasetError(
+                f"need at least 2 episodes to hold one out; got {len(episodes)}. Collect more demos"
+            )
+        order = np.random.default_rng(seed).permutation(episodes)
+        held = order[: min(max(1, round(fraction * len(order))), len(order) - 1)]
+        inside = np.isin(self.episode, held)
+        return self.select(np.flatnonzero(~inside)), self.select(np.flatnonzero(inside))
+
+    def batch(self, rows: np.ndarray) -> tuple[Observation, np.ndarray]:
+        """(observation, actions `(B,K,A)`)."""
+        observation = Observation(
+            image=torch.from_numpy(self.images[rows]),
+            state=torch.from_numpy(self.states[rows]),
+            instruction=[self.instructions[i] for i in rows],
+        )
+        return observation, self.actions[rows]
+
+
+def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: bool = True) -> ChunkDataset:
+    """Cut demonstrations into (frame, next `chunk` actions) rows.
+
+    Args:
+        episodes: objects with `frames (T+1,H,W,3)`, `actions (T,A)`, `state (T+1,S)`, `instruction`, `success (T+1,)`.
+        chunk: actions per row; past the end of an episode the hand stands still and keeps its last gripper command.
+        stop_at_success: skip the frames at and after the first success: nothing is left to do there.
+
+    Raises:
+        ValueError: no episodes, or none with an action before success.
+    """
+    images, states, texts, targets, owner, goals = [], [], [], [], [], []
+    for number, episode in enumerate(episodes):
+        actions = np.asarray(episode.actions, np.float32)
+        steps = len(actions)
+        if steps == 0:
+            continue
+        hold = np.zeros((chunk, actions.shape[1]), np.float32)
+        hold[:, -1] = actions[-1, -1]
+        padded = np.concatenate([actions, hold])
+        success = np.asarray(episode.success, bool)
+        end = int(success.argmax()) if stop_at_success and success.any() else steps
+        turns = np.flatnonzero(np.diff(np.sign(actions[:end, -1]))) + 1  # the last dimension is the gripper
+        for t in range(min(end, steps)):
+            targets.append(padded[t : t + chunk])
+            owner.append(number)
+            later = turns[turns > t]
+            goals.append(np.asarray(episode.state[later[0] if len(later) else min(end, steps)], np.float32))
+        images.append(np.asarray(episode.frames[: min(end, steps)], np.uint8))
+        states.append(np.asarray(episode.state[: min(end, steps)], np.float32))
+        texts += [str(episode.instruction)] * min(end, steps)
+    if not targets:
+        raise DatasetError(
+            "no demonstrated frame found: the episodes are missing or begin with success. "
+            "Type: worldgym collect --help, and collect some with behaviour 'expert'"
+        )
+    return ChunkDataset(
+        np.concatenate(images),
+        np.concatenate(states),
+        texts,
+        np.stack(targets),
+        np.asarray(owner, np.int64),
+        np.stack(goals),
+    )
+
+
+@dataclass
+class DemoView:
+    """One episode inside the flat arrays of a dataset; views, no copies."""
+
+    frames: np.ndarray
+    actions: np.ndarray
+    state: np.ndarray
+    success: np.ndarray
+    instruction: str
+    task: str
+    behaviour: str
+
+
+def episode_views(arrays: EpisodeArrays) -> list[DemoView]:
+    """Views of all episodes in `EpisodeDataset.load_arrays()`."""
+    views = []
+    for i in range(len(arrays)):
+        rows = arrays.rows(i)
+        views.append(
+            DemoView(
+                arrays.frames[rows],
+                arrays.actions[rows.start : rows.stop - 1],  # the last action of an episode is padding
+                arrays.states[rows],
+                arrays.success[rows],
+                arrays.instructions[i],
+                arrays.tasks[i],
+                arrays.behaviours[i],
+            )
+        )
+    return views
+
+
+def demonstrations(
+    arrays: EpisodeArrays, per_task: int | None = None, *, behaviour: str = "expert", seed: int = 0
+) -> list[DemoView]:
+    """Successful episodes of one behaviour.
+
+    Args:
+        arrays: from `EpisodeDataset.load_arrays()`.
+        per_task: at most so many of each task, drawn by `seed`; all when None.
+        behaviour: which behaviour demonstrates.
+        seed: of the draw.
+
+    Raises:
+        ValueError: there is none.
+    """
+    by_task: dict[str, list[DemoView]] = {}
+    for view in episode_views(arrays):
+        if view.behaviour == behaviour and bool(view.success.any()):
+            by_task.setdefault(view.task, []).append(view)
+    if not by_task:
+        raise DatasetError(
+            f"no successful episode of behaviour {behaviour!r} among {len(arrays)}; there are "
+            f"{', '.join(sorted(set(arrays.behaviours)))}. Collect demonstrations: worldgym collect --help"
+        )
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for task in sorted(by_task):
+        rows = rng.permutation(len(by_task[task]))[:per_task]
+        chosen += [by_task[task][i] for i in sorted(rows)]
+    return chosen

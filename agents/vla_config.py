@@ -1,0 +1,113 @@
+"""The sizes of a `VLAPolicy`, as a frozen dataclass that goes to `config.json` and back.
+
+Example::
+
+    VLAPolicyConfig.preset("small", chunk=8)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worldgym.errors import ConfigError
+from worldgym.text import EMBEDDING_DIM
+
+
+@dataclass(frozen=True)
+class VLAPolicyConfig:
+    """Shape of a `VLAPolicy`.
+
+    Args:
+        image_size: side of the square camera image in pixels, a multiple of 8.
+        state_dim: length of the proprioception vector.
+        action_dim: length of one action.
+        chunk: actions per call.
+        n_bins: bins of a continuous dimension, odd so that zero motion is one of them; centres span [-1, 1].
+        binary_dims: action dimensions with only two bins, -1 and +1 (the gripper).
+        width: transformer width.
+        layers: transformer layers.
+        heads: attention heads; divides `width`.
+        stem: channels of the convolutional stem at 1/2, 1/4 and 1/8 resolution.
+        keypoints: soft-argmax maps; as many again are asked for by the instruction.
+        goal_dims: leading dimensions of proprioception (the hand's x, y, z) whose next keyframe is predicted.
+        text_dim: length of the instruction embedding.
+        dropout: in the transformer, while `policy.train()`.
+        bf16: run matmuls and convolutions in bfloat16; probabilities stay float32.
+
+    Raises:
+        ValueError: a value that cannot work; the message says what to type.
+    """
+
+    image_size: int = 64
+    state_dim: int = 4
+    action_dim: int = 4
+    chunk: int = 5
+    n_bins: int = 21
+    binary_dims: tuple[int, ...] = (3,)
+    width: int = 192
+    layers: int = 3
+    heads: int = 4
+    stem: tuple[int, int, int] = (32, 64, 128)
+    keypoints: int = 32
+    goal_dims: int = 3
+    text_dim: int = EMBEDDING_DIM
+    dropout: float = 0.1
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate, and accept lists where json gave them."""
+        object.__setattr__(self, "binary_dims", tuple(self.binary_dims))
+        object.__setattr__(self, "stem", tuple(self.stem))
+        if self.image_size < 16 or self.image_size % 8:
+            raise ConfigError(
+                f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64"
+            )
+        if self.n_bins < 3 or self.n_bins % 2 == 0:
+            raise ConfigError(
+                f"n_bins must be odd and at least 3, so that one bin is zero; got {self.n_bins}. Try 21"
+            )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"heads must divide width; got width={self.width}, heads={self.heads}. Try heads=4"
+            )
+        bad = [d for d in self.binary_dims if not 0 <= d < self.action_dim]
+        if bad:
+            raise ConfigError(f"binary_dims must lie in [0, {self.action_dim}); got {bad}")
+        if len(self.stem) != 3 or any(c % 8 for c in self.stem):
+            raise ConfigError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 128)")
+        if not 1 <= self.goal_dims <= self.state_dim:
+            raise ConfigError(f"goal_dims must lie in [1, state_dim={self.state_dim}]; got {self.goal_dims}")
+        for name in ("chunk", "layers", "keypoints", "state_dim", "action_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> VLAPolicyConfig:
+        """A named size: `tiny` (0.2M, tests) or `small` (2M, two cores)."""
+        if name not in PRESETS:
+            raise ConfigError(f"unknown policy preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls.from_dict({**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VLAPolicyConfig:
+        """Build from a json object; an unknown key is refused with a suggestion."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                raise ConfigError(
+                    f"unknown policy setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+        return cls(**values)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 64, "layers": 2, "heads": 2, "stem": (8, 16, 32), "keypoints": 8},
+    "small": {"bf16": True},
+}
