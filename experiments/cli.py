@@ -71,6 +71,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "policy"): Command(
         "train_policy", "TrainPolicyConfig", "train a policy on demonstrations (SFT)", resumes=True
     ),
+    ("bundle",): Command("bundle", "BundleConfig", "put trained parts together into a checkpoint folder"),
     ("eval",): Command(
         "evaluate", "EvalConfig", "success of policies on paired starts, with intervals", draws=True
     ),

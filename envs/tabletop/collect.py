@@ -116,11 +116,18 @@ def rollout(
     if behaviour == "policy" and act is None:
         raise ValueError("behaviour 'policy' needs act=, a function (observation, step) -> action (4,)")
     observation, info = env.reset(seed=seed, options={"task": task, "split": split})
+    warmup = 0
+    if behaviour == "expert" and rng.random() < 0.65:
+        # Demonstrations that begin anywhere teach how to recover from where a policy may stray.
+        warmup = int(rng.integers(1, 9))
+        stray = Hand(env.batch.scene(), "random", rng)
+        for step in range(warmup):
+            observation, _, _, _, info = env.step(stray.act(env, step))
     hand = None if behaviour == "policy" else Hand(env.batch.scene(), behaviour, rng)
     frames, states, actions = [observation["image"]], [observation["state"]], []
     success, progress = [info["success"]], [info["progress"]]
     since = 0
-    for step in range(env.batch.horizon):
+    for step in range(env.batch.horizon - warmup):
         action = hand.act(env, step) if hand else act(observation, step)  # type: ignore[misc]
         observation, _, _, truncated, info = env.step(action)
         frames.append(observation["image"])
@@ -152,5 +159,6 @@ def rollout(
             "collector_version": COLLECTOR_VERSION,
             "gap": batch.gap,
             "steps": len(actions),
+            "warmup": warmup,
         },
     )

@@ -44,7 +44,7 @@ class DynamicsConfig:
     grid: int = 8
     patch: int = 2
     width: int = 256
-    depth: int = 6
+    depth: int = 4
     heads: int = 4
     window: int = 6
     action_dim: int = 4
@@ -183,17 +183,18 @@ class Dynamics(nn.Module):
         n = self.config.tokens
         flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states)]
         x, condition = self._inputs(*flat)
-        modulation = self.modulate(condition).unflatten(-1, (6, -1)).unflatten(0, (b, frames))
-        x = x.reshape(b, frames * n, -1)
+        modulation = self.modulate(condition).unflatten(-1, (6, -1))[:, None]  # (B T, 1, 6, D)
         mask = self._mask(frames, x.device).to(x.dtype)
         cos, sin = _rotary(torch.arange(frames, device=x.device).repeat_interleave(n), x.shape[-1] // self.config.heads)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for layer in self.layers:
-            six = (modulation + layer.modulation).repeat_interleave(n, 1)  # (B, T n, 6, D)
+            six = modulation + layer.modulation
             h = F.layer_norm(x, (x.shape[-1],)) * (1 + six[..., 1, :]) + six[..., 0, :]
-            q, k, v = (layer.split(part) for part in layer.qkv(h).chunk(3, -1))
-            x = self._mlp_and_attention(layer, x, six, _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, mask))
-        latents, states_out, log_error = self._outputs(x.reshape(b * frames, n, -1), condition, flat[1])
+            qkv = layer.qkv(h).reshape(b, frames * n, -1)
+            q, k, v = (layer.split(part) for part in qkv.chunk(3, -1))
+            attended = _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, mask).reshape(b * frames, n, -1)
+            x = self._mlp_and_attention(layer, x, six, attended)
+        latents, states_out, log_error = self._outputs(x, condition, flat[1])
         shape = (b, frames)
         return DynamicsOutput(latents.unflatten(0, shape), states_out.unflatten(0, shape), log_error.unflatten(0, shape))
 

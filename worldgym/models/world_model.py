@@ -324,12 +324,12 @@ class VideoWorldModel(nn.Module):
 
     # -- disk -------------------------------------------------------------------------------------
     def save_pretrained(self, path: Path | str) -> Path:
-        """Write `config.json` and `model.safetensors` (bf16: half the bytes, the precision imagination runs at)."""
+        """Write `config.json` and `model.safetensors` (bf16: half the bytes, the precision it runs at)."""
         from worldgym.utils.files import atomic_write_bytes, atomic_write_text
 
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().to("cpu", torch.bfloat16 if k.startswith("dynamics") else v.dtype).contiguous() for k, v in self.state_dict().items()}
+        tensors = {k: v.detach().to("cpu", v.dtype if k.endswith("background") else torch.bfloat16).contiguous() for k, v in self.state_dict().items()}
         atomic_write_bytes(path / "model.safetensors", save(tensors, {"format": "pt"}))
         config = asdict(replace(self.config, sampler=self.sampler))
         atomic_write_text(path / "config.json", json.dumps({"class": "VideoWorldModel", **config}, indent=1))

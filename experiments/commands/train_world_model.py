@@ -1,0 +1,100 @@
+"""`worldgym train world-model`: the dynamics on a trained tokenizer's latents.
+
+Example::
+
+    worldgym train world-model --data data/real --tokenizer runs/tokenizer --out runs/world_model --minutes 60
+    worldgym train world-model --data data/refresh --initial runs/world_model/export --minutes 15   # refresh
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainWorldModelConfig:
+    """Train the dynamics; the same command again resumes.
+
+    Args:
+        data: dataset folder of `worldgym collect`.
+        tokenizer: run folder of `worldgym train tokenizer`; not needed with `initial`.
+        out: run folder (checkpoint, TensorBoard, `export/`).
+        initial: start from this world model instead of afresh.
+        preset: `small` or `tiny`.
+        minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
+        steps: optimizer steps; a run with steps resumes to the very same numbers.
+        batch: windows per step.
+        window: frames per window.
+        lr: peak learning rate.
+        compile: torch.compile the training pass: 40 % faster after a minute or two of warm-up.
+        seed: everything random follows from it.
+        limit: read at most so many episodes.
+    """
+
+    data: Path
+    tokenizer: Path | None = None
+    out: Path = Path("runs/world_model")
+    initial: Path | None = None
+    preset: str = "small"
+    minutes: float = 60.0
+    steps: int | None = None
+    batch: int = 24
+    window: int = 10
+    lr: float = 2e-3
+    compile: bool = False
+    seed: int = 0
+    limit: int | None = None
+
+
+def run(config: TrainWorldModelConfig) -> int:
+    """Encode the logs, train, export."""
+    import torch
+    from safetensors.torch import load_file
+
+    from worldgym.data import EpisodeDataset
+    from worldgym.errors import CheckpointError, ConfigError
+    from worldgym.models import TokenizerConfig, VideoWorldModel, WorldModelConfig
+    from worldgym.training.loop import LoopConfig
+    from worldgym.training.world_model import LatentEpisodes, WorldModelTraining, train_world_model
+
+    if config.tokenizer is None and config.initial is None:
+        raise ConfigError("give --tokenizer RUN (from `worldgym train tokenizer`) or --initial WORLD_MODEL")
+    arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
+    torch.manual_seed(config.seed)
+    if config.initial is not None:
+        model = VideoWorldModel.from_pretrained(config.initial).requires_grad_(True)
+    else:
+        assert config.tokenizer is not None
+        weights = config.tokenizer / "tokenizer.safetensors"
+        if not weights.is_file():
+            raise CheckpointError(f"no tokenizer at {weights}; run `worldgym train tokenizer --out {config.tokenizer}` first")
+        settings = json.loads((config.tokenizer / "tokenizer.json").read_text())
+        settings.pop("metrics", None)
+        mean, std = arrays.states.mean(0), arrays.states.std(0) + 1e-6
+        shape = replace(
+            WorldModelConfig.preset(config.preset),
+            tokenizer=TokenizerConfig(**settings),
+            state_mean=tuple(float(v) for v in mean),
+            state_std=tuple(float(v) for v in std),
+            tasks=tuple(sorted(set(arrays.tasks))),
+        )
+        model = VideoWorldModel(shape)
+        model.tokenizer.load_state_dict(load_file(weights))
+    data = LatentEpisodes.encode(model.tokenizer, arrays)
+    loop = LoopConfig(
+        steps=config.steps or 1_000_000, lr=config.lr, final_lr=0.02, warmup=200, optimizer="muon", ema=0.999,
+        weight_decay=0.02, seed=config.seed, max_minutes=None if config.steps else config.minutes,
+    )  # fmt: skip
+    training = WorldModelTraining(
+        loop=loop, batch=config.batch, window=config.window, compile=config.compile,
+        rollout_from=0.0 if config.initial is not None else 0.3,
+    )  # fmt: skip
+    trained = train_world_model(model, data, training, config.out)
+    trained.save_pretrained(config.out / "export")
+    logger.info("world model saved to %s", config.out / "export")
+    return 0

@@ -1,0 +1,217 @@
+"""The tabletop: contract with Gymnasium, start states, saving, experts, pictures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import worldgym  # noqa: F401  (registers the ids)
+from envs.tabletop import SPLITS, TASKS, TabletopEnv, TabletopVectorEnv
+from envs.tabletop.collect import BEHAVIOURS, rollout
+from envs.tabletop.experts import expert_action
+from envs.tabletop.scene import COLOURS, Physics
+from envs.tabletop.simulation import Simulation
+from envs.tabletop.tasks import HELD_OUT_TARGETS, UNSEEN_COLOUR, Scene, draw_scene
+from worldgym.data import SplitManifest
+
+
+def _actions(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (n, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"domain": "soft", "gap": 0.5}, {"chunk": 3, "task": "reach"}])
+def test_check_env_passes_without_warnings(kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(TabletopEnv(**kwargs), skip_render_check=True)
+
+
+def test_the_id_makes_single_and_vector_environments():
+    env = gym.make("worldgym/Tabletop-v0", task="push")
+    observation, info = env.reset(seed=0)
+    assert env.observation_space.contains(observation) and info["task"] == "push"
+    envs = gym.make_vec("worldgym/Tabletop-v0", num_envs=2, task="push")
+    assert isinstance(envs.unwrapped, TabletopVectorEnv)
+    batch, _ = envs.reset(seed=0)
+    np.testing.assert_array_equal(batch["image"][0], observation["image"])
+
+
+@given(seed=st.integers(0, 2**31 - 1), task=st.sampled_from(TASKS), split=st.sampled_from(SPLITS))
+@settings(max_examples=40, deadline=None)
+def test_scenes_follow_from_seed_task_and_split_and_obey_the_split(seed, task, split):
+    scene = draw_scene(seed, task, split)
+    assert scene == draw_scene(seed, task, split) == Scene.from_json(scene.to_json())
+    shown = [c for c in scene.colours if c]
+    assert len(set(shown)) == len(shown) >= 3
+    assert (UNSEEN_COLOUR in shown) == (split == "unseen_object")
+    target = (scene.colours[scene.target], scene.name(scene.target).split()[1])
+    assert (target in HELD_OUT_TARGETS) == (split == "unseen_combination")
+
+
+def test_the_split_manifest_is_the_one_that_the_code_follows():
+    manifest = SplitManifest.load(Path(sys.modules["envs.tabletop"].__file__).parent / "manifest.json")
+    assert manifest.rules["unseen_colour"] == UNSEEN_COLOUR
+    assert {tuple(t) for t in manifest.rules["held_out_targets"]} == set(HELD_OUT_TARGETS)
+
+
+def test_every_colour_can_be_told_apart_by_eye():
+    values = np.array(list(COLOURS.values()))
+    distance = np.linalg.norm(values[:, None] - values[None], axis=-1) + np.eye(len(values)) * 9
+    assert distance.min() > 0.3
+
+
+def test_restore_replays_bit_for_bit_in_another_process(tmp_path):
+    env = TabletopEnv(task="pick_place", terminate_on_success=False)
+    env.reset(seed=5)
+    for action in _actions(4):
+        env.step(action)
+    (tmp_path / "state").write_bytes(env.save_state())
+    frames = np.stack([env.step(a)[0]["image"] for a in _actions(5, 1)])
+    np.save(tmp_path / "frames.npy", frames)
+    code = f"""
+import numpy as np
+from envs.tabletop import TabletopEnv
+env = TabletopEnv(terminate_on_success=False)
+env.reset(seed=99, options={{"state": open({str(tmp_path / "state")!r}, "rb").read()}})
+actions = np.random.default_rng(1).uniform(-1, 1, (5, 4)).astype(np.float32)
+frames = np.stack([env.step(a)[0]["image"] for a in actions])
+assert np.array_equal(frames, np.load({str(tmp_path / "frames.npy")!r}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(worldgym.__file__).parents[1])
+
+
+def test_soft_at_gap_zero_is_real_and_grows_apart_from_it():
+    last = []
+    for kwargs in ({}, {"domain": "soft", "gap": 0.0}, {"domain": "soft", "gap": 1.0}):
+        env = TabletopEnv(task="reach", terminate_on_success=False, **kwargs)
+        env.reset(seed=3)
+        for action in _actions(6):
+            observation, *_ = env.step(action)
+        last.append(observation["state"])
+    np.testing.assert_array_equal(last[0], last[1])
+    assert np.abs(last[0] - last[2]).max() > 0.02
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (np.full(4, np.nan, np.float32), "NaN"),
+        (np.full(4, 1.5, np.float32), "outside"),
+        (np.zeros(3, np.float32), "shape"),
+    ],
+)
+def test_bad_actions_say_what_is_wrong(bad, words):
+    env = TabletopEnv(task="reach")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=words):
+        env.step(bad)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"domain": "mars"}, {"task": "dance"}, {"split": "x"}, {"gap": 0.3}, {"domain": "soft", "gap": 2.0}, {"render_mode": "ansi"}]
+)
+def test_bad_settings_are_refused(kwargs):
+    with pytest.raises(ValueError, match="expected|known|gap"):
+        TabletopEnv(**kwargs)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_experts_succeed(task):
+    wins = 0
+    simulation = Simulation(Physics())
+    for seed in range(12):
+        scene = draw_scene(7000 + seed, task)
+        simulation.load(scene)
+        for _ in range(40):
+            simulation.step(expert_action(scene, simulation.privileged()))
+            if simulation.truth()[0]:
+                wins += 1
+                break
+    assert wins >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_experts_succeed_in_95_of_100(task):
+    simulation = Simulation(Physics())
+    wins = 0
+    for seed in range(100):
+        scene = draw_scene(2000 + seed, task)
+        simulation.load(scene)
+        for _ in range(40):
+            simulation.step(expert_action(scene, simulation.privileged()))
+            if simulation.truth()[0]:
+                wins += 1
+                break
+    assert wins >= 95
+
+
+def test_success_and_near_miss_are_four_pixels_apart():
+    """The picture decides: an object at the zone's edge, moved back by a near miss's least distance, moves 4 px."""
+    simulation = Simulation(Physics())
+    scene = draw_scene(11, "push")
+    simulation.load(scene)
+    address = simulation._objects[scene.target]
+
+    def centre(x: float) -> float:
+        simulation.data.qpos[address : address + 2] = (x, 0.0)
+        simulation._refresh()
+        frame = simulation.draw(64).astype(int)
+        colour = np.array(COLOURS[scene.colours[scene.target]]) * 255
+        score = (frame * (colour - 128)).sum(-1)
+        return float(np.argwhere(score > score.max() * 0.6)[:, 1].mean())
+
+    assert abs(centre(0.16) - centre(0.16 - 0.035)) >= 4
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_behaviours_log_complete_episodes(behaviour):
+    env = TabletopEnv(terminate_on_success=False, horizon=12)
+    episode = rollout(env, "reach", 3, behaviour, np.random.default_rng(3))
+    again = rollout(env, "reach", 3, behaviour, np.random.default_rng(3))
+    np.testing.assert_array_equal(episode.actions, again.actions)
+    assert len(episode.frames) == len(episode.actions) + 1 == len(episode.success)
+    assert episode.provenance["behaviour"] == behaviour
+
+
+def test_near_misses_fail_more_often_than_the_expert_before_they_try_again():
+    env = TabletopEnv(terminate_on_success=False, horizon=10)
+    missed = [rollout(env, "reach", s, "near_miss", np.random.default_rng(s)).success.any() for s in range(10)]
+    hit = [rollout(env, "reach", s, "expert", np.random.default_rng(s)).success.any() for s in range(10)]
+    assert sum(hit) >= 9 and sum(missed) <= 5
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_autoreset_modes(mode):
+    envs = TabletopVectorEnv(2, task="reach", horizon=3, autoreset_mode=mode)
+    first, _ = envs.reset(seed=1)
+    still = np.zeros((2, 4), np.float32)
+    for _ in range(3):
+        observation, _, _, truncated, info = envs.step(still)
+    assert truncated.all() and info["episode_len"].tolist() == [3, 3]
+    if mode == "SameStep":
+        assert info["_final_obs"].all() and not np.array_equal(observation["image"], info["final_obs"]["image"])
+    elif mode == "NextStep":
+        _, reward, _, truncated, _ = envs.step(still)
+        assert not truncated.any() and not reward.any()
+    else:
+        with pytest.raises(ValueError, match="reset_mask"):
+            envs.step(still)
+        envs.reset(options={"reset_mask": np.array([True, True])})
+        envs.step(still)
+
+
+def test_starts_do_not_depend_on_the_number_of_slots():
+    few, _ = TabletopVectorEnv(1).reset(seed=4)
+    many, _ = TabletopVectorEnv(3).reset(seed=4)
+    np.testing.assert_array_equal(few["image"][0], many["image"][0])
+    assert few["instruction"][0] == many["instruction"][0]

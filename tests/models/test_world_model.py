@@ -1,0 +1,190 @@
+"""Tokenizer, dynamics and world model: shapes, causality, caching, copies, disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldgym.errors import CheckpointError
+from worldgym.models import Dynamics, DynamicsConfig, FrameTokenizer, TokenizerConfig, VideoWorldModel, WorldModelConfig
+from worldgym.models.layout import Segment, attention_mask, block_causal
+from worldgym.protocols import WorldModel
+
+TINY = WorldModelConfig.preset("tiny")
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoWorldModel:
+    torch.manual_seed(0)
+    model = VideoWorldModel(TINY)
+    for p in model.dynamics.parameters():  # zero-initialised gates would hide mistakes
+        p.data.add_(0.05 * torch.randn_like(p))
+    return model.eval().requires_grad_(False)
+
+
+def _frames(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 64, 64, 3), dtype=np.uint8))
+
+
+def _begin(model: VideoWorldModel, n: int, seed: int = 0):
+    return model.begin(_frames(n)[:, None], torch.zeros(n, 0, 4), torch.Generator().manual_seed(seed))
+
+
+def _actions(n: int, k: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, k, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@given(frames=st.integers(1, 5), length=st.integers(1, 4), window=st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_block_causal_mask(frames, length, window):
+    mask = attention_mask([Segment("video", f, length) for f in range(frames)], block_causal(window))
+    for q in range(frames * length):
+        for k in range(frames * length):
+            assert bool(mask[q, k]) == (0 <= q // length - k // length < window)
+
+
+def test_tokenizer_latents_have_unit_rms_and_decode_to_frames():
+    tokenizer = FrameTokenizer(TINY.tokenizer)
+    z = tokenizer.encode(_frames(3))
+    assert z.shape == (3, TINY.tokenizer.latent_channels, 8, 8)
+    assert torch.allclose(z.square().mean(1), torch.ones(3, 8, 8), atol=1e-2)
+    assert tokenizer.decode(z).shape == (3, 64, 64, 3) and tokenizer.decode(z).dtype == torch.uint8
+
+
+def test_cached_steps_equal_the_parallel_pass_beyond_the_ring_buffer(model):
+    net, b, t = model.dynamics, 2, 7  # window is 4: slots are overwritten
+    torch.manual_seed(1)
+    noisy, previous = torch.randn(b, t, 8, 8, 8), torch.randn(b, t, 8, 8, 8)
+    level, actions, states = torch.rand(b, t), torch.randn(b, t, 4), torch.randn(b, t, 4)
+    whole = net(noisy, previous, level, actions, states)
+    cache = net.empty_cache(b, noisy.device, torch.float32)
+    for i in range(t):
+        one = net.step(noisy[:, i], previous[:, i], level[:, i], actions[:, i], states[:, i], cache)
+        cache.count.add_(1)
+        assert torch.allclose(one.latents, whole.latents[:, i], atol=1e-4)
+        assert torch.allclose(one.states, whole.states[:, i], atol=1e-4)
+
+
+def test_the_future_does_not_reach_the_past(model):
+    torch.manual_seed(1)
+    args = [torch.randn(1, 5, 8, 8, 8), torch.randn(1, 5, 8, 8, 8), torch.rand(1, 5), torch.randn(1, 5, 4), torch.randn(1, 5, 4)]
+    before = model.dynamics(*args).latents
+    changed = [a.clone() for a in args]
+    for a in changed:
+        a[:, 3:] += 1
+    after = model.dynamics(*changed).latents
+    assert torch.equal(before[:, :3], after[:, :3]) and not torch.equal(before[:, 3], after[:, 3])
+
+
+def test_world_model_obeys_the_protocol_and_shapes(model):
+    assert isinstance(model, WorldModel)
+    state = _begin(model, 3)
+    for decode, shown in (("all", 2), ("last", 1), ("none", 0)):
+        after, imagined = model.step(state, _actions(3, 2), decode=decode)
+        assert imagined.frames.shape == (3, shown, 64, 64, 3) and imagined.frames.dtype == torch.uint8
+        assert imagined.latents.shape == (3, 2, 8, 8, 8) and imagined.states.shape == (3, 2, 4)
+        assert imagined.uncertainty.shape == (3,) and (imagined.uncertainty >= 0).all()
+        assert after.batch_size == 3
+
+
+def test_steps_are_deterministic_and_leave_their_input_alone(model):
+    state = _begin(model, 2)
+    saved = state.cache.keys.clone()
+    first = model.step(state, _actions(2, 3))[1].latents
+    assert torch.equal(state.cache.keys, saved)
+    assert torch.equal(first, model.step(state, _actions(2, 3))[1].latents)
+
+
+def test_two_calls_equal_one_long_call(model):
+    state, actions = _begin(model, 2), _actions(2, 6)
+    whole = model.step(state, actions)[1].latents
+    middle, first = model.step(state, actions[:, :2])
+    second = model.step(middle, actions[:, 2:])[1]
+    assert torch.equal(whole, torch.cat([first.latents, second.latents], 1))
+
+
+def test_actions_and_noise_matter(model):
+    state = _begin(model, 2)
+    base = model.step(state, _actions(2, 2))[1].latents
+    assert not torch.equal(base, model.step(state, _actions(2, 2, seed=1))[1].latents)
+    assert not torch.equal(base, model.step(_begin(model, 2, seed=5), _actions(2, 2))[1].latents)
+
+
+def test_forks_share_nothing_that_a_later_step_changes(model):
+    state = _begin(model, 3)
+    state, _ = model.step(state, _actions(3, 2))
+    forked = model.fork(state, torch.tensor([2, 2, 0]))
+    kept = forked.cache.keys.clone()
+    model.step(state, _actions(3, 2, seed=3))
+    model.step(forked, _actions(3, 2, seed=4))
+    assert torch.equal(forked.cache.keys, kept)
+    fresh = model.fork(state, torch.tensor([2, 2]), torch.Generator().manual_seed(0))
+    assert fresh.keys[0] != fresh.keys[1]
+
+
+def test_merge_replaces_rows(model):
+    state, other = _begin(model, 3), _begin(model, 1, seed=9)
+    state, _ = model.step(state, _actions(3, 2))
+    merged = model.merge(state, torch.tensor([1]), other)
+    assert torch.equal(merged.latent[1], other.latent[0]) and torch.equal(merged.latent[0], state.latent[0])
+    assert merged.cache.count.tolist() == [2, 0, 2]
+    alone = model.step(other, _actions(3, 2)[1:2])[1].latents[0]
+    together = model.step(merged, _actions(3, 2))[1].latents[1]
+    assert torch.allclose(alone, together, atol=0.05)  # bf16 rounds by batch size
+
+
+def test_observe_overwrites_the_last_frame(model):
+    state = _begin(model, 2)
+    seen = _frames(2, seed=8)
+    assert torch.equal(model.observe(state, seen).latent, model.tokenizer.encode(seen))
+
+
+def test_context_frames_are_remembered(model):
+    frames = _frames(4).reshape(1, 4, 64, 64, 3)
+    actions = torch.zeros(1, 3, 4)
+    state = model.begin(frames, actions, torch.Generator().manual_seed(0))
+    assert state.cache.count.tolist() == [3]
+
+
+def test_save_and_load_give_the_same_dreams(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = VideoWorldModel.from_pretrained(tmp_path)
+    a = model.step(_begin(model, 2), _actions(2, 3))[1].latents
+    assert torch.equal(a, again.step(_begin(again, 2), _actions(2, 3))[1].latents)
+
+
+def test_missing_and_damaged_checkpoints_are_named(model, tmp_path):
+    with pytest.raises(CheckpointError, match="config.json is missing"):
+        VideoWorldModel.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        VideoWorldModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("frames", "actions", "words"),
+    [
+        (torch.zeros(1, 1, 32, 32, 3, dtype=torch.uint8), torch.zeros(1, 0, 4), "resize"),
+        (torch.zeros(1, 1, 64, 64, 3), torch.zeros(1, 0, 4), "uint8"),
+        (torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(1, 0, 4), "Tc"),
+        (torch.zeros(1, 1, 64, 64, 3, dtype=torch.uint8), torch.zeros(1, 1, 4), "actions"),
+    ],
+)
+def test_bad_starts_say_what_is_wrong(model, frames, actions, words):
+    with pytest.raises(ValueError, match=words):
+        model.begin(frames, actions)
+
+
+def test_bad_configs_are_refused():
+    with pytest.raises(ValueError, match="patch"):
+        DynamicsConfig(patch=3)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        TokenizerConfig(image_size=60)
+    with pytest.raises(ValueError, match="known"):
+        WorldModelConfig.preset("huge")
+    assert Dynamics(TINY.dynamics).config.tokens == 16

@@ -1,0 +1,126 @@
+"""Training: exact resume, learning on a small set, checkpoints that survive."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from worldgym.errors import CheckpointError
+from worldgym.models import VideoWorldModel, WorldModelConfig
+from worldgym.training.loop import LoopConfig, TrainingLoop
+from worldgym.training.tokenizer import train_tokenizer
+from worldgym.training.world_model import LatentEpisodes, WorldModelTraining, train_world_model
+
+TINY = WorldModelConfig.preset("tiny")
+
+
+def moving_dots(episodes: int = 6, length: int = 12) -> SimpleNamespace:
+    """Episodes in which a bright square moves by the action."""
+    rng = np.random.default_rng(0)
+    frames, actions, states = [], [], []
+    for _ in range(episodes):
+        xy = rng.uniform(12, 52, 2)
+        for _ in range(length):
+            frame = np.full((64, 64, 3), 90, np.uint8)
+            x, y = xy.astype(int)
+            frame[y - 5 : y + 5, x - 5 : x + 5] = (250, 30, 30)
+            a = rng.uniform(-1, 1, 4).astype(np.float32)
+            frames.append(frame)
+            actions.append(a)
+            states.append([*xy / 64, 0.0, 0.0])
+            xy = np.clip(xy + 4 * a[:2], 6, 58)
+    offsets = np.arange(0, episodes * length + 1, length)
+    return SimpleNamespace(
+        frames=np.stack(frames), actions=np.stack(actions), states=np.array(states, np.float32), offsets=offsets
+    )
+
+
+def _loop(tmp_path, name: str, steps: int, stop_at: int | None = None) -> TrainingLoop:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 4)
+
+    def loss(module, step, generator):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 4, generator=generator)
+        return (module(x) - x.flip(1)).square().mean(), {}
+
+    return TrainingLoop(model, LoopConfig(steps=steps, warmup=2, log_every=5, optimizer="muon"), tmp_path / name, loss)
+
+
+def test_a_stopped_run_resumes_to_the_very_same_weights(tmp_path):
+    whole = _loop(tmp_path, "whole", 20)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        _loop(tmp_path, "parts", 20, stop_at=9).run()
+    resumed = _loop(tmp_path, "parts", 20)
+    assert resumed.step == 9
+    resumed.run()
+    assert torch.equal(whole.model.weight, resumed.model.weight)
+    assert torch.equal(whole.ema_model.weight, resumed.ema_model.weight)
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
+    loop = _loop(tmp_path, "run", 3)
+    loop.run()
+    loop.checkpoint.write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match="delete the run folder"):
+        _loop(tmp_path, "run", 3)
+    assert loop.checkpoint.read_bytes() == b"not safetensors"
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    loop = _loop(tmp_path, "run", 3)
+    loop.run()
+    before = loop.checkpoint.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("worldgym.training.loop.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        loop.save()
+    assert loop.checkpoint.read_bytes() == before
+
+
+def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):
+    data = moving_dots()
+    tokenizer = train_tokenizer(data.frames, TINY.tokenizer, LoopConfig(steps=60, lr=4e-3, warmup=5), tmp_path / "t", batch=16)
+    torch.manual_seed(0)
+    model = VideoWorldModel(TINY)
+    model.tokenizer.load_state_dict(tokenizer.state_dict())
+    episodes = LatentEpisodes.encode(model.tokenizer, data)
+    settings = WorldModelTraining(loop=LoopConfig(steps=40, lr=4e-3, warmup=5, optimizer="muon", ema=0.9), batch=8, window=5)
+
+    def error(m: VideoWorldModel) -> float:
+        windows = episodes.windows(32, 1, torch.Generator().manual_seed(1))
+        z, actions, states, _ = windows
+        level = torch.ones(32, 1)
+        with torch.no_grad():
+            out = m.dynamics(torch.randn(z[:, 1:].shape), z[:, :1], level, actions, m.normalise_state(states[:, :1]))
+        return float((out.latents - z[:, 1:]).square().mean())
+
+    before = error(model)
+    trained = train_world_model(model, episodes, settings, tmp_path / "w")
+    assert error(trained) < before
+
+
+def test_windows_stay_inside_episodes():
+    data = moving_dots(3, 5)
+    flat = LatentEpisodes(
+        torch.arange(15.0).reshape(15, 1, 1, 1), torch.from_numpy(data.actions[:15]), torch.from_numpy(data.states[:15]), data.offsets
+    )
+    z, _, _, mask = flat.windows(64, 4, torch.Generator().manual_seed(0))
+    values = z.reshape(64, 5).long()
+    assert ((values // 5) == (values[:, :1] // 5)).all()
+    assert mask[:, 0].all() and not mask.all()
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="steps"):
+        LoopConfig(steps=0)
+    with pytest.raises(ValueError, match="optimizer"):
+        LoopConfig(optimizer="sgd")
