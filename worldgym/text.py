@@ -81,7 +81,9 @@ def _encode(texts: list[str]) -> np.ndarray:
     rows = []
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         for begin in range(0, len(texts), _BATCH):
-            batch = tokenizer(texts[begin : begin + _BATCH], padding=True, truncation=True, return_tensors="pt")
+            batch = tokenizer(
+                texts[begin : begin + _BATCH], padding=True, truncation=True, return_tensors="pt"
+            )
             hidden = model(**batch).last_hidden_state  # (B, L, 384)
             mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
             mean = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)

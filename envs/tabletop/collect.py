@@ -39,7 +39,7 @@ def near_miss_offsets(rng: np.random.Generator, task: str) -> Offsets:
     """One way to just miss `task`: a displaced grasp, a displaced or early release, or stopping short."""
     way = rng.random()
     if task in ("push", "open_drawer", "close_drawer"):
-        return Offsets(short=float(rng.uniform(0.035, 0.09))) if way < 0.6 else Offsets(grasp=_ring(rng, 0.03, 0.07))
+        return Offsets(short=float(rng.uniform(0.04, 0.09))) if way < 0.6 else Offsets(grasp=_ring(rng, 0.03, 0.07))
     if task in ("pick_place", "stack"):
         return Offsets(grasp=_ring(rng, 0.03, 0.07)) if way < 0.5 else Offsets(place=_ring(rng, 0.05, 0.11))
     return Offsets(grasp=_ring(rng, 0.045, 0.085))

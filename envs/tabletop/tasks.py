@@ -135,8 +135,9 @@ def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
     side = "left" if rng.random() < 0.5 else "right"
     base = 1 - target if task == "stack" else -1
     n = sum(c is not None for c in colours)
+    wide = 0.125 if task in ("reach", "push", "pick_place") else 0.15  # drawer and button tasks keep the back free
     for _ in range(20000):
-        xy = rng.uniform((-0.125, -0.15), (0.125, 0.11), (n, 2))
+        xy = rng.uniform((-wide, -0.15), (wide, 0.11), (n, 2))
         tray = rng.uniform((-0.08, -0.135), (0.08, 0.08))
         if _layout_ok(xy, tray, task, target, side):
             break

@@ -93,7 +93,7 @@ def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):
     model = VideoWorldModel(TINY)
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     episodes = LatentEpisodes.encode(model.tokenizer, data)
-    settings = WorldModelTraining(loop=LoopConfig(steps=40, lr=4e-3, warmup=5, optimizer="muon", ema=0.9), batch=8, window=5)
+    settings = WorldModelTraining(loop=LoopConfig(steps=120, lr=4e-3, warmup=5, optimizer="muon", ema=0.9), batch=8, window=4)
 
     def error(m: VideoWorldModel) -> float:
         windows = episodes.windows(32, 1, torch.Generator().manual_seed(1))
@@ -105,7 +105,7 @@ def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):
 
     before = error(model)
     trained = train_world_model(model, episodes, settings, tmp_path / "w")
-    assert error(trained) < before
+    assert error(trained) < 0.9 * before
 
 
 def test_windows_stay_inside_episodes():
