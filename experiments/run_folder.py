@@ -70,6 +70,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         shutil.rmtree(self.state, ignore_errors=True)
+        shutil.rmtree(self.out / "videos", ignore_errors=True)
         for events in self.out.glob("events.out.tfevents.*"):
             events.unlink()
 
