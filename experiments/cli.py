@@ -55,6 +55,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "DemoConfig",
         "improve a policy inside the bundled world model; measure it in Real",
         draws=True,
+        resumes=True,
     ),
     ("collect",): Command(
         "collect", "CollectConfig", "log episodes of a domain as a dataset", draws=True, resumes=True
