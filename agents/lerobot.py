@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 class LeRobotPolicyMixin:
     """Gives a `worldgym` policy the three calls that LeRobot's tools expect; greedy."""
 
-    chunk: int
     _queue: deque[Tensor]
 
     if TYPE_CHECKING:

@@ -148,6 +148,7 @@ class LearnedJudge(
         self.register_buffer("pixels", torch.stack([x, y]), persistent=False)
         grid = nn.functional.avg_pool2d(torch.stack([x, y]), 4).flatten(1)
         self.register_buffer("grid", grid, persistent=False)
+        self.cut: Tensor
         self.register_buffer("cut", torch.tensor(0.5))
         # What sentences about one table share would drown what tells them apart.
         self.register_buffer("text_mean", torch.zeros(config.text_dim))

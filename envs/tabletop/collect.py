@@ -39,7 +39,11 @@ def near_miss_offsets(rng: np.random.Generator, task: str) -> Offsets:
     """One way to just miss `task`: a displaced grasp, a displaced or early release, or stopping short."""
     way = rng.random()
     if task in ("push", "open_drawer", "close_drawer"):
-        return Offsets(short=float(rng.uniform(0.04, 0.09))) if way < 0.6 else Offsets(grasp=_ring(rng, 0.03, 0.07))
+        return (
+            Offsets(short=float(rng.uniform(0.04, 0.09)))
+            if way < 0.6
+            else Offsets(grasp=_ring(rng, 0.03, 0.07))
+        )
     if task in ("pick_place", "stack"):
         return Offsets(grasp=_ring(rng, 0.03, 0.07)) if way < 0.5 else Offsets(place=_ring(rng, 0.05, 0.11))
     return Offsets(grasp=_ring(rng, 0.045, 0.085))
@@ -62,7 +66,13 @@ class Hand:
         self.goal = _other_goal(scene, rng) if behaviour == "distracted" else scene
         self.offsets = near_miss_offsets(rng, scene.task) if behaviour == "near_miss" else Offsets()
         self.noise = np.zeros(4)
-        self.sigma = {"expert": 0.05, "noisy": rng.uniform(0.2, 0.7), "near_miss": 0.1, "distracted": 0.15, "random": 0.0}[behaviour]
+        self.sigma = {
+            "expert": 0.05,
+            "noisy": rng.uniform(0.2, 0.7),
+            "near_miss": 0.1,
+            "distracted": 0.15,
+            "random": 0.0,
+        }[behaviour]
         self.grip = 1.0
         self.drift = np.zeros(3)
         self.patience = int(rng.integers(10, 22))

@@ -49,7 +49,13 @@ class TabletopEnv(gym.Env):
         """One action (4,) or a chunk (K, 4) in [-1, 1]."""
         action = check_actions(action, self.action_space.shape or ())
         observation, reward, terminated, truncated, info = self.batch.step(action[None])
-        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_info(info)
+        return (
+            _first(observation),
+            float(reward[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            _first_info(info),
+        )
 
     def save_state(self) -> bytes:
         """The whole state, bit for bit."""

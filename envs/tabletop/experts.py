@@ -40,14 +40,18 @@ def _go(hand: NDArray, goal: NDArray, grip: float) -> NDArray[np.float32]:
     return a
 
 
-def _over(s: Truth, xy: NDArray, z: float, grip: float, near: float = 0.02, hover: float = HOVER) -> NDArray[np.float32]:
+def _over(
+    s: Truth, xy: NDArray, z: float, grip: float, near: float = 0.02, hover: float = HOVER
+) -> NDArray[np.float32]:
     """Travel at hover height; come down to `z` once above `xy`."""
     away = float(np.linalg.norm(s.hand[:2] - xy))
     if away > near:
         # Rise before moving sideways; a shallow approach is fine when already high.
         if s.hand[2] < hover - 0.03 and away > 0.03:
             return _go(s.hand, np.array([*s.hand[:2], hover]), grip)
-        return _go(s.hand, np.array([*xy, max(hover, min(s.hand[2], 0.15)) if away > 0.03 else s.hand[2]]), grip)
+        return _go(
+            s.hand, np.array([*xy, max(hover, min(s.hand[2], 0.15)) if away > 0.03 else s.hand[2]]), grip
+        )
     return _go(s.hand, np.array([*xy, z]), grip)
 
 
@@ -142,7 +146,13 @@ def _close_drawer(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
 def _press_button(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
     if s.lamp:
         return _go(s.hand, np.array([*s.hand[:2], HOVER]), CLOSE)
-    return _over(s, np.array([BUTTON_X + o.grasp[0], min(BUTTON_Y, 0.19) + o.grasp[1]]), 0.01 + o.short, CLOSE, near=0.016)
+    return _over(
+        s,
+        np.array([BUTTON_X + o.grasp[0], min(BUTTON_Y, 0.19) + o.grasp[1]]),
+        0.01 + o.short,
+        CLOSE,
+        near=0.016,
+    )
 
 
 _EXPERTS = {

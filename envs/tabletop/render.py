@@ -39,8 +39,8 @@ class OffscreenRenderer:
             self._gl.make_current()
         except Exception as error:  # mujoco raises whatever its GL loader raised
             raise RuntimeError(
-                f"no off-screen GL context with MUJOCO_GL={os.environ.get('MUJOCO_GL')!r} ({error}). On Debian or Ubuntu: "
-                "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri, then run again with MUJOCO_GL=egl"
+                f"no off-screen GL context with MUJOCO_GL={os.environ.get('MUJOCO_GL')!r} ({error}). On Debian or "
+                "Ubuntu: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri, then run again with MUJOCO_GL=egl"
             ) from error
         self._context: mujoco.MjrContext | None = None
         self._scene: mujoco.MjvScene | None = None
@@ -61,7 +61,13 @@ class OffscreenRenderer:
             for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE", "FOG"):
                 self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
         mujoco.mjv_updateScene(
-            model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
+            model,
+            data,
+            self._option,
+            self._perturb,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL.value,
+            self._scene,
         )
         full = 2 * size
         pixels = np.empty((full, full, 3), np.uint8)

@@ -78,7 +78,9 @@ class Physics:
     def softened(self, gap: float) -> Physics:
         """The software simulator a lab would have: wrong by `gap` in [0, 1]; 0 is Real itself."""
         if not 0.0 <= gap <= 1.0:
-            raise ValueError(f"gap must be in [0, 1], got {gap}; 0 is Real itself, 1 the largest misspecification")
+            raise ValueError(
+                f"gap must be in [0, 1], got {gap}; 0 is Real itself, 1 the largest misspecification"
+            )
         g = gap
         return replace(
             self,

@@ -103,7 +103,9 @@ class Simulation:
 
     def draw(self, size: int) -> NDArray[np.uint8]:
         """The front camera, `(size, size, 3)` uint8."""
-        rgba = self.model.geom_rgba  # colours belong to the scene, the model is shared: set before every drawing
+        rgba = (
+            self.model.geom_rgba
+        )  # colours belong to the scene, the model is shared: set before every drawing
         for slot, geom in enumerate(self._geoms):
             colour = self.scene.colours[slot]
             rgba[geom, :3] = COLOURS[colour] if colour else (0.5, 0.5, 0.5)
@@ -121,8 +123,13 @@ class Simulation:
         q = self.data.qpos
         objects = np.stack([q[a : a + 3] for a in self._objects]).copy()
         return Truth(
-            q[self._hand].copy(), float(q[self._fingers].sum() + 0.01), objects, float(q[self._drawer]), float(q[self._button]), self.lamp
-        )  # fmt: skip
+            hand=q[self._hand].copy(),
+            opening=float(q[self._fingers].sum() + 0.01),
+            objects=objects,
+            drawer=float(q[self._drawer]),
+            button=float(q[self._button]),
+            lamp=self.lamp,
+        )
 
     def truth(self) -> tuple[bool, float]:
         """Success now and progress in [0, 1] of the scene's task."""
@@ -139,7 +146,9 @@ class Simulation:
         """Inverse of `physics_state`."""
         n = mujoco.mj_stateSize(self.model, _STATE)
         if state.shape != (n + 4,):
-            raise ValueError(f"physics state has {state.shape[0]} numbers, this model needs {n + 4}: another version saved it")
+            raise ValueError(
+                f"physics state has {state.shape[0]} numbers, this model needs {n + 4}: another version saved it"
+            )
         mujoco.mj_setState(self.model, self.data, state[:n].copy(), _STATE)
         self._previous = state[n:].copy()
         self._refresh()

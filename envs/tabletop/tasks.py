@@ -105,7 +105,9 @@ def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: s
     if np.any((t[:, 0] < 0.105) & (t[:, 1] < 0.105)):
         return False
     if task in ("open_drawer", "close_drawer"):  # the drawer and the hand need room in front of the cabinet
-        if np.any((np.abs(xy[:, 0] - DRAWER_X) < 0.12) & (xy[:, 1] > 0.0)) or (tray[0] < 0.02 and tray[1] > -0.04):
+        if np.any((np.abs(xy[:, 0] - DRAWER_X) < 0.12) & (xy[:, 1] > 0.0)) or (
+            tray[0] < 0.02 and tray[1] > -0.04
+        ):
             return False
     if task == "push":
         sign = 1.0 if side == "right" else -1.0
@@ -135,7 +137,9 @@ def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
     side = "left" if rng.random() < 0.5 else "right"
     base = 1 - target if task == "stack" else -1
     n = sum(c is not None for c in colours)
-    wide = 0.125 if task in ("reach", "push", "pick_place") else 0.15  # drawer and button tasks keep the back free
+    wide = (
+        0.125 if task in ("reach", "push", "pick_place") else 0.15
+    )  # drawer and button tasks keep the back free
     for _ in range(20000):
         xy = rng.uniform((-wide, -0.15), (wide, 0.11), (n, 2))
         tray = rng.uniform((-0.08, -0.135), (0.08, 0.08))

@@ -68,7 +68,11 @@ class TabletopVectorEnv(VectorEnv):
         autoreset_mode: one of Gymnasium's three.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = {
+        "render_modes": ["rgb_array"],
+        "render_fps": 5,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -139,10 +143,16 @@ class TabletopVectorEnv(VectorEnv):
         if options.get("reset_mask") is not None:
             mask = np.asarray(options["reset_mask"])
             if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
-                raise ValueError(f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+                raise ValueError(
+                    f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}"
+                )
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         for i in np.flatnonzero(mask):
-            self._start(int(i), None if seeds is None else seeds[i], {k: _of(v, i) for k, v in options.items() if k != "reset_mask"})
+            self._start(
+                int(i),
+                None if seeds is None else seeds[i],
+                {k: _of(v, i) for k, v in options.items() if k != "reset_mask"},
+            )
         return self._observe(mask), self._info()
 
     def _start(self, i: int, seed: int | None, options: dict[str, Any]) -> None:
@@ -165,7 +175,9 @@ class TabletopVectorEnv(VectorEnv):
         self._done[i] = self._pending[i] = False
 
     # -- stepping ---------------------------------------------------------------------------------
-    def step(self, actions: NDArray[np.floating]) -> tuple[dict[str, Any], NDArray, NDArray, NDArray, dict[str, Any]]:  # type: ignore[override]
+    def step(
+        self, actions: NDArray[np.floating]
+    ) -> tuple[dict[str, Any], NDArray, NDArray, NDArray, dict[str, Any]]:  # type: ignore[override]
         """Step every slot by one action (or a chunk of K).
 
         Raises:
@@ -174,11 +186,16 @@ class TabletopVectorEnv(VectorEnv):
         actions = check_actions(actions, self.action_space.shape)
         if self.autoreset_mode == AutoresetMode.DISABLED and self._done.any():
             raise ValueError(
-                f"slots {np.flatnonzero(self._done).tolist()} are done; call reset(options={{'reset_mask': mask}}) first"
+                f"slots {np.flatnonzero(self._done).tolist()} are done; "
+                "call reset(options={'reset_mask': mask}) first"
             )
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        skipped = self._pending.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
+        skipped = (
+            self._pending.copy()
+            if self.autoreset_mode == AutoresetMode.NEXT_STEP
+            else np.zeros(self.num_envs, bool)
+        )
         for i in range(self.num_envs):
             if skipped[i]:
                 self._start(i, None, {})
@@ -202,11 +219,17 @@ class TabletopVectorEnv(VectorEnv):
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             self._pending = done.copy()
         elif self.autoreset_mode == AutoresetMode.SAME_STEP and done.any():
-            final_info = {k: v for k, v in info.items()}
+            final_info = dict(info.items())
             for i in np.flatnonzero(done):
                 self._start(int(i), None, {})
             after = self._observe(done)
-            info = {**self._info(), "final_obs": observation, "_final_obs": done, "final_info": final_info, "_final_info": done}
+            info = {
+                **self._info(),
+                "final_obs": observation,
+                "_final_obs": done,
+                "final_info": final_info,
+                "_final_info": done,
+            }
             observation = after
         return observation, rewards, terminated, truncated, info
 
@@ -229,7 +252,11 @@ class TabletopVectorEnv(VectorEnv):
                 frames[i] = self._sims[i].draw(self.image_size)
         self._frames = frames
         states = np.stack([s.state() for s in self._sims])
-        return {"image": frames.copy(), "state": states, "instruction": tuple(s.instruction for s in self._sims)}
+        return {
+            "image": frames.copy(),
+            "state": states,
+            "instruction": tuple(s.instruction for s in self._sims),
+        }
 
     def _info(self) -> dict[str, Any]:
         truths = [s.truth() for s in self._sims]
@@ -278,7 +305,11 @@ class TabletopVectorEnv(VectorEnv):
         sim.load(Scene.from_json(head["scene"]))
         sim.set_physics_state(np.frombuffer(state[start + n :], np.float64))
         sim.instruction, sim.lamp = head["instruction"], head["lamp"]
-        self._steps[i], self._returns[i], self._success_once[i] = head["steps"], head["return"], head["success_once"]
+        self._steps[i], self._returns[i], self._success_once[i] = (
+            head["steps"],
+            head["return"],
+            head["success_once"],
+        )
         self._rngs[i].bit_generator.state = head["rng"]
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
@@ -300,10 +331,16 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
         raise ValueError("actions hold NaN or infinity; expected finite numbers in [-1, 1]")
     if np.abs(a).max(initial=0.0) > 1.0 + 1e-6:
         worst = float(a.flat[np.abs(a).argmax()])
-        raise ValueError(f"an action is {worst:.4g}, outside [-1, 1]; np.clip(action, -1, 1) if that is what you mean")
+        raise ValueError(
+            f"an action is {worst:.4g}, outside [-1, 1]; np.clip(action, -1, 1) if that is what you mean"
+        )
     return a
 
 
 def _of(value: Any, i: int) -> Any:
     """Option `value` of slot `i`: lists, tuples and object arrays hold one entry a slot."""
-    return value[i] if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim) else value
+    return (
+        value[i]
+        if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim)
+        else value
+    )

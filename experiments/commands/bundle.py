@@ -65,10 +65,16 @@ def run(config: BundleConfig) -> int:
 
 def copy_parts(config: BundleConfig) -> None:
     """World model, judge and policy: config.json and model.safetensors of each."""
-    for name, source in (("world_model", config.world_model), ("judge", config.judge), ("policy_sft", config.policy)):
+    for name, source in (
+        ("world_model", config.world_model),
+        ("judge", config.judge),
+        ("policy_sft", config.policy),
+    ):
         missing = [f for f in ("config.json", "model.safetensors") if not (source / f).is_file()]
         if missing:
-            raise ConfigError(f"{source} has no {' and no '.join(missing)}; give the folder of a trained {name}")
+            raise ConfigError(
+                f"{source} has no {' and no '.join(missing)}; give the folder of a trained {name}"
+            )
         target = config.out / name
         target.mkdir(parents=True, exist_ok=True)
         for file in ("config.json", "model.safetensors"):

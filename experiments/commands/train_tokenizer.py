@@ -53,18 +53,27 @@ def run(config: TrainTokenizerConfig) -> int:
     from worldgym.training.tokenizer import reconstruction_psnr, train_tokenizer
     from worldgym.utils.files import atomic_write_bytes, atomic_write_text
 
-    torch.set_num_threads(torch.get_num_threads() if torch.cuda.is_available() else min(2, torch.get_num_threads()))
+    torch.set_num_threads(
+        torch.get_num_threads() if torch.cuda.is_available() else min(2, torch.get_num_threads())
+    )
     arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
     held = int(arrays.offsets[-1 - max(1, len(arrays) // 20)])  # the last 5 % of the episodes are held out
     loop = LoopConfig(
-        steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=None if config.steps else config.minutes
+        steps=config.steps or 1_000_000,
+        lr=config.lr,
+        seed=config.seed,
+        max_minutes=None if config.steps else config.minutes,
     )
     held_out = arrays.frames[held::15]
     shape = WorldModelConfig.preset(config.preset).tokenizer
-    tokenizer = train_tokenizer(arrays.frames[:held], shape, loop, config.out, batch=config.batch, held_out=held_out)
+    tokenizer = train_tokenizer(
+        arrays.frames[:held], shape, loop, config.out, batch=config.batch, held_out=held_out
+    )
     scores = reconstruction_psnr(tokenizer, held_out)
     tensors = {k: v.contiguous() for k, v in tokenizer.state_dict().items()}
     atomic_write_bytes(config.out / "tokenizer.safetensors", save(tensors))
-    atomic_write_text(config.out / "tokenizer.json", json.dumps({**asdict(shape), "metrics": scores}, indent=1))
+    atomic_write_text(
+        config.out / "tokenizer.json", json.dumps({**asdict(shape), "metrics": scores}, indent=1)
+    )
     logger.info("tokenizer saved to %s, held-out %s", config.out, scores)
     return 0

@@ -72,7 +72,9 @@ def run(config: TrainWorldModelConfig) -> int:
         assert config.tokenizer is not None
         weights = config.tokenizer / "tokenizer.safetensors"
         if not weights.is_file():
-            raise CheckpointError(f"no tokenizer at {weights}; run `worldgym train tokenizer --out {config.tokenizer}` first")
+            raise CheckpointError(
+                f"no tokenizer at {weights}; run `worldgym train tokenizer --out {config.tokenizer}` first"
+            )
         settings = json.loads((config.tokenizer / "tokenizer.json").read_text())
         settings.pop("metrics", None)
         mean, std = arrays.states.mean(0), arrays.states.std(0) + 1e-6

@@ -117,7 +117,15 @@ def test_bad_actions_say_what_is_wrong(bad, words):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"domain": "mars"}, {"task": "dance"}, {"split": "x"}, {"gap": 0.3}, {"domain": "soft", "gap": 2.0}, {"render_mode": "ansi"}]
+    "kwargs",
+    [
+        {"domain": "mars"},
+        {"task": "dance"},
+        {"split": "x"},
+        {"gap": 0.3},
+        {"domain": "soft", "gap": 2.0},
+        {"render_mode": "ansi"},
+    ],
 )
 def test_bad_settings_are_refused(kwargs):
     with pytest.raises(ValueError, match="expected|known|gap"):
@@ -189,7 +197,9 @@ def test_behaviours_log_complete_episodes(behaviour):
 def test_near_misses_fail_more_often_than_the_expert_before_they_try_again():
     env = TabletopEnv(terminate_on_success=False, horizon=10)
     patient = TabletopEnv(terminate_on_success=False, horizon=24)
-    missed = [rollout(env, "reach", s, "near_miss", np.random.default_rng(s)).success.any() for s in range(10)]
+    missed = [
+        rollout(env, "reach", s, "near_miss", np.random.default_rng(s)).success.any() for s in range(10)
+    ]
     hit = [rollout(patient, "reach", s, "expert", np.random.default_rng(s)).success.any() for s in range(10)]
     assert sum(hit) >= 9 and sum(missed) <= 5
 
@@ -204,7 +214,9 @@ def test_autoreset_modes(mode):
     ended = info["final_info"] if mode == "SameStep" else info
     assert truncated.all() and ended["episode_len"].tolist() == [3, 3]
     if mode == "SameStep":
-        assert info["_final_obs"].all() and not np.array_equal(observation["image"], info["final_obs"]["image"])
+        assert info["_final_obs"].all() and not np.array_equal(
+            observation["image"], info["final_obs"]["image"]
+        )
     elif mode == "NextStep":
         _, reward, _, truncated, _ = envs.step(still)
         assert not truncated.any() and not reward.any()

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldgym.errors import CheckpointError
-from worldgym.models import Dynamics, DynamicsConfig, FrameTokenizer, TokenizerConfig, VideoWorldModel, WorldModelConfig
+from worldgym.models import (
+    Dynamics,
+    DynamicsConfig,
+    FrameTokenizer,
+    TokenizerConfig,
+    VideoWorldModel,
+    WorldModelConfig,
+)
 from worldgym.models.layout import Segment, attention_mask, block_causal
 from worldgym.protocols import WorldModel
 
@@ -70,7 +77,13 @@ def test_cached_steps_equal_the_parallel_pass_beyond_the_ring_buffer(model):
 
 def test_the_future_does_not_reach_the_past(model):
     torch.manual_seed(1)
-    args = [torch.randn(1, 5, 8, 8, 8), torch.randn(1, 5, 8, 8, 8), torch.rand(1, 5), torch.randn(1, 5, 4), torch.randn(1, 5, 4)]
+    args = [
+        torch.randn(1, 5, 8, 8, 8),
+        torch.randn(1, 5, 8, 8, 8),
+        torch.rand(1, 5),
+        torch.randn(1, 5, 4),
+        torch.randn(1, 5, 4),
+    ]
     before = model.dynamics(*args).latents
     changed = [a.clone() for a in args]
     for a in changed:

@@ -34,7 +34,10 @@ def moving_dots(episodes: int = 6, length: int = 12) -> SimpleNamespace:
             xy = np.clip(xy + 4 * a[:2], 6, 58)
     offsets = np.arange(0, episodes * length + 1, length)
     return SimpleNamespace(
-        frames=np.stack(frames), actions=np.stack(actions), states=np.array(states, np.float32), offsets=offsets
+        frames=np.stack(frames),
+        actions=np.stack(actions),
+        states=np.array(states, np.float32),
+        offsets=offsets,
     )
 
 
@@ -48,7 +51,9 @@ def _loop(tmp_path, name: str, steps: int, stop_at: int | None = None) -> Traini
         x = torch.randn(8, 4, generator=generator)
         return (module(x) - x.flip(1)).square().mean(), {}
 
-    return TrainingLoop(model, LoopConfig(steps=steps, warmup=2, log_every=5, optimizer="muon"), tmp_path / name, loss)
+    return TrainingLoop(
+        model, LoopConfig(steps=steps, warmup=2, log_every=5, optimizer="muon"), tmp_path / name, loss
+    )
 
 
 def test_a_stopped_run_resumes_to_the_very_same_weights(tmp_path):
@@ -88,19 +93,25 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):
     data = moving_dots()
-    tokenizer = train_tokenizer(data.frames, TINY.tokenizer, LoopConfig(steps=60, lr=4e-3, warmup=5), tmp_path / "t", batch=16)
+    tokenizer = train_tokenizer(
+        data.frames, TINY.tokenizer, LoopConfig(steps=60, lr=4e-3, warmup=5), tmp_path / "t", batch=16
+    )
     torch.manual_seed(0)
     model = VideoWorldModel(TINY)
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     episodes = LatentEpisodes.encode(model.tokenizer, data)
-    settings = WorldModelTraining(loop=LoopConfig(steps=120, lr=4e-3, warmup=5, optimizer="muon", ema=0.9), batch=8, window=4)
+    settings = WorldModelTraining(
+        loop=LoopConfig(steps=120, lr=4e-3, warmup=5, optimizer="muon", ema=0.9), batch=8, window=4
+    )
 
     def error(m: VideoWorldModel) -> float:
         windows = episodes.windows(32, 1, torch.Generator().manual_seed(1))
         z, actions, states, _ = windows
         level = torch.ones(32, 1)
         with torch.no_grad():
-            out = m.dynamics(torch.randn(z[:, 1:].shape), z[:, :1], level, actions, m.normalise_state(states[:, :1]))
+            out = m.dynamics(
+                torch.randn(z[:, 1:].shape), z[:, :1], level, actions, m.normalise_state(states[:, :1])
+            )
         return float((out.latents - z[:, 1:]).square().mean())
 
     before = error(model)
@@ -111,7 +122,10 @@ def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):
 def test_windows_stay_inside_episodes():
     data = moving_dots(3, 5)
     flat = LatentEpisodes(
-        torch.arange(15.0).reshape(15, 1, 1, 1), torch.from_numpy(data.actions[:15]), torch.from_numpy(data.states[:15]), data.offsets
+        torch.arange(15.0).reshape(15, 1, 1, 1),
+        torch.from_numpy(data.actions[:15]),
+        torch.from_numpy(data.states[:15]),
+        data.offsets,
     )
     z, _, _, mask = flat.windows(64, 4, torch.Generator().manual_seed(0))
     values = z.reshape(64, 5).long()

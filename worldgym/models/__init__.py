@@ -2,7 +2,13 @@
 
 from worldgym.models.dynamics import Dynamics, DynamicsConfig
 from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
-from worldgym.models.world_model import ImaginedState, SamplerConfig, VideoWorldModel, WorldModelConfig, load_world_model
+from worldgym.models.world_model import (
+    ImaginedState,
+    SamplerConfig,
+    VideoWorldModel,
+    WorldModelConfig,
+    load_world_model,
+)
 
 __all__ = [
     "Dynamics",

@@ -64,7 +64,8 @@ class DynamicsConfig:
 
 class DynamicsOutput(NamedTuple):
     """Predictions for every frame of the input: clean `latents` (B,T,C,h,w), normalised `states` (B,T,S), and
-    `log_error` (B,T), the network's own estimate of the log of its mean squared latent error."""
+    `log_error` (B,T), the network's own estimate of the log of its mean squared latent error.
+    """
 
     latents: Tensor
     states: Tensor
@@ -80,7 +81,7 @@ class Cache(NamedTuple):
 
 
 def _rotary(position: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin `(..., dim/2)` of integer frame positions."""
+    """Cos and sin `(..., dim/2)` of integer frame positions."""
     frequency = 1.0 / (100.0 ** (torch.arange(0, dim, 2, device=position.device) / dim))
     angle = position[..., None].float() * frequency
     return angle.cos(), angle.sin()
@@ -124,7 +125,9 @@ class Dynamics(nn.Module):
         self.stem = nn.Conv2d(2 * c.latent_channels, 64, 3, padding=1)
         self.embed = nn.Linear(64 * p * p, d)
         self.place = nn.Parameter(torch.randn(n, d) * 0.02)
-        self.condition = nn.Sequential(nn.Linear(c.action_dim + c.state_dim + 32, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
+        self.condition = nn.Sequential(
+            nn.Linear(c.action_dim + c.state_dim + 32, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU()
+        )
         self.modulate = nn.Linear(d, 6 * d)
         self.layers = nn.ModuleList(_Layer(d, c.heads) for _ in range(c.depth))
         self.final = nn.Linear(d, 2 * d)
@@ -143,7 +146,9 @@ class Dynamics(nn.Module):
         allowed = attention_mask(layout, block_causal(self.config.window)).to(device)
         return torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, -1e4)
 
-    def _inputs(self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs(
+        self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Tokens (N, n, D) and condition (N, D) of N = B T frames."""
         c = self.config
         grid = self.stem(torch.cat([noisy, previous], 1))
@@ -169,7 +174,9 @@ class Dynamics(nn.Module):
         h = F.layer_norm(x, (x.shape[-1],)) * (1 + scale) + shift
         return x + (1 + gate2) * layer.down(F.silu(layer.up(h)))
 
-    def forward(self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor) -> DynamicsOutput:
+    def forward(
+        self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor
+    ) -> DynamicsOutput:
         """Denoise T frames in parallel (training).
 
         Args:
@@ -185,7 +192,9 @@ class Dynamics(nn.Module):
         x, condition = self._inputs(*flat)
         modulation = self.modulate(condition).unflatten(-1, (6, -1))[:, None]  # (B T, 1, 6, D)
         mask = self._mask(frames, x.device).to(x.dtype)
-        cos, sin = _rotary(torch.arange(frames, device=x.device).repeat_interleave(n), x.shape[-1] // self.config.heads)
+        cos, sin = _rotary(
+            torch.arange(frames, device=x.device).repeat_interleave(n), x.shape[-1] // self.config.heads
+        )
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for layer in self.layers:
             six = modulation + layer.modulation
@@ -196,14 +205,20 @@ class Dynamics(nn.Module):
             x = self._mlp_and_attention(layer, x, six, attended)
         latents, states_out, log_error = self._outputs(x, condition, flat[1])
         shape = (b, frames)
-        return DynamicsOutput(latents.unflatten(0, shape), states_out.unflatten(0, shape), log_error.unflatten(0, shape))
+        return DynamicsOutput(
+            latents.unflatten(0, shape), states_out.unflatten(0, shape), log_error.unflatten(0, shape)
+        )
 
     def empty_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> Cache:
         """A ring buffer that has seen nothing."""
         c = self.config
         shape = (c.depth, batch, c.window, c.tokens, c.width)
         count = torch.zeros(batch, dtype=torch.long, device=device)
-        return Cache(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype), count)
+        return Cache(
+            torch.zeros(shape, device=device, dtype=dtype),
+            torch.zeros(shape, device=device, dtype=dtype),
+            count,
+        )
 
     def step(
         self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor, cache: Cache
@@ -220,8 +235,12 @@ class Dynamics(nn.Module):
         cos, sin = _rotary(cache.count, c.width // c.heads)
         cos, sin = cos[:, None, None].to(x.dtype), sin[:, None, None].to(x.dtype)
         slots = torch.arange(c.window, device=x.device)
-        valid = (slots <= cache.count[:, None]).repeat_interleave(n, 1)  # slots fill in order, then all are valid
-        mask = torch.zeros(valid.shape, device=x.device, dtype=x.dtype).masked_fill_(~valid, -1e4)[:, None, None]
+        valid = (slots <= cache.count[:, None]).repeat_interleave(
+            n, 1
+        )  # slots fill in order, then all are valid
+        mask = torch.zeros(valid.shape, device=x.device, dtype=x.dtype).masked_fill_(~valid, -1e4)[
+            :, None, None
+        ]
         for i, layer in enumerate(self.layers):
             six = (modulation + layer.modulation)[:, None]
             h = F.layer_norm(x, (c.width,)) * (1 + six[..., 1, :]) + six[..., 0, :]
@@ -231,5 +250,7 @@ class Dynamics(nn.Module):
             cache.values[i, rows, slot] = v.to(cache.values.dtype)
             all_k = layer.split(cache.keys[i].flatten(1, 2))
             all_v = layer.split(cache.values[i].flatten(1, 2))
-            x = self._mlp_and_attention(layer, x, six, _attend(_rotate(layer.split(q), cos, sin), all_k, all_v, mask))
+            x = self._mlp_and_attention(
+                layer, x, six, _attend(_rotate(layer.split(q), cos, sin), all_k, all_v, mask)
+            )
         return DynamicsOutput(*self._outputs(x, condition, previous))

@@ -116,7 +116,10 @@ class FrameTokenizer(nn.Module):
     def decode(self, z: Tensor, batch: int = 256) -> Tensor:
         """`(N,C,h,w)` -> `(N,H,W,3)` uint8."""
         with autocast(self.background.device):
-            out = [(self.decode_pixels(part).clamp(0, 1) * 255).round().to(torch.uint8) for part in z.split(batch)]
+            out = [
+                (self.decode_pixels(part).clamp(0, 1) * 255).round().to(torch.uint8)
+                for part in z.split(batch)
+            ]
         return torch.cat(out).permute(0, 2, 3, 1).contiguous()
 
 
@@ -138,7 +141,9 @@ def _pixels(frames: Tensor) -> Tensor:
     return frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / 255
 
 
-def tokenizer_loss(tokenizer: FrameTokenizer, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def tokenizer_loss(
+    tokenizer: FrameTokenizer, frames: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     """Foreground-weighted L1 + L2 with noisy latents.
 
     Args:

@@ -151,12 +151,16 @@ class VideoWorldModel(nn.Module):
 
     def normalise_state(self, states: Tensor) -> Tensor:
         """Data units -> zero mean, unit variance."""
-        mean, std = (torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std))
+        mean, std = (
+            torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std)
+        )
         return (states - mean) / std
 
     def denormalise_state(self, states: Tensor) -> Tensor:
         """Inverse of `normalise_state`."""
-        mean, std = (torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std))
+        mean, std = (
+            torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std)
+        )
         return states * std + mean
 
     # -- the protocol -----------------------------------------------------------------------------
@@ -198,23 +202,31 @@ class VideoWorldModel(nn.Module):
             ValueError: wrong shapes, sizes or dtypes.
         """
         if frames.ndim != 5:
-            raise ValueError(f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc")
+            raise ValueError(
+                f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
+            )
         check_frames(frames, self.image_size)
         b, context = frames.shape[:2]
         if tuple(actions.shape) != (b, context - 1, self.action_dim):
-            raise ValueError(f"actions have shape {tuple(actions.shape)}, expected {(b, context - 1, self.action_dim)}")
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)}, expected {(b, context - 1, self.action_dim)}"
+            )
         latents = self.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, (b, context))
         if states is None:
             with autocast(self.device):
                 normal = self.state_probe(latents.flatten(0, 1)).float().unflatten(0, (b, context))
         elif tuple(states.shape) != (b, context, self.state_dim):
-            raise ValueError(f"states have shape {tuple(states.shape)}, expected {(b, context, self.state_dim)}")
+            raise ValueError(
+                f"states have shape {tuple(states.shape)}, expected {(b, context, self.state_dim)}"
+            )
         else:
             normal = self.normalise_state(states.float())
         net = self._network()
         dtype = next(net.parameters()).dtype
         cache = net.empty_cache(b, self.device, dtype)
-        first = max(0, context - 1 - self.config.dynamics.window)  # older frames would leave the ring buffer anyway
+        first = max(
+            0, context - 1 - self.config.dynamics.window
+        )  # older frames would leave the ring buffer anyway
         for i in range(first, context - 1):
             clean = latents[:, i + 1].to(dtype)
             time = torch.zeros(b, device=self.device)
@@ -233,7 +245,9 @@ class VideoWorldModel(nn.Module):
         return out.transpose(0, 1).to(self.device)
 
     @torch.no_grad()
-    def step(self, state: ImaginedState, actions: Tensor, *, decode: Decode = "all") -> tuple[ImaginedState, Imagined]:
+    def step(
+        self, state: ImaginedState, actions: Tensor, *, decode: Decode = "all"
+    ) -> tuple[ImaginedState, Imagined]:
         """Imagine K frames.
 
         Args:
@@ -242,7 +256,9 @@ class VideoWorldModel(nn.Module):
             decode: which frames to turn into pixels; a frame that nobody reads costs half.
         """
         if actions.ndim != 3 or len(actions) != state.batch_size or actions.shape[-1] != self.action_dim:
-            raise ValueError(f"actions have shape {tuple(actions.shape)}, expected ({state.batch_size}, K, {self.action_dim})")
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)}, expected ({state.batch_size}, K, {self.action_dim})"
+            )
         if decode not in ("all", "last", "none"):
             raise ValueError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
         net = self._network()
@@ -267,18 +283,30 @@ class VideoWorldModel(nn.Module):
         after = ImaginedState(latent, states[-1], cache, state.keys)
         all_latents = torch.stack(latents, 1)
         shown = {"all": all_latents, "last": all_latents[:, -1:], "none": all_latents[:, :0]}[decode]
-        frames = self.tokenizer.decode(shown.flatten(0, 1)) if shown.numel() else torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        frames = (
+            self.tokenizer.decode(shown.flatten(0, 1))
+            if shown.numel()
+            else torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        )
         imagined = Imagined(
-            frames=frames.unflatten(0, shown.shape[:2]) if shown.numel() else frames.reshape(len(latent), 0, *frames.shape[1:]),
+            frames=frames.unflatten(0, shown.shape[:2])
+            if shown.numel()
+            else frames.reshape(len(latent), 0, *frames.shape[1:]),
             latents=all_latents,
             states=torch.stack(states, 1),
             uncertainty=torch.stack(errors, 1).amax(1),
         )
         return after, imagined
 
-    def fork(self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None) -> ImaginedState:
+    def fork(
+        self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None
+    ) -> ImaginedState:
         """Rows `index (B',)` as a new state. With `generator`, copies get noise of their own; else their source's."""
-        keys = state.keys[index.cpu()] if generator is None else torch.randint(2**62, (len(index),), generator=generator)
+        keys = (
+            state.keys[index.cpu()]
+            if generator is None
+            else torch.randint(2**62, (len(index),), generator=generator)
+        )
         index = index.to(self.device)
         cache = Cache(state.cache.keys[:, index], state.cache.values[:, index], state.cache.count[index])
         return ImaginedState(state.latent[index], state.states[index], cache, keys)
@@ -293,7 +321,10 @@ class VideoWorldModel(nn.Module):
             put(state.cache.count, other.cache.count, rows),
         )
         return ImaginedState(
-            put(state.latent, other.latent, rows), put(state.states, other.states, rows), cache, put(state.keys, other.keys, cpu)
+            put(state.latent, other.latent, rows),
+            put(state.states, other.states, rows),
+            cache,
+            put(state.keys, other.keys, cpu),
         )
 
     @torch.no_grad()
@@ -329,7 +360,10 @@ class VideoWorldModel(nn.Module):
 
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().to("cpu", v.dtype if k.endswith("background") else torch.bfloat16).contiguous() for k, v in self.state_dict().items()}
+        tensors = {
+            k: v.detach().to("cpu", v.dtype if k.endswith("background") else torch.bfloat16).contiguous()
+            for k, v in self.state_dict().items()
+        }
         atomic_write_bytes(path / "model.safetensors", save(tensors, {"format": "pt"}))
         config = asdict(replace(self.config, sampler=self.sampler))
         atomic_write_text(path / "config.json", json.dumps({"class": "VideoWorldModel", **config}, indent=1))
@@ -358,7 +392,9 @@ class VideoWorldModel(nn.Module):
             model = cls(WorldModelConfig.from_dict(config))
             model.load_state_dict({k: v.float() for k, v in load_file(path / "model.safetensors").items()})
         except Exception as error:
-            raise CheckpointError(f"the world model at {path} is damaged or of another version: {error}") from error
+            raise CheckpointError(
+                f"the world model at {path} is damaged or of another version: {error}"
+            ) from error
         model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.eval().requires_grad_(False)
 

@@ -41,7 +41,8 @@ class LoopConfig:
         final_lr: fraction of `lr` at the end.
         warmup: steps.
         weight_decay: AdamW's, on matrices only.
-        optimizer: `"adamw"`, or `"muon"`: Muon (Jordan et al. 2024) on the matrices of Linear layers, AdamW on the rest.
+        optimizer: `"adamw"`, or `"muon"`: Muon (Jordan et al. 2024) on the matrices of Linear layers and AdamW on
+            the rest.
         ema: decay of the averaged weights.
         grad_clip: norm.
         seed: everything random in the run follows from it.
@@ -87,7 +88,9 @@ def _optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimi
     if chosen:
         # match_rms_adamw scales the update so that AdamW's learning rate and decay carry over.
         optimizers.append(
-            torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+            torch.optim.Muon(
+                matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
         )
     return optimizers
 
@@ -129,7 +132,11 @@ class TrainingLoop:
             for i, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{n}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        metadata = {"step": str(self.step), "elapsed": str(self.elapsed), "config": json.dumps(asdict(self.config))}
+        metadata = {
+            "step": str(self.step),
+            "elapsed": str(self.elapsed),
+            "config": json.dumps(asdict(self.config)),
+        }
         partial = self.checkpoint.with_suffix(".partial")
         save_file(tensors, partial, metadata)
         partial.replace(self.checkpoint)
@@ -177,7 +184,9 @@ class TrainingLoop:
     def _lr(self) -> float:
         c = self.config
         warm = min(1.0, (self.step + 1) / max(1, c.warmup))
-        return c.lr * warm * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + math.cos(math.pi * self._progress())))
+        return (
+            c.lr * warm * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + math.cos(math.pi * self._progress())))
+        )
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the last averaged metrics. Ctrl-C saves a checkpoint and re-raises."""
@@ -221,7 +230,9 @@ class TrainingLoop:
                     for key, value in averages.items():
                         writer.add_scalar(f"{self.tag}/{key}", value, self.step)
                     writer.add_scalar(f"{self.tag}/lr", self._lr(), self.step)
-                    writer.add_scalar("time/steps_per_second", (self.step - first) / max(self.elapsed, 1e-9), self.step)
+                    writer.add_scalar(
+                        "time/steps_per_second", (self.step - first) / max(self.elapsed, 1e-9), self.step
+                    )
                     text = " ".join(f"{k} {v:.4g}" for k, v in averages.items())
                     bar.set_postfix_str(text)
                     logger.info("%s step %d %.0f s %s", self.tag, self.step, self.elapsed, text)
@@ -242,7 +253,7 @@ class TrainingLoop:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        mine: list[Any] = [p for p in self.ema_model.parameters()]
-        torch._foreach_lerp_(mine, [p for p in self.model.parameters()], 1 - decay)
+        mine: list[Any] = list(self.ema_model.parameters())
+        torch._foreach_lerp_(mine, list(self.model.parameters()), 1 - decay)
         for average, value in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
             average.copy_(value)

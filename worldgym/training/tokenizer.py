@@ -41,17 +41,25 @@ def train_tokenizer(
     torch.manual_seed(loop.seed)
     model = FrameTokenizer(config)
     rng = np.random.default_rng(loop.seed)
-    model.set_background(torch.from_numpy(frames[rng.choice(len(frames), min(len(frames), 1500), replace=False)]))
+    model.set_background(
+        torch.from_numpy(frames[rng.choice(len(frames), min(len(frames), 1500), replace=False)])
+    )
     model = model.to(memory_format=torch.channels_last)
 
-    def loss(module: torch.nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        module: torch.nn.Module, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(frames), (batch,), generator=generator).numpy()
         assert isinstance(module, FrameTokenizer)
         return tokenizer_loss(module, torch.from_numpy(frames[np.sort(index)]), generator)
 
     def evaluate(module: torch.nn.Module, step: int) -> dict[str, float]:
         assert isinstance(module, FrameTokenizer)
-        return {} if held_out is None else {f"world_model/tokenizer_{k}": v for k, v in reconstruction_psnr(module, held_out).items()}
+        return (
+            {}
+            if held_out is None
+            else {f"world_model/tokenizer_{k}": v for k, v in reconstruction_psnr(module, held_out).items()}
+        )
 
     training = TrainingLoop(model, loop, run_dir, loss, tag="train_tokenizer", evaluate=evaluate)
     training.run()

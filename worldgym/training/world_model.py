@@ -49,7 +49,9 @@ class WorldModelTraining:
     """
 
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=8000, lr=1.5e-3, optimizer="muon", ema=0.999, weight_decay=0.02)
+        default_factory=lambda: LoopConfig(
+            steps=8000, lr=1.5e-3, optimizer="muon", ema=0.999, weight_decay=0.02
+        )
     )
     batch: int = 24
     window: int = 10
@@ -74,12 +76,19 @@ class LatentEpisodes:
     def encode(tokenizer: FrameTokenizer, arrays: Any) -> LatentEpisodes:
         """From arrays with `frames, actions, states, offsets`."""
         frames = arrays.frames
-        parts = [tokenizer.encode(torch.from_numpy(frames[i : i + 512])).half() for i in range(0, len(frames), 512)]
+        parts = [
+            tokenizer.encode(torch.from_numpy(frames[i : i + 512])).half() for i in range(0, len(frames), 512)
+        ]
         return LatentEpisodes(
-            torch.cat(parts), torch.from_numpy(arrays.actions), torch.from_numpy(arrays.states), np.asarray(arrays.offsets)
+            torch.cat(parts),
+            torch.from_numpy(arrays.actions),
+            torch.from_numpy(arrays.states),
+            np.asarray(arrays.offsets),
         )
 
-    def windows(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def windows(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Random windows: latents `(B,T+1,...)`, actions `(B,T,A)`, states `(B,T+1,S)`, mask `(B,T)` of real frames."""
         episode_of = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         last = self.offsets[1:] - 1
@@ -92,7 +101,9 @@ class LatentEpisodes:
         return self.latents[index].float(), self.actions[index[:, :-1]], self.states[index], mask
 
 
-def imagine_window(model: VideoWorldModel, z: Tensor, actions: Tensor, states: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def imagine_window(
+    model: VideoWorldModel, z: Tensor, actions: Tensor, states: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Latents and normalised states `(B,T,...)` before each frame, imagined from the window's first frame alone."""
     net = model.dynamics
     b, length = actions.shape[:2]

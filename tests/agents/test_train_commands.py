@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.commands import train_judge, train_policy
+from experiments.commands.train_judge import TrainJudgeConfig
+from experiments.commands.train_policy import TrainPolicyConfig
+from worldgym.data import TABLETOP_ACTION_SPEC, DatasetWriter, Episode, SplitManifest
+from worldgym.errors import CheckpointError, ConfigError, DatasetError
+
+
+def write(path: Path, split: str = "seen") -> Path:
+    with DatasetWriter(path, TABLETOP_ACTION_SPEC, 16, 4, SplitManifest(name="test", rules={})) as writer:
+        for number in range(8):
+            rng = np.random.default_rng(number)
+            success = np.zeros(6, bool)
+            success[-2:] = number % 4 != 0
+            writer.append(
+                Episode(
+                    frames=rng.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8),
+                    actions=rng.uniform(-1, 1, (5, 4)).astype(np.float32),
+                    state=rng.normal(size=(6, 4)).astype(np.float32),
+                    instruction=f"push the {('red', 'blue')[number % 2]} cube to the left",
+                    success=success,
+                    progress=success.astype(np.float32),
+                    domain="real",
+                    split=split,
+                    task="push",
+                    provenance={"behaviour": "expert" if number % 4 else "random", "seed": number},
+                )
+            )
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("logs") / "real")
+
+
+def policy_config(data, out, **changes):
+    values = {"demos_per_task": 4, "preset": "tiny", "epochs": 3, "batch_size": 16, **changes}
+    return TrainPolicyConfig(data=data, out=out, **values)
+
+
+def test_train_policy_saves_a_policy_that_loads(data, tmp_path):
+    from agents import VLAPolicy
+
+    assert train_policy.run(policy_config(data, tmp_path / "p")) == 0
+    assert VLAPolicy.from_pretrained(tmp_path / "p").config.image_size == 16
+    facts = json.loads((tmp_path / "p" / "training.json").read_text())
+    assert facts["demos"] == {"push": 4} and facts["behaviour"] == "expert"
+    assert list((tmp_path / "p" / "tensorboard").iterdir()) and not (tmp_path / "p" / "checkpoint").exists()
+
+
+def test_ctrl_c_keeps_the_last_epoch_and_the_same_command_goes_on(data, tmp_path, monkeypatch):
+    from agents.sft import SFT
+
+    assert train_policy.run(policy_config(data, tmp_path / "whole")) == 0
+    honest, calls = SFT.evaluate, []
+
+    def interrupt(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(SFT, "evaluate", staticmethod(interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_policy.run(policy_config(data, tmp_path / "p"))
+    assert (tmp_path / "p" / "checkpoint" / "state.json").is_file()
+    monkeypatch.setattr(SFT, "evaluate", staticmethod(honest))
+    assert train_policy.run(policy_config(data, tmp_path / "p")) == 0
+    whole, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "p"))
+    assert whole == again
+
+
+def test_train_judge_saves_a_judge_that_loads(data, tmp_path):
+    from rewards import LearnedJudge
+
+    config = TrainJudgeConfig(data=data, out=tmp_path / "j", preset="tiny", steps=3, batch_size=8)
+    assert train_judge.run(config) == 0
+    judge = LearnedJudge.from_pretrained(tmp_path / "j")
+    report = json.loads((tmp_path / "j" / "training.json").read_text())["held_out"]
+    assert report["threshold"] == judge.threshold and list(report)[0] == "fpr"
+
+
+def test_mistakes_are_explained(data, tmp_path):
+    with pytest.raises(DatasetError, match="behaviour 'wizard'"):
+        train_policy.run(policy_config(data, tmp_path / "p", behaviour="wizard"))
+    with pytest.raises(ConfigError, match="preset"):
+        policy_config(data, tmp_path / "p", preset="huge")
+    with pytest.raises(ConfigError, match="not both"):
+        TrainJudgeConfig(data=data, world_model=Path("a"), tokenizer=Path("b"))
+    with pytest.raises(CheckpointError, match="worldgym train tokenizer"):
+        train_judge.run(TrainJudgeConfig(data=data, out=tmp_path / "j", tokenizer=tmp_path / "none"))
+
+
+def test_episodes_of_an_unseen_split_are_refused(tmp_path):
+    held_out = write(tmp_path / "u", split="unseen_object")
+    with pytest.raises(DatasetError, match="seen"):
+        train_policy.run(policy_config(held_out, tmp_path / "p"))
+    with pytest.raises(DatasetError, match="seen"):
+        train_judge.run(TrainJudgeConfig(data=held_out, out=tmp_path / "j", preset="tiny", steps=1))
