@@ -73,6 +73,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "train_policy", "TrainPolicyConfig", "train a policy on demonstrations (SFT)", resumes=True
     ),
     ("bundle",): Command("bundle", "BundleConfig", "put trained parts together into a checkpoint folder"),
+    ("picture",): Command("picture", "PictureConfig", "true frames above, imagined frames below", draws=True),
     ("eval",): Command(
         "evaluate", "EvalConfig", "success of policies on paired starts, with intervals", draws=True
     ),

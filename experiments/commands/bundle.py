@@ -57,7 +57,7 @@ def run(config: BundleConfig) -> int:
     copy_parts(config)
     write_starts(config.out / "starts.npz", arrays, config.starts, config.seed)
     write_demos(config.out / "demos.npz", demonstrations(arrays, config.demos_per_task))
-    write_card(config.out, sorted(set(arrays.tasks)), dataset.manifest.hash, dataset.summary)
+    write_card(config.out, sorted(set(arrays.tasks)), dataset.manifest.hash, len(arrays), dataset.summary)
     size = sum(f.stat().st_size for f in config.out.rglob("*") if f.is_file()) / 1e6
     logger.info("bundle in %s, %.1f MB", config.out, size)
     return 0
@@ -116,7 +116,7 @@ def write_demos(path: Path, demos: list[Any] | Any) -> None:
     )
 
 
-def write_card(out: Path, tasks: list[str], manifest: str, summary: Any) -> None:
+def write_card(out: Path, tasks: list[str], manifest: str, real_episodes: int, summary: Any) -> None:
     """`card.json` for programs; the README beside it is for people."""
     from worldgym import __version__
     from worldgym.utils.files import atomic_write_text
@@ -128,6 +128,7 @@ def write_card(out: Path, tasks: list[str], manifest: str, summary: Any) -> None
         "licence": "Apache-2.0",
         "worldgym": __version__,
         "split_manifest": manifest,
+        "real_episodes": real_episodes,
         "data": json.loads(json.dumps(summary, default=str)),
         "command": "make pretrained",
     }
