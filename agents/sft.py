@@ -192,14 +192,12 @@ class SFT:
             observation["state"] = observation["state"] + self.config.state_noise * noise * policy.state_std
         for group in optimizer.param_groups:
             group["lr"] = lr
-        logits, goal = policy.logits_and_goal(observation)
-        chosen = torch.log_softmax(logits, dim=-1).gather(-1, policy.tokens_of(actions)[..., None])
+        out = policy.run(observation)
+        chosen = torch.log_softmax(out.logits, dim=-1).gather(-1, policy.tokens_of(actions)[..., None])
         loss = -chosen.mean()
         if self.config.goal_coef:
-            wanted = policy.normalise_state(torch.from_numpy(dataset.goals[rows]))[
-                :, : policy.config.goal_dims
-            ]
-            loss = loss + self.config.goal_coef * torch.nn.functional.smooth_l1_loss(goal, wanted, beta=0.3)
+            wanted = policy.normalise_state(torch.from_numpy(dataset.goals[rows]))
+            loss = loss + self.config.goal_coef * policy.goal_loss(out, wanted[:, : policy.config.goal_dims])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), self.config.grad_clip)

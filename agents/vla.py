@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,25 @@ __all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
 # A fifth of an embedding's usual entry: a few training sentences must not blow up what is new in others.
 TEXT_STD_FLOOR = 0.01
 _MASKED = -1e9  # finite: a masked bin has probability exactly 0 in float32 and 0 * log p stays 0, not nan
+
+
+POINTER = 64  # width of the dot product between words and picture
+
+
+class PolicyForward(NamedTuple):
+    """What one pass of the network says.
+
+    Args:
+        logits: `(B, chunk, A, n_bins)` float32.
+        goal: `(B, goal_dims)` next keyframe, standardised.
+        choice: `(B, h*w)` log-probability of each cell's proposal.
+        places: `(B, h*w, 2)` proposed x, y, standardised.
+    """
+
+    logits: Tensor
+    goal: Tensor
+    choice: Tensor
+    places: Tensor
 
 
 class VLAPolicy(
@@ -89,6 +108,19 @@ class VLAPolicy(
             nn.GELU(),
         )
         self.goal = nn.Linear(width, config.goal_dims)
+        self.pointer = nn.Sequential(
+            nn.Linear(width + config.state_dim, width), nn.GELU(), nn.Linear(width, POINTER)
+        )
+        self.pointer_keys = nn.Conv2d(c2, POINTER, 1)
+        self.pointer_offset = nn.Conv2d(c2, 2, 1)
+        nn.init.zeros_(self.pointer_offset.weight)
+        nn.init.zeros_(self.pointer_offset.bias)
+        # Standardised workspace x, y of a pixel: right is +x and up is +y for a camera in front; SFT corrects it.
+        self.pointer_warp = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.pointer_warp.weight.copy_(torch.tensor([[2.5, 0.0], [0.0, -2.5]]))
+            self.pointer_warp.bias.zero_()
+        self.pointer_log_sigma = nn.Parameter(torch.tensor(-0.7))
         self.goal_token = nn.Sequential(
             nn.Linear(2 * config.goal_dims + config.state_dim, width), nn.GELU(), nn.Linear(width, width)
         )
@@ -155,10 +187,17 @@ class VLAPolicy(
         return self.logits_and_goal(observation)[0]
 
     def logits_and_goal(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Logits as `forward`, and where the hand will be at its next keyframe `(B,goal_dims)`, in normalised state.
+        """Logits as `forward`, and where the hand will be at its next keyframe `(B,goal_dims)`, in normalised state."""
+        out = self.run(observation)
+        return out.logits, out.goal
 
-        The second is what SFT trains beside the actions: a clipped action only says *which way*, the next keyframe
-        says *where*, and with a few hundred demonstrations this decides whether the named object is found.
+    def run(self, observation: Observation) -> PolicyForward:
+        """Everything the network says, for losses.
+
+        The goal is what SFT trains beside the actions: a clipped action only says *which way*, the next keyframe
+        says *where*, and with a few hundred demonstrations this decides whether the named object is found. Each cell
+        of the 16x16 feature map proposes one place, and words and proprioception choose among the cells. Trained as a
+        mixture, the choice commits to one object; regression would settle between them.
         """
         config = self.config
         image, state, text = self._inputs(observation)
@@ -170,13 +209,21 @@ class VLAPolicy(
             x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
             x = self.block2(nn.functional.gelu(self.conv2(x)), text)
             maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
+            query = self.pointer(torch.cat([text, state.to(text.dtype)], dim=-1))
+            pointer_keys, offset = self.pointer_keys(x), self.pointer_offset(x)
         with torch.autocast(self.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
             named = asked.float().view(batch, -1, 32) @ keys.float().flatten(
                 2
             )  # (B, M, h*w): what the words ask for
             points = [self._keypoints(maps.float().flatten(2)), self._keypoints(named)]
             where = self.where(torch.cat([*points, state], dim=-1))
-            goal = self.goal(where)
+            scores = (query.float()[:, None] @ pointer_keys.float().flatten(2)).squeeze(1) * POINTER**-0.5
+            choice = torch.log_softmax(scores, dim=-1)  # (B, h*w)
+            places = self.pointer_warp(self.grid16.t()) + 0.5 * torch.tanh(
+                offset.float().flatten(2).transpose(1, 2)
+            )
+            pointed = (choice.exp()[:, None] @ places).squeeze(1)  # (B, 2)
+            goal = torch.cat([pointed, self.goal(where)[:, 2:]], dim=-1)
             place = self.goal_token(torch.cat([goal, goal - state[:, : config.goal_dims], state], dim=-1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             x = self.block3(nn.functional.gelu(self.conv3(x)), text)
@@ -189,7 +236,22 @@ class VLAPolicy(
                 x = block(x, memory)
             out = self.head(self.norm(x[:, 3:]))
         out = out.float().view(batch, config.chunk, config.action_dim, config.n_bins)
-        return out + self.bin_mask, goal
+        return PolicyForward(out + self.bin_mask, goal, choice, places)
+
+    def goal_loss(self, out: PolicyForward, wanted: Tensor) -> Tensor:
+        """Negative log-likelihood of the next keyframe's x, y under the mixture of places, plus smooth L1 on the rest.
+
+        Args:
+            out: of `run`.
+            wanted: `(B,goal_dims)` standardised keyframe.
+        """
+        log_sigma = self.pointer_log_sigma.clamp(min=-2.0)
+        squared = (out.places - wanted[:, None, :2]).square().sum(-1)  # (B, h*w)
+        likelihood = torch.logsumexp(
+            out.choice - squared / (2 * (2 * log_sigma).exp()) - 2 * log_sigma, dim=-1
+        )
+        rest = torch.nn.functional.smooth_l1_loss(out.goal[:, 2:], wanted[:, 2:], beta=0.3)
+        return -0.3 * likelihood.mean() + rest
 
     def normalise_state(self, state: Tensor) -> Tensor:
         """Proprioception `(B,S)` in units of its spread over the demonstrations, bounded."""

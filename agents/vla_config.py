@@ -79,8 +79,8 @@ class VLAPolicyConfig:
             raise ConfigError(f"binary_dims must lie in [0, {self.action_dim}); got {bad}")
         if len(self.stem) != 3 or any(c % 8 for c in self.stem):
             raise ConfigError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 128)")
-        if not 1 <= self.goal_dims <= self.state_dim:
-            raise ConfigError(f"goal_dims must lie in [1, state_dim={self.state_dim}]; got {self.goal_dims}")
+        if not 3 <= self.goal_dims <= self.state_dim:
+            raise ConfigError(f"goal_dims must lie in [3, state_dim={self.state_dim}]; got {self.goal_dims}")
         for name in ("chunk", "layers", "keypoints", "state_dim", "action_dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
