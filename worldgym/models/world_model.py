@@ -164,7 +164,8 @@ class VideoWorldModel(nn.Module):
         return states * std + mean
 
     # -- the protocol -----------------------------------------------------------------------------
-    def _network(self) -> Dynamics:
+    def inference_network(self) -> Dynamics:
+        """The dynamics at the sampler's precision; call `refresh` after training steps."""
         # A bf16 copy of the weights: casting 6 M parameters at every frame costs as much as the frame.
         if self.sampler.dtype == "float32":
             return self.dynamics
@@ -173,13 +174,16 @@ class VideoWorldModel(nn.Module):
         return self._fast[0]
 
     def refresh(self) -> None:
-        """Forget the inference copy; call after changing weights by hand (`load_state_dict` does it itself)."""
-        self._fast = []
+        """Bring the inference copy up to date with the weights; `load_state_dict` does it itself."""
+        for copied in self._fast:
+            with torch.no_grad():
+                torch._foreach_copy_(list(copied.parameters()), list(self.dynamics.parameters()))
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; also drops the inference copy."""
-        self._fast = []
-        return super().load_state_dict(*args, **kwargs)
+        """As in torch; also brings the inference copy up to date."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.refresh()
+        return result
 
     @torch.no_grad()
     def begin(
@@ -221,7 +225,7 @@ class VideoWorldModel(nn.Module):
             )
         else:
             normal = self.normalise_state(states.float())
-        net = self._network()
+        net = self.inference_network()
         dtype = next(net.parameters()).dtype
         cache = net.empty_cache(b, self.device, dtype)
         first = max(
@@ -261,7 +265,7 @@ class VideoWorldModel(nn.Module):
             )
         if decode not in ("all", "last", "none"):
             raise ValueError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
-        net = self._network()
+        net = self.inference_network()
         dtype = next(net.parameters()).dtype
         cache = Cache(*(part.clone() for part in state.cache))
         latent, proprio = state.latent, self.normalise_state(state.states)

@@ -105,16 +105,18 @@ def imagine_window(
     model: VideoWorldModel, z: Tensor, actions: Tensor, states: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Latents and normalised states `(B,T,...)` before each frame, imagined from the window's first frame alone."""
-    net = model.dynamics
+    model.refresh()
+    net = model.inference_network()  # bf16 weights: autocast would cast them anew at each of the T steps
+    dtype = next(net.parameters()).dtype
     b, length = actions.shape[:2]
-    cache: Cache = net.empty_cache(b, z.device, torch.bfloat16)
+    cache: Cache = net.empty_cache(b, z.device, dtype)
     latent, state = z[:, 0], states[:, 0]
     latents, out_states = [latent], [state]
     level = torch.ones(b, device=z.device)
-    with torch.no_grad():
+    with torch.no_grad(), autocast(z.device, enabled=False):
         for i in range(length - 1):
             noise = torch.randn(latent.shape, generator=generator)
-            out = net.step(noise, latent, level, actions[:, i], state, cache)
+            out = net.step(noise.to(dtype), latent.to(dtype), level, actions[:, i], state, cache)
             cache.count.add_(1)
             latent, state = unit_rms(out.latents), state + out.states
             latents.append(latent)
@@ -216,15 +218,26 @@ def train_world_model(
     training = TrainingLoop(model, settings.loop, run_dir, loss, tag="train_world_model", evaluate=checked)
     forward: Callable[..., Any] = model.dynamics
     if settings.compile:
-        try:
-            forward = torch.compile(model.dynamics)
-            with torch.no_grad():
-                pass
-        except RuntimeError as error:  # no compiler on this machine: slower, the same numbers
-            logger.warning("torch.compile is not available (%s); training eagerly", error)
-            forward = model.dynamics
+        forward = _compiled(model.dynamics)
     training.run()
     result = training.ema_model
     assert isinstance(result, VideoWorldModel)
     result.refresh()
     return result
+
+
+def _compiled(module: nn.Module) -> Callable[..., Any]:
+    """`torch.compile(module)`, or `module` itself from the moment compiling fails (no C++ compiler, say)."""
+    chosen: list[Callable[..., Any]] = [torch.compile(module)]
+
+    def forward(*args: Any) -> Any:
+        if chosen[0] is module:
+            return module(*args)
+        try:
+            return chosen[0](*args)
+        except (RuntimeError, OSError) as error:
+            logger.warning("torch.compile failed (%s); training goes on without it", error)
+            chosen[0] = module
+            return module(*args)
+
+    return forward
