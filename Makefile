@@ -68,8 +68,9 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 4600 --tasks reach push pick_place
 	$(BIN)/worldgym train tokenizer --data $(RUNS)/data --out $(RUNS)/tokenizer
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model --compile
-	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --out $(RUNS)/judge
 	$(BIN)/worldgym train policy --data $(RUNS)/data --out $(RUNS)/policy_sft
+	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
+		--eyes $(RUNS)/policy_sft --out $(RUNS)/judge
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export --judge $(RUNS)/judge \
 		--policy $(RUNS)/policy_sft --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop

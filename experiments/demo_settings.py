@@ -58,7 +58,7 @@ class DemoSettings:
     out: Path = Path("runs/demo")
     bundle: str = "tabletop-small"
     tasks: tuple[str, ...] = ()
-    iterations: int = 40
+    iterations: int = 24
     starts: int = 16
     group: int = 8
     horizon: int = 40

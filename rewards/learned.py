@@ -17,13 +17,14 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldgym.errors import ConfigError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
@@ -154,6 +155,36 @@ class LearnedJudge(
         self.register_buffer("text_mean", torch.zeros(config.text_dim))
         self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
         self.to(memory_format=torch.channels_last)
+
+    def borrow_eyes(self, folder: str | Path) -> list[str]:
+        """Start from the first layers and the words of a trained policy, which has learned what the words point at.
+
+        Args:
+            folder: of a policy's `model.safetensors`.
+
+        Returns:
+            names of the tensors taken over.
+
+        Raises:
+            CheckpointError: no such file, or nothing in it fits.
+        """
+        from safetensors.torch import load_file
+
+        file = Path(folder) / "model.safetensors"
+        if not file.is_file():
+            raise CheckpointError(f"no policy at {folder}: model.safetensors is missing; train one first")
+        own = self.state_dict()
+        fits = {
+            key: value
+            for key, value in load_file(file).items()
+            if key.startswith(("text", "conv1", "conv2", "block2"))
+            and key in own
+            and own[key].shape == value.shape
+        }
+        if not fits:
+            raise CheckpointError(f"no layer of the policy at {folder} fits this judge; use the same preset")
+        self.load_state_dict({**own, **fits})
+        return sorted(fits)
 
     @property
     def name(self) -> str:

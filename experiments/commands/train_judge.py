@@ -30,6 +30,7 @@ class TrainJudgeConfig:
         out: folder of the judge (config.json, model.safetensors), with TensorBoard logs beside.
         world_model: folder of a world model whose tokenizer blurs half of the frames.
         tokenizer: run folder of `worldgym train tokenizer`, in place of `world_model`.
+        eyes: folder of a trained policy whose first layers the judge starts from.
         preset: `small` or `tiny`.
         steps: optimizer steps.
         batch_size: frames per step.
@@ -43,6 +44,7 @@ class TrainJudgeConfig:
     out: Path = Path("runs/judge")
     world_model: Path | None = None
     tokenizer: Path | None = None
+    eyes: Path | None = None
     preset: str = "small"
     steps: int = 1500
     batch_size: int = 128
@@ -52,7 +54,7 @@ class TrainJudgeConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "world_model", "tokenizer"):
+        for name in ("data", "out", "world_model", "tokenizer", "eyes"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         if self.world_model is not None and self.tokenizer is not None:
@@ -107,6 +109,7 @@ def run(config: TrainJudgeConfig) -> int:
             model=LearnedJudgeConfig.preset(config.preset, image_size=int(arrays.frames.shape[1])),
             on_step=on_step,
             checkpoint=state,
+            eyes=None if config.eyes is None else str(config.eyes),
         )
         for name, value in report.items():
             board.add_scalar(f"held_out/{name}", value, config.steps)
