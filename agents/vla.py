@@ -113,8 +113,8 @@ class VLAPolicy(
         )
         self.pointer_keys = nn.Conv2d(c2, POINTER, 1)
         self.pointer_offset = nn.Conv2d(c2, 2, 1)
-        nn.init.zeros_(self.pointer_offset.weight)
-        nn.init.zeros_(self.pointer_offset.bias)
+        for parameter in self.pointer_offset.parameters():
+            nn.init.zeros_(parameter)
         # Standardised workspace x, y of a pixel: right is +x and up is +y for a camera in front; SFT corrects it.
         self.pointer_warp = nn.Linear(2, 2)
         with torch.no_grad():
