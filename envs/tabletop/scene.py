@@ -2,7 +2,8 @@
 
 Why these shapes: a world model at 64 px blurs whatever is one or two pixels apart. Objects are 5.5 cm
 (7 px), the open gripper is 13 cm wide (a grasp tolerance of +-3.5 cm, more than 4 px), zones and the tray
-are wider than an object by more than 4 px on either side, and the camera sees the whole workspace.
+are wider than an object by more than 4 px on either side. The camera sees the table's whole workspace, but a hand lifted
+far back leaves the picture at the top.
 
 Frames: x to the right of the image, y away from the camera, z up; metres. The gripper's position is the
 point between its finger tips.
