@@ -67,12 +67,17 @@ bench: gl $(STAMP) ## the closed-loop gate on the bundled checkpoint
 pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); every step resumes when typed again
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 4600 --tasks reach push pick_place
 	$(BIN)/worldgym train tokenizer --data $(RUNS)/data --out $(RUNS)/tokenizer
+	@# learns from all demonstrations which words mean which thing: lends its eyes to the judge, and its rollouts to the
+	@# world model; it is not the policy that ships
+	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 1000 --epochs 6 --lr 1e-3 --out $(RUNS)/policy_eyes
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 1400 --seed 900000 --tasks reach push pick_place \
+		--policy $(RUNS)/policy_eyes --mix.policy 1 --temperature 0.7
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model --compile
-	$(BIN)/worldgym train policy --data $(RUNS)/data --out $(RUNS)/policy_sft
-	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
-		--eyes $(RUNS)/policy_sft --out $(RUNS)/judge
+	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 150 --epochs 24 --lr 1e-3 --out $(RUNS)/policy_sft
+	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --steps 2200 \
+		--eyes $(RUNS)/policy_eyes --out $(RUNS)/judge
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export --judge $(RUNS)/judge \
-		--policy $(RUNS)/policy_sft --out $(PRETRAINED)
+		--policy $(RUNS)/policy_sft --demos-per-task 150 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 
 docs: $(STAMP) ## print every command's help

@@ -1,8 +1,8 @@
 """Policies and the algorithms that improve them.
 
 Policies see a camera image, read an instruction and answer with a chunk of actions whose probability is exact;
-the improvers (supervised, filtered cloning, GRPO) change a policy from demonstrations or from rollouts that a
-world model imagined.
+the improvers (supervised, filtered cloning, GRPO, self-imitation) change a policy from demonstrations or from
+rollouts that a world model imagined.
 
 Example::
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agents.grpo import GRPO, GRPOConfig
     from agents.imagination import RealCollector, StartBank, Starts, collect, collect_real
     from agents.rollouts import Rollouts
+    from agents.self_imitation import SelfImitation, SelfImitationConfig
     from agents.sft import SFT, ChunkDataset, SFTConfig, chunk_dataset
     from agents.vla import VLAPolicy, VLAPolicyConfig
 
@@ -36,6 +37,8 @@ _WHERE = {
     "collect": "imagination",
     "collect_real": "imagination",
     "Rollouts": "rollouts",
+    "SelfImitation": "self_imitation",
+    "SelfImitationConfig": "self_imitation",
     "SFT": "sft",
     "SFTConfig": "sft",
     "ChunkDataset": "sft",

@@ -21,6 +21,8 @@ from worldgym.protocols import Observation
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
 
+SINKING = 0.02  # metres a step: a hand that comes down is faster, one that has arrived slower than half of it
+
 
 @dataclass
 class ChunkDataset:
@@ -32,7 +34,7 @@ class ChunkDataset:
         instructions: M strings.
         actions: `(M,K,A)` float32 in [-1,1].
         episode: `(M,)` int64, which episode a row comes from.
-        goals: `(M,S)` float32, proprioception at the next keyframe: where the gripper turns, or where success begins.
+        goals: `(M,S)` float32, proprioception at the next keyframe (see `keyframes`), or where success begins.
     """
 
     images: np.ndarray
@@ -101,7 +103,7 @@ def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: b
         padded = np.concatenate([actions, hold])
         success = np.asarray(episode.success, bool)
         end = int(success.argmax()) if stop_at_success and success.any() else steps
-        turns = np.flatnonzero(np.diff(np.sign(actions[:end, -1]))) + 1  # the last dimension is the gripper
+        turns = keyframes(np.asarray(episode.state), actions, end)
         for t in range(min(end, steps)):
             targets.append(padded[t : t + chunk])
             owner.append(number)
@@ -123,6 +125,28 @@ def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: b
         np.asarray(owner, np.int64),
         np.stack(goals),
     )
+
+
+def keyframes(states: np.ndarray, actions: np.ndarray, end: int) -> np.ndarray:
+    """Steps at which a demonstration turns: the gripper changes, or the hand has come down.
+
+    The end of a descent is where a hand meets what it was sent to; without it the only keyframe of a push, whose
+    gripper never turns, would be its end, and nothing would say where the pushed object is.
+
+    Args:
+        states: `(T+1,S)` proprioception, z third.
+        actions: `(T,A)`, the gripper last.
+        end: look only before this step.
+
+    Returns:
+        increasing step numbers in [1, end).
+    """
+    grip = np.flatnonzero(np.diff(np.sign(actions[:end, -1]))) + 1
+    down = np.diff(states[: end + 1, 2])
+    landed = np.flatnonzero((down[:-1] < -SINKING) & (down[1:] > -SINKING / 2)) + 1
+    height = states[:, 2]
+    landed = landed[height[landed] < 0.75 * height.min() + 0.25 * height.max()]  # not a dip on the way
+    return np.union1d(grip, landed)
 
 
 @dataclass

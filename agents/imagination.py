@@ -233,6 +233,7 @@ def collect(
         )
         clock["judge"] += time.perf_counter() - began
         rows = slots[live]
+        buffer.travel(rows, c, dream.states[live])
         if keep_frames:
             buffer.keep(rows, c, dream.frames[live])
         broken = ~verdict.valid.cpu()
@@ -283,6 +284,7 @@ class _Buffer:
             final_images=first.clone(),
             temperature=temperature,
             frames=torch.zeros((total, chunks * k + 1, *shape), dtype=torch.uint8) if keep_frames else None,
+            path=torch.zeros(total, chunks * k, starts.states.shape[1]),
         )
         if self.out.frames is not None:
             self.out.frames[:, 0] = first
@@ -295,6 +297,10 @@ class _Buffer:
         out.log_probs[rows, c] = output.trace["token_log_probs"][live].cpu()
         out.actions[rows, c] = output.actions[live].cpu()
         out.mask[rows, c] = True
+
+    def travel(self, rows: Tensor, c: int, states: Tensor) -> None:
+        assert self.out.path is not None
+        self.out.path[rows, c * self.k : (c + 1) * self.k] = states.cpu().float()
 
     def keep(self, rows: Tensor, c: int, frames: Tensor) -> None:
         assert self.out.frames is not None

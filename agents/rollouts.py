@@ -37,6 +37,7 @@ class Rollouts:
         final_images: `(N,H,W,3)` uint8, the last frame that was reached.
         temperature: at which the actions were sampled.
         frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
+        path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
         frames_used: environment or world-model steps spent, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
@@ -55,6 +56,7 @@ class Rollouts:
     final_images: Tensor
     temperature: float = 1.0
     frames: Tensor | None = None
+    path: Tensor | None = None
     frames_used: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -103,8 +105,8 @@ class Rollouts:
             column = [getattr(part, field.name) for part in parts]
             if field.name == "groups":
                 values["groups"] = torch.cat(groups)
-            elif field.name == "frames":
-                values["frames"] = None if any(c is None for c in column) else torch.cat(column)
+            elif field.name in ("frames", "path"):
+                values[field.name] = None if any(c is None for c in column) else torch.cat(column)
             elif isinstance(column[0], Tensor):
                 values[field.name] = torch.cat(column)
             elif field.name == "instructions":

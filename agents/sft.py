@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from agents.demos import ChunkDataset, chunk_dataset, demonstrations, episode_views
-from agents.vla import VLAPolicy
+from agents.vla import PolicyForward, VLAPolicy
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation
 from worldgym.utils.train_state import TrainState
@@ -164,15 +164,28 @@ class SFT:
 
     def update(self, policy: VLAPolicy, rollouts: ChunkDataset, *, steps: int = 1) -> dict[str, float]:
         """Take `steps` cloning steps at the constant learning rate; the optimizer lives on between calls."""
+        size = min(self.config.batch_size, len(rollouts))
+        rows = self._rng.integers(0, len(rollouts), steps * size)
+        return {"loss": float(np.mean(self.steps(policy, rollouts, rows, steps)))}
+
+    def steps(self, policy: VLAPolicy, dataset: ChunkDataset, rows: np.ndarray, count: int) -> list[float]:
+        """`count` steps over chosen `rows`, split evenly; returns each step's loss (nats a dimension)."""
+        optimizer = self.optimizer(policy)
+        policy.train()
+        parts = np.array_split(rows, count)
+        losses = [self._step(policy, optimizer, dataset, part, self._rng, self.config.lr) for part in parts]
+        policy.eval()
+        return losses
+
+    def optimizer(self, policy: VLAPolicy) -> torch.optim.AdamW:
+        """The optimizer of `policy` for `update` and `steps`, made at first use."""
         if self._optimizer is None:
             self._optimizer = _adamw(policy, self.config.lr, self.config.weight_decay)
-        policy.train()
-        losses = []
-        for _ in range(steps):
-            rows = self._rng.integers(0, len(rollouts), min(self.config.batch_size, len(rollouts)))
-            losses.append(self._step(policy, self._optimizer, rollouts, rows, self._rng, self.config.lr))
-        policy.eval()
-        return {"loss": float(np.mean(losses))}
+        return self._optimizer
+
+    def reseed(self, seed: int) -> None:
+        """Augmentation and draws follow from `seed` from now on, so that a resumed run repeats them."""
+        self._rng = np.random.default_rng(seed)
 
     def _step(
         self,
@@ -196,8 +209,12 @@ class SFT:
         chosen = torch.log_softmax(out.logits, dim=-1).gather(-1, policy.tokens_of(actions)[..., None])
         loss = -chosen.mean()
         if self.config.goal_coef:
-            wanted = policy.normalise_state(torch.from_numpy(dataset.goals[rows]))
-            loss = loss + self.config.goal_coef * policy.goal_loss(out, wanted[:, : policy.config.goal_dims])
+            known = np.flatnonzero(~np.isnan(dataset.goals[rows]).any(1))  # imitation may lack the path
+            if len(known):
+                wanted = policy.normalise_state(torch.from_numpy(dataset.goals[rows[known]]))
+                said = PolicyForward(*(part[known] for part in out))
+                goal_loss = policy.goal_loss(said, wanted[:, : policy.config.goal_dims])
+                loss = loss + self.config.goal_coef * (len(known) / len(rows)) * goal_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), self.config.grad_clip)

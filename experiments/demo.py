@@ -1,7 +1,7 @@
 """The demo: a policy gets better at the real-robot stand-in by practising only inside a world model.
 
-Order: measure the SFT policy in Real, improve a copy by GRPO inside the bundled world model, train the
-BC-only control for as many updates, measure every arm from the same starts, replay imagined episodes in Real,
+Order: measure the SFT policy in Real, improve a copy by GRPO and self-imitation inside the bundled world model, train
+the BC-only control for as many updates, measure every arm from the same starts, replay imagined episodes in Real,
 write everything down. Each piece is remembered in `state/`, so that the same settings go on after Ctrl-C.
 
 Example::
@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,24 +154,32 @@ class _Demo:
         return result
 
     def _practise(self, board: Any) -> list[dict[str, float]]:
-        """GRPO in imagination; state is saved after every iteration, so Ctrl-C costs at most one."""
-        from agents import GRPO, GRPOConfig
+        """GRPO and self-imitation in imagination; saved after every iteration, so Ctrl-C costs at most one."""
+        from agents import GRPO, GRPOConfig, SelfImitation, SelfImitationConfig
 
         settings = self.settings
         final = self.folder.read("history")
         if final is not None and (settings.out / "policy").is_dir():
             return list(final)
         policy = self.bundle.policy()
-        config = GRPOConfig(lr=settings.lr, bc_coef=settings.bc_coef, seed=settings.seed)
-        improver = GRPO(config, demos=self.demos)
-        checkpoint = self.folder.state / "grpo"
+        improver = GRPO(GRPOConfig(lr=settings.lr, seed=settings.seed))
+        cloning = SelfImitationConfig(
+            steps=settings.imitation_steps,
+            lr=settings.imitation_lr,
+            batch_size=settings.bc_batch,
+            seed=settings.seed,
+        )
+        imitation = SelfImitation(self.demos, cloning)
+        checkpoint, memory = self.folder.state / "grpo", self.folder.state / "imitation"
         history: list[dict[str, float]] = []
         if (checkpoint / "state.json").is_file():
+            imitation.load(policy, memory)
             history = improver.load(policy, checkpoint)["history"]
         with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
             while len(history) < settings.iterations:
-                row = self._iteration(policy, improver, len(history), history)
+                row = self._iteration(policy, improver, imitation, len(history), history)
                 history.append(row)
+                imitation.save(policy, memory)
                 improver.save(policy, checkpoint, {"history": history})
                 self._scalars(board, row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
@@ -182,11 +189,12 @@ class _Demo:
             self.folder.seconds[stage] = 0.0
             self.folder.add_seconds(stage, sum(row[f"seconds_{stage}"] for row in history))
         self.folder.write("history", history)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        for folder in (checkpoint, memory):
+            shutil.rmtree(folder, ignore_errors=True)
         return history
 
     def _iteration(
-        self, policy: Any, improver: Any, number: int, history: list[dict[str, float]]
+        self, policy: Any, improver: Any, imitation: Any, number: int, history: list[dict[str, float]]
     ) -> dict[str, float]:
         """One round: imagine, judge, update. Seeded by (seed, number), so that resuming changes nothing."""
         import torch
@@ -211,7 +219,7 @@ class _Demo:
             confirm=settings.confirm,
         )
         began = time.perf_counter()
-        scalars = improver.update(policy, rollouts)
+        scalars = {**improver.update(policy, rollouts), **imitation.update(policy, rollouts)}
         update_seconds = time.perf_counter() - began
         config = improver.config
         learned = min(scalars.get("trajectories_kept", 0.0), config.updates) * config.epochs
@@ -223,7 +231,7 @@ class _Demo:
             "ep_len_mean": float(rollouts.lengths.float().mean()) * policy.chunk,
             "valid": float(rollouts.valid.float().mean()),
             "groups_share": scalars["groups_kept"] / max(1.0, scalars["groups"]),
-            "updates": learned,
+            "updates": learned + scalars["imitation_steps"],
             "imagined_steps": before + rollouts.frames_used,
             "seconds_update": update_seconds,
             **{f"seconds_{k}": float(rollouts.seconds.get(k, 0.0)) for k in ("imagine", "judge", "policy")},
@@ -240,7 +248,15 @@ class _Demo:
         board.add_scalar("imagination/horizon", row["ep_len_mean"], step)
         board.add_scalar("imagination/valid", row["valid"], step)
         board.add_scalar("time/fps", frames / max(spent, 1e-9), step)
-        for key in ("loss", "entropy", "clip_fraction", "approx_kl", "grad_norm", "groups_kept", "bc_loss"):
+        for key in (
+            "loss",
+            "entropy",
+            "clip_fraction",
+            "approx_kl",
+            "grad_norm",
+            "groups_kept",
+            "imitation_loss",
+        ):
             if key in row:
                 board.add_scalar(f"train/{key}", row[key], step)
 
@@ -254,10 +270,8 @@ class _Demo:
         with self.folder.clock("bc_only"), Progress(updates, "  BC only") as progress:
             policy = self.bundle.policy()
             config = SFTConfig(
-                lr=self.settings.lr, batch_size=self.settings.bc_batch, seed=self.settings.seed
+                lr=self.settings.imitation_lr, batch_size=self.settings.bc_batch, seed=self.settings.seed
             )
-            if np.isnan(self.demos.goals).any():  # the archive doesn't say where the demonstrator was heading
-                config = replace(config, goal_coef=0.0)
             trainer = SFT(config)
             for _ in range(updates):
                 scalars = trainer.update(policy, self.demos)

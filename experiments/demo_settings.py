@@ -38,14 +38,15 @@ class DemoSettings:
         horizon: steps of 0.2 s in an episode.
         temperature: sampling temperature of the practice.
         lr: GRPO's learning rate.
-        bc_coef: weight of cloning the demonstrations beside GRPO; 0 is off.
+        imitation_steps: supervised steps a round on judged imagined successes and demonstrations; 0 is off.
+        imitation_lr: their learning rate.
         middle_fraction: share of starts taken from inside logged episodes.
         threshold: judge's probability that counts as success; the judge's own when None.
         confirm: successive looks that must be judged successful.
         max_uncertainty: drop imagined episodes whose model uncertainty exceeds this; never when None.
         episodes: episodes in Real a policy and mode; design asks for at least 200.
         sharpen_temperature: of the sharpening control.
-        bc_batch: demonstrated frames an update of the BC-only control.
+        bc_batch: chunks a supervised step, in self-imitation and in the BC-only control.
         check_episodes: imagined episodes replayed in Real.
         check_temperature: sampling temperature of those.
         clips: how many of those become videos.
@@ -58,13 +59,14 @@ class DemoSettings:
     out: Path = Path("runs/demo")
     bundle: str = "tabletop-small"
     tasks: tuple[str, ...] = ()
-    iterations: int = 24
+    iterations: int = 40
     starts: int = 16
     group: int = 8
     horizon: int = 40
     temperature: float = 1.0
-    lr: float = 1.5e-4
-    bc_coef: float = 0.0
+    lr: float = 5e-5
+    imitation_steps: int = 16
+    imitation_lr: float = 3e-4
     middle_fraction: float = 0.5
     threshold: float | None = None
     confirm: int = 1
@@ -85,7 +87,7 @@ class DemoSettings:
         object.__setattr__(self, "tasks", tuple(self.tasks))
         if self.quick:
             small = {"iterations": 2, "starts": 2, "group": 4, "horizon": 10, "episodes": 6, "workers": 0}
-            small |= {"check_episodes": 4, "clips": 2, "bc_batch": 8}
+            small |= {"check_episodes": 4, "clips": 2, "bc_batch": 8, "imitation_steps": 2}
             for name, value in small.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
         for name in ("iterations", "starts", "horizon", "episodes", "check_episodes", "bc_batch", "confirm"):
@@ -95,9 +97,9 @@ class DemoSettings:
             raise ConfigError(
                 f"group is {self.group}; attempts are compared with each other, so take at least 2"
             )
-        if self.seed < 0 or self.workers < 0 or self.clips < 0:
-            raise ConfigError("seed, workers and clips must not be negative")
-        for name in ("temperature", "sharpen_temperature", "lr"):
+        if min(self.seed, self.workers, self.clips, self.imitation_steps) < 0:
+            raise ConfigError("seed, workers, clips and imitation_steps must not be negative")
+        for name in ("temperature", "sharpen_temperature", "lr", "imitation_lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 

@@ -100,8 +100,8 @@ shows what the camera would see after each action.</p>
 simulator, no robot.</div>
 <div><b>Judge</b>A learned judge (<code>$judge</code>) looks at the imagined frames, reads the instruction
 and says: done or not.</div>
-<div><b>Improve</b>GRPO makes the attempts that worked likelier, and the others less likely. $iterations
-rounds.</div>
+<div><b>Improve</b>GRPO makes the attempts that worked likelier, and the others less likely; what worked is also
+imitated, beside the demonstrations. $iterations rounds.</div>
 <div><b>Check</b>Before and after are measured in Real, the stand-in for the robot, which training never
 touched.</div>
 </div>

@@ -1,8 +1,9 @@
 """The default judge: reads one frame and the instruction, says how likely the instruction is fulfilled.
 
 A dual encoder: a small convolution net whose features the instruction (real MiniLM weights) scales and shifts, with
-soft-argmax keypoints, because success is a matter of where two things are. It is trained on Real's logs alone, half
-of it seen through the tokenizer, so that imagined frames are in its distribution (`rewards.train`).
+soft-argmax keypoints, some of them asked for by the words, because success is a matter of where two things are. It is
+trained on Real's logs alone, half of it seen through the tokenizer, so that imagined frames are in its distribution
+(`rewards.train`).
 
 Example::
 
@@ -37,7 +38,8 @@ class LearnedJudgeConfig:
     Args:
         image_size: side of the square frame in pixels, a multiple of 8.
         stem: channels at 1/2, 1/4 and 1/8 resolution.
-        keypoints: soft-argmax maps.
+        keypoints: soft-argmax maps that are always looked for.
+        asked: soft-argmax maps that the instruction asks for.
         width: hidden width of text and head.
         text_dim: length of the instruction embedding.
         dropout: in the head, while training.
@@ -51,6 +53,7 @@ class LearnedJudgeConfig:
     image_size: int = 64
     stem: tuple[int, int, int] = (32, 64, 96)
     keypoints: int = 48
+    asked: int = 32
     width: int = 192
     text_dim: int = EMBEDDING_DIM
     dropout: float = 0.1
@@ -71,7 +74,7 @@ class LearnedJudgeConfig:
     def preset(cls, name: str, **overrides: Any) -> LearnedJudgeConfig:
         """A named size: `tiny` (tests) or `small`."""
         presets: dict[str, dict[str, Any]] = {
-            "tiny": {"stem": (8, 16, 24), "keypoints": 8, "width": 48, "bf16": False},
+            "tiny": {"stem": (8, 16, 24), "keypoints": 8, "asked": 8, "width": 48, "bf16": False},
             "small": {},
         }
         if name not in presets:
@@ -133,11 +136,13 @@ class LearnedJudge(
         self.conv2 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
         self.block2 = _Block(c2, width)
         self.maps = nn.Conv2d(c2, config.keypoints, 1)
+        self.keys = nn.Conv2d(c2, 32, 1)
+        self.asked = nn.Linear(width, 32 * config.asked)
         self.conv3 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
         self.block3 = _Block(c3, width)
         self.block4 = _Block(c3, width)
         self.head = nn.Sequential(
-            nn.Linear(2 * c3 + 3 * config.keypoints + width, width),
+            nn.Linear(2 * c3 + 3 * (config.keypoints + config.asked) + width, width),
             nn.GELU(),
             nn.Dropout(config.dropout),
             nn.Linear(width, width),
@@ -177,7 +182,7 @@ class LearnedJudge(
         fits = {
             key: value
             for key, value in load_file(file).items()
-            if key.startswith(("text", "conv1", "conv2", "block2"))
+            if key.startswith(("text", "conv1", "conv2", "block2", "keys", "asked"))
             and key in own
             and own[key].shape == value.shape
         }
@@ -220,10 +225,12 @@ class LearnedJudge(
             x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
             x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
             x = self.block2(nn.functional.gelu(self.conv2(x)), text)
-            maps = self.maps(x).float().flatten(2)
+            maps, keys, asked = self.maps(x).float().flatten(2), self.keys(x), self.asked(text)
             x = self.block4(self.block3(nn.functional.gelu(self.conv3(x)), text), text)
             pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
         with torch.autocast(self.device.type, enabled=False):
+            named = asked.float().unflatten(1, (-1, 32)) @ keys.float().flatten(2)
+            maps = torch.cat([maps, named], 1)
             weights = torch.softmax(maps, dim=-1)
             where = (weights @ self.grid.t()).flatten(1)
             strength = (weights * maps).sum(-1) / 10  # is the thing there at all

@@ -42,8 +42,8 @@ class BundleConfig:
     judge: Path
     policy: Path
     out: Path
-    starts: int = 1200
-    demos_per_task: int = 1000
+    starts: int = 3000
+    demos_per_task: int = 150
     seed: int = 0
 
 

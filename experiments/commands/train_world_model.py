@@ -41,10 +41,10 @@ class TrainWorldModelConfig:
     out: Path = Path("runs/world_model")
     initial: Path | None = None
     preset: str = "small"
-    minutes: float = 60.0
+    minutes: float = 120.0
     steps: int | None = None
-    batch: int = 24
-    window: int = 10
+    batch: int = 28
+    window: int = 14
     lr: float = 2e-3
     compile: bool = False
     seed: int = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +70,7 @@ def test_cached_steps_equal_the_parallel_pass_beyond_the_ring_buffer(model):
     noisy, previous = torch.randn(b, t, 8, 8, 8), torch.randn(b, t, 8, 8, 8)
     level, actions, states = torch.rand(b, t), torch.randn(b, t, 4), torch.randn(b, t, 4)
     whole = net(noisy, previous, level, actions, states)
-    cache = net.empty_cache(b, noisy.device, torch.float32)
+    cache = net.empty_cache(previous[:, 0], torch.float32)
     for i in range(t):
         one = net.step(noisy[:, i], previous[:, i], level[:, i], actions[:, i], states[:, i], cache)
         cache.count.add_(1)
@@ -90,6 +93,38 @@ def test_the_future_does_not_reach_the_past(model):
         a[:, 3:] += 1
     after = model.dynamics(*changed).latents
     assert torch.equal(before[:, :3], after[:, :3]) and not torch.equal(before[:, 3], after[:, 3])
+
+
+def test_the_anchor_is_remembered_beyond_the_window_and_travels_with_forks(model):
+    state = _begin(model, 2)
+    other = state._replace(cache=state.cache._replace(anchor=state.cache.anchor.flip(0)))
+    seven = _actions(2, 7)  # the window is 4
+    frames, changed = (model.step(s, seven)[1].latents[:, -1] for s in (state, other))
+    assert not torch.allclose(frames, changed, atol=1e-3)
+    swapped = model.fork(state, torch.tensor([1, 0]))
+    assert torch.equal(swapped.cache.anchor, state.cache.anchor.flip(0))
+    merged = model.merge(state, torch.tensor([0]), model.fork(state, torch.tensor([1])))
+    assert torch.equal(merged.cache.anchor, state.cache.anchor[[1, 1]])
+
+
+def test_pure_noise_says_nothing(model):
+    net, shape = model.dynamics, (3, 2, 8, 8, 8)
+    torch.manual_seed(1)
+    rest = (torch.randn(shape), torch.ones(3, 2), torch.randn(3, 2, 4), torch.randn(3, 2, 4))
+    assert torch.equal(net(torch.randn(shape), *rest).latents, net(torch.zeros(shape), *rest).latents)
+
+
+def test_checkpoints_from_before_the_anchor_still_load(tmp_path):
+    torch.manual_seed(0)
+    config = replace(TINY, dynamics=replace(TINY.dynamics, anchor=False))
+    old = VideoWorldModel(config).eval()
+    file = old.save_pretrained(tmp_path) / "config.json"
+    saved = json.loads(file.read_text())
+    del saved["dynamics"]["anchor"]
+    file.write_text(json.dumps(saved))
+    again = VideoWorldModel.from_pretrained(tmp_path)
+    assert not again.config.dynamics.anchor
+    assert _begin(again, 2).batch_size == 2
 
 
 def test_world_model_obeys_the_protocol_and_shapes(model):

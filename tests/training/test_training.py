@@ -106,7 +106,7 @@ def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):
 
     def error(m: VideoWorldModel) -> float:
         windows = episodes.windows(32, 1, torch.Generator().manual_seed(1))
-        z, actions, states, _ = windows
+        z, actions, states, *_ = windows
         level = torch.ones(32, 1)
         with torch.no_grad():
             out = m.dynamics(
@@ -127,10 +127,13 @@ def test_windows_stay_inside_episodes():
         torch.from_numpy(data.states[:15]),
         data.offsets,
     )
-    z, _, _, mask = flat.windows(64, 4, torch.Generator().manual_seed(0))
+    z, _, _, mask, anchor = flat.windows(64, 4, torch.Generator().manual_seed(0))
     values = z.reshape(64, 5).long()
     assert ((values // 5) == (values[:, :1] // 5)).all()
     assert mask[:, 0].all() and not mask.all()
+    first = anchor.flatten().long()
+    assert (first // 5 == values[:, 0] // 5).all() and (first <= values[:, 0]).all()
+    assert (first < values[:, 0]).any() and (first == values[:, 0]).any()
 
 
 def test_bad_settings_are_refused():

@@ -5,8 +5,12 @@ A frame's tokens get the noisy frame *and* the previous clean frame as input cha
 previous + change: copying is free, so all capacity goes to what moves. Because the previous frame enters as input, the
 keys and values computed while denoising already hold what was committed: an imagined frame is cached once, by the
 denoising pass itself, and costs no second pass. Noise levels are independent per frame (diffusion forcing, Chen et al.
-2024); flow matching with x_t = (1 - t) x + t eps, t = 0 clean. Action, proprioception and noise level act through adaLN
-with one modulation MLP shared by all layers (PixArt-alpha's adaLN-single).
+2024); flow matching with x_t = (1 - t) x + t eps, t = 0 clean. Pure noise (t = 1) says nothing about the frame, so
+zeros are given in its place: a one-pass sample is then the network's plain best guess. Action, proprioception and noise level
+act through adaLN with one modulation MLP shared by all layers (PixArt-alpha's adaLN-single).
+
+The *anchor*, a clean frame from before the window (the one that imagination began with), enters as input channels too:
+what the hand hid for longer than the window is seen there, so it can come back as what it was.
 
 Example::
 
@@ -38,6 +42,7 @@ class DynamicsConfig:
         width, depth, heads: of the transformer.
         window: frames that a frame sees, itself included; also the ring buffer's length.
         action_dim, state_dim: sizes of action and proprioception.
+        anchor: whether a frame from before the window is an input as well.
     """
 
     latent_channels: int = 16
@@ -46,9 +51,10 @@ class DynamicsConfig:
     width: int = 256
     depth: int = 4
     heads: int = 4
-    window: int = 6
+    window: int = 12
     action_dim: int = 4
     state_dim: int = 4
+    anchor: bool = True
 
     def __post_init__(self) -> None:
         if self.grid % self.patch:
@@ -73,11 +79,14 @@ class DynamicsOutput(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Ring buffers of keys and values, each `(depth, B, window, tokens, width)`, and `count` (B,) frames seen."""
+    """Ring buffers of keys and values, each `(depth, B, window, tokens, width)`, `count` (B,) frames seen, and the
+    `anchor` (B,C,h,w) that the ring never forgets.
+    """
 
     keys: Tensor
     values: Tensor
     count: Tensor
+    anchor: Tensor
 
 
 def _rotary(position: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -122,7 +131,7 @@ class Dynamics(nn.Module):
         super().__init__()
         c = self.config = config or DynamicsConfig()
         d, p, n = c.width, c.patch, c.tokens
-        self.stem = nn.Conv2d(2 * c.latent_channels, 64, 3, padding=1)
+        self.stem = nn.Conv2d((3 if c.anchor else 2) * c.latent_channels, 64, 3, padding=1)
         self.embed = nn.Linear(64 * p * p, d)
         self.place = nn.Parameter(torch.randn(n, d) * 0.02)
         self.condition = nn.Sequential(
@@ -147,11 +156,12 @@ class Dynamics(nn.Module):
         return torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, -1e4)
 
     def _inputs(
-        self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor
+        self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor, anchor: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Tokens (N, n, D) and condition (N, D) of N = B T frames."""
         c = self.config
-        grid = self.stem(torch.cat([noisy, previous], 1))
+        noisy = noisy * (t < 1)[:, None, None, None]
+        grid = self.stem(torch.cat([noisy, previous, anchor] if c.anchor else [noisy, previous], 1))
         x = F.pixel_unshuffle(grid, c.patch).flatten(2).transpose(1, 2)
         x = self.embed(x) + self.place
         frequency = torch.exp(torch.arange(16, device=t.device) * (math.log(200.0) / 16))
@@ -175,7 +185,13 @@ class Dynamics(nn.Module):
         return x + (1 + gate2) * layer.down(F.silu(layer.up(h)))
 
     def forward(
-        self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor
+        self,
+        noisy: Tensor,
+        previous: Tensor,
+        t: Tensor,
+        actions: Tensor,
+        states: Tensor,
+        anchor: Tensor | None = None,
     ) -> DynamicsOutput:
         """Denoise T frames in parallel (training).
 
@@ -185,10 +201,13 @@ class Dynamics(nn.Module):
             t: `(B,T)` noise levels in [0, 1].
             actions: `(B,T,A)` in [-1, 1] that lead from `previous` to the next frame.
             states: `(B,T,S)` normalised proprioception at `previous`.
+            anchor: `(B,C,h,w)` clean frame from before the window; the first of `previous` when None.
         """
         b, frames = t.shape
         n = self.config.tokens
-        flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states)]
+        anchor = previous[:, 0] if anchor is None else anchor
+        anchors = anchor[:, None].expand(-1, frames, -1, -1, -1)
+        flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states, anchors)]
         x, condition = self._inputs(*flat)
         modulation = self.modulate(condition).unflatten(-1, (6, -1))[:, None]  # (B T, 1, 6, D)
         mask = self._mask(frames, x.device).to(x.dtype)
@@ -209,15 +228,15 @@ class Dynamics(nn.Module):
             latents.unflatten(0, shape), states_out.unflatten(0, shape), log_error.unflatten(0, shape)
         )
 
-    def empty_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> Cache:
-        """A ring buffer that has seen nothing."""
-        c = self.config
+    def empty_cache(self, anchor: Tensor, dtype: torch.dtype) -> Cache:
+        """A ring buffer that has seen nothing but `anchor` (B,C,h,w)."""
+        c, batch, device = self.config, len(anchor), anchor.device
         shape = (c.depth, batch, c.window, c.tokens, c.width)
-        count = torch.zeros(batch, dtype=torch.long, device=device)
         return Cache(
             torch.zeros(shape, device=device, dtype=dtype),
             torch.zeros(shape, device=device, dtype=dtype),
-            count,
+            torch.zeros(batch, dtype=torch.long, device=device),
+            anchor.to(dtype),
         )
 
     def step(
@@ -229,7 +248,7 @@ class Dynamics(nn.Module):
         """
         c = self.config
         b, n = len(t), c.tokens
-        x, condition = self._inputs(noisy, previous, t, actions, states)
+        x, condition = self._inputs(noisy, previous, t, actions, states, cache.anchor)
         modulation = self.modulate(condition).unflatten(-1, (6, -1))
         rows, slot = torch.arange(b, device=x.device), cache.count % c.window
         cos, sin = _rotary(cache.count, c.width // c.heads)

@@ -33,7 +33,8 @@ class SamplerConfig:
     """How a frame is drawn.
 
     Args:
-        steps: denoising passes per frame; 1 paints the mean of what may happen, more let the sample decide.
+        steps: denoising passes per frame; 1 paints the mean of what may happen (and uses no noise), more let the sample
+            decide.
         dtype: `"bfloat16"` or `"float32"` for the transformer.
     """
 
@@ -85,8 +86,12 @@ class WorldModelConfig:
     def from_dict(data: dict[str, Any]) -> WorldModelConfig:
         """Inverse of `dataclasses.asdict`."""
         data = dict(data)
+        dynamics = {
+            "anchor": False,
+            **data.pop("dynamics"),
+        }  # the first checkpoints had none and do not say so
         return WorldModelConfig(
-            TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**data.pop("dynamics")),
+            TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**dynamics),
             SamplerConfig(**data.pop("sampler")), **{k: tuple(v) for k, v in data.items()},
         )  # fmt: skip
 
@@ -227,7 +232,7 @@ class VideoWorldModel(nn.Module):
             normal = self.normalise_state(states.float())
         net = self.inference_network()
         dtype = next(net.parameters()).dtype
-        cache = net.empty_cache(b, self.device, dtype)
+        cache = net.empty_cache(latents[:, 0], dtype)
         first = max(
             0, context - 1 - self.config.dynamics.window
         )  # older frames would leave the ring buffer anyway
@@ -242,6 +247,8 @@ class VideoWorldModel(nn.Module):
     def _noise(self, keys: Tensor, count: Tensor, shape: torch.Size, passes: int) -> Tensor:
         """`(passes, B, C, h, w)`; row i is a function of (keys[i], count[i]) alone."""
         out = torch.empty(len(keys), passes, *shape)
+        if passes == 0:
+            return out.transpose(0, 1).to(self.device)
         generator = torch.Generator()
         for row, (key, seen) in enumerate(zip(keys.tolist(), count.tolist(), strict=True)):
             generator.manual_seed((key * 1_000_003 + seen) % (2**63))
@@ -272,13 +279,14 @@ class VideoWorldModel(nn.Module):
         latents, states, errors = [], [], []
         times = self.sampler.times()
         for i in range(actions.shape[1]):
-            noise = self._noise(state.keys, cache.count, latent.shape[1:], len(times))
-            x = noise[0]
+            # Drawn for the later passes only: the first begins from nothing (see `dynamics`).
+            noise = self._noise(state.keys, cache.count, latent.shape[1:], len(times) - 1)
+            x = torch.zeros_like(latent)
             for k, t in enumerate(times):
                 level = torch.full((len(latent),), t, device=self.device)
                 out = net.step(x.to(dtype), latent.to(dtype), level, actions[:, i].float(), proprio, cache)
                 if k + 1 < len(times):
-                    x = (1 - times[k + 1]) * out.latents + times[k + 1] * noise[k + 1]
+                    x = (1 - times[k + 1]) * out.latents + times[k + 1] * noise[k]
             cache.count.add_(1)
             latent, proprio = unit_rms(out.latents), proprio + out.states
             latents.append(latent)
@@ -312,7 +320,8 @@ class VideoWorldModel(nn.Module):
             else torch.randint(2**62, (len(index),), generator=generator)
         )
         index = index.to(self.device)
-        cache = Cache(state.cache.keys[:, index], state.cache.values[:, index], state.cache.count[index])
+        old = state.cache
+        cache = Cache(old.keys[:, index], old.values[:, index], old.count[index], old.anchor[index])
         return ImaginedState(state.latent[index], state.states[index], cache, keys)
 
     def merge(self, state: ImaginedState, rows: Tensor, other: ImaginedState) -> ImaginedState:
@@ -323,6 +332,7 @@ class VideoWorldModel(nn.Module):
             state.cache.keys.index_copy(1, rows, other.cache.keys),
             state.cache.values.index_copy(1, rows, other.cache.values),
             put(state.cache.count, other.cache.count, rows),
+            put(state.cache.anchor, other.cache.anchor, rows),
         )
         return ImaginedState(
             put(state.latent, other.latent, rows),

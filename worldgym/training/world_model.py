@@ -53,12 +53,12 @@ class WorldModelTraining:
             steps=8000, lr=1.5e-3, optimizer="muon", ema=0.999, weight_decay=0.02
         )
     )
-    batch: int = 24
-    window: int = 10
+    batch: int = 28
+    window: int = 14
     rollout_from: float = 0.3
     rollout_share: float = 0.75
     context_noise: float = 0.4
-    pure_noise: float = 0.5
+    pure_noise: float = 0.8
     divergence: float = 0.12
     compile: bool = False
 
@@ -88,8 +88,11 @@ class LatentEpisodes:
 
     def windows(
         self, batch: int, length: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Random windows: latents `(B,T+1,...)`, actions `(B,T,A)`, states `(B,T+1,S)`, mask `(B,T)` of real frames."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Random windows: latents `(B,T+1,...)`, actions `(B,T,A)`, states `(B,T+1,S)`, mask `(B,T)` of real frames.
+
+        Also anchors `(B,...)`: half of them the window's first frame, half any frame of the episode before it.
+        """
         episode_of = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         last = self.offsets[1:] - 1
         starts = np.flatnonzero(np.arange(len(episode_of)) < last[episode_of])
@@ -98,25 +101,32 @@ class LatentEpisodes:
         end = last[episode_of[start]][:, None]
         mask = torch.from_numpy(index[:, 1:] <= end)
         index = torch.from_numpy(np.minimum(index, end))
-        return self.latents[index].float(), self.actions[index[:, :-1]], self.states[index], mask
+        begin, u = self.offsets[episode_of[start]], torch.rand(batch, generator=generator).numpy()
+        anchor = np.where(u < 0.5, start, begin + ((start - begin) * (2 * u - 1)).astype(np.int64))
+        return (
+            self.latents[index].float(),
+            self.actions[index[:, :-1]],
+            self.states[index],
+            mask,
+            self.latents[torch.from_numpy(anchor)].float(),
+        )
 
 
 def imagine_window(
-    model: VideoWorldModel, z: Tensor, actions: Tensor, states: Tensor, generator: torch.Generator
+    model: VideoWorldModel, z: Tensor, actions: Tensor, states: Tensor, anchor: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Latents and normalised states `(B,T,...)` before each frame, imagined from the window's first frame alone."""
     model.refresh()
     net = model.inference_network()  # bf16 weights: autocast would cast them anew at each of the T steps
     dtype = next(net.parameters()).dtype
     b, length = actions.shape[:2]
-    cache: Cache = net.empty_cache(b, z.device, dtype)
+    cache: Cache = net.empty_cache(anchor, dtype)
     latent, state = z[:, 0], states[:, 0]
     latents, out_states = [latent], [state]
-    level = torch.ones(b, device=z.device)
+    level, nothing = torch.ones(b, device=z.device), torch.zeros_like(z[:, 0], dtype=dtype)
     with torch.no_grad(), autocast(z.device, enabled=False):
         for i in range(length - 1):
-            noise = torch.randn(latent.shape, generator=generator)
-            out = net.step(noise.to(dtype), latent.to(dtype), level, actions[:, i], state, cache)
+            out = net.step(nothing, latent.to(dtype), level, actions[:, i], state, cache)
             cache.count.add_(1)
             latent, state = unit_rms(out.latents), state + out.states
             latents.append(latent)
@@ -126,7 +136,7 @@ def imagine_window(
 
 def world_model_loss(
     model: VideoWorldModel,
-    windows: tuple[Tensor, Tensor, Tensor, Tensor],
+    windows: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     settings: WorldModelTraining,
     background: Tensor,
     rollout: bool,
@@ -144,7 +154,7 @@ def world_model_loss(
         generator: all randomness.
         forward: `model.dynamics` or its compiled form.
     """
-    z, actions, states, mask = windows
+    z, actions, states, mask, anchor = windows
     states = model.normalise_state(states)
     target, truth = z[:, 1:], z[:, :-1]
     shape = mask.shape
@@ -153,7 +163,7 @@ def world_model_loss(
     weight = mask.float()
     with autocast(z.device):
         if rollout:
-            previous, state_in = imagine_window(model, z, actions, states, generator)
+            previous, state_in = imagine_window(model, z, actions, states, anchor)
             drift = (previous - truth).square().mean((2, 3, 4))
             weight = weight / (1 + (drift / settings.divergence) ** 2)
         else:
@@ -163,7 +173,7 @@ def world_model_loss(
         t = torch.where(rand(*shape) < settings.pure_noise, torch.ones(shape), rand(*shape))
         level = t[..., None, None, None]
         noisy = (1 - level) * target + level * randn(target)
-        out = forward(noisy, previous, t, actions, state_in)
+        out = forward(noisy, previous, t, actions, state_in, anchor)
         noisy_clean = z[:, 0] + 0.2 * randn(z[:, 0])
         probed = model.state_probe(noisy_clean).float()
     error = (out.latents - target).square().mean(2)  # (B, T, h, w)
