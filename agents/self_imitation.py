@@ -8,7 +8,7 @@ Starts at which the policy mostly fails weigh most, as they do in GRPO's advanta
 
 Example::
 
-    imitation = SelfImitation(demos, SelfImitationConfig(steps=8))
+    imitation = SelfImitation(demos, SelfImitationConfig(steps=16))
     scalars = imitation.update(policy, rollouts)     # after every GRPO update
     scalars["memory"], scalars["imitation_loss"]
 """
@@ -45,10 +45,10 @@ class SelfImitationConfig:
         seed: of batches and augmentation.
     """
 
-    steps: int = 8
-    lr: float = 2e-4
+    steps: int = 16
+    lr: float = 3e-4
     batch_size: int = 128
-    demo_share: float = 0.5
+    demo_share: float = 0.4
     floor: float = 0.1
     capacity: int = 10_000
     seed: int = 0
@@ -60,7 +60,7 @@ class SelfImitationConfig:
                 f"steps must be >= 0, batch_size and capacity >= 1, lr and floor > 0; got {self}"
             )
         if not 0 <= self.demo_share <= 1:
-            raise ConfigError(f"demo_share must lie in [0, 1]; got {self.demo_share}. Try 0.5")
+            raise ConfigError(f"demo_share must lie in [0, 1]; got {self.demo_share}. Try 0.4")
 
 
 class SelfImitation:

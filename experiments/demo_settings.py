@@ -59,9 +59,9 @@ class DemoSettings:
     out: Path = Path("runs/demo")
     bundle: str = "tabletop-small"
     tasks: tuple[str, ...] = ()
-    iterations: int = 40
-    starts: int = 16
-    group: int = 8
+    iterations: int = 24
+    starts: int = 32
+    group: int = 6
     horizon: int = 40
     temperature: float = 1.0
     lr: float = 5e-5
