@@ -63,7 +63,7 @@ class JudgeTrainConfig:
     latent_noise: float = 0.3
     colour_jitter: float = 0.08
     noise: float = 0.02
-    max_fpr: float = 0.02
+    max_fpr: float = 0.04
     val_pairs: int = 3000
     checkpoint_every: int = 250
     seed: int = 0
