@@ -6,8 +6,8 @@ previous + change: copying is free, so all capacity goes to what moves. Because 
 keys and values computed while denoising already hold what was committed: an imagined frame is cached once, by the
 denoising pass itself, and costs no second pass. Noise levels are independent per frame (diffusion forcing, Chen et al.
 2024); flow matching with x_t = (1 - t) x + t eps, t = 0 clean. Pure noise (t = 1) says nothing about the frame, so
-zeros are given in its place: a one-pass sample is then the network's plain best guess. Action, proprioception and noise level
-act through adaLN with one modulation MLP shared by all layers (PixArt-alpha's adaLN-single).
+zeros are given in its place: a one-pass sample is then the network's plain best guess. Action, proprioception and
+noise level act through adaLN with one modulation MLP shared by all layers (PixArt-alpha's adaLN-single).
 
 The *anchor*, a clean frame from before the window (the one that imagination began with), enters as input channels too:
 what the hand hid for longer than the window is seen there, so it can come back as what it was.
