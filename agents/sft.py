@@ -50,6 +50,8 @@ class SFTConfig:
         noise: standard deviation of pixel noise, in [0,1] units.
         state_noise: noise on normalised proprioception, so that the policy looks at the image too.
         goal_coef: weight of predicting the hand's next keyframe beside the actions.
+        ema: decay of the averaged weights, which are the ones that are validated and kept: at a few thousand frames the
+            weights of a single step are noise, and more training alone doubled their success in Real.
         grad_clip: gradient norm bound.
         seed: of split, order and augmentation.
     """
@@ -64,6 +66,7 @@ class SFTConfig:
     noise: float = 0.02
     state_noise: float = 0.05
     goal_coef: float = 1.0
+    ema: float = 0.99
     grad_clip: float = 1.0
     seed: int = 0
 
@@ -75,8 +78,10 @@ class SFTConfig:
             )
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction must lie in (0, 1); got {self.val_fraction}. Try 0.1")
-        if self.lr <= 0:
-            raise ConfigError(f"lr must be positive; got {self.lr}. Try 8e-4")
+        if self.lr <= 0 or not 0 <= self.ema < 1:
+            raise ConfigError(
+                f"lr must be positive and ema in [0, 1); got {self.lr}, {self.ema}. Try 8e-4, 0.99"
+            )
 
 
 def bc_loss(policy: VLAPolicy, observation: Observation, actions: np.ndarray | Tensor) -> Tensor:
@@ -124,11 +129,13 @@ class SFT:
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = config.epochs * steps_per_epoch
         best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None, "accuracy": 0.0}
+        average = copy.deepcopy(policy).requires_grad_(False)
         first = 0
         if checkpoint is not None and checkpoint.exists():
             meta = checkpoint.load(policy, optimizer)
             first = int(meta["epoch"]) + 1
             best = {**meta["best"], "weights": checkpoint.load_extra("best")}
+            average.load_state_dict(checkpoint.load_extra("average"))
         epoch = first - 1
         for epoch in range(first, config.epochs):
             # One generator an epoch, so that a resumed run sees what an uninterrupted one would have seen.
@@ -139,14 +146,16 @@ class SFT:
             for i, rows in enumerate(np.array_split(rng.permutation(len(train)), steps_per_epoch)):
                 lr = _cosine(epoch * steps_per_epoch + i, total, config.lr)
                 losses.append(self._step(policy, optimizer, train, rows, rng, lr))
-            scalars = {"epoch": float(epoch), "loss": float(np.mean(losses)), **self.evaluate(policy, val)}
+                done = epoch * steps_per_epoch + i + 1
+                _average(average, policy, min(config.ema, done / (done + 10)))
+            scalars = {"epoch": float(epoch), "loss": float(np.mean(losses)), **self.evaluate(average, val)}
             if scalars["val_loss"] < best["loss"]:
-                weights = copy.deepcopy(policy.state_dict())
+                weights = copy.deepcopy(average.state_dict())
                 accuracy = scalars["val_accuracy"]
                 best = {"loss": scalars["val_loss"], "epoch": epoch, "weights": weights, "accuracy": accuracy}
             if checkpoint is not None:
                 meta = {"epoch": epoch, "best": {k: v for k, v in best.items() if k != "weights"}}
-                checkpoint.save(policy, optimizer, meta, best=best["weights"])
+                checkpoint.save(policy, optimizer, meta, best=best["weights"], average=average.state_dict())
             if on_epoch is not None:
                 on_epoch(scalars)
             if config.patience and epoch - best["epoch"] >= config.patience:
@@ -261,6 +270,14 @@ def _adamw(policy: VLAPolicy, lr: float, weight_decay: float) -> torch.optim.Ada
     plain = [p for p in policy.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
+@torch.no_grad()
+def _average(average: VLAPolicy, policy: VLAPolicy, decay: float) -> None:
+    """Move `average` towards `policy`; statistics of states and words are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(policy.parameters()), 1 - decay)
+    for kept, new in zip(average.buffers(), policy.buffers(), strict=True):
+        kept.copy_(new)
 
 
 def _cosine(step: int, total: int, peak: float) -> float:

@@ -46,13 +46,15 @@ class _Demo:
         self.settings = settings
         self.bundle = Bundle.find(settings.bundle)
         self.tasks = settings.tasks or tuple(self.bundle.card.get("tasks", ())) or DEFAULT_TASKS
+        thin = self.bundle.card.get("tasks_thin", ())
+        self.practised = settings.practise or tuple(t for t in self.tasks if t not in thin) or self.tasks
         self.folder = RunFolder(settings.out, settings.key(), fresh=settings.fresh)
         if self.folder.resumed:
             logger.info("going on with the interrupted run in %s", settings.out)
         self.starts = make_starts(self.tasks, max(1, round(settings.episodes / len(self.tasks))))
         with self.folder.clock("load"):
             self.world_model, self.judge = self.bundle.world_model(), self.bundle.judge()
-            self.bank = self.bundle.start_bank(self.tasks)
+            self.bank = self.bundle.start_bank(self.practised)
             self.demos = self.bundle.demonstrations()
             # The workers load the text encoder too; done here first, its modules are compiled only once.
             embed(self.bank.starts.instructions[:1])
@@ -75,7 +77,10 @@ class _Demo:
             sft = PolicyRef(POLICY_CLASS, str(self.bundle.policy_folder))
             evaluations = {"sft": self._measure(pool, "sft", sft)}
             board.add_scalar("eval/success_once", evaluations["sft"]["greedy"].rate().mean, 0)
-            logger.info("2/5 practising inside the world model: %d iterations", settings.iterations)
+            verbs = ", ".join(self.practised)
+            logger.info(
+                "2/5 practising inside the world model: %s, %d iterations", verbs, settings.iterations
+            )
             history = self._practise(board)
             logger.info("3/5 training the BC-only control for as many updates")
             updates = round(sum(row["updates"] for row in history))
@@ -109,6 +114,7 @@ class _Demo:
             self.bundle.card,
             self.judge.name,
         )
+        results["practised"] = list(self.practised)
         folder.save("results.json", results)
         data = {arm: {mode: r.to_dict() for mode, r in modes.items()} for arm, modes in evaluations.items()}
         folder.save("evaluations.json", data)
@@ -333,6 +339,7 @@ class _Demo:
         data = {
             "settings": self.settings.key(),
             "tasks": list(self.tasks),
+            "practised": list(self.practised),
             "bundle": self.bundle.card,
             "versions": versions(),
         }

@@ -31,7 +31,9 @@ class DemoSettings:
         seed: of everything that is random here.
         out: folder of results, videos, report and improved policy.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        tasks: verbs to practise and to measure; those the bundle covers when empty.
+        tasks: verbs to measure; those the bundle covers when empty.
+        practise: verbs to practise in imagination; when empty, those of `tasks` that the bundle does not cover
+            thinly. What is imagined wrongly is learned wrongly: practise what comes near the closed-loop gate.
         iterations: rounds of GRPO.
         starts: logged frames a round, each tried `group` times.
         group: imagined attempts from each start.
@@ -59,6 +61,7 @@ class DemoSettings:
     out: Path = Path("runs/demo")
     bundle: str = "tabletop-small"
     tasks: tuple[str, ...] = ()
+    practise: tuple[str, ...] = ()
     iterations: int = 24
     starts: int = 32
     group: int = 6
@@ -71,7 +74,7 @@ class DemoSettings:
     threshold: float | None = None
     confirm: int = 1
     max_uncertainty: float | None = None
-    episodes: int = 210
+    episodes: int = 300
     sharpen_temperature: float = 0.5
     bc_batch: int = 128
     check_episodes: int = 99
@@ -85,6 +88,7 @@ class DemoSettings:
         """Validate, and shrink everything for `quick`."""
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "practise", tuple(self.practise))
         if self.quick:
             small = {"iterations": 2, "starts": 2, "group": 4, "horizon": 10, "episodes": 6, "workers": 0}
             small |= {"check_episodes": 4, "clips": 2, "bc_batch": 8, "imitation_steps": 2}

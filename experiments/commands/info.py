@@ -103,7 +103,8 @@ def as_text(info: dict[str, Any]) -> str:
 def _checkpoint_text(checkpoint: dict[str, Any]) -> str:
     if "text" in checkpoint:
         return str(checkpoint["text"])
-    covers = ", ".join(checkpoint["tasks"]) or "unknown (no card.json)"
+    well = [task for task in checkpoint["tasks"] if task not in checkpoint["tasks_thin"]]
+    covers = ", ".join(well) or "unknown (no card.json)"
     thin = f"; thinly {', '.join(checkpoint['tasks_thin'])}" if checkpoint["tasks_thin"] else ""
     parts = ", ".join(checkpoint["parts"])
     return f"{checkpoint['name']}: {checkpoint['megabytes']:.1f} MB ({parts}); covers {covers}{thin}"
