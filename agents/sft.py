@@ -99,7 +99,7 @@ class SFT:
 
     def __init__(self, config: SFTConfig | None = None) -> None:
         self.config = config or SFTConfig()
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer: torch.optim.AdamW | None = None
         self._rng = np.random.default_rng(self.config.seed)
 
     def fit(
