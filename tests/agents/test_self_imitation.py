@@ -74,7 +74,9 @@ def test_imitation_makes_the_successful_actions_likelier():
             return float(policy.token_log_probs(observation, policy.tokens_of(actions))[0].mean())
 
     before = likelihood()
-    imitation = SelfImitation(demos(policy), SelfImitationConfig(steps=20, lr=2e-3, batch_size=32))
+    imitation = SelfImitation(
+        demos(policy), SelfImitationConfig(steps=20, lr=1e-3, batch_size=32, demo_share=0.0)
+    )
     scalars = imitation.update(policy, r)
     assert scalars["imitation_steps"] == 20 and scalars["memory"] == len(rows)
     assert likelihood() > before + 0.02
