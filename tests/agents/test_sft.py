@@ -32,6 +32,7 @@ def demo(seed: int, steps: int = 12, success_at: int | None = 10) -> SimpleNames
 
 def test_chunks_hold_the_next_actions_and_then_stand_still():
     episode = demo(0, steps=7, success_at=None)
+    episode.state[:, 2] = 0.1  # no descent, hence no keyframe on the way
     data = chunk_dataset([episode])
     assert len(data) == 7 and data.actions.shape == (7, 5, 4)
     assert np.array_equal(data.actions[1], episode.actions[1:6])
@@ -150,6 +151,7 @@ def made_up_arrays():
 def test_the_goal_of_a_frame_is_the_next_turn_of_the_gripper_or_the_success():
     episode = demo(0, steps=12, success_at=10)
     episode.actions[:4, 3] = 1.0
+    episode.state[:, 2] = 0.1
     data = chunk_dataset([episode])
     assert np.array_equal(data.goals[:4], np.repeat(episode.state[4:5], 4, 0))
     assert np.array_equal(data.goals[4:], np.repeat(episode.state[10:11], 6, 0))

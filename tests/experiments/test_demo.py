@@ -93,11 +93,11 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(bundle, demo, tmp_path, mo
     settings = DemoSettings(out=tmp_path / "run", bundle=str(bundle), quick=True)
     original, calls = demo_module._Demo._iteration, []
 
-    def stopped(self, policy, improver, number, history):
+    def stopped(self, policy, improver, imitation, number, history):
         calls.append(number)
         if number == 1 and len(calls) == 2:
             raise KeyboardInterrupt
-        return original(self, policy, improver, number, history)
+        return original(self, policy, improver, imitation, number, history)
 
     monkeypatch.setattr(demo_module._Demo, "_iteration", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -15,7 +15,7 @@ from worldgym.utils.train_state import TrainState
 
 TINY = LearnedJudgeConfig.preset("tiny", image_size=SIZE, dropout=0.0)
 SETTINGS = JudgeTrainConfig(
-    steps=300, batch_size=48, lr=2e-3, val_fraction=0.2, val_pairs=300, checkpoint_every=20
+    steps=400, batch_size=48, lr=2e-3, max_fpr=0.02, val_fraction=0.2, val_pairs=300, checkpoint_every=20
 )
 
 
