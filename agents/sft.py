@@ -51,7 +51,7 @@ class SFTConfig:
         state_noise: noise on normalised proprioception, so that the policy looks at the image too.
         goal_coef: weight of predicting the hand's next keyframe beside the actions.
         ema: decay of the averaged weights, which are the ones that are validated and kept: at a few thousand frames the
-            weights of a single step are noise, and more training alone doubled their success in Real.
+            weights after any single step are noisy.
         grad_clip: gradient norm bound.
         seed: of split, order and augmentation.
     """
