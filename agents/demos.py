@@ -21,7 +21,10 @@ from worldgym.protocols import Observation
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
 
-SINKING = 0.02  # metres a step: a hand that comes down is faster, one that has arrived slower than half of it
+STEADY = 3  # steps that a new gripper command must last: a policy that explores flickers
+SINKING = (
+    0.02  # metres in one or two steps: a hand that comes down sinks more, one that has arrived not half of it
+)
 
 
 @dataclass
@@ -128,7 +131,7 @@ def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: b
 
 
 def keyframes(states: np.ndarray, actions: np.ndarray, end: int) -> np.ndarray:
-    """Steps at which a demonstration turns: the gripper changes, or the hand has come down.
+    """Steps at which a demonstration turns: the gripper changes and stays so, or the hand has come down.
 
     The end of a descent is where a hand meets what it was sent to; without it the only keyframe of a push, whose
     gripper never turns, would be its end, and nothing would say where the pushed object is.
@@ -141,12 +144,21 @@ def keyframes(states: np.ndarray, actions: np.ndarray, end: int) -> np.ndarray:
     Returns:
         increasing step numbers in [1, end).
     """
-    grip = np.flatnonzero(np.diff(np.sign(actions[:end, -1]))) + 1
-    down = np.diff(states[: end + 1, 2])
-    landed = np.flatnonzero((down[:-1] < -SINKING) & (down[1:] > -SINKING / 2)) + 1
-    height = states[:, 2]
-    landed = landed[height[landed] < 0.75 * height.min() + 0.25 * height.max()]  # not a dip on the way
-    return np.union1d(grip, landed)
+    sign, grip = np.sign(actions[:, -1]), []
+    held = sign[0]
+    for t in np.flatnonzero(np.diff(sign[:end])) + 1:
+        if sign[t] != held and (sign[t : t + STEADY] == sign[t]).all():
+            held = sign[t]
+            grip.append(int(t))
+    height = states[: end + 1, 2]
+    low = height < 0.75 * height.min() + 0.25 * height.max()  # not a dip on the way
+    sank = np.zeros(len(height))
+    sank[1:] = height[:-1] - height[1:]
+    sank[2:] = np.maximum(sank[2:], height[:-2] - height[2:])  # an exploring hand comes down unevenly
+    rests = np.append(height[:-1] - height[1:] < SINKING / 2, False)
+    landed = np.flatnonzero(low & (sank > SINKING) & rests)
+    landed = landed[np.diff(landed, prepend=-2) > 1]
+    return np.union1d(np.asarray(grip, np.int64), landed)
 
 
 @dataclass

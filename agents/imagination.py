@@ -162,6 +162,7 @@ def collect(
     confirm: int = 1,
     compact_below: float = 0.75,
     keep_frames: bool = False,
+    goal_noise: float = 0.0,
 ) -> Rollouts:
     """Imagine `len(starts) * group_size` trajectories and judge them at every chunk's end.
 
@@ -180,6 +181,7 @@ def collect(
         compact_below: finished rows are dropped when the share of running ones falls below this; 0 keeps a
             static batch shape, which `torch.compile` likes.
         keep_frames: decode and keep every imagined frame, for videos.
+        goal_noise: metres, the policy's exploration of goals.
 
     Returns:
         rollouts with rows ordered start by start: row `i` belongs to group `i // group_size`.
@@ -192,6 +194,7 @@ def collect(
     chunks = -(-horizon // k)
     limit = float(getattr(judge, "threshold", 0.5)) if threshold is None else threshold
     buffer = _Buffer(starts, group_size, chunks, k, policy.config.action_dim, temperature, keep_frames)
+    buffer.out.explore(goal_noise)
     clock = {"imagine": 0.0, "policy": 0.0, "judge": 0.0}
     began = time.perf_counter()
     state = world_model.begin(
@@ -217,7 +220,7 @@ def collect(
         began = time.perf_counter()
         texts = [buffer.instructions[i] for i in slots.tolist()]
         observation = Observation(image=image, state=proprio, instruction=texts)
-        output = policy.act(observation, temperature=temperature, generator=generator)
+        output = policy.act(observation, temperature=temperature, generator=generator, goal_noise=goal_noise)
         clock["policy"] += time.perf_counter() - began
         buffer.record(slots[live], c, image[live], proprio[live], output, live)
 
@@ -296,6 +299,7 @@ class _Buffer:
         out.tokens[rows, c] = output.trace["tokens"][live].cpu()
         out.log_probs[rows, c] = output.trace["token_log_probs"][live].cpu()
         out.actions[rows, c] = output.actions[live].cpu()
+        out.aimed(rows, c, output, live)
         out.mask[rows, c] = True
 
     def travel(self, rows: Tensor, c: int, states: Tensor) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldgym.protocols import Observation
+from worldgym.protocols import Observation, PolicyOutput
 
 
 @dataclass
@@ -38,6 +38,9 @@ class Rollouts:
         temperature: at which the actions were sampled.
         frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
         path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
+        aims: `(N,C,2)` standardised places that the policy acted towards when it explored goals, else None.
+        aim_offsets: `(N,C,2)`, how far from where it pointed these were, else None.
+        goal_noise: metres, standard deviation of that exploration.
         frames_used: environment or world-model steps spent, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
@@ -57,6 +60,9 @@ class Rollouts:
     temperature: float = 1.0
     frames: Tensor | None = None
     path: Tensor | None = None
+    aims: Tensor | None = None
+    aim_offsets: Tensor | None = None
+    goal_noise: float = 0.0
     frames_used: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -68,6 +74,20 @@ class Rollouts:
     def lengths(self) -> Tensor:
         """`(N,)` int64, chunks until success or the horizon."""
         return self.mask.sum(1)
+
+    def explore(self, goal_noise: float) -> None:
+        """Make room for the goals of an exploring policy; 0 leaves `aims` None."""
+        self.goal_noise = goal_noise
+        if goal_noise:
+            self.aims, self.aim_offsets = (torch.zeros(*self.mask.shape, 2) for _ in range(2))
+
+    def aimed(self, rows: Tensor, chunk: int, output: PolicyOutput, live: Tensor | None = None) -> None:
+        """Record where an exploring policy aimed; `live` chooses among the rows of `output`."""
+        if self.aims is None or self.aim_offsets is None:
+            return
+        live = torch.ones(len(output.actions), dtype=torch.bool) if live is None else live
+        self.aims[rows, chunk] = output.trace["aim"][live].cpu()
+        self.aim_offsets[rows, chunk] = output.trace["aim_offset"][live].cpu()
 
     def success_rate(self) -> float:
         """Mean reward of the valid trajectories; nan without any."""
@@ -92,11 +112,12 @@ class Rollouts:
         """Join collections sampled at one temperature; group ids are kept apart."""
         if not parts:
             raise ValueError("nothing to concatenate: got an empty list of Rollouts")
-        if len({part.temperature for part in parts}) > 1:
+        if len({(part.temperature, part.goal_noise) for part in parts}) > 1:
             raise ValueError(
-                "cannot join rollouts of different temperatures: their log-probabilities differ in meaning"
+                "cannot join rollouts of different temperatures or goal noise: their log-probabilities differ in "
+                "meaning"
             )
-        values: dict[str, object] = {"temperature": parts[0].temperature}
+        values: dict[str, object] = {"temperature": parts[0].temperature, "goal_noise": parts[0].goal_noise}
         offset, groups = 0, []
         for part in parts:
             groups.append(part.groups + offset)
@@ -105,7 +126,7 @@ class Rollouts:
             column = [getattr(part, field.name) for part in parts]
             if field.name == "groups":
                 values["groups"] = torch.cat(groups)
-            elif field.name in ("frames", "path"):
+            elif field.name in ("frames", "path", "aims", "aim_offsets"):
                 values[field.name] = None if any(c is None for c in column) else torch.cat(column)
             elif isinstance(column[0], Tensor):
                 values[field.name] = torch.cat(column)

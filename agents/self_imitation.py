@@ -41,6 +41,8 @@ class SelfImitationConfig:
         batch_size: chunks a step.
         demo_share: share of a batch that comes from the demonstrations, which keeps the judge's mistakes in check.
         floor: weight of a success at a start where every attempt succeeded; 1 - success rate is added to it.
+        discount: weight of a chunk per chunk that lay between it and success: the last moves of an exploring policy are
+            what succeeded, the first ones may have been a detour.
         capacity: chunks remembered (12 KB each at 64 px); the oldest go first.
         seed: of batches and augmentation.
     """
@@ -50,6 +52,7 @@ class SelfImitationConfig:
     batch_size: int = 128
     demo_share: float = 0.4
     floor: float = 0.1
+    discount: float = 0.7
     capacity: int = 10_000
     seed: int = 0
 
@@ -59,6 +62,8 @@ class SelfImitationConfig:
             raise ConfigError(
                 f"steps must be >= 0, batch_size and capacity >= 1, lr and floor > 0; got {self}"
             )
+        if not 0 < self.discount <= 1:
+            raise ConfigError(f"discount must lie in (0, 1]; got {self.discount}. Try 0.7")
         if not 0 <= self.demo_share <= 1:
             raise ConfigError(f"demo_share must lie in [0, 1]; got {self.demo_share}. Try 0.4")
 
@@ -81,7 +86,7 @@ class SelfImitation:
 
     def remember(self, rollouts: Rollouts) -> int:
         """Keep the chunks of valid successes; returns how many trajectories that were."""
-        rows, weights = success_rows(rollouts, self.config.floor)
+        rows, weights = success_rows(rollouts, self.config.floor, self.config.discount)
         if rows is None:
             return 0
         self.memory = rows if self.memory is None else join(self.memory, rows)
@@ -141,8 +146,11 @@ class SelfImitation:
             self.memory = ChunkDataset(instructions=list(values["instructions"]), **columns)
 
 
-def success_rows(rollouts: Rollouts, floor: float) -> tuple[ChunkDataset | None, np.ndarray]:
-    """Chunks of the valid successes and their weights `floor + 1 - (success rate of their start)`.
+def success_rows(
+    rollouts: Rollouts, floor: float, discount: float = 1.0
+) -> tuple[ChunkDataset | None, np.ndarray]:
+    """Chunks of the valid successes and their weights, `floor + 1 - (success rate of their start)` times
+    `discount` to the number of chunks that followed.
 
     Goals are the keyframes of the path that was imagined; nan where the rollouts kept no path.
     """
@@ -162,7 +170,8 @@ def success_rows(rollouts: Rollouts, floor: float) -> tuple[ChunkDataset | None,
         actions.append(plan)
         texts += [rollouts.instructions[i]] * n
         owner += [i] * n
-        weights += [floor + 1.0 - float(good[mates].mean())] * n
+        weight = floor + 1.0 - float(good[mates].mean())
+        weights += [weight * discount ** (n - 1 - c) for c in range(n)]
         if rollouts.path is None:
             goals.append(np.full_like(states[-1], np.nan))
             continue

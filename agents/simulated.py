@@ -101,6 +101,7 @@ class RealCollector:
         horizon: int = 40,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        goal_noise: float = 0.0,
     ) -> Rollouts:
         """Roll out `len(seeds) * group_size` episodes; same meaning and order as `agents.collect`.
 
@@ -113,6 +114,7 @@ class RealCollector:
             horizon: environment steps.
             temperature: of the policy.
             generator: source of the policy's randomness.
+            goal_noise: metres, the policy's exploration of goals.
         """
         if len(seeds) != len(tasks):
             raise ValueError(f"give one task for each seed; got {len(seeds)} seeds, {len(tasks)} tasks")
@@ -151,7 +153,9 @@ class RealCollector:
             p_success=torch.full((total, chunks), float("nan")),
             final_images=image.clone(),
             temperature=temperature,
+            path=torch.zeros(total, chunks * k, state.shape[1]),
         )
+        out.explore(goal_noise)
         running = torch.ones(total, dtype=torch.bool)
         for c in range(chunks):
             rows = running.nonzero().squeeze(1)
@@ -160,13 +164,16 @@ class RealCollector:
             began = time.perf_counter()
             words = [texts[i] for i in rows.tolist()]
             observation = Observation(image=image[rows], state=state[rows], instruction=words)
-            output = policy.act(observation, temperature=temperature, generator=generator)
+            output = policy.act(
+                observation, temperature=temperature, generator=generator, goal_noise=goal_noise
+            )
             clock["policy"] += time.perf_counter() - began
             out.images[rows, c], out.states[rows, c] = image[rows], state[rows]
             out.tokens[rows, c] = output.trace["tokens"].cpu()
             out.log_probs[rows, c] = output.trace["token_log_probs"].cpu()
             out.actions[rows, c] = output.actions.cpu()
             out.mask[rows, c] = True
+            out.aimed(rows, c, output)
             began = time.perf_counter()
             parts = [
                 {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()}
@@ -176,6 +183,9 @@ class RealCollector:
             clock["imagine"] += time.perf_counter() - began
             image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
             state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+            assert out.path is not None
+            path = torch.from_numpy(np.concatenate([x["path"] for x in answers])).float()
+            out.path[rows, c * k : (c + 1) * k] = path[rows]
             success = torch.from_numpy(np.concatenate([x["success"] for x in answers]))[rows]
             out.frames_used += sum(int(x["steps"]) for x in answers)
             out.p_success[rows, c] = success.float()
@@ -222,33 +232,36 @@ def _answer(
     """Handle one request in a worker; `memory` keeps one single-slot environment a row, and their last frames."""
     if name == "reset":
         count = len(part["seeds"])
-        key = (part["chunk"], part["horizon"])
+        key = part["horizon"]
         if memory.get("key") != key:
             memory.update(key=key, slots=[])
         module, _, attribute = env.partition(":")
         factory = getattr(importlib.import_module(module), attribute)
         while len(memory["slots"]) < count:
-            memory["slots"].append(
-                factory(num_envs=1, chunk=part["chunk"], horizon=part["horizon"], **kwargs)
-            )
+            memory["slots"].append(factory(num_envs=1, horizon=part["horizon"], **kwargs))
         memory["observations"] = [
             slot.reset(seed=[seed], options={"task": task, "split": part["split"]})[0]
             for slot, seed, task in zip(memory["slots"], part["seeds"], part["tasks"], strict=False)
         ]
         memory["success"] = np.zeros(count, bool)
+        memory["path"] = np.zeros((count, part["chunk"], memory["observations"][0]["state"].shape[1]))
         steps = 0
     else:
         steps = 0
         for i in np.flatnonzero(part["running"]):
-            observation, reward, _, _, info = memory["slots"][i].step(part["actions"][i][None])
-            memory["observations"][i] = observation
-            memory["success"][i] |= bool(reward[0] > 0 or info["success"][0])
-            steps += part["actions"].shape[1]
+            for t, action in enumerate(part["actions"][i]):
+                if not memory["success"][i]:
+                    observation, reward, _, _, info = memory["slots"][i].step(action[None])
+                    memory["observations"][i] = observation
+                    memory["success"][i] |= bool(reward[0] > 0 or info["success"][0])
+                    steps += 1
+                memory["path"][i, t] = memory["observations"][i]["state"][0]
     seen = memory["observations"]
     return {
         "image": np.stack([o["image"][0] for o in seen]),
         "state": np.stack([o["state"][0] for o in seen]),
         "instruction": [str(o["instruction"][0]) for o in seen],
         "success": memory["success"].copy(),
+        "path": memory["path"].copy(),
         "steps": steps,
     }

@@ -191,8 +191,15 @@ class VLAPolicy(
         out = self.run(observation)
         return out.logits, out.goal
 
-    def run(self, observation: Observation) -> PolicyForward:
+    def run(
+        self, observation: Observation, *, aim: Tensor | None = None, offset: Tensor | None = None
+    ) -> PolicyForward:
         """Everything the network says, for losses.
+
+        Args:
+            observation: as for `act`.
+            aim: `(B,2)` standardised x, y to act towards instead of the place that the network points at.
+            offset: `(B,2)` added to the place that it points at before it acts; `goal` stays what it points at.
 
         The goal is what SFT trains beside the actions: a clipped action only says *which way*, the next keyframe
         says *where*, and with a few hundred demonstrations this decides whether the named object is found. Each cell
@@ -210,7 +217,7 @@ class VLAPolicy(
             x = self.block2(nn.functional.gelu(self.conv2(x)), text)
             maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
             query = self.pointer(torch.cat([text, state.to(text.dtype)], dim=-1))
-            pointer_keys, offset = self.pointer_keys(x), self.pointer_offset(x)
+            pointer_keys, nudge = self.pointer_keys(x), self.pointer_offset(x)
         with torch.autocast(self.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
             named = asked.float().view(batch, -1, 32) @ keys.float().flatten(
                 2
@@ -220,11 +227,13 @@ class VLAPolicy(
             scores = (query.float()[:, None] @ pointer_keys.float().flatten(2)).squeeze(1) * POINTER**-0.5
             choice = torch.log_softmax(scores, dim=-1)  # (B, h*w)
             places = self.pointer_warp(self.grid16.t()) + 0.5 * torch.tanh(
-                offset.float().flatten(2).transpose(1, 2)
+                nudge.float().flatten(2).transpose(1, 2)
             )
             pointed = (choice.exp()[:, None] @ places).squeeze(1)  # (B, 2)
             goal = torch.cat([pointed, self.goal(where)[:, 2:]], dim=-1)
-            place = self.goal_token(torch.cat([goal, goal - state[:, : config.goal_dims], state], dim=-1))
+            aim = pointed if aim is None else aim
+            towards = torch.cat([aim if offset is None else aim + offset, goal[:, 2:]], dim=-1)
+            place = self.goal_token(torch.cat([towards, towards - state[:, : config.goal_dims], state], -1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             x = self.block3(nn.functional.gelu(self.conv3(x)), text)
             tokens = self.to_tokens(x).flatten(2).transpose(1, 2)  # (B, 64, D)
@@ -267,6 +276,7 @@ class VLAPolicy(
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        goal_noise: float = 0.0,
     ) -> PolicyOutput:
         """Sample a chunk for each row.
 
@@ -274,16 +284,27 @@ class VLAPolicy(
             observation: `image (B,H,W,3)` uint8, `state (B,S)` float, `instruction` B strings (or `(B,E)` embeddings).
             temperature: 0 takes the most likely bin, and then `log_prob` is reported at temperature 1.
             generator: source of randomness; the global one when None.
+            goal_noise: metres; standard deviation of a shift of the place that the policy acts towards, drawn once a
+                chunk. Exploring *where* to go moves the hand as a whole; noise on single actions averages out.
 
         Returns:
-            actions `(B,K,A)` in [-1,1], log_prob `(B,)`, trace `tokens (B,K,A)` int64 and `token_log_probs (B,K,A)`.
+            actions `(B,K,A)` in [-1,1], log_prob `(B,)` of the tokens, trace `tokens (B,K,A)` int64 and
+            `token_log_probs (B,K,A)`; with goal noise also `aim (B,2)` and `aim_offset (B,2)`, standardised.
         """
         if temperature < 0:
             raise ConfigError(
                 f"temperature must be >= 0; got {temperature}. 0 is greedy, 1 samples the policy itself"
             )
+        trace: dict[str, Tensor] = {}
         with torch.no_grad():
-            logits = self.forward(observation)
+            offset = None
+            if goal_noise:
+                drawn = torch.randn(len(observation["state"]), 2, generator=generator).to(self.device)
+                offset = drawn * goal_noise / self.state_std[:2]
+            out = self.run(observation, offset=offset)
+            if offset is not None:
+                trace = {"aim": out.goal[:, :2] + offset, "aim_offset": offset}
+            logits = out.logits
             log_probs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
             if temperature == 0:
                 tokens = logits.argmax(-1)
@@ -294,7 +315,7 @@ class VLAPolicy(
         return PolicyOutput(
             actions=self.actions_of(tokens),
             log_prob=chosen.sum((1, 2)),
-            trace={"tokens": tokens, "token_log_probs": chosen},
+            trace={"tokens": tokens, "token_log_probs": chosen, **trace},
             temperature=temperature,
         )
 
@@ -307,9 +328,16 @@ class VLAPolicy(
         self, observation: Observation, tokens: Tensor, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of every token, each `(B,K,A)`, differentiable (nats)."""
-        log_probs = torch.log_softmax(self.forward(observation) / (temperature or 1.0), dim=-1)
+        return self.token_log_probs_and_goal(observation, tokens, temperature)[:2]
+
+    def token_log_probs_and_goal(
+        self, observation: Observation, tokens: Tensor, temperature: float = 1.0, aim: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `token_log_probs`, given the `aim (B,2)` acted towards, and the goal `(B,goal_dims)` pointed at now."""
+        out = self.run(observation, aim=aim)
+        log_probs = torch.log_softmax(out.logits / (temperature or 1.0), dim=-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
+        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy, out.goal
 
     def entropy(self, observation: Observation, temperature: float = 1.0) -> Tensor:
         """`(B,)` mean entropy of one action dimension, nats."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rewards.cache import CachedJudge
+    from rewards.dreams import dream_logs
     from rewards.learned import LearnedJudge, LearnedJudgeConfig, load_bundled
     from rewards.oracle import OracleJudge
     from rewards.train import JudgeTrainConfig, train_judge
@@ -27,6 +28,7 @@ _WHERE = {
     "LearnedJudge": "learned",
     "LearnedJudgeConfig": "learned",
     "OracleJudge": "oracle",
+    "dream_logs": "dreams",
     "load_bundled": "learned",
     "train_judge": "train",
 }

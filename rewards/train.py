@@ -1,8 +1,10 @@
 """Training and calibrating the learned judge, on Real's logs only.
 
 Half of every batch goes through the tokenizer with latent noise, so that what a world model paints is in the
-judge's distribution. The threshold is then set on held-out episodes, false positives first: an imagined failure
-that is called a success teaches the policy to fail, while a missed success only costs a sample.
+judge's distribution; with `dreams` (Real's logs as the world model imagines them) it also sees what imagination does
+to a frame over forty steps. The threshold is then set on held-out episodes: without dreams false positives first, as an
+imagined failure that is called a success teaches the policy to fail; with dreams where imagined success is as precise
+as it is complete.
 
 Example::
 
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewards.dreams import balanced_threshold, episode_verdicts, precision_recall
 from rewards.learned import LearnedJudge, LearnedJudgeConfig, to_float
 from rewards.negatives import KINDS, PairSampler
 from worldgym.errors import ConfigError
@@ -50,6 +53,7 @@ class JudgeTrainConfig:
         colour_jitter: brightness and channel jitter.
         noise: standard deviation of pixel noise, in [0,1] units.
         max_fpr: the threshold keeps false positives below this share, over hard negatives on held-out episodes.
+        dream_share: share of a batch that comes from dreams, where these are given.
         val_pairs: pairs in calibration and report, each.
         checkpoint_every: steps between checkpoints.
         seed: of split, pairs and weights.
@@ -64,6 +68,7 @@ class JudgeTrainConfig:
     colour_jitter: float = 0.08
     noise: float = 0.02
     max_fpr: float = 0.04
+    dream_share: float = 0.5
     val_pairs: int = 3000
     checkpoint_every: int = 250
     seed: int = 0
@@ -104,6 +109,8 @@ def train_judge(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     checkpoint: TrainState | None = None,
     eyes: str | None = None,
+    dreams: EpisodeArrays | None = None,
+    judge: LearnedJudge | None = None,
     **overrides: Any,
 ) -> tuple[LearnedJudge, dict[str, float]]:
     """Train, calibrate and report.
@@ -118,11 +125,14 @@ def train_judge(
         checkpoint: where to save and to resume from.
         eyes: folder of a trained policy whose first layers the judge starts from: without them it took 400 steps to
             leave chance, with them 50.
+        dreams: of `rewards.dreams.dream_logs`, from (some of) the same episodes; a dream is held out if its episode is.
+        judge: a trained judge to go on from, in place of a new one; it is changed.
         **overrides: replace single settings, e.g. `steps=500`.
 
     Returns:
         the judge, threshold set, and the held-out report of `evaluate_judge`, with `imagined/` in front of what was
-        measured through the tokenizer.
+        measured through the tokenizer, and `dream/precision`, `dream/recall` of held-out dreams at the threshold (which
+        was chosen on the other half of them).
     """
     config = config or JudgeTrainConfig()
     if overrides:
@@ -132,12 +142,19 @@ def train_judge(
     order = np.random.default_rng(config.seed).permutation(len(arrays))
     held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
     train, val = PairSampler(arrays, order[held:]), PairSampler(arrays, order[:held])
+    dreamt = dreams_held = None
+    if dreams is not None:
+        outside = np.isin(dreams.indices, arrays.indices[order[:held]])
+        dreamt, dreams_held = PairSampler(dreams, np.flatnonzero(~outside)), np.flatnonzero(outside)
+        if len(dreams_held) < 2:
+            raise ConfigError("too few dreams of held-out episodes to set a threshold; imagine more episodes")
     torch.manual_seed(config.seed)
-    judge = LearnedJudge(model)
-    if eyes is not None:
-        judge.borrow_eyes(eyes)
-    if eyes is None:  # borrowed words come with statistics of their own
-        judge.set_text_stats([text for texts in train.texts.values() for text in texts])
+    if judge is None:
+        judge = LearnedJudge(model)
+        if eyes is not None:  # borrowed words come with statistics of their own
+            judge.borrow_eyes(eyes)
+        else:
+            judge.set_text_stats([text for texts in train.texts.values() for text in texts])
     optimizer = torch.optim.AdamW(
         judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
@@ -150,11 +167,16 @@ def train_judge(
         rng = np.random.default_rng((config.seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))
-        rows, texts, labels, _ = train.sample(config.batch_size, rng)
+        dreaming = 0 if dreamt is None else round(config.dream_share * config.batch_size)
+        rows, texts, labels, _ = train.sample(config.batch_size - dreaming, rng)
         frames = _augment(torch.from_numpy(arrays.frames[rows]), rng, config)
         if tokenizer is not None:
             half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
             frames[half] = reconstruct(tokenizer, frames[half], config.latent_noise, generator)
+        if dreamt is not None and dreams is not None and dreaming:
+            more, words, verdicts, _ = dreamt.sample(dreaming, rng)
+            frames = torch.cat([frames, _augment(torch.from_numpy(dreams.frames[more]), rng, config)])
+            texts, labels = texts + words, np.concatenate([labels, verdicts])
         for group in optimizer.param_groups:
             warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -177,8 +199,16 @@ def train_judge(
         judge.set_threshold(calibrate(seen, np.concatenate([labels, labels]), config.max_fpr))
     else:
         judge.set_threshold(calibrate(logits, labels, config.max_fpr))
+    dream_report = {}
+    if dreams is not None and dreams_held is not None:
+        half = len(dreams_held) // 2
+        judge.set_threshold(balanced_threshold(*episode_verdicts(judge, dreams, dreams_held[:half])))
+        said = episode_verdicts(judge, dreams, dreams_held[half:])
+        dream_report = dict(
+            zip(("dream/precision", "dream/recall"), precision_recall(*said, judge.threshold), strict=True)
+        )
     pairs = val.sample(config.val_pairs, np.random.default_rng((config.seed, 10**9 + 1)))
-    report = evaluate_judge(judge, arrays, pairs)
+    report = dream_report | evaluate_judge(judge, arrays, pairs)
     if tokenizer is not None:
         imagined = evaluate_judge(judge, arrays, pairs, tokenizer=tokenizer, noise=config.latent_noise)
         report.update({f"imagined/{key}": value for key, value in imagined.items()})

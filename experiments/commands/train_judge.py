@@ -1,7 +1,8 @@
 """`worldgym train judge`: a success judge from Real's logs, calibrated on held-out episodes.
 
 With a world model (or tokenizer) half of what the judge sees goes through its decoder, so that it can read imagined
-frames. Ctrl-C keeps the last checkpoint; the same command goes on from it.
+frames; with `--dream-episodes` it also learns from logged episodes as the world model imagines them. Ctrl-C keeps the
+last checkpoint; the same command goes on from it.
 
 Example::
 
@@ -31,6 +32,8 @@ class TrainJudgeConfig:
         world_model: folder of a world model whose tokenizer blurs half of the frames.
         tokenizer: run folder of `worldgym train tokenizer`, in place of `world_model`.
         eyes: folder of a trained policy whose first layers the judge starts from.
+        dream_episodes: so many logged episodes, drawn by seed, are imagined by `world_model` from their first frame and
+            learned from as well, with Real's labels; the threshold then balances precision and recall on held-out ones.
         preset: `small` or `tiny`.
         steps: optimizer steps.
         batch_size: frames per step.
@@ -45,6 +48,7 @@ class TrainJudgeConfig:
     world_model: Path | None = None
     tokenizer: Path | None = None
     eyes: Path | None = None
+    dream_episodes: int = 0
     preset: str = "small"
     steps: int = 1500
     batch_size: int = 128
@@ -60,6 +64,10 @@ class TrainJudgeConfig:
         if self.world_model is not None and self.tokenizer is not None:
             raise ConfigError(
                 "give --world-model or --tokenizer, not both: a world model brings its own tokenizer"
+            )
+        if self.dream_episodes < 0 or (self.dream_episodes and self.world_model is None):
+            raise ConfigError(
+                f"dream_episodes is {self.dream_episodes}; it needs --world-model, and 0 is off"
             )
         if self.preset not in ("tiny", "small"):
             raise ConfigError(f"unknown judge preset {self.preset!r}; the presets are tiny, small")
@@ -83,6 +91,9 @@ def run(config: TrainJudgeConfig) -> int:
     if tokenizer is None:
         logger.warning("no --world-model: the judge sees true frames only and may misread imagined ones")
     arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
+    dreams = None
+    if config.dream_episodes and config.world_model is not None:
+        dreams = _dream(config, arrays)
     settings = JudgeTrainConfig(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -110,6 +121,7 @@ def run(config: TrainJudgeConfig) -> int:
             on_step=on_step,
             checkpoint=state,
             eyes=None if config.eyes is None else str(config.eyes),
+            dreams=dreams,
         )
         for name, value in report.items():
             board.add_scalar(f"held_out/{name}", value, config.steps)
@@ -121,6 +133,26 @@ def run(config: TrainJudgeConfig) -> int:
     state.remove()
     logger.info("judge saved to %s, held-out %s", config.out, {k: round(v, 4) for k, v in report.items()})
     return 0
+
+
+def _dream(config: TrainJudgeConfig, arrays: Any) -> Any:
+    import numpy as np
+    import torch
+
+    from rewards import dream_logs
+    from worldgym.models import load_world_model
+    from worldgym.utils.progress import Progress
+
+    rng = np.random.default_rng(config.seed)
+    count = min(config.dream_episodes, len(arrays))
+    with Progress(count, "imagine logs") as progress:
+        return dream_logs(
+            load_world_model(config.world_model),
+            arrays,
+            episodes=np.sort(rng.permutation(len(arrays))[:count]),
+            generator=torch.Generator().manual_seed(config.seed),
+            progress=lambda done, _: progress.update(done - progress.count),
+        )
 
 
 def load_tokenizer(world_model: Path | None, tokenizer: Path | None) -> Any | None:

@@ -114,16 +114,30 @@ def test_pure_noise_says_nothing(model):
     assert torch.equal(net(torch.randn(shape), *rest).latents, net(torch.zeros(shape), *rest).latents)
 
 
+def test_the_moved_frame_goes_where_the_hand_goes():
+    net = VideoWorldModel(TINY).dynamics
+    spot = torch.zeros(1, 8, 8, 8)
+    spot[..., 4, 3] = 1.0
+    one = torch.tensor(net.config.shift[0]).argmax()
+    action = torch.zeros(1, 4)
+    action[0, one] = 2 / net.config.shift[0][one]  # two cells to the right
+    with torch.no_grad():
+        moved = net.move(spot, action, torch.zeros(1, 4))
+    expected = torch.zeros_like(spot)
+    expected[..., 4, 5] = 1.0
+    assert torch.allclose(moved, expected, atol=1e-3)
+
+
 def test_checkpoints_from_before_the_anchor_still_load(tmp_path):
     torch.manual_seed(0)
-    config = replace(TINY, dynamics=replace(TINY.dynamics, anchor=False))
+    config = replace(TINY, dynamics=replace(TINY.dynamics, anchor=False, moved=False))
     old = VideoWorldModel(config).eval()
     file = old.save_pretrained(tmp_path) / "config.json"
     saved = json.loads(file.read_text())
-    del saved["dynamics"]["anchor"]
+    del saved["dynamics"]["anchor"], saved["dynamics"]["moved"], saved["dynamics"]["shift"]
     file.write_text(json.dumps(saved))
     again = VideoWorldModel.from_pretrained(tmp_path)
-    assert not again.config.dynamics.anchor
+    assert not again.config.dynamics.anchor and not again.config.dynamics.moved
     assert _begin(again, 2).batch_size == 2
 
 

@@ -9,10 +9,15 @@ import pytest
 import torch
 
 from worldgym.errors import CheckpointError
-from worldgym.models import VideoWorldModel, WorldModelConfig
+from worldgym.models import FrameTokenizer, VideoWorldModel, WorldModelConfig
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.tokenizer import train_tokenizer
-from worldgym.training.world_model import LatentEpisodes, WorldModelTraining, train_world_model
+from worldgym.training.world_model import (
+    LatentEpisodes,
+    WorldModelTraining,
+    pixel_loss,
+    train_world_model,
+)
 
 TINY = WorldModelConfig.preset("tiny")
 
@@ -141,3 +146,30 @@ def test_bad_settings_are_refused():
         LoopConfig(steps=0)
     with pytest.raises(ValueError, match="optimizer"):
         LoopConfig(optimizer="sgd")
+
+
+def test_windows_begin_where_the_odds_are():
+    data = moving_dots(3, 5)
+    odds = np.zeros(15)
+    odds[[1, 7]] = 1.0, 3.0
+    flat = LatentEpisodes(
+        torch.arange(15.0).reshape(15, 1, 1, 1),
+        torch.from_numpy(data.actions[:15]),
+        torch.from_numpy(data.states[:15]),
+        data.offsets,
+        odds,
+    )
+    first = flat.windows(400, 2, torch.Generator().manual_seed(0))[0][:, 0].flatten().long()
+    assert set(first.tolist()) == {1, 7}
+    assert 0.65 < float((first == 7).float().mean()) < 0.85
+
+
+def test_the_pixel_loss_sees_a_lost_colour():
+    torch.manual_seed(0)
+    tokenizer = FrameTokenizer(TINY.tokenizer)
+    latents = torch.randn(3, 8, 8, 8)
+    weight = torch.ones(3)
+    assert float(pixel_loss(tokenizer, latents, latents, weight)) < 1e-4  # bf16 rounds, nothing else
+    assert float(pixel_loss(tokenizer, -latents, latents, weight)) > 1e-3
+    half = pixel_loss(tokenizer, torch.cat([latents[:1], -latents[1:]]), latents, torch.tensor([1.0, 0.0, 0.0]))
+    assert float(half) < 1e-4  # a frame of no weight does not count

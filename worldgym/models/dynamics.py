@@ -9,6 +9,11 @@ denoising pass itself, and costs no second pass. Noise levels are independent pe
 zeros are given in its place: a one-pass sample is then the network's plain best guess. Action, proprioception and
 noise level act through adaLN with one modulation MLP shared by all layers (PixArt-alpha's adaLN-single).
 
+What is held or pushed moves as the hand does. So the network is also shown the previous frame *moved* by the image
+motion that it expects of the hand (one learned shift a frame, from action and proprioception), and may take any cell
+from there instead of the previous frame. Carrying an object is then copying too, and no one has to remember what it
+looked like (the idea of advecting what is there: Finn, Goodfellow, Levine 2016, section 3).
+
 The *anchor*, a clean frame from before the window (the one that imagination began with), enters as input channels too:
 what the hand hid for longer than the window is seen there, so it can come back as what it was.
 
@@ -43,6 +48,9 @@ class DynamicsConfig:
         window: frames that a frame sees, itself included; also the ring buffer's length.
         action_dim, state_dim: sizes of action and proprioception.
         anchor: whether a frame from before the window is an input as well.
+        moved: whether the previous frame, moved as the hand is, is an input as well; then `shift` is where it begins.
+        shift: latent cells (right, down) that a unit of each action dimension moves the hand in the image, as the
+            training first assumes; it learns better.
     """
 
     latent_channels: int = 16
@@ -55,12 +63,20 @@ class DynamicsConfig:
     action_dim: int = 4
     state_dim: int = 4
     anchor: bool = True
+    moved: bool = True
+    shift: tuple[tuple[float, ...], tuple[float, ...]] = ((0.95, 0.0, 0.0, 0.0), (0.0, -0.73, -0.61, 0.0))
 
     def __post_init__(self) -> None:
         if self.grid % self.patch:
             raise ValueError(f"patch {self.patch} does not divide the latent grid {self.grid}; try patch=2")
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of 2 * heads = {2 * self.heads}")
+        right, down = self.shift  # json gives lists
+        object.__setattr__(self, "shift", (tuple(right), tuple(down)))
+        if self.moved and not len(right) == len(down) == self.action_dim:
+            raise ValueError(
+                f"shift needs {self.action_dim} numbers for right and down each; got {self.shift}"
+            )
 
     @property
     def tokens(self) -> int:
@@ -131,7 +147,7 @@ class Dynamics(nn.Module):
         super().__init__()
         c = self.config = config or DynamicsConfig()
         d, p, n = c.width, c.patch, c.tokens
-        self.stem = nn.Conv2d((3 if c.anchor else 2) * c.latent_channels, 64, 3, padding=1)
+        self.stem = nn.Conv2d((2 + c.anchor + c.moved) * c.latent_channels, 64, 3, padding=1)
         self.embed = nn.Linear(64 * p * p, d)
         self.place = nn.Parameter(torch.randn(n, d) * 0.02)
         self.condition = nn.Sequential(
@@ -143,6 +159,18 @@ class Dynamics(nn.Module):
         self.unembed = nn.Linear(d, 64 * p * p)
         self.refine = nn.Conv2d(64 + c.latent_channels, 64, 3, padding=1)
         self.change = nn.Conv2d(64, c.latent_channels, 3, padding=1)
+        if c.moved:
+            self.motion = nn.Sequential(
+                nn.Linear(c.action_dim + c.state_dim, 64), nn.SiLU(), nn.Linear(64, 2)
+            )
+            self.drift = nn.Linear(c.action_dim, 2, bias=False)
+            self.take = nn.Conv2d(64, 1, 3, padding=1)
+            nn.init.zeros_(self.motion[2].weight)
+            nn.init.zeros_(self.motion[2].bias)
+            nn.init.zeros_(self.take.weight)
+            nn.init.constant_(self.take.bias, -3.0)
+            with torch.no_grad():
+                self.drift.weight.copy_(torch.tensor(c.shift))
         self.state_head = nn.Sequential(nn.Linear(2 * d, d), nn.SiLU(), nn.Linear(d, c.state_dim + 1))
         for layer in (self.change, self.final, self.modulate):
             nn.init.zeros_(layer.weight)
@@ -157,26 +185,52 @@ class Dynamics(nn.Module):
 
     def _inputs(
         self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor, anchor: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (N, n, D) and condition (N, D) of N = B T frames."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (N, n, D), condition (N, D) and the moved frame of N = B T frames."""
         c = self.config
-        noisy = noisy * (t < 1)[:, None, None, None]
-        grid = self.stem(torch.cat([noisy, previous, anchor] if c.anchor else [noisy, previous], 1))
+        parts = [noisy * (t < 1)[:, None, None, None], previous]
+        parts += [anchor] if c.anchor else []
+        moved = self.move(previous, actions, states) if c.moved else None
+        parts += [moved] if moved is not None else []
+        grid = self.stem(torch.cat([part.to(previous.dtype) for part in parts], 1))
         x = F.pixel_unshuffle(grid, c.patch).flatten(2).transpose(1, 2)
         x = self.embed(x) + self.place
         frequency = torch.exp(torch.arange(16, device=t.device) * (math.log(200.0) / 16))
         angle = t[:, None] * frequency
-        return x, self.condition(torch.cat([actions, states, angle.cos(), angle.sin()], -1).to(x.dtype))
+        return (
+            x,
+            self.condition(torch.cat([actions, states, angle.cos(), angle.sin()], -1).to(x.dtype)),
+            moved,
+        )
 
-    def _outputs(self, x: Tensor, condition: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def move(self, previous: Tensor, actions: Tensor, states: Tensor) -> Tensor:
+        """`previous (N,C,h,w)` as it looks when all of it moves as the hand is expected to; edges repeat."""
+        dtype = self.drift.weight.dtype
+        actions, states = actions.to(dtype), states.to(dtype)
+        shift = self.drift(actions) + self.motion(
+            torch.cat([actions, states], -1)
+        )  # (N, 2) cells right, down
+        side = self.config.grid
+        axis = (torch.arange(side, device=previous.device) + 0.5) * 2 / side - 1
+        grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (h, w, 2) x, y
+        where = grid[None] - shift.float()[:, None, None] * (2 / side)
+        moved = F.grid_sample(previous.float(), where, padding_mode="border", align_corners=False)
+        return moved.to(previous.dtype)
+
+    def _outputs(
+        self, x: Tensor, condition: Tensor, previous: Tensor, moved: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
         shift, scale = self.final(condition)[:, None].chunk(2, -1)
         x = F.layer_norm(x, (c.width,)) * (1 + scale) + shift
         side = c.grid // c.patch
         grid = F.pixel_shuffle(self.unembed(x).transpose(1, 2).unflatten(2, (side, side)), c.patch)
-        change = self.change(F.silu(self.refine(torch.cat([grid, previous.to(grid.dtype)], 1))))
+        hidden = F.silu(self.refine(torch.cat([grid, previous.to(grid.dtype)], 1)))
+        latents = previous.float() + self.change(hidden).float()
+        if moved is not None:
+            latents = latents + self.take(hidden).float().sigmoid() * (moved.float() - previous.float())
         head = self.state_head(torch.cat([x.mean(1), condition], -1)).float()
-        return previous.float() + change.float(), head[:, :-1], head[:, -1]
+        return latents, head[:, :-1], head[:, -1]
 
     def _mlp_and_attention(self, layer: _Layer, x: Tensor, six: Tensor, attended: Tensor) -> Tensor:
         _, _, gate, shift, scale, gate2 = six.unbind(-2)
@@ -208,7 +262,7 @@ class Dynamics(nn.Module):
         anchor = previous[:, 0] if anchor is None else anchor
         anchors = anchor[:, None].expand(-1, frames, -1, -1, -1)
         flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states, anchors)]
-        x, condition = self._inputs(*flat)
+        x, condition, moved = self._inputs(*flat)
         modulation = self.modulate(condition).unflatten(-1, (6, -1))[:, None]  # (B T, 1, 6, D)
         mask = self._mask(frames, x.device).to(x.dtype)
         cos, sin = _rotary(
@@ -222,7 +276,7 @@ class Dynamics(nn.Module):
             q, k, v = (layer.split(part) for part in qkv.chunk(3, -1))
             attended = _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, mask).reshape(b * frames, n, -1)
             x = self._mlp_and_attention(layer, x, six, attended)
-        latents, states_out, log_error = self._outputs(x, condition, flat[1])
+        latents, states_out, log_error = self._outputs(x, condition, flat[1], moved)
         shape = (b, frames)
         return DynamicsOutput(
             latents.unflatten(0, shape), states_out.unflatten(0, shape), log_error.unflatten(0, shape)
@@ -248,7 +302,7 @@ class Dynamics(nn.Module):
         """
         c = self.config
         b, n = len(t), c.tokens
-        x, condition = self._inputs(noisy, previous, t, actions, states, cache.anchor)
+        x, condition, moved = self._inputs(noisy, previous, t, actions, states, cache.anchor)
         modulation = self.modulate(condition).unflatten(-1, (6, -1))
         rows, slot = torch.arange(b, device=x.device), cache.count % c.window
         cos, sin = _rotary(cache.count, c.width // c.heads)
@@ -272,4 +326,4 @@ class Dynamics(nn.Module):
             x = self._mlp_and_attention(
                 layer, x, six, _attend(_rotate(layer.split(q), cos, sin), all_k, all_v, mask)
             )
-        return DynamicsOutput(*self._outputs(x, condition, previous))
+        return DynamicsOutput(*self._outputs(x, condition, previous, moved))

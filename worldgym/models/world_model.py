@@ -86,10 +86,8 @@ class WorldModelConfig:
     def from_dict(data: dict[str, Any]) -> WorldModelConfig:
         """Inverse of `dataclasses.asdict`."""
         data = dict(data)
-        dynamics = {
-            "anchor": False,
-            **data.pop("dynamics"),
-        }  # the first checkpoints had none and do not say so
+        # The first checkpoints had neither and do not say so.
+        dynamics = {"anchor": False, "moved": False, **data.pop("dynamics")}
         return WorldModelConfig(
             TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**dynamics),
             SamplerConfig(**data.pop("sampler")), **{k: tuple(v) for k, v in data.items()},
