@@ -75,7 +75,7 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model --compile
 	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 150 --epochs 24 --lr 1e-3 --out $(RUNS)/policy_sft
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --steps 2200 \
-		--eyes $(RUNS)/policy_eyes --out $(RUNS)/judge
+		--dream-episodes 2000 --eyes $(RUNS)/policy_eyes --out $(RUNS)/judge
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export --judge $(RUNS)/judge \
 		--policy $(RUNS)/policy_sft --demos-per-task 150 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop

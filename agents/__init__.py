@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agents.imagination import RealCollector, StartBank, Starts, collect, collect_real
     from agents.rollouts import Rollouts
     from agents.self_imitation import SelfImitation, SelfImitationConfig
-    from agents.sft import SFT, ChunkDataset, SFTConfig, chunk_dataset
+    from agents.sft import SFT, ChunkDataset, SFTConfig, average_weights, chunk_dataset
     from agents.vla import VLAPolicy, VLAPolicyConfig
 
 _WHERE = {
@@ -42,6 +42,7 @@ _WHERE = {
     "SFT": "sft",
     "SFTConfig": "sft",
     "ChunkDataset": "sft",
+    "average_weights": "sft",
     "chunk_dataset": "sft",
     "VLAPolicy": "vla",
     "VLAPolicyConfig": "vla",

@@ -147,7 +147,7 @@ class SFT:
                 lr = _cosine(epoch * steps_per_epoch + i, total, config.lr)
                 losses.append(self._step(policy, optimizer, train, rows, rng, lr))
                 done = epoch * steps_per_epoch + i + 1
-                _average(average, policy, min(config.ema, done / (done + 10)))
+                average_weights(average, policy, min(config.ema, done / (done + 10)))
             scalars = {"epoch": float(epoch), "loss": float(np.mean(losses)), **self.evaluate(average, val)}
             if scalars["val_loss"] < best["loss"]:
                 weights = copy.deepcopy(average.state_dict())
@@ -273,8 +273,8 @@ def _adamw(policy: VLAPolicy, lr: float, weight_decay: float) -> torch.optim.Ada
 
 
 @torch.no_grad()
-def _average(average: VLAPolicy, policy: VLAPolicy, decay: float) -> None:
-    """Move `average` towards `policy`; statistics of states and words are copied."""
+def average_weights(average: VLAPolicy, policy: VLAPolicy, decay: float) -> None:
+    """Move `average` towards `policy` by 1 - decay; statistics of states and words are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(policy.parameters()), 1 - decay)
     for kept, new in zip(average.buffers(), policy.buffers(), strict=True):
         kept.copy_(new)

@@ -161,13 +161,13 @@ class _Demo:
 
     def _practise(self, board: Any) -> list[dict[str, float]]:
         """GRPO and self-imitation in imagination; saved after every iteration, so Ctrl-C costs at most one."""
-        from agents import GRPO, GRPOConfig, SelfImitation, SelfImitationConfig
+        from agents import GRPO, GRPOConfig, SelfImitation, SelfImitationConfig, VLAPolicy, average_weights
 
         settings = self.settings
         final = self.folder.read("history")
         if final is not None and (settings.out / "policy").is_dir():
             return list(final)
-        policy = self.bundle.policy()
+        policy, average = self.bundle.policy(), self.bundle.policy()
         improver = GRPO(GRPOConfig(lr=settings.lr, seed=settings.seed))
         cloning = SelfImitationConfig(
             steps=settings.imitation_steps,
@@ -176,26 +176,30 @@ class _Demo:
             seed=settings.seed,
         )
         imitation = SelfImitation(self.demos, cloning)
-        checkpoint, memory = self.folder.state / "grpo", self.folder.state / "imitation"
+        checkpoint, memory, mean = (self.folder.state / name for name in ("grpo", "imitation", "average"))
         history: list[dict[str, float]] = []
         if (checkpoint / "state.json").is_file():
             imitation.load(policy, memory)
             history = improver.load(policy, checkpoint)["history"]
+            average = VLAPolicy.from_pretrained(mean)
         with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
             while len(history) < settings.iterations:
                 row = self._iteration(policy, improver, imitation, len(history), history)
                 history.append(row)
+                done = len(history)
+                average_weights(average, policy, min(settings.average, done / (done + 2)))
+                _save_policy(average, mean)
                 imitation.save(policy, memory)
                 improver.save(policy, checkpoint, {"history": history})
                 self._scalars(board, row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
                 progress.update(1, imagined_success=round(recent, 3), entropy=row["entropy"])
-        _save_policy(policy, settings.out / "policy")
+        _save_policy(average, settings.out / "policy")
         for stage in ("imagine", "judge", "policy", "update"):
             self.folder.seconds[stage] = 0.0
             self.folder.add_seconds(stage, sum(row[f"seconds_{stage}"] for row in history))
         self.folder.write("history", history)
-        for folder in (checkpoint, memory):
+        for folder in (checkpoint, memory, mean):
             shutil.rmtree(folder, ignore_errors=True)
         return history
 
@@ -223,6 +227,7 @@ class _Demo:
             threshold=settings.threshold,
             max_uncertainty=settings.max_uncertainty,
             confirm=settings.confirm,
+            goal_noise=settings.goal_noise,
         )
         began = time.perf_counter()
         scalars = {**improver.update(policy, rollouts), **imitation.update(policy, rollouts)}
@@ -267,22 +272,24 @@ class _Demo:
                 board.add_scalar(f"train/{key}", row[key], step)
 
     def _clone(self, updates: int) -> None:
-        """The BC-only control: the same number of updates, on the demonstrations."""
-        from agents import SFT, SFTConfig
+        """The BC-only control: the same number of updates, on the demonstrations, averaged over as many."""
+        from agents import SFT, SFTConfig, average_weights
 
         target = self.settings.out / "policy_bc_only"
         if self.folder.read("bc") is not None and target.is_dir():
             return
         with self.folder.clock("bc_only"), Progress(updates, "  BC only") as progress:
-            policy = self.bundle.policy()
+            policy, average = self.bundle.policy(), self.bundle.policy()
+            decay = self.settings.average ** (self.settings.iterations / max(1, updates))
             config = SFTConfig(
                 lr=self.settings.imitation_lr, batch_size=self.settings.bc_batch, seed=self.settings.seed
             )
             trainer = SFT(config)
-            for _ in range(updates):
+            for done in range(1, updates + 1):
                 scalars = trainer.update(policy, self.demos)
+                average_weights(average, policy, min(decay, done / (done + 10)))
                 progress.update(1, loss=scalars["loss"])
-            _save_policy(policy, target)
+            _save_policy(average, target)
         self.folder.write("bc", {"updates": updates})
 
     def _check(self, improved: PolicyRef) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class DemoSettings:
         group: imagined attempts from each start.
         horizon: steps of 0.2 s in an episode.
         temperature: sampling temperature of the practice.
+        goal_noise: metres, exploration of the places that the policy acts towards.
+        average: decay, an iteration, of the averaged weights that are kept as the improved policy; the BC-only control
+            is averaged likewise.
         lr: GRPO's learning rate.
         imitation_steps: supervised steps a round on judged imagined successes and demonstrations; 0 is off.
         imitation_lr: their learning rate.
@@ -62,14 +65,16 @@ class DemoSettings:
     bundle: str = "tabletop-small"
     tasks: tuple[str, ...] = ()
     practise: tuple[str, ...] = ()
-    iterations: int = 24
-    starts: int = 32
-    group: int = 6
+    iterations: int = 20
+    starts: int = 40
+    group: int = 8
     horizon: int = 40
-    temperature: float = 1.0
+    temperature: float = 0.5
+    goal_noise: float = 0.02
+    average: float = 0.8
     lr: float = 5e-5
-    imitation_steps: int = 16
-    imitation_lr: float = 3e-4
+    imitation_steps: int = 24
+    imitation_lr: float = 1e-4
     middle_fraction: float = 0.5
     threshold: float | None = None
     confirm: int = 1
@@ -103,6 +108,10 @@ class DemoSettings:
             )
         if min(self.seed, self.workers, self.clips, self.imitation_steps) < 0:
             raise ConfigError("seed, workers, clips and imitation_steps must not be negative")
+        if self.goal_noise < 0 or not 0 <= self.average < 1:
+            raise ConfigError(
+                f"goal_noise must not be negative and average must lie in [0, 1); got {self.goal_noise}, {self.average}"
+            )
         for name in ("temperature", "sharpen_temperature", "lr", "imitation_lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")

@@ -201,9 +201,9 @@ def train_judge(
         judge.set_threshold(calibrate(logits, labels, config.max_fpr))
     dream_report = {}
     if dreams is not None and dreams_held is not None:
-        half = len(dreams_held) // 2
-        judge.set_threshold(balanced_threshold(*episode_verdicts(judge, dreams, dreams_held[:half])))
-        said = episode_verdicts(judge, dreams, dreams_held[half:])
+        middle = len(dreams_held) // 2
+        judge.set_threshold(balanced_threshold(*episode_verdicts(judge, dreams, dreams_held[:middle])))
+        said = episode_verdicts(judge, dreams, dreams_held[middle:])
         dream_report = dict(
             zip(("dream/precision", "dream/recall"), precision_recall(*said, judge.threshold), strict=True)
         )

@@ -171,5 +171,7 @@ def test_the_pixel_loss_sees_a_lost_colour():
     weight = torch.ones(3)
     assert float(pixel_loss(tokenizer, latents, latents, weight)) < 1e-4  # bf16 rounds, nothing else
     assert float(pixel_loss(tokenizer, -latents, latents, weight)) > 1e-3
-    half = pixel_loss(tokenizer, torch.cat([latents[:1], -latents[1:]]), latents, torch.tensor([1.0, 0.0, 0.0]))
+    half = pixel_loss(
+        tokenizer, torch.cat([latents[:1], -latents[1:]]), latents, torch.tensor([1.0, 0.0, 0.0])
+    )
     assert float(half) < 1e-4  # a frame of no weight does not count

@@ -55,18 +55,18 @@ class WorldModelTraining:
 
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=8000, lr=1.5e-3, optimizer="muon", ema=0.999, weight_decay=0.02
+            steps=8000, lr=1.5e-3, optimizer="muon", ema=0.995, weight_decay=0.02
         )
     )
-    batch: int = 28
-    window: int = 14
+    batch: int = 20
+    window: int = 20
     rollout_from: float = 0.3
     rollout_share: float = 0.75
     context_noise: float = 0.4
     pure_noise: float = 0.8
     divergence: float = 0.12
     robust: float = 0.05
-    pixel_coef: float = 4.0
+    pixel_coef: float = 8.0
     pixel_frames: int = 64
     compile: bool = False
 
