@@ -73,11 +73,16 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 1400 --seed 900000 --tasks reach push pick_place \
 		--policy $(RUNS)/policy_eyes --mix.policy 1 --temperature 0.7
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model --compile
-	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 150 --epochs 24 --lr 1e-3 --out $(RUNS)/policy_sft
-	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --steps 2200 \
+	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 150 --epochs 24 --out $(RUNS)/policy_sft
+	@# the refresh: the policy acts on imagined frames, its actions are executed in Real
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 900 --seed 950000 --tasks reach push pick_place push pick_place \
+		--policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0.5 --world-model $(RUNS)/world_model/export
+	$(BIN)/worldgym train world-model --data $(RUNS)/data --initial $(RUNS)/world_model/export --minutes 30 --lr 5e-4 \
+		--out $(RUNS)/world_model_refreshed --compile
+	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model_refreshed/export --steps 2200 \
 		--dream-episodes 2000 --eyes $(RUNS)/policy_eyes --out $(RUNS)/judge
-	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export --judge $(RUNS)/judge \
-		--policy $(RUNS)/policy_sft --demos-per-task 150 --out $(PRETRAINED)
+	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model_refreshed/export \
+		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --demos-per-task 150 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 
 docs: $(STAMP) ## print every command's help

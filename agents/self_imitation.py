@@ -41,6 +41,10 @@ class SelfImitationConfig:
         batch_size: chunks a step.
         demo_share: share of a batch that comes from the demonstrations, which keeps the judge's mistakes in check.
         floor: weight of a success at a start where every attempt succeeded; 1 - success rate is added to it.
+        min_rate: share of a start's attempts that must have been judged successful for any of them to be cloned. Where
+            success is rare the judge's false positives are most of it, and those would weigh most.
+        first_chunks: clone only so many chunks from the start of each success; 0 is all. The frame that imagination
+            began with is a true one; what follows is painted, and cloning it teaches the policy to act on paintings.
         discount: weight of a chunk per chunk that lay between it and success: the last moves of an exploring policy are
             what succeeded, the first ones may have been a detour.
         capacity: chunks remembered (12 KB each at 64 px); the oldest go first.
@@ -52,16 +56,26 @@ class SelfImitationConfig:
     batch_size: int = 128
     demo_share: float = 0.4
     floor: float = 0.1
+    min_rate: float = 0.5
+    first_chunks: int = 0
     discount: float = 0.7
     capacity: int = 10_000
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.steps < 0 or self.batch_size < 1 or self.capacity < 1 or self.lr <= 0 or self.floor <= 0:
+        if (
+            min(self.steps, self.first_chunks) < 0
+            or self.batch_size < 1
+            or self.capacity < 1
+            or self.lr <= 0
+            or self.floor <= 0
+        ):
             raise ConfigError(
-                f"steps must be >= 0, batch_size and capacity >= 1, lr and floor > 0; got {self}"
+                f"steps and first_chunks must be >= 0, batch_size and capacity >= 1, lr and floor > 0; got {self}"
             )
+        if not 0 <= self.min_rate <= 1:
+            raise ConfigError(f"min_rate must lie in [0, 1]; got {self.min_rate}. Try 0.5")
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount must lie in (0, 1]; got {self.discount}. Try 0.7")
         if not 0 <= self.demo_share <= 1:
@@ -86,7 +100,8 @@ class SelfImitation:
 
     def remember(self, rollouts: Rollouts) -> int:
         """Keep the chunks of valid successes; returns how many trajectories that were."""
-        rows, weights = success_rows(rollouts, self.config.floor, self.config.discount)
+        c = self.config
+        rows, weights = success_rows(rollouts, c.floor, c.discount, c.first_chunks, c.min_rate)
         if rows is None:
             return 0
         self.memory = rows if self.memory is None else join(self.memory, rows)
@@ -147,37 +162,44 @@ class SelfImitation:
 
 
 def success_rows(
-    rollouts: Rollouts, floor: float, discount: float = 1.0
+    rollouts: Rollouts,
+    floor: float,
+    discount: float = 1.0,
+    first_chunks: int = 0,
+    min_rate: float = 0.0,
 ) -> tuple[ChunkDataset | None, np.ndarray]:
     """Chunks of the valid successes and their weights, `floor + 1 - (success rate of their start)` times
-    `discount` to the number of chunks that followed.
+    `discount` to the number of chunks that followed; only the `first_chunks` of each when that is not 0, and
+    only of starts at which at least `min_rate` of the valid attempts succeeded.
 
     Goals are the keyframes of the path that was imagined; nan where the rollouts kept no path.
     """
     good = (rollouts.valid & (rollouts.reward > 0.5)).numpy()
+    groups, valid = rollouts.groups.numpy(), rollouts.valid.numpy()
+    rates = {group: float(good[(groups == group) & valid].mean()) for group in np.unique(groups[good])}
+    good &= np.array([rates.get(group, 0.0) >= min_rate for group in groups])
     if not good.any():
         return None, np.zeros(0)
-    groups, valid = rollouts.groups.numpy(), rollouts.valid.numpy()
     lengths = rollouts.lengths.numpy()
     k = rollouts.actions.shape[2]
     images, states, texts, actions, owner, goals, weights = [], [], [], [], [], [], []
     for i in np.flatnonzero(good):
-        mates = (groups == groups[i]) & valid
         n = int(lengths[i])
         plan = rollouts.actions[i, :n].numpy()  # (n, K, A)
-        images.append(rollouts.images[i, :n].numpy())
-        states.append(rollouts.states[i, :n].numpy())
-        actions.append(plan)
-        texts += [rollouts.instructions[i]] * n
-        owner += [i] * n
-        weight = floor + 1.0 - float(good[mates].mean())
-        weights += [weight * discount ** (n - 1 - c) for c in range(n)]
+        kept = min(n, first_chunks) if first_chunks else n
+        images.append(rollouts.images[i, :kept].numpy())
+        states.append(rollouts.states[i, :kept].numpy())
+        actions.append(plan[:kept])
+        texts += [rollouts.instructions[i]] * kept
+        owner += [i] * kept
+        weight = floor + 1.0 - rates[groups[i]]
+        weights += [weight * discount ** (n - 1 - c) for c in range(kept)]
         if rollouts.path is None:
             goals.append(np.full_like(states[-1], np.nan))
             continue
         path = np.concatenate([states[-1][:1], rollouts.path[i, : n * k].numpy()])
         turns = np.append(keyframes(path, plan.reshape(n * k, -1), n * k), n * k)
-        goals.append(np.stack([path[turns[turns > c * k][0]] for c in range(n)]))
+        goals.append(np.stack([path[turns[turns > c * k][0]] for c in range(kept)]))
     data = ChunkDataset(
         np.concatenate(images),
         np.concatenate(states),

@@ -62,20 +62,22 @@ def collection_key(config: CollectConfig) -> str:
     """Twelve hex digits that name a collection: all settings that change an episode, but not how many there are."""
     settings: dict[str, Any] = {
         "mix": config.effective_mix.weights(),
-        "policy": _policy_hash(config.policy) if config.policy else None,
+        "policy": _weights_hash(config.policy, "policy") if config.policy else None,
         "temperature": config.temperature if config.policy else None,
     }
+    if config.world_model is not None:
+        settings["world_model"] = _weights_hash(config.world_model, "world model")
     for name in ("tasks", "domain", "gap", "seed", "split", "horizon", "image_size"):
         settings[name] = getattr(config, name)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _policy_hash(policy: Path) -> str:
-    weights = policy / "model.safetensors"
+def _weights_hash(folder: Path, what: str) -> str:
+    weights = folder / "model.safetensors"
     if not weights.is_file():
         raise CheckpointError(
-            f"no policy at {policy}: model.safetensors is missing; train one with `worldgym train policy`, or give "
-            "the folder of another checkpoint"
+            f"no {what} at {folder}: model.safetensors is missing; train one with `worldgym train "
+            f"{what.replace(' ', '-')}`, or give the folder of another checkpoint"
         )
     return sha256(weights)[:12]
 
@@ -100,8 +102,9 @@ def make_rollout(config: CollectConfig) -> Rollout:
     policy_facts = (
         {
             "policy": config.policy.name,
-            "policy_sha256": _policy_hash(config.policy),
+            "policy_sha256": _weights_hash(config.policy, "policy"),
             "temperature": config.temperature,
+            "looked_at": "imagined" if config.world_model else "real",
         }
         if config.policy
         else {}
@@ -125,29 +128,43 @@ def make_rollout(config: CollectConfig) -> Rollout:
 
 
 def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str, Any], int], np.ndarray]]:
-    """Load the policy; `result(seed)` is an action source that asks it for a chunk and plays the chunk out."""
+    """Load the policy; `result(seed)` is an action source that asks it for a chunk and plays the chunk out.
+
+    With a world model the policy sees a true frame at the start only, then what the model imagines.
+    """
     import torch
 
     from agents import VLAPolicy
+    from worldgym.models import load_world_model
 
     torch.set_num_threads(1)  # several workers share the cores
     policy = VLAPolicy.from_pretrained(str(config.policy))
     policy.eval()
+    world_model = None if config.world_model is None else load_world_model(config.world_model)
 
     def start(seed: int) -> Callable[[dict[str, Any], int], np.ndarray]:
         generator = torch.Generator().manual_seed(seed)
         chunk = np.zeros((0, TABLETOP_ACTION_SPEC.dim), np.float32)
+        memory: Any = None
 
+        @torch.inference_mode()
         def act(observation: dict[str, Any], step: int) -> np.ndarray:
-            nonlocal chunk
+            nonlocal chunk, memory
             if step % policy.chunk == 0:
+                image = torch.from_numpy(np.array(observation["image"])[None])
+                state = torch.from_numpy(np.array(observation["state"], np.float32)[None])
+                if world_model is not None and step == 0:
+                    none = torch.zeros(1, 0, TABLETOP_ACTION_SPEC.dim)
+                    memory = world_model.begin(image[:, None], none, generator, states=state[:, None])
+                elif world_model is not None:
+                    memory, dream = world_model.step(memory, torch.from_numpy(chunk)[None], decode="last")
+                    image, state = dream.frames[:, -1], dream.states[:, -1].float()
                 batch: Observation = {
-                    "image": torch.from_numpy(np.array(observation["image"])[None]),
-                    "state": torch.from_numpy(np.array(observation["state"], np.float32)[None]),
+                    "image": image,
+                    "state": state,
                     "instruction": [observation["instruction"]],
                 }
-                with torch.inference_mode():
-                    output = policy.act(batch, temperature=config.temperature, generator=generator)
+                output = policy.act(batch, temperature=config.temperature, generator=generator)
                 chunk = np.clip(output.actions[0].float().numpy(), -1.0, 1.0)
             return chunk[step % policy.chunk]
 

@@ -65,8 +65,8 @@ class DemoSettings:
     bundle: str = "tabletop-small"
     tasks: tuple[str, ...] = ()
     practise: tuple[str, ...] = ()
-    iterations: int = 20
-    starts: int = 40
+    iterations: int = 16
+    starts: int = 32
     group: int = 8
     horizon: int = 40
     temperature: float = 0.5
@@ -74,7 +74,7 @@ class DemoSettings:
     average: float = 0.8
     lr: float = 5e-5
     imitation_steps: int = 24
-    imitation_lr: float = 1e-4
+    imitation_lr: float = 2e-4
     middle_fraction: float = 0.5
     threshold: float | None = None
     confirm: int = 1

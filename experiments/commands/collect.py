@@ -82,6 +82,9 @@ class CollectConfig:
             0.1 distracted, 0.1 random).
         policy: checkpoint folder of the policy for `--mix.policy`.
         temperature: sampling temperature of the policy; 0 is greedy.
+        world_model: let the policy look at what this world model imagines while its actions are executed in the domain.
+            What a policy does when imagination misleads it, and what then really happens, is what a world model and a
+            judge most need to see; with it the world model is refreshed and the judge's dreams are closed-loop ones.
         domain: `real` is the robot stand-in, whose steps are counted; `soft` the misspecified simulator.
         gap: how wrong `soft` is, 0..1.
         seed: start seed of episode 0; episode i uses seed + i, below 1,000,000.
@@ -99,6 +102,7 @@ class CollectConfig:
     mix: BehaviourMix = field(default_factory=BehaviourMix)
     policy: Path | None = None
     temperature: float = 1.0
+    world_model: Path | None = None
     domain: Literal["real", "soft"] = "real"
     gap: float = 0.0
     seed: int = 0
@@ -130,6 +134,10 @@ class CollectConfig:
             raise ConfigError(f"gap is {self.gap} in domain {self.domain!r}; expected 0..1, and 0 in real")
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
+        if self.world_model is not None and self.policy is None:
+            raise ConfigError(
+                "--world-model says what a policy looks at: give --policy and --mix.policy 1 as well"
+            )
         if (self.effective_mix.policy > 0) != (self.policy is not None):
             raise ConfigError(
                 "--mix.policy and --policy belong together: give the weight and the checkpoint, or neither"

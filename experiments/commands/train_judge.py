@@ -32,8 +32,9 @@ class TrainJudgeConfig:
         world_model: folder of a world model whose tokenizer blurs half of the frames.
         tokenizer: run folder of `worldgym train tokenizer`, in place of `world_model`.
         eyes: folder of a trained policy whose first layers the judge starts from.
-        dream_episodes: so many logged episodes, drawn by seed, are imagined by `world_model` from their first frame and
-            learned from as well, with Real's labels; the threshold then balances precision and recall on held-out ones.
+        dream_episodes: so many logged episodes, all behaviours alike, are imagined by `world_model` from their first
+            frame and learned from as well, with Real's labels; the threshold then balances precision and recall on
+            held-out ones.
         preset: `small` or `tiny`.
         steps: optimizer steps.
         batch_size: frames per step.
@@ -149,10 +150,18 @@ def _dream(config: TrainJudgeConfig, arrays: Any) -> Any:
         return dream_logs(
             load_world_model(config.world_model),
             arrays,
-            episodes=np.sort(rng.permutation(len(arrays))[:count]),
+            episodes=np.sort(rng.choice(len(arrays), count, replace=False, p=_even(arrays.behaviours))),
             generator=torch.Generator().manual_seed(config.seed),
             progress=lambda done, _: progress.update(done - progress.count),
         )
+
+
+def _even(behaviours: list[str]) -> Any:
+    """Chances that make every behaviour equally likely: what policies do matters more than their share of the logs."""
+    import numpy as np
+
+    _, kind, count = np.unique(behaviours, return_inverse=True, return_counts=True)
+    return 1.0 / (len(count) * count[kind])
 
 
 def load_tokenizer(world_model: Path | None, tokenizer: Path | None) -> Any | None:

@@ -96,5 +96,16 @@ def test_the_last_moves_before_a_success_weigh_most():
         n = int(r.lengths[i])
         ratio = (steep / even)[rows.episode == i]
         assert np.allclose(ratio, 0.5 ** np.arange(n - 1, -1, -1))
+    first, weights = success_rows(r, floor=0.1, first_chunks=1)
+    assert first is not None and len(first) == len(weights) == len(np.unique(rows.episode))
+    for i, image in zip(first.episode, first.images, strict=True):
+        assert (image == r.images[i, 0].numpy()).all()  # the true frame that imagination began with
+    rare = r.select(torch.arange(len(r)))
+    rare.reward = torch.zeros(len(r))
+    rare.reward[0] = 1.0  # one of the six attempts at its start
+    assert (
+        success_rows(rare, floor=0.1)[0] is not None
+        and success_rows(rare, floor=0.1, min_rate=0.5)[0] is None
+    )
     with pytest.raises(ConfigError, match="discount"):
         SelfImitationConfig(discount=0.0)

@@ -75,7 +75,8 @@ def test_imitation_makes_the_successful_actions_likelier():
 
     before = likelihood()
     imitation = SelfImitation(
-        demos(policy), SelfImitationConfig(steps=20, lr=1e-3, batch_size=32, demo_share=0.0)
+        demos(policy),
+        SelfImitationConfig(steps=20, lr=1e-3, batch_size=32, demo_share=0.0, min_rate=0, first_chunks=0),
     )
     scalars = imitation.update(policy, r)
     assert scalars["imitation_steps"] == 20 and scalars["memory"] == len(rows)

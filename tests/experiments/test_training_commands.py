@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from experiments.cli import main
+from experiments.commands.collect import CollectConfig
+from experiments.commands.train_judge import TrainJudgeConfig
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,43 @@ def test_a_bundle_holds_all_parts_and_draws_a_picture(chain):
         == 0
     )
     assert (chain / "p.png").stat().st_size > 500
+
+
+def test_a_policy_acts_on_imagined_frames_and_a_judge_learns_from_what_came_of_it(chain):
+    from agents import VLAPolicy, VLAPolicyConfig
+    from rewards import LearnedJudge
+    from worldgym.data import EpisodeDataset
+
+    policy = VLAPolicy(VLAPolicyConfig.preset("tiny"))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(4)  # so that the slightest change of the picture changes the answer
+    policy.save_pretrained(str(chain / "policy"))
+    world = str(chain / "world" / "export")
+    who = ["--policy", str(chain / "policy"), "--mix.policy", "1", "--temperature", "0"]
+    where = ["--episodes", "3", "--tasks", "reach", "--horizon", "30", "--workers", "0"]
+    seen, dreamt = str(chain / "seen"), str(chain / "dreamt")
+    assert main(["collect", "--out", seen, *where, *who]) == 0
+    assert main(["collect", "--out", dreamt, *where, *who, "--world-model", world]) == 0
+    real, blind = EpisodeDataset(seen), EpisodeDataset(dreamt)
+    assert blind[0].provenance["looked_at"] == "imagined" and real[0].provenance["looked_at"] == "real"
+    assert (real[0].frames[0] == blind[0].frames[0]).all()
+    assert (real[0].actions[:5] == blind[0].actions[:5]).all()  # the first look is a true one
+    assert any((real[i].actions[5:] != blind[i].actions[5:]).any() for i in range(3))
+    logs = ["--episodes", "40", "--tasks", "reach", "--horizon", "12", "--workers", "0", "--seed", "500"]
+    assert main(["collect", "--out", str(chain / "more_data"), *logs]) == 0
+    judge = ["train", "judge", "--data", str(chain / "more_data"), "--world-model", world]
+    judge += ["--preset", "tiny", "--steps", "2"]
+    assert main([*judge, "--dream-episodes", "40", "--out", str(chain / "judge_d")]) == 0
+    assert 0.2 <= LearnedJudge.from_pretrained(chain / "judge_d").threshold <= 0.99
+    assert "dream/recall" in json.loads((chain / "judge_d" / "training.json").read_text())["held_out"]
+
+
+def test_dreams_need_a_world_model_and_a_policy_to_look_at_them(chain):
+    with pytest.raises(ValueError, match="--world-model"):
+        TrainJudgeConfig(data=chain / "data", dream_episodes=3)
+    with pytest.raises(ValueError, match="--policy"):
+        CollectConfig(out=chain / "no", world_model=chain / "world" / "export")
 
 
 def test_a_world_model_needs_a_tokenizer(chain, capsys):
