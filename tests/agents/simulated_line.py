@@ -11,16 +11,16 @@ SHARED = {"steps": 0}
 
 
 class LineEnv:
-    def __init__(self, num_envs: int = 1, *, chunk: int = 5, horizon: int = 40) -> None:
-        self.chunk, self.x, self.seed = chunk, 0.0, 0
+    def __init__(self, num_envs: int = 1, *, horizon: int = 40) -> None:
+        self.x, self.seed = 0.0, 0
 
     def reset(self, *, seed: list[int], options: dict[str, Any]) -> tuple[dict, dict]:
         self.x, self.seed = 0.0, seed[0]
         return self._see(), {}
 
     def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
-        SHARED["steps"] += actions.shape[1]
-        self.x += 0.1 * float(actions[0, :, 0].sum())
+        SHARED["steps"] += 1
+        self.x += 0.1 * float(actions[0, 0])
         won = np.array([self.x >= 0.105])
         return self._see(), won.astype(float), won, ~won, {"success": won}
 

@@ -126,7 +126,11 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
     starts_of = r.states[:, 0, 1].view(4, 4)
     assert bool((starts_of == starts_of[:, :1]).all()), "one seed, one start"
     assert SHARED["steps"] >= r.frames_used - 80
-    reached = 0.1 * r.actions[..., 0].sum((1, 2)) >= 0.105
-    assert torch.equal(r.reward > 0, reached)
+    way = 0.1 * r.actions[..., 0].flatten(1).cumsum(1)
+    assert torch.equal(r.reward > 0, way.amax(1) >= 0.105)
+    assert r.path is not None
+    for i in range(16):  # the path is Real's, step by step, and stands still after a success
+        steps = int((way[i] >= 0.105).int().argmax()) if r.reward[i] else 9
+        assert torch.allclose(r.path[i, : steps + 1, 0], way[i, : steps + 1], atol=1e-5)
     with pytest.raises(ValueError, match="one task for each seed"):
         collect_real(policy, [1, 2], ["reach"], env="simulated_line:LineEnv", processes=0)
