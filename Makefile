@@ -80,7 +80,7 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --initial $(RUNS)/world_model/export --minutes 30 --lr 5e-4 \
 		--out $(RUNS)/world_model_refreshed --compile
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model_refreshed/export --steps 2200 \
-		--dream-episodes 2000 --eyes $(RUNS)/policy_eyes --out $(RUNS)/judge
+		--max-fpr 0.04 --eyes $(RUNS)/policy_eyes --out $(RUNS)/judge
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model_refreshed/export \
 		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --demos-per-task 150 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
 
 STEADY = 3  # steps that a new gripper command must last: a policy that explores flickers
-SINKING = (
-    0.02  # metres in one or two steps: a hand that comes down sinks more, one that has arrived not half of it
-)
+# Metres in one or two steps: a hand that comes down sinks more, one that has arrived not half of it.
+SINKING = 0.02
 
 
 @dataclass
