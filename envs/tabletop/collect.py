@@ -1,7 +1,7 @@
 """Behaviours that make Real's logs: experts, noisy and distracted experts, near misses, random motion.
 
 Why so many: a world model and a judge learned from successes alone call everything a success. Near misses are
-displaced by 3-8 cm (4-10 px), just outside the tolerance; distracted runs do something sensible with the wrong
+displaced by 5-13 cm (6-16 px), just outside the tolerance; distracted runs do something sensible with the wrong
 object, so that the words matter; after a success the hand goes on to something else, so that success is not
 merely the end of an episode.
 
@@ -27,7 +27,7 @@ from worldgym.data.episode import Episode
 
 BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")
 GOALS = ("reach", "push", "pick_place")  # what a distracted or finished hand turns to
-COLLECTOR_VERSION = 1
+COLLECTOR_VERSION = 2
 
 
 def _ring(rng: np.random.Generator, low: float, high: float) -> tuple[float, float]:
@@ -42,11 +42,11 @@ def near_miss_offsets(rng: np.random.Generator, task: str) -> Offsets:
         return (
             Offsets(short=float(rng.uniform(0.04, 0.09)))
             if way < 0.6
-            else Offsets(grasp=_ring(rng, 0.03, 0.07))
+            else Offsets(grasp=_ring(rng, 0.05, 0.09))
         )
     if task in ("pick_place", "stack"):
-        return Offsets(grasp=_ring(rng, 0.03, 0.07)) if way < 0.5 else Offsets(place=_ring(rng, 0.05, 0.11))
-    return Offsets(grasp=_ring(rng, 0.045, 0.085))
+        return Offsets(grasp=_ring(rng, 0.06, 0.10)) if way < 0.5 else Offsets(place=_ring(rng, 0.08, 0.14))
+    return Offsets(grasp=_ring(rng, 0.06, 0.10))
 
 
 def _other_goal(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.tabletop.scene import BUTTON_X, BUTTON_Y, DRAWER_X, DRAWER_Y, MAX_DELTA, TRAY_HALF
+from envs.tabletop.scene import (
+    BUTTON_X,
+    BUTTON_Y,
+    DRAWER_X,
+    DRAWER_Y,
+    MAX_DELTA,
+    TRAY_HALF,
+    WORKSPACE_HIGH,
+)
 from envs.tabletop.tasks import RELEASED, Scene, Truth
 
 HOVER = 0.115  # hand height at which fingers and a carried object clear everything
@@ -59,7 +67,7 @@ def _holding(s: Truth, slot: int) -> bool:
     obj = s.objects[slot]
     return (
         s.opening < RELEASED - 0.015
-        and s.opening > 0.035
+        and s.opening > 0.04
         and bool(np.linalg.norm(s.hand[:2] - obj[:2]) < 0.035)
         and s.hand[2] < obj[2] + 0.02
     )
@@ -71,16 +79,17 @@ def _reach(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
 
 
 def _push(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
+    # The open hand comes down over the object and sweeps sideways: the finger behind it pushes, the cage keeps it.
     sign = 1.0 if scene.side == "right" else -1.0
     obj = s.objects[scene.target]
-    goal_x = sign * (0.183 - o.short)
+    goal_x = sign * (0.165 - o.short)
     if sign * obj[0] > sign * goal_x - 0.002:
-        return _go(s.hand, np.array([s.hand[0], s.hand[1], HOVER]), CLOSE)
-    behind = np.array([obj[0] - sign * 0.068, obj[1] + o.grasp[1]])
-    level = s.hand[2] < 0.04
-    if level and sign * (obj[0] - s.hand[0]) > 0.02 and abs(s.hand[1] - behind[1]) < 0.02:
-        return _go(s.hand, np.array([goal_x - sign * 0.045, behind[1], 0.022]), CLOSE)
-    return _over(s, behind, 0.022, CLOSE, near=0.012)
+        return _go(s.hand, np.array([s.hand[0], s.hand[1], HOVER]), OPEN)
+    grasp = obj[:2] + np.array(o.grasp)
+    caged = abs(s.hand[1] - grasp[1]) < 0.025 and -0.05 < sign * (s.hand[0] - grasp[0]) < 0.055
+    if s.hand[2] < 0.04 and caged:
+        return _go(s.hand, np.array([sign * WORKSPACE_HIGH[0], s.hand[1], 0.022]), OPEN)
+    return _over(s, grasp, 0.022, OPEN, near=0.02)
 
 
 def _carry(scene: Scene, s: Truth, o: Offsets, goal: NDArray, z: float) -> NDArray[np.float32]:
@@ -114,7 +123,7 @@ def _pick_place(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
 
 
 def _stack(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
-    return _carry(scene, s, o, s.objects[scene.base][:2], 0.020 + 0.056)
+    return _carry(scene, s, o, s.objects[scene.base][:2], 0.020 + 0.068)
 
 
 def _handle_y(s: Truth) -> float:
@@ -126,12 +135,12 @@ def _open_drawer(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
     if s.drawer > 0.072 - o.short:
         return _go(s.hand, np.array([*s.hand[:2], HOVER]), OPEN)
     closed = s.opening < RELEASED
-    at = np.linalg.norm(s.hand[:2] - grasp) < 0.025 and s.hand[2] < 0.06
+    at = np.linalg.norm(s.hand[:2] - grasp) < 0.025 and s.hand[2] < 0.075
     if at and closed:
-        return _go(s.hand, np.array([s.hand[0], s.hand[1] - 0.05, 0.045]), CLOSE)
+        return _go(s.hand, np.array([s.hand[0], s.hand[1] - 0.05, 0.055]), CLOSE)
     if at:
         return _go(s.hand, s.hand, CLOSE)
-    return _over(s, grasp, 0.045, OPEN, near=0.016)
+    return _over(s, grasp, 0.055, OPEN, near=0.016)
 
 
 def _close_drawer(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:

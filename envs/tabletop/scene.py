@@ -1,9 +1,9 @@
 """The tabletop's MuJoCo model: primitives only, built so that what decides success can be seen at 64 px.
 
-Why these shapes: a world model at 64 px blurs whatever is one or two pixels apart. Objects are 5.5 cm
-(7 px), the open gripper is 13 cm wide (a grasp tolerance of +-3.5 cm, more than 4 px), zones and the tray
-are wider than an object by more than 4 px on either side. The camera sees the table's whole workspace, but a hand lifted
-far back leaves the picture at the top.
+Why these shapes: a world model at 64 px blurs whatever is one or two pixels apart, and what decides success must be
+wider than that. Objects are 6 cm (7.5 px); the open gripper is 13 cm wide and its fingers 6.4 cm deep, so that an object
+within 3.5 cm (more than 4 px) of the hand is caged, and from then on goes where the hand goes, pushed or held. Zones and
+the tray are wider than an object by more than 4 px on either side. The camera sees the whole workspace.
 
 Frames: x to the right of the image, y away from the camera, z up; metres. The gripper's position is the
 point between its finger tips.
@@ -33,15 +33,16 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 SHAPES = ("cube", "cylinder", "ball")
 SLOT_SHAPES = ("cube", "cylinder", "ball", "cube")  # the fourth slot is a distractor of `unseen_scene`
-HALF_HEIGHT = {"cube": 0.027, "cylinder": 0.027, "ball": 0.029}
+HALF_HEIGHT = {"cube": 0.030, "cylinder": 0.030, "ball": 0.031}
 
 WORKSPACE_LOW = np.array([-0.22, -0.17, 0.006])
-WORKSPACE_HIGH = np.array([0.22, 0.19, 0.19])
+WORKSPACE_HIGH = np.array([0.22, 0.19, 0.17])
 MAX_DELTA = 0.06  # metres a step at action 1
-FINGER_TRAVEL = 0.05  # each finger, metres; opening = sum of both plus nothing at zero
+FINGER_TRAVEL = 0.06  # each finger, metres; opening = sum of both plus nothing at zero
 OPEN_WIDTH = 2 * FINGER_TRAVEL + 0.01
-ZONE_X = 0.155  # |x| beyond which an object counts as inside the left or right zone
-TRAY_HALF = 0.062
+ZONE_X = 0.135  # |x| beyond which an object counts as inside the left or right zone
+TRAY_HALF = 0.070
+TRAY_RIM = 0.004  # half height of the tray's rim: seen, but no wall that an object tips over
 DRAWER_TRAVEL = 0.08
 BUTTON_TRAVEL = 0.016
 DRAWER_X, DRAWER_Y = -0.115, 0.245
@@ -99,7 +100,7 @@ class Physics:
 
 
 def _object_xml(i: int, shape: str, p: Physics) -> str:
-    size = {"cube": "0.027 0.027 0.027", "cylinder": "0.029 0.027", "ball": "0.029"}[shape]
+    size = {"cube": "0.030 0.030 0.030", "cylinder": "0.031 0.030", "ball": "0.031"}[shape]
     kind = {"cube": "box", "cylinder": "cylinder", "ball": "sphere"}[shape]
     return f"""
     <body name="object{i}" pos="0 0 -1">
@@ -122,7 +123,7 @@ def _xml(p: Physics) -> str:
     objects = "".join(_object_xml(i, s, p) for i, s in enumerate(SLOT_SHAPES))
     lit = 0.42 * p.light
     tray_walls = "".join(
-        f'<geom type="box" pos="{x} {y} 0.008" size="{sx} {sy} 0.008" rgba="0.25 0.16 0.10 1"/>'
+        f'<geom type="box" pos="{x} {y} {TRAY_RIM}" size="{sx} {sy} {TRAY_RIM}" rgba="0.25 0.16 0.10 1"/>'
         for x, y, sx, sy in (
             (TRAY_HALF, 0, 0.004, TRAY_HALF + 0.004),
             (-TRAY_HALF, 0, 0.004, TRAY_HALF + 0.004),
@@ -132,7 +133,7 @@ def _xml(p: Physics) -> str:
     )
     return f"""
 <mujoco model="tabletop">
-  <option timestep="0.005" integrator="implicitfast" cone="elliptic" impratio="3" iterations="40"
+  <option timestep="0.00625" integrator="implicitfast" cone="elliptic" impratio="3" iterations="40"
           ls_iterations="10" gravity="0 0 -9.81"/>
   <size memory="2M"/>
   <visual>
@@ -145,8 +146,8 @@ def _xml(p: Physics) -> str:
     <light pos="0.3 -0.3 1.2" dir="-0.25 0.25 -1" diffuse="{lit * 0.7} {lit * 0.7} {lit * 0.7}" specular="0 0 0" castshadow="false"/>
     <camera name="front" pos="{cam[0]} {cam[1]} {cam[2]}" xyaxes="{axes}" fovy="46"/>
     <geom name="table" type="plane" size="1 1 0.05" rgba="{table[0]} {table[1]} {table[2]} 1" friction="{p.friction} 0.02 0.01"/>
-    <geom name="zone_left" type="box" pos="-0.205 -0.03 0.0002" size="0.05 0.145 0.0004" rgba="0.52 0.62 0.74 1" contype="0" conaffinity="0"/>
-    <geom name="zone_right" type="box" pos="0.205 -0.03 0.0002" size="0.05 0.145 0.0004" rgba="0.66 0.54 0.66 1" contype="0" conaffinity="0"/>
+    <geom name="zone_left" type="box" pos="-0.195 -0.03 0.0002" size="0.06 0.145 0.0004" rgba="0.52 0.62 0.74 1" contype="0" conaffinity="0"/>
+    <geom name="zone_right" type="box" pos="0.195 -0.03 0.0002" size="0.06 0.145 0.0004" rgba="0.66 0.54 0.66 1" contype="0" conaffinity="0"/>
     <body name="tray" mocap="true" pos="0 0 0">
       <geom type="box" pos="0 0 0.001" size="{TRAY_HALF} {TRAY_HALF} 0.001" rgba="0.97 0.97 0.97 1"/>
       {tray_walls}
@@ -171,15 +172,15 @@ def _xml(p: Physics) -> str:
       <joint name="hand_x" type="slide" axis="1 0 0" range="-0.25 0.25" damping="2"/>
       <joint name="hand_y" type="slide" axis="0 1 0" range="-0.2 0.25" damping="2"/>
       <joint name="hand_z" type="slide" axis="0 0 1" range="0.002 0.25" damping="2"/>
-      <geom name="palm" type="box" pos="0 0 0.082" size="0.078 0.018 0.010" mass="0.5" rgba="0.20 0.20 0.24 1"/>
+      <geom name="palm" type="box" pos="0 0 0.082" size="0.084 0.014 0.008" mass="0.5" rgba="0.20 0.20 0.24 1"/>
       <geom name="wrist" type="cylinder" pos="0 0 0.105" size="0.016 0.016" mass="0.1" rgba="0.55 0.55 0.60 1"/>
       <body name="finger_left" pos="-0.005 0 0" gravcomp="1">
         <joint name="finger_left" type="slide" axis="-1 0 0" range="0 {FINGER_TRAVEL}" damping="3"/>
-        <geom name="finger_left" type="box" pos="-0.008 0 0.036" size="0.008 0.024 0.036" mass="0.08" friction="{p.friction * 1.5} 0.05 0.01" condim="4" rgba="0.20 0.20 0.24 1"/>
+        <geom name="finger_left" type="box" pos="-0.008 0 0.036" size="0.008 0.032 0.036" mass="0.08" friction="{p.friction * 3} 0.1 0.01" condim="4" rgba="0.20 0.20 0.24 1"/>
       </body>
       <body name="finger_right" pos="0.005 0 0" gravcomp="1">
         <joint name="finger_right" type="slide" axis="1 0 0" range="0 {FINGER_TRAVEL}" damping="3"/>
-        <geom name="finger_right" type="box" pos="0.008 0 0.036" size="0.008 0.024 0.036" mass="0.08" friction="{p.friction * 1.5} 0.05 0.01" condim="4" rgba="0.20 0.20 0.24 1"/>
+        <geom name="finger_right" type="box" pos="0.008 0 0.036" size="0.008 0.032 0.036" mass="0.08" friction="{p.friction * 3} 0.1 0.01" condim="4" rgba="0.20 0.20 0.24 1"/>
       </body>
     </body>
     {objects}

@@ -32,7 +32,7 @@ from envs.tabletop.scene import (
 )
 from envs.tabletop.tasks import Scene, Truth, judge_truth
 
-SUBSTEPS = 40  # of 5 ms: 5 Hz
+SUBSTEPS = 32  # of 6.25 ms: 5 Hz
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 

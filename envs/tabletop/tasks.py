@@ -37,8 +37,8 @@ HELD_OUT_TARGETS = frozenset(  # of `unseen_combination`: seen as distractors, n
 UNSEEN_TASK = "stack"
 NEEDS_OBJECT = frozenset({"reach", "push", "pick_place", "stack"})
 
-REACH_RADIUS = 0.032
-REACH_HEIGHT = 0.075
+REACH_RADIUS = 0.045  # 5.5 px: an imagined hand is off by one or two
+REACH_HEIGHT = 0.085
 RELEASED = 0.085  # finger opening above which nothing of an object's width can be held
 
 
@@ -98,11 +98,11 @@ def _colours(rng: np.random.Generator, split: str, task: str) -> tuple[list[str 
 def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: str) -> bool:
     d = np.abs(xy[:, None] - xy[None])
     i, j = np.triu_indices(len(xy), 1)
-    # An open hand over one object must not touch its neighbour: 11 cm apart in x or 7.5 cm in y.
-    if np.any((d[i, j, 0] < 0.11) & (d[i, j, 1] < 0.075)):
+    # An open hand over one object must not touch its neighbour: 12 cm apart in x or 8 cm in y.
+    if np.any((d[i, j, 0] < 0.12) & (d[i, j, 1] < 0.08)):
         return False
     t = np.abs(xy - tray)
-    if np.any((t[:, 0] < 0.105) & (t[:, 1] < 0.105)):
+    if np.any((t[:, 0] < 0.11) & (t[:, 1] < 0.11)):
         return False
     if task in ("open_drawer", "close_drawer"):  # the drawer and the hand need room in front of the cabinet
         if np.any((np.abs(xy[:, 0] - DRAWER_X) < 0.12) & (xy[:, 1] > 0.0)) or (
@@ -112,12 +112,12 @@ def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: s
     if task == "push":
         sign = 1.0 if side == "right" else -1.0
         x, y = xy[target]
-        if sign * x > 0.05:  # at least 10 cm to go
+        if sign * x > 0.03:  # at least 10 cm to go
             return False
         others = np.delete(xy, target, 0)
-        if np.any((sign * (others[:, 0] - x) > 0) & (np.abs(others[:, 1] - y) < 0.075)):
+        if np.any((sign * (others[:, 0] - x) > 0) & (np.abs(others[:, 1] - y) < 0.085)):
             return False
-        if sign * (tray[0] - x) > 0 and abs(tray[1] - y) < 0.105:
+        if sign * (tray[0] - x) > 0 and abs(tray[1] - y) < 0.11:
             return False
     return True
 
@@ -138,7 +138,7 @@ def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
     base = 1 - target if task == "stack" else -1
     n = sum(c is not None for c in colours)
     wide = (
-        0.125 if task in ("reach", "push", "pick_place") else 0.15
+        0.14 if task in ("reach", "push", "pick_place") else 0.15
     )  # drawer and button tasks keep the back free
     for _ in range(20000):
         xy = rng.uniform((-wide, -0.15), (wide, 0.11), (n, 2))
@@ -207,7 +207,7 @@ def judge_truth(scene: Scene, s: Truth) -> tuple[bool, float]:
         return done, 1.0 if done else 0.3 * approach + 0.3 * lifted + 0.3 * inside
     if scene.task == "stack":
         under = s.objects[scene.base]
-        on_top = float(np.linalg.norm(obj[:2] - under[:2])) < 0.03 and 0.042 < obj[2] - under[2] < 0.066
+        on_top = float(np.linalg.norm(obj[:2] - under[:2])) < 0.03 and 0.048 < obj[2] - under[2] < 0.072
         done = on_top and s.opening > RELEASED
         return done, 1.0 if done else 0.3 * approach + 0.3 * (obj[2] > height + 0.02) + 0.3 * on_top
     if scene.task == "open_drawer":
