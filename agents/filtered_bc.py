@@ -72,8 +72,11 @@ class FilteredBC:
             order = torch.from_numpy(rng.permutation(len(row)))
             for part in order.split(config.batch_size):
                 r, c = row[part], chunk[part]
-                chosen, _ = policy.token_log_probs(rollouts.observation(r, c), rollouts.tokens[r, c])
-                loss = -chosen.mean()
+                aim = rollouts.aims[r, c]
+                chosen, _, pointing = policy.token_log_probs(
+                    rollouts.observation(r, c), rollouts.tokens[r, c], aim=aim
+                )
+                loss = -chosen.mean() - 0.3 * policy.pointer.log_density(pointing, aim).mean()
                 self._optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from agents.rollouts import Rollouts
 from agents.sft import ChunkDataset, bc_loss
-from agents.vla import VLAPolicy
+from agents.vla import VLAPolicy, cell_log_prob
 from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
 
@@ -48,8 +48,9 @@ class GRPOConfig:
         grad_clip: gradient norm bound.
         weight_decay: AdamW weight decay.
         bc_coef: weight of cloning demonstrations beside; 0 is off.
-        goal_coef: weight of the goals of an exploring policy, each counted as all tokens of its chunk; the gradient of
-            one two-dimensional choice is far less noisy than that of the twenty tokens that follow it.
+        place_coef: weight of the choice of a place, counted as all tokens of its chunk; the gradient of one categorical
+            choice is far less noisy than that of the twenty tokens that follow it.
+        learn: `all`, or `pointer`: only where to go, while how to go there stays as it was cloned.
         kl_coef: weight of the (k3) divergence from the policy that sampled; 0 is off.
         entropy_coef: weight of an entropy bonus; 0 is off.
         min_group: a group with fewer valid trajectories is dropped.
@@ -66,7 +67,8 @@ class GRPOConfig:
     grad_clip: float = 1.0
     weight_decay: float = 0.0
     bc_coef: float = 0.0
-    goal_coef: float = 1.0
+    place_coef: float = 1.0
+    learn: Literal["all", "pointer"] = "all"
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
     min_group: int = 2
@@ -83,6 +85,8 @@ class GRPOConfig:
             )
         if self.updates < 1 or self.epochs < 1 or self.micro_batch < 1 or self.min_group < 2:
             raise ConfigError("updates, epochs and micro_batch must be at least 1, min_group at least 2")
+        if self.learn not in ("all", "pointer"):
+            raise ConfigError(f"learn must be 'all' or 'pointer'; got {self.learn!r}")
         if self.average not in ("token", "trajectory"):
             raise ConfigError(f"average must be 'token' or 'trajectory'; got {self.average!r}")
 
@@ -138,8 +142,9 @@ class GRPO:
     def optimizer(self, policy: VLAPolicy) -> torch.optim.AdamW:
         """The optimizer of `policy`, made at first use."""
         if self._optimizer is None:
+            learned = policy if self.config.learn == "all" else policy.pointer
             self._optimizer = torch.optim.AdamW(
-                policy.parameters(),
+                learned.parameters(),
                 lr=self.config.lr,
                 weight_decay=self.config.weight_decay,
                 betas=(0.9, 0.99),
@@ -154,9 +159,9 @@ class GRPO:
             rollouts: grouped trajectories.
 
         Returns:
-            loss, clip_fraction (last update), approx_kl (last update, nats a token), entropy (nats a token), ratio_max,
-            grad_norm, groups_kept, groups, trajectories_kept, advantage_abs. Without any mixed group nothing
-            changes and `groups_kept` is 0.
+            loss, clip_fraction (last update), approx_kl (last update, nats a token), entropy (nats a token), the same of
+            the choice of places (`place_...`), ratio_max, grad_norm, groups_kept, groups, trajectories_kept,
+            advantage_abs. Without any mixed group nothing changes and `groups_kept` is 0.
         """
         config = self.config
         advantages, keep = group_advantages(
@@ -212,48 +217,57 @@ class GRPO:
             weight = torch.full((len(row),), 1.0 / (len(row) * tokens_a_chunk))
         else:
             weight = 1.0 / (rollouts.lengths[row].float() * len(part) * tokens_a_chunk)
-        totals: dict[str, float] = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "entropy": 0.0}
-        if rollouts.aims is not None:
-            totals |= {"goal_clip_fraction": 0.0, "goal_kl": 0.0}
+        totals = dict.fromkeys(("loss", "clip_fraction", "approx_kl", "entropy"), 0.0)
+        totals |= dict.fromkeys(("place_clip_fraction", "place_kl", "place_entropy"), 0.0)
         ratio_max = 1.0
         optimizer.zero_grad(set_to_none=True)
         for begin in range(0, len(row), config.micro_batch):
             r, c = row[begin : begin + config.micro_batch], chunk[begin : begin + config.micro_batch]
-            aim = None if rollouts.aims is None else rollouts.aims[r, c]
-            new, entropy, goal = policy.token_log_probs_and_goal(
-                rollouts.observation(r, c), rollouts.tokens[r, c], rollouts.temperature, aim
-            )
-            log_ratio = new - rollouts.log_probs[r, c]
-            loss_tokens, clipped = clipped_objective(
-                log_ratio, advantages[r], config.clip_low, config.clip_high
-            )
-            kl = torch.expm1(-log_ratio) + log_ratio  # k3 of old against new: >= 0, unbiased enough
             w = weight[begin : begin + config.micro_batch].view(-1, 1, 1)
-            loss = (w * (loss_tokens + config.kl_coef * kl - config.entropy_coef * entropy)).sum()
-            if aim is not None:
-                goal_ratio = _goal_log_ratio(policy, rollouts, r, c, goal)
-                loss_goal, clipped_goal = clipped_objective(
-                    goal_ratio, advantages[r], config.clip_low, config.clip_high
+            share = w * tokens_a_chunk
+            observation, loss = rollouts.observation(r, c), torch.zeros(())
+            if config.learn == "pointer":
+                pointing = policy.point(observation)
+            else:
+                hot = rollouts.token_temperature
+                new, entropy, pointing = policy.token_log_probs(
+                    observation, rollouts.tokens[r, c], hot, rollouts.aims[r, c]
                 )
-                share = w * tokens_a_chunk
-                loss = loss + config.goal_coef * (share * loss_goal).sum()
-                totals["goal_clip_fraction"] += float((share * clipped_goal).sum())
-                totals["goal_kl"] += float((share * (torch.expm1(-goal_ratio) + goal_ratio).detach()).sum())
+                part_loss, kl, binds, high = self._terms(new - rollouts.log_probs[r, c], advantages[r])
+                loss = (w * (part_loss + config.kl_coef * kl - config.entropy_coef * entropy)).sum()
+                totals["clip_fraction"] += float((w * binds).sum())
+                totals["approx_kl"] += float((w * kl.detach()).sum())
+                totals["entropy"] += float((w * entropy.detach()).sum())
+                ratio_max = max(ratio_max, high)
+            now = cell_log_prob(pointing, rollouts.cells[r, c], rollouts.temperature or 1.0)
+            change = (now - rollouts.cell_log_probs[r, c]).view(-1, 1, 1)
+            part_loss, kl, binds, high = self._terms(change, advantages[r])
+            place = (pointing.scores / (rollouts.temperature or 1.0)).log_softmax(-1)
+            place_entropy = -(place.exp() * place).sum(-1).view(-1, 1, 1)
+            terms = part_loss + config.kl_coef * kl - config.entropy_coef * place_entropy
+            loss = loss + config.place_coef * (share * terms).sum()
             loss.backward()
             totals["loss"] += float(loss.detach())
-            with torch.no_grad():
-                totals["clip_fraction"] += float((w * clipped).sum())
-                totals["approx_kl"] += float((w * kl).sum())
-                totals["entropy"] += float((w * entropy).sum())
-                ratio_max = max(ratio_max, float(log_ratio.exp().max()))
+            totals["place_clip_fraction"] += float((share * binds).sum())
+            totals["place_kl"] += float((share * kl.detach()).sum())
+            totals["place_entropy"] += float((share * place_entropy.detach()).sum())
+            ratio_max = max(ratio_max, high)
         if config.bc_coef > 0 and self.demos is not None:
             rows = rng.integers(0, len(self.demos), min(config.micro_batch, len(self.demos)))
             bc = bc_loss(policy, *self.demos.batch(rows))
             (config.bc_coef * bc).backward()
             totals["bc_loss"] = float(bc.detach())
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+        learned = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(learned, config.grad_clip)
         optimizer.step()
         return {**totals, "grad_norm": float(norm), "ratio_max": ratio_max}
+
+    def _terms(self, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Clipped loss, k3 divergence, whether the clip binds, each like `log_ratio (M,K,A)`, and the largest ratio."""
+        config = self.config
+        loss, binds = clipped_objective(log_ratio, advantage, config.clip_low, config.clip_high)
+        kl = torch.expm1(-log_ratio) + log_ratio  # k3 of old against new: >= 0, unbiased enough
+        return loss, kl, binds, float(log_ratio.detach().max().exp())
 
     # -- resuming ---------------------------------------------------------------------------------------------
 
@@ -267,17 +281,6 @@ class GRPO:
         values = TrainState(folder).load(policy, self.optimizer(policy))
         self.iteration = int(values["iteration"])
         return dict(values["user"])
-
-
-def _goal_log_ratio(
-    policy: VLAPolicy, rollouts: Rollouts, row: Tensor, chunk: Tensor, goal: Tensor
-) -> Tensor:
-    """`(M,1,1)` log of new over old density of the goals aimed at: Gaussians around where the policy points."""
-    assert rollouts.aims is not None and rollouts.aim_offsets is not None
-    scale = policy.state_std[:2] / rollouts.goal_noise  # standardised -> units of the noise
-    now = ((rollouts.aims[row, chunk] - goal[:, :2]) * scale).square().sum(-1)
-    then = (rollouts.aim_offsets[row, chunk] * scale).square().sum(-1)
-    return (0.5 * (then - now)).view(-1, 1, 1)
 
 
 def clipped_objective(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -163,6 +163,7 @@ def collect(
     compact_below: float = 0.75,
     keep_frames: bool = False,
     goal_noise: float = 0.0,
+    token_temperature: float | None = None,
 ) -> Rollouts:
     """Imagine `len(starts) * group_size` trajectories and judge them at every chunk's end.
 
@@ -173,7 +174,7 @@ def collect(
         starts: M real frames.
         group_size: trajectories a start.
         horizon: environment steps; rounded up to whole chunks.
-        temperature: of the policy.
+        temperature: of the policy's choice of places, and of its tokens unless `token_temperature` says otherwise.
         generator: source of all randomness.
         threshold: probability that counts as success; the judge's own `threshold`, else 0.5.
         max_uncertainty: a trajectory whose model uncertainty exceeds it becomes invalid (hallucination).
@@ -181,7 +182,8 @@ def collect(
         compact_below: finished rows are dropped when the share of running ones falls below this; 0 keeps a
             static batch shape, which `torch.compile` likes.
         keep_frames: decode and keep every imagined frame, for videos.
-        goal_noise: metres, the policy's exploration of goals.
+        goal_noise: metres, see `VLAPolicy.act`.
+        token_temperature: of the policy's tokens alone.
 
     Returns:
         rollouts with rows ordered start by start: row `i` belongs to group `i // group_size`.
@@ -193,8 +195,16 @@ def collect(
     k = policy.chunk
     chunks = -(-horizon // k)
     limit = float(getattr(judge, "threshold", 0.5)) if threshold is None else threshold
-    buffer = _Buffer(starts, group_size, chunks, k, policy.config.action_dim, temperature, keep_frames)
-    buffer.out.explore(goal_noise)
+    hot = temperature if token_temperature is None else token_temperature
+    total = len(starts) * group_size
+    image = starts.images.repeat_interleave(group_size, 0)
+    proprio = starts.states.repeat_interleave(group_size, 0).float()
+    words = [text for text in starts.instructions for _ in range(group_size)]
+    shape = (chunks, k, policy.config.action_dim)
+    out = Rollouts.empty(image, proprio, words, group_size, shape, temperature, hot)
+    if keep_frames:
+        out.frames = image[:, None].repeat(1, chunks * k + 1, 1, 1, 1).cpu()
+    assert out.path is not None
     clock = {"imagine": 0.0, "policy": 0.0, "judge": 0.0}
     began = time.perf_counter()
     state = world_model.begin(
@@ -202,12 +212,9 @@ def collect(
     )
     state = world_model.fork(state, torch.arange(len(starts)).repeat_interleave(group_size))
     clock["imagine"] += time.perf_counter() - began
-    total = len(starts) * group_size
     slots = torch.arange(total)  # which trajectory each row of the imagined batch is
     running = torch.ones(total, dtype=torch.bool)
     streak = torch.zeros(total, dtype=torch.int64)
-    image = starts.images.repeat_interleave(group_size, 0)
-    proprio = starts.states.repeat_interleave(group_size, 0).float()
     spent = 0
     for c in range(chunks):
         live = running[slots]
@@ -218,11 +225,17 @@ def collect(
             state = world_model.fork(state, rows)
             slots, image, proprio, live = slots[rows], image[rows], proprio[rows], live[rows]
         began = time.perf_counter()
-        texts = [buffer.instructions[i] for i in slots.tolist()]
+        texts = [words[i] for i in slots.tolist()]
         observation = Observation(image=image, state=proprio, instruction=texts)
-        output = policy.act(observation, temperature=temperature, generator=generator, goal_noise=goal_noise)
+        output = policy.act(
+            observation,
+            temperature=temperature,
+            generator=generator,
+            goal_noise=goal_noise,
+            token_temperature=hot,
+        )
         clock["policy"] += time.perf_counter() - began
-        buffer.record(slots[live], c, image[live], proprio[live], output, live)
+        out.record(slots[live], c, image, proprio, output, live)
 
         began = time.perf_counter()
         state, dream = world_model.step(state, output.actions, decode="all" if keep_frames else "last")
@@ -236,87 +249,24 @@ def collect(
         )
         clock["judge"] += time.perf_counter() - began
         rows = slots[live]
-        buffer.travel(rows, c, dream.states[live])
-        if keep_frames:
-            buffer.keep(rows, c, dream.frames[live])
+        out.path[rows, c * k : (c + 1) * k] = dream.states[live].cpu().float()
+        if out.frames is not None:
+            out.frames[rows, c * k + 1 : (c + 1) * k + 1] = dream.frames[live].cpu()
+            out.frames[rows, (c + 1) * k + 1 :] = dream.frames[live][:, -1:].cpu()
         broken = ~verdict.valid.cpu()
         if max_uncertainty is not None:
             broken |= dream.uncertainty[live].cpu() > max_uncertainty
         p = verdict.p_success.cpu().float()
         streak[rows] = torch.where(p >= limit, streak[rows] + 1, torch.zeros_like(rows))
         done = (streak[rows] >= confirm) & ~broken
-        buffer.judge(rows, c, p, image[live], done, broken)
+        out.p_success[rows, c] = p
+        out.final_images[rows] = image[live].cpu()
+        out.reward[rows[done]] = 1.0
+        out.valid[rows[broken]] = False
         running[rows[done | broken]] = False
-    return buffer.finish(spent, clock)
+    out.frames_used, out.seconds = spent, clock
+    return out
 
 
 def _no_actions(starts: Starts, policy: VLAPolicy) -> Tensor:
     return torch.zeros(len(starts), 0, policy.config.action_dim)
-
-
-class _Buffer:
-    """Preallocated rows of a `Rollouts` under construction."""
-
-    def __init__(
-        self,
-        starts: Starts,
-        group: int,
-        chunks: int,
-        k: int,
-        action_dim: int,
-        temperature: float,
-        keep_frames: bool,
-    ) -> None:
-        total = len(starts) * group
-        shape = tuple(starts.images.shape[1:])
-        self.k = k
-        self.instructions = [text for text in starts.instructions for _ in range(group)]
-        first = starts.images.repeat_interleave(group, 0)
-        self.out = Rollouts(
-            images=torch.zeros((total, chunks, *shape), dtype=torch.uint8),
-            states=torch.zeros(total, chunks, starts.states.shape[1]),
-            instructions=self.instructions,
-            tokens=torch.zeros(total, chunks, k, action_dim, dtype=torch.int64),
-            log_probs=torch.zeros(total, chunks, k, action_dim),
-            actions=torch.zeros(total, chunks, k, action_dim),
-            mask=torch.zeros(total, chunks, dtype=torch.bool),
-            reward=torch.zeros(total),
-            valid=torch.ones(total, dtype=torch.bool),
-            groups=torch.arange(len(starts)).repeat_interleave(group),
-            p_success=torch.full((total, chunks), float("nan")),
-            final_images=first.clone(),
-            temperature=temperature,
-            frames=torch.zeros((total, chunks * k + 1, *shape), dtype=torch.uint8) if keep_frames else None,
-            path=torch.zeros(total, chunks * k, starts.states.shape[1]),
-        )
-        if self.out.frames is not None:
-            self.out.frames[:, 0] = first
-
-    def record(self, rows: Tensor, c: int, image: Tensor, state: Tensor, output: Any, live: Tensor) -> None:
-        out = self.out
-        out.images[rows, c] = image.cpu()
-        out.states[rows, c] = state.cpu()
-        out.tokens[rows, c] = output.trace["tokens"][live].cpu()
-        out.log_probs[rows, c] = output.trace["token_log_probs"][live].cpu()
-        out.actions[rows, c] = output.actions[live].cpu()
-        out.aimed(rows, c, output, live)
-        out.mask[rows, c] = True
-
-    def travel(self, rows: Tensor, c: int, states: Tensor) -> None:
-        assert self.out.path is not None
-        self.out.path[rows, c * self.k : (c + 1) * self.k] = states.cpu().float()
-
-    def keep(self, rows: Tensor, c: int, frames: Tensor) -> None:
-        assert self.out.frames is not None
-        self.out.frames[rows, c * self.k + 1 : (c + 1) * self.k + 1] = frames.cpu()
-        self.out.frames[rows, (c + 1) * self.k + 1 :] = frames[:, -1:].cpu()
-
-    def judge(self, rows: Tensor, c: int, p: Tensor, image: Tensor, done: Tensor, broken: Tensor) -> None:
-        self.out.p_success[rows, c] = p
-        self.out.final_images[rows] = image.cpu()
-        self.out.reward[rows[done]] = 1.0
-        self.out.valid[rows[broken]] = False
-
-    def finish(self, spent: int, clock: dict[str, float]) -> Rollouts:
-        self.out.frames_used, self.out.seconds = spent, clock
-        return self.out

@@ -35,12 +35,13 @@ class Rollouts:
         groups: `(N,)` int64, which start a row belongs to.
         p_success: `(N,C)` float32, the judge's probability after each chunk, nan where nothing was judged.
         final_images: `(N,H,W,3)` uint8, the last frame that was reached.
-        temperature: at which the actions were sampled.
+        temperature: at which cells were sampled.
         frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
         path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
-        aims: `(N,C,2)` standardised places that the policy acted towards when it explored goals, else None.
-        aim_offsets: `(N,C,2)`, how far from where it pointed these were, else None.
-        goal_noise: metres, standard deviation of that exploration.
+        cells: `(N,C)` int64, the cell of the picture that was pointed at.
+        cell_log_probs: `(N,C)` float32, its log-probability when sampled, at `temperature`.
+        aims: `(N,C,2)` standardised places that the policy acted towards.
+        token_temperature: at which the tokens were sampled; `temperature` is that of the cells.
         frames_used: environment or world-model steps spent, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
@@ -57,12 +58,13 @@ class Rollouts:
     groups: Tensor
     p_success: Tensor
     final_images: Tensor
+    cells: Tensor
+    cell_log_probs: Tensor
+    aims: Tensor
     temperature: float = 1.0
+    token_temperature: float = 1.0
     frames: Tensor | None = None
     path: Tensor | None = None
-    aims: Tensor | None = None
-    aim_offsets: Tensor | None = None
-    goal_noise: float = 0.0
     frames_used: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -75,19 +77,55 @@ class Rollouts:
         """`(N,)` int64, chunks until success or the horizon."""
         return self.mask.sum(1)
 
-    def explore(self, goal_noise: float) -> None:
-        """Make room for the goals of an exploring policy; 0 leaves `aims` None."""
-        self.goal_noise = goal_noise
-        if goal_noise:
-            self.aims, self.aim_offsets = (torch.zeros(*self.mask.shape, 2) for _ in range(2))
+    @staticmethod
+    def empty(
+        images: Tensor,
+        states: Tensor,
+        instructions: list[str],
+        group_size: int,
+        shape: tuple[int, int, int],
+        temperature: float = 1.0,
+        token_temperature: float = 1.0,
+    ) -> Rollouts:
+        """Room for one trajectory a row of `images (N,H,W,3)`, `states (N,S)`, `shape` (C, K, A); nothing solved."""
+        total, (chunks, k, a) = len(images), shape
+        return Rollouts(
+            images=torch.zeros((total, chunks, *images.shape[1:]), dtype=torch.uint8),
+            states=torch.zeros(total, chunks, states.shape[1]),
+            instructions=instructions,
+            tokens=torch.zeros(total, chunks, k, a, dtype=torch.int64),
+            log_probs=torch.zeros(total, chunks, k, a),
+            actions=torch.zeros(total, chunks, k, a),
+            mask=torch.zeros(total, chunks, dtype=torch.bool),
+            reward=torch.zeros(total),
+            valid=torch.ones(total, dtype=torch.bool),
+            groups=torch.arange(total) // group_size,
+            p_success=torch.full((total, chunks), float("nan")),
+            final_images=images.clone(),
+            cells=torch.zeros(total, chunks, dtype=torch.int64),
+            cell_log_probs=torch.zeros(total, chunks),
+            aims=torch.zeros(total, chunks, 2),
+            temperature=temperature,
+            token_temperature=token_temperature,
+            path=torch.zeros(total, chunks * k, states.shape[1]),
+        )
 
-    def aimed(self, rows: Tensor, chunk: int, output: PolicyOutput, live: Tensor | None = None) -> None:
-        """Record where an exploring policy aimed; `live` chooses among the rows of `output`."""
-        if self.aims is None or self.aim_offsets is None:
-            return
-        live = torch.ones(len(output.actions), dtype=torch.bool) if live is None else live
-        self.aims[rows, chunk] = output.trace["aim"][live].cpu()
-        self.aim_offsets[rows, chunk] = output.trace["aim_offset"][live].cpu()
+    def record(
+        self, rows: Tensor, chunk: int, image: Tensor, state: Tensor, output: PolicyOutput, live: Tensor
+    ) -> None:
+        """Write what was seen and done at `chunk` into `rows`; `live` chooses among the rows of the other arguments."""
+        self.images[rows, chunk] = image[live].cpu()
+        self.states[rows, chunk] = state[live].cpu()
+        self.actions[rows, chunk] = output.actions[live].cpu()
+        for name, key in (
+            ("tokens", "tokens"),
+            ("log_probs", "token_log_probs"),
+            ("cells", "cell"),
+            ("cell_log_probs", "cell_log_prob"),
+            ("aims", "aim"),
+        ):
+            getattr(self, name)[rows, chunk] = output.trace[key][live].cpu()
+        self.mask[rows, chunk] = True
 
     def success_rate(self) -> float:
         """Mean reward of the valid trajectories; nan without any."""
@@ -112,12 +150,14 @@ class Rollouts:
         """Join collections sampled at one temperature; group ids are kept apart."""
         if not parts:
             raise ValueError("nothing to concatenate: got an empty list of Rollouts")
-        if len({(part.temperature, part.goal_noise) for part in parts}) > 1:
+        if len({(part.temperature, part.token_temperature) for part in parts}) > 1:
             raise ValueError(
-                "cannot join rollouts of different temperatures or goal noise: their log-probabilities differ in "
-                "meaning"
+                "cannot join rollouts of different temperatures: their log-probabilities differ in meaning"
             )
-        values: dict[str, object] = {"temperature": parts[0].temperature, "goal_noise": parts[0].goal_noise}
+        values: dict[str, object] = {
+            "temperature": parts[0].temperature,
+            "token_temperature": parts[0].token_temperature,
+        }
         offset, groups = 0, []
         for part in parts:
             groups.append(part.groups + offset)
@@ -126,7 +166,7 @@ class Rollouts:
             column = [getattr(part, field.name) for part in parts]
             if field.name == "groups":
                 values["groups"] = torch.cat(groups)
-            elif field.name in ("frames", "path", "aims", "aim_offsets"):
+            elif field.name in ("frames", "path"):
                 values[field.name] = None if any(c is None for c in column) else torch.cat(column)
             elif isinstance(column[0], Tensor):
                 values[field.name] = torch.cat(column)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from agents.demos import ChunkDataset, chunk_dataset, demonstrations, episode_views
+from agents.pointer import Pointing
 from agents.vla import PolicyForward, VLAPolicy
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation
@@ -50,6 +51,7 @@ class SFTConfig:
         noise: standard deviation of pixel noise, in [0,1] units.
         state_noise: noise on normalised proprioception, so that the policy looks at the image too.
         goal_coef: weight of predicting the hand's next keyframe beside the actions.
+        aim_noise: noise on the true place that acting is trained with, in spreads of proprioception.
         ema: decay of the averaged weights, which are the ones that are validated and kept: at a few thousand frames the
             weights after any single step are noisy.
         grad_clip: gradient norm bound.
@@ -66,6 +68,7 @@ class SFTConfig:
     noise: float = 0.02
     state_noise: float = 0.05
     goal_coef: float = 1.0
+    aim_noise: float = 0.1
     ema: float = 0.99
     grad_clip: float = 1.0
     seed: int = 0
@@ -86,7 +89,7 @@ class SFTConfig:
 
 def bc_loss(policy: VLAPolicy, observation: Observation, actions: np.ndarray | Tensor) -> Tensor:
     """Mean cross-entropy of one action dimension, nats, against the nearest bins of `actions (B,K,A)`."""
-    chosen, _ = policy.token_log_probs(observation, policy.tokens_of(actions))
+    chosen = policy.token_log_probs(observation, policy.tokens_of(actions))[0]
     return -chosen.mean()
 
 
@@ -214,16 +217,22 @@ class SFT:
             observation["state"] = observation["state"] + self.config.state_noise * noise * policy.state_std
         for group in optimizer.param_groups:
             group["lr"] = lr
-        out = policy.run(observation)
+        known = ~torch.from_numpy(np.isnan(dataset.goals[rows]).any(1))  # imitation may lack the path
+        wanted = policy.normalise_state(torch.from_numpy(np.nan_to_num(dataset.goals[rows])))
+        wanted = wanted[:, : policy.config.goal_dims]
+        jitter = torch.from_numpy(rng.standard_normal((len(rows), 2)).astype(np.float32))
+        aim = wanted[:, :2] + self.config.aim_noise * jitter
+        if not bool(known.all()):
+            pointing = policy.point(observation)
+            own = policy.pointer.around(pointing, policy.pointer.best(pointing)).detach()
+            aim = torch.where(known[:, None], aim, own)
+        out = policy.run(observation, aim=aim)
         chosen = torch.log_softmax(out.logits, dim=-1).gather(-1, policy.tokens_of(actions)[..., None])
         loss = -chosen.mean()
-        if self.config.goal_coef:
-            known = np.flatnonzero(~np.isnan(dataset.goals[rows]).any(1))  # imitation may lack the path
-            if len(known):
-                wanted = policy.normalise_state(torch.from_numpy(dataset.goals[rows[known]]))
-                said = PolicyForward(*(part[known] for part in out))
-                goal_loss = policy.goal_loss(said, wanted[:, : policy.config.goal_dims])
-                loss = loss + self.config.goal_coef * (len(known) / len(rows)) * goal_loss
+        if self.config.goal_coef and bool(known.any()):
+            goal = out.goal[known], Pointing(*(part[known] for part in out.pointing))
+            goal_loss = policy.goal_loss(PolicyForward(out.logits, *goal), wanted[known])
+            loss = loss + self.config.goal_coef * float(known.float().mean()) * goal_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), self.config.grad_clip)
@@ -236,31 +245,34 @@ class SFT:
         """Held-out scores without dropout.
 
         Returns:
-            val_loss (nats a dimension), val_accuracy (share of right bins), val_entropy, val_goal_error (metres).
+            val_loss (joint negative log-likelihood of place and actions, nats a dimension), val_accuracy (share of
+            right bins), val_entropy, val_place_loss (nats), val_goal_error (metres between true and pointed place).
         """
         policy.eval()
-        loss = right = entropy = miss = 0.0
+        loss = right = entropy = miss = place = 0.0
         for begin in range(0, len(dataset), batch_size):
             rows = np.arange(begin, min(begin + batch_size, len(dataset)))
             observation, actions = dataset.batch(rows)
-            logits, goal = policy.logits_and_goal(observation)
-            log_probs = torch.log_softmax(logits, dim=-1)
-            dims = policy.config.goal_dims
-            off = (
-                goal * policy.state_std[:dims]
-                + policy.state_mean[:dims]
-                - torch.from_numpy(dataset.goals[rows, :dims])
-            )
+            goals = torch.from_numpy(dataset.goals[rows])
+            wanted = policy.normalise_state(goals)[:, :2]
+            pointing = policy.point(observation)
+            pointed = policy.pointer.around(pointing, policy.pointer.best(pointing))
+            out = policy.run(observation, aim=wanted)
+            log_probs = torch.log_softmax(out.logits, dim=-1)
+            off = (pointed - wanted) * policy.state_std[:2]
             miss += float(off.norm(dim=-1).mean()) * len(rows)
+            place -= float(policy.pointer.log_density(pointing, wanted).mean()) * len(rows)
             tokens = policy.tokens_of(actions)
             loss -= float(log_probs.gather(-1, tokens[..., None]).mean()) * len(rows)
             right += float((log_probs.argmax(-1) == tokens).float().mean()) * len(rows)
             entropy -= float((log_probs.exp() * log_probs).sum(-1).mean()) * len(rows)
         n = max(1, len(dataset))
+        tokens_a_chunk = policy.chunk * policy.config.action_dim
         return {
-            "val_loss": loss / n,
+            "val_loss": (loss + place / tokens_a_chunk) / n,
             "val_accuracy": right / n,
             "val_entropy": entropy / n,
+            "val_place_loss": place / n,
             "val_goal_error": miss / n,
         }
 

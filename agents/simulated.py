@@ -102,6 +102,7 @@ class RealCollector:
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         goal_noise: float = 0.0,
+        token_temperature: float | None = None,
     ) -> Rollouts:
         """Roll out `len(seeds) * group_size` episodes; same meaning and order as `agents.collect`.
 
@@ -114,7 +115,8 @@ class RealCollector:
             horizon: environment steps.
             temperature: of the policy.
             generator: source of the policy's randomness.
-            goal_noise: metres, the policy's exploration of goals.
+            goal_noise: metres, see `VLAPolicy.act`.
+            token_temperature: of the policy's tokens alone.
         """
         if len(seeds) != len(tasks):
             raise ValueError(f"give one task for each seed; got {len(seeds)} seeds, {len(tasks)} tasks")
@@ -139,23 +141,9 @@ class RealCollector:
         image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
         state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
         texts = [text for x in answers for text in x["instruction"]]
-        out = Rollouts(
-            images=torch.zeros((total, chunks, *image.shape[1:]), dtype=torch.uint8),
-            states=torch.zeros(total, chunks, state.shape[1]),
-            instructions=texts,
-            tokens=torch.zeros(total, chunks, k, a, dtype=torch.int64),
-            log_probs=torch.zeros(total, chunks, k, a),
-            actions=torch.zeros(total, chunks, k, a),
-            mask=torch.zeros(total, chunks, dtype=torch.bool),
-            reward=torch.zeros(total),
-            valid=torch.ones(total, dtype=torch.bool),
-            groups=torch.arange(len(seeds)).repeat_interleave(group_size),
-            p_success=torch.full((total, chunks), float("nan")),
-            final_images=image.clone(),
-            temperature=temperature,
-            path=torch.zeros(total, chunks * k, state.shape[1]),
-        )
-        out.explore(goal_noise)
+        hot = temperature if token_temperature is None else token_temperature
+        out = Rollouts.empty(image, state, texts, group_size, (chunks, k, a), temperature, hot)
+        assert out.path is not None
         running = torch.ones(total, dtype=torch.bool)
         for c in range(chunks):
             rows = running.nonzero().squeeze(1)
@@ -165,15 +153,15 @@ class RealCollector:
             words = [texts[i] for i in rows.tolist()]
             observation = Observation(image=image[rows], state=state[rows], instruction=words)
             output = policy.act(
-                observation, temperature=temperature, generator=generator, goal_noise=goal_noise
+                observation,
+                temperature=temperature,
+                generator=generator,
+                goal_noise=goal_noise,
+                token_temperature=hot,
             )
             clock["policy"] += time.perf_counter() - began
-            out.images[rows, c], out.states[rows, c] = image[rows], state[rows]
-            out.tokens[rows, c] = output.trace["tokens"].cpu()
-            out.log_probs[rows, c] = output.trace["token_log_probs"].cpu()
-            out.actions[rows, c] = output.actions.cpu()
-            out.mask[rows, c] = True
-            out.aimed(rows, c, output)
+            whole = torch.ones(len(rows), dtype=torch.bool)
+            out.record(rows, c, image[rows], state[rows], output, whole)
             began = time.perf_counter()
             parts = [
                 {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()}
@@ -183,7 +171,6 @@ class RealCollector:
             clock["imagine"] += time.perf_counter() - began
             image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
             state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
-            assert out.path is not None
             path = torch.from_numpy(np.concatenate([x["path"] for x in answers])).float()
             out.path[rows, c * k : (c + 1) * k] = path[rows]
             success = torch.from_numpy(np.concatenate([x["success"] for x in answers]))[rows]

@@ -5,9 +5,10 @@ small transformer (64 image tokens are its memory) and each answers with one cat
 dimension (*parallel bins*). The probability of a chunk is therefore a plain product, which is what policy-gradient
 methods need.
 
-Where things are matters at 64 px: the stem sees pixel coordinates, and keypoints (soft-argmax over 16x16 maps, half
-of them asked for by the instruction) localise a 7-px object to well under a pixel; from them the policy first says
-where the hand will be at its next keyframe, which supervised training checks beside the actions.
+It says where before it says how: `agents.pointer` chooses the place of the hand's next keyframe from words and
+picture, and the chunk is conditioned on that place. Where things are matters at 64 px: both parts see pixel coordinates, and
+keypoints (soft-argmax over 16x16 maps, half of them asked for by the instruction) localise a 7-px object to well under a
+pixel.
 
 Example::
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from agents.layers import Block, FiLMBlock
 from agents.lerobot import LeRobotPolicyMixin
+from agents.pointer import Pointer, Pointing
 from agents.vla_config import PRESETS, VLAPolicyConfig
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, PolicyOutput
@@ -42,23 +44,18 @@ TEXT_STD_FLOOR = 0.01
 _MASKED = -1e9  # finite: a masked bin has probability exactly 0 in float32 and 0 * log p stays 0, not nan
 
 
-POINTER = 64  # width of the dot product between words and picture
-
-
 class PolicyForward(NamedTuple):
     """What one pass of the network says.
 
     Args:
         logits: `(B, chunk, A, n_bins)` float32.
-        goal: `(B, goal_dims)` next keyframe, standardised.
-        choice: `(B, h*w)` log-probability of each cell's proposal.
-        places: `(B, h*w, 2)` proposed x, y, standardised.
+        goal: `(B, goal_dims)` next keyframe, standardised; its first two are what is acted towards.
+        pointing: where it could be, see `agents.pointer`.
     """
 
     logits: Tensor
     goal: Tensor
-    choice: Tensor
-    places: Tensor
+    pointing: Pointing
 
 
 class VLAPolicy(
@@ -108,19 +105,7 @@ class VLAPolicy(
             nn.GELU(),
         )
         self.goal = nn.Linear(width, config.goal_dims)
-        self.pointer = nn.Sequential(
-            nn.Linear(width + config.state_dim, width), nn.GELU(), nn.Linear(width, POINTER)
-        )
-        self.pointer_keys = nn.Conv2d(c2, POINTER, 1)
-        self.pointer_offset = nn.Conv2d(c2, 2, 1)
-        for parameter in self.pointer_offset.parameters():
-            nn.init.zeros_(parameter)
-        # Standardised workspace x, y of a pixel: right is +x and up is +y for a camera in front; SFT corrects it.
-        self.pointer_warp = nn.Linear(2, 2)
-        with torch.no_grad():
-            self.pointer_warp.weight.copy_(torch.tensor([[2.5, 0.0], [0.0, -2.5]]))
-            self.pointer_warp.bias.zero_()
-        self.pointer_log_sigma = nn.Parameter(torch.tensor(-0.7))
+        self.pointer = Pointer(config)
         self.goal_token = nn.Sequential(
             nn.Linear(2 * config.goal_dims + config.state_dim, width), nn.GELU(), nn.Linear(width, width)
         )
@@ -184,56 +169,50 @@ class VLAPolicy(
 
     def forward(self, observation: Observation) -> Tensor:
         """Logits `(B, chunk, A, n_bins)` float32; bins that a dimension lacks hold -1e9."""
-        return self.logits_and_goal(observation)[0]
+        return self.run(observation).logits
 
-    def logits_and_goal(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Logits as `forward`, and where the hand will be at its next keyframe `(B,goal_dims)`, in normalised state."""
-        out = self.run(observation)
-        return out.logits, out.goal
-
-    def run(
-        self, observation: Observation, *, aim: Tensor | None = None, offset: Tensor | None = None
-    ) -> PolicyForward:
+    def run(self, observation: Observation, *, aim: Tensor | None = None) -> PolicyForward:
         """Everything the network says, for losses.
 
         Args:
             observation: as for `act`.
-            aim: `(B,2)` standardised x, y to act towards instead of the place that the network points at.
-            offset: `(B,2)` added to the place that it points at before it acts; `goal` stays what it points at.
+            aim: `(B,2)` standardised x, y to act towards; where the pointer points most when None.
 
-        The goal is what SFT trains beside the actions: a clipped action only says *which way*, the next keyframe
-        says *where*, and with a few hundred demonstrations this decides whether the named object is found. Each cell
-        of the 16x16 feature map proposes one place, and words and proprioception choose among the cells. Trained as a
-        mixture, the choice commits to one object; regression would settle between them.
+        A clipped action only says *which way*, the next keyframe says *where*. So the network first points at a place
+        (`agents.pointer`) and then acts towards it. SFT trains the acting with the true place: it learns how to go
+        where it is told from few demonstrations, and mistakes of the pointer are not its business.
         """
-        config = self.config
         image, state, text = self._inputs(observation)
-        batch = image.shape[0]
-        state = self.normalise_state(state)
+        picture, words, state = self._seen(image, state, text)
+        pointing = self.pointer(picture, words, state)
+        if aim is None:
+            aim = self.pointer.around(pointing, self.pointer.best(pointing))
+        return PolicyForward(*self._act_towards(aim, picture, words, state), pointing)
+
+    def point(self, observation: Observation) -> Pointing:
+        """What the pointer says, without acting."""
+        return self.pointer(*self._seen(*self._inputs(observation)))
+
+    def _seen(self, image: Tensor, state: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Picture with coordinates `(B,5,H,W)`, standardised words and proprioception."""
+        picture = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
+        return picture, ((text - self.text_mean) / self.text_std).clamp(-5, 5), self.normalise_state(state)
+
+    def _act_towards(
+        self, aim: Tensor, picture: Tensor, words: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        config, batch = self.config, len(aim)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
-            x = torch.cat([image * 2 - 1, self.pixels.expand(batch, -1, -1, -1)], dim=1)
-            x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
+            text = self.text(words)
+            x = nn.functional.gelu(self.conv1(picture.contiguous(memory_format=torch.channels_last)))
             x = self.block2(nn.functional.gelu(self.conv2(x)), text)
             maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
-            query = self.pointer(torch.cat([text, state.to(text.dtype)], dim=-1))
-            pointer_keys, nudge = self.pointer_keys(x), self.pointer_offset(x)
         with torch.autocast(self.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
-            named = asked.float().view(batch, -1, 32) @ keys.float().flatten(
-                2
-            )  # (B, M, h*w): what the words ask for
+            named = asked.float().view(batch, -1, 32) @ keys.float().flatten(2)  # (B, M, h*w)
             points = [self._keypoints(maps.float().flatten(2)), self._keypoints(named)]
             where = self.where(torch.cat([*points, state], dim=-1))
-            scores = (query.float()[:, None] @ pointer_keys.float().flatten(2)).squeeze(1) * POINTER**-0.5
-            choice = torch.log_softmax(scores, dim=-1)  # (B, h*w)
-            places = self.pointer_warp(self.grid16.t()) + 0.5 * torch.tanh(
-                nudge.float().flatten(2).transpose(1, 2)
-            )
-            pointed = (choice.exp()[:, None] @ places).squeeze(1)  # (B, 2)
-            goal = torch.cat([pointed, self.goal(where)[:, 2:]], dim=-1)
-            aim = pointed if aim is None else aim
-            towards = torch.cat([aim if offset is None else aim + offset, goal[:, 2:]], dim=-1)
-            place = self.goal_token(torch.cat([towards, towards - state[:, : config.goal_dims], state], -1))
+            goal = torch.cat([aim, self.goal(where)[:, 2:]], dim=-1)
+            place = self.goal_token(torch.cat([goal, goal - state[:, : config.goal_dims], state], -1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             x = self.block3(nn.functional.gelu(self.conv3(x)), text)
             tokens = self.to_tokens(x).flatten(2).transpose(1, 2)  # (B, 64, D)
@@ -245,22 +224,17 @@ class VLAPolicy(
                 x = block(x, memory)
             out = self.head(self.norm(x[:, 3:]))
         out = out.float().view(batch, config.chunk, config.action_dim, config.n_bins)
-        return PolicyForward(out + self.bin_mask, goal, choice, places)
+        return out + self.bin_mask, goal
 
     def goal_loss(self, out: PolicyForward, wanted: Tensor) -> Tensor:
-        """Negative log-likelihood of the next keyframe's x, y under the mixture of places, plus smooth L1 on the rest.
+        """Negative log-likelihood of the next keyframe's x, y under the pointer, plus smooth L1 on the rest.
 
         Args:
             out: of `run`.
             wanted: `(B,goal_dims)` standardised keyframe.
         """
-        log_sigma = self.pointer_log_sigma.clamp(min=-2.0)
-        squared = (out.places - wanted[:, None, :2]).square().sum(-1)  # (B, h*w)
-        likelihood = torch.logsumexp(
-            out.choice - squared / (2 * (2 * log_sigma).exp()) - 2 * log_sigma, dim=-1
-        )
-        rest = torch.nn.functional.smooth_l1_loss(out.goal[:, 2:], wanted[:, 2:], beta=0.3)
-        return -0.3 * likelihood.mean() + rest
+        rest = nn.functional.smooth_l1_loss(out.goal[:, 2:], wanted[:, 2:], beta=0.3)
+        return -0.3 * self.pointer.log_density(out.pointing, wanted[:, :2]).mean() + rest
 
     def normalise_state(self, state: Tensor) -> Tensor:
         """Proprioception `(B,S)` in units of its spread over the demonstrations, bounded."""
@@ -277,67 +251,90 @@ class VLAPolicy(
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         goal_noise: float = 0.0,
+        token_temperature: float | None = None,
     ) -> PolicyOutput:
         """Sample a chunk for each row.
 
         Args:
             observation: `image (B,H,W,3)` uint8, `state (B,S)` float, `instruction` B strings (or `(B,E)` embeddings).
-            temperature: 0 takes the most likely bin, and then `log_prob` is reported at temperature 1.
+            temperature: of the place pointed at and of every bin; 0 takes the likeliest, and then `log_prob` is
+                reported at temperature 1.
             generator: source of randomness; the global one when None.
-            goal_noise: metres; standard deviation of a shift of the place that the policy acts towards, drawn once a
-                chunk. Exploring *where* to go moves the hand as a whole; noise on single actions averages out.
+            goal_noise: metres; standard deviation of a shift of the place acted towards, drawn once a chunk. It belongs
+                to no probability: improvers that use it learn from where the hand then went.
+            token_temperature: of the bins alone; `temperature` when None. 0 explores places with a steady hand.
 
         Returns:
-            actions `(B,K,A)` in [-1,1], log_prob `(B,)` of the tokens, trace `tokens (B,K,A)` int64 and
-            `token_log_probs (B,K,A)`; with goal noise also `aim (B,2)` and `aim_offset (B,2)`, standardised.
+            actions `(B,K,A)` in [-1,1], log_prob `(B,)` of cell and tokens, trace `tokens (B,K,A)` and `cell (B,)`
+            int64, `aim (B,2)` standardised, `token_log_probs (B,K,A)` and `cell_log_prob (B,)`.
         """
-        if temperature < 0:
+        hot = temperature if token_temperature is None else token_temperature
+        if temperature < 0 or hot < 0:
             raise ConfigError(
-                f"temperature must be >= 0; got {temperature}. 0 is greedy, 1 samples the policy itself"
+                f"temperature must be >= 0; got {min(temperature, hot)}. 0 is greedy, 1 samples the policy itself"
             )
-        trace: dict[str, Tensor] = {}
         with torch.no_grad():
-            offset = None
-            if goal_noise:
-                drawn = torch.randn(len(observation["state"]), 2, generator=generator).to(self.device)
-                offset = drawn * goal_noise / self.state_std[:2]
-            out = self.run(observation, offset=offset)
-            if offset is not None:
-                trace = {"aim": out.goal[:, :2] + offset, "aim_offset": offset}
-            logits = out.logits
-            log_probs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+            picture, words, state = self._seen(*self._inputs(observation))
+            pointing = self.pointer(picture, words, state)
+            places = torch.log_softmax(pointing.scores / (temperature or 1.0), dim=-1)
             if temperature == 0:
+                cell = self.pointer.best(pointing)
+            else:
+                cell = torch.multinomial(places.exp(), 1, generator=generator).squeeze(1)
+            aim = self.pointer.around(pointing, cell)
+            if goal_noise:
+                drawn = torch.randn(aim.shape, generator=generator).to(self.device)
+                aim = aim + drawn * goal_noise / self.state_std[:2]
+            logits, _ = self._act_towards(aim, picture, words, state)
+            log_probs = torch.log_softmax(logits / (hot or 1.0), dim=-1)
+            if hot == 0:
                 tokens = logits.argmax(-1)
             else:
                 flat = log_probs.exp().flatten(0, -2)
                 tokens = torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
             chosen = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            pointed = places.gather(-1, cell[:, None]).squeeze(1)
         return PolicyOutput(
             actions=self.actions_of(tokens),
-            log_prob=chosen.sum((1, 2)),
-            trace={"tokens": tokens, "token_log_probs": chosen, **trace},
+            log_prob=chosen.sum((1, 2)) + pointed,
+            trace={
+                "tokens": tokens,
+                "token_log_probs": chosen,
+                "cell": cell,
+                "cell_log_prob": pointed,
+                "aim": aim,
+                "token_temperature": torch.full((len(aim),), hot),
+            },
             temperature=temperature,
         )
 
     def log_prob_of(self, observation: Observation, output: PolicyOutput) -> Tensor:
-        """Differentiable `(B,)` log-probability of `output` under the current weights, at its temperature."""
-        chosen, _ = self.token_log_probs(observation, output.trace["tokens"], output.temperature)
-        return chosen.sum((1, 2))
+        """Differentiable `(B,)` log-probability of `output` under the current weights, at its temperature.
+
+        The place acted towards is given: it follows from the cell, and the cell's probability is counted.
+        """
+        trace = output.trace
+        hot = trace["token_temperature"].to(self.device).view(-1, 1, 1, 1)
+        out = self.run(observation, aim=trace["aim"])
+        log_probs = torch.log_softmax(out.logits / torch.where(hot == 0, 1.0, hot), -1)
+        chosen = log_probs.gather(-1, trace["tokens"][..., None])
+        return chosen.sum((1, 2, 3)) + cell_log_prob(out.pointing, trace["cell"], output.temperature or 1.0)
 
     def token_log_probs(
-        self, observation: Observation, tokens: Tensor, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of every token, each `(B,K,A)`, differentiable (nats)."""
-        return self.token_log_probs_and_goal(observation, tokens, temperature)[:2]
-
-    def token_log_probs_and_goal(
         self, observation: Observation, tokens: Tensor, temperature: float = 1.0, aim: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `token_log_probs`, given the `aim (B,2)` acted towards, and the goal `(B,goal_dims)` pointed at now."""
+    ) -> tuple[Tensor, Tensor, Pointing]:
+        """Log-probability and entropy of every token, each `(B,K,A)`, differentiable (nats), and the pointing.
+
+        Args:
+            observation: as for `act`.
+            tokens: `(B,K,A)` int64.
+            temperature: at which they were sampled.
+            aim: `(B,2)` what was acted towards; where the pointer points most when None.
+        """
         out = self.run(observation, aim=aim)
         log_probs = torch.log_softmax(out.logits / (temperature or 1.0), dim=-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy, out.goal
+        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy, out.pointing
 
     def entropy(self, observation: Observation, temperature: float = 1.0) -> Tensor:
         """`(B,)` mean entropy of one action dimension, nats."""
@@ -386,6 +383,11 @@ class VLAPolicy(
         if not isinstance(instruction, (np.ndarray, Tensor)):
             instruction = embed(instruction)
         return torch.as_tensor(instruction, dtype=torch.float32, device=self.device)
+
+
+def cell_log_prob(pointing: Pointing, cell: Tensor, temperature: float = 1.0) -> Tensor:
+    """`(B,)` log-probability of `cell (B,)` int64, differentiable."""
+    return torch.log_softmax(pointing.scores / temperature, -1).gather(-1, cell[:, None]).squeeze(1)
 
 
 def _coordinates(size: int) -> Tensor:

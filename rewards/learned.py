@@ -181,10 +181,10 @@ class LearnedJudge(
         own = self.state_dict()
         fits = {
             key: value
-            for key, value in load_file(file).items()
-            if key.startswith(("text", "conv1", "conv2", "block2", "keys", "asked"))
-            and key in own
-            and own[key].shape == value.shape
+            for key, value in (
+                (k.removeprefix("pointer."), v) for k, v in load_file(file).items() if _sees(k)
+            )
+            if key in own and own[key].shape == value.shape
         }
         if not fits:
             raise CheckpointError(f"no layer of the policy at {folder} fits this judge; use the same preset")
@@ -272,6 +272,11 @@ class LearnedJudge(
             valid=torch.isfinite(logit),
             raw=logit.tolist(),
         )
+
+
+def _sees(key: str) -> bool:
+    """Whether a policy's tensor belongs to what finds the things that words name."""
+    return key.startswith(("text_", *(f"pointer.{part}." for part in ("text", "conv1", "conv2", "block2"))))
 
 
 def to_float(frames: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class TrainTokenizerConfig:
     Args:
         data: dataset folder of `worldgym collect`.
         out: run folder (checkpoint, TensorBoard, `tokenizer.safetensors`).
+        initial: go on from the tokenizer of this world model instead of afresh.
         preset: `small` or `tiny`.
         minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
         steps: optimizer steps; a run with steps resumes to the very same numbers.
@@ -33,6 +34,7 @@ class TrainTokenizerConfig:
 
     data: Path
     out: Path = Path("runs/tokenizer")
+    initial: Path | None = None
     preset: str = "small"
     minutes: float = 12.0
     steps: int | None = None
@@ -48,7 +50,7 @@ def run(config: TrainTokenizerConfig) -> int:
     from safetensors.torch import save
 
     from worldgym.data import EpisodeDataset
-    from worldgym.models import WorldModelConfig
+    from worldgym.models import VideoWorldModel, WorldModelConfig
     from worldgym.training.loop import LoopConfig
     from worldgym.training.tokenizer import reconstruction_psnr, train_tokenizer
     from worldgym.utils.files import atomic_write_bytes, atomic_write_text
@@ -65,9 +67,16 @@ def run(config: TrainTokenizerConfig) -> int:
         max_minutes=None if config.steps else config.minutes,
     )
     held_out = arrays.frames[held::15]
-    shape = WorldModelConfig.preset(config.preset).tokenizer
+    initial = None if config.initial is None else VideoWorldModel.from_pretrained(config.initial).tokenizer
+    shape = WorldModelConfig.preset(config.preset).tokenizer if initial is None else initial.config
     tokenizer = train_tokenizer(
-        arrays.frames[:held], shape, loop, config.out, batch=config.batch, held_out=held_out
+        arrays.frames[:held],
+        shape,
+        loop,
+        config.out,
+        batch=config.batch,
+        held_out=held_out,
+        initial=initial,
     )
     scores = reconstruction_psnr(tokenizer, held_out)
     tensors = {k: v.contiguous() for k, v in tokenizer.state_dict().items()}

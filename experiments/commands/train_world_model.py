@@ -24,7 +24,7 @@ class TrainWorldModelConfig:
 
     Args:
         data: dataset folder of `worldgym collect`.
-        tokenizer: run folder of `worldgym train tokenizer`; not needed with `initial`.
+        tokenizer: run folder of `worldgym train tokenizer`; with `initial` it replaces that model's own.
         out: run folder (checkpoint, TensorBoard, `export/`).
         initial: start from this world model instead of afresh.
         preset: `small` or `tiny`.
@@ -73,13 +73,13 @@ def run(config: TrainWorldModelConfig) -> int:
     torch.manual_seed(config.seed)
     if config.initial is not None:
         model = VideoWorldModel.from_pretrained(config.initial).requires_grad_(True)
-    else:
+    weights = config.tokenizer / "tokenizer.safetensors" if config.tokenizer is not None else None
+    if weights is not None and not weights.is_file():
+        raise CheckpointError(
+            f"no tokenizer at {weights}; run `worldgym train tokenizer --out {config.tokenizer}` first"
+        )
+    if config.initial is None:
         assert config.tokenizer is not None
-        weights = config.tokenizer / "tokenizer.safetensors"
-        if not weights.is_file():
-            raise CheckpointError(
-                f"no tokenizer at {weights}; run `worldgym train tokenizer --out {config.tokenizer}` first"
-            )
         settings = json.loads((config.tokenizer / "tokenizer.json").read_text())
         settings.pop("metrics", None)
         mean, std = arrays.states.mean(0), arrays.states.std(0) + 1e-6
@@ -91,6 +91,7 @@ def run(config: TrainWorldModelConfig) -> int:
             tasks=tuple(sorted(set(arrays.tasks))),
         )
         model = VideoWorldModel(shape)
+    if weights is not None:
         model.tokenizer.load_state_dict(load_file(weights))
     data = LatentEpisodes.encode(model.tokenizer, arrays)
     data.odds = _odds(arrays.states[:, -1], arrays.offsets, config.window, config.held_odds)

@@ -60,7 +60,9 @@ def test_log_probs_are_those_of_the_policy_that_acted():
     r, policy = run(temperature=1.3), tiny_policy()
     where = r.mask.nonzero()
     rows, chunks = where[:, 0], where[:, 1]
-    chosen, _ = policy.token_log_probs(r.observation(rows, chunks), r.tokens[rows, chunks], 1.3)
+    chosen = policy.token_log_probs(
+        r.observation(rows, chunks), r.tokens[rows, chunks], 1.3, r.aims[rows, chunks]
+    )[0]
     assert torch.allclose(chosen, r.log_probs[rows, chunks], atol=1e-4)
 
 

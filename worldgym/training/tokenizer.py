@@ -27,6 +27,7 @@ def train_tokenizer(
     run_dir: Path | str,
     batch: int = 48,
     held_out: np.ndarray | None = None,
+    initial: FrameTokenizer | None = None,
 ) -> FrameTokenizer:
     """Train to the end of `loop` and return the averaged model.
 
@@ -37,9 +38,12 @@ def train_tokenizer(
         run_dir: checkpoints and TensorBoard logs; the same call resumes.
         batch: frames per step.
         held_out: `(N,H,W,3)` uint8 for the reported PSNR, or None.
+        initial: go on from this tokenizer, whose background is taken anew; `config` must be its own.
     """
     torch.manual_seed(loop.seed)
     model = FrameTokenizer(config)
+    if initial is not None:
+        model.load_state_dict(initial.state_dict())
     rng = np.random.default_rng(loop.seed)
     model.set_background(
         torch.from_numpy(frames[rng.choice(len(frames), min(len(frames), 1500), replace=False)])

@@ -7,13 +7,13 @@ from line_world import BrightJudge, LineWorld, observation, starts, tiny_policy
 
 from agents import GRPO, GRPOConfig, SelfImitationConfig, collect
 from agents.demos import keyframes
-from agents.grpo import _goal_log_ratio
 from agents.rollouts import Rollouts
 from agents.self_imitation import success_rows
+from agents.vla import cell_log_prob
 from worldgym.errors import ConfigError
 
 
-def explored(policy, noise=0.5, seed=0):
+def explored(policy, noise=0.5, seed=0, **kwargs):
     return collect(
         LineWorld(),
         BrightJudge(),
@@ -23,51 +23,61 @@ def explored(policy, noise=0.5, seed=0):
         horizon=12,
         goal_noise=noise,
         generator=torch.Generator().manual_seed(seed),
+        **kwargs,
     )
 
 
 def test_goal_noise_moves_where_the_policy_acts_towards_and_says_so():
     policy, look = tiny_policy(), observation(64)
     quiet = policy.act(look, temperature=0, generator=torch.Generator().manual_seed(0))
-    assert "aim" not in quiet.trace
     loud = policy.act(look, temperature=0, generator=torch.Generator().manual_seed(0), goal_noise=0.5)
-    pointed = policy.run(look).goal[:, :2]
-    assert torch.allclose(loud.trace["aim"] - loud.trace["aim_offset"], pointed, atol=1e-5)
-    metres = (loud.trace["aim_offset"] * policy.state_std[:2]).std()
+    metres = ((loud.trace["aim"] - quiet.trace["aim"]) * policy.state_std[:2]).std()
     assert 0.4 < float(metres) < 0.6
     given = policy.run(look, aim=loud.trace["aim"])
     assert torch.equal(given.logits.argmax(-1), loud.trace["tokens"])  # the aim is all that the noise changed
 
 
-def test_rollouts_keep_the_goals_and_join_only_with_their_like():
+def test_a_steady_hand_explores_places_alone():
+    policy, look = tiny_policy(), observation(64)
+    out = policy.act(look, token_temperature=0.0, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(policy.run(look, aim=out.trace["aim"]).logits.argmax(-1), out.trace["tokens"])
+    greedy = policy.act(look, temperature=0.0)
+    assert bool((out.trace["cell"] != greedy.trace["cell"]).any())
+    assert torch.allclose(policy.log_prob_of(look, out), out.log_prob, atol=1e-4)
+
+
+def test_rollouts_keep_the_places_and_join_only_with_their_like():
     policy = tiny_policy()
     r = explored(policy)
-    assert r.aims is not None and r.aims.shape == (24, 3, 2)
-    assert bool((r.aims[~r.mask] == 0).all()) and bool((r.aim_offsets[r.mask] != 0).any())
+    assert r.aims.shape == (24, 3, 2) and r.cells.shape == (24, 3)
+    assert bool((r.aims[~r.mask] == 0).all()) and bool((r.aims[r.mask] != 0).any())
     assert Rollouts.concatenate([r, r]).aims.shape == (48, 3, 2)
-    with pytest.raises(ValueError, match="goal noise"):
-        Rollouts.concatenate([r, explored(policy, noise=0.0)])
+    with pytest.raises(ValueError, match="temperatures"):
+        Rollouts.concatenate([r, explored(policy, token_temperature=0.0)])
 
 
-def test_the_goal_ratio_is_one_before_and_follows_the_pointer_after():
+def test_recorded_cell_probabilities_are_those_of_the_policy():
     policy = tiny_policy()
     r = explored(policy)
     row, chunk = r.mask.nonzero().unbind(1)
-    goal = policy.run(r.observation(row, chunk)).goal.detach()
-    assert float(_goal_log_ratio(policy, r, row, chunk, goal).abs().max()) < 1e-4
-    nearer = goal.clone()
-    nearer[:, :2] += 0.1 * r.aim_offsets[row, chunk]  # pointing towards what was tried makes it likelier
-    assert bool((_goal_log_ratio(policy, r, row, chunk, nearer) > 0).all())
+    again = cell_log_prob(policy.point(r.observation(row, chunk)), r.cells[row, chunk])
+    assert torch.allclose(again, r.cell_log_probs[row, chunk], atol=1e-4)
 
 
-def test_grpo_trains_the_pointer_through_the_goals():
+def test_grpo_can_train_the_pointer_alone():
     policy = tiny_policy()
-    r = explored(policy)
+    r = explored(policy, token_temperature=0.0)
     r.reward = (torch.arange(24) % 2).float()
-    before = policy.pointer_offset.weight.clone()
-    scalars = GRPO(GRPOConfig(lr=1e-3)).update(policy, r)
-    assert scalars["goal_kl"] >= 0 and "goal_clip_fraction" in scalars
-    assert not torch.equal(policy.pointer_offset.weight, before)
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    chosen = lambda: cell_log_prob(policy.point(r.observation(*r.mask.nonzero().unbind(1))), r.cells[r.mask])  # noqa: E731
+    good = r.reward[r.mask.nonzero()[:, 0]] > 0
+    was = chosen().detach()
+    scalars = GRPO(GRPOConfig(lr=1e-3, learn="pointer")).update(policy, r)
+    assert scalars["place_kl"] >= 0 and "place_clip_fraction" in scalars
+    change = (chosen() - was).detach()
+    assert float(change[good].mean()) > float(change[~good].mean())  # what was rewarded became likelier
+    for key, value in policy.state_dict().items():
+        assert key.startswith("pointer.") or torch.equal(before[key], value), key
 
 
 def test_a_flickering_gripper_is_no_keyframe():
