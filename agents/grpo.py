@@ -159,8 +159,8 @@ class GRPO:
             rollouts: grouped trajectories.
 
         Returns:
-            loss, clip_fraction (last update), approx_kl (last update, nats a token), entropy (nats a token), the same of
-            the choice of places (`place_...`), ratio_max, grad_norm, groups_kept, groups, trajectories_kept,
+            loss, clip_fraction (last update), approx_kl (last update, nats a token), entropy (nats a token), the same
+            of the choice of places (`place_...`), ratio_max, grad_norm, groups_kept, groups, trajectories_kept,
             advantage_abs. Without any mixed group nothing changes and `groups_kept` is 0.
         """
         config = self.config

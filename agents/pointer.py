@@ -1,9 +1,9 @@
 """Where to go next: words and picture to a distribution over places.
 
 Why a part of its own: most of what a policy gets wrong on a table with several things is *where* it goes, and that is
-two numbers. A distribution over 256 cells of the picture, each with a place of its own, is learned from demonstrations as
-a mixture density (it commits to one thing where regression settles between two) and improved by reinforcement as one
-categorical choice, whose gradient is far less noisy than that of the twenty action tokens that follow from it.
+two numbers. A distribution over 256 cells of the picture, each with a place of its own, is learned from demonstrations
+as a mixture density (it commits to one thing where regression settles between two) and improved by reinforcement as
+one categorical choice, whose gradient is far less noisy than that of the twenty action tokens that follow from it.
 
 Example::
 

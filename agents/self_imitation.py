@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class SelfImitationConfig:
             began with is a true one; what follows is painted, and cloning it teaches the policy to act on paintings.
         discount: weight of a chunk per chunk that lay between it and success: the last moves of an exploring policy are
             what succeeded, the first ones may have been a detour.
+        learn: `all`, or `pointer`: only where to go.
         capacity: chunks remembered (12 KB each at 64 px); the oldest go first.
         seed: of batches and augmentation.
     """
@@ -59,6 +60,7 @@ class SelfImitationConfig:
     min_rate: float = 0.5
     first_chunks: int = 0
     discount: float = 0.7
+    learn: Literal["all", "pointer"] = "all"
     capacity: int = 10_000
     seed: int = 0
 
@@ -96,7 +98,14 @@ class SelfImitation:
         self.iteration = 0
         self.memory: ChunkDataset | None = None
         self.weight = np.zeros(0)
-        self._sft = SFT(SFTConfig(lr=self.config.lr, batch_size=self.config.batch_size, weight_decay=0.0))
+        self._sft = SFT(
+            SFTConfig(
+                lr=self.config.lr,
+                batch_size=self.config.batch_size,
+                weight_decay=0.0,
+                learn=self.config.learn,
+            )
+        )
 
     def remember(self, rollouts: Rollouts) -> int:
         """Keep the chunks of valid successes; returns how many trajectories that were."""

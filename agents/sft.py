@@ -19,11 +19,11 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.demos import ChunkDataset, chunk_dataset, demonstrations, episode_views
 from agents.pointer import Pointing
@@ -52,6 +52,7 @@ class SFTConfig:
         state_noise: noise on normalised proprioception, so that the policy looks at the image too.
         goal_coef: weight of predicting the hand's next keyframe beside the actions.
         aim_noise: noise on the true place that acting is trained with, in spreads of proprioception.
+        learn: `all`, or `pointer`: only where to go (for `update` and `steps`; rows of unknown goals are skipped).
         ema: decay of the averaged weights, which are the ones that are validated and kept: at a few thousand frames the
             weights after any single step are noisy.
         grad_clip: gradient norm bound.
@@ -69,6 +70,7 @@ class SFTConfig:
     state_noise: float = 0.05
     goal_coef: float = 1.0
     aim_noise: float = 0.1
+    learn: Literal["all", "pointer"] = "all"
     ema: float = 0.99
     grad_clip: float = 1.0
     seed: int = 0
@@ -181,7 +183,7 @@ class SFT:
         return {"loss": float(np.mean(self.steps(policy, rollouts, rows, steps)))}
 
     def steps(self, policy: VLAPolicy, dataset: ChunkDataset, rows: np.ndarray, count: int) -> list[float]:
-        """`count` steps over chosen `rows`, split evenly; returns each step's loss (nats a dimension)."""
+        """`count` steps over chosen `rows`, split evenly; returns each step's loss (nats a dimension; a place)."""
         optimizer = self.optimizer(policy)
         policy.train()
         parts = np.array_split(rows, count)
@@ -192,7 +194,8 @@ class SFT:
     def optimizer(self, policy: VLAPolicy) -> torch.optim.AdamW:
         """The optimizer of `policy` for `update` and `steps`, made at first use."""
         if self._optimizer is None:
-            self._optimizer = _adamw(policy, self.config.lr, self.config.weight_decay)
+            learned = policy if self.config.learn == "all" else policy.pointer
+            self._optimizer = _adamw(learned, self.config.lr, self.config.weight_decay)
         return self._optimizer
 
     def reseed(self, seed: int) -> None:
@@ -220,6 +223,11 @@ class SFT:
         known = ~torch.from_numpy(np.isnan(dataset.goals[rows]).any(1))  # imitation may lack the path
         wanted = policy.normalise_state(torch.from_numpy(np.nan_to_num(dataset.goals[rows])))
         wanted = wanted[:, : policy.config.goal_dims]
+        if self.config.learn == "pointer":
+            pointing = policy.point(observation)
+            density = policy.pointer.log_density(pointing, wanted[:, :2])
+            loss = -(density * known).sum() / max(1, int(known.sum()))
+            return self._descend(optimizer, policy, loss)
         jitter = torch.from_numpy(rng.standard_normal((len(rows), 2)).astype(np.float32))
         aim = wanted[:, :2] + self.config.aim_noise * jitter
         if not bool(known.all()):
@@ -233,11 +241,15 @@ class SFT:
             goal = out.goal[known], Pointing(*(part[known] for part in out.pointing))
             goal_loss = policy.goal_loss(PolicyForward(out.logits, *goal), wanted[known])
             loss = loss + self.config.goal_coef * float(known.float().mean()) * goal_loss
-        optimizer.zero_grad(set_to_none=True)
+        self._descend(optimizer, policy, loss)
+        return -float(chosen.detach().mean())
+
+    def _descend(self, optimizer: torch.optim.Optimizer, policy: VLAPolicy, loss: Tensor) -> float:
+        policy.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), self.config.grad_clip)
         optimizer.step()
-        return -float(chosen.detach().mean())
+        return float(loss.detach())
 
     @staticmethod
     @torch.no_grad()
@@ -277,7 +289,7 @@ class SFT:
         }
 
 
-def _adamw(policy: VLAPolicy, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def _adamw(policy: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     decayed = [p for p in policy.parameters() if p.ndim > 1]
     plain = [p for p in policy.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -6,9 +6,9 @@ dimension (*parallel bins*). The probability of a chunk is therefore a plain pro
 methods need.
 
 It says where before it says how: `agents.pointer` chooses the place of the hand's next keyframe from words and
-picture, and the chunk is conditioned on that place. Where things are matters at 64 px: both parts see pixel coordinates, and
-keypoints (soft-argmax over 16x16 maps, half of them asked for by the instruction) localise a 7-px object to well under a
-pixel.
+picture, and the chunk is conditioned on that place. Where things are matters at 64 px: both parts see pixel
+coordinates, and keypoints (soft-argmax over 16x16 maps, half of them asked for by the instruction) localise a 7-px
+object to well under a pixel.
 
 Example::
 
