@@ -28,7 +28,7 @@ from torch import Tensor
 
 from agents.rollouts import Rollouts
 from agents.sft import ChunkDataset, bc_loss
-from agents.vla import VLAPolicy, cell_log_prob
+from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
 
@@ -239,8 +239,8 @@ class GRPO:
                 totals["approx_kl"] += float((w * kl.detach()).sum())
                 totals["entropy"] += float((w * entropy.detach()).sum())
                 ratio_max = max(ratio_max, high)
-            now = cell_log_prob(pointing, rollouts.cells[r, c], rollouts.temperature or 1.0)
-            change = (now - rollouts.cell_log_probs[r, c]).view(-1, 1, 1)
+            now = policy.pointer.log_density(pointing, rollouts.aims[r, c], rollouts.temperature or 1.0)
+            change = (now - rollouts.place_log_probs[r, c]).view(-1, 1, 1)
             part_loss, kl, binds, high = self._terms(change, advantages[r])
             place = (pointing.scores / (rollouts.temperature or 1.0)).log_softmax(-1)
             place_entropy = -(place.exp() * place).sum(-1).view(-1, 1, 1)

@@ -162,7 +162,6 @@ def collect(
     confirm: int = 1,
     compact_below: float = 0.75,
     keep_frames: bool = False,
-    goal_noise: float = 0.0,
     token_temperature: float | None = None,
 ) -> Rollouts:
     """Imagine `len(starts) * group_size` trajectories and judge them at every chunk's end.
@@ -182,7 +181,6 @@ def collect(
         compact_below: finished rows are dropped when the share of running ones falls below this; 0 keeps a
             static batch shape, which `torch.compile` likes.
         keep_frames: decode and keep every imagined frame, for videos.
-        goal_noise: metres, see `VLAPolicy.act`.
         token_temperature: of the policy's tokens alone.
 
     Returns:
@@ -231,7 +229,6 @@ def collect(
             observation,
             temperature=temperature,
             generator=generator,
-            goal_noise=goal_noise,
             token_temperature=hot,
         )
         clock["policy"] += time.perf_counter() - began

@@ -3,7 +3,8 @@
 Why a part of its own: most of what a policy gets wrong on a table with several things is *where* it goes, and that is
 two numbers. A distribution over 256 cells of the picture, each with a place of its own, is learned from demonstrations
 as a mixture density (it commits to one thing where regression settles between two) and improved by reinforcement as
-one categorical choice, whose gradient is far less noisy than that of the twenty action tokens that follow from it.
+one choice, whose gradient is far less noisy than that of the twenty action tokens that follow from it. The greedy place
+is a mode of the mixture, a sampled one is drawn from it, and its density is exact.
 
 Example::
 
@@ -14,6 +15,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -105,9 +107,20 @@ class Pointer(nn.Module):
             place = (pointing.scores - near).softmax(-1)[:, None] @ pointing.places
         return place.squeeze(1)
 
-    def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
-        """`(B,)` log of the mixture's density at `wanted (B,2)`, up to a constant."""
+    def sample(
+        self, pointing: Pointing, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`(B,2)` places drawn from the mixture whose cells' log-probabilities are divided by `temperature`."""
+        share = (pointing.scores / temperature).softmax(-1)
+        cell = torch.multinomial(share, 1, generator=generator)
+        place = pointing.places.gather(1, cell[..., None].expand(-1, 1, 2)).squeeze(1)
+        noise = torch.randn(place.shape, generator=generator).to(place.device)
+        return place + self.log_sigma.clamp(min=MIN_LOG_SIGMA).exp() * noise
+
+    def log_density(self, pointing: Pointing, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+        """`(B,)` log of the mixture's density at `wanted (B,2)`, standardised; of the one that `sample` draws from."""
         log_sigma = self.log_sigma.clamp(min=MIN_LOG_SIGMA)
         squared = (pointing.places - wanted[:, None]).square().sum(-1)
-        share = pointing.scores.log_softmax(-1)
-        return torch.logsumexp(share - squared / (2 * (2 * log_sigma).exp()) - 2 * log_sigma, -1)
+        share = (pointing.scores / temperature).log_softmax(-1)
+        bump = -squared / (2 * (2 * log_sigma).exp()) - 2 * log_sigma - math.log(2 * math.pi)
+        return torch.logsumexp(share + bump, -1)

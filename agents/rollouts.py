@@ -35,13 +35,12 @@ class Rollouts:
         groups: `(N,)` int64, which start a row belongs to.
         p_success: `(N,C)` float32, the judge's probability after each chunk, nan where nothing was judged.
         final_images: `(N,H,W,3)` uint8, the last frame that was reached.
-        temperature: at which cells were sampled.
+        temperature: at which places were sampled.
         frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
         path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
-        cells: `(N,C)` int64, the cell of the picture that was pointed at.
-        cell_log_probs: `(N,C)` float32, its log-probability when sampled, at `temperature`.
         aims: `(N,C,2)` standardised places that the policy acted towards.
-        token_temperature: at which the tokens were sampled; `temperature` is that of the cells.
+        place_log_probs: `(N,C)` float32, their log-density when sampled, at `temperature`.
+        token_temperature: at which the tokens were sampled; `temperature` is that of the places.
         frames_used: environment or world-model steps spent, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
@@ -58,9 +57,8 @@ class Rollouts:
     groups: Tensor
     p_success: Tensor
     final_images: Tensor
-    cells: Tensor
-    cell_log_probs: Tensor
     aims: Tensor
+    place_log_probs: Tensor
     temperature: float = 1.0
     token_temperature: float = 1.0
     frames: Tensor | None = None
@@ -102,9 +100,8 @@ class Rollouts:
             groups=torch.arange(total) // group_size,
             p_success=torch.full((total, chunks), float("nan")),
             final_images=images.clone(),
-            cells=torch.zeros(total, chunks, dtype=torch.int64),
-            cell_log_probs=torch.zeros(total, chunks),
             aims=torch.zeros(total, chunks, 2),
+            place_log_probs=torch.zeros(total, chunks),
             temperature=temperature,
             token_temperature=token_temperature,
             path=torch.zeros(total, chunks * k, states.shape[1]),
@@ -120,9 +117,8 @@ class Rollouts:
         for name, key in (
             ("tokens", "tokens"),
             ("log_probs", "token_log_probs"),
-            ("cells", "cell"),
-            ("cell_log_probs", "cell_log_prob"),
             ("aims", "aim"),
+            ("place_log_probs", "place_log_prob"),
         ):
             getattr(self, name)[rows, chunk] = output.trace[key][live].cpu()
         self.mask[rows, chunk] = True

@@ -46,7 +46,9 @@ class SFTConfig:
         lr: peak AdamW learning rate, cosine to a twentieth after a short warm-up.
         weight_decay: AdamW weight decay.
         val_fraction: share of the episodes held out.
-        patience: stop after so many epochs without a better validation loss; 0 never stops early.
+        select: held-out score whose lowest weights are kept. `val_loss` punishes confidence and is lowest long
+            before the policy points best; `val_goal_error` is how far off it points, in metres.
+        patience: stop after so many epochs without a better score; 0 never stops early.
         colour_jitter: strength of brightness, contrast and channel jitter; no shifts, which would change the label.
         noise: standard deviation of pixel noise, in [0,1] units.
         state_noise: noise on normalised proprioception, so that the policy looks at the image too.
@@ -64,6 +66,7 @@ class SFTConfig:
     lr: float = 8e-4
     weight_decay: float = 0.02
     val_fraction: float = 0.1
+    select: Literal["val_loss", "val_goal_error"] = "val_goal_error"
     patience: int = 12
     colour_jitter: float = 0.1
     noise: float = 0.02
@@ -115,7 +118,7 @@ class SFT:
         on_epoch: Callable[[dict[str, float]], None] | None = None,
         checkpoint: TrainState | None = None,
     ) -> dict[str, float]:
-        """Train to the best validation loss and leave those weights in `policy`.
+        """Train to the best held-out score (see `select`) and leave those weights in `policy`.
 
         Args:
             policy: changed in place; its state normalisation is set from the training episodes.
@@ -124,7 +127,7 @@ class SFT:
             checkpoint: where to save after every epoch and to resume from.
 
         Returns:
-            best_val_loss, best_epoch, epochs, val_accuracy (share of right bins), frames.
+            best_score, best_val_loss, best_epoch, epochs, val_accuracy (share of right bins), frames.
         """
         config = self.config
         train, val = dataset.split(config.val_fraction, config.seed)
@@ -133,7 +136,13 @@ class SFT:
         optimizer = _adamw(policy, config.lr, config.weight_decay)
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = config.epochs * steps_per_epoch
-        best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": None, "accuracy": 0.0}
+        best: dict[str, Any] = {
+            "score": math.inf,
+            "loss": math.inf,
+            "epoch": -1,
+            "weights": None,
+            "accuracy": 0.0,
+        }
         average = copy.deepcopy(policy).requires_grad_(False)
         first = 0
         if checkpoint is not None and checkpoint.exists():
@@ -154,10 +163,16 @@ class SFT:
                 done = epoch * steps_per_epoch + i + 1
                 average_weights(average, policy, min(config.ema, done / (done + 10)))
             scalars = {"epoch": float(epoch), "loss": float(np.mean(losses)), **self.evaluate(average, val)}
-            if scalars["val_loss"] < best["loss"]:
+            if scalars[config.select] < best["score"]:
                 weights = copy.deepcopy(average.state_dict())
                 accuracy = scalars["val_accuracy"]
-                best = {"loss": scalars["val_loss"], "epoch": epoch, "weights": weights, "accuracy": accuracy}
+                best = {
+                    "score": scalars[config.select],
+                    "loss": scalars["val_loss"],
+                    "epoch": epoch,
+                    "weights": weights,
+                    "accuracy": accuracy,
+                }
             if checkpoint is not None:
                 meta = {"epoch": epoch, "best": {k: v for k, v in best.items() if k != "weights"}}
                 checkpoint.save(policy, optimizer, meta, best=best["weights"], average=average.state_dict())
@@ -169,6 +184,7 @@ class SFT:
         policy.load_state_dict(best["weights"])
         policy.eval()
         return {
+            "best_score": best["score"],
             "best_val_loss": best["loss"],
             "best_epoch": float(best["epoch"]),
             "epochs": float(epoch + 1),

@@ -101,7 +101,6 @@ class RealCollector:
         horizon: int = 40,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
-        goal_noise: float = 0.0,
         token_temperature: float | None = None,
     ) -> Rollouts:
         """Roll out `len(seeds) * group_size` episodes; same meaning and order as `agents.collect`.
@@ -115,7 +114,6 @@ class RealCollector:
             horizon: environment steps.
             temperature: of the policy.
             generator: source of the policy's randomness.
-            goal_noise: metres, see `VLAPolicy.act`.
             token_temperature: of the policy's tokens alone.
         """
         if len(seeds) != len(tasks):
@@ -156,7 +154,6 @@ class RealCollector:
                 observation,
                 temperature=temperature,
                 generator=generator,
-                goal_noise=goal_noise,
                 token_temperature=hot,
             )
             clock["policy"] += time.perf_counter() - began

@@ -250,7 +250,6 @@ class VLAPolicy(
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
-        goal_noise: float = 0.0,
         token_temperature: float | None = None,
     ) -> PolicyOutput:
         """Sample a chunk for each row.
@@ -260,13 +259,11 @@ class VLAPolicy(
             temperature: of the place pointed at and of every bin; 0 takes the likeliest, and then `log_prob` is
                 reported at temperature 1.
             generator: source of randomness; the global one when None.
-            goal_noise: metres; standard deviation of a shift of the place acted towards, drawn once a chunk. It belongs
-                to no probability: improvers that use it learn from where the hand then went.
             token_temperature: of the bins alone; `temperature` when None. 0 explores places with a steady hand.
 
         Returns:
-            actions `(B,K,A)` in [-1,1], log_prob `(B,)` of cell and tokens, trace `tokens (B,K,A)` and `cell (B,)`
-            int64, `aim (B,2)` standardised, `token_log_probs (B,K,A)` and `cell_log_prob (B,)`.
+            actions `(B,K,A)` in [-1,1], log_prob `(B,)` of place (a density) and tokens, trace `tokens (B,K,A)` int64,
+            `aim (B,2)` standardised, `token_log_probs (B,K,A)` and `place_log_prob (B,)`.
         """
         hot = temperature if token_temperature is None else token_temperature
         if temperature < 0 or hot < 0:
@@ -276,15 +273,11 @@ class VLAPolicy(
         with torch.no_grad():
             picture, words, state = self._seen(*self._inputs(observation))
             pointing = self.pointer(picture, words, state)
-            places = torch.log_softmax(pointing.scores / (temperature or 1.0), dim=-1)
             if temperature == 0:
-                cell = self.pointer.best(pointing)
+                aim = self.pointer.around(pointing, self.pointer.best(pointing))
             else:
-                cell = torch.multinomial(places.exp(), 1, generator=generator).squeeze(1)
-            aim = self.pointer.around(pointing, cell)
-            if goal_noise:
-                drawn = torch.randn(aim.shape, generator=generator).to(self.device)
-                aim = aim + drawn * goal_noise / self.state_std[:2]
+                aim = self.pointer.sample(pointing, temperature, generator)
+            place = self.pointer.log_density(pointing, aim, temperature or 1.0)
             logits, _ = self._act_towards(aim, picture, words, state)
             log_probs = torch.log_softmax(logits / (hot or 1.0), dim=-1)
             if hot == 0:
@@ -293,16 +286,14 @@ class VLAPolicy(
                 flat = log_probs.exp().flatten(0, -2)
                 tokens = torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
             chosen = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-            pointed = places.gather(-1, cell[:, None]).squeeze(1)
         return PolicyOutput(
             actions=self.actions_of(tokens),
-            log_prob=chosen.sum((1, 2)) + pointed,
+            log_prob=chosen.sum((1, 2)) + place,
             trace={
                 "tokens": tokens,
                 "token_log_probs": chosen,
-                "cell": cell,
-                "cell_log_prob": pointed,
                 "aim": aim,
+                "place_log_prob": place,
                 "token_temperature": torch.full((len(aim),), hot),
             },
             temperature=temperature,
@@ -311,14 +302,15 @@ class VLAPolicy(
     def log_prob_of(self, observation: Observation, output: PolicyOutput) -> Tensor:
         """Differentiable `(B,)` log-probability of `output` under the current weights, at its temperature.
 
-        The place acted towards is given: it follows from the cell, and the cell's probability is counted.
+        The place acted towards counts with its density.
         """
         trace = output.trace
         hot = trace["token_temperature"].to(self.device).view(-1, 1, 1, 1)
         out = self.run(observation, aim=trace["aim"])
         log_probs = torch.log_softmax(out.logits / torch.where(hot == 0, 1.0, hot), -1)
         chosen = log_probs.gather(-1, trace["tokens"][..., None])
-        return chosen.sum((1, 2, 3)) + cell_log_prob(out.pointing, trace["cell"], output.temperature or 1.0)
+        place = self.pointer.log_density(out.pointing, trace["aim"], output.temperature or 1.0)
+        return chosen.sum((1, 2, 3)) + place
 
     def token_log_probs(
         self, observation: Observation, tokens: Tensor, temperature: float = 1.0, aim: Tensor | None = None
@@ -383,11 +375,6 @@ class VLAPolicy(
         if not isinstance(instruction, (np.ndarray, Tensor)):
             instruction = embed(instruction)
         return torch.as_tensor(instruction, dtype=torch.float32, device=self.device)
-
-
-def cell_log_prob(pointing: Pointing, cell: Tensor, temperature: float = 1.0) -> Tensor:
-    """`(B,)` log-probability of `cell (B,)` int64, differentiable."""
-    return torch.log_softmax(pointing.scores / temperature, -1).gather(-1, cell[:, None]).squeeze(1)
 
 
 def _coordinates(size: int) -> Tensor:

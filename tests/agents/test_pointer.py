@@ -7,13 +7,13 @@ from line_world import BrightJudge, LineWorld, observation, starts, tiny_policy
 
 from agents import GRPO, GRPOConfig, SelfImitationConfig, collect
 from agents.demos import keyframes
+from agents.pointer import Pointing
 from agents.rollouts import Rollouts
 from agents.self_imitation import success_rows
-from agents.vla import cell_log_prob
 from worldgym.errors import ConfigError
 
 
-def explored(policy, noise=0.5, seed=0, **kwargs):
+def explored(policy, seed=0, **kwargs):
     return collect(
         LineWorld(),
         BrightJudge(),
@@ -21,47 +21,54 @@ def explored(policy, noise=0.5, seed=0, **kwargs):
         starts(4),
         group_size=6,
         horizon=12,
-        goal_noise=noise,
         generator=torch.Generator().manual_seed(seed),
         **kwargs,
     )
 
 
-def test_goal_noise_moves_where_the_policy_acts_towards_and_says_so():
-    policy, look = tiny_policy(), observation(64)
-    quiet = policy.act(look, temperature=0, generator=torch.Generator().manual_seed(0))
-    loud = policy.act(look, temperature=0, generator=torch.Generator().manual_seed(0), goal_noise=0.5)
-    metres = ((loud.trace["aim"] - quiet.trace["aim"]) * policy.state_std[:2]).std()
-    assert 0.4 < float(metres) < 0.6
-    given = policy.run(look, aim=loud.trace["aim"])
-    assert torch.equal(given.logits.argmax(-1), loud.trace["tokens"])  # the aim is all that the noise changed
-
-
 def test_a_steady_hand_explores_places_alone():
     policy, look = tiny_policy(), observation(64)
     out = policy.act(look, token_temperature=0.0, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(policy.run(look, aim=out.trace["aim"]).logits.argmax(-1), out.trace["tokens"])
+    given = policy.run(look, aim=out.trace["aim"])
+    assert torch.equal(given.logits.argmax(-1), out.trace["tokens"])  # the aim is all that was drawn
     greedy = policy.act(look, temperature=0.0)
-    assert bool((out.trace["cell"] != greedy.trace["cell"]).any())
+    assert float((out.trace["aim"] - greedy.trace["aim"]).norm(dim=-1).min()) > 0
     assert torch.allclose(policy.log_prob_of(look, out), out.log_prob, atol=1e-4)
+
+
+def test_the_density_is_that_of_what_is_sampled():
+    policy, look = tiny_policy(), observation(1)
+    with torch.no_grad():
+        one = policy.point(look)
+        one = Pointing(torch.linspace(0, 2, one.scores.shape[1])[None], one.places)
+        many = Pointing(*(part.expand(20_000, *part.shape[1:]) for part in one))
+        drawn = policy.pointer.sample(many, 1.5, torch.Generator().manual_seed(0))
+        # The mean of 1/p over draws inside a square is the square's area (importance sampling).
+        inside = (drawn.abs() < 1).all(1)
+        p = policy.pointer.log_density(many, drawn, 1.5).exp()
+    assert abs(float((inside / p).mean()) - 4.0) < 0.3
+
+
+def test_the_greedy_place_is_where_most_cells_agree():
+    pointer = tiny_policy().pointer
+    scores, places = torch.zeros(1, 16), torch.zeros(1, 16, 2)
+    scores[0, :4], scores[0, 15] = 2.0, 2.5  # four neighbours in a row against one lonely cell
+    places[0, 15] = 3.0
+    pointing = Pointing(scores, places)
+    assert float(pointer.around(pointing, pointer.best(pointing)).norm()) < 0.1
 
 
 def test_rollouts_keep_the_places_and_join_only_with_their_like():
     policy = tiny_policy()
     r = explored(policy)
-    assert r.aims.shape == (24, 3, 2) and r.cells.shape == (24, 3)
+    assert r.aims.shape == (24, 3, 2) and r.place_log_probs.shape == (24, 3)
     assert bool((r.aims[~r.mask] == 0).all()) and bool((r.aims[r.mask] != 0).any())
     assert Rollouts.concatenate([r, r]).aims.shape == (48, 3, 2)
     with pytest.raises(ValueError, match="temperatures"):
         Rollouts.concatenate([r, explored(policy, token_temperature=0.0)])
-
-
-def test_recorded_cell_probabilities_are_those_of_the_policy():
-    policy = tiny_policy()
-    r = explored(policy)
     row, chunk = r.mask.nonzero().unbind(1)
-    again = cell_log_prob(policy.point(r.observation(row, chunk)), r.cells[row, chunk])
-    assert torch.allclose(again, r.cell_log_probs[row, chunk], atol=1e-4)
+    again = policy.pointer.log_density(policy.point(r.observation(row, chunk)), r.aims[row, chunk])
+    assert torch.allclose(again, r.place_log_probs[row, chunk], atol=1e-4)
 
 
 def test_grpo_can_train_the_pointer_alone():
@@ -69,12 +76,12 @@ def test_grpo_can_train_the_pointer_alone():
     r = explored(policy, token_temperature=0.0)
     r.reward = (torch.arange(24) % 2).float()
     before = {k: v.clone() for k, v in policy.state_dict().items()}
-    chosen = lambda: cell_log_prob(policy.point(r.observation(*r.mask.nonzero().unbind(1))), r.cells[r.mask])  # noqa: E731
-    good = r.reward[r.mask.nonzero()[:, 0]] > 0
-    was = chosen().detach()
+    where = r.mask.nonzero().unbind(1)
+    density = lambda: policy.pointer.log_density(policy.point(r.observation(*where)), r.aims[where]).detach()  # noqa: E731
+    good, was = r.reward[where[0]] > 0, density()
     scalars = GRPO(GRPOConfig(lr=1e-3, learn="pointer")).update(policy, r)
     assert scalars["place_kl"] >= 0 and "place_clip_fraction" in scalars
-    change = (chosen() - was).detach()
+    change = density() - was
     assert float(change[good].mean()) > float(change[~good].mean())  # what was rewarded became likelier
     for key, value in policy.state_dict().items():
         assert key.startswith("pointer.") or torch.equal(before[key], value), key

@@ -74,7 +74,7 @@ def test_it_learns_what_the_words_say_and_keeps_the_best():
     data = chunk_dataset([demo(i) for i in range(24)])
     seen: list[dict] = []
     policy, history = fitted(data, epochs=15, on_epoch=seen.append)
-    assert history["best_val_loss"] == min(s["val_loss"] for s in seen)
+    assert history["best_score"] == min(s["val_goal_error"] for s in seen)
     observation, _ = data.batch(np.arange(0, len(data), 3))
     actions = policy.act(observation, temperature=0).actions
     wanted = torch.tensor([-1.0 if "left" in text else 1.0 for text in observation["instruction"]])
