@@ -32,6 +32,10 @@ from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
 
+TOTALS = (
+    "loss", "clip_fraction", "approx_kl", "entropy", "place_clip_fraction", "place_kl", "place_entropy"
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class GRPOConfig:
@@ -177,14 +181,7 @@ class GRPO:
         rng = np.random.default_rng((config.seed, self.iteration))
         self.iteration += 1
         if len(rows) == 0:
-            return {
-                **scalars,
-                "loss": 0.0,
-                "clip_fraction": 0.0,
-                "approx_kl": 0.0,
-                "entropy": 0.0,
-                "grad_norm": 0.0,
-            }
+            return {**scalars, **dict.fromkeys((*TOTALS, "grad_norm"), 0.0)}
         policy.eval()  # dropout would make the ratio differ from 1 before anything was learned
         history = []
         for _ in range(config.epochs):
@@ -198,6 +195,7 @@ class GRPO:
             **last,
             **mean,
             "entropy": first["entropy"],
+            "place_entropy": first["place_entropy"],
             "advantage_abs": float(advantages[rows].abs().mean()),
         }
 
@@ -217,8 +215,7 @@ class GRPO:
             weight = torch.full((len(row),), 1.0 / (len(row) * tokens_a_chunk))
         else:
             weight = 1.0 / (rollouts.lengths[row].float() * len(part) * tokens_a_chunk)
-        totals = dict.fromkeys(("loss", "clip_fraction", "approx_kl", "entropy"), 0.0)
-        totals |= dict.fromkeys(("place_clip_fraction", "place_kl", "place_entropy"), 0.0)
+        totals = dict.fromkeys(TOTALS, 0.0)
         ratio_max = 1.0
         optimizer.zero_grad(set_to_none=True)
         for begin in range(0, len(row), config.micro_batch):

@@ -168,12 +168,13 @@ class _Demo:
         if final is not None and (settings.out / "policy").is_dir():
             return list(final)
         policy, average = self.bundle.policy(), self.bundle.policy()
-        improver = GRPO(GRPOConfig(lr=settings.lr, seed=settings.seed))
+        improver = GRPO(GRPOConfig(lr=settings.lr, seed=settings.seed, learn=settings.learn))
         cloning = SelfImitationConfig(
             steps=settings.imitation_steps,
             lr=settings.imitation_lr,
             batch_size=settings.bc_batch,
             seed=settings.seed,
+            learn=settings.learn,
         )
         imitation = SelfImitation(self.demos, cloning)
         checkpoint, memory, mean = (self.folder.state / name for name in ("grpo", "imitation", "average"))
@@ -193,7 +194,7 @@ class _Demo:
                 improver.save(policy, checkpoint, {"history": history})
                 self._scalars(board, row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
-                progress.update(1, imagined_success=round(recent, 3), entropy=row["entropy"])
+                progress.update(1, imagined_success=round(recent, 3), entropy=row["place_entropy"])
         _save_policy(average, settings.out / "policy")
         for stage in ("imagine", "judge", "policy", "update"):
             self.folder.seconds[stage] = 0.0
@@ -227,7 +228,7 @@ class _Demo:
             threshold=settings.threshold,
             max_uncertainty=settings.max_uncertainty,
             confirm=settings.confirm,
-            goal_noise=settings.goal_noise,
+            token_temperature=settings.token_temperature,
         )
         began = time.perf_counter()
         scalars = {**improver.update(policy, rollouts), **imitation.update(policy, rollouts)}
@@ -264,6 +265,9 @@ class _Demo:
             "entropy",
             "clip_fraction",
             "approx_kl",
+            "place_entropy",
+            "place_clip_fraction",
+            "place_kl",
             "grad_norm",
             "groups_kept",
             "imitation_loss",

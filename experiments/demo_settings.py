@@ -12,7 +12,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from worldgym.errors import ConfigError
 
@@ -38,8 +38,9 @@ class DemoSettings:
         starts: logged frames a round, each tried `group` times.
         group: imagined attempts from each start.
         horizon: steps of 0.2 s in an episode.
-        temperature: sampling temperature of the practice.
-        goal_noise: metres, exploration of the places that the policy acts towards.
+        temperature: of the places that the policy tries in practice; above 1 it tries more than it would by itself.
+        token_temperature: of the motor commands that take it there; 0 is a steady hand.
+        learn: `pointer` improves where the policy goes and leaves how it goes there as it was cloned; `all` both.
         average: decay, an iteration, of the averaged weights that are kept as the improved policy; the BC-only control
             is averaged likewise.
         lr: GRPO's learning rate.
@@ -70,7 +71,8 @@ class DemoSettings:
     group: int = 8
     horizon: int = 40
     temperature: float = 0.5
-    goal_noise: float = 0.02
+    token_temperature: float = 0.0
+    learn: Literal["pointer", "all"] = "pointer"
     average: float = 0.8
     lr: float = 5e-5
     imitation_steps: int = 24
@@ -108,9 +110,10 @@ class DemoSettings:
             )
         if min(self.seed, self.workers, self.clips, self.imitation_steps) < 0:
             raise ConfigError("seed, workers, clips and imitation_steps must not be negative")
-        if self.goal_noise < 0 or not 0 <= self.average < 1:
+        if self.token_temperature < 0 or not 0 <= self.average < 1:
             raise ConfigError(
-                f"goal_noise must not be negative and average must lie in [0, 1); got {self.goal_noise}, {self.average}"
+                "token_temperature must not be negative and average must lie in [0, 1); got "
+                f"{self.token_temperature}, {self.average}"
             )
         for name in ("temperature", "sharpen_temperature", "lr", "imitation_lr"):
             if getattr(self, name) <= 0:
