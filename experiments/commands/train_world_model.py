@@ -33,8 +33,8 @@ class TrainWorldModelConfig:
         batch: windows per step.
         window: frames per window.
         lr: peak learning rate.
-        held_odds: how many times likelier a training window begins where the fingers will hold something (are partly
-            closed within the window) than elsewhere; 1 treats all alike.
+        contact_odds: how many times likelier a training window begins where the hand will hold or push something within
+            the window than elsewhere; 1 treats all alike.
         compile: torch.compile the training pass: 40 % faster after a minute or two of warm-up.
         seed: everything random follows from it.
         limit: read at most so many episodes.
@@ -50,7 +50,7 @@ class TrainWorldModelConfig:
     batch: int = 20
     window: int = 20
     lr: float = 2e-3
-    held_odds: float = 3.0
+    contact_odds: float = 3.0
     compile: bool = False
     seed: int = 0
     limit: int | None = None
@@ -94,7 +94,7 @@ def run(config: TrainWorldModelConfig) -> int:
     if weights is not None:
         model.tokenizer.load_state_dict(load_file(weights))
     data = LatentEpisodes.encode(model.tokenizer, arrays)
-    data.odds = _odds(arrays.states[:, -1], arrays.offsets, config.window, config.held_odds)
+    data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds)
     loop = LoopConfig(
         steps=config.steps or 1_000_000, lr=config.lr, final_lr=0.02, warmup=200, optimizer="muon", ema=0.995,
         weight_decay=0.02, seed=config.seed, max_minutes=None if config.steps else config.minutes,
@@ -109,12 +109,28 @@ def run(config: TrainWorldModelConfig) -> int:
     return 0
 
 
-def _odds(opening: np.ndarray, offsets: np.ndarray, window: int, held: float) -> np.ndarray:
-    """`held` where the fingers are partly closed at some time of a window that begins there, 1 elsewhere."""
+def window_odds(states: np.ndarray, offsets: np.ndarray, window: int, contact: float) -> np.ndarray:
+    """`contact` where a window that begins there holds a step at which the hand moves a thing, 1 elsewhere.
+
+    Such steps are told from proprioception alone: the fingers are partly closed, or the hand slides sideways close to
+    the table.
+
+    Args:
+        states: `(F,S)` hand x, y, z first, finger opening last.
+        offsets: `(E+1,)` where episodes begin.
+        window: frames a window.
+        contact: the odds.
+    """
+    opening, height = states[:, -1], states[:, 2]
     low, high = np.percentile(opening, (1, 99))
-    partly = (opening > low + 0.2 * (high - low)) & (opening < low + 0.8 * (high - low))
-    so_far = np.concatenate([[0], np.cumsum(partly)])
+    touching = (opening > low + 0.2 * (high - low)) & (opening < low + 0.8 * (high - low))
+    speed = np.zeros(len(states))
+    speed[1:] = np.linalg.norm(np.diff(states[:, :2], axis=0), axis=1)
+    speed[offsets[:-1]] = 0.0
+    floor, ceiling = np.percentile(height, (1, 99))
+    touching |= (height < floor + 0.25 * (ceiling - floor)) & (speed > 0.25 * np.percentile(speed, 99))
+    so_far = np.concatenate([[0], np.cumsum(touching)])
     episode = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     begin = np.arange(len(opening))
     end = np.minimum(begin + window, offsets[episode + 1])
-    return np.where(so_far[end] > so_far[begin], held, 1.0)
+    return np.where(so_far[end] > so_far[begin], contact, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,3 +160,19 @@ def test_dreams_need_a_world_model_and_a_policy_to_look_at_them(chain):
 def test_a_world_model_needs_a_tokenizer(chain, capsys):
     assert main(["train", "world-model", "--data", str(chain / "data")]) == 2
     assert "--tokenizer" in capsys.readouterr().err
+
+
+def test_windows_that_hold_a_grasp_or_a_push_are_likelier():
+    from experiments.commands.train_world_model import window_odds
+
+    states = np.zeros((60, 4), np.float32)
+    states[:, 0] = np.linspace(0, 0.05, 60)  # drifts slowly, high up and open
+    states[:, 2], states[:, 3] = 0.15, 0.13
+    states[1::20, 3] = 0.01  # closed without anything
+    states[10:13, 3] = 0.06  # first episode: holds something
+    states[30:34, 2] = 0.02  # second: slides sideways near the table
+    states[30:34, 1] = (0.0, 0.05, 0.10, 0.15)
+    states[34:40, 1] = 0.15
+    odds = window_odds(states, np.array([0, 20, 40, 60]), 4, 3.0)
+    likely = np.flatnonzero(odds > 1).tolist()
+    assert likely == [7, 8, 9, 10, 11, 12, 28, 29, 30, 31, 32, 33]

@@ -64,7 +64,7 @@ class WorldModelTraining:
     rollout_share: float = 0.75
     context_noise: float = 0.4
     pure_noise: float = 0.8
-    divergence: float = 0.12
+    divergence: float = 0.25
     robust: float = 0.05
     pixel_coef: float = 8.0
     pixel_frames: int = 64
