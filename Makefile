@@ -67,22 +67,23 @@ bench: gl $(STAMP) ## the closed-loop gate on the bundled checkpoint
 pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); every step resumes when typed again
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 4600 --tasks reach push pick_place
 	$(BIN)/worldgym train tokenizer --data $(RUNS)/data --out $(RUNS)/tokenizer
-	@# learns from all demonstrations which words mean which thing: lends its eyes to the judge, and its rollouts to the
-	@# world model; it is not the policy that ships
-	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 1000 --epochs 6 --lr 1e-3 --out $(RUNS)/policy_eyes
-	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 1400 --seed 900000 --tasks reach push pick_place \
-		--policy $(RUNS)/policy_eyes --mix.policy 1 --temperature 0.7
+	@# learns from all experts how to go where it is told, which the policy that ships takes over, and what words mean, which
+	@# it does not: that lends eyes to the judge alone
+	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 1000 --epochs 6 --lr 1e-3 --out $(RUNS)/policy_all
+	@# clumsier policies of few demonstrations: their near misses are what the world model must see
+	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 45 --epochs 40 --patience 0 --out $(RUNS)/policy_45
+	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 25 --epochs 70 --patience 0 --out $(RUNS)/policy_25
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 480 --seed 900000 --tasks reach push pick_place push \
+		--policy $(RUNS)/policy_45 --mix.policy 1 --temperature 0.7
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 240 --seed 920000 --tasks reach push pick_place \
+		--policy $(RUNS)/policy_25 --mix.policy 1 --temperature 0.5
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model --compile
-	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 150 --epochs 24 --out $(RUNS)/policy_sft
-	@# the refresh: the policy acts on imagined frames, its actions are executed in Real
-	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 900 --seed 950000 --tasks reach push pick_place push pick_place \
-		--policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0.5 --world-model $(RUNS)/world_model/export
-	$(BIN)/worldgym train world-model --data $(RUNS)/data --initial $(RUNS)/world_model/export --minutes 30 --lr 5e-4 \
-		--out $(RUNS)/world_model_refreshed --compile
-	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model_refreshed/export --steps 2200 \
-		--max-fpr 0.04 --eyes $(RUNS)/policy_eyes --out $(RUNS)/judge
-	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model_refreshed/export \
-		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --demos-per-task 150 --out $(PRETRAINED)
+	$(BIN)/worldgym train policy --data $(RUNS)/data --initial $(RUNS)/policy_all --demos-per-task 25 --epochs 60 \
+		--patience 0 --out $(RUNS)/policy_sft
+	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --steps 1400 \
+		--max-fpr 0.03 --eyes $(RUNS)/policy_all --out $(RUNS)/judge
+	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
+		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --demos-per-task 25 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 
 docs: $(STAMP) ## print every command's help

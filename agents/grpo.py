@@ -54,7 +54,7 @@ class GRPOConfig:
         bc_coef: weight of cloning demonstrations beside; 0 is off.
         place_coef: weight of the choice of a place, counted as all tokens of its chunk; the gradient of one categorical
             choice is far less noisy than that of the twenty tokens that follow it.
-        learn: `all`, or `pointer`: only where to go, while how to go there stays as it was cloned.
+        learn: `all`, or `pointer`: only the choice of where to go; how to go there stays as it was cloned.
         kl_coef: weight of the (k3) divergence from the policy that sampled; 0 is off.
         entropy_coef: weight of an entropy bonus; 0 is off.
         min_group: a group with fewer valid trajectories is dropped.
@@ -225,6 +225,7 @@ class GRPO:
             observation, loss = rollouts.observation(r, c), torch.zeros(())
             if config.learn == "pointer":
                 pointing = policy.point(observation)
+                pointing = pointing._replace(places=pointing.places.detach())
             else:
                 hot = rollouts.token_temperature
                 new, entropy, pointing = policy.token_log_probs(
@@ -236,7 +237,7 @@ class GRPO:
                 totals["approx_kl"] += float((w * kl.detach()).sum())
                 totals["entropy"] += float((w * entropy.detach()).sum())
                 ratio_max = max(ratio_max, high)
-            now = policy.pointer.log_density(pointing, rollouts.aims[r, c], rollouts.temperature or 1.0)
+            now = policy.pointer.log_prob(pointing, rollouts.aims[r, c], rollouts.temperature or 1.0)
             change = (now - rollouts.place_log_probs[r, c]).view(-1, 1, 1)
             part_loss, kl, binds, high = self._terms(change, advantages[r])
             place = (pointing.scores / (rollouts.temperature or 1.0)).log_softmax(-1)

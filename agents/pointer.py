@@ -3,8 +3,8 @@
 Why a part of its own: most of what a policy gets wrong on a table with several things is *where* it goes, and that is
 two numbers. A distribution over 256 cells of the picture, each with a place of its own, is learned from demonstrations
 as a mixture density (it commits to one thing where regression settles between two) and improved by reinforcement as
-one choice, whose gradient is far less noisy than that of the twenty action tokens that follow from it. The greedy place
-is a mode of the mixture, a sampled one is drawn from it, and its density is exact.
+one choice among the things on the table, whose gradient is far less noisy than that of the twenty action tokens that
+follow from it.
 
 Example::
 
@@ -110,17 +110,25 @@ class Pointer(nn.Module):
     def sample(
         self, pointing: Pointing, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """`(B,2)` places drawn from the mixture whose cells' log-probabilities are divided by `temperature`."""
-        share = (pointing.scores / temperature).softmax(-1)
-        cell = torch.multinomial(share, 1, generator=generator)
-        place = pointing.places.gather(1, cell[..., None].expand(-1, 1, 2)).squeeze(1)
-        noise = torch.randn(place.shape, generator=generator).to(place.device)
-        return place + self.log_sigma.clamp(min=MIN_LOG_SIGMA).exp() * noise
+        """`(B,2)` places: a cell drawn with its log-probability divided by `temperature`, then what is `around` it.
 
-    def log_density(self, pointing: Pointing, wanted: Tensor, temperature: float = 1.0) -> Tensor:
-        """`(B,)` log of the mixture's density at `wanted (B,2)`, standardised; of the one that `sample` draws from."""
+        So what is tried are the things that the pointer hesitates between, each of them squarely.
+        """
+        share = (pointing.scores / temperature).softmax(-1)
+        return self.around(pointing, torch.multinomial(share, 1, generator=generator).squeeze(1))
+
+    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float = 1.0) -> Tensor:
+        """`(B,)` log-probability that a cell is drawn which speaks of `place (B,2)`.
+
+        All cells around a thing lead to the same place, so their probabilities add up; how much a cell speaks of a
+        place falls off as a Gaussian of width `REACH`.
+        """
+        near = (pointing.places - place[:, None]).square().sum(-1) / (2 * REACH**2)
+        return torch.logsumexp((pointing.scores / temperature).log_softmax(-1) - near, -1)
+
+    def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
+        """`(B,)` log-density at `wanted (B,2)` of Gaussians around all places: what supervised training maximises."""
         log_sigma = self.log_sigma.clamp(min=MIN_LOG_SIGMA)
         squared = (pointing.places - wanted[:, None]).square().sum(-1)
-        share = (pointing.scores / temperature).log_softmax(-1)
         bump = -squared / (2 * (2 * log_sigma).exp()) - 2 * log_sigma - math.log(2 * math.pi)
-        return torch.logsumexp(share + bump, -1)
+        return torch.logsumexp(pointing.scores.log_softmax(-1) + bump, -1)

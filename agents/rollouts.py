@@ -39,7 +39,7 @@ class Rollouts:
         frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
         path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
         aims: `(N,C,2)` standardised places that the policy acted towards.
-        place_log_probs: `(N,C)` float32, their log-density when sampled, at `temperature`.
+        place_log_probs: `(N,C)` float32, their log-probability when sampled, at `temperature`.
         token_temperature: at which the tokens were sampled; `temperature` is that of the places.
         frames_used: environment or world-model steps spent, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.

@@ -107,12 +107,16 @@ class SelfImitation:
             )
         )
 
-    def remember(self, rollouts: Rollouts) -> int:
-        """Keep the chunks of valid successes; returns how many trajectories that were."""
+    def remember(self, policy: VLAPolicy, rollouts: Rollouts) -> int:
+        """Keep the chunks of valid successes of `policy`; returns how many trajectories that were."""
         c = self.config
         rows, weights = success_rows(rollouts, c.floor, c.discount, c.first_chunks, c.min_rate)
         if rows is None:
             return 0
+        if c.learn == "pointer":  # the place that was chosen, whatever the hand made of it
+            chunk = np.arange(len(rows)) - np.searchsorted(rows.episode, rows.episode)
+            aims = rollouts.aims[torch.from_numpy(rows.episode), torch.from_numpy(chunk)].to(policy.device)
+            rows.goals[:, :2] = (aims * policy.state_std[:2] + policy.state_mean[:2]).cpu().numpy()
         self.memory = rows if self.memory is None else join(self.memory, rows)
         self.weight = np.concatenate([self.weight, weights])
         if len(self.weight) > self.config.capacity:
@@ -127,7 +131,7 @@ class SelfImitation:
             imitation_loss (nats a dimension), memory (chunks), remembered (trajectories), imitation_steps.
         """
         config = self.config
-        remembered = self.remember(rollouts) if rollouts is not None else 0
+        remembered = self.remember(policy, rollouts) if rollouts is not None else 0
         rng = np.random.default_rng((config.seed, 7, self.iteration))
         self.iteration += 1
         if self.memory is None or config.steps == 0:

@@ -54,7 +54,8 @@ class SFTConfig:
         state_noise: noise on normalised proprioception, so that the policy looks at the image too.
         goal_coef: weight of predicting the hand's next keyframe beside the actions.
         aim_noise: noise on the true place that acting is trained with, in spreads of proprioception.
-        learn: `all`, or `pointer`: only where to go (for `update` and `steps`; rows of unknown goals are skipped).
+        learn: `all`, or `pointer`: only where to go, while acting and the inputs' statistics stay as they are; rows of
+            unknown goals are skipped.
         ema: decay of the averaged weights, which are the ones that are validated and kept: at a few thousand frames the
             weights after any single step are noisy.
         grad_clip: gradient norm bound.
@@ -131,9 +132,12 @@ class SFT:
         """
         config = self.config
         train, val = dataset.split(config.val_fraction, config.seed)
-        policy.set_state_stats(train.states)
-        policy.set_text_stats(train.instructions)
-        optimizer = _adamw(policy, config.lr, config.weight_decay)
+        if config.learn == "all":
+            policy.set_state_stats(train.states)
+            policy.set_text_stats(train.instructions)
+        optimizer = _adamw(
+            policy if config.learn == "all" else policy.pointer, config.lr, config.weight_decay
+        )
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = config.epochs * steps_per_epoch
         best: dict[str, Any] = {
@@ -240,8 +244,7 @@ class SFT:
         wanted = policy.normalise_state(torch.from_numpy(np.nan_to_num(dataset.goals[rows])))
         wanted = wanted[:, : policy.config.goal_dims]
         if self.config.learn == "pointer":
-            pointing = policy.point(observation)
-            density = policy.pointer.log_density(pointing, wanted[:, :2])
+            density = policy.pointer.log_density(policy.point(observation), wanted[:, :2])
             loss = -(density * known).sum() / max(1, int(known.sum()))
             return self._descend(optimizer, policy, loss)
         jitter = torch.from_numpy(rng.standard_normal((len(rows), 2)).astype(np.float32))

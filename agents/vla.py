@@ -262,7 +262,7 @@ class VLAPolicy(
             token_temperature: of the bins alone; `temperature` when None. 0 explores places with a steady hand.
 
         Returns:
-            actions `(B,K,A)` in [-1,1], log_prob `(B,)` of place (a density) and tokens, trace `tokens (B,K,A)` int64,
+            actions `(B,K,A)` in [-1,1], log_prob `(B,)` of place and tokens, trace `tokens (B,K,A)` int64,
             `aim (B,2)` standardised, `token_log_probs (B,K,A)` and `place_log_prob (B,)`.
         """
         hot = temperature if token_temperature is None else token_temperature
@@ -277,7 +277,7 @@ class VLAPolicy(
                 aim = self.pointer.around(pointing, self.pointer.best(pointing))
             else:
                 aim = self.pointer.sample(pointing, temperature, generator)
-            place = self.pointer.log_density(pointing, aim, temperature or 1.0)
+            place = self.pointer.log_prob(pointing, aim, temperature or 1.0)
             logits, _ = self._act_towards(aim, picture, words, state)
             log_probs = torch.log_softmax(logits / (hot or 1.0), dim=-1)
             if hot == 0:
@@ -302,14 +302,14 @@ class VLAPolicy(
     def log_prob_of(self, observation: Observation, output: PolicyOutput) -> Tensor:
         """Differentiable `(B,)` log-probability of `output` under the current weights, at its temperature.
 
-        The place acted towards counts with its density.
+        The place acted towards counts with `Pointer.log_prob`.
         """
         trace = output.trace
         hot = trace["token_temperature"].to(self.device).view(-1, 1, 1, 1)
         out = self.run(observation, aim=trace["aim"])
         log_probs = torch.log_softmax(out.logits / torch.where(hot == 0, 1.0, hot), -1)
         chosen = log_probs.gather(-1, trace["tokens"][..., None])
-        place = self.pointer.log_density(out.pointing, trace["aim"], output.temperature or 1.0)
+        place = self.pointer.log_prob(out.pointing, trace["aim"], output.temperature or 1.0)
         return chosen.sum((1, 2, 3)) + place
 
     def token_log_probs(

@@ -175,6 +175,9 @@ class _Demo:
             batch_size=settings.bc_batch,
             seed=settings.seed,
             learn=settings.learn,
+            demo_share=settings.demo_share,
+            min_rate=settings.min_rate,
+            discount=1.0,
         )
         imitation = SelfImitation(self.demos, cloning)
         checkpoint, memory, mean = (self.folder.state / name for name in ("grpo", "imitation", "average"))
@@ -220,9 +223,9 @@ class _Demo:
             self.world_model,
             self.judge,
             policy,
-            self.bank.sample(settings.starts, rng, middle_fraction=settings.middle_fraction),
+            self._starts(policy, rng),
             group_size=settings.group,
-            horizon=settings.horizon,
+            horizon=settings.practise_horizon,
             temperature=settings.temperature,
             generator=generator,
             threshold=settings.threshold,
@@ -248,6 +251,24 @@ class _Demo:
             "seconds_update": update_seconds,
             **{f"seconds_{k}": float(rollouts.seconds.get(k, 0.0)) for k in ("imagine", "judge", "policy")},
         }
+
+    def _starts(self, policy: Any, rng: np.random.Generator) -> Any:
+        """Logged frames at which the pointer hesitates: the half (or less) with least belief in its first choice."""
+        import torch
+
+        settings = self.settings
+        drawn = self.bank.sample(
+            settings.starts * settings.hesitation, rng, middle_fraction=settings.middle_fraction
+        )
+        if settings.hesitation == 1:
+            return drawn
+        look = {"image": drawn.images, "state": drawn.states, "instruction": drawn.instructions}
+        with torch.no_grad():
+            pointing = policy.point(look)
+            belief = policy.pointer.log_prob(
+                pointing, policy.pointer.around(pointing, policy.pointer.best(pointing))
+            )
+        return drawn.select(belief.argsort()[: settings.starts].cpu().numpy())
 
     def _scalars(self, board: Any, row: dict[str, float]) -> None:
         step = int(row["imagined_steps"])
@@ -286,7 +307,11 @@ class _Demo:
             policy, average = self.bundle.policy(), self.bundle.policy()
             decay = self.settings.average ** (self.settings.iterations / max(1, updates))
             config = SFTConfig(
-                lr=self.settings.imitation_lr, batch_size=self.settings.bc_batch, seed=self.settings.seed
+                lr=self.settings.imitation_lr,
+                batch_size=self.settings.bc_batch,
+                seed=self.settings.seed,
+                weight_decay=0.0,
+                learn=self.settings.learn,
             )
             trainer = SFT(config)
             for done in range(1, updates + 1):

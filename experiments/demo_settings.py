@@ -36,8 +36,11 @@ class DemoSettings:
             thinly. What is imagined wrongly is learned wrongly: practise what comes near the closed-loop gate.
         iterations: rounds of GRPO.
         starts: logged frames a round, each tried `group` times.
+        hesitation: draw so many times more frames, and keep those at which the pointer hesitates most: where it is
+            sure, all attempts go the same way and nothing is compared.
         group: imagined attempts from each start.
-        horizon: steps of 0.2 s in an episode.
+        horizon: steps of 0.2 s in a measured episode.
+        practise_horizon: steps of an imagined attempt; what is imagined beyond has drifted.
         temperature: of the places that the policy tries in practice; above 1 it tries more than it would by itself.
         token_temperature: of the motor commands that take it there; 0 is a steady hand.
         learn: `pointer` improves where the policy goes and leaves how it goes there as it was cloned; `all` both.
@@ -46,6 +49,8 @@ class DemoSettings:
         lr: GRPO's learning rate.
         imitation_steps: supervised steps a round on judged imagined successes and demonstrations; 0 is off.
         imitation_lr: their learning rate.
+        demo_share: share of demonstrations among what is imitated.
+        min_rate: share of the attempts from a start that must have been judged successful for any to be imitated.
         middle_fraction: share of starts taken from inside logged episodes.
         threshold: judge's probability that counts as success; the judge's own when None.
         confirm: successive looks that must be judged successful.
@@ -66,18 +71,22 @@ class DemoSettings:
     bundle: str = "tabletop-small"
     tasks: tuple[str, ...] = ()
     practise: tuple[str, ...] = ()
-    iterations: int = 16
-    starts: int = 32
-    group: int = 8
+    iterations: int = 14
+    starts: int = 48
+    hesitation: int = 2
+    group: int = 6
     horizon: int = 40
-    temperature: float = 0.5
+    practise_horizon: int = 15
+    temperature: float = 2.0
     token_temperature: float = 0.0
     learn: Literal["pointer", "all"] = "pointer"
     average: float = 0.8
-    lr: float = 5e-5
+    lr: float = 2e-5
     imitation_steps: int = 24
-    imitation_lr: float = 2e-4
-    middle_fraction: float = 0.5
+    imitation_lr: float = 3e-4
+    demo_share: float = 0.3
+    min_rate: float = 0.0
+    middle_fraction: float = 0.3
     threshold: float | None = None
     confirm: int = 1
     max_uncertainty: float | None = None
@@ -97,11 +106,21 @@ class DemoSettings:
         object.__setattr__(self, "tasks", tuple(self.tasks))
         object.__setattr__(self, "practise", tuple(self.practise))
         if self.quick:
-            small = {"iterations": 2, "starts": 2, "group": 4, "horizon": 10, "episodes": 6, "workers": 0}
+            small = {"iterations": 2, "starts": 2, "group": 4, "horizon": 10, "practise_horizon": 10, "episodes": 6, "workers": 0}
             small |= {"check_episodes": 4, "clips": 2, "bc_batch": 8, "imitation_steps": 2}
             for name, value in small.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
-        for name in ("iterations", "starts", "horizon", "episodes", "check_episodes", "bc_batch", "confirm"):
+        for name in (
+            "iterations",
+            "starts",
+            "hesitation",
+            "horizon",
+            "practise_horizon",
+            "episodes",
+            "check_episodes",
+            "bc_batch",
+            "confirm",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.group < 2:

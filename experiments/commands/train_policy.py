@@ -30,7 +30,9 @@ class TrainPolicyConfig:
         out: folder of the policy (config.json, model.safetensors), with TensorBoard logs beside.
         demos_per_task: successful episodes of `behaviour` to learn from, of each task.
         behaviour: who demonstrates.
-        preset: `small` or `tiny`.
+        initial: take over how this policy acts, and learn only where to go. Acting towards a given place needs no names
+            of things, so it can come from many logs; what words mean comes from the demonstrations.
+        preset: `small` or `tiny`; that of `initial` where given.
         epochs: at most so many passes; stops early when held-out loss no longer falls.
         batch_size: frames per step.
         lr: peak learning rate.
@@ -43,6 +45,7 @@ class TrainPolicyConfig:
     out: Path = Path("runs/policy_sft")
     demos_per_task: int = 400
     behaviour: str = "expert"
+    initial: Path | None = None
     preset: str = "small"
     epochs: int = 60
     batch_size: int = 128
@@ -52,8 +55,9 @@ class TrainPolicyConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "out"):
-            object.__setattr__(self, name, Path(getattr(self, name)))
+        for name in ("data", "out", "initial"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
         if self.demos_per_task < 1:
             raise ConfigError(f"demos_per_task is {self.demos_per_task}, expected at least 1")
         if self.preset not in ("tiny", "small"):
@@ -68,6 +72,7 @@ def run(config: TrainPolicyConfig) -> int:
     from torch.utils.tensorboard import SummaryWriter
 
     from agents import SFT, SFTConfig, VLAPolicy, VLAPolicyConfig, chunk_dataset
+    from agents.pointer import Pointer
     from agents.sft import demonstrations
     from worldgym.data import EpisodeDataset
     from worldgym.utils.files import atomic_write_text
@@ -76,7 +81,13 @@ def run(config: TrainPolicyConfig) -> int:
 
     arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
     torch.manual_seed(config.seed)
-    shape = VLAPolicyConfig.preset(config.preset, image_size=int(arrays.frames.shape[1]))
+    if config.initial is None:
+        shape = VLAPolicyConfig.preset(config.preset, image_size=int(arrays.frames.shape[1]))
+        policy = VLAPolicy(shape)
+    else:
+        policy = VLAPolicy.from_pretrained(str(config.initial))
+        shape = policy.config
+        policy.pointer = Pointer(shape)
     chosen = demonstrations(arrays, config.demos_per_task, behaviour=config.behaviour, seed=config.seed)
     counts = {
         task: sum(demo.task == task for demo in chosen) for task in sorted({demo.task for demo in chosen})
@@ -86,13 +97,13 @@ def run(config: TrainPolicyConfig) -> int:
             logger.warning("only %d of %d demonstrations of %s", count, config.demos_per_task, task)
     demos = chunk_dataset(chosen, shape.chunk)
     del arrays
-    policy = VLAPolicy(shape)
     settings = SFTConfig(
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
         patience=config.patience,
         seed=config.seed,
+        learn="all" if config.initial is None else "pointer",
     )
     state = TrainState(config.out / "checkpoint")
     first = int(state.meta()["epoch"]) + 1 if state.exists() else 0

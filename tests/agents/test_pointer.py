@@ -36,17 +36,18 @@ def test_a_steady_hand_explores_places_alone():
     assert torch.allclose(policy.log_prob_of(look, out), out.log_prob, atol=1e-4)
 
 
-def test_the_density_is_that_of_what_is_sampled():
-    policy, look = tiny_policy(), observation(1)
-    with torch.no_grad():
-        one = policy.point(look)
-        one = Pointing(torch.linspace(0, 2, one.scores.shape[1])[None], one.places)
-        many = Pointing(*(part.expand(20_000, *part.shape[1:]) for part in one))
-        drawn = policy.pointer.sample(many, 1.5, torch.Generator().manual_seed(0))
-        # The mean of 1/p over draws inside a square is the square's area (importance sampling).
-        inside = (drawn.abs() < 1).all(1)
-        p = policy.pointer.log_density(many, drawn, 1.5).exp()
-    assert abs(float((inside / p).mean()) - 4.0) < 0.3
+def test_a_place_is_as_likely_as_all_cells_that_speak_of_it():
+    pointer = tiny_policy().pointer
+    places = torch.zeros(1, 16, 2)
+    places[0, 8:] = 2.0  # two things on the table, eight cells for each
+    scores = torch.where(torch.arange(16) < 8, 1.0, 0.0)[None]
+    many = Pointing(scores.expand(4000, -1), places.expand(4000, -1, -1))
+    for temperature in (1.0, 2.0):
+        drawn = pointer.sample(many, temperature, torch.Generator().manual_seed(0))
+        first = drawn.norm(dim=-1) < 0.1
+        p = pointer.log_prob(many, drawn, temperature).exp()
+        assert abs(float(first.float().mean()) - float(p[first][0])) < 0.03
+        assert abs(float(p[first][0] + p[~first][0]) - 1.0) < 1e-3
 
 
 def test_the_greedy_place_is_where_most_cells_agree():
@@ -67,7 +68,7 @@ def test_rollouts_keep_the_places_and_join_only_with_their_like():
     with pytest.raises(ValueError, match="temperatures"):
         Rollouts.concatenate([r, explored(policy, token_temperature=0.0)])
     row, chunk = r.mask.nonzero().unbind(1)
-    again = policy.pointer.log_density(policy.point(r.observation(row, chunk)), r.aims[row, chunk])
+    again = policy.pointer.log_prob(policy.point(r.observation(row, chunk)), r.aims[row, chunk])
     assert torch.allclose(again, r.place_log_probs[row, chunk], atol=1e-4)
 
 
@@ -77,7 +78,7 @@ def test_grpo_can_train_the_pointer_alone():
     r.reward = (torch.arange(24) % 2).float()
     before = {k: v.clone() for k, v in policy.state_dict().items()}
     where = r.mask.nonzero().unbind(1)
-    density = lambda: policy.pointer.log_density(policy.point(r.observation(*where)), r.aims[where]).detach()  # noqa: E731
+    density = lambda: policy.pointer.log_prob(policy.point(r.observation(*where)), r.aims[where]).detach()  # noqa: E731
     good, was = r.reward[where[0]] > 0, density()
     scalars = GRPO(GRPOConfig(lr=1e-3, learn="pointer")).update(policy, r)
     assert scalars["place_kl"] >= 0 and "place_clip_fraction" in scalars
