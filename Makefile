@@ -78,12 +78,12 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 240 --seed 920000 --tasks reach push pick_place \
 		--policy $(RUNS)/policy_25 --mix.policy 1 --temperature 0.5
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model --compile
-	$(BIN)/worldgym train policy --data $(RUNS)/data --initial $(RUNS)/policy_all --demos-per-task 25 --epochs 60 \
-		--patience 0 --out $(RUNS)/policy_sft
+	$(BIN)/worldgym train policy --data $(RUNS)/data --initial $(RUNS)/policy_all --demos-per-task 25 --limit 1200 \
+		--epochs 60 --patience 0 --out $(RUNS)/policy_sft
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --steps 1400 \
 		--max-fpr 0.03 --eyes $(RUNS)/policy_all --out $(RUNS)/judge
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
-		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --demos-per-task 25 --out $(PRETRAINED)
+		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --demos-per-task 25 --demos-limit 1200 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 
 docs: $(STAMP) ## print every command's help

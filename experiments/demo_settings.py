@@ -71,7 +71,7 @@ class DemoSettings:
     bundle: str = "tabletop-small"
     tasks: tuple[str, ...] = ()
     practise: tuple[str, ...] = ()
-    iterations: int = 14
+    iterations: int = 20
     starts: int = 48
     hesitation: int = 2
     group: int = 6
@@ -84,10 +84,10 @@ class DemoSettings:
     lr: float = 2e-5
     imitation_steps: int = 24
     imitation_lr: float = 3e-4
-    demo_share: float = 0.3
+    demo_share: float = 0.4
     min_rate: float = 0.0
     middle_fraction: float = 0.3
-    threshold: float | None = None
+    threshold: float | None = 0.85
     confirm: int = 1
     max_uncertainty: float | None = None
     episodes: int = 300
@@ -106,7 +106,8 @@ class DemoSettings:
         object.__setattr__(self, "tasks", tuple(self.tasks))
         object.__setattr__(self, "practise", tuple(self.practise))
         if self.quick:
-            small = {"iterations": 2, "starts": 2, "group": 4, "horizon": 10, "practise_horizon": 10, "episodes": 6, "workers": 0}
+            small = {"iterations": 2, "starts": 2, "group": 4, "horizon": 10, "practise_horizon": 10}
+            small |= {"episodes": 6, "workers": 0}
             small |= {"check_episodes": 4, "clips": 2, "bc_batch": 8, "imitation_steps": 2}
             for name, value in small.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))

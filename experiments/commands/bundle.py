@@ -34,6 +34,7 @@ class BundleConfig:
         out: the bundle's folder.
         starts: frames of Real's logs kept as starts of imagined episodes.
         demos_per_task: demonstrations that the policy was trained on, per task.
+        demos_limit: the demonstrations are drawn from so many first episodes, as `worldgym train policy --limit` did.
         seed: which frames are kept.
     """
 
@@ -43,7 +44,8 @@ class BundleConfig:
     policy: Path
     out: Path
     starts: int = 3000
-    demos_per_task: int = 150
+    demos_per_task: int = 25
+    demos_limit: int | None = None
     seed: int = 0
 
 
@@ -56,7 +58,8 @@ def run(config: BundleConfig) -> int:
     arrays = dataset.load_arrays(progress=True)
     copy_parts(config)
     write_starts(config.out / "starts.npz", arrays, config.starts, config.seed)
-    write_demos(config.out / "demos.npz", demonstrations(arrays, config.demos_per_task))
+    first = arrays if config.demos_limit is None else dataset.load_arrays(limit=config.demos_limit)
+    write_demos(config.out / "demos.npz", demonstrations(first, config.demos_per_task))
     write_card(config.out, sorted(set(arrays.tasks)), dataset.manifest.hash, len(arrays), dataset.summary)
     size = sum(f.stat().st_size for f in config.out.rglob("*") if f.is_file()) / 1e6
     logger.info("bundle in %s, %.1f MB", config.out, size)
