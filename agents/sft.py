@@ -15,6 +15,7 @@ Example::
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -58,6 +59,9 @@ class SFTConfig:
             unknown goals are skipped.
         ema: decay of the averaged weights, which are the ones that are validated and kept: at a few thousand frames the
             weights after any single step are noisy.
+        finish_steps: steps at `finish_lr` on all demonstrations, those held out included, after the best weights were
+            found; the average of the weights on the way is kept. Without it, any arm that goes on cloning looks good.
+        finish_lr: constant learning rate of the finish.
         grad_clip: gradient norm bound.
         seed: of split, order and augmentation.
     """
@@ -76,6 +80,8 @@ class SFTConfig:
     aim_noise: float = 0.1
     learn: Literal["all", "pointer"] = "all"
     ema: float = 0.99
+    finish_steps: int = 0
+    finish_lr: float = 3e-4
     grad_clip: float = 1.0
     seed: int = 0
 
@@ -186,6 +192,8 @@ class SFT:
                 _log.info("early stop after epoch %d, best was %d", epoch, best["epoch"])
                 break
         policy.load_state_dict(best["weights"])
+        if config.finish_steps:
+            self._finish(policy, dataset)
         policy.eval()
         return {
             "best_score": best["score"],
@@ -195,6 +203,14 @@ class SFT:
             "val_accuracy": best["accuracy"],
             "frames": float(len(train)),
         }
+
+    def _finish(self, policy: VLAPolicy, dataset: ChunkDataset) -> None:
+        config = dataclasses.replace(self.config, lr=self.config.finish_lr, weight_decay=0.0)
+        trainer, average = SFT(config), copy.deepcopy(policy).requires_grad_(False)
+        for done in range(1, config.finish_steps + 1):
+            trainer.update(policy, dataset)
+            average_weights(average, policy, min(config.ema, done / (done + 10)))
+        policy.load_state_dict(average.state_dict())
 
     def update(self, policy: VLAPolicy, rollouts: ChunkDataset, *, steps: int = 1) -> dict[str, float]:
         """Take `steps` cloning steps at the constant learning rate; the optimizer lives on between calls."""

@@ -36,6 +36,7 @@ class TrainPolicyConfig:
         epochs: at most so many passes; stops early when held-out loss no longer falls.
         batch_size: frames per step.
         lr: peak learning rate.
+        finish_steps: steps at a low rate on all demonstrations, averaged, after the best epoch.
         patience: epochs without improvement before stopping; 0 never stops early.
         seed: everything random follows from it, the choice of demonstrations included.
         limit: read at most so many episodes.
@@ -50,6 +51,7 @@ class TrainPolicyConfig:
     epochs: int = 60
     batch_size: int = 128
     lr: float = 8e-4
+    finish_steps: int = 240
     patience: int = 12
     seed: int = 0
     limit: int | None = None
@@ -101,6 +103,7 @@ def run(config: TrainPolicyConfig) -> int:
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
+        finish_steps=config.finish_steps,
         patience=config.patience,
         seed=config.seed,
         learn="all" if config.initial is None else "pointer",

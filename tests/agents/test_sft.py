@@ -155,3 +155,16 @@ def test_the_goal_of_a_frame_is_the_next_turn_of_the_gripper_or_the_success():
     data = chunk_dataset([episode])
     assert np.array_equal(data.goals[:4], np.repeat(episode.state[4:5], 4, 0))
     assert np.array_equal(data.goals[4:], np.repeat(episode.state[10:11], 6, 0))
+
+
+def test_the_finish_goes_on_from_the_best_weights_and_averages():
+    data = chunk_dataset([demo(i) for i in range(8)])
+    plain, history = fitted(data)
+    policy = tiny_policy()
+    config = SFTConfig(
+        epochs=4, batch_size=32, lr=3e-3, val_fraction=0.2, state_noise=0.0, finish_steps=12, finish_lr=1e-4
+    )
+    finished = SFT(config).fit(policy, data)
+    assert finished["best_score"] == history["best_score"]
+    gap = [float((a - b).abs().max()) for a, b in zip(plain.parameters(), policy.parameters(), strict=True)]
+    assert 0 < max(gap) < 12 * 1e-4 * 2  # Adam moves a weight by about its rate a step
