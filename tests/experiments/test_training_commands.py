@@ -29,7 +29,7 @@ def chain(tmp_path_factory):
                 "reach",
                 "push",
                 "--horizon",
-                "8",
+                "16",
                 "--workers",
                 "0",
             ]
