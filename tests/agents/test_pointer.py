@@ -32,7 +32,7 @@ def test_a_steady_hand_explores_places_alone():
     given = policy.run(look, aim=out.trace["aim"])
     assert torch.equal(given.logits.argmax(-1), out.trace["tokens"])  # the aim is all that was drawn
     greedy = policy.act(look, temperature=0.0)
-    assert float((out.trace["aim"] - greedy.trace["aim"]).norm(dim=-1).min()) > 0
+    assert float((out.trace["aim"] - greedy.trace["aim"]).norm(dim=-1).max()) > 0.1
     assert torch.allclose(policy.log_prob_of(look, out), out.log_prob, atol=1e-4)
 
 

@@ -96,8 +96,8 @@ def test_without_any_success_nothing_changes():
 def test_the_oldest_successes_are_forgotten_first():
     policy = tiny_policy()
     imitation = SelfImitation(demos(policy), SelfImitationConfig(steps=0, capacity=5))
-    imitation.remember(rollouts(seed=0))
-    imitation.remember(rollouts(seed=1))
+    imitation.remember(policy, rollouts(seed=0))
+    imitation.remember(policy, rollouts(seed=1))
     assert imitation.memory is not None and len(imitation.memory) == len(imitation.weight) == 5
 
 
@@ -137,3 +137,15 @@ def test_keyframes_are_gripper_turns_and_ends_of_descents():
     actions[:, 3] = [1, 1, 1, 1, 1, -1, -1]
     assert keyframes(states, actions, 7).tolist() == [3, 5]
     assert keyframes(states, actions, 2).tolist() == []
+
+
+def test_the_pointer_imitates_the_places_that_it_chose():
+    policy = tiny_policy()
+    imitation = SelfImitation(demos(policy), SelfImitationConfig(steps=0, learn="pointer"))
+    r = rollouts(policy)
+    imitation.update(policy, r)
+    memory = imitation.memory
+    assert memory is not None and len(memory) > 1
+    aims = torch.from_numpy(memory.goals[:, :2]).sub(policy.state_mean[:2]).div(policy.state_std[:2])
+    first = np.flatnonzero(np.diff(memory.episode, prepend=-1))
+    assert torch.allclose(aims[first], r.aims[torch.from_numpy(memory.episode[first]), 0], atol=1e-5)
