@@ -64,8 +64,8 @@ class Pointer(nn.Module):
         self.keys = nn.Conv2d(c2, WIDTH, 1)
         self.nudge = nn.Conv2d(c2, 2, 1)
         self.drop = nn.Dropout(config.dropout)
-        nn.init.zeros_(self.nudge.weight)
-        nn.init.zeros_(self.nudge.bias)
+        for parameter in self.nudge.parameters():
+            nn.init.zeros_(parameter)
         # Standardised workspace x, y of a pixel: right is +x and up is +y for a camera in front; SFT corrects it.
         self.warp = nn.Linear(2, 2)
         with torch.no_grad():
