@@ -20,6 +20,7 @@ from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, make_starts, paired_bootstrap
+from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -36,6 +37,7 @@ class EvalConfig:
         episodes: episodes a policy, spread over the tasks.
         temperature: of policies without `@T`; 0 is greedy.
         seed: of sampling; the starts are always the same.
+        start_seed: first of the starts' seeds; another one than the demo's gives starts that chose nothing.
         domain: `real` or `soft`.
         gap: misspecification of `soft`, 0 to 1.
         horizon: steps of 0.2 s in an episode.
@@ -50,6 +52,7 @@ class EvalConfig:
     episodes: int = 210
     temperature: float = 0.0
     seed: int = 0
+    start_seed: int = EVALUATION_SEED0
     domain: str = "real"
     gap: float = 0.0
     horizon: int = 40
@@ -63,6 +66,10 @@ class EvalConfig:
             raise ConfigError("no policy given; type --policy FOLDER, or --policy sft")
         if self.episodes < 1 or self.horizon < 1 or self.workers < 0:
             raise ConfigError("episodes and horizon must be at least 1, workers at least 0")
+        if self.start_seed < EVALUATION_SEED0:
+            raise ConfigError(
+                f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}: data may use lower ones"
+            )
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
 
@@ -75,7 +82,8 @@ def run(config: EvalConfig) -> int:
     if unknown := [task for task in tasks if task not in TASKS]:
         raise ConfigError(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASKS)}")
     choices = [PolicyChoice.parse(text, config.bundle, config.temperature) for text in config.policy]
-    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), split=config.split)
+    per_task = max(1, round(config.episodes / len(tasks)))
+    starts = make_starts(tasks, per_task, config.start_seed, config.split)
     chunk = choices[0].ref.load().chunk
     kwargs = {"domain": config.domain, "gap": config.gap, "horizon": config.horizon, "chunk": chunk}
     results: dict[str, EvalResult] = {}

@@ -26,7 +26,7 @@ JUDGE = "rewards.learned:load_bundled"
 # The tabletop's proprioception: hand x, y, z and finger opening, metres. Equal spaces let a policy move over
 # unchanged.
 STATE_LOW = (-0.3, -0.3, -0.05, -0.01)
-STATE_HIGH = (0.3, 0.3, 0.3, 0.13)
+STATE_HIGH = (0.3, 0.3, 0.3, 0.15)
 
 
 def make_imagined_tabletop(**settings: Any) -> WorldModelEnv:
