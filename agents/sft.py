@@ -91,6 +91,11 @@ class SFTConfig:
             raise ConfigError(
                 f"epochs and batch_size must be at least 1; got {self.epochs}, {self.batch_size}"
             )
+        if self.learn not in ("all", "pointer") or self.select not in ("val_loss", "val_goal_error"):
+            raise ConfigError(
+                "learn must be 'all' or 'pointer' and select 'val_loss' or 'val_goal_error'; got "
+                f"{self.learn!r} and {self.select!r}"
+            )
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction must lie in (0, 1); got {self.val_fraction}. Try 0.1")
         if self.lr <= 0 or not 0 <= self.ema < 1:

@@ -168,3 +168,20 @@ def test_the_finish_goes_on_from_the_best_weights_and_averages():
     assert finished["best_score"] == history["best_score"]
     gap = [float((a - b).abs().max()) for a, b in zip(plain.parameters(), policy.parameters(), strict=True)]
     assert 0 < max(gap) < 12 * 1e-4 * 2  # Adam moves a weight by about its rate a step
+
+
+@pytest.mark.parametrize("bad", [{"learn": "eyes"}, {"select": "val_accuracy"}])
+def test_unknown_choices_are_refused(bad):
+    with pytest.raises(ValueError, match="must be"):
+        SFTConfig(**bad)
+
+
+def test_learning_the_pointer_leaves_acting_and_statistics_alone():
+    data = chunk_dataset([demo(i) for i in range(6)])
+    policy = tiny_policy()
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    SFT(SFTConfig(epochs=2, batch_size=32, val_fraction=0.2, learn="pointer", finish_steps=2)).fit(
+        policy, data
+    )
+    changed = {k for k, v in policy.state_dict().items() if not torch.equal(before[k], v)}
+    assert changed and all(k.startswith("pointer.") for k in changed)
