@@ -10,7 +10,7 @@ Example::
 
     pointer = Pointer(config)
     pointing = pointer(image, text, state)                    # scores (B, 256), places (B, 256, 2)
-    aim = pointer.around(pointing, pointer.best(pointing))    # (B, 2) standardised x, y
+    aim = pointer.likeliest(pointing)                         # (B, 2) standardised x, y
 """
 
 from __future__ import annotations
@@ -106,6 +106,10 @@ class Pointer(nn.Module):
             near = (pointing.places - place).square().sum(-1) / (2 * REACH**2)
             place = (pointing.scores - near).softmax(-1)[:, None] @ pointing.places
         return place.squeeze(1)
+
+    def likeliest(self, pointing: Pointing) -> Tensor:
+        """`(B,2)` the place that is pointed at most: what a greedy policy acts towards."""
+        return self.around(pointing, self.best(pointing))
 
     def sample(
         self, pointing: Pointing, temperature: float = 1.0, generator: torch.Generator | None = None

@@ -272,7 +272,7 @@ class SFT:
         aim = wanted[:, :2] + self.config.aim_noise * jitter
         if not bool(known.all()):
             pointing = policy.point(observation)
-            own = policy.pointer.around(pointing, policy.pointer.best(pointing)).detach()
+            own = policy.pointer.likeliest(pointing).detach()
             aim = torch.where(known[:, None], aim, own)
         out = policy.run(observation, aim=aim)
         chosen = torch.log_softmax(out.logits, dim=-1).gather(-1, policy.tokens_of(actions)[..., None])
@@ -308,7 +308,7 @@ class SFT:
             goals = torch.from_numpy(dataset.goals[rows])
             wanted = policy.normalise_state(goals)[:, :2]
             pointing = policy.point(observation)
-            pointed = policy.pointer.around(pointing, policy.pointer.best(pointing))
+            pointed = policy.pointer.likeliest(pointing)
             out = policy.run(observation, aim=wanted)
             log_probs = torch.log_softmax(out.logits, dim=-1)
             off = (pointed - wanted) * policy.state_std[:2]

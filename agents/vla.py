@@ -186,7 +186,7 @@ class VLAPolicy(
         picture, words, state = self._seen(image, state, text)
         pointing = self.pointer(picture, words, state)
         if aim is None:
-            aim = self.pointer.around(pointing, self.pointer.best(pointing))
+            aim = self.pointer.likeliest(pointing)
         return PolicyForward(*self._act_towards(aim, picture, words, state), pointing)
 
     def point(self, observation: Observation) -> Pointing:
@@ -274,7 +274,7 @@ class VLAPolicy(
             picture, words, state = self._seen(*self._inputs(observation))
             pointing = self.pointer(picture, words, state)
             if temperature == 0:
-                aim = self.pointer.around(pointing, self.pointer.best(pointing))
+                aim = self.pointer.likeliest(pointing)
             else:
                 aim = self.pointer.sample(pointing, temperature, generator)
             place = self.pointer.log_prob(pointing, aim, temperature or 1.0)

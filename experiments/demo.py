@@ -265,9 +265,7 @@ class _Demo:
         look = {"image": drawn.images, "state": drawn.states, "instruction": drawn.instructions}
         with torch.no_grad():
             pointing = policy.point(look)
-            belief = policy.pointer.log_prob(
-                pointing, policy.pointer.around(pointing, policy.pointer.best(pointing))
-            )
+            belief = policy.pointer.log_prob(pointing, policy.pointer.likeliest(pointing))
         return drawn.select(belief.argsort()[: settings.starts].cpu().numpy())
 
     def _scalars(self, board: Any, row: dict[str, float]) -> None:

@@ -56,7 +56,7 @@ def test_the_greedy_place_is_where_most_cells_agree():
     scores[0, :4], scores[0, 15] = 2.0, 2.5  # four neighbours in a row against one lonely cell
     places[0, 15] = 3.0
     pointing = Pointing(scores, places)
-    assert float(pointer.around(pointing, pointer.best(pointing)).norm()) < 0.1
+    assert float(pointer.likeliest(pointing).norm()) < 0.1
 
 
 def test_rollouts_keep_the_places_and_join_only_with_their_like():

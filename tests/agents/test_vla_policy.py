@@ -60,9 +60,7 @@ def test_sampling_frequencies_match_the_probabilities():
         "state": np.repeat(one["state"], n, 0),
         "instruction": one["instruction"] * n,
     }
-    policy.pointer.sample = lambda pointing, *_: policy.pointer.around(
-        pointing, policy.pointer.best(pointing)
-    )
+    policy.pointer.sample = lambda pointing, *_: policy.pointer.likeliest(pointing)
     tokens = policy.act(many, generator=torch.Generator().manual_seed(0)).trace["tokens"][:, 0]
     for dim in range(4):
         seen = torch.bincount(tokens[:, dim], minlength=5).float() / n
