@@ -54,7 +54,8 @@ def chain(tmp_path_factory):
         == 0
     )
     arguments = ["--data", str(data), "--tokenizer", str(tokenizer), "--out", str(world), "--preset", "tiny"]
-    assert main(["train", "world-model", *arguments, "--steps", "3", "--batch", "4", "--window", "4"]) == 0
+    arguments += ["--steps", "3", "--shift-steps", "2", "--batch", "4", "--window", "4"]
+    assert main(["train", "world-model", *arguments, "--processes", "2"]) == 0
     return root
 
 
@@ -173,6 +174,9 @@ def test_windows_that_hold_a_grasp_or_a_push_are_likelier():
     states[30:34, 2] = 0.02  # second: slides sideways near the table
     states[30:34, 1] = (0.0, 0.05, 0.10, 0.15)
     states[34:40, 1] = 0.15
+    states[50:52, 2:] = 0.1, 0.06  # third: carries something
     odds = window_odds(states, np.array([0, 20, 40, 60]), 4, 3.0)
-    likely = np.flatnonzero(odds > 1).tolist()
-    assert likely == [7, 8, 9, 10, 11, 12, 28, 29, 30, 31, 32, 33]
+    touching = [28, 29, 30, 31, 32, 33]
+    carrying = [7, 8, 9, 10, 11, 12, 47, 48, 49, 50, 51]
+    assert np.flatnonzero(odds == 3).tolist() == touching
+    assert np.flatnonzero(odds == 9).tolist() == carrying

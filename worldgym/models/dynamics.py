@@ -12,7 +12,7 @@ noise level act through adaLN with one modulation MLP shared by all layers (PixA
 What is held or pushed moves as the hand does. So the network is also shown the previous frame *moved* by the image
 motion that it expects of the hand (one learned shift a frame, from action and proprioception), and may take any cell
 from there instead of the previous frame. Carrying an object is then copying too, and no one has to remember what it
-looked like (the idea of advecting what is there: Finn, Goodfellow, Levine 2016, section 3).
+looked like (`worldgym.models.shift` says how latents are moved).
 
 The *anchor*, a clean frame from before the window (the one that imagination began with), enters as input channels too:
 what the hand hid for longer than the window is seen there, so it can come back as what it was.
@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldgym.models.layout import Segment, attention_mask, block_causal
+from worldgym.models.shift import LatentShift
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class DynamicsConfig:
         action_dim, state_dim: sizes of action and proprioception.
         anchor: whether a frame from before the window is an input as well.
         moved: whether the previous frame, moved as the hand is, is an input as well; then `shift` is where it begins.
+        moved_width: width of the net that moves latents.
         shift: latent cells (right, down) that a unit of each action dimension moves the hand in the image, as the
             training first assumes; it learns better.
     """
@@ -64,6 +66,7 @@ class DynamicsConfig:
     state_dim: int = 4
     anchor: bool = True
     moved: bool = True
+    moved_width: int = 96
     shift: tuple[tuple[float, ...], tuple[float, ...]] = ((0.95, 0.0, 0.0, 0.0), (0.0, -0.73, -0.61, 0.0))
 
     def __post_init__(self) -> None:
@@ -157,13 +160,14 @@ class Dynamics(nn.Module):
         self.layers = nn.ModuleList(_Layer(d, c.heads) for _ in range(c.depth))
         self.final = nn.Linear(d, 2 * d)
         self.unembed = nn.Linear(d, 64 * p * p)
-        self.refine = nn.Conv2d(64 + c.latent_channels, 64, 3, padding=1)
+        self.refine = nn.Conv2d(64 + (1 + c.moved) * c.latent_channels, 64, 3, padding=1)
         self.change = nn.Conv2d(64, c.latent_channels, 3, padding=1)
         if c.moved:
             self.motion = nn.Sequential(
                 nn.Linear(c.action_dim + c.state_dim, 64), nn.SiLU(), nn.Linear(64, 2)
             )
             self.drift = nn.Linear(c.action_dim, 2, bias=False)
+            self.shift = LatentShift(c.latent_channels, c.moved_width)
             self.take = nn.Conv2d(64, 1, 3, padding=1)
             nn.init.zeros_(self.motion[2].weight)
             nn.init.zeros_(self.motion[2].bias)
@@ -204,18 +208,11 @@ class Dynamics(nn.Module):
         )
 
     def move(self, previous: Tensor, actions: Tensor, states: Tensor) -> Tensor:
-        """`previous (N,C,h,w)` as it looks when all of it moves as the hand is expected to; edges repeat."""
+        """`previous (N,C,h,w)` as it looks when all that is not background moves as the hand is expected to."""
         dtype = self.drift.weight.dtype
         actions, states = actions.to(dtype), states.to(dtype)
-        shift = self.drift(actions) + self.motion(
-            torch.cat([actions, states], -1)
-        )  # (N, 2) cells right, down
-        side = self.config.grid
-        axis = (torch.arange(side, device=previous.device) + 0.5) * 2 / side - 1
-        grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (h, w, 2) x, y
-        where = grid[None] - shift.float()[:, None, None] * (2 / side)
-        moved = F.grid_sample(previous.float(), where, padding_mode="border", align_corners=False)
-        return moved.to(previous.dtype)
+        cells = self.drift(actions) + self.motion(torch.cat([actions, states], -1))  # (N, 2) right, down
+        return self.shift(previous, cells).to(previous.dtype)
 
     def _outputs(
         self, x: Tensor, condition: Tensor, previous: Tensor, moved: Tensor | None
@@ -225,7 +222,8 @@ class Dynamics(nn.Module):
         x = F.layer_norm(x, (c.width,)) * (1 + scale) + shift
         side = c.grid // c.patch
         grid = F.pixel_shuffle(self.unembed(x).transpose(1, 2).unflatten(2, (side, side)), c.patch)
-        hidden = F.silu(self.refine(torch.cat([grid, previous.to(grid.dtype)], 1)))
+        seen = [previous] if moved is None else [previous, moved]
+        hidden = F.silu(self.refine(torch.cat([grid, *(z.to(grid.dtype) for z in seen)], 1)))
         latents = previous.float() + self.change(hidden).float()
         if moved is not None:
             latents = latents + self.take(hidden).float().sigmoid() * (moved.float() - previous.float())

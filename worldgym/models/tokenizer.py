@@ -44,7 +44,9 @@ class TokenizerConfig:
         object.__setattr__(self, "blocks", tuple(self.blocks))
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions added to their input."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
@@ -53,6 +55,7 @@ class _Block(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(N,C,h,w)` to the same."""
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
@@ -70,15 +73,15 @@ class FrameTokenizer(nn.Module):
         w1, w2, w3 = c.widths
         n1, n2, n3 = c.blocks
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2), nn.Conv2d(12, w1, 3, padding=1), *[_Block(w1) for _ in range(n1)],
-            nn.PixelUnshuffle(2), nn.Conv2d(4 * w1, w2, 1), *[_Block(w2) for _ in range(n2)],
-            nn.PixelUnshuffle(2), nn.Conv2d(4 * w2, w3, 1), *[_Block(w3) for _ in range(n3)],
+            nn.PixelUnshuffle(2), nn.Conv2d(12, w1, 3, padding=1), *[ResidualBlock(w1) for _ in range(n1)],
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * w1, w2, 1), *[ResidualBlock(w2) for _ in range(n2)],
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * w2, w3, 1), *[ResidualBlock(w3) for _ in range(n3)],
             nn.SiLU(), nn.Conv2d(w3, c.latent_channels, 1),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Conv2d(c.latent_channels, w3, 3, padding=1), *[_Block(w3) for _ in range(n3)],
-            nn.Conv2d(w3, 4 * w2, 1), nn.PixelShuffle(2), *[_Block(w2) for _ in range(n2)],
-            nn.Conv2d(w2, 4 * w1, 1), nn.PixelShuffle(2), *[_Block(w1) for _ in range(n1)],
+            nn.Conv2d(c.latent_channels, w3, 3, padding=1), *[ResidualBlock(w3) for _ in range(n3)],
+            nn.Conv2d(w3, 4 * w2, 1), nn.PixelShuffle(2), *[ResidualBlock(w2) for _ in range(n2)],
+            nn.Conv2d(w2, 4 * w1, 1), nn.PixelShuffle(2), *[ResidualBlock(w1) for _ in range(n1)],
             nn.SiLU(), nn.Conv2d(w1, 12, 3, padding=1), nn.PixelShuffle(2),
         )  # fmt: skip
         self.background: Tensor
@@ -92,6 +95,10 @@ class FrameTokenizer(nn.Module):
     def set_background(self, frames: Tensor) -> None:
         """Take the per-pixel median of `frames (N,H,W,3)` u8 as the static picture."""
         self.background.copy_(_pixels(frames).median(0).values)
+
+    def encode_background(self) -> Tensor:
+        """Latent `(C,h,w)` of the static picture."""
+        return self.encode((self.background.permute(1, 2, 0) * 255).round().to(torch.uint8)[None])[0]
 
     def encode_pixels(self, x: Tensor) -> Tensor:
         """`(N,3,H,W)` float in [0, 1] -> unit-RMS latents `(N,C,h,w)`."""

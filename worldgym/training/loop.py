@@ -3,6 +3,9 @@
 Why exactly: step k draws its batch and noise from a generator seeded by (seed, k) alone, so a run that was stopped
 and resumed computes the same numbers as one that was not. Checkpoints are safetensors and JSON; nothing is pickled.
 
+In a `torch.distributed` process group the ranks draw different batches and average their gradients: n ranks train as
+one with n times the batch. The first rank alone writes.
+
 Example::
 
     loop = TrainingLoop(model, LoopConfig(steps=1000), run_dir, loss=lambda model, step, gen: (loss, {"psnr": 30.0}))
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -71,9 +75,9 @@ class LoopConfig:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: 'adamw', 'muon'")
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of one training step."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """The generator of one training step of one process; without `rank`, what all processes must draw alike."""
+    return torch.Generator().manual_seed(((seed + 7919 * rank) * 1_000_003 + step) % (2**63))
 
 
 def _optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
@@ -93,6 +97,14 @@ def _optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimi
             )
         )
     return optimizers
+
+
+class _Silent:
+    """Takes what a SummaryWriter takes."""
+
+    def add_text(self, *args: Any) -> None: ...
+    def add_scalar(self, *args: Any) -> None: ...
+    def close(self) -> None: ...
 
 
 class TrainingLoop:
@@ -116,7 +128,12 @@ class TrainingLoop:
         self.ema_model = copy.deepcopy(model).requires_grad_(False).eval()
         self.step = 0
         self.elapsed = 0.0
+        grouped = dist.is_available() and dist.is_initialized()
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         self.resume()
+        if self.ranks > 1:
+            for value in self.model.state_dict().values():
+                dist.broadcast(value, 0)
 
     # -- checkpoints ------------------------------------------------------------------------------
     @property
@@ -126,6 +143,8 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write the checkpoint beside the old one, then replace it: a kill in between costs nothing."""
+        if self.rank:
+            return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema_model.state_dict().items()}
         for n, optimizer in enumerate(self.optimizers):
@@ -194,9 +213,10 @@ class TrainingLoop:
         from tqdm import tqdm
 
         c = self.config
-        writer = SummaryWriter(str(self.run_dir / "tensorboard"))
+        writer = _Silent() if self.rank else SummaryWriter(str(self.run_dir / "tensorboard"))
         writer.add_text("hparams", "\n".join(f"| {k} | {v} |" for k, v in asdict(c).items()))
-        bar = tqdm(total=c.steps, initial=self.step, disable=not sys.stderr.isatty(), desc=self.tag)
+        hidden = self.rank > 0 or not sys.stderr.isatty()
+        bar = tqdm(total=c.steps, initial=self.step, disable=hidden, desc=self.tag)
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         averages: dict[str, float] = {}
@@ -208,9 +228,11 @@ class TrainingLoop:
                     for group in optimizer.param_groups:
                         group["lr"] = self._lr()
                 self.model.train()
-                loss, metrics = self.loss(self.model, self.step, step_generator(c.seed, self.step))
+                generator = step_generator(c.seed, self.step, self.rank)
+                loss, metrics = self.loss(self.model, self.step, generator)
                 self.model.zero_grad(set_to_none=True)
                 loss.backward()
+                self._share()
                 norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
                 for optimizer in self.optimizers:
                     optimizer.step()
@@ -235,8 +257,9 @@ class TrainingLoop:
                     )
                     text = " ".join(f"{k} {v:.4g}" for k, v in averages.items())
                     bar.set_postfix_str(text)
-                    logger.info("%s step %d %.0f s %s", self.tag, self.step, self.elapsed, text)
-                if self.evaluate and self.step % self.evaluate_every == 0:
+                    if not self.rank:
+                        logger.info("%s step %d %.0f s %s", self.tag, self.step, self.elapsed, text)
+                if not self.rank and self.evaluate and self.step % self.evaluate_every == 0:
                     for key, value in (scores := self.evaluate(self.ema_model, self.step)).items():
                         writer.add_scalar(key, value, self.step)
                     logger.info("%s step %d evaluation %s", self.tag, self.step, scores)
@@ -249,6 +272,22 @@ class TrainingLoop:
             bar.close()
             writer.close()
         return averages
+
+    @torch.no_grad()
+    def _share(self) -> None:
+        """Average gradients over the ranks, and the clock, which the learning rate and the end follow."""
+        if self.ranks == 1:
+            return
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = torch.cat(
+            [*(g.flatten() for g in grads), torch.tensor([self.elapsed], device=grads[0].device)]
+        )
+        dist.all_reduce(flat)
+        flat /= self.ranks
+        self.elapsed = float(flat[-1])
+        for p, part in zip(trained, flat[:-1].split([g.numel() for g in grads]), strict=True):
+            p.grad = part.view_as(p)
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from worldgym.models.dynamics import Cache
 from worldgym.models.tokenizer import FrameTokenizer, autocast, unit_rms
 from worldgym.models.world_model import VideoWorldModel
-from worldgym.training.loop import LoopConfig, TrainingLoop
+from worldgym.training.loop import LoopConfig, TrainingLoop, step_generator
 
 logger = logging.getLogger(__name__)
 
@@ -268,13 +268,16 @@ def train_world_model(
     """Train `model.dynamics` (its tokenizer stays as it is) and return the averaged model; resumes from `run_dir`."""
     torch.manual_seed(settings.loop.seed)
     model.tokenizer.requires_grad_(False)
-    empty = (model.tokenizer.background.permute(1, 2, 0) * 255).round().to(torch.uint8)[None]
-    background = model.tokenizer.encode(empty)[0]
+    if model.config.dynamics.moved:
+        model.dynamics.shift.requires_grad_(False)  # knows its trade: see `train_shift`
+    background = model.tokenizer.encode_background()
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, VideoWorldModel)
         late = training._progress() >= settings.rollout_from
-        rollout = late and float(torch.rand((), generator=generator)) < settings.rollout_share
+        # All processes alike: an imagined batch takes longer, and the others would wait.
+        coin = float(torch.rand((), generator=step_generator(settings.loop.seed, step)))
+        rollout = late and coin < settings.rollout_share
         windows = data.windows(settings.batch, settings.window, generator)
         return world_model_loss(module, windows, settings, background, rollout, generator, forward)
 

@@ -1,0 +1,64 @@
+"""A picture moved by a fraction of a latent cell, computed in latents alone.
+
+Why it exists: what a hand holds moves as the hand does, so carrying is copying from elsewhere. But a latent vector says
+*where inside its cell* an edge lies; interpolating such vectors, as one would pixels, wipes an object out in two steps.
+Decoding, moving the pixels and encoding again keeps it, at three times the cost of the rest of a step. This net is
+taught to give what that detour gives (`worldgym.training.shift`), at a sixth of its cost: unfold the latents to a finer
+grid of features, move those bilinearly, fold them again. Networks that move features so that later pixels move are
+the spatial transformers of Jaderberg et al. 2015; moving what is there to predict video is Finn et al. 2016, section 3.
+
+The scene's static background stays where it is, as the tokenizer codes only what differs from it.
+
+Example::
+
+    shift = LatentShift(channels=16)
+    moved = shift(z, torch.tensor([[0.5, 0.0]]))     # (1,16,8,8): everything half a cell to the right
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldgym.models.tokenizer import ResidualBlock, unit_rms
+
+FINER = 4  # the finer grid's cells along one latent cell
+
+
+def move_bilinearly(x: Tensor, shift: Tensor) -> Tensor:
+    """`x (N,C,h,w)` moved by `shift (N,2)` of its own cells to the right and down; zeros come in at the edges."""
+    h, w = x.shape[-2:]
+    right = (torch.arange(w, device=x.device) + 0.5) * 2 / w - 1
+    down = (torch.arange(h, device=x.device) + 0.5) * 2 / h - 1
+    grid = torch.stack(torch.meshgrid(right, down, indexing="xy"), -1)  # (h, w, 2) x, y
+    step = torch.tensor([2 / w, 2 / h], device=x.device)
+    where = grid[None] - (shift.float() * step)[:, None, None]
+    return F.grid_sample(x.float(), where, align_corners=False)
+
+
+class LatentShift(nn.Module):
+    """Latents of the same picture with its foreground moved.
+
+    Args:
+        channels: of the latents.
+        width: of the convolutions.
+        features: channels on the finer grid.
+    """
+
+    def __init__(self, channels: int = 16, width: int = 96, features: int = 16) -> None:
+        super().__init__()
+        self.into = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1), ResidualBlock(width), nn.SiLU(),
+            nn.Conv2d(width, FINER**2 * features, 1),
+        )  # fmt: skip
+        self.back = nn.Sequential(
+            nn.Conv2d(FINER**2 * features, width, 1), ResidualBlock(width), nn.SiLU(),
+            nn.Conv2d(width, channels, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, z: Tensor, shift: Tensor) -> Tensor:
+        """Unit-RMS latents like `z (N,C,h,w)`, moved by `shift (N,2)` latent cells to the right and down."""
+        fine = F.pixel_shuffle(self.into(z), FINER)
+        moved = move_bilinearly(fine, shift * FINER).to(fine.dtype)
+        return unit_rms(self.back(F.pixel_unshuffle(moved, FINER)).float())
