@@ -80,6 +80,12 @@ class Bundle:
 
         return LearnedJudge.from_pretrained(str(self._part("judge")))
 
+    def probe(self) -> Any:
+        """The ruler that reads positions off frames."""
+        from worldgym.evaluation.probe import PositionProbe
+
+        return PositionProbe.from_pretrained(self._part("probe"))
+
     def start_bank(self, tasks: Sequence[str] | None = None) -> Any:
         """Starts of imagined episodes, as `agents.StartBank`.
 

@@ -72,6 +72,13 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "policy"): Command(
         "train_policy", "TrainPolicyConfig", "train a policy on demonstrations (SFT)", resumes=True
     ),
+    ("train", "probe"): Command(
+        "train_probe",
+        "TrainProbeConfig",
+        "train the ruler that reads positions off frames",
+        draws=True,
+        resumes=True,
+    ),
     ("bundle",): Command("bundle", "BundleConfig", "put trained parts together into a checkpoint folder"),
     ("picture",): Command("picture", "PictureConfig", "true frames above, imagined frames below", draws=True),
     ("eval",): Command(
@@ -81,6 +88,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "bench_closed_loop",
         "BenchClosedLoopConfig",
         "imagined success checked in Real: precision and recall",
+        draws=True,
+    ),
+    ("bench", "fidelity"): Command(
+        "bench_fidelity",
+        "BenchFidelityConfig",
+        "how true imagination is: positions by horizon, verdicts, rankings",
         draws=True,
     ),
 }

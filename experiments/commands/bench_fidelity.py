@@ -1,0 +1,307 @@
+"""`worldgym bench fidelity`: how true imagination is, by horizon, by split, in verdicts and in rankings.
+
+Everything is measured on episodes that no part was trained on; truth comes from Real. Outcomes come first in closed
+loop (policies act on imagined frames, their actions are executed in Real), because open-loop replay flatters.
+
+Example::
+
+    worldgym bench fidelity --policies sft runs/demo/policy sft@1.0 --json runs/fidelity.json
+    worldgym bench fidelity --checkpoint runs/world_model/export --episodes 60 --ranking-starts 0
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bundle import Bundle
+from experiments.commands.evaluate import covered_tasks
+from experiments.demo_settings import CHECK_SEED0
+from experiments.policies import PolicyChoice
+from experiments.run_folder import versions
+from experiments.true_logs import TrueLogs, true_logs
+from worldgym.errors import ConfigError
+from worldgym.utils.files import atomic_write_text
+from worldgym.utils.progress import Progress
+
+LOG_SEED0 = 11_500_000
+RANK_SEED0 = 11_800_000
+UNSEEN = ("unseen_combination", "unseen_object", "unseen_instruction", "unseen_scene", "unseen_task")
+
+
+@dataclass(frozen=True)
+class BenchFidelityConfig:
+    """How true imagined frames, verdicts and rankings are.
+
+    Args:
+        checkpoint: folder of a world model; the bundle's when None.
+        bundle: where judge, policies and probe come from: a bundled checkpoint's name, or a folder.
+        json: where the figures go; the report goes beside it as .html.
+        episodes: held-out episodes of split `seen`, 40 steps each.
+        unseen_episodes: of each unseen split; 0 leaves them out.
+        policies: for the closed loop: folders, or `sft`; `@T` sets a temperature.
+        closed_loop_episodes: imagined episodes a policy.
+        ranking_starts: starts on which policies are ranked; 0 leaves the ranking out.
+        gaps: misspecifications at which the software simulator ranks the same policies.
+        workers: processes for evaluation in simulators.
+        seed: everything random.
+        noises: the ranked policies are the bundled one with this much noise on its weights,
+        temperatures: and, undisturbed, sampled at these.
+    """
+
+    checkpoint: Path | None = None
+    bundle: str = "tabletop-small"
+    json: Path = Path("runs/fidelity.json")
+    episodes: int = 120
+    unseen_episodes: int = 36
+    policies: tuple[str, ...] = ("sft", "sft@1.0")
+    closed_loop_episodes: int = 102
+    ranking_starts: int = 60
+    gaps: tuple[float, ...] = (0.25, 0.5, 1.0)
+    workers: int = 2
+    seed: int = 0
+    noises: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+    temperatures: tuple[float, ...] = (1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.episodes < 2 or self.closed_loop_episodes < 1:
+            raise ConfigError("episodes must be at least 2 and closed_loop_episodes at least 1")
+        if self.unseen_episodes == 1 or min(self.unseen_episodes, self.ranking_starts) < 0:
+            raise ConfigError("unseen_episodes must be 0 or at least 2, ranking_starts at least 0")
+        if len(self.noises) + len(self.temperatures) < 3:
+            raise ConfigError("a ranking needs at least three policies; give more noises or temperatures")
+
+
+def run(config: BenchFidelityConfig) -> int:
+    """Measure, print, write the json and the page."""
+    from experiments.fidelity_report import write_fidelity_report
+    from worldgym.models import load_world_model
+
+    bundle = Bundle.find(config.bundle)
+    model = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
+    judge, tasks = bundle.judge(), covered_tasks(config.bundle)
+    facts: dict[str, Any] = {"by_split": {}}
+    plans = [("seen", tasks, config.episodes)]
+    plans += [(s, ("stack",) if s == "unseen_task" else tasks, config.unseen_episodes) for s in UNSEEN]
+    for i, (split, verbs, count) in enumerate(plans):
+        if not count:
+            continue
+        with Progress(count, f"Real, {split}") as bar:
+            logs = true_logs(
+                verbs, count, seed=LOG_SEED0 + 10_000 * i, splits=(split,),
+                progress=lambda done, _, bar=bar: bar.update(done - bar.count),
+            )  # fmt: skip
+        measured = measure_logs(model, judge, bundle.probe(), logs, config.seed)
+        facts["by_split"][split] = measured.pop("summary")
+        if split == "seen":
+            facts |= measured
+    facts |= closed_loop(config, model, judge, tasks)
+    if config.ranking_starts:
+        facts |= ranking(config, model, judge, bundle, tasks)
+    facts |= {"seed": config.seed, "versions": versions()}
+    atomic_write_text(config.json, json.dumps(facts, indent=1) + "\n")
+    page = write_fidelity_report(facts, config.json.with_suffix(".html"))
+    sys.stdout.write(table(facts) + f"\nwritten to {config.json} and {page}\n")
+    return 0
+
+
+def measure_logs(model: Any, judge: Any, probe: Any, logs: TrueLogs, seed: int) -> dict[str, Any]:
+    """Open loop: Real's actions replayed in imagination. `summary` is what a split is compared by."""
+    import torch
+
+    from worldgym.evaluation import Confusion, fidelity
+
+    n, horizon = logs.actions.shape[:2]
+    true = logs.frames[:, 1:]
+    generator = torch.Generator().manual_seed(seed)
+    # Each episode gets the actions of another one: a derangement.
+    other = np.roll(np.arange(n), 1 + seed % (n - 1))
+    with Progress(2 * n, "imagination") as bar:
+        imagine = lambda actions, before: fidelity.imagine_logs(  # noqa: E731
+            model, logs.frames, actions, logs.states, generator,
+            progress=lambda done, _: bar.update(before + done - bar.count),
+        )  # fmt: skip
+        said, doubt = imagine(logs.actions, 0)
+        wrong, _ = imagine(logs.actions[other], n)
+    still = np.repeat(logs.frames[:, :1], horizon, 1)
+    sources = {"model": said, "first_frame": still, "shuffled_actions": wrong}
+    pictures = {
+        name: {
+            "psnr": fidelity.psnr(true, frames),
+            "ssim": fidelity.ssim(true, frames),
+            "features": fidelity.feature_distances(true, frames),
+        }
+        for name, frames in sources.items()
+    }
+    errors = {
+        name: fidelity.position_errors(probe, frames, logs.positions) for name, frames in sources.items()
+    }
+    by_horizon = {
+        name: {
+            **{key: [float(v) for v in np.nanmean(value, 0)] for key, value in pictures[name].items()},
+            "position": [errors[name].median(h + 1) for h in range(horizon)],
+        }
+        for name in sources
+    }
+    imagined, happened = outcomes(judge, said, logs)
+    confusion = Confusion.of(imagined, happened)
+    negatives = confusion.fp + confusion.tn
+    drift = fidelity.drift_horizon(pictures["model"]["psnr"], pictures["first_frame"]["psnr"])
+    squared = np.square(true.astype(np.float32) - said).mean((2, 3, 4))
+    ends = np.arange(4, horizon, 5)
+    early = (ends >= 4) & (ends < 20)
+    summary = {
+        "episodes": n,
+        "psnr_40": by_horizon["model"]["psnr"][-1],
+        "first_frame_psnr_40": by_horizon["first_frame"]["psnr"][-1],
+        "position_error_px": errors["model"].median(horizon),
+        "outcome_agreement": (confusion.tp + confusion.tn) / n,
+        "false_positive_rate": confusion.fp / negatives if negatives else None,
+        "confusion": confusion.to_dict(),
+        "drift_horizon": drift,
+        "action_sensitivity": fidelity.action_sensitivity(true, said, wrong),
+        "uncertainty_spearman": fidelity.spearman_or_none(doubt[:, early], squared[:, ends[early]]),
+        "failure_auroc": fidelity.auroc(doubt.max(1), imagined != happened),
+    }
+    return {
+        "summary": summary,
+        "position_error_px": summary["position_error_px"]["all"],
+        **{k: summary[k] for k in ("outcome_agreement", "false_positive_rate", "drift_horizon")},
+        **{k: summary[k] for k in ("action_sensitivity", "uncertainty_spearman", "failure_auroc")},
+        "by_horizon": by_horizon,
+    }
+
+
+def outcomes(judge: Any, frames: np.ndarray, logs: TrueLogs) -> tuple[np.ndarray, np.ndarray]:
+    """Success at any chunk end (every fifth step), `(N,)` each: as judged in `frames (N,T,H,W,3)`, and in truth."""
+    import torch
+
+    shown = torch.from_numpy(np.ascontiguousarray(frames[:, 4::5]))
+    n, looks = shown.shape[:2]
+    texts = [text for text in logs.instructions for _ in range(looks)]
+    verdict = judge.score(shown.flatten(0, 1)[:, None], texts)
+    said = (verdict.p_success.cpu().numpy() >= judge.threshold).reshape(n, looks).any(1)
+    return said, logs.success[:, 5::5].any(1)
+
+
+def closed_loop(config: BenchFidelityConfig, model: Any, judge: Any, tasks: Any) -> dict[str, Any]:
+    """Precision and recall of imagined success over all policies, and of each."""
+    from envs.tabletop import TabletopEnv
+    from worldgym.evaluation import Confusion, make_starts, run_closed_loop
+
+    starts = make_starts(tasks, max(1, round(config.closed_loop_episodes / len(tasks))), CHECK_SEED0)
+    env = TabletopEnv(domain="real", horizon=40)
+    total, rows = Confusion(), {}
+    for text in config.policies:
+        choice = PolicyChoice.parse(text, config.bundle)
+        with Progress(len(starts), f"closed loop, {text}") as bar:
+            result = run_closed_loop(
+                choice.ref.load(), model, judge, env, starts, temperature=choice.temperature, seed=config.seed,
+                progress=lambda done, _, bar=bar: bar.update(done - bar.count),
+            )  # fmt: skip
+        total += result.confusion
+        rows[text] = {k: v for k, v in result.to_dict().items() if k != "outcomes"}
+    env.close()
+    rates = {"precision": total.precision, "recall": total.recall}
+    return {
+        "closed_loop": {
+            **{name: rate.to_dict() if rate else None for name, rate in rates.items()},
+            "episodes": total.n,
+            "confusion": total.to_dict(),
+            "policies": rows,
+        }
+    }
+
+
+def ranking(
+    config: BenchFidelityConfig, model: Any, judge: Any, bundle: Bundle, tasks: Any
+) -> dict[str, Any]:
+    """Success of graded policies in imagination, in Real and in the software simulator, and how the rankings agree."""
+    import torch
+
+    from envs.tabletop import TabletopEnv
+    from experiments.graded_policies import graded_policies
+    from worldgym.evaluation import EvaluationPool, make_starts
+    from worldgym.evaluation.closed_loop import dream
+    from worldgym.evaluation.ranking import agreement
+    from worldgym.evaluation.rollouts import batch_observations, reset_env
+
+    policies = graded_policies(bundle.policy(), config.noises, config.temperatures, config.seed)
+    starts = make_starts(tasks, max(1, round(config.ranking_starts / len(tasks))), RANK_SEED0)
+    tables: dict[str, list[np.ndarray]] = {"imagined": []}
+    env = TabletopEnv(domain="real", horizon=40)
+    observation = batch_observations([reset_env(env, start)[0] for start in starts])
+    env.close()
+    worlds = [("real", {"domain": "real"})]
+    worlds += [(f"soft {g:g}", {"domain": "soft", "gap": g}) for g in config.gaps]
+    with Progress(len(policies) * (1 + len(worlds)), "ranking") as bar:
+        for graded in policies:
+            generator = torch.Generator().manual_seed(config.seed)
+            dreamt = dream(
+                graded.policy, model, judge, observation, horizon=40, temperature=graded.temperature,
+                generator=generator,
+            )  # fmt: skip
+            tables["imagined"].append(dreamt.success)
+            bar.update(1)
+        for name, kwargs in worlds:
+            settings = {**kwargs, "horizon": 40, "chunk": policies[0].policy.chunk}
+            with EvaluationPool(
+                "envs.tabletop:TabletopEnv", workers=config.workers, env_kwargs=settings
+            ) as pool:
+                rows = []
+                for graded in policies:
+                    result = pool.evaluate(
+                        graded.policy, starts, temperature=graded.temperature, seed=config.seed
+                    )
+                    rows.append(result.success)
+                    bar.update(1)
+            tables[name] = rows
+    real = np.stack(tables.pop("real"))
+    agreements = {name: agreement(np.stack(rows), real, seed=config.seed) for name, rows in tables.items()}
+    rates = {
+        name: [float(row.mean()) for row in rows] for name, rows in {**tables, "real": list(real)}.items()
+    }
+    return {
+        **{name: agreements["imagined"][name]["mean"] for name in ("pearson", "spearman", "mmrv")},
+        "ranking": {
+            "policies": [graded.name for graded in policies],
+            "starts": len(starts),
+            "success": rates,
+            "agreement": agreements,
+        },
+    }
+
+
+def table(facts: dict[str, Any]) -> str:
+    """What is printed."""
+    loop = facts["closed_loop"]
+    rate = lambda r: f"{r['mean']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" if r else "undefined"  # noqa: E731
+    lines = [
+        f"closed loop, {loop['episodes']} episodes: precision {rate(loop['precision'])}, recall {rate(loop['recall'])}",
+        f"  {'split':<20}{'PSNR':>7}{'still':>7}{'px':>7}{'moved':>7}{'lost':>7}{'agree':>7}{'FPR':>7}{'drift':>7}",
+    ]
+    for split, row in facts["by_split"].items():
+        px = row["position_error_px"]
+        fpr = row["false_positive_rate"]
+        lines.append(
+            f"  {split:<20}{row['psnr_40']:>7.1f}{row['first_frame_psnr_40']:>7.1f}{px['all']:>7.2f}"
+            f"{px['moved_objects']:>7.2f}{px['lost_share']:>7.2f}{row['outcome_agreement']:>7.2f}"
+            + (f"{fpr:>7.2f}" if fpr is not None else f"{'-':>7}")
+            + f"{row['drift_horizon']:>7}"
+        )
+    lines.append(
+        "  (at step 40: PSNR in dB beside the first frame's, median position error in px; agreement of outcomes over"
+        f" the episode)\n  action sensitivity {facts['action_sensitivity']:.2f}"
+    )
+    for name, row in facts.get("ranking", {}).get("agreement", {}).items():
+        lines.append(
+            f"  ranking by {name:<10} Pearson {rate(row['pearson'])}, Spearman {row['spearman']['mean']:.2f}, "
+            f"MMRV {rate(row['mmrv'])}"
+        )
+    return "\n".join(lines)

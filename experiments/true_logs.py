@@ -1,0 +1,86 @@
+"""Held-out logs of Real with the truth beside each frame, for measuring world models and never for training them.
+
+Example::
+
+    logs = true_logs(("reach", "push"), 60, seed=11_500_000)
+    logs.frames, logs.actions, logs.success, logs.positions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# They go on for the whole horizon; experts stop when they are done.
+BEHAVIOURS = ("noisy", "near_miss", "noisy", "distracted", "noisy", "random")
+
+
+@dataclass(frozen=True)
+class TrueLogs:
+    """N episodes of T steps.
+
+    Args:
+        frames: `(N,T+1,H,W,3)` uint8.
+        actions: `(N,T,4)` in [-1, 1].
+        states: `(N,T+1,4)` proprioception.
+        success: `(N,T+1)` bool, success at that step.
+        positions: `(N,T+1,K,2)` pixels of `envs.tabletop.positions.PARTS`, nan where a colour is absent.
+        instructions, tasks, splits: N each.
+    """
+
+    frames: np.ndarray
+    actions: np.ndarray
+    states: np.ndarray
+    success: np.ndarray
+    positions: np.ndarray
+    instructions: tuple[str, ...]
+    tasks: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+def true_logs(
+    tasks: Sequence[str],
+    episodes: int,
+    *,
+    seed: int,
+    horizon: int = 40,
+    splits: Sequence[str] = ("seen",),
+    progress: Callable[[int, int], None] | None = None,
+) -> TrueLogs:
+    """Roll scripted hands of mixed skill out in Real; tasks, splits and behaviours take turns.
+
+    Args:
+        tasks: verbs.
+        episodes: how many.
+        seed: of the first start; each next one is one higher.
+        horizon: steps of each.
+        splits: which start states and words.
+        progress: called with (episodes done, episodes in all).
+    """
+    from envs.tabletop.collect import rollout
+    from envs.tabletop.positions import WatchedTabletop
+
+    env = WatchedTabletop(terminate_on_success=False, horizon=horizon)
+    logs, positions = [], []
+    for i in range(episodes):
+        rng = np.random.default_rng(seed + i)
+        # Each cycle through the tasks takes the next behaviour, each cycle through those the next split.
+        behaviour = BEHAVIOURS[i // len(tasks) % len(BEHAVIOURS)]
+        split = splits[i // (len(tasks) * len(BEHAVIOURS)) % len(splits)]
+        logs.append(rollout(env, tasks[i % len(tasks)], seed + i, behaviour, rng, split=split))
+        positions.append(env.positions)
+        if progress is not None:
+            progress(i + 1, episodes)
+    env.close()
+    return TrueLogs(
+        frames=np.stack([log.frames for log in logs]),
+        actions=np.stack([log.actions for log in logs]),
+        states=np.stack([log.state for log in logs]),
+        success=np.stack([log.success for log in logs]),
+        positions=np.stack(positions),
+        instructions=tuple(log.instruction for log in logs),
+        tasks=tuple(log.task for log in logs),
+        splits=tuple(log.split for log in logs),
+    )

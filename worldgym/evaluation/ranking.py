@@ -1,0 +1,72 @@
+"""Does an evaluator rank policies as Real does? Pearson, Spearman and mean maximum rank violation, with intervals.
+
+Example::
+
+    agreement(imagined, real)      # two (P, N) boolean tables: P policies on the same N starts
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float:
+    """Linear correlation; nan where one of them does not vary."""
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Correlation of ranks, ties at their mean rank."""
+    return pearson(rankdata(x), rankdata(y))
+
+
+def mmrv(x: ArrayLike, y: ArrayLike) -> float:
+    """Mean maximum rank violation of evaluator `x` against the truth `y` (SIMPLER, Li et al. 2024, section 4).
+
+    For each policy the largest true difference to a policy that the evaluator puts on the wrong side of it; 0 is a
+    perfect ranking.
+    """
+    said, true = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    gap = np.abs(true[:, None] - true[None])
+    wrong = (said[:, None] < said[None]) != (true[:, None] < true[None])
+    return float((gap * wrong).max(1).mean())
+
+
+def agreement(said: np.ndarray, true: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
+    """`{"pearson", "spearman", "mmrv"}` of success rates, each `{"mean", "low", "high", "policies"}`.
+
+    Args:
+        said: `(P, N)` bool, what the evaluator says of P policies on N starts.
+        true: `(P, M)` bool, what happened; paired with `said` start by start when M == N.
+        seed: of the bootstrap over starts.
+        resamples: of it.
+
+    Raises:
+        ValueError: fewer than three policies, or different numbers of them.
+    """
+    if said.ndim != 2 or true.ndim != 2 or len(said) != len(true) or len(said) < 3:
+        raise ValueError(
+            f"agreement needs two tables of at least 3 policies, got {said.shape} and {true.shape}"
+        )
+    rng = np.random.default_rng(seed)
+    measures = {"pearson": pearson, "spearman": spearman, "mmrv": mmrv}
+    drawn: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(resamples):
+        i = rng.integers(said.shape[1], size=said.shape[1])
+        j = i if true.shape[1] == said.shape[1] else rng.integers(true.shape[1], size=true.shape[1])
+        a, b = said[:, i].mean(1), true[:, j].mean(1)
+        for name, measure in measures.items():
+            drawn[name].append(measure(a, b))
+    out = {}
+    for name, measure in measures.items():
+        low, high = np.nanquantile(drawn[name], (0.025, 0.975))
+        mean = measure(said.mean(1), true.mean(1))
+        out[name] = {"mean": mean, "low": float(low), "high": float(high), "policies": len(said)}
+    return out
