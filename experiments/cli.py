@@ -90,6 +90,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "imagined success checked in Real: precision and recall",
         draws=True,
     ),
+    ("bench", "speed"): Command(
+        "bench_speed",
+        "BenchSpeedConfig",
+        "what an imagined frame costs, beside the simulator and WorldGym's sampler",
+        draws=True,
+    ),
     ("bench", "fidelity"): Command(
         "bench_fidelity",
         "BenchFidelityConfig",

@@ -1,0 +1,272 @@
+"""`worldgym bench speed`: what an imagined frame costs, beside the simulator and beside WorldGym's way of sampling.
+
+All in one process run, in turns; ratios first, since machines differ and are noisy.
+
+Example::
+
+    worldgym bench speed --json runs/speed.json
+    worldgym bench speed --checkpoint runs/world_model/export --seconds 2
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import speed
+from experiments.bundle import Bundle
+from experiments.run_folder import versions
+from experiments.true_logs import TrueLogs, true_logs
+from worldgym.errors import ConfigError
+from worldgym.utils.files import atomic_write_text
+
+logger = logging.getLogger(__name__)
+LOG_SEED0 = 11_700_000
+
+
+@dataclass(frozen=True)
+class BenchSpeedConfig:
+    """Frames a second, ratios, stages, growth, and quality against speed.
+
+    Args:
+        checkpoint: folder of a world model; the bundle's when None.
+        bundle: a bundled checkpoint's name, or a folder with the same parts.
+        json: where the figures go.
+        batches: rows imagined at once.
+        seconds: that each timing takes at least.
+        rounds: turns of what is compared.
+        threads: of torch.
+        processes: of the simulator.
+        quality_episodes: held-out episodes on which the ways of sampling are compared; 0 leaves that out.
+    """
+
+    checkpoint: Path | None = None
+    bundle: str = "tabletop-small"
+    json: Path = Path("runs/speed.json")
+    batches: tuple[int, ...] = (1, 8, 64)
+    seconds: float = 2.0
+    rounds: int = 3
+    threads: int = 2
+    processes: int = 2
+    quality_episodes: int = 24
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.batches or min(self.batches) < 1 or self.seconds <= 0 or self.rounds < 1:
+            raise ConfigError("batches and rounds must be at least 1, seconds more than 0")
+        if self.threads < 1 or self.processes < 1 or self.quality_episodes < 0:
+            raise ConfigError("threads and processes must be at least 1, quality_episodes at least 0")
+
+
+def run(config: BenchSpeedConfig) -> int:
+    """Measure, print, write the json."""
+    import torch
+
+    from worldgym.models import load_world_model
+
+    torch.set_num_threads(config.threads)
+    bundle = Bundle.find(config.bundle)
+    model = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
+    biggest = max(config.batches)
+    works = {f"imagined {b}": speed.imagining(model, b) for b in config.batches}
+    fps = speed.paired(works, config.rounds, config.seconds)
+    simulator = [speed.simulator_fps(config.processes, 2 * config.seconds) for _ in range(config.rounds)]
+    style = worldgym_style(model, config)
+    imagined = fps[f"imagined {biggest}"]
+    stages = stage_rates(model, bundle.judge(), biggest, config)
+    peak = stages.pop("matmul_gflops")
+    layers = stages.pop("layers_only")
+    useful = speed.transformer_flops(model.config.dynamics) * layers / 1e9
+    facts: dict[str, Any] = {
+        "imagined_fps": {str(b): fps[f"imagined {b}"] for b in config.batches},
+        "simulator_fps": float(np.median(simulator)),
+        "imagined_over_simulator": imagined / float(np.median(simulator)),
+        "worldgym_style_fps": style,
+        "speedup_over_worldgym_style": imagined / style,
+        "gemm_fraction": useful / peak,
+        "peak_gflops": peak,
+        "stages": {name: {"frames_per_second": r, "ms_per_frame": 1000 / r} for name, r in stages.items()},
+        "growth": growth(model, config),
+        "memory_bytes_per_environment": memory(model),
+        "threads": config.threads,
+    }
+    if config.quality_episodes:
+        facts["quality"] = quality(model, bundle.probe(), config)
+    facts["versions"] = versions()
+    atomic_write_text(config.json, json.dumps(facts, indent=1) + "\n")
+    sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
+    return 0
+
+
+def worldgym_style(model: Any, config: BenchSpeedConfig, frames: int = 6) -> float:
+    """Frames a second of one row with the window full: no cache, 10 passes, guidance 3, float32.
+
+    WorldGym imagines one episode at a time on an accelerator; rows are batched here as for our own figure.
+    """
+    import torch
+
+    from worldgym.models.uncached import imagine_uncached
+
+    batch = max(config.batches)
+    size, window = model.image_size, model.config.dynamics.window
+    first = torch.randint(0, 256, (batch, 1, size, size, 3), dtype=torch.uint8)
+    states = torch.zeros(batch, 1, model.state_dim)
+    generator = torch.Generator().manual_seed(0)
+    spent = []
+    for count in (window, window + frames):
+        actions = torch.rand(batch, count, model.action_dim) * 2 - 1
+        began = time.perf_counter()
+        imagine_uncached(model, first, actions, states, generator, passes=10, guidance=3.0)
+        spent.append(time.perf_counter() - began)
+    return batch * frames / max(spent[1] - spent[0], 1e-9)
+
+
+def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) -> dict[str, float]:
+    """Frames a second of each stage on its own."""
+    import torch
+
+    tokenizer = model.tokenizer
+    latents = torch.randn(batch, model.config.dynamics.latent_channels, tokenizer.grid, tokenizer.grid)
+    frames = tokenizer.decode(latents)
+    texts = ["put the red cube in the tray"] * batch
+    net = model.inference_network()
+    dtype = next(net.parameters()).dtype
+    cells = torch.rand(batch, 2)
+
+    def count(work: Any) -> Any:
+        def counted() -> int:
+            with torch.inference_mode():
+                work()
+            return batch
+
+        return counted
+
+    works = {
+        "denoise and commit": speed.denoising(model, batch),
+        "decode": count(lambda: tokenizer.decode(latents)),
+        "encode": count(lambda: tokenizer.encode(frames)),
+        "judge": count(lambda: judge.score(frames[:, None], texts)),
+        "layers_only": speed.layers_only(model, batch),
+        "matmul_gflops": speed.matmul_gflops(),
+    }
+    if model.config.dynamics.moved:
+        works["move latents"] = count(lambda: net.shift(latents.to(dtype), cells))
+    rates = speed.paired(works, config.rounds, config.seconds / 2)
+    return {**rates, "matmul_gflops": rates["matmul_gflops"] / 1000}
+
+
+def growth(model: Any, config: BenchSpeedConfig) -> dict[str, float]:
+    """Exponents of the time a step takes in batch size, in how far the episode is, and in tokens a frame."""
+    import torch
+
+    from worldgym.models import Dynamics, VideoWorldModel
+
+    batches = [8, 16, 32, 64]
+    rates = speed.paired(
+        {str(b): speed.imagining(model, b, decode="none") for b in batches}, 2, config.seconds / 2
+    )
+    in_batch = speed.exponent(batches, [b / rates[str(b)] for b in batches])
+    state, actions = speed.start(model, 8), torch.zeros(8, 5, model.action_dim)
+    spent = []
+    for _ in range(24):  # 120 steps
+        began = time.perf_counter()
+        state, _ = model.step(state, actions, decode="none")
+        spent.append(time.perf_counter() - began)
+    # Once the ring is full; before that masked slots cost the same, but say nothing about growth.
+    steps = [5.0 * (i + 1) for i in range(len(spent))]
+    in_horizon = speed.exponent(steps[3:], spent[3:])
+    c = model.config
+    seconds, tokens = [], []
+    for patch in (4, 2, 1):
+        if c.dynamics.grid % patch:
+            continue
+        other = VideoWorldModel(replace(c, dynamics=replace(c.dynamics, patch=patch))).eval()
+        assert isinstance(other.dynamics, Dynamics)
+        seconds.append(16 / speed.rate(speed.denoising(other, 16), config.seconds / 2))
+        tokens.append(float(other.config.dynamics.tokens))
+    return {"batch": in_batch, "horizon": in_horizon, "tokens": speed.exponent(tokens, seconds)}
+
+
+def memory(model: Any) -> int:
+    """Bytes that one imagined environment keeps between steps."""
+    state = speed.start(model, 1)
+    parts = [state.latent, state.states, state.keys, *state.cache]
+    return int(sum(part.numel() * part.element_size() for part in parts))
+
+
+def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, Any]]:
+    """Ways of sampling: frames a second beside what they are worth after 40 steps."""
+    import torch
+
+    from worldgym.evaluation import fidelity
+    from worldgym.models.uncached import imagine_uncached
+
+    logs = true_logs(("reach", "push", "pick_place"), config.quality_episodes, seed=LOG_SEED0)
+    rows = []
+    usual = model.sampler
+    for steps, dtype in ((1, "bfloat16"), (2, "bfloat16"), (4, "bfloat16"), (8, "bfloat16"), (1, "float32")):
+        model.sampler = replace(usual, steps=steps, dtype=dtype)
+        model._fast.clear()
+        began = time.perf_counter()
+        said, _ = fidelity.imagine_logs(
+            model, logs.frames, logs.actions, logs.states, torch.Generator().manual_seed(0)
+        )
+        spent = time.perf_counter() - began
+        rows.append({"sampler": f"{steps} passes, {dtype}", **_worth(probe, logs, said, spent)})
+    model.sampler = usual
+    model._fast.clear()
+    first, states = torch.from_numpy(logs.frames[:, :1]), torch.from_numpy(logs.states[:, :1])
+    began = time.perf_counter()
+    frames = imagine_uncached(
+        model, first, torch.from_numpy(logs.actions), states, torch.Generator().manual_seed(0), passes=10,
+        guidance=3.0,
+    )  # fmt: skip
+    spent = time.perf_counter() - began
+    rows.append(
+        {
+            "sampler": "as WorldGym: no cache, 10 passes, guidance 3, float32",
+            **_worth(probe, logs, frames.numpy(), spent),
+        }
+    )
+    return rows
+
+
+def _worth(probe: Any, logs: TrueLogs, said: np.ndarray, spent: float) -> dict[str, Any]:
+    from worldgym.evaluation import fidelity
+
+    errors = fidelity.position_errors(probe, said, logs.positions)
+    return {
+        "frames_per_second": said.shape[0] * said.shape[1] / spent,
+        "psnr_40": float(fidelity.psnr(logs.frames[:, -1], said[:, -1]).mean()),
+        "psnr": float(fidelity.psnr(logs.frames[:, 1:], said).mean()),
+        "position_error_px": errors.median()["all"],
+        "moved_objects_px": errors.median()["moved_objects"],
+    }
+
+
+def table(facts: dict[str, Any]) -> str:
+    """What is printed."""
+    fps = ", ".join(f"batch {b}: {r:,.0f}" for b, r in facts["imagined_fps"].items())
+    simulator, style = facts["simulator_fps"], facts["worldgym_style_fps"]
+    lines = [
+        f"imagined / simulator   {facts['imagined_over_simulator']:.2f}   (simulator {simulator:,.0f} steps/s)",
+        f"imagined / WorldGym's  {facts['speedup_over_worldgym_style']:.1f}x  ({style:,.1f} frames/s)",
+        f"of the matrix peak     {facts['gemm_fraction']:.2f}   ({facts['peak_gflops']:,.0f} GFLOP/s)",
+        f"imagined, decoded frames a second   {fps}",
+    ]
+    lines += [f"  {name:<20}{row['ms_per_frame']:>8.3f} ms a frame" for name, row in facts["stages"].items()]
+    lines.append("time grows as " + ", ".join(f"{k}^{v:.2f}" for k, v in facts["growth"].items()))
+    lines.append(f"memory of one environment: {facts['memory_bytes_per_environment'] / 1024:,.0f} KB")
+    for row in facts.get("quality", []):
+        lines.append(
+            f"  {row['sampler']:<56}{row['frames_per_second']:>7,.0f}/s  PSNR at 40 {row['psnr_40']:.1f}  "
+            f"error {row['position_error_px']:.2f} px, moved {row['moved_objects_px']:.2f} px"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""Timings of imagination and of the simulator, taken in turns so that a noisy machine troubles all alike.
+
+Example::
+
+    imagined_fps(model, batch=64, steps=20)      # decoded frames a second
+    simulator_fps(processes=2, seconds=10)       # rendered steps a second
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def rate(work: Callable[[], int], seconds: float = 2.0, warmup: int = 1) -> float:
+    """Units a second of `work`, which returns how many it did, repeated for at least `seconds`."""
+    for _ in range(warmup):
+        work()
+    done, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds:
+        done += work()
+    return done / passed
+
+
+def paired(works: dict[str, Callable[[], int]], rounds: int = 3, seconds: float = 1.0) -> dict[str, float]:
+    """Median rate of each, measured in turns."""
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(rounds):
+        for name, work in works.items():
+            rates[name].append(rate(work, seconds, warmup=int(i == 0)))
+    return {name: float(np.median(values)) for name, values in rates.items()}
+
+
+def start(model: Any, batch: int, seed: int = 0) -> Any:
+    """An imagined state of `batch` rows that begins from noise pictures; speed does not depend on what is seen."""
+    generator = torch.Generator().manual_seed(seed)
+    size = model.image_size
+    frames = torch.randint(0, 256, (batch, 1, size, size, 3), generator=generator, dtype=torch.uint8)
+    return model.begin(frames, torch.zeros(batch, 0, model.action_dim), generator)
+
+
+def imagining(model: Any, batch: int, chunk: int = 5, decode: str = "all") -> Callable[[], int]:
+    """Work that goes on imagining `chunk` frames in `batch` rows."""
+    held = {"state": start(model, batch)}
+    actions = torch.rand(batch, chunk, model.action_dim) * 2 - 1
+
+    def work() -> int:
+        held["state"], _ = model.step(held["state"], actions, decode=decode)
+        return batch * chunk
+
+    return work
+
+
+def matmul_gflops(size: int = 2048) -> Callable[[], int]:
+    """Work of bfloat16 matrix products; a unit is a million floating-point operations."""
+    a, b = torch.randn(2, size, size, dtype=torch.bfloat16)
+
+    def work() -> int:
+        a @ b
+        return 2 * size**3 // 1_000_000
+
+    return work
+
+
+def transformer_flops(config: Any) -> int:
+    """Useful floating-point operations of the transformer layers for one frame of one row."""
+    d, n = config.width, config.tokens
+    return config.depth * n * (2 * 12 * d * d + 2 * 2 * d * n * config.window)
+
+
+def denoising(model: Any, batch: int) -> Callable[[], int]:
+    """Work of the network alone: one frame's tokens through `Dynamics.step`, cache commit included."""
+    net = model.inference_network()
+    dtype = next(net.parameters()).dtype
+    state = start(model, batch)
+    latent = state.latent.to(dtype)
+    level, proprio = torch.ones(batch), model.normalise_state(state.states)
+    actions = torch.rand(batch, model.action_dim) * 2 - 1
+
+    def work() -> int:
+        with torch.inference_mode():
+            net.step(torch.zeros_like(latent), latent, level, actions, proprio, state.cache)
+            state.cache.count.add_(1)
+        return batch
+
+    return work
+
+
+def layers_only(model: Any, batch: int) -> Callable[[], int]:
+    """Work of the transformer layers without convolutions in and out: what the matrix-multiply fraction is of."""
+    import torch.nn.functional as F
+
+    net = model.inference_network()
+    dtype, c = next(net.parameters()).dtype, model.config.dynamics
+    x0 = torch.randn(batch, c.tokens, c.width).to(dtype)
+    past = torch.randn(batch, c.heads, c.window * c.tokens, c.width // c.heads).to(dtype)
+    six = torch.zeros(batch, 1, 6, c.width, dtype=dtype)
+
+    def work() -> int:
+        with torch.inference_mode():
+            x = x0
+            for layer in net.layers:
+                h = F.layer_norm(x, (c.width,)) * (1 + six[..., 1, :]) + six[..., 0, :]
+                q, _, _ = layer.qkv(h).chunk(3, -1)
+                score = (layer.split(q) @ past.transpose(-1, -2)) * (past.shape[-1] ** -0.5)
+                attended = (score.float().softmax(-1).to(dtype) @ past).transpose(1, 2).flatten(2)
+                x = net._mlp_and_attention(layer, x, six, attended)
+        return batch
+
+    return work
+
+
+def _simulate(seconds: float, queue: Any) -> None:
+    from envs.tabletop import TabletopEnv
+
+    env = TabletopEnv(domain="real", horizon=40)
+    rng = np.random.default_rng()
+    env.reset(seed=0)
+    for measured in (False, True):
+        steps, began = 0, time.perf_counter()
+        while (passed := time.perf_counter() - began) < (seconds if measured else 0.5):
+            _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 4).astype(np.float32))
+            steps += 1
+            if terminated or truncated:
+                env.reset()
+        if measured:
+            queue.put(steps / passed)
+
+
+def simulator_fps(processes: int = 2, seconds: float = 8.0) -> float:
+    """Rendered steps a second of Real, resets included, in so many processes at once."""
+    context = get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_simulate, args=(seconds, queue)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    total = sum(queue.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+    return float(total)
+
+
+def exponent(x: list[float], seconds: list[float]) -> float:
+    """Slope of log time over log x: 1 is linear, 0 is free."""
+    return float(np.polyfit(np.log(x), np.log(seconds), 1)[0])

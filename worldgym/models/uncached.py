@@ -1,0 +1,74 @@
+"""Imagination without a cache: every pass runs the whole window again, as WorldGym drives its own network.
+
+Why it is here: it is what our ring buffer must agree with (one pass without guidance gives the same frames), and what
+speed is compared with: the published sampler clears its keys and values at every frame, takes 10 DDIM steps and guides
+with a weight of 3 in float32.
+
+Example::
+
+    frames = imagine_uncached(model, frames[:, :1], actions, states[:, :1], generator, passes=10, guidance=3.0)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worldgym.models.tokenizer import unit_rms
+from worldgym.models.world_model import VideoWorldModel
+
+
+@torch.no_grad()
+def imagine_uncached(
+    model: VideoWorldModel,
+    frames: Tensor,
+    actions: Tensor,
+    states: Tensor,
+    generator: torch.Generator,
+    *,
+    passes: int = 10,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Frames `(B,T,H,W,3)` uint8 from `frames (B,1,H,W,3)` uint8 and `states (B,1,S)` under `actions (B,T,A)`.
+
+    Args:
+        model: its float32 network is used.
+        frames: the true first frame.
+        actions: in [-1, 1].
+        states: proprioception at it, in data units.
+        generator: noise of all passes but the first, which begins from nothing.
+        passes: of denoising a frame.
+        guidance: weight w of `still + w (acting - still)`, where `still` is told no motion; 1 is plain and costs half.
+    """
+    net, window = model.dynamics, model.config.dynamics.window
+    latents = [model.tokenizer.encode(frames[:, 0])]
+    anchor = latents[0]
+    proprio = [model.normalise_state(states[:, 0].float())]
+    out = []
+    for i in range(actions.shape[1]):
+        low = max(0, i + 1 - window)
+        previous = torch.stack(latents[low : i + 1], 1)
+        told, told_states = actions[:, low : i + 1].float(), torch.stack(proprio[low : i + 1], 1)
+        level = torch.zeros(previous.shape[:2], device=previous.device)
+        x = torch.zeros_like(previous[:, -1])
+        for k in range(passes):
+            level[:, -1] = 1.0 - k / passes
+            # The network learned that a past frame's own input is its clean latent at level 0, or nothing at level 1;
+            # cached frames were committed by their last pass, so the past is shown as that pass saw it.
+            noisy = torch.cat([previous[:, 1:], x[:, None]], 1)
+            if passes == 1:
+                level[:] = 1.0
+            answer = net(noisy, previous, level, told, told_states, anchor)
+            clean = answer.latents[:, -1]
+            if guidance != 1.0:
+                still = net(noisy, previous, level, torch.zeros_like(told), told_states, anchor)
+                clean = still.latents[:, -1] + guidance * (clean - still.latents[:, -1])
+            if k + 1 < passes:
+                ahead = 1.0 - (k + 1) / passes
+                noise = torch.randn(clean.shape, generator=generator).to(clean)
+                x = (1 - ahead) * clean + ahead * noise
+        latents.append(unit_rms(clean))
+        proprio.append(proprio[-1] + answer.states[:, -1])
+        out.append(latents[-1])
+    shape = (len(frames), len(out))
+    return model.tokenizer.decode(torch.stack(out, 1).flatten(0, 1)).unflatten(0, shape)
