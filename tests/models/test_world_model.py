@@ -253,3 +253,35 @@ def test_bad_configs_are_refused():
     with pytest.raises(ValueError, match="known"):
         WorldModelConfig.preset("huge")
     assert Dynamics(TINY.dynamics).config.tokens == 16
+
+
+def test_rows_imagined_in_pieces_are_those_imagined_at_once(model, monkeypatch):
+    """Several threads, each with its rows; their results keep the order, and the setting of threads is as before."""
+    actions = _actions(7, 3)
+    state = _begin(model, 7)
+    monkeypatch.setattr("worldgym.models.world_model.ROWS_PER_THREAD", 99)
+    whole_state, whole = model.step(state, actions)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.setattr("worldgym.models.world_model.ROWS_PER_THREAD", 2)
+        after, pieces = model.step(state, actions, decode="all")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(usual)
+    assert torch.allclose(pieces.latents, whole.latents, atol=0.05)  # bf16: other sizes, other rounding
+    assert torch.equal(after.cache.count, whole_state.cache.count)
+    assert torch.equal(after.keys, state.keys) and pieces.frames.shape == whole.frames.shape
+    again, _ = model.step(after, actions[:, :1], decode="none")  # what was joined can be gone on from
+    assert (again.cache.count == 4).all()
+
+
+def test_states_are_cut_and_joined_without_loss(model):
+    from worldgym.models.rows import cut, join
+
+    state, _ = model.step(_begin(model, 5), _actions(5, 2))
+    again = join(cut(state, 2))
+    for a, b in zip(
+        (*again.cache, *again[:2], again.keys), (*state.cache, *state[:2], state.keys), strict=True
+    ):
+        assert torch.equal(a, b)

@@ -17,15 +17,21 @@ import copy
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from worldgym.models.dynamics import Cache, Dynamics, DynamicsConfig
+from worldgym.models.rows import ImaginedState, cut, in_threads, join, put, take
 from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig, autocast, check_frames, unit_rms
 from worldgym.protocols import Decode, Imagined
+
+IMAGINED = ("frames", "latents", "states", "uncertainty")
+ROWS_PER_THREAD = (
+    12  # fewer rows are imagined in one piece: starting a thread's work costs as much as it saves
+)
 
 
 @dataclass(frozen=True)
@@ -92,27 +98,6 @@ class WorldModelConfig:
             TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**dynamics),
             SamplerConfig(**data.pop("sampler")), **{k: tuple(v) for k, v in data.items()},
         )  # fmt: skip
-
-
-class ImaginedState(NamedTuple):
-    """Where B imaginations stand. Treat as immutable: `step` returns a new one.
-
-    Args:
-        latent: `(B,C,h,w)` float32, the current clean latent.
-        states: `(B,S)` float32, current proprioception in the data's units.
-        cache: keys and values of the last frames.
-        keys: `(B,)` int64 noise keys; with the frame count they decide every random number of a row.
-    """
-
-    latent: Tensor
-    states: Tensor
-    cache: Cache
-    keys: Tensor
-
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        return len(self.latent)
 
 
 class VideoWorldModel(nn.Module):
@@ -270,7 +255,20 @@ class VideoWorldModel(nn.Module):
             )
         if decode not in ("all", "last", "none"):
             raise ValueError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
-        net = self.inference_network()
+        net = self.inference_network()  # made here: not by several threads at once
+        pieces = min(torch.get_num_threads(), state.batch_size // ROWS_PER_THREAD)
+        if self.device.type != "cpu" or pieces < 2:
+            return self._imagine(net, state, actions, decode)
+        parts = list(zip(cut(state, pieces), actions.chunk(pieces), strict=True))
+        answers = in_threads(lambda part: self._imagine(net, *part, decode), parts)
+        whole = {f: torch.cat([getattr(imagined, f) for _, imagined in answers]) for f in IMAGINED}
+        return join([after for after, _ in answers]), Imagined(**whole)
+
+    @torch.no_grad()
+    def _imagine(
+        self, net: Dynamics, state: ImaginedState, actions: Tensor, decode: Decode
+    ) -> tuple[ImaginedState, Imagined]:
+        """`step` in one piece."""
         dtype = next(net.parameters()).dtype
         cache = Cache(*(part.clone() for part in state.cache))
         latent, proprio = state.latent, self.normalise_state(state.states)
@@ -312,32 +310,12 @@ class VideoWorldModel(nn.Module):
         self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None
     ) -> ImaginedState:
         """Rows `index (B',)` as a new state. With `generator`, copies get noise of their own; else their source's."""
-        keys = (
-            state.keys[index.cpu()]
-            if generator is None
-            else torch.randint(2**62, (len(index),), generator=generator)
-        )
-        index = index.to(self.device)
-        old = state.cache
-        cache = Cache(old.keys[:, index], old.values[:, index], old.count[index], old.anchor[index])
-        return ImaginedState(state.latent[index], state.states[index], cache, keys)
+        keys = None if generator is None else torch.randint(2**62, (len(index),), generator=generator)
+        return take(state, index, keys)
 
     def merge(self, state: ImaginedState, rows: Tensor, other: ImaginedState) -> ImaginedState:
         """`state` with its rows `rows` replaced by all rows of `other`, in order."""
-        cpu, rows = rows.cpu(), rows.to(self.device)
-        put = lambda a, b, i: a.index_copy(0, i, b.to(a.dtype))  # noqa: E731
-        cache = Cache(
-            state.cache.keys.index_copy(1, rows, other.cache.keys),
-            state.cache.values.index_copy(1, rows, other.cache.values),
-            put(state.cache.count, other.cache.count, rows),
-            put(state.cache.anchor, other.cache.anchor, rows),
-        )
-        return ImaginedState(
-            put(state.latent, other.latent, rows),
-            put(state.states, other.states, rows),
-            cache,
-            put(state.keys, other.keys, cpu),
-        )
+        return put(state, rows, other)
 
     @torch.no_grad()
     def observe(self, state: ImaginedState, frames: Tensor, states: Tensor | None = None) -> ImaginedState:
