@@ -96,6 +96,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "what an imagined frame costs, beside the simulator and WorldGym's sampler",
         draws=True,
     ),
+    ("bench", "video"): Command(
+        "bench_video",
+        "BenchVideoConfig",
+        "the world model's trainer on recorded robot video, one episode left out",
+        resumes=True,
+    ),
     ("bench", "fidelity"): Command(
         "bench_fidelity",
         "BenchFidelityConfig",

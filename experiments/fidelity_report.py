@@ -8,7 +8,6 @@ Example::
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -51,7 +50,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _closed_loop(loop: Mapping[str, Any]) -> str:
@@ -76,7 +75,7 @@ def _by_horizon(by_horizon: Mapping[str, Any]) -> str:
     def chart(title: str, pick: Callable[[Mapping[str, Any]], Sequence[float]], digits: int = 1) -> str:
         lines = []
         for name, row in by_horizon.items():
-            pairs = [(i + 1, y) for i, y in enumerate(pick(row)) if y is not None and math.isfinite(y)]
+            pairs = [(i + 1, y) for i, y in enumerate(pick(row)) if y is not None]
             lines.append(Series(LABELS.get(name, name), [x for x, _ in pairs], [y for _, y in pairs]))
         drawn = line_chart(lines, x_label="steps imagined", y_format=lambda v: f"{v:.{digits}f}")
         return f"<h3>{escape(title)}</h3>{drawn}"

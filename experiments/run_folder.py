@@ -15,6 +15,7 @@ Example::
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import time
@@ -125,3 +126,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "missing"
     return found
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for every number that JSON cannot hold (nan, infinities), in dicts and lists of any depth."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

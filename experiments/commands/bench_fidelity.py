@@ -23,7 +23,7 @@ from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
 from experiments.demo_settings import CHECK_SEED0
 from experiments.policies import PolicyChoice
-from experiments.run_folder import versions
+from experiments.run_folder import finite, versions
 from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
@@ -104,7 +104,7 @@ def run(config: BenchFidelityConfig) -> int:
     facts |= closed_loop(config, model, judge, tasks)
     if config.ranking_starts:
         facts |= ranking(config, model, judge, bundle, tasks)
-    facts |= {"seed": config.seed, "versions": versions()}
+    facts = finite({**facts, "seed": config.seed, "versions": versions()})
     atomic_write_text(config.json, json.dumps(facts, indent=1) + "\n")
     page = write_fidelity_report(facts, config.json.with_suffix(".html"))
     sys.stdout.write(table(facts) + f"\nwritten to {config.json} and {page}\n")
@@ -290,9 +290,11 @@ def table(facts: dict[str, Any]) -> str:
         px = row["position_error_px"]
         fpr = row["false_positive_rate"]
         lines.append(
-            f"  {split:<20}{row['psnr_40']:>7.1f}{row['first_frame_psnr_40']:>7.1f}{px['all']:>7.2f}"
-            f"{px['moved_objects']:>7.2f}{px['lost_share']:>7.2f}{row['outcome_agreement']:>7.2f}"
-            + (f"{fpr:>7.2f}" if fpr is not None else f"{'-':>7}")
+            f"  {split:<20}{row['psnr_40']:>7.1f}{row['first_frame_psnr_40']:>7.1f}"
+            + "".join(
+                f"{value:>7.2f}" if value is not None else f"{'-':>7}"
+                for value in (px["all"], px["moved_objects"], px["lost_share"], row["outcome_agreement"], fpr)
+            )
             + f"{row['drift_horizon']:>7}"
         )
     lines.append(

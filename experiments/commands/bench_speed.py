@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments import speed
 from experiments.bundle import Bundle
-from experiments.run_folder import versions
+from experiments.run_folder import finite, versions
 from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
@@ -100,7 +100,7 @@ def run(config: BenchSpeedConfig) -> int:
     if config.quality_episodes:
         facts["quality"] = quality(model, bundle.probe(), config)
     facts["versions"] = versions()
-    atomic_write_text(config.json, json.dumps(facts, indent=1) + "\n")
+    atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
     sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
     return 0
 

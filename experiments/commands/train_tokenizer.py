@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def run(config: TrainTokenizerConfig) -> int:
     )
     held_out = arrays.frames[held::15]
     initial = None if config.initial is None else VideoWorldModel.from_pretrained(config.initial).tokenizer
-    shape = WorldModelConfig.preset(config.preset).tokenizer if initial is None else initial.config
+    preset = replace(WorldModelConfig.preset(config.preset).tokenizer, image_size=arrays.frames.shape[1])
+    shape = preset if initial is None else initial.config
     tokenizer = train_tokenizer(
         arrays.frames[:held],
         shape,

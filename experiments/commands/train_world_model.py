@@ -103,14 +103,11 @@ def run(config: TrainWorldModelConfig) -> int:
         assert config.tokenizer is not None
         settings = json.loads((config.tokenizer / "tokenizer.json").read_text())
         settings.pop("metrics", None)
-        mean, std = arrays.states.mean(0), arrays.states.std(0) + 1e-6
-        shape = replace(
-            WorldModelConfig.preset(config.preset),
-            tokenizer=TokenizerConfig(**settings),
-            state_mean=tuple(float(v) for v in mean),
-            state_std=tuple(float(v) for v in std),
-            tasks=tuple(sorted(set(arrays.tasks))),
+        tokenizer = TokenizerConfig(**settings)
+        shape = WorldModelConfig.preset(config.preset).for_data(
+            arrays.states, arrays.actions.shape[1], tokenizer.image_size
         )
+        shape = replace(shape, tokenizer=tokenizer, tasks=tuple(sorted(set(arrays.tasks))))
         model = VideoWorldModel(shape)
     if weights is not None:
         model.tokenizer.load_state_dict(load_file(weights))

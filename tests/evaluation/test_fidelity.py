@@ -156,7 +156,7 @@ def test_the_page_draws_what_was_measured(tmp_path):
     row = {
         "psnr": [20.0, 19.0],
         "ssim": [0.9, 0.8],
-        "features": [1.0, float("nan")],
+        "features": [1.0, None],
         "position": [step, step],
     }
     rate = {"mean": 0.5, "low": 0.4, "high": 0.6, "episodes": 9}

@@ -1,14 +1,10 @@
 """Learned parts of the world model: frame tokenizer, dynamics, and both behind the `WorldModel` protocol."""
 
+from worldgym.models.config import SamplerConfig, WorldModelConfig
 from worldgym.models.dynamics import Dynamics, DynamicsConfig
+from worldgym.models.rows import ImaginedState
 from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
-from worldgym.models.world_model import (
-    ImaginedState,
-    SamplerConfig,
-    VideoWorldModel,
-    WorldModelConfig,
-    load_world_model,
-)
+from worldgym.models.world_model import VideoWorldModel, load_world_model
 
 __all__ = [
     "Dynamics",

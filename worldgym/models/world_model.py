@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,81 +23,16 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from worldgym.models.dynamics import Cache, Dynamics, DynamicsConfig
+from worldgym.models.config import WorldModelConfig
+from worldgym.models.dynamics import Cache, Dynamics
 from worldgym.models.rows import ImaginedState, cut, in_threads, join, put, take
-from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig, autocast, check_frames, unit_rms
+from worldgym.models.tokenizer import FrameTokenizer, autocast, check_frames, unit_rms
 from worldgym.protocols import Decode, Imagined
 
 IMAGINED = ("frames", "latents", "states", "uncertainty")
 ROWS_PER_THREAD = (
     12  # fewer rows are imagined in one piece: starting a thread's work costs as much as it saves
 )
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How a frame is drawn.
-
-    Args:
-        steps: denoising passes per frame; 1 paints the mean of what may happen (and uses no noise), more let the sample
-            decide.
-        dtype: `"bfloat16"` or `"float32"` for the transformer.
-    """
-
-    steps: int = 2
-    dtype: str = "bfloat16"
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"sampler steps must be at least 1, got {self.steps}")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"sampler dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
-
-    def times(self) -> list[float]:
-        """Noise levels of the passes, evenly from 1 downwards."""
-        return [1.0 - i / self.steps for i in range(self.steps)]
-
-
-@dataclass(frozen=True)
-class WorldModelConfig:
-    """Everything needed to build the model; saved as config.json beside the weights.
-
-    Args:
-        tokenizer, dynamics: their shapes.
-        sampler: how frames are drawn.
-        state_mean, state_std: of the data's proprioception, per dimension.
-        tasks: verbs that the training logs covered.
-    """
-
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    state_mean: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
-    state_std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
-    tasks: tuple[str, ...] = ()
-
-    @staticmethod
-    def preset(name: str) -> WorldModelConfig:
-        """`"small"` (bundled, 2 CPU cores) or `"tiny"` (tests)."""
-        if name == "small":
-            return WorldModelConfig()
-        if name == "tiny":
-            return WorldModelConfig(
-                TokenizerConfig(widths=(8, 16, 32), blocks=(1, 1, 1), latent_channels=8),
-                DynamicsConfig(latent_channels=8, width=64, depth=2, heads=2, window=4),
-            )
-        raise ValueError(f"unknown preset {name!r}; known: 'small', 'tiny'")
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> WorldModelConfig:
-        """Inverse of `dataclasses.asdict`."""
-        data = dict(data)
-        # The first checkpoints had neither and do not say so.
-        dynamics = {"anchor": False, "moved": False, **data.pop("dynamics")}
-        return WorldModelConfig(
-            TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**dynamics),
-            SamplerConfig(**data.pop("sampler")), **{k: tuple(v) for k, v in data.items()},
-        )  # fmt: skip
 
 
 class VideoWorldModel(nn.Module):

@@ -1,0 +1,212 @@
+"""`worldgym bench video`: the world model's trainer on recorded video of a real robot, one episode left out at a time.
+
+It says how well a model predicts the episodes that it saw, and the one that it did not see. A handful of episodes
+cannot generalise; the second figure is there to show it.
+
+Example::
+
+    worldgym bench video --source shared/data/bridge_v2 --image-size 64 --json runs/bridge_64.json
+    worldgym bench video --source data/my_lerobot_dataset --folds 3
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.run_folder import finite, versions
+from worldgym.errors import ConfigError
+from worldgym.utils.files import atomic_write_text
+from worldgym.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
+HORIZONS = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class BenchVideoConfig:
+    """Train on all episodes but one, predict both; as often as there are folds.
+
+    Args:
+        source: folder of BridgeData V2 samples (mp4 + npz), or of a dataset in the LeRobotDataset v3 layout.
+        image_size: pixels of frames from mp4 + npz, a multiple of 8.
+        folds: how many episodes are left out in turn; all when None.
+        tokenizer_steps: updates of the tokenizer a fold.
+        shift_steps: of the net that moves latents.
+        steps: of the dynamics.
+        preset: `small` or `tiny`.
+        seed: everything random.
+        out: run folder.
+        json: where the figures go.
+    """
+
+    source: Path
+    image_size: int = 64
+    folds: int | None = None
+    tokenizer_steps: int = 300
+    shift_steps: int = 100
+    steps: int = 120
+    preset: str = "small"
+    seed: int = 0
+    out: Path = Path("runs/video")
+    json: Path = Path("runs/video.json")
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.folds is not None and self.folds < 1:
+            raise ConfigError(f"folds is {self.folds}, expected at least 1, or nothing for all episodes")
+        if min(self.tokenizer_steps, self.shift_steps, self.steps) < 1:
+            raise ConfigError("tokenizer_steps, shift_steps and steps must be at least 1")
+        if self.image_size % 8 or self.image_size < 32:
+            raise ConfigError(f"image_size is {self.image_size}, expected a multiple of 8, at least 32")
+
+
+def run(config: BenchVideoConfig) -> int:
+    """Train the folds, print, write the json."""
+    episodes = load(config)
+    folds = len(episodes) if config.folds is None else min(config.folds, len(episodes))
+    if len(episodes) < 2:
+        raise ConfigError(f"{config.source} holds {len(episodes)} episode; leaving one out needs two")
+    rows = []
+    with Progress(folds, "folds") as bar:
+        for fold in range(folds):
+            rows.append(one_fold(episodes, fold, config))
+            bar.update(1)
+    facts = {
+        "source": config.source.name,
+        "episodes": len(episodes),
+        "image_size": int(episodes[0].frames.shape[1]),
+        "folds": rows,
+        "mean": {
+            kind: {
+                name: {str(h): float(np.nanmean([row[kind][name][str(h)] for row in rows])) for h in HORIZONS}
+                for name in ("model", "first_frame", "tokenizer")
+            }
+            for kind in ("trained", "left_out")
+        },
+        "settings": {
+            k: getattr(config, k) for k in ("tokenizer_steps", "shift_steps", "steps", "preset", "seed")
+        },
+        "versions": versions(),
+    }
+    atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
+    sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
+    return 0
+
+
+def load(config: BenchVideoConfig) -> list[Any]:
+    """Episodes of either kind of folder."""
+    from worldgym.data import EpisodeDataset
+    from worldgym.data.bridge import bridge_episodes
+
+    if any(config.source.glob("*.npz")):
+        return bridge_episodes(config.source, config.image_size)
+    return list(EpisodeDataset(config.source).require_seen())
+
+
+def arrays_of(episodes: list[Any]) -> Any:
+    """Episodes end to end, as trainers take them."""
+    from types import SimpleNamespace
+
+    last = lambda x: np.concatenate([x, np.zeros_like(x[:1])])  # noqa: E731
+    return SimpleNamespace(
+        frames=np.concatenate([e.frames for e in episodes]),
+        actions=np.concatenate([last(e.actions) for e in episodes]),
+        states=np.concatenate([e.state for e in episodes]),
+        offsets=np.concatenate([[0], np.cumsum([len(e.frames) for e in episodes])]),
+    )
+
+
+def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig) -> dict[str, Any]:
+    """PSNR in dB by horizon on episodes trained on and on the one left out."""
+    import torch
+
+    from worldgym.models import VideoWorldModel, WorldModelConfig
+    from worldgym.training.loop import LoopConfig
+    from worldgym.training.shift import train_shift
+    from worldgym.training.tokenizer import train_tokenizer
+    from worldgym.training.world_model import LatentEpisodes, WorldModelTraining, train_world_model
+
+    seen = [e for i, e in enumerate(episodes) if i != fold]
+    arrays = arrays_of(seen)
+    preset = WorldModelConfig.preset(config.preset)
+    size, folder = arrays.frames.shape[1], config.out / f"{arrays.frames.shape[1]}px_fold{fold}"
+    shape = preset.for_data(arrays.states, arrays.actions.shape[1], image_size=size)
+    tokenizer = train_tokenizer(
+        arrays.frames, shape.tokenizer,
+        LoopConfig(steps=config.tokenizer_steps, lr=2e-3, seed=config.seed), folder / "tokenizer", batch=24,
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = VideoWorldModel(shape)
+    model.tokenizer.load_state_dict(tokenizer.state_dict())
+    data = LatentEpisodes.encode(model.tokenizer, arrays)
+    if shape.dynamics.moved:
+        loop = LoopConfig(
+            steps=config.shift_steps, lr=3e-3, final_lr=0.02, warmup=20, ema=0.98, seed=config.seed
+        )
+        train_shift(model, data, loop, folder / "shift")
+    window = min(20, min(len(e.actions) for e in seen))
+    training = WorldModelTraining(
+        loop=LoopConfig(
+            steps=config.steps,
+            lr=2e-3,
+            final_lr=0.02,
+            warmup=20,
+            optimizer="muon",
+            ema=0.98,
+            seed=config.seed,
+        ),
+        batch=12,
+        window=window,
+    )
+    model = train_world_model(model, data, training, folder / "world_model").eval()
+    return {
+        "left_out_episode": fold,
+        "trained": curves(model, seen),
+        "left_out": curves(model, [episodes[fold]]),
+    }
+
+
+def curves(model: Any, episodes: list[Any]) -> dict[str, dict[str, float]]:
+    """Mean PSNR at each horizon of imagination, of the first frame repeated, and of the tokenizer alone."""
+    import torch
+
+    from worldgym.evaluation import fidelity
+
+    found: dict[str, dict[str, list[float]]] = {
+        name: {str(h): [] for h in HORIZONS} for name in ("model", "first_frame", "tokenizer")
+    }
+    for episode in episodes:
+        said, _ = fidelity.imagine_logs(
+            model, episode.frames[None], episode.actions[None], episode.state[None],
+            torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        frames = torch.from_numpy(episode.frames)
+        again = model.tokenizer.decode(model.tokenizer.encode(frames)).numpy()
+        for h in (h for h in HORIZONS if h <= len(episode.actions)):
+            true = episode.frames[h]
+            pictures = {"model": said[0, h - 1], "first_frame": episode.frames[0], "tokenizer": again[h]}
+            for name, picture in pictures.items():
+                found[name][str(h)].append(float(fidelity.psnr(true, picture)))
+    return {
+        name: {h: float(np.mean(v)) if v else float("nan") for h, v in row.items()}
+        for name, row in found.items()
+    }
+
+
+def table(facts: dict[str, Any]) -> str:
+    """What is printed."""
+    lines = [
+        f"{facts['episodes']} episodes at {facts['image_size']} px, {len(facts['folds'])} folds; PSNR in dB at step "
+        + ", ".join(map(str, HORIZONS))
+    ]
+    for kind, rows in facts["mean"].items():
+        for name, row in rows.items():
+            lines.append(f"  {kind:<10}{name:<14}" + "".join(f"{row[str(h)]:>8.1f}" for h in HORIZONS))
+    return "\n".join(lines)

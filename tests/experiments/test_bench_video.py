@@ -1,0 +1,47 @@
+"""The world model's trainer on recorded video: one fold at toy size."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.cli import main
+from worldgym.data.video import encode_mp4
+
+
+def test_each_episode_is_left_out_in_turn(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        frames = np.full((8, 128, 128, 3), 90, np.uint8)
+        for t in range(8):
+            frames[t, 40:70, 10 + 8 * t : 40 + 8 * t] = (220, 40, 40)
+        encode_mp4(tmp_path / f"{name}.mp4", frames, 128, 20)
+        rows = np.zeros((8, 10), np.float32)
+        rows[:, :6], rows[:, 6] = rng.uniform(-1, 1, (8, 6)), 1
+        np.savez(tmp_path / f"{name}.npz", arr_0=rows)
+    sizes = ["--tokenizer-steps", "3", "--shift-steps", "2", "--steps", "2", "--preset", "tiny"]
+    out = ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "video.json")]
+    assert main(["bench", "video", "--source", str(tmp_path), "--image-size", "32", *sizes, *out]) == 0
+    facts = json.loads((tmp_path / "video.json").read_text())
+    assert [row["left_out_episode"] for row in facts["folds"]] == [0, 1]
+    assert facts["image_size"] == 32 and np.isfinite(facts["mean"]["left_out"]["model"]["5"])
+    assert facts["mean"]["left_out"]["model"]["20"] is None  # the episodes are shorter
+
+
+def test_one_episode_cannot_be_left_out(tmp_path, capsys):
+    encode_mp4(tmp_path / "a.mp4", np.zeros((3, 128, 128, 3), np.uint8), 128, 20)
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((3, 10), np.float32))
+    assert main(["bench", "video", "--source", str(tmp_path)]) == 2
+    assert "needs two" in capsys.readouterr().err
+
+
+def test_bad_sizes_are_refused():
+    from experiments.commands.bench_video import BenchVideoConfig
+    from worldgym.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        BenchVideoConfig(source="x", image_size=50)
+    with pytest.raises(ConfigError, match="folds"):
+        BenchVideoConfig(source="x", folds=0)

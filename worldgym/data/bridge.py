@@ -1,0 +1,146 @@
+"""BridgeData V2 episodes as WorldGym's samples hold them (mp4 + npz): real robot video for the same trainer.
+
+A folder has `NAME.mp4`, one frame an action, and `NAME.npz` with `arr_0 (T, 10)`: translation, rotation, gripper
+(+1 closed, -1 open), each component rescaled to roughly unit size, then three zeros of padding. There are no words and
+no proprioception. What the actions add up to stands in for the latter: where the hand is relative to its first place.
+
+Example::
+
+    episodes = bridge_episodes("shared/data/bridge_v2", image_size=64)
+    write_bridge("shared/data/bridge_v2", "data/bridge", image_size=128)
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from worldgym.data.episode import ActionSpec, Episode, GripperRule
+from worldgym.data.splits import SplitManifest
+from worldgym.data.writer import DatasetWriter
+from worldgym.errors import DatasetError
+
+PADDED_DIM, ACTION_DIM = 10, 7
+# Within six episodes no component exceeds 1.7; the gripper is a switch.
+BRIDGE_ACTION_SPEC = ActionSpec(
+    names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"),
+    units=("scaled",) * 6 + ("open=-1/close=+1",),
+    hz=5.0,
+    low=(-2.0,) * 6 + (-1.0,),
+    high=(2.0,) * 6 + (1.0,),
+    gripper=GripperRule(index=6, open=-1.0, closed=1.0),
+)
+STATE_SCALE = 0.1  # of the added-up motion, so that states are of the order of one
+
+
+def bridge_actions(rows: np.ndarray) -> np.ndarray:
+    """`(T, 10)` rows of an npz to `(T, 7)` float32 in [-1, 1], +1 is an open gripper.
+
+    Raises:
+        DatasetError: another shape, padding that is not zero, or not finite.
+    """
+    if rows.ndim != 2 or rows.shape[1] != PADDED_DIM:
+        raise DatasetError(
+            f"got actions of shape {rows.shape}, expected (T, {PADDED_DIM}) as BridgeData V2 samples have"
+        )
+    if not np.isfinite(rows).all() or rows[:, ACTION_DIM:].any():
+        raise DatasetError(
+            "the last three action columns must be zeros and all values finite; is this another conversion?"
+        )
+    return BRIDGE_ACTION_SPEC.normalise(rows[:, :ACTION_DIM])
+
+
+def bridge_states(actions: np.ndarray) -> np.ndarray:
+    """`(T, 7)` normalised actions to `(T+1, 7)` float32: motion added up, and the gripper as it was last told."""
+    moved = np.zeros((len(actions) + 1, ACTION_DIM), np.float32)
+    moved[1:, :6] = STATE_SCALE * np.cumsum(actions[:, :6], 0)
+    moved[1:, 6] = actions[:, 6]
+    moved[0, 6] = actions[0, 6]
+    return moved
+
+
+def read_video(path: Path, image_size: int) -> np.ndarray:
+    """All frames of an mp4, area-averaged to `(T, image_size, image_size, 3)` uint8.
+
+    Raises:
+        DatasetError: the file can't be decoded.
+    """
+    import imageio_ffmpeg
+
+    frames = []
+    try:
+        reader = imageio_ffmpeg.read_frames(
+            str(path), output_params=["-vf", f"scale={image_size}:{image_size}:flags=area"]
+        )
+        next(reader)
+        for raw in reader:
+            frames.append(np.frombuffer(raw, np.uint8).reshape(image_size, image_size, 3))
+    except (OSError, ValueError, RuntimeError, StopIteration) as error:
+        raise DatasetError(f"{path} can't be decoded ({error}); restore that file") from error
+    if not frames:
+        raise DatasetError(f"{path} holds no frame; restore that file")
+    return np.stack(frames)
+
+
+def bridge_episodes(folder: str | os.PathLike[str], image_size: int = 64) -> list[Episode]:
+    """Every episode of a folder, in the order of their names.
+
+    Args:
+        folder: holds `NAME.mp4` and `NAME.npz` pairs.
+        image_size: pixels of the frames.
+
+    Raises:
+        DatasetError: no pairs, or a damaged file.
+    """
+    root = Path(folder)
+    names = sorted(path.stem for path in root.glob("*.npz") if path.with_suffix(".mp4").is_file())
+    if not names:
+        raise DatasetError(
+            f"{root} holds no NAME.mp4 + NAME.npz pairs; give the folder of BridgeData V2 samples"
+        )
+    episodes = []
+    for name in names:
+        try:
+            with np.load(root / f"{name}.npz", allow_pickle=False) as archive:
+                rows = np.asarray(archive["arr_0"], np.float32)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"{root / name}.npz can't be read ({error}); restore that file") from error
+        frames = read_video(root / f"{name}.mp4", image_size)
+        if len(frames) < 2 or len(frames) != len(rows):
+            raise DatasetError(
+                f"{name}: {len(frames)} frames and {len(rows)} actions; expected as many, and at least two"
+            )
+        actions = bridge_actions(rows)[:-1]  # the last one's outcome was not filmed
+        length = len(frames)
+        episodes.append(
+            Episode(
+                frames=frames,
+                actions=actions,
+                state=bridge_states(actions),
+                instruction="no instruction recorded",
+                success=np.zeros(length, bool),
+                progress=np.zeros(length, np.float32),
+                domain="real",
+                split="seen",
+                task="bridge",
+                provenance={"behaviour": "teleoperation", "source": "BridgeData V2", "episode": name},
+            )
+        )
+    return episodes
+
+
+def write_bridge(folder: str | os.PathLike[str], out: str | os.PathLike[str], image_size: int = 64) -> int:
+    """Write the episodes of `folder` as a dataset at `out`; returns how many. Frames are stored as PNG."""
+    episodes = bridge_episodes(folder, image_size)
+    manifest = SplitManifest(name="bridge_v2", rules={})
+    with DatasetWriter(
+        out, BRIDGE_ACTION_SPEC, image_size, ACTION_DIM, manifest, robot_type="widowx"
+    ) as writer:
+        if len(writer):
+            raise DatasetError(f"{out} already holds {len(writer)} episodes; give a new folder")
+        for episode in episodes:
+            writer.append(episode)
+    return len(episodes)
