@@ -281,7 +281,13 @@ def ranking(
 def table(facts: dict[str, Any]) -> str:
     """What is printed."""
     loop = facts["closed_loop"]
-    rate = lambda r: f"{r['mean']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" if r else "undefined"  # noqa: E731
+    number = lambda v: "-" if v is None else f"{v:.2f}"  # noqa: E731
+
+    def rate(row: dict[str, Any] | None) -> str:
+        if not row:
+            return "undefined"
+        return f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]"
+
     lines = [
         f"closed loop, {loop['episodes']} episodes: precision {rate(loop['precision'])}, recall {rate(loop['recall'])}",
         f"  {'split':<20}{'PSNR':>7}{'still':>7}{'px':>7}{'moved':>7}{'lost':>7}{'agree':>7}{'FPR':>7}{'drift':>7}",
@@ -303,7 +309,7 @@ def table(facts: dict[str, Any]) -> str:
     )
     for name, row in facts.get("ranking", {}).get("agreement", {}).items():
         lines.append(
-            f"  ranking by {name:<10} Pearson {rate(row['pearson'])}, Spearman {row['spearman']['mean']:.2f}, "
+            f"  ranking by {name:<10} Pearson {rate(row['pearson'])}, Spearman {number(row['spearman']['mean'])}, "
             f"MMRV {rate(row['mmrv'])}"
         )
     return "\n".join(lines)

@@ -66,7 +66,8 @@ def agreement(said: np.ndarray, true: np.ndarray, *, seed: int = 0, resamples: i
             drawn[name].append(measure(a, b))
     out = {}
     for name, measure in measures.items():
-        low, high = np.nanquantile(drawn[name], (0.025, 0.975))
+        defined = [value for value in drawn[name] if not np.isnan(value)]
+        low, high = np.quantile(defined, (0.025, 0.975)) if defined else (np.nan, np.nan)
         mean = measure(said.mean(1), true.mean(1))
         out[name] = {"mean": mean, "low": float(low), "high": float(high), "policies": len(said)}
     return out
