@@ -77,13 +77,21 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 		--policy $(RUNS)/policy_45 --mix.policy 1 --temperature 0.7
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 240 --seed 920000 --tasks reach push pick_place \
 		--policy $(RUNS)/policy_25 --mix.policy 1 --temperature 0.5
-	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model --compile
 	$(BIN)/worldgym train policy --data $(RUNS)/data --initial $(RUNS)/policy_all --demos-per-task 25 --limit 1200 \
 		--epochs 60 --patience 0 --out $(RUNS)/policy_sft
+	@# and those of the policy that is going to practise
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 360 --seed 940000 --tasks pick_place push pick_place reach \
+		pick_place push --policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 300 --seed 960000 --tasks pick_place push pick_place reach \
+		pick_place push --policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0.7
+	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model \
+		--compile --processes 2
+	$(BIN)/worldgym train probe --world-model $(RUNS)/world_model/export --out $(RUNS)/probe
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --steps 1400 \
 		--max-fpr 0.03 --eyes $(RUNS)/policy_all --out $(RUNS)/judge
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
-		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --demos-per-task 25 --demos-limit 1200 --out $(PRETRAINED)
+		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
+		--demos-per-task 25 --demos-limit 1200 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 
 docs: $(STAMP) ## print every command's help

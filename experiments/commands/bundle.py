@@ -31,6 +31,7 @@ class BundleConfig:
         world_model: folder of a world model (`.../export`).
         judge: folder of a judge.
         policy: folder of the SFT policy.
+        probe: folder of the position probe (`.../export`), which `worldgym bench fidelity` measures with.
         out: the bundle's folder.
         starts: frames of Real's logs kept as starts of imagined episodes.
         demos_per_task: demonstrations that the policy was trained on, per task.
@@ -43,6 +44,7 @@ class BundleConfig:
     judge: Path
     policy: Path
     out: Path
+    probe: Path | None = None
     starts: int = 3000
     demos_per_task: int = 25
     demos_limit: int | None = None
@@ -67,12 +69,11 @@ def run(config: BundleConfig) -> int:
 
 
 def copy_parts(config: BundleConfig) -> None:
-    """World model, judge and policy: config.json and model.safetensors of each."""
-    for name, source in (
-        ("world_model", config.world_model),
-        ("judge", config.judge),
-        ("policy_sft", config.policy),
-    ):
+    """World model, judge, policy and probe: config.json and model.safetensors of each."""
+    parts = {"world_model": config.world_model, "judge": config.judge, "policy_sft": config.policy}
+    if config.probe is not None:
+        parts["probe"] = config.probe
+    for name, source in parts.items():
         missing = [f for f in ("config.json", "model.safetensors") if not (source / f).is_file()]
         if missing:
             raise ConfigError(
