@@ -24,6 +24,7 @@ from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import ClosedLoopResult, make_starts, run_closed_loop
+from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -37,6 +38,7 @@ class BenchClosedLoopConfig:
         episodes: imagined episodes a policy, spread over the tasks; the gate asks for at least 100.
         tasks: verbs; those that the bundle covers when empty.
         split: which starts and words.
+        start_seed: first of the starts' seeds; another one than the default gives starts that chose nothing.
         gate: precision and recall that pass.
         bundle: a bundled checkpoint's name, or a folder with the same parts.
         world_model: folder of another world model.
@@ -54,6 +56,7 @@ class BenchClosedLoopConfig:
     episodes: int = 102
     tasks: tuple[str, ...] = ()
     split: str = "seen"
+    start_seed: int = CHECK_SEED0
     gate: float = 0.8
     bundle: str = "tabletop-small"
     world_model: Path | None = None
@@ -72,6 +75,10 @@ class BenchClosedLoopConfig:
             raise ConfigError("no policy given; type --policies sft, or folders")
         if self.episodes < 1 or self.horizon < 1 or self.confirm < 1 or self.clips < 0:
             raise ConfigError("episodes, horizon and confirm must be at least 1, clips at least 0")
+        if self.start_seed < EVALUATION_SEED0:
+            raise ConfigError(
+                f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}: data may use lower ones"
+            )
         if not 0 < self.gate <= 1:
             raise ConfigError(f"gate is {self.gate}, expected more than 0 and at most 1")
 
@@ -83,7 +90,7 @@ def run(config: BenchClosedLoopConfig) -> int:
     tasks = config.tasks or covered_tasks(config.bundle)
     choices = [PolicyChoice.parse(text, config.bundle, config.temperature) for text in config.policies]
     world_model, judge = load_models(config)
-    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), CHECK_SEED0, config.split)
+    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
     env = TabletopEnv(domain="real", horizon=config.horizon)
     rows: dict[str, Any] = {}
     passed = True
@@ -110,6 +117,7 @@ def run(config: BenchClosedLoopConfig) -> int:
             rows[choice.name]["clips"] = _videos(result, config, choice.name)
         sys.stdout.write(matrix(choice.name, result, config.gate) + "\n")
     facts = {"gate": config.gate, "passes": passed, "tasks": list(tasks), "split": config.split}
+    facts["start_seed"] = config.start_seed
     data = {"policies": rows, **facts, "seed": config.seed, "versions": versions()}
     atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
     sys.stdout.write(f"gate {'passed' if passed else 'FAILED'}; written to {config.out}\n")
