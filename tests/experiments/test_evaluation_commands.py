@@ -55,3 +55,18 @@ def test_unknown_tasks_and_empty_lists_are_refused(bundle):
         evaluate.EvalConfig(policy=())
     with pytest.raises(ConfigError, match="--policies"):
         bench_closed_loop.BenchClosedLoopConfig(policies=())
+
+
+def test_the_gates_starts_can_be_others_but_never_those_of_the_data(bundle, tmp_path):
+    config = bench_closed_loop.BenchClosedLoopConfig(
+        policies=("sft",),
+        bundle=str(bundle),
+        episodes=2,
+        horizon=5,
+        start_seed=13_000_000,
+        out=tmp_path / "g.json",
+    )
+    bench_closed_loop.run(config)
+    assert json.loads(config.out.read_text())["start_seed"] == 13_000_000
+    with pytest.raises(ConfigError, match="start_seed"):
+        bench_closed_loop.BenchClosedLoopConfig(start_seed=5)
