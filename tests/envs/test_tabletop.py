@@ -232,3 +232,10 @@ def test_starts_do_not_depend_on_the_number_of_slots():
     many, _ = TabletopVectorEnv(3).reset(seed=4)
     np.testing.assert_array_equal(few["image"][0], many["image"][0])
     assert few["instruction"][0] == many["instruction"][0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_crowded_scenes_find_a_layout(task):
+    for seed in range(12):
+        scene = draw_scene(5_000_070 + seed, task, "unseen_scene")
+        assert sum(place is not None for place in scene.positions) == 4
