@@ -76,7 +76,7 @@ class DemoSettings:
     hesitation: int = 2
     group: int = 6
     horizon: int = 40
-    practise_horizon: int = 15
+    practise_horizon: int = 25
     temperature: float = 2.0
     token_temperature: float = 0.0
     learn: Literal["pointer", "all"] = "pointer"
