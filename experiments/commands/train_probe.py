@@ -39,7 +39,7 @@ class TrainProbeConfig:
     out: Path = Path("runs/probe")
     tasks: tuple[str, ...] = ("reach", "push", "pick_place")
     episodes: int = 360
-    steps: int = 900
+    steps: int = 320
     batch: int = 64
     lr: float = 3e-3
     seed: int = 5_000_000
