@@ -110,6 +110,11 @@ def _object_xml(i: int, shape: str, p: Physics) -> str:
     </body>"""
 
 
+def table_rgba(p: Physics) -> np.ndarray:
+    """The table's colour `(4,)` in [0, 1] where a scene does not darken it."""
+    return np.append(np.clip(np.array([0.78, 0.74, 0.68]) + p.tint, 0, 1), 1.0)
+
+
 def _xml(p: Physics) -> str:
     cam = np.array([0.0, -0.40, 0.56]) + np.array(p.camera_shift)
     look = np.array([0.0, 0.035, 0.03])
@@ -119,7 +124,7 @@ def _xml(p: Physics) -> str:
     right /= np.linalg.norm(right)
     up = np.cross(back, right)
     axes = " ".join(f"{v:.6f}" for v in (*right, *up))
-    table = np.clip(np.array([0.78, 0.74, 0.68]) + p.tint, 0, 1)
+    table = table_rgba(p)
     objects = "".join(_object_xml(i, s, p) for i, s in enumerate(SLOT_SHAPES))
     lit = 0.42 * p.light
     tray_walls = "".join(

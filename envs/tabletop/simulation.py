@@ -29,6 +29,7 @@ from envs.tabletop.scene import (
     WORKSPACE_LOW,
     Physics,
     build_model,
+    table_rgba,
 )
 from envs.tabletop.tasks import Scene, Truth, judge_truth
 
@@ -53,7 +54,8 @@ class Simulation:
         self._geoms = [int(m.geom(f"object{i}").id) for i in range(len(SLOT_SHAPES))]
         self._drawer, self._button = int(m.joint("drawer").qposadr[0]), int(m.joint("button").qposadr[0])
         self._lamp, self._table = int(m.geom("lamp").id), int(m.geom("table").id)
-        self._table_rgba = m.geom_rgba[self._table].copy()
+        # Not what the model shows now: it is shared, and whoever drew last may have left its table dark.
+        self._table_rgba = table_rgba(physics)
         self._previous = np.zeros(4)
         angle = np.deg2rad(physics.rotation)
         self._rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -239,3 +239,13 @@ def test_crowded_scenes_find_a_layout(task):
     for seed in range(12):
         scene = draw_scene(5_000_070 + seed, task, "unseen_scene")
         assert sum(place is not None for place in scene.positions) == 4
+
+
+def test_a_dark_table_stays_in_the_scene_that_has_one():
+    """Environments of one process share the compiled model; a later one must not take over the last one's look."""
+    first = TabletopEnv()
+    before, _ = first.reset(seed=3, options={"task": "push"})
+    first.reset(seed=3, options={"task": "push", "split": "unseen_scene"})
+    later = TabletopEnv()
+    after, _ = later.reset(seed=3, options={"task": "push"})
+    assert np.array_equal(before["image"], after["image"])
