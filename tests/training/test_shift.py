@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from tests.training.test_training import TINY, moving_dots
 from worldgym.models import FrameTokenizer, VideoWorldModel
@@ -92,13 +93,13 @@ def _one_of_two(rank: int, folder: str) -> None:
         return (module(x) - x.flip(1)).square().mean(), {}
 
     TrainingLoop(model, LoopConfig(steps=5, warmup=1), f"{folder}/run", loss).run()
-    torch.save({"weight": model.weight.detach(), "x": torch.stack(seen)}, f"{folder}/{rank}.pt")
+    save_file({"weight": model.weight.detach(), "x": torch.stack(seen)}, f"{folder}/{rank}.safetensors")
     dist.destroy_process_group()
 
 
 def test_two_processes_train_one_model_on_different_batches(tmp_path):
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert torch.equal(first["weight"], second["weight"])
     assert not torch.equal(first["x"], second["x"])
 
