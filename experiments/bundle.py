@@ -1,6 +1,6 @@
-"""The four things a demo or a benchmark needs from a checkpoint folder, by name or by path.
+"""What a demo or a benchmark needs from a checkpoint folder, by name or by path.
 
-A bundle is a folder with `world_model/`, `judge/`, `policy_sft/`, `card.json`, and two small archives:
+A bundle is a folder with `world_model/`, `judge/`, `policy_sft/`, `probe/`, `card.json`, and two small archives:
 `starts.npz` (images `(N,64,64,3)` uint8, states `(N,4)`, instructions, tasks, optional steps: frames of
 Real's logs where imagined episodes begin) and `demos.npz` (images, states, actions `(M,K,4)` float32, instructions,
 optional episode and goals: the demonstrations behind the SFT policy, for the BC-only control).

@@ -98,13 +98,12 @@ def _colours(rng: np.random.Generator, split: str, task: str) -> tuple[list[str 
 def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: str) -> bool:
     d = np.abs(xy[:, None] - xy[None])
     i, j = np.triu_indices(len(xy), 1)
-    # An open hand over one object must not touch its neighbour: 12 cm apart in x or 8 cm in y. Four objects find no
-    # such places beside a tray and a free lane; there a near neighbour may be brushed.
-    crowded = len(xy) > 3
-    if np.any((d[i, j, 0] < (0.10 if crowded else 0.12)) & (d[i, j, 1] < (0.07 if crowded else 0.08))):
+    # An open hand over one object must not touch its neighbour. Four objects find no such places beside a tray and a
+    # free lane; there a near neighbour may be brushed. Metres: between objects in x, in y, to the tray, to a push's lane.
+    apart_x, apart_y, tray_gap, lane = (0.12, 0.08, 0.11, 0.085) if len(xy) < 4 else (0.10, 0.07, 0.10, 0.075)
+    if np.any((d[i, j, 0] < apart_x) & (d[i, j, 1] < apart_y)):
         return False
-    t = np.abs(xy - tray)
-    if np.any((t < (0.10 if crowded else 0.11)).all(1)):
+    if np.any((np.abs(xy - tray) < tray_gap).all(1)):
         return False
     if task in ("open_drawer", "close_drawer"):  # the drawer and the hand need room in front of the cabinet
         if np.any((np.abs(xy[:, 0] - DRAWER_X) < 0.12) & (xy[:, 1] > 0.0)) or (
@@ -117,11 +116,9 @@ def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: s
         if sign * x > 0.03:  # at least 10 cm to go
             return False
         others = np.delete(xy, target, 0)
-        if np.any(
-            (sign * (others[:, 0] - x) > 0) & (np.abs(others[:, 1] - y) < (0.075 if crowded else 0.085))
-        ):
+        if np.any((sign * (others[:, 0] - x) > 0) & (np.abs(others[:, 1] - y) < lane)):
             return False
-        if sign * (tray[0] - x) > 0 and abs(tray[1] - y) < (0.10 if crowded else 0.11):
+        if sign * (tray[0] - x) > 0 and abs(tray[1] - y) < tray_gap:
             return False
     return True
 

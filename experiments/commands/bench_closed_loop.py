@@ -23,7 +23,7 @@ from experiments.demo_settings import CHECK_SEED0
 from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.evaluation import ClosedLoopResult, make_starts, run_closed_loop
+from worldgym.evaluation import ClosedLoopResult, Start, make_starts, run_closed_loop
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
@@ -95,21 +95,18 @@ def run(config: BenchClosedLoopConfig) -> int:
     rows: dict[str, Any] = {}
     passed = True
     for choice in choices:
-        with Progress(len(starts), choice.name) as progress:
-            result = run_closed_loop(
-                choice.ref.load(),
-                world_model,
-                judge,
-                env,
-                starts,
-                temperature=choice.temperature,
-                seed=config.seed,
-                horizon=config.horizon,
-                threshold=config.threshold,
-                confirm=config.confirm,
-                clips=min(4 * config.clips, len(starts)),
-                progress=lambda done, _, bar=progress: bar.update(done - bar.count),
-            )
+        result = check_policy(
+            choice,
+            world_model,
+            judge,
+            env,
+            starts,
+            seed=config.seed,
+            horizon=config.horizon,
+            threshold=config.threshold,
+            confirm=config.confirm,
+            clips=min(4 * config.clips, len(starts)),
+        )
         good = result.passes(config.gate)
         passed = passed and good
         rows[choice.name] = {**result.to_dict(), "temperature": choice.temperature, "passes": good}
@@ -122,6 +119,23 @@ def run(config: BenchClosedLoopConfig) -> int:
     atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
     sys.stdout.write(f"gate {'passed' if passed else 'FAILED'}; written to {config.out}\n")
     return 0 if passed else 1
+
+
+def check_policy(
+    choice: PolicyChoice, world_model: Any, judge: Any, env: Any, starts: list[Start], **settings: Any
+) -> ClosedLoopResult:
+    """One policy in closed loop, with a progress bar; `settings` are those of `run_closed_loop`."""
+    with Progress(len(starts), f"closed loop, {choice.name}") as bar:
+        return run_closed_loop(
+            choice.ref.load(),
+            world_model,
+            judge,
+            env,
+            starts,
+            temperature=choice.temperature,
+            progress=lambda done, _: bar.update(done - bar.count),
+            **settings,
+        )
 
 
 def load_models(config: BenchClosedLoopConfig) -> tuple[Any, Any]:

