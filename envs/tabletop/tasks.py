@@ -99,7 +99,8 @@ def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: s
     d = np.abs(xy[:, None] - xy[None])
     i, j = np.triu_indices(len(xy), 1)
     # An open hand over one object must not touch its neighbour. Four objects find no such places beside a tray and a
-    # free lane; there a near neighbour may be brushed. Metres: between objects in x, in y, to the tray, to a push's lane.
+    # free lane; there a near neighbour may be brushed. In metres: between objects in x, in y, to the tray, to the lane
+    # of a push.
     apart_x, apart_y, tray_gap, lane = (0.12, 0.08, 0.11, 0.085) if len(xy) < 4 else (0.10, 0.07, 0.10, 0.075)
     if np.any((d[i, j, 0] < apart_x) & (d[i, j, 1] < apart_y)):
         return False
