@@ -33,7 +33,7 @@ class TrainWorldModelConfig:
         data: dataset folder of `worldgym collect`.
         tokenizer: run folder of `worldgym train tokenizer`; with `initial` it replaces that model's own.
         out: run folder (checkpoint, TensorBoard, `export/`).
-        initial: start from this world model instead of afresh.
+        initial: start from this world model instead of afresh; an older one is grown into today's shape.
         preset: `small` or `tiny`.
         minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
         steps: optimizer steps; a run with steps resumes to the very same numbers.
@@ -42,6 +42,8 @@ class TrainWorldModelConfig:
         lr: peak learning rate.
         contact_odds: how many times likelier a training window begins where the hand will hold or push something within
             the window than elsewhere, and as much again where it will carry; 1 treats all alike.
+        equal_tasks: every verb gets the same share of the windows, whatever its share of the logs; what is rare among
+            them is else learned last and forgotten first.
         shift_steps: steps of teaching the net that moves latents, before the dynamics; only for a model that is new or
             gets another tokenizer.
         processes: train in so many processes, each with `batch` windows a step and its share of the cores. The
@@ -62,6 +64,7 @@ class TrainWorldModelConfig:
     window: int = 20
     lr: float = 2e-3
     contact_odds: float = 2.5
+    equal_tasks: bool = True
     shift_steps: int = 1500
     processes: int = 1
     compile: bool = False
@@ -86,6 +89,7 @@ def run(config: TrainWorldModelConfig) -> int:
     from worldgym.data import EpisodeDataset
     from worldgym.errors import CheckpointError, ConfigError
     from worldgym.models import TokenizerConfig, VideoWorldModel, WorldModelConfig
+    from worldgym.models.growth import grown
     from worldgym.training.world_model import LatentEpisodes
 
     if config.tokenizer is None and config.initial is None:
@@ -93,7 +97,7 @@ def run(config: TrainWorldModelConfig) -> int:
     arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
     torch.manual_seed(config.seed)
     if config.initial is not None:
-        model = VideoWorldModel.from_pretrained(config.initial).requires_grad_(True)
+        model = grown(VideoWorldModel.from_pretrained(config.initial), arrays.states).requires_grad_(True)
     weights = config.tokenizer / "tokenizer.safetensors" if config.tokenizer is not None else None
     if weights is not None and not weights.is_file():
         raise CheckpointError(
@@ -113,6 +117,8 @@ def run(config: TrainWorldModelConfig) -> int:
         model.tokenizer.load_state_dict(load_file(weights))
     data = LatentEpisodes.encode(model.tokenizer, arrays)
     data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds)
+    if config.equal_tasks:
+        data.odds = equal_shares(data.odds, np.repeat(np.array(arrays.tasks), np.diff(arrays.offsets)))
     if config.processes == 1:
         _train(0, config, model, data, None)
     else:
@@ -193,3 +199,13 @@ def window_odds(states: np.ndarray, offsets: np.ndarray, window: int, contact: f
         so_far = np.concatenate([[0], np.cumsum(happens)])
         odds *= np.where(so_far[end] > so_far[begin], contact, 1.0)
     return odds
+
+
+def equal_shares(odds: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """`odds (F,)` scaled so that those of each of `groups (F,)` sum to the same; their mean stays."""
+    result = odds.astype(np.float64)
+    names = np.unique(groups)
+    for name in names:
+        mask = groups == name
+        result[mask] *= odds.sum() / len(names) / odds[mask].sum()
+    return result

@@ -163,6 +163,15 @@ def test_a_world_model_needs_a_tokenizer(chain, capsys):
     assert "--tokenizer" in capsys.readouterr().err
 
 
+def test_tasks_get_equal_shares_of_the_windows():
+    from experiments.commands.train_world_model import equal_shares
+
+    tasks = np.array(["push"] * 2 + ["reach"] * 6)
+    odds = equal_shares(np.array([1.0, 3.0, *[1.0] * 6]), tasks)
+    assert odds[:2].sum() == pytest.approx(5) and odds[2:].sum() == pytest.approx(5)
+    assert odds[1] == pytest.approx(3 * odds[0])
+
+
 def test_windows_that_hold_a_grasp_or_a_push_are_likelier():
     from experiments.commands.train_world_model import window_odds
 

@@ -70,7 +70,7 @@ def test_cached_steps_equal_the_parallel_pass_beyond_the_ring_buffer(model):
     noisy, previous = torch.randn(b, t, 8, 8, 8), torch.randn(b, t, 8, 8, 8)
     level, actions, states = torch.rand(b, t), torch.randn(b, t, 4), torch.randn(b, t, 4)
     whole = net(noisy, previous, level, actions, states)
-    cache = net.empty_cache(previous[:, 0], torch.float32)
+    cache = net.empty_cache(previous[:, 0], states[:, 0], torch.float32)
     for i in range(t):
         one = net.step(noisy[:, i], previous[:, i], level[:, i], actions[:, i], states[:, i], cache)
         cache.count.add_(1)
@@ -125,22 +125,110 @@ def test_the_moved_frame_goes_where_the_hand_goes(monkeypatch):
     action = torch.zeros(1, 4)
     action[0, one] = 2 / net.config.shift[0][one]  # two cells to the right
     with torch.no_grad():
-        moved = net.move(spot, action, torch.zeros(1, 4))
+        moved = net.move(spot, net.cells(action, torch.zeros(1, 4)))
     expected = torch.zeros_like(spot)
     expected[..., 4, 5] = 1.0
     assert torch.allclose(moved, expected, atol=1e-3)
 
 
+def test_only_what_is_between_the_fingers_is_carried():
+    net = VideoWorldModel(TINY).dynamics
+    low, high = net.config.holding
+    inside, wide = (low + high) / 2, high + 1.0
+    states = torch.zeros(1, 6, 4)
+    states[0, :, 0] = torch.arange(6.0)
+    states[0, :, 3] = torch.tensor(
+        [wide, inside, inside, wide, inside, low - 1.0]
+    )  # the last closes on nothing
+    place = net.hand(states)[0]
+    carried = net.travel(states)[0]
+    once = place[2] - place[1]
+    assert not carried[:2].any()
+    assert torch.allclose(carried[2:], once.expand(4, 2), atol=1e-6)
+
+
+def test_the_anchor_shows_what_is_carried_where_it_is_now(monkeypatch):
+    from worldgym.models.shift import move_bilinearly
+
+    net = VideoWorldModel(TINY).dynamics.requires_grad_(False)
+    monkeypatch.setattr(net.shift, "forward", move_bilinearly)
+    shown: list[torch.Tensor] = []
+    move = net.move
+    monkeypatch.setattr(net, "move", lambda *args: shown.append(move(*args)) or shown[-1])
+    spot = torch.zeros(1, 8, 8, 8)
+    spot[..., 4, 3] = 1.0
+    closed = torch.full((1, 4), sum(net.config.holding) / 2)
+    cache = net.empty_cache(spot, closed, torch.float32, carried=torch.tensor([[2.0, -1.0]]))
+    monkeypatch.setattr(net, "cells", lambda *_: torch.zeros(1, 2))
+    for _ in range(2):  # a second pass over the same frame adds nothing
+        net.step(
+            torch.zeros_like(spot), torch.zeros_like(spot), torch.ones(1), torch.zeros(1, 4), closed, cache
+        )
+        expected = torch.zeros_like(spot)
+        expected[..., 3, 5] = 1.0
+        assert torch.allclose(shown[-1], expected, atol=1e-3)
+
+
+def test_what_was_carried_travels_with_forks_and_merges(model):
+    state = _begin(model, 3)
+    state.cache.carried.copy_(torch.arange(6.0).view(3, 2))
+    forked = model.fork(state, torch.tensor([2, 0]))
+    assert forked.cache.carried.tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    merged = model.merge(state, torch.tensor([1]), model.fork(state, torch.tensor([2])))
+    assert merged.cache.carried.tolist() == [[0.0, 1.0], [4.0, 5.0], [4.0, 5.0]]
+    model.step(forked, _actions(2, 2))
+    assert forked.cache.carried.tolist() == [[4.0, 5.0], [0.0, 1.0]]  # a step leaves its argument alone
+
+
+def test_the_place_of_the_hand_is_learned_from_its_motion():
+    torch.manual_seed(0)
+    net = VideoWorldModel(TINY).dynamics
+    states = torch.randn(256, 2, 4)
+    states[:, 1] = states[:, 0]
+    actions = torch.rand(256, 1, 4) * 2 - 1
+    states[:, 1, :2] += actions[:, 0, :2]
+    optimiser = torch.optim.Adam(net.hand.parameters(), 1e-2)
+    before = float(net.hand_loss(actions, states).mean().detach())
+    for _ in range(150):
+        optimiser.zero_grad()
+        net.hand_loss(actions, states).mean().backward()
+        optimiser.step()
+    assert float(net.hand_loss(actions, states).mean().detach()) < 0.5 * before
+    assert all(p.grad is None for p in net.motion.parameters())
+
+
+def test_a_held_frame_needs_the_net_that_moves_it():
+    with pytest.raises(ValueError, match="moved=True"):
+        replace(TINY.dynamics, moved=False)
+
+
+def test_a_grown_model_at_first_imagines_what_the_old_one_did():
+    from worldgym.models.growth import grown
+
+    torch.manual_seed(0)
+    old = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, held=False))).eval()
+    states = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    new = grown(old, states).eval()
+    assert new.config.dynamics.held and grown(new, states) is new
+    before, after = (m.step(_begin(m, 2), _actions(2, 3))[1].latents for m in (old, new))
+    assert 0 < float((before - after).square().mean()) < 0.01  # latents have unit mean square
+    bare = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, held=False, moved=False)))
+    with pytest.raises(ValueError, match="afresh"):
+        grown(bare, states)
+
+
 def test_checkpoints_from_before_the_anchor_still_load(tmp_path):
     torch.manual_seed(0)
-    config = replace(TINY, dynamics=replace(TINY.dynamics, anchor=False, moved=False))
+    config = replace(TINY, dynamics=replace(TINY.dynamics, anchor=False, moved=False, held=False))
     old = VideoWorldModel(config).eval()
     file = old.save_pretrained(tmp_path) / "config.json"
     saved = json.loads(file.read_text())
-    del saved["dynamics"]["anchor"], saved["dynamics"]["moved"], saved["dynamics"]["shift"]
+    for name in ("anchor", "moved", "held", "holding", "shift"):
+        del saved["dynamics"][name]
     file.write_text(json.dumps(saved))
     again = VideoWorldModel.from_pretrained(tmp_path)
-    assert not again.config.dynamics.anchor and not again.config.dynamics.moved
+    shape = again.config.dynamics
+    assert not (shape.anchor or shape.moved or shape.held)
     assert _begin(again, 2).batch_size == 2
 
 

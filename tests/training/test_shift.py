@@ -67,7 +67,7 @@ def test_latents_learn_to_move(world, tmp_path):
 def test_a_model_without_a_moved_frame_is_refused(world, tmp_path):
     from dataclasses import replace
 
-    still = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, moved=False)))
+    still = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, moved=False, held=False)))
     with pytest.raises(ValueError, match="moved=True"):
         train_shift(still, world.data, LoopConfig(steps=1), tmp_path)
 

@@ -132,13 +132,15 @@ def test_windows_stay_inside_episodes():
         torch.from_numpy(data.states[:15]),
         data.offsets,
     )
-    z, _, _, mask, anchor = flat.windows(64, 4, torch.Generator().manual_seed(0))
+    z, _, states, mask, anchor, before = flat.windows(64, 4, torch.Generator().manual_seed(0))
     values = z.reshape(64, 5).long()
     assert ((values // 5) == (values[:, :1] // 5)).all()
     assert mask[:, 0].all() and not mask.all()
     first = anchor.flatten().long()
     assert (first // 5 == values[:, 0] // 5).all() and (first <= values[:, 0]).all()
     assert (first < values[:, 0]).any() and (first == values[:, 0]).any()
+    assert before.shape == (64, 5, flat.states.shape[1])
+    assert torch.equal(before[:, -1], states[:, 0]) and torch.equal(before[:, 0], flat.states[first])
 
 
 def test_bad_settings_are_refused():

@@ -90,23 +90,28 @@ class WorldModelConfig:
             self.tokenizer.image_size,
         )
         still = (0.0,) * action_dim
+        mean, std = states.mean(0), states.std(0) + 1e-6
+        shut, wide = np.percentile(states[:, -1], (1, 99))
         return replace(
             self,
             tokenizer=replace(self.tokenizer, image_size=image_size),
             dynamics=replace(
                 d, action_dim=action_dim, state_dim=states.shape[1], grid=image_size // 8,
                 shift=d.shift if same else (still, still),
+                holding=tuple(
+                    float((shut + share * (wide - shut) - mean[-1]) / std[-1]) for share in (0.2, 0.9)
+                ),
             ),
-            state_mean=tuple(float(v) for v in states.mean(0)),
-            state_std=tuple(float(v) for v in states.std(0) + 1e-6),
+            state_mean=tuple(float(v) for v in mean),
+            state_std=tuple(float(v) for v in std),
         )  # fmt: skip
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> WorldModelConfig:
         """Inverse of `dataclasses.asdict`."""
         data = dict(data)
-        # The first checkpoints had neither and do not say so.
-        dynamics = {"anchor": False, "moved": False, **data.pop("dynamics")}
+        # Older checkpoints lacked these and do not say so.
+        dynamics = {"anchor": False, "moved": False, "held": False, **data.pop("dynamics")}
         return WorldModelConfig(
             TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**dynamics),
             SamplerConfig(**data.pop("sampler")), **{k: tuple(v) for k, v in data.items()},

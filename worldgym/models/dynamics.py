@@ -14,6 +14,12 @@ motion that it expects of the hand (one learned shift a frame, from action and p
 from there instead of the previous frame. Carrying an object is then copying too, and no one has to remember what it
 looked like (`worldgym.models.shift` says how latents are moved).
 
+Each such copy loses a little, colour first, and a carried thing is copied a dozen times. So the network also sees the
+anchor (below) moved by as much as the hand has moved in the image while something was between its fingers: where the
+carried object is now, this shows it as it was, one copy from the truth, and goes on showing it where it was put down.
+Copying from the first frame across time is the skip connection of Ebert et al. 2017 (section 4); that the hand's
+own travel says by how much is ours.
+
 The *anchor*, a clean frame from before the window (the one that imagination began with), enters as input channels too:
 what the hand hid for longer than the window is seen there, so it can come back as what it was.
 
@@ -50,6 +56,8 @@ class DynamicsConfig:
         action_dim, state_dim: sizes of action and proprioception.
         anchor: whether a frame from before the window is an input as well.
         moved: whether the previous frame, moved as the hand is, is an input as well; then `shift` is where it begins.
+        held: whether the anchor, moved by as much as the hand has carried something, is an input too; needs `moved`.
+        holding: openings of the hand (the last state dimension, normalised) between which something is in it.
         moved_width: width of the net that moves latents.
         shift: latent cells (right, down) that a unit of each action dimension moves the hand in the image, as the
             training first assumes; it learns better.
@@ -66,6 +74,8 @@ class DynamicsConfig:
     state_dim: int = 4
     anchor: bool = True
     moved: bool = True
+    held: bool = True
+    holding: tuple[float, float] = (-2.0, 0.0)
     moved_width: int = 96
     shift: tuple[tuple[float, ...], tuple[float, ...]] = ((0.95, 0.0, 0.0, 0.0), (0.0, -0.73, -0.61, 0.0))
 
@@ -74,6 +84,10 @@ class DynamicsConfig:
             raise ValueError(f"patch {self.patch} does not divide the latent grid {self.grid}; try patch=2")
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of 2 * heads = {2 * self.heads}")
+        if self.held and not self.moved:
+            raise ValueError("held=True needs moved=True: what is held is moved by the same net")
+        low, high = self.holding
+        object.__setattr__(self, "holding", (low, high))
         right, down = self.shift  # json gives lists
         object.__setattr__(self, "shift", (tuple(right), tuple(down)))
         if self.moved and not len(right) == len(down) == self.action_dim:
@@ -98,14 +112,17 @@ class DynamicsOutput(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Ring buffers of keys and values, each `(depth, B, window, tokens, width)`, `count` (B,) frames seen, and the
-    `anchor` (B,C,h,w) that the ring never forgets.
+    """Ring buffers of keys and values, each `(depth, B, window, tokens, width)`, `count` (B,) frames seen, and what the
+    ring never forgets: the `anchor` (B,C,h,w), `carried` (B,2), cells that something was carried since, and `last`
+    (B,S), the normalised proprioception up to which that is counted.
     """
 
     keys: Tensor
     values: Tensor
     count: Tensor
     anchor: Tensor
+    carried: Tensor
+    last: Tensor
 
 
 def _rotary(position: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +167,7 @@ class Dynamics(nn.Module):
         super().__init__()
         c = self.config = config or DynamicsConfig()
         d, p, n = c.width, c.patch, c.tokens
-        self.stem = nn.Conv2d((2 + c.anchor + c.moved) * c.latent_channels, 64, 3, padding=1)
+        self.stem = nn.Conv2d((2 + c.anchor + c.moved + c.held) * c.latent_channels, 64, 3, padding=1)
         self.embed = nn.Linear(64 * p * p, d)
         self.place = nn.Parameter(torch.randn(n, d) * 0.02)
         self.condition = nn.Sequential(
@@ -160,7 +177,7 @@ class Dynamics(nn.Module):
         self.layers = nn.ModuleList(_Layer(d, c.heads) for _ in range(c.depth))
         self.final = nn.Linear(d, 2 * d)
         self.unembed = nn.Linear(d, 64 * p * p)
-        self.refine = nn.Conv2d(64 + (1 + c.moved) * c.latent_channels, 64, 3, padding=1)
+        self.refine = nn.Conv2d(64 + (1 + c.moved + c.held) * c.latent_channels, 64, 3, padding=1)
         self.change = nn.Conv2d(64, c.latent_channels, 3, padding=1)
         if c.moved:
             self.motion = nn.Sequential(
@@ -168,13 +185,15 @@ class Dynamics(nn.Module):
             )
             self.drift = nn.Linear(c.action_dim, 2, bias=False)
             self.shift = LatentShift(c.latent_channels, c.moved_width)
-            self.take = nn.Conv2d(64, 1, 3, padding=1)
+            self.take = nn.Conv2d(64, 1 + c.held, 3, padding=1)
             nn.init.zeros_(self.motion[2].weight)
             nn.init.zeros_(self.motion[2].bias)
             nn.init.zeros_(self.take.weight)
             nn.init.constant_(self.take.bias, -3.0)
             with torch.no_grad():
                 self.drift.weight.copy_(torch.tensor(c.shift))
+        if c.held:
+            self.hand = nn.Sequential(nn.Linear(c.state_dim, 64), nn.SiLU(), nn.Linear(64, 2))
         self.state_head = nn.Sequential(nn.Linear(2 * d, d), nn.SiLU(), nn.Linear(d, c.state_dim + 1))
         for layer in (self.change, self.final, self.modulate):
             nn.init.zeros_(layer.weight)
@@ -188,14 +207,26 @@ class Dynamics(nn.Module):
         return torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, -1e4)
 
     def _inputs(
-        self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor, anchor: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens (N, n, D), condition (N, D) and the moved frame of N = B T frames."""
+        self,
+        noisy: Tensor,
+        previous: Tensor,
+        t: Tensor,
+        actions: Tensor,
+        states: Tensor,
+        carried: Tensor,
+        anchor: Tensor,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Tokens (N, n, D), condition (N, D) and the moved frames of N = B T frames."""
         c = self.config
         parts = [noisy * (t < 1)[:, None, None, None], previous]
         parts += [anchor] if c.anchor else []
-        moved = self.move(previous, actions, states) if c.moved else None
-        parts += [moved] if moved is not None else []
+        moved = []
+        if c.moved:
+            cells = self.cells(actions, states)
+            moved.append(self.move(previous, cells))
+        if c.held:
+            moved.append(self.move(anchor, carried.to(cells.dtype) + self.holds(states)[:, None] * cells))
+        parts += moved
         grid = self.stem(torch.cat([part.to(previous.dtype) for part in parts], 1))
         x = F.pixel_unshuffle(grid, c.patch).flatten(2).transpose(1, 2)
         x = self.embed(x) + self.place
@@ -207,26 +238,57 @@ class Dynamics(nn.Module):
             moved,
         )
 
-    def move(self, previous: Tensor, actions: Tensor, states: Tensor) -> Tensor:
-        """`previous (N,C,h,w)` as it looks when all that is not background moves as the hand is expected to."""
+    def cells(self, actions: Tensor, states: Tensor) -> Tensor:
+        """Image motion `(N,2)` of the hand in latent cells, right and down, under `actions (N,A)` from `states`."""
         dtype = self.drift.weight.dtype
         actions, states = actions.to(dtype), states.to(dtype)
-        cells = self.drift(actions) + self.motion(torch.cat([actions, states], -1))  # (N, 2) right, down
-        return self.shift(previous, cells).to(previous.dtype)
+        cells: Tensor = self.drift(actions) + self.motion(torch.cat([actions, states], -1))
+        return cells
+
+    def move(self, picture: Tensor, cells: Tensor) -> Tensor:
+        """`picture (N,C,h,w)` as it looks when all that is not background moves by `cells (N,2)`."""
+        moved: Tensor = self.shift(picture, cells)
+        return moved.to(picture.dtype)
+
+    def holds(self, states: Tensor) -> Tensor:
+        """Whether something is between the fingers, by normalised `states (...,S)`."""
+        low, high = self.config.holding
+        return (states[..., -1] > low) & (states[..., -1] < high)
+
+    def travel(self, states: Tensor) -> Tensor:
+        """Cells `(B,T,2)` by which something was carried from the first to each of normalised `states (B,T,S)`."""
+        holds = self.holds(states)
+        place = self.hand(states.to(self.drift.weight.dtype)).float()
+        carried = (holds[:, 1:] & holds[:, :-1])[..., None] * (place[:, 1:] - place[:, :-1])
+        return F.pad(carried.cumsum(1), (0, 0, 1, 0))
+
+    def hand_loss(self, actions: Tensor, states: Tensor) -> Tensor:
+        """How far `hand`, the hand's place in the image, is from moving as `cells` says: mean squared, `(B,T)`.
+
+        Args:
+            actions: `(B,T,A)` in [-1, 1].
+            states: `(B,T+1,S)` normalised proprioception around them.
+        """
+        place = self.hand(states)
+        with torch.no_grad():
+            cells = self.cells(actions, states[:, :-1])
+        return (place[:, 1:] - place[:, :-1] - cells).float().square().mean(-1)
 
     def _outputs(
-        self, x: Tensor, condition: Tensor, previous: Tensor, moved: Tensor | None
+        self, x: Tensor, condition: Tensor, previous: Tensor, moved: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
         shift, scale = self.final(condition)[:, None].chunk(2, -1)
         x = F.layer_norm(x, (c.width,)) * (1 + scale) + shift
         side = c.grid // c.patch
         grid = F.pixel_shuffle(self.unembed(x).transpose(1, 2).unflatten(2, (side, side)), c.patch)
-        seen = [previous] if moved is None else [previous, moved]
-        hidden = F.silu(self.refine(torch.cat([grid, *(z.to(grid.dtype) for z in seen)], 1)))
+        seen = [z.to(grid.dtype) for z in (previous, *moved)]
+        hidden = F.silu(self.refine(torch.cat([grid, *seen], 1)))
         latents = previous.float() + self.change(hidden).float()
-        if moved is not None:
-            latents = latents + self.take(hidden).float().sigmoid() * (moved.float() - previous.float())
+        if moved:
+            taken = self.take(hidden).float().sigmoid()
+            for i, picture in enumerate(moved):
+                latents = latents + taken[:, i : i + 1] * (picture.float() - previous.float())
         head = self.state_head(torch.cat([x.mean(1), condition], -1)).float()
         return latents, head[:, :-1], head[:, -1]
 
@@ -244,6 +306,7 @@ class Dynamics(nn.Module):
         actions: Tensor,
         states: Tensor,
         anchor: Tensor | None = None,
+        carried: Tensor | None = None,
     ) -> DynamicsOutput:
         """Denoise T frames in parallel (training).
 
@@ -254,12 +317,15 @@ class Dynamics(nn.Module):
             actions: `(B,T,A)` in [-1, 1] that lead from `previous` to the next frame.
             states: `(B,T,S)` normalised proprioception at `previous`.
             anchor: `(B,C,h,w)` clean frame from before the window; the first of `previous` when None.
+            carried: `(B,2)` cells by which something was carried between the anchor and the window; 0 when None.
         """
         b, frames = t.shape
         n = self.config.tokens
         anchor = previous[:, 0] if anchor is None else anchor
         anchors = anchor[:, None].expand(-1, frames, -1, -1, -1)
-        flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states, anchors)]
+        moves = self.travel(states) if self.config.held else states.new_zeros(b, frames, 2)
+        moves = moves if carried is None else moves + carried[:, None]
+        flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states, moves, anchors)]
         x, condition, moved = self._inputs(*flat)
         modulation = self.modulate(condition).unflatten(-1, (6, -1))[:, None]  # (B T, 1, 6, D)
         mask = self._mask(frames, x.device).to(x.dtype)
@@ -280,8 +346,17 @@ class Dynamics(nn.Module):
             latents.unflatten(0, shape), states_out.unflatten(0, shape), log_error.unflatten(0, shape)
         )
 
-    def empty_cache(self, anchor: Tensor, dtype: torch.dtype) -> Cache:
-        """A ring buffer that has seen nothing but `anchor` (B,C,h,w)."""
+    def empty_cache(
+        self, anchor: Tensor, states: Tensor, dtype: torch.dtype, carried: Tensor | None = None
+    ) -> Cache:
+        """A ring buffer that has seen nothing but `anchor` (B,C,h,w).
+
+        Args:
+            anchor: clean frame.
+            states: `(B,S)` normalised proprioception at the first frame to come.
+            dtype: of keys and values.
+            carried: `(B,2)` as in `forward`.
+        """
         c, batch, device = self.config, len(anchor), anchor.device
         shape = (c.depth, batch, c.window, c.tokens, c.width)
         return Cache(
@@ -289,18 +364,23 @@ class Dynamics(nn.Module):
             torch.zeros(shape, device=device, dtype=dtype),
             torch.zeros(batch, dtype=torch.long, device=device),
             anchor.to(dtype),
+            torch.zeros(batch, 2, device=device) if carried is None else carried.float().clone(),
+            states.float().clone(),
         )
 
     def step(
         self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor, cache: Cache
     ) -> DynamicsOutput:
-        """Denoise one frame, writing its keys and values into `cache` in place (`count` is the caller's to advance).
+        """Denoise one frame, writing what it must remember into `cache` in place (`count` is the caller's to advance).
 
         Same arguments as `forward` without the time axis. The cost does not depend on how many frames came before.
         """
         c = self.config
         b, n = len(t), c.tokens
-        x, condition, moved = self._inputs(noisy, previous, t, actions, states, cache.anchor)
+        if c.held:  # a second pass over the same frame adds nothing
+            cache.carried.add_(self.travel(torch.stack([cache.last, states.float()], 1))[:, 1])
+            cache.last.copy_(states)
+        x, condition, moved = self._inputs(noisy, previous, t, actions, states, cache.carried, cache.anchor)
         modulation = self.modulate(condition).unflatten(-1, (6, -1))
         rows, slot = torch.arange(b, device=x.device), cache.count % c.window
         cos, sin = _rotary(cache.count, c.width // c.heads)

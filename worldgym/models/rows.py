@@ -25,6 +25,7 @@ from worldgym.models.dynamics import Cache
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+ROW_DIM = (1, 1, 0, 0, 0, 0)  # where the rows are in each part of a `Cache`
 
 
 class ImaginedState(NamedTuple):
@@ -53,7 +54,7 @@ def take(state: ImaginedState, index: Tensor, keys: Tensor | None = None) -> Ima
     keys = state.keys[index.cpu()] if keys is None else keys
     index = index.to(state.latent.device)
     old = state.cache
-    cache = Cache(old.keys[:, index], old.values[:, index], old.count[index], old.anchor[index])
+    cache = Cache(old.keys[:, index], old.values[:, index], *(part[index] for part in old[2:]))
     return ImaginedState(state.latent[index], state.states[index], cache, keys)
 
 
@@ -62,10 +63,10 @@ def put(state: ImaginedState, rows: Tensor, other: ImaginedState) -> ImaginedSta
     cpu, rows = rows.cpu(), rows.to(state.latent.device)
     over = lambda a, b, i: a.index_copy(0, i, b.to(a.dtype))  # noqa: E731
     cache = Cache(
-        state.cache.keys.index_copy(1, rows, other.cache.keys),
-        state.cache.values.index_copy(1, rows, other.cache.values),
-        over(state.cache.count, other.cache.count, rows),
-        over(state.cache.anchor, other.cache.anchor, rows),
+        *(
+            mine.index_copy(dim, rows, yours.to(mine.dtype))
+            for mine, yours, dim in zip(state.cache, other.cache, ROW_DIM, strict=True)
+        )
     )
     return ImaginedState(
         over(state.latent, other.latent, rows),
@@ -80,7 +81,7 @@ def cut(state: ImaginedState, pieces: int) -> list[ImaginedState]:
     c = state.cache
     parts = zip(
         *(part.chunk(pieces, dim) for part, dim in ((state.latent, 0), (state.states, 0), (state.keys, 0))),
-        *(part.chunk(pieces, dim) for part, dim in ((c.keys, 1), (c.values, 1), (c.count, 0), (c.anchor, 0))),
+        *(part.chunk(pieces, dim) for part, dim in zip(c, ROW_DIM, strict=True)),
         strict=True,
     )
     return [ImaginedState(z, s, Cache(*cache), key) for z, s, key, *cache in parts]
@@ -90,8 +91,8 @@ def join(states: Sequence[ImaginedState]) -> ImaginedState:
     """Inverse of `cut`."""
     if len(states) == 1:
         return states[0]
-    keys, values, count, anchor = zip(*(state.cache for state in states), strict=True)
-    cache = Cache(torch.cat(keys, 1), torch.cat(values, 1), torch.cat(count), torch.cat(anchor))
+    parts = zip(*(state.cache for state in states), strict=True)
+    cache = Cache(*(torch.cat(part, dim) for part, dim in zip(parts, ROW_DIM, strict=True)))
     latent, proprio, _, noise = zip(*states, strict=True)
     return ImaginedState(torch.cat(latent), torch.cat(proprio), cache, torch.cat(noise))
 

@@ -49,6 +49,9 @@ def imagine_uncached(
         low = max(0, i + 1 - window)
         previous = torch.stack(latents[low : i + 1], 1)
         told, told_states = actions[:, low : i + 1].float(), torch.stack(proprio[low : i + 1], 1)
+        carried = (
+            net.travel(torch.stack(proprio[: low + 1], 1))[:, -1] if model.config.dynamics.held else None
+        )
         # The past is shown clean, at level 0. With one pass the ring buffer keeps what the network saw of a frame when
         # it drew it, which is nothing, at level 1.
         level = torch.full(previous.shape[:2], float(passes == 1), device=previous.device)
@@ -56,10 +59,10 @@ def imagine_uncached(
         for k in range(passes):
             level[:, -1] = 1.0 - k / passes
             noisy = torch.cat([previous[:, 1:], x[:, None]], 1)
-            answer = net(noisy, previous, level, told, told_states, anchor)
+            answer = net(noisy, previous, level, told, told_states, anchor, carried)
             clean = answer.latents[:, -1]
             if guidance != 1.0:
-                still = net(noisy, previous, level, torch.zeros_like(told), told_states, anchor)
+                still = net(noisy, previous, level, torch.zeros_like(told), told_states, anchor, carried)
                 clean = still.latents[:, -1] + guidance * (clean - still.latents[:, -1])
             if k + 1 < passes:
                 ahead = 1.0 - (k + 1) / passes

@@ -150,7 +150,7 @@ class VideoWorldModel(nn.Module):
             normal = self.normalise_state(states.float())
         net = self.inference_network()
         dtype = next(net.parameters()).dtype
-        cache = net.empty_cache(latents[:, 0], dtype)
+        cache = net.empty_cache(latents[:, 0], normal[:, 0], dtype)
         first = max(
             0, context - 1 - self.config.dynamics.window
         )  # older frames would leave the ring buffer anyway

@@ -101,10 +101,11 @@ class LatentEpisodes:
 
     def windows(
         self, batch: int, length: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Random windows: latents `(B,T+1,...)`, actions `(B,T,A)`, states `(B,T+1,S)`, mask `(B,T)` of real frames.
 
-        Also anchors `(B,...)`: half of them the window's first frame, half any frame of the episode before it.
+        Also anchors `(B,...)`, half of them the window's first frame, half any frame of the episode before it; and
+        states `(B,N,S)` of the N frames up to the window's first, but of none before the anchor (which is repeated).
         """
         episode_of = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         last = self.offsets[1:] - 1
@@ -121,24 +122,31 @@ class LatentEpisodes:
         index = torch.from_numpy(np.minimum(index, end))
         begin, u = self.offsets[episode_of[start]], torch.rand(batch, generator=generator).numpy()
         anchor = np.where(u < 0.5, start, begin + ((start - begin) * (2 * u - 1)).astype(np.int64))
+        back = np.maximum(start[:, None] - np.arange(np.diff(self.offsets).max())[::-1], anchor[:, None])
         return (
             self.latents[index].float(),
             self.actions[index[:, :-1]],
             self.states[index],
             mask,
             self.latents[torch.from_numpy(anchor)].float(),
+            self.states[torch.from_numpy(back)],
         )
 
 
 def imagine_window(
-    model: VideoWorldModel, z: Tensor, actions: Tensor, states: Tensor, anchor: Tensor
+    model: VideoWorldModel,
+    z: Tensor,
+    actions: Tensor,
+    states: Tensor,
+    anchor: Tensor,
+    carried: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Latents and normalised states `(B,T,...)` before each frame, imagined from the window's first frame alone."""
     model.refresh()
     net = model.inference_network()  # bf16 weights: autocast would cast them anew at each of the T steps
     dtype = next(net.parameters()).dtype
     b, length = actions.shape[:2]
-    cache: Cache = net.empty_cache(anchor, dtype)
+    cache: Cache = net.empty_cache(anchor, states[:, 0], dtype, carried)
     latent, state = z[:, 0], states[:, 0]
     latents, out_states = [latent], [state]
     level, nothing = torch.ones(b, device=z.device), torch.zeros_like(z[:, 0], dtype=dtype)
@@ -154,7 +162,7 @@ def imagine_window(
 
 def world_model_loss(
     model: VideoWorldModel,
-    windows: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    windows: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
     settings: WorldModelTraining,
     background: Tensor,
     rollout: bool,
@@ -172,8 +180,10 @@ def world_model_loss(
         generator: all randomness.
         forward: `model.dynamics` or its compiled form.
     """
-    z, actions, states, mask, anchor = windows
-    states = model.normalise_state(states)
+    z, actions, states, mask, anchor, before = windows
+    states, before = model.normalise_state(states), model.normalise_state(before)
+    held = model.config.dynamics.held
+    carried = model.dynamics.travel(before)[:, -1] if held else None
     target, truth = z[:, 1:], z[:, :-1]
     shape = mask.shape
     rand = lambda *s: torch.rand(*s, generator=generator)  # noqa: E731
@@ -181,7 +191,7 @@ def world_model_loss(
     weight = mask.float()
     with autocast(z.device):
         if rollout:
-            previous, state_in = imagine_window(model, z, actions, states, anchor)
+            previous, state_in = imagine_window(model, z, actions, states, anchor, carried)
             drift = (previous - truth).square().mean((2, 3, 4))
             weight = weight / (1 + (drift / settings.divergence) ** 2)
         else:
@@ -191,7 +201,7 @@ def world_model_loss(
         t = torch.where(rand(*shape) < settings.pure_noise, torch.ones(shape), rand(*shape))
         level = t[..., None, None, None]
         noisy = (1 - level) * target + level * randn(target)
-        out = forward(noisy, previous, t, actions, state_in, anchor)
+        out = forward(noisy, previous, t, actions, state_in, anchor, carried)
         noisy_clean = z[:, 0] + 0.2 * randn(z[:, 0])
         probed = model.state_probe(noisy_clean).float()
     error = (out.latents - target).square().mean(2)  # (B, T, h, w)
@@ -209,6 +219,9 @@ def world_model_loss(
     probe = F.smooth_l1_loss(probed, states[:, 0], beta=0.1)
     loss = latent_loss + 0.3 * state_loss + 0.002 * estimate + 0.1 * probe
     extra: dict[str, float] = {}
+    if held:
+        hand = (mask * model.dynamics.hand_loss(actions, states)).sum() / (mask.sum() + 1e-6)
+        loss, extra["hand"] = loss + hand, float(hand.detach())
     if settings.pixel_coef:
         count = min(settings.pixel_frames, int(mask.sum()))
         shown = torch.multinomial(weight.flatten(), count, generator=generator)
@@ -219,7 +232,7 @@ def world_model_loss(
             weight.flatten()[shown],
         )
         loss = loss + settings.pixel_coef * pixels
-        extra = {f"pixel_{'rollout' if rollout else 'forced'}": float(pixels.detach())}
+        extra[f"pixel_{'rollout' if rollout else 'forced'}"] = float(pixels.detach())
     pure = (t == 1).float() * mask
     kind = "rollout" if rollout else "forced"
     return loss, {
