@@ -84,8 +84,17 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 		pick_place push --policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 300 --seed 960000 --tasks pick_place push pick_place reach \
 		pick_place push --policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0.7
-	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model \
+	$(BIN)/worldgym train world-model --data $(RUNS)/data --tokenizer $(RUNS)/tokenizer --out $(RUNS)/world_model_first \
 		--compile --processes 2
+	@# a refresh: policies act on imagined frames, and what their actions really did is learned from
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 600 --seed 700000 --tasks pick_place pick_place pick_place reach \
+		push --policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0.5 --world-model $(RUNS)/world_model_first/export
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 300 --seed 720000 --tasks pick_place pick_place pick_place reach \
+		push --policy $(RUNS)/policy_all --mix.policy 1 --temperature 1 --world-model $(RUNS)/world_model_first/export
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 300 --seed 730000 --tasks pick_place push \
+		--policy $(RUNS)/policy_25 --mix.policy 1 --temperature 1
+	$(BIN)/worldgym train world-model --data $(RUNS)/data --initial $(RUNS)/world_model_first/export --minutes 70 \
+		--lr 6e-4 --batch 17 --window 24 --out $(RUNS)/world_model --compile --processes 2
 	$(BIN)/worldgym train probe --world-model $(RUNS)/world_model/export --out $(RUNS)/probe
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --steps 1400 \
 		--max-fpr 0.03 --eyes $(RUNS)/policy_all --out $(RUNS)/judge
