@@ -45,6 +45,8 @@ class BenchClosedLoopConfig:
         judge: folder of another judge.
         threshold: judge's probability that counts as success; the judge's own when None.
         confirm: successive looks that must be judged successful.
+        max_uncertainty: drop episodes of which the world model is less sure, as `worldgym demo --max-uncertainty` does
+            in practice; none when None.
         temperature: of policies without `@T`; 0 is greedy.
         horizon: steps of 0.2 s in an episode.
         seed: of sampling.
@@ -63,6 +65,7 @@ class BenchClosedLoopConfig:
     judge: Path | None = None
     threshold: float | None = None
     confirm: int = 1
+    max_uncertainty: float | None = None
     temperature: float = 0.0
     horizon: int = 40
     seed: int = 0
@@ -105,6 +108,7 @@ def run(config: BenchClosedLoopConfig) -> int:
             horizon=config.horizon,
             threshold=config.threshold,
             confirm=config.confirm,
+            max_uncertainty=config.max_uncertainty,
             clips=min(4 * config.clips, len(starts)),
         )
         good = result.passes(config.gate)
@@ -114,7 +118,7 @@ def run(config: BenchClosedLoopConfig) -> int:
             rows[choice.name]["clips"] = _videos(result, config, choice.name)
         sys.stdout.write(matrix(choice.name, result, config.gate) + "\n")
     facts = {"gate": config.gate, "passes": passed, "tasks": list(tasks), "split": config.split}
-    facts["start_seed"] = config.start_seed
+    facts |= {"start_seed": config.start_seed, "max_uncertainty": config.max_uncertainty}
     data = {"policies": rows, **facts, "seed": config.seed, "versions": versions()}
     atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
     sys.stdout.write(f"gate {'passed' if passed else 'FAILED'}; written to {config.out}\n")
@@ -174,9 +178,8 @@ def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
     head = f"{name}: {verdict} the gate of {gate}{said}, judge {result.judge}"
     columns = f"  {'':<14}{'FP':>5}{'TP':>5}{'FN':>5}{'TN':>5}{'precision':>20}{'recall':>20}"
     tasks = [row(task, table) for task, table in result.by_task().items()]
-    dropped = (
-        f"\n  {int(result.invalid.sum())} episodes dropped: the judge failed" if result.invalid.any() else ""
-    )
+    count = int(result.invalid.sum())
+    dropped = f"\n  {count} episodes dropped: judge failed, or world model too unsure" if count else ""
     return "\n".join([head, columns, *tasks, row("all", result.confusion)]) + dropped
 
 

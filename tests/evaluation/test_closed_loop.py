@@ -62,6 +62,12 @@ def test_a_failing_judge_drops_episodes_instead_of_scoring_zero():
     assert result.confusion.n == 40 - result.invalid.sum()
 
 
+def test_episodes_of_which_the_world_model_is_unsure_are_dropped():
+    plain, sure, unsure = gate(), gate(max_uncertainty=1e9), gate(max_uncertainty=-1.0)
+    assert not sure.invalid.any() and np.array_equal(sure.imagined, plain.imagined)
+    assert unsure.invalid.all() and unsure.confusion.n == 0 and not unsure.passes(0.8)
+
+
 def test_results_are_json_with_false_positives_first():
     data = json.loads(json.dumps(gate().to_dict()))
     assert next(iter(data["confusion"])) == "fp" and data["judge"] == "point"

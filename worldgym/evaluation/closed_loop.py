@@ -61,7 +61,7 @@ class ClosedLoopResult:
         real: `(N,)` bool, success in Real at any step of the executed actions.
         steps: `(N,)` int64, actions executed, i.e. up to the imagined stop.
         judge: name of the judge.
-        invalid: `(N,)` bool, judge failed on the episode; such episodes are not counted.
+        invalid: `(N,)` bool, the judge failed or the world model was too unsure; such episodes are not counted.
         clips: frames of the first few episodes.
     """
 
@@ -123,7 +123,7 @@ class Dream:
     Args:
         actions: B arrays `(T_b, A)` float32, up to the imagined stop.
         success: `(B,)` bool.
-        invalid: `(B,)` bool, the judge failed at some point before a success.
+        invalid: `(B,)` bool, before a success the judge failed or the world model was too unsure.
         frames: B arrays `(T_b+1, H, W, 3)` uint8 when recorded, else None.
         steps: imagined frames in all.
     """
@@ -145,6 +145,7 @@ def dream(
     temperature: float = 0.0,
     threshold: float | None = None,
     confirm: int = 1,
+    max_uncertainty: float | None = None,
     generator: Any = None,
     record: bool = False,
 ) -> Dream:
@@ -159,6 +160,7 @@ def dream(
         temperature: sampling temperature; 0 is greedy.
         threshold: success is `p_success >= threshold`; the judge's own `threshold`, else 0.5, when None.
         confirm: successive chunk ends that must be judged successful.
+        max_uncertainty: an episode whose model uncertainty exceeds it before a success is invalid, as in imagined RL.
         generator: torch generator of policy and world model.
         record: keep every imagined frame (costs decoding all of them).
     """
@@ -189,6 +191,8 @@ def dream(
             imagined_steps += chunk.shape[0] * chunk.shape[1]
             verdict = judge.score(imagined.frames[:, -1:], told)
             valid = verdict.valid.cpu().numpy().astype(bool)
+            if max_uncertainty is not None:  # NaN is no certainty either
+                valid &= (imagined.uncertainty <= max_uncertainty).cpu().numpy()
             said = (verdict.p_success >= limit).cpu().numpy() & valid
             streak[alive] = np.where(said, streak[alive] + 1, 0)
             won = streak[alive] >= confirm
@@ -245,6 +249,7 @@ def run_closed_loop(
     horizon: int = 40,
     threshold: float | None = None,
     confirm: int = 1,
+    max_uncertainty: float | None = None,
     batch: int = 50,
     clips: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -262,6 +267,7 @@ def run_closed_loop(
         horizon: environment steps.
         threshold: judge threshold on `p_success`; the judge's own, else 0.5, when None.
         confirm: successive chunk ends that must be judged successful.
+        max_uncertainty: of the world model, beyond which an episode is dropped; never when None.
         batch: episodes imagined at once; part of the result's identity, as sampling is seeded per batch.
         clips: keep the frames of this many first episodes.
         progress: called with (episodes done, episodes in all).
@@ -293,6 +299,7 @@ def run_closed_loop(
             temperature=temperature,
             threshold=threshold,
             confirm=confirm,
+            max_uncertainty=max_uncertainty,
             generator=generator,
             record=record,
         )
