@@ -151,10 +151,10 @@ def test_the_anchor_shows_what_is_carried_where_it_is_now(monkeypatch):
     from worldgym.models.shift import move_bilinearly
 
     net = VideoWorldModel(TINY).dynamics.requires_grad_(False)
-    monkeypatch.setattr(net.shift, "forward", move_bilinearly)
     shown: list[torch.Tensor] = []
-    move = net.move
-    monkeypatch.setattr(net, "move", lambda *args: shown.append(move(*args)) or shown[-1])
+    monkeypatch.setattr(net.shift, "unfold", lambda z: z)
+    monkeypatch.setattr(net, "move", lambda z, _: z)
+    monkeypatch.setattr(net.shift, "fold", lambda z, c: shown.append(move_bilinearly(z, c)) or shown[-1])
     spot = torch.zeros(1, 8, 8, 8)
     spot[..., 4, 3] = 1.0
     closed = torch.full((1, 4), sum(net.config.holding) / 2)

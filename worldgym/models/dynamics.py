@@ -114,7 +114,8 @@ class DynamicsOutput(NamedTuple):
 class Cache(NamedTuple):
     """Ring buffers of keys and values, each `(depth, B, window, tokens, width)`, `count` (B,) frames seen, and what the
     ring never forgets: the `anchor` (B,C,h,w), `carried` (B,2), cells that something was carried since, and `last`
-    (B,S), the normalised proprioception up to which that is counted.
+    (B,S), the normalised proprioception up to which that is counted; and `fine`, the anchor on the grid on which it is
+    moved (empty without `held`).
     """
 
     keys: Tensor
@@ -123,6 +124,7 @@ class Cache(NamedTuple):
     anchor: Tensor
     carried: Tensor
     last: Tensor
+    fine: Tensor
 
 
 def _rotary(position: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -215,6 +217,7 @@ class Dynamics(nn.Module):
         states: Tensor,
         carried: Tensor,
         anchor: Tensor,
+        fine: Tensor,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Tokens (N, n, D), condition (N, D) and the moved frames of N = B T frames."""
         c = self.config
@@ -225,7 +228,8 @@ class Dynamics(nn.Module):
             cells = self.cells(actions, states)
             moved.append(self.move(previous, cells))
         if c.held:
-            moved.append(self.move(anchor, carried.to(cells.dtype) + self.holds(states)[:, None] * cells))
+            carried = carried.to(cells.dtype) + self.holds(states)[:, None] * cells
+            moved.append(self.shift.fold(fine, carried).to(previous.dtype))
         parts += moved
         grid = self.stem(torch.cat([part.to(previous.dtype) for part in parts], 1))
         x = F.pixel_unshuffle(grid, c.patch).flatten(2).transpose(1, 2)
@@ -322,10 +326,11 @@ class Dynamics(nn.Module):
         b, frames = t.shape
         n = self.config.tokens
         anchor = previous[:, 0] if anchor is None else anchor
-        anchors = anchor[:, None].expand(-1, frames, -1, -1, -1)
+        fine = self.shift.unfold(anchor.to(previous.dtype)) if self.config.held else anchor
+        anchors, fines = (z[:, None].expand(-1, frames, -1, -1, -1) for z in (anchor, fine))
         moves = self.travel(states) if self.config.held else states.new_zeros(b, frames, 2)
         moves = moves if carried is None else moves + carried[:, None]
-        flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states, moves, anchors)]
+        flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states, moves, anchors, fines)]
         x, condition, moved = self._inputs(*flat)
         modulation = self.modulate(condition).unflatten(-1, (6, -1))[:, None]  # (B T, 1, 6, D)
         mask = self._mask(frames, x.device).to(x.dtype)
@@ -366,6 +371,9 @@ class Dynamics(nn.Module):
             anchor.to(dtype),
             torch.zeros(batch, 2, device=device) if carried is None else carried.float().clone(),
             states.float().clone(),
+            self.shift.unfold(anchor.to(dtype))
+            if c.held
+            else torch.zeros(batch, 0, device=device, dtype=dtype),
         )
 
     def step(
@@ -380,7 +388,9 @@ class Dynamics(nn.Module):
         if c.held:  # a second pass over the same frame adds nothing
             cache.carried.add_(self.travel(torch.stack([cache.last, states.float()], 1))[:, 1])
             cache.last.copy_(states)
-        x, condition, moved = self._inputs(noisy, previous, t, actions, states, cache.carried, cache.anchor)
+        x, condition, moved = self._inputs(
+            noisy, previous, t, actions, states, cache.carried, cache.anchor, cache.fine
+        )
         modulation = self.modulate(condition).unflatten(-1, (6, -1))
         rows, slot = torch.arange(b, device=x.device), cache.count % c.window
         cos, sin = _rotary(cache.count, c.width // c.heads)

@@ -25,7 +25,7 @@ from worldgym.models.dynamics import Cache
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-ROW_DIM = (1, 1, 0, 0, 0, 0)  # where the rows are in each part of a `Cache`
+ROW_DIM = (1, 1, 0, 0, 0, 0, 0)  # where the rows are in each part of a `Cache`
 
 
 class ImaginedState(NamedTuple):

@@ -58,8 +58,16 @@ class LatentShift(nn.Module):
             nn.Conv2d(width, channels, 3, padding=1),
         )  # fmt: skip
 
-    def forward(self, z: Tensor, shift: Tensor) -> Tensor:
-        """Unit-RMS latents like `z (N,C,h,w)`, moved by `shift (N,2)` latent cells to the right and down."""
-        fine = F.pixel_shuffle(self.into(z), FINER)
+    def unfold(self, z: Tensor) -> Tensor:
+        """Latents `(N,C,h,w)` on the finer grid, `(N,features,4h,4w)`: what does not depend on the shift."""
+        fine: Tensor = F.pixel_shuffle(self.into(z), FINER)
+        return fine
+
+    def fold(self, fine: Tensor, shift: Tensor) -> Tensor:
+        """Unit-RMS latents `(N,C,h,w)` of what `unfold` gave, moved by `shift (N,2)` latent cells right and down."""
         moved = move_bilinearly(fine, shift * FINER).to(fine.dtype)
         return unit_rms(self.back(F.pixel_unshuffle(moved, FINER)).float())
+
+    def forward(self, z: Tensor, shift: Tensor) -> Tensor:
+        """Unit-RMS latents like `z (N,C,h,w)`, moved by `shift (N,2)` latent cells to the right and down."""
+        return self.fold(self.unfold(z), shift)
