@@ -252,7 +252,7 @@ def collect(
             out.frames[rows, (c + 1) * k + 1 :] = dream.frames[live][:, -1:].cpu()
         broken = ~verdict.valid.cpu()
         if max_uncertainty is not None:
-            broken |= dream.uncertainty[live].cpu() > max_uncertainty
+            broken |= ~(dream.uncertainty[live].cpu() <= max_uncertainty)  # NaN is no certainty either
         p = verdict.p_success.cpu().float()
         streak[rows] = torch.where(p >= limit, streak[rows] + 1, torch.zeros_like(rows))
         done = (streak[rows] >= confirm) & ~broken

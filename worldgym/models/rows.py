@@ -53,8 +53,7 @@ def take(state: ImaginedState, index: Tensor, keys: Tensor | None = None) -> Ima
     """Rows `index (B',)` as a new state that shares nothing with the old; with `keys (B',)` their noise is new."""
     keys = state.keys[index.cpu()] if keys is None else keys
     index = index.to(state.latent.device)
-    old = state.cache
-    cache = Cache(old.keys[:, index], old.values[:, index], *(part[index] for part in old[2:]))
+    cache = Cache(*(part.index_select(dim, index) for part, dim in zip(state.cache, ROW_DIM, strict=True)))
     return ImaginedState(state.latent[index], state.states[index], cache, keys)
 
 
