@@ -140,11 +140,27 @@ def test_only_what_is_between_the_fingers_is_carried():
     states[0, :, 3] = torch.tensor(
         [wide, inside, inside, wide, inside, low - 1.0]
     )  # the last closes on nothing
+    states[0, :, 2] = net.config.low + 1.0
     place = net.hand(states)[0]
     carried = net.travel(states)[0]
     once = place[2] - place[1]
     assert not carried[:2].any()
     assert torch.allclose(carried[2:], once.expand(4, 2), atol=1e-6)
+
+
+def test_what_a_low_hand_meets_is_pushed_sideways_only():
+    net = VideoWorldModel(TINY).dynamics
+    low, open_hand = net.config.low, net.config.holding[1] + 1.0
+    states = torch.full((1, 5, 4), open_hand)
+    states[0, :, 0] = torch.arange(5.0)
+    states[0, :, 2] = torch.tensor([low + 1, low - 0.1, low - 0.7, low + 1, low + 0.1])
+    carried = net.travel(states)[0]
+    level = states.clone()
+    level[..., 2] = low
+    step = (net.hand(level)[0, 2] - net.hand(level)[0, 1]).detach()
+    assert torch.allclose(carried.detach(), torch.stack([0 * step, 0 * step, step, step, step]), atol=1e-6)
+    unaware = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, low=None))).dynamics
+    assert not unaware.travel(states).any()
 
 
 def test_the_anchor_shows_what_is_carried_where_it_is_now(monkeypatch):
@@ -217,18 +233,31 @@ def test_a_grown_model_at_first_imagines_what_the_old_one_did():
         grown(bare, states)
 
 
+def test_a_model_that_knew_carrying_learns_of_pushing_in_its_own_units():
+    from worldgym.models.growth import grown
+
+    old = VideoWorldModel(
+        replace(TINY, dynamics=replace(TINY.dynamics, low=None), state_mean=(0.0,) * 4, state_std=(0.5,) * 4)
+    )
+    states = np.random.default_rng(0).uniform(size=(2000, 4)).astype(np.float32)
+    new = grown(old, states)
+    assert new.config.dynamics.low == pytest.approx(0.2 / 0.5, abs=0.05)  # a fifth of the way up, in halves
+    assert new.config.dynamics.holding == old.config.dynamics.holding
+    assert all(torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
+
+
 def test_checkpoints_from_before_the_anchor_still_load(tmp_path):
     torch.manual_seed(0)
     config = replace(TINY, dynamics=replace(TINY.dynamics, anchor=False, moved=False, held=False))
     old = VideoWorldModel(config).eval()
     file = old.save_pretrained(tmp_path) / "config.json"
     saved = json.loads(file.read_text())
-    for name in ("anchor", "moved", "held", "holding", "shift"):
+    for name in ("anchor", "moved", "held", "holding", "low", "shift"):
         del saved["dynamics"][name]
     file.write_text(json.dumps(saved))
     again = VideoWorldModel.from_pretrained(tmp_path)
     shape = again.config.dynamics
-    assert not (shape.anchor or shape.moved or shape.held)
+    assert not (shape.anchor or shape.moved or shape.held) and shape.low is None
     assert _begin(again, 2).batch_size == 2
 
 

@@ -1,7 +1,7 @@
 """Learned parts of the world model: frame tokenizer, dynamics, and both behind the `WorldModel` protocol."""
 
-from worldgym.models.config import SamplerConfig, WorldModelConfig
-from worldgym.models.dynamics import Dynamics, DynamicsConfig
+from worldgym.models.config import DynamicsConfig, SamplerConfig, WorldModelConfig
+from worldgym.models.dynamics import Dynamics
 from worldgym.models.rows import ImaginedState
 from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
 from worldgym.models.world_model import VideoWorldModel, load_world_model

@@ -15,8 +15,72 @@ from typing import Any
 
 import numpy as np
 
-from worldgym.models.dynamics import DynamicsConfig
 from worldgym.models.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """Shape of the transformer.
+
+    Args:
+        latent_channels, grid: the tokenizer's.
+        patch: latent cells along one side of a token.
+        width, depth, heads: of the transformer.
+        window: frames that a frame sees, itself included; also the ring buffer's length.
+        action_dim, state_dim: sizes of action and proprioception.
+        anchor: whether a frame from before the window is an input as well.
+        moved: whether the previous frame, moved as the hand is, is an input as well; then `shift` is where it begins.
+        held: whether the anchor, moved by as much as the hand has carried something, is an input too; needs `moved`.
+        holding: openings of the hand (the last state dimension, normalised) between which something is in it.
+        low: height of the hand (the third state dimension, normalised) below which its sideways travel counts as
+            carrying too, since it pushes there; None where it does not.
+        moved_width: width of the net that moves latents.
+        shift: latent cells (right, down) that a unit of each action dimension moves the hand in the image, as the
+            training first assumes; it learns better.
+    """
+
+    latent_channels: int = 16
+    grid: int = 8
+    patch: int = 2
+    width: int = 256
+    depth: int = 4
+    heads: int = 4
+    window: int = 12
+    action_dim: int = 4
+    state_dim: int = 4
+    anchor: bool = True
+    moved: bool = True
+    held: bool = True
+    holding: tuple[float, float] = (-2.0, 0.0)
+    low: float | None = -1.0
+    moved_width: int = 96
+    shift: tuple[tuple[float, ...], tuple[float, ...]] = ((0.95, 0.0, 0.0, 0.0), (0.0, -0.73, -0.61, 0.0))
+
+    def __post_init__(self) -> None:
+        if self.grid % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide the latent grid {self.grid}; try patch=2")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of 2 * heads = {2 * self.heads}")
+        if self.held and not self.moved:
+            raise ValueError("held=True needs moved=True: what is held is moved by the same net")
+        if self.held and self.low is not None and self.state_dim < 4:
+            raise ValueError(
+                f"low={self.low} needs proprioception x, y, z, ..., opening; got state_dim={self.state_dim}; "
+                "try low=None"
+            )
+        low, high = self.holding
+        object.__setattr__(self, "holding", (low, high))
+        right, down = self.shift  # json gives lists
+        object.__setattr__(self, "shift", (tuple(right), tuple(down)))
+        if self.moved and not len(right) == len(down) == self.action_dim:
+            raise ValueError(
+                f"shift needs {self.action_dim} numbers for right and down each; got {self.shift}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per frame."""
+        return (self.grid // self.patch) ** 2
 
 
 @dataclass(frozen=True)
@@ -92,6 +156,8 @@ class WorldModelConfig:
         still = (0.0,) * action_dim
         mean, std = states.mean(0), states.std(0) + 1e-6
         shut, wide = np.percentile(states[:, -1], (1, 99))
+        floor, ceiling = np.percentile(states[:, 2], (1, 99)) if states.shape[1] > 3 else (0.0, 0.0)
+        low = float((floor + 0.2 * (ceiling - floor) - mean[2]) / std[2]) if ceiling > floor else None
         return replace(
             self,
             tokenizer=replace(self.tokenizer, image_size=image_size),
@@ -101,6 +167,7 @@ class WorldModelConfig:
                 holding=tuple(
                     float((shut + share * (wide - shut) - mean[-1]) / std[-1]) for share in (0.2, 0.9)
                 ),
+                low=low,
             ),
             state_mean=tuple(float(v) for v in mean),
             state_std=tuple(float(v) for v in std),
@@ -111,7 +178,7 @@ class WorldModelConfig:
         """Inverse of `dataclasses.asdict`."""
         data = dict(data)
         # Older checkpoints lacked these and do not say so.
-        dynamics = {"anchor": False, "moved": False, "held": False, **data.pop("dynamics")}
+        dynamics = {"anchor": False, "moved": False, "held": False, "low": None, **data.pop("dynamics")}
         return WorldModelConfig(
             TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**dynamics),
             SamplerConfig(**data.pop("sampler")), **{k: tuple(v) for k, v in data.items()},

@@ -17,6 +17,8 @@ looked like (`worldgym.models.shift` says how latents are moved).
 Each such copy loses a little, colour first, and a carried thing is copied a dozen times. So the network also sees the
 anchor (below) moved by as much as the hand has moved in the image while something was between its fingers: where the
 carried object is now, this shows it as it was, one copy from the truth, and goes on showing it where it was put down.
+A hand that sweeps low over the table pushes what it meets, so sideways travel there counts as well: about, since nobody
+says when it met something, but of the right colour and not where it came from.
 Copying from the first frame across time is the skip connection of Ebert et al. 2017 (section 4); that the hand's
 own travel says by how much is ours.
 
@@ -33,72 +35,15 @@ Example::
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldgym.models.config import DynamicsConfig
 from worldgym.models.layout import Segment, attention_mask, block_causal
 from worldgym.models.shift import LatentShift
-
-
-@dataclass(frozen=True)
-class DynamicsConfig:
-    """Shape of the transformer.
-
-    Args:
-        latent_channels, grid: the tokenizer's.
-        patch: latent cells along one side of a token.
-        width, depth, heads: of the transformer.
-        window: frames that a frame sees, itself included; also the ring buffer's length.
-        action_dim, state_dim: sizes of action and proprioception.
-        anchor: whether a frame from before the window is an input as well.
-        moved: whether the previous frame, moved as the hand is, is an input as well; then `shift` is where it begins.
-        held: whether the anchor, moved by as much as the hand has carried something, is an input too; needs `moved`.
-        holding: openings of the hand (the last state dimension, normalised) between which something is in it.
-        moved_width: width of the net that moves latents.
-        shift: latent cells (right, down) that a unit of each action dimension moves the hand in the image, as the
-            training first assumes; it learns better.
-    """
-
-    latent_channels: int = 16
-    grid: int = 8
-    patch: int = 2
-    width: int = 256
-    depth: int = 4
-    heads: int = 4
-    window: int = 12
-    action_dim: int = 4
-    state_dim: int = 4
-    anchor: bool = True
-    moved: bool = True
-    held: bool = True
-    holding: tuple[float, float] = (-2.0, 0.0)
-    moved_width: int = 96
-    shift: tuple[tuple[float, ...], tuple[float, ...]] = ((0.95, 0.0, 0.0, 0.0), (0.0, -0.73, -0.61, 0.0))
-
-    def __post_init__(self) -> None:
-        if self.grid % self.patch:
-            raise ValueError(f"patch {self.patch} does not divide the latent grid {self.grid}; try patch=2")
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} must be a multiple of 2 * heads = {2 * self.heads}")
-        if self.held and not self.moved:
-            raise ValueError("held=True needs moved=True: what is held is moved by the same net")
-        low, high = self.holding
-        object.__setattr__(self, "holding", (low, high))
-        right, down = self.shift  # json gives lists
-        object.__setattr__(self, "shift", (tuple(right), tuple(down)))
-        if self.moved and not len(right) == len(down) == self.action_dim:
-            raise ValueError(
-                f"shift needs {self.action_dim} numbers for right and down each; got {self.shift}"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per frame."""
-        return (self.grid // self.patch) ** 2
 
 
 class DynamicsOutput(NamedTuple):
@@ -228,7 +173,7 @@ class Dynamics(nn.Module):
             cells = self.cells(actions, states)
             moved.append(self.move(previous, cells))
         if c.held:
-            carried = carried.to(cells.dtype) + self.holds(states)[:, None] * cells
+            carried = carried.to(cells.dtype) + (self.holds(states) | self.sweeps(states))[:, None] * cells
             moved.append(self.shift.fold(fine, carried).to(previous.dtype))
         parts += moved
         grid = self.stem(torch.cat([part.to(previous.dtype) for part in parts], 1))
@@ -259,11 +204,20 @@ class Dynamics(nn.Module):
         low, high = self.config.holding
         return (states[..., -1] > low) & (states[..., -1] < high)
 
+    def sweeps(self, states: Tensor) -> Tensor:
+        """Whether the hand is so low that it pushes what it meets, by normalised `states (...,S)`."""
+        if self.config.low is None:
+            return torch.zeros_like(states[..., 0], dtype=torch.bool)
+        return states[..., 2] < self.config.low
+
     def travel(self, states: Tensor) -> Tensor:
         """Cells `(B,T,2)` by which something was carried from the first to each of normalised `states (B,T,S)`."""
-        holds = self.holds(states)
+        counts = self.holds(states) | self.sweeps(states)
+        if self.config.low is not None:  # what is pushed stays on the table, however the hand bobs
+            height = states[..., 2:3].clamp(min=self.config.low)
+            states = torch.cat([states[..., :2], height, states[..., 3:]], -1)
         place = self.hand(states.to(self.drift.weight.dtype)).float()
-        carried = (holds[:, 1:] & holds[:, :-1])[..., None] * (place[:, 1:] - place[:, :-1])
+        carried = (counts[:, 1:] & counts[:, :-1])[..., None] * (place[:, 1:] - place[:, :-1])
         return F.pad(carried.cumsum(1), (0, 0, 1, 0))
 
     def hand_loss(self, actions: Tensor, states: Tensor) -> Tensor:

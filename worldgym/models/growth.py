@@ -21,7 +21,9 @@ GATE = -4.0  # a new picture is taken from by 2 % at first: little, but not beyo
 
 
 def grown(model: VideoWorldModel, states: np.ndarray) -> VideoWorldModel:
-    """`model` with the anchor moved as things are carried (`DynamicsConfig.held`), or itself if it has that.
+    """`model` with the anchor moved as things are carried and pushed, or itself if it has that.
+
+    Without `DynamicsConfig.held` it gets the weights that this needs, without `low` only the rule.
 
     Args:
         model: with moved frames.
@@ -31,12 +33,24 @@ def grown(model: VideoWorldModel, states: np.ndarray) -> VideoWorldModel:
         ValueError: a model without moved frames, which has nothing to grow from.
     """
     old = model.config.dynamics
-    if old.held:
+    if old.held and old.low is not None:
         return model
     if not old.moved:
         raise ValueError("this world model has no moved frame to grow from; train afresh on its tokenizer")
-    holding = model.config.for_data(states, old.action_dim, model.image_size).dynamics.holding
-    new = VideoWorldModel(replace(model.config, dynamics=replace(old, held=True, holding=holding)))
+    own = model.config
+    shape = own.for_data(states, old.action_dim, model.image_size)
+    if old.held and shape.dynamics.low is None:
+        return model
+
+    def here(value: float, dim: int) -> float:
+        """From these logs' normal units to those that the model was trained in."""
+        raw = value * shape.state_std[dim] + shape.state_mean[dim]
+        return (raw - own.state_mean[dim]) / own.state_std[dim]
+
+    bounds, low = shape.dynamics.holding, shape.dynamics.low
+    holding = old.holding if old.held else (here(bounds[0], -1), here(bounds[1], -1))
+    low = None if low is None else here(low, 2)
+    new = VideoWorldModel(replace(own, dynamics=replace(old, held=True, holding=holding, low=low)))
     known, weights = model.state_dict(), new.state_dict()
     for name, value in weights.items():
         if name in known and known[name].shape == value.shape:
