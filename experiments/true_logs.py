@@ -9,7 +9,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class TrueLogs:
     instructions: tuple[str, ...]
     tasks: tuple[str, ...]
     splits: tuple[str, ...]
+
+    def head(self, episodes: int) -> TrueLogs:
+        """The first so many episodes, or all."""
+        return TrueLogs(**{f.name: getattr(self, f.name)[:episodes] for f in fields(self)})
 
 
 def true_logs(
