@@ -60,6 +60,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("collect",): Command(
         "collect", "CollectConfig", "log episodes of a domain as a dataset", draws=True, resumes=True
     ),
+    ("import",): Command(
+        "import_data", "ImportConfig", "make a dataset of LeRobot or BridgeData V2 recordings"
+    ),
     ("train", "tokenizer"): Command(
         "train_tokenizer", "TrainTokenizerConfig", "train the frame autoencoder", resumes=True
     ),

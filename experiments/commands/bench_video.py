@@ -34,8 +34,9 @@ class BenchVideoConfig:
     """Train on all episodes but one, predict both; as often as there are folds.
 
     Args:
-        source: folder of BridgeData V2 samples (mp4 + npz), or of a dataset in the LeRobotDataset v3 layout.
-        image_size: pixels of frames from mp4 + npz, a multiple of 8.
+        source: folder of BridgeData V2 samples (mp4 + npz), a dataset of ours, or a LeRobotDataset v2.0 to v3.0.
+        camera: of a LeRobotDataset with several.
+        image_size: pixels of imported frames, a multiple of 8.
         folds: how many episodes are left out in turn; all when None.
         tokenizer_steps: updates of the tokenizer a fold.
         shift_steps: of the net that moves latents.
@@ -47,6 +48,7 @@ class BenchVideoConfig:
     """
 
     source: Path
+    camera: str | None = None
     image_size: int = 64
     folds: int | None = None
     tokenizer_steps: int = 300
@@ -101,12 +103,15 @@ def run(config: BenchVideoConfig) -> int:
 
 
 def load(config: BenchVideoConfig) -> list[Any]:
-    """Episodes of either kind of folder."""
+    """Episodes of any kind of folder."""
     from worldgym.data import EpisodeDataset
     from worldgym.data.bridge import bridge_episodes
+    from worldgym.data.imports import LeRobotFolder, is_foreign
 
     if any(config.source.glob("*.npz")):
         return bridge_episodes(config.source, config.image_size)
+    if is_foreign(config.source):
+        return list(LeRobotFolder(config.source, config.camera).episodes(config.image_size))
     return list(EpisodeDataset(config.source).require_seen())
 
 

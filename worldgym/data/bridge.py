@@ -85,12 +85,15 @@ def read_video(path: Path, image_size: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def bridge_episodes(folder: str | os.PathLike[str], image_size: int = 64) -> list[Episode]:
+def bridge_episodes(
+    folder: str | os.PathLike[str], image_size: int = 64, limit: int | None = None
+) -> list[Episode]:
     """Every episode of a folder, in the order of their names.
 
     Args:
         folder: holds `NAME.mp4` and `NAME.npz` pairs.
         image_size: pixels of the frames.
+        limit: at most so many episodes.
 
     Raises:
         DatasetError: no pairs, or a damaged file.
@@ -102,7 +105,7 @@ def bridge_episodes(folder: str | os.PathLike[str], image_size: int = 64) -> lis
             f"{root} holds no NAME.mp4 + NAME.npz pairs; give the folder of BridgeData V2 samples"
         )
     episodes = []
-    for name in names:
+    for name in names[:limit]:
         try:
             with np.load(root / f"{name}.npz", allow_pickle=False) as archive:
                 rows = np.asarray(archive["arr_0"], np.float32)
@@ -132,9 +135,14 @@ def bridge_episodes(folder: str | os.PathLike[str], image_size: int = 64) -> lis
     return episodes
 
 
-def write_bridge(folder: str | os.PathLike[str], out: str | os.PathLike[str], image_size: int = 64) -> int:
+def write_bridge(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    image_size: int = 64,
+    limit: int | None = None,
+) -> int:
     """Write the episodes of `folder` as a dataset at `out`; returns how many. Frames are stored as PNG."""
-    episodes = bridge_episodes(folder, image_size)
+    episodes = bridge_episodes(folder, image_size, limit)
     manifest = SplitManifest(name="bridge_v2", rules={})
     with DatasetWriter(
         out, BRIDGE_ACTION_SPEC, image_size, ACTION_DIM, manifest, robot_type="widowx"

@@ -234,14 +234,14 @@ def read_meta(root: Path) -> DatasetMeta:
         ) from error
     if version != CODEBASE_VERSION:
         raise DatasetError(
-            f"{source} says codebase_version {version!r}, this reads {CODEBASE_VERSION!r}; convert it with LeRobot's "
-            "convert_dataset script (v2.1 -> v3.0), or collect into another folder"
+            f"{source} says codebase_version {version!r}, this reads {CODEBASE_VERSION!r}; convert it with "
+            f"`worldgym import --source {root} --out NEW`, or collect into another folder"
         )
     block = info.get("worldgym")
     if not isinstance(block, dict):
         raise DatasetError(
             f"{source} is a LeRobot dataset without the 'worldgym' block (action spec, splits, success), so what its "
-            "actions mean is unknown; import its episodes with DatasetWriter and an ActionSpec of your own"
+            f"actions mean is unknown; `worldgym import --source {root} --out NEW` makes a dataset of it"
         )
     if block.get("format_version") != FORMAT_VERSION:
         raise DatasetError(
