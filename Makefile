@@ -94,7 +94,16 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 300 --seed 730000 --tasks pick_place push \
 		--policy $(RUNS)/policy_25 --mix.policy 1 --temperature 1
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --initial $(RUNS)/world_model_first/export --minutes 70 \
-		--lr 6e-4 --batch 17 --window 24 --out $(RUNS)/world_model --compile --processes 2
+		--lr 6e-4 --batch 17 --window 24 --out $(RUNS)/world_model_second --compile --processes 2
+	@# and once more in what came of it, with as many pushes; the last stage gives every verb the same share
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 800 --seed 800000 --tasks push push pick_place pick_place \
+		reach --policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0.3 --world-model $(RUNS)/world_model_second/export
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 400 --seed 820000 --tasks push push pick_place pick_place \
+		reach --policy $(RUNS)/policy_all --mix.policy 1 --temperature 0.5 --world-model $(RUNS)/world_model_second/export
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 300 --seed 830000 --tasks push push pick_place \
+		--policy $(RUNS)/policy_25 --mix.policy 1 --temperature 0.7 --world-model $(RUNS)/world_model_second/export
+	$(BIN)/worldgym train world-model --data $(RUNS)/data --initial $(RUNS)/world_model_second/export --minutes 70 \
+		--lr 5e-4 --batch 17 --window 24 --out $(RUNS)/world_model --compile --processes 2
 	$(BIN)/worldgym train probe --world-model $(RUNS)/world_model/export --out $(RUNS)/probe
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --steps 1400 \
 		--max-fpr 0.03 --eyes $(RUNS)/policy_all --out $(RUNS)/judge
