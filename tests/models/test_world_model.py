@@ -78,6 +78,21 @@ def test_cached_steps_equal_the_parallel_pass_beyond_the_ring_buffer(model):
         assert torch.allclose(one.states, whole.states[:, i], atol=1e-4)
 
 
+@given(n=st.integers(1, 3), c=st.integers(1, 4), side=st.integers(1, 4), by=st.sampled_from([1, 2, 4]))
+@settings(max_examples=30, deadline=None)
+def test_patches_are_folded_as_torch_does_it(n, c, side, by):
+    from torch.nn.functional import pixel_unshuffle
+
+    from worldgym.models.dynamics import from_tokens, to_tokens
+    from worldgym.models.shift import unshuffle
+
+    grid = torch.randn(n, c, side * by, side * by)
+    expected = pixel_unshuffle(grid, by)
+    assert torch.equal(unshuffle(grid, by), expected)
+    assert torch.equal(to_tokens(grid, by), expected.flatten(2).transpose(1, 2))
+    assert torch.equal(from_tokens(to_tokens(grid, by), by), grid)
+
+
 def test_the_future_does_not_reach_the_past(model):
     torch.manual_seed(1)
     args = [

@@ -57,10 +57,10 @@ class DynamicsOutput(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Ring buffers of keys and values, each `(depth, B, window, tokens, width)`, `count` (B,) frames seen, and what the
-    ring never forgets: the `anchor` (B,C,h,w), `carried` (B,2), cells that something was carried since, and `last`
-    (B,S), the normalised proprioception up to which that is counted; and `fine`, the anchor on the grid on which it is
-    moved (empty without `held`).
+    """Ring buffers of keys and values, each `(depth, B, heads, window, tokens, width / heads)`, as attention multiplies
+    them, without a copy; `count` (B,) frames seen; and what the ring never forgets: the `anchor` (B,C,h,w), `carried`
+    (B,2), cells that something was carried since, and `last` (B,S), the normalised proprioception up to which that is
+    counted; and `fine`, the anchor on the grid on which it is moved (empty without `held`).
     """
 
     keys: Tensor
@@ -82,6 +82,21 @@ def _rotary(position: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def to_tokens(grid: Tensor, patch: int) -> Tensor:
+    """`(N,C,h,w)` as tokens `(N, h w / patch^2, C patch^2)`, one a patch, in one copy."""
+    n, c, h, w = grid.shape
+    cells = grid.view(n, c, h // patch, patch, w // patch, patch)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // patch**2, c * patch**2)
+
+
+def from_tokens(x: Tensor, patch: int) -> Tensor:
+    """Inverse of `to_tokens` for a square grid."""
+    n, tokens, width = x.shape
+    side, c = math.isqrt(tokens), width // patch**2
+    cells = x.view(n, side, side, c, patch, patch)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(n, c, side * patch, side * patch)
 
 
 class _Layer(nn.Module):
@@ -177,8 +192,7 @@ class Dynamics(nn.Module):
             moved.append(self.shift.fold(fine, carried).to(previous.dtype))
         parts += moved
         grid = self.stem(torch.cat([part.to(previous.dtype) for part in parts], 1))
-        x = F.pixel_unshuffle(grid, c.patch).flatten(2).transpose(1, 2)
-        x = self.embed(x) + self.place
+        x = self.embed(to_tokens(grid, c.patch)) + self.place
         frequency = torch.exp(torch.arange(16, device=t.device) * (math.log(200.0) / 16))
         angle = t[:, None] * frequency
         return (
@@ -238,8 +252,7 @@ class Dynamics(nn.Module):
         c = self.config
         shift, scale = self.final(condition)[:, None].chunk(2, -1)
         x = F.layer_norm(x, (c.width,)) * (1 + scale) + shift
-        side = c.grid // c.patch
-        grid = F.pixel_shuffle(self.unembed(x).transpose(1, 2).unflatten(2, (side, side)), c.patch)
+        grid = from_tokens(self.unembed(x), c.patch)
         seen = [z.to(grid.dtype) for z in (previous, *moved)]
         hidden = F.silu(self.refine(torch.cat([grid, *seen], 1)))
         latents = previous.float() + self.change(hidden).float()
@@ -317,7 +330,7 @@ class Dynamics(nn.Module):
             carried: `(B,2)` as in `forward`.
         """
         c, batch, device = self.config, len(anchor), anchor.device
-        shape = (c.depth, batch, c.window, c.tokens, c.width)
+        shape = (c.depth, batch, c.heads, c.window, c.tokens, c.width // c.heads)
         return Cache(
             torch.zeros(shape, device=device, dtype=dtype),
             torch.zeros(shape, device=device, dtype=dtype),
@@ -360,12 +373,11 @@ class Dynamics(nn.Module):
             six = (modulation + layer.modulation)[:, None]
             h = F.layer_norm(x, (c.width,)) * (1 + six[..., 1, :]) + six[..., 0, :]
             q, k, v = layer.qkv(h).chunk(3, -1)
-            k = _rotate(layer.split(k), cos, sin).transpose(1, 2).flatten(2)
-            cache.keys[i, rows, slot] = k.to(cache.keys.dtype)
-            cache.values[i, rows, slot] = v.to(cache.values.dtype)
-            all_k = layer.split(cache.keys[i].flatten(1, 2))
-            all_v = layer.split(cache.values[i].flatten(1, 2))
+            keys, values = cache.keys[i], cache.values[i]
+            keys[rows, :, slot] = _rotate(layer.split(k), cos, sin).to(keys.dtype)
+            values[rows, :, slot] = layer.split(v).to(values.dtype)
+            q = _rotate(layer.split(q), cos, sin)
             x = self._mlp_and_attention(
-                layer, x, six, _attend(_rotate(layer.split(q), cos, sin), all_k, all_v, mask)
+                layer, x, six, _attend(q, keys.flatten(2, 3), values.flatten(2, 3), mask)
             )
         return DynamicsOutput(*self._outputs(x, condition, previous, moved))
