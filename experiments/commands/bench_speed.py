@@ -216,16 +216,20 @@ def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, 
     logs = true_logs(("reach", "push", "pick_place"), config.quality_episodes, seed=LOG_SEED0)
     rows = []
     usual = model.sampler
-    for steps, dtype in ((1, "bfloat16"), (2, "bfloat16"), (4, "bfloat16"), (8, "bfloat16"), (1, "float32")):
-        model.sampler = replace(usual, steps=steps, dtype=dtype)
+    half = (True, False)
+    for steps, dtype, mask in (
+        (1, "bfloat16", ()), (2, "bfloat16", ()), (4, "bfloat16", ()), (8, "bfloat16", ()),
+        (4, "bfloat16", half * 2), (8, "bfloat16", (half + (False, False)) * 2), (1, "float32", ()),
+    ):  # fmt: skip
+        model.sampler = replace(usual, steps=steps, dtype=dtype, mask=mask)
         began = time.perf_counter()
         said, _ = fidelity.imagine_logs(
             model, logs.frames, logs.actions, logs.states, torch.Generator().manual_seed(0)
         )
         spent = time.perf_counter() - began
-        rows.append(
-            {"sampler": f"{steps} pass{'es' * (steps > 1)}, {dtype}", **_worth(probe, logs, said, spent)}
-        )
+        name = f"{steps} pass{'es' * (steps > 1)}, {dtype}"
+        name += f", network run at {sum(mask)} of them" if mask else ""
+        rows.append({"sampler": name, **_worth(probe, logs, said, spent)})
     model.sampler = usual
     logs = logs.head(config.uncached_rows)
     first, states = torch.from_numpy(logs.frames[:, :1]), torch.from_numpy(logs.states[:, :1])

@@ -16,6 +16,7 @@ from worldgym.models import (
     Dynamics,
     DynamicsConfig,
     FrameTokenizer,
+    SamplerConfig,
     TokenizerConfig,
     VideoWorldModel,
     WorldModelConfig,
@@ -354,6 +355,28 @@ def test_observe_overwrites_the_last_frame(model):
     state = _begin(model, 2)
     seen = _frames(2, seed=8)
     assert torch.equal(model.observe(state, seen).latent, model.tokenizer.encode(seen))
+
+
+def test_a_masked_pass_costs_no_run_of_the_network_and_uses_the_last_answer(model):
+    ran = []
+    hook = model.dynamics.final.register_forward_hook(lambda *_: ran.append(1))
+    usual = model.sampler
+    try:
+        dreams = {}
+        for mask in ((), (True, False, True, False), (True, True, True, True)):
+            model.with_sampler(steps=4, mask=mask)
+            ran.clear()
+            dreams[mask] = model.step(_begin(model, 2), _actions(2, 3))[1].latents
+            assert len(ran) == 3 * (sum(mask) or 4)
+    finally:
+        hook.remove()
+        model.sampler = usual
+    assert torch.equal(dreams[()], dreams[(True,) * 4])
+    assert not torch.equal(dreams[()], dreams[(True, False, True, False)])
+    for bad in ((True,), (False, True)):
+        with pytest.raises(ValueError, match="mask"):
+            SamplerConfig(steps=2, mask=bad)
+    assert SamplerConfig(**json.loads(json.dumps({"steps": 2, "mask": [True, False]}))).mask == (True, False)
 
 
 def test_context_frames_are_remembered(model):

@@ -91,16 +91,30 @@ class SamplerConfig:
         steps: denoising passes per frame; 1 paints the mean of what may happen (and uses no noise), more let the sample
             decide.
         dtype: `"bfloat16"` or `"float32"` for the transformer.
+        mask: which of the passes run the network; at the others its last answer serves again. Empty runs all. This is
+            the fixed form of DreamZero's caching of velocities; the adaptive form would look at the batch, and what a
+            row dreams must not depend on its neighbours.
     """
 
     steps: int = 2
     dtype: str = "bfloat16"
+    mask: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"sampler steps must be at least 1, got {self.steps}")
         if self.dtype not in ("bfloat16", "float32"):
             raise ValueError(f"sampler dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
+        mask = tuple(bool(runs) for runs in self.mask)  # json gives a list
+        object.__setattr__(self, "mask", mask)
+        if mask and (len(mask) != self.steps or not mask[0]):
+            raise ValueError(
+                f"sampler mask must say True or False for each of {self.steps} passes, the first True; got {mask}"
+            )
+
+    def runs(self, i: int) -> bool:
+        """Whether the network runs at pass `i`."""
+        return not self.mask or self.mask[i]
 
     def times(self) -> list[float]:
         """Noise levels of the passes, evenly from 1 downwards."""

@@ -214,8 +214,11 @@ class VideoWorldModel(nn.Module):
             noise = self._noise(state.keys, cache.count, latent.shape[1:], len(times) - 1)
             x = torch.zeros_like(latent)
             for k, t in enumerate(times):
-                level = torch.full((len(latent),), t, device=self.device)
-                out = net.step(x.to(dtype), latent.to(dtype), level, actions[:, i].float(), proprio, cache)
+                if self.sampler.runs(k):
+                    level = torch.full((len(latent),), t, device=self.device)
+                    out = net.step(
+                        x.to(dtype), latent.to(dtype), level, actions[:, i].float(), proprio, cache
+                    )
                 if k + 1 < len(times):
                     x = (1 - times[k + 1]) * out.latents + times[k + 1] * noise[k]
             cache.count.add_(1)
