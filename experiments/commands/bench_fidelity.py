@@ -41,6 +41,7 @@ class BenchFidelityConfig:
 
     Args:
         checkpoint: folder of a world model; the bundle's when None.
+        members: further world models of the same tokenizer; their disagreement with the first is then the uncertainty.
         bundle: where judge, policies and probe come from: a bundled checkpoint's name, or a folder.
         json: where the figures go; the report goes beside it as .html.
         episodes: held-out episodes of split `seen`, 40 steps each.
@@ -56,6 +57,7 @@ class BenchFidelityConfig:
     """
 
     checkpoint: Path | None = None
+    members: tuple[Path, ...] = ()
     bundle: str = "tabletop-small"
     json: Path = Path("runs/fidelity.json")
     episodes: int = 120
@@ -82,10 +84,12 @@ class BenchFidelityConfig:
 def run(config: BenchFidelityConfig) -> int:
     """Measure, print, write the json and the page."""
     from experiments.fidelity_report import write_fidelity_report
-    from worldgym.models import load_world_model
+    from worldgym.models import EnsembleWorldModel, load_world_model
 
     bundle = Bundle.find(config.bundle)
-    model = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
+    model: Any = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
+    if config.members:
+        model = EnsembleWorldModel([model, *map(load_world_model, config.members)])
     judge, probe, tasks = bundle.judge(), bundle.probe(), covered_tasks(config.bundle)
     facts: dict[str, Any] = {"by_split": {}}
     plans = [("seen", tasks, config.episodes)]

@@ -2,6 +2,7 @@
 
 from worldgym.models.config import DynamicsConfig, SamplerConfig, WorldModelConfig
 from worldgym.models.dynamics import Dynamics
+from worldgym.models.ensemble import EnsembleWorldModel
 from worldgym.models.rows import ImaginedState
 from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
 from worldgym.models.world_model import VideoWorldModel, load_world_model
@@ -9,6 +10,7 @@ from worldgym.models.world_model import VideoWorldModel, load_world_model
 __all__ = [
     "Dynamics",
     "DynamicsConfig",
+    "EnsembleWorldModel",
     "FrameTokenizer",
     "ImaginedState",
     "SamplerConfig",

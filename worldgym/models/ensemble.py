@@ -1,0 +1,162 @@
+"""Several world models of one tokenizer as one: the first imagines, the others say how much they would differ.
+
+Why: a network's own estimate of its error (`Imagined.uncertainty` of one model) was fitted where there were logs, and
+knows nothing of where there were none. Members that were trained apart agree where data told them what happens and
+differ where it did not. At every step all members see the leader's last frame and predict the next; the variance among
+these predictions is the uncertainty (one-step disagreement: PETS, Chua et al. 2018; Plan2Explore, Sekar et al. 2020,
+section 3). The imagined video is the leader's alone, bit for bit; each further member costs one more network pass a
+frame, and no decoding.
+
+Example::
+
+    model = EnsembleWorldModel([load_world_model("tabletop-small"), load_world_model("runs/other/export")])
+    envs = gym.make_vec("worldgym/ImaginedTabletop-v0", num_envs=8, world_model=model, uncertainty_bound=0.02)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldgym.models.rows import ImaginedState
+from worldgym.models.world_model import VideoWorldModel
+from worldgym.protocols import Decode, Imagined
+
+
+class EnsembleState(NamedTuple):
+    """Where each member's memory stands; all have seen the leader's frames."""
+
+    members: tuple[ImaginedState, ...]
+
+    @property
+    def latent(self) -> Tensor:
+        """The current clean latent `(B,C,h,w)`."""
+        return self.members[0].latent
+
+    @property
+    def states(self) -> Tensor:
+        """Current proprioception `(B,S)`."""
+        return self.members[0].states
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.members[0].batch_size
+
+
+class EnsembleWorldModel:
+    """Implements `worldgym.protocols.WorldModel`.
+
+    Args:
+        members: two or more world models with the same tokenizer; the first one leads.
+
+    Raises:
+        ValueError: fewer than two, the same object twice, or tokenizers that differ.
+    """
+
+    def __init__(self, members: Sequence[VideoWorldModel]) -> None:
+        if len(members) < 2 or len({id(member) for member in members}) < len(members):
+            raise ValueError(
+                f"got {len(members)} members, expected at least two different ones: one model never disagrees with "
+                "itself"
+            )
+        self.members = tuple(members)
+        self.leader = members[0]
+        mine = self.leader.tokenizer.state_dict()
+        for i, member in enumerate(members[1:], 1):
+            theirs = member.tokenizer.state_dict()
+            if mine.keys() != theirs.keys() or not all(torch.equal(mine[k], theirs[k]) for k in mine):
+                raise ValueError(
+                    f"member {i} has another tokenizer than the leader, so their latents can't be compared; train it "
+                    "with `worldgym train world-model --tokenizer` on the leader's"
+                )
+        self.image_size, self.tokenizer = self.leader.image_size, self.leader.tokenizer
+        self.action_dim, self.state_dim = self.leader.action_dim, self.leader.state_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.leader.device
+
+    def begin(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        states: Tensor | None = None,
+    ) -> EnsembleState:
+        """As `VideoWorldModel.begin`; draws as many random numbers as the leader alone."""
+        first = self.leader.begin(frames, actions, generator, states=states)
+        rest = [
+            member.begin(frames, actions, torch.Generator().manual_seed(0), states=states)
+            for member in self.members[1:]
+        ]
+        return EnsembleState((first, *(state._replace(keys=first.keys) for state in rest)))
+
+    def step(
+        self, state: EnsembleState, actions: Tensor, *, decode: Decode = "all"
+    ) -> tuple[EnsembleState, Imagined]:
+        """As `VideoWorldModel.step`; `uncertainty (B,)` is the members' variance, the largest of the K steps.
+
+        It is the variance of a latent number, which has unit mean square, averaged over the frame.
+        """
+        if decode not in ("all", "last", "none"):
+            raise ValueError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
+        if actions.ndim != 3 or actions.shape[1] < 1:
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)}, expected (B, K, {self.action_dim}), K >= 1"
+            )
+        members = list(state.members)
+        latents, states, doubts = [], [], []
+        for i in range(actions.shape[1]):
+            chunk = actions[:, i : i + 1]
+            before = members[0]
+            members[0], imagined = self.leader.step(before, chunk, decode="none")
+            said = [imagined.latents[:, 0]]
+            for j, member in enumerate(self.members[1:], 1):
+                seen = members[j]._replace(latent=before.latent, states=before.states)
+                members[j], other = member.step(seen, chunk, decode="none")
+                said.append(other.latents[:, 0])
+            doubts.append(torch.stack(said).var(0, correction=0).mean((1, 2, 3)))
+            latents.append(imagined.latents)
+            states.append(imagined.states)
+        every = torch.cat(latents, 1)
+        shown = {"all": every, "last": every[:, -1:], "none": every[:, :0]}[decode]
+        if shown.numel():
+            frames = self.tokenizer.decode(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
+        else:
+            frames = torch.empty(len(every), 0, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        return EnsembleState(tuple(members)), Imagined(
+            frames=frames,
+            latents=every,
+            states=torch.cat(states, 1),
+            uncertainty=torch.stack(doubts, 1).amax(1),
+        )
+
+    def fork(
+        self, state: EnsembleState, index: Tensor, generator: torch.Generator | None = None
+    ) -> EnsembleState:
+        """As `VideoWorldModel.fork`."""
+        first = self.leader.fork(state.members[0], index, generator)
+        pairs = zip(self.members[1:], state.members[1:], strict=True)
+        rest = (member.fork(theirs, index)._replace(keys=first.keys) for member, theirs in pairs)
+        return EnsembleState((first, *rest))
+
+    def merge(self, state: EnsembleState, rows: Tensor, other: EnsembleState) -> EnsembleState:
+        """As `VideoWorldModel.merge`."""
+        parts = zip(self.members, state.members, other.members, strict=True)
+        return EnsembleState(tuple(member.merge(mine, rows, yours) for member, mine, yours in parts))
+
+    def observe(self, state: EnsembleState, frames: Tensor, states: Tensor | None = None) -> EnsembleState:
+        """As `VideoWorldModel.observe`."""
+        first = self.leader.observe(state.members[0], frames, states)
+        rest = (their._replace(latent=first.latent, states=first.states) for their in state.members[1:])
+        return EnsembleState((first, *rest))
+
+    def render(self, state: EnsembleState) -> Tensor:
+        """The current frame, `(B,H,W,3)` uint8."""
+        return self.leader.render(state.members[0])
