@@ -12,6 +12,7 @@ import torch
 from experiments.cli import main
 from experiments.graded_policies import graded_policies
 from experiments.true_logs import true_logs
+from worldgym.models import load_world_model
 
 
 def test_logs_take_turns_and_hold_the_truth():
@@ -56,6 +57,10 @@ def test_the_whole_bench_runs_and_writes_what_it_says(bundle, tmp_path):
         "4",
     ]
     sizes += ["--noises", "0", "0.1", "--temperatures", "1.0", "--gaps", "0.5", "--workers", "0"]
+    other = load_world_model(bundle / "world_model")
+    for weight in other.dynamics.parameters():
+        weight.data.add_(0.02 * torch.randn_like(weight))
+    sizes += ["--members", str(other.save_pretrained(tmp_path / "other"))]
     out = tmp_path / "fidelity.json"
     assert (
         main(["bench", "fidelity", "--bundle", str(bundle), "--policies", "sft", "--json", str(out), *sizes])
@@ -67,6 +72,7 @@ def test_the_whole_bench_runs_and_writes_what_it_says(bundle, tmp_path):
         "drift_horizon", "action_sensitivity", "uncertainty_spearman", "failure_auroc", "by_horizon", "by_split",
     ):  # fmt: skip
         assert key in facts, key
+    assert facts["uncertainty_spearman"] is not None
     assert len(facts["by_horizon"]["model"]["psnr"]) == 40
     assert set(facts["by_split"]) > {"seen", "unseen_task"}
     assert out.with_suffix(".html").read_text().count("<svg") == 6
