@@ -102,7 +102,8 @@ def run(config: BenchFidelityConfig) -> int:
                 verbs, count, seed=LOG_SEED0 + 10_000 * i, splits=(split,),
                 progress=lambda done, _, bar=bar: bar.update(done - bar.count),
             )  # fmt: skip
-        measured = measure_logs(model, judge, probe, logs, config.seed)
+        seen = facts["by_split"].get("seen", {})
+        measured = measure_logs(model, judge, probe, logs, config.seed, seen.get("uncertainty_bound"))
         facts["by_split"][split] = measured.pop("summary")
         if split == "seen":
             facts |= measured
@@ -116,8 +117,14 @@ def run(config: BenchFidelityConfig) -> int:
     return 0
 
 
-def measure_logs(model: Any, judge: Any, probe: Any, logs: TrueLogs, seed: int) -> dict[str, Any]:
-    """Open loop: Real's actions replayed in imagination. `summary` is what a split is compared by."""
+def measure_logs(
+    model: Any, judge: Any, probe: Any, logs: TrueLogs, seed: int, bound: float | None = None
+) -> dict[str, Any]:
+    """Open loop: Real's actions replayed in imagination. `summary` is what a split is compared by.
+
+    With `bound` of None the uncertainty that one of twenty of these very episodes exceeds is taken: a bound calibrated
+    on logs, for `uncertainty_bound` of the environments and `--max-uncertainty`.
+    """
     import torch
 
     from worldgym.evaluation import Confusion, fidelity
@@ -159,6 +166,9 @@ def measure_logs(model: Any, judge: Any, probe: Any, logs: TrueLogs, seed: int) 
     negatives = confusion.fp + confusion.tn
     drift = fidelity.drift_horizon(pictures["model"]["psnr"], pictures["first_frame"]["psnr"])
     squared = np.square(true.astype(np.float32) - said).mean((2, 3, 4))
+    worst = doubt.max(1)
+    bound = float(np.quantile(worst, 0.95)) if bound is None else bound
+    within = worst <= bound
     ends = np.arange(4, horizon, 5)
     early = (ends >= 4) & (ends < 20)
     summary = {
@@ -172,13 +182,19 @@ def measure_logs(model: Any, judge: Any, probe: Any, logs: TrueLogs, seed: int) 
         "drift_horizon": drift,
         "action_sensitivity": fidelity.action_sensitivity(true, said, wrong),
         "uncertainty_spearman": fidelity.spearman_or_none(doubt[:, early], squared[:, ends[early]]),
-        "failure_auroc": fidelity.auroc(doubt.max(1), imagined != happened),
+        "failure_auroc": fidelity.auroc(worst, imagined != happened),
+        "uncertainty_bound": bound,
+        "beyond_bound": float(1 - within.mean()),
+        "agreement_within_bound": float((imagined == happened)[within].mean()) if within.any() else None,
     }
     return {
         "summary": summary,
         "position_error_px": summary["position_error_px"]["all"],
         **{k: summary[k] for k in ("outcome_agreement", "false_positive_rate", "drift_horizon")},
-        **{k: summary[k] for k in ("action_sensitivity", "uncertainty_spearman", "failure_auroc")},
+        **{
+            k: summary[k]
+            for k in ("action_sensitivity", "uncertainty_spearman", "failure_auroc", "uncertainty_bound")
+        },
         "by_horizon": by_horizon,
     }
 
@@ -307,6 +323,10 @@ def table(facts: dict[str, Any]) -> str:
     lines.append(
         "  (at step 40: PSNR in dB beside the first frame's, median position error in px; agreement of outcomes over"
         f" the episode)\n  action sensitivity {facts['action_sensitivity']:.2f}"
+    )
+    beyond = ", ".join(f"{split} {row['beyond_bound']:.2f}" for split, row in facts["by_split"].items())
+    lines.append(
+        f"  uncertainty_bound {facts['uncertainty_bound']:.4g} stops one of twenty seen episodes: {beyond}"
     )
     for name, row in facts.get("ranking", {}).get("agreement", {}).items():
         lines.append(

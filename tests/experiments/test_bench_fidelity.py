@@ -72,7 +72,8 @@ def test_the_whole_bench_runs_and_writes_what_it_says(bundle, tmp_path):
         "drift_horizon", "action_sensitivity", "uncertainty_spearman", "failure_auroc", "by_horizon", "by_split",
     ):  # fmt: skip
         assert key in facts, key
-    assert facts["uncertainty_spearman"] is not None
+    assert facts["uncertainty_spearman"] is not None and facts["uncertainty_bound"] > 0
+    assert all(0 <= row["beyond_bound"] <= 1 for row in facts["by_split"].values())
     assert len(facts["by_horizon"]["model"]["psnr"]) == 40
     assert set(facts["by_split"]) > {"seen", "unseen_task"}
     assert out.with_suffix(".html").read_text().count("<svg") == 6
