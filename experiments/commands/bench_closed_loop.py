@@ -5,7 +5,7 @@ the same start. The gate asks for precision and recall of imagined success of at
 
 Example::
 
-    worldgym bench closed-loop --policies sft sft@1.0 runs/demo/policy --episodes 102
+    worldgym bench closed-loop --policies sft sft@1.0 runs/demo/policy --episodes 102   # a quick look
     worldgym bench closed-loop --policies sft --world-model runs/wm --out runs/gate.json
 """
 
@@ -55,7 +55,7 @@ class BenchClosedLoopConfig:
     """
 
     policies: tuple[str, ...] = ("sft", "sft@0.5", "sft@1.0")
-    episodes: int = 102
+    episodes: int = 300
     tasks: tuple[str, ...] = ()
     split: str = "seen"
     start_seed: int = CHECK_SEED0
