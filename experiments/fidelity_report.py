@@ -32,6 +32,7 @@ def write_fidelity_report(facts: Mapping[str, Any], path: Path | str) -> Path:
         ("Verdicts, closed loop", _closed_loop(facts["closed_loop"])),
         ("By horizon, on held-out episodes", _by_horizon(facts["by_horizon"])),
         ("By split", _splits(facts["by_split"])),
+        ("By part", _parts(facts["by_split"]["seen"].get("by_part"))),
         ("Ranking of policies", _ranking(facts.get("ranking"))),
         ("Versions", f"<pre>{escape(json.dumps(facts.get('versions', {}), indent=1))}</pre>"),
     ]
@@ -112,6 +113,18 @@ def _splits(splits: Mapping[str, Any]) -> str:
         "replayed in imagination, judged every fifth step. Drift horizon: steps until the first frame repeated is as "
         "good in PSNR. Doubt ~ error: rank correlation of the model's own uncertainty with its error, steps 5 to 20; "
         "AUROC: that uncertainty as a sign of a wrong verdict.</p>"
+    )
+
+
+def _parts(parts: Mapping[str, Any] | None) -> str:
+    if not parts:
+        return ""
+    keys = ("outcome_agreement", "false_positive_rate", "false_negative_rate", "position_error_px", "moved_objects_px")
+    rows = [[escape(name)] + [_number(row[k]) for k in keys] for name, row in parts.items()]
+    header = ["up to the", "agreement", "FPR", "FNR", "px at 40", "moved px"]
+    return (
+        "<p>Verdicts and positions in Real's own frames (judge and probe alone), in the same frames coded and decoded "
+        "(tokenizer), and in imagined ones (world model): what each part adds to the error.</p>" + _table(header, rows)
     )
 
 

@@ -73,9 +73,16 @@ def transformer_flops(config: Any) -> int:
     return config.depth * n * (2 * 12 * d * d + 2 * 2 * d * n * config.window)
 
 
-def denoising(model: Any, batch: int) -> Callable[[], int]:
-    """Work of the network alone: one frame's tokens through `Dynamics.step`, cache commit included."""
+def denoising(model: Any, batch: int, step: Callable[..., Any] | None = None) -> Callable[[], int]:
+    """Work of the network alone: one frame's tokens through `Dynamics.step`, cache commit included.
+
+    Args:
+        model: whose network.
+        batch: rows.
+        step: in place of the network's own, such as a compiled one.
+    """
     net = model.inference_network()
+    step = net.step if step is None else step
     dtype = next(net.parameters()).dtype
     state = start(model, batch)
     latent = state.latent.to(dtype)
@@ -84,11 +91,71 @@ def denoising(model: Any, batch: int) -> Callable[[], int]:
 
     def work() -> int:
         with torch.inference_mode():
-            net.step(torch.zeros_like(latent), latent, level, actions, proprio, state.cache)
+            step(torch.zeros_like(latent), latent, level, actions, proprio, state.cache)
             state.cache.count.add_(1)
         return batch
 
     return work
+
+
+def flops_per_frame(model: Any) -> dict[str, float]:
+    """Useful floating-point operations of one imagined frame, matrix products and convolutions, by stage."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    latent = start(model, 1).latent
+    works = {"denoise and commit": denoising(model, 1), "decode": lambda: model.tokenizer.decode(latent)}
+    counts = {}
+    for name, work in works.items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counts[name] = float(counter.get_total_flops())
+    return counts
+
+
+def compiling(model: Any, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """`torch.compile` of the denoising pass against none: rates in turns, and what compiling cost.
+
+    Returns:
+        `speedup` and `compile_seconds`, or `failed` with the reason, on a machine without a C++ compiler say.
+    """
+    try:
+        compiled = denoising(model, batch, torch.compile(model.inference_network().step, dynamic=False))
+        began = time.perf_counter()
+        compiled()
+        spent = time.perf_counter() - began
+        rates = paired({"plain": denoising(model, batch), "compiled": compiled}, rounds, seconds)
+    except Exception as error:  # whatever a compiler may say: a bench goes on without it
+        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return {"speedup": rates["compiled"] / rates["plain"], "compile_seconds": spent}
+
+
+def int8_linear(width: int, rows: int, rounds: int, seconds: float) -> dict[str, float]:
+    """A `width` to `4 width` layer on `rows` tokens: int8 against bfloat16, as factors of its speed.
+
+    `product` is the int8 product alone, `layer` with what a network needs around it: scales by row of its input,
+    rounding, and scaling back. Both sides as PyTorch runs them, without kernels of our own.
+    """
+    x, weight = torch.randn(rows, width).bfloat16(), torch.randn(4 * width, width)
+    low, scale = weight.bfloat16(), weight.abs().amax(1) / 127
+    whole = (weight / scale[:, None]).round().to(torch.int8).t()
+    ready = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
+
+    def plain() -> int:
+        torch.nn.functional.linear(x, low)
+        return 1
+
+    def product() -> int:
+        torch._int_mm(ready, whole)
+        return 1
+
+    def layer() -> int:
+        by_row = x.abs().amax(1, keepdim=True).float() / 127
+        answer = torch._int_mm((x / by_row).round().to(torch.int8), whole)
+        (answer * by_row * scale).bfloat16()
+        return 1
+
+    rates = paired({"bfloat16": plain, "product": product, "layer": layer}, rounds, seconds)
+    return {name: rates[name] / rates["bfloat16"] for name in ("product", "layer")}
 
 
 def layers_only(model: Any, batch: int) -> Callable[[], int]:

@@ -163,7 +163,7 @@ def measure_logs(
     }
     imagined, happened = outcomes(judge, said, logs)
     confusion = Confusion.of(imagined, happened)
-    negatives = confusion.fp + confusion.tn
+    parts = by_part(model, judge, probe, logs, {"world model": (imagined, errors["model"])})
     drift = fidelity.drift_horizon(pictures["model"]["psnr"], pictures["first_frame"]["psnr"])
     squared = np.square(true.astype(np.float32) - said).mean((2, 3, 4))
     worst = doubt.max(1)
@@ -176,8 +176,8 @@ def measure_logs(
         "psnr_40": by_horizon["model"]["psnr"][-1],
         "first_frame_psnr_40": by_horizon["first_frame"]["psnr"][-1],
         "position_error_px": errors["model"].median(horizon),
-        "outcome_agreement": (confusion.tp + confusion.tn) / n,
-        "false_positive_rate": confusion.fp / negatives if negatives else None,
+        **{k: parts["world model"][k] for k in ("outcome_agreement", "false_positive_rate")},
+        "by_part": parts,
         "confusion": confusion.to_dict(),
         "drift_horizon": drift,
         "action_sensitivity": fidelity.action_sensitivity(true, said, wrong),
@@ -197,6 +197,41 @@ def measure_logs(
         },
         "by_horizon": by_horizon,
     }
+
+
+def by_part(
+    model: Any, judge: Any, probe: Any, logs: TrueLogs, imagined: dict[str, tuple[np.ndarray, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Whose fault it is: verdicts and positions in Real's own frames (judge and probe alone), in these coded and
+    decoded (the tokenizer's share), and in `imagined` ones (that of the dynamics).
+    """
+    import torch
+
+    from worldgym.evaluation import Confusion, fidelity
+
+    true = logs.frames[:, 1:]
+    n, horizon = true.shape[:2]
+    coded = model.tokenizer.decode(
+        model.tokenizer.encode(torch.from_numpy(np.ascontiguousarray(true)).flatten(0, 1))
+    )
+    shown = {"judge": true, "tokenizer": coded.unflatten(0, (n, horizon)).numpy()}
+    happened = outcomes(judge, true, logs)[1]
+    rows = {
+        name: (outcomes(judge, frames, logs)[0], fidelity.position_errors(probe, frames, logs.positions))
+        for name, frames in shown.items()
+    }
+    table = {}
+    for name, (said, errors) in {**rows, **imagined}.items():
+        confusion = Confusion.of(said, happened)
+        negatives, positives = confusion.fp + confusion.tn, confusion.tp + confusion.fn
+        table[name] = {
+            "outcome_agreement": (confusion.tp + confusion.tn) / n,
+            "false_positive_rate": confusion.fp / negatives if negatives else None,
+            "false_negative_rate": confusion.fn / positives if positives else None,
+            "position_error_px": errors.median(horizon)["all"],
+            "moved_objects_px": errors.median(horizon)["moved_objects"],
+        }
+    return table
 
 
 def outcomes(judge: Any, frames: np.ndarray, logs: TrueLogs) -> tuple[np.ndarray, np.ndarray]:
@@ -324,6 +359,10 @@ def table(facts: dict[str, Any]) -> str:
         "  (at step 40: PSNR in dB beside the first frame's, median position error in px; agreement of outcomes over"
         f" the episode)\n  action sensitivity {facts['action_sensitivity']:.2f}"
     )
+    for part, row in facts["by_split"]["seen"]["by_part"].items():
+        px = f"{number(row['position_error_px'])} px, moved {number(row['moved_objects_px'])} px"
+        wrong = f"FPR {number(row['false_positive_rate'])}, FNR {number(row['false_negative_rate'])}"
+        lines.append(f"  up to the {part:<12} agreement {number(row['outcome_agreement'])}, {wrong}, {px}")
     beyond = ", ".join(f"{split} {row['beyond_bound']:.2f}" for split, row in facts["by_split"].items())
     lines.append(
         f"  uncertainty_bound {facts['uncertainty_bound']:.4g} stops one of twenty seen episodes: {beyond}"

@@ -45,6 +45,7 @@ class BenchSpeedConfig:
         threads: of torch.
         processes: of the simulator.
         quality_episodes: held-out episodes on which the ways of sampling are compared; 0 leaves that out.
+        compile: also compile the denoising pass and see whether that pays; a minute or two.
         uncached_rows: rows, and episodes at most, that are imagined as WorldGym does, hundreds of times slower.
     """
 
@@ -58,6 +59,7 @@ class BenchSpeedConfig:
     processes: int = 2
     quality_episodes: int = 24
     uncached_rows: int = 8
+    compile: bool = True
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -88,6 +90,7 @@ def run(config: BenchSpeedConfig) -> int:
     peak = stages.pop("matmul_gflops")
     layers = stages.pop("layers_only")
     useful = speed.transformer_flops(model.config.dynamics) * layers / 1e9
+    flops = speed.flops_per_frame(model)
     facts: dict[str, Any] = {
         "imagined_fps": {str(b): fps[f"imagined {b}"] for b in config.batches},
         "simulator_fps": float(np.median(simulator)),
@@ -96,6 +99,8 @@ def run(config: BenchSpeedConfig) -> int:
         "speedup_over_worldgym_style": imagined / style,
         "gemm_fraction": useful / peak,
         "peak_gflops": peak,
+        "gflop_per_frame": {name: count / 1e9 for name, count in flops.items()},
+        "fps_at_peak": peak * 1e9 / sum(flops.values()),
         "stages": {name: {"frames_per_second": r, "ms_per_frame": 1000 / r} for name, r in stages.items()},
         "growth": growth(model, config),
         "memory_bytes_per_environment": memory(model),
@@ -103,6 +108,7 @@ def run(config: BenchSpeedConfig) -> int:
     }
     if config.quality_episodes:
         facts["quality"] = quality(model, bundle.probe(), config)
+    facts["alternatives"] = alternatives(model, biggest, config)
     facts["versions"] = versions()
     atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
     sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
@@ -165,6 +171,15 @@ def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) ->
         works["move latents"] = count(lambda: net.shift(latents.to(dtype), cells))
     rates = speed.paired(works, config.rounds, config.seconds / 2)
     return {**rates, "matmul_gflops": rates["matmul_gflops"] / 1000}
+
+
+def alternatives(model: Any, batch: int, config: BenchSpeedConfig) -> dict[str, Any]:
+    """What was built against and may pay elsewhere: compiling the denoising pass, products in int8."""
+    d, few = model.config.dynamics, config.seconds / 2
+    facts: dict[str, Any] = {"int8": speed.int8_linear(d.width, batch * d.tokens, config.rounds, few)}
+    if config.compile:
+        facts["compiled"] = speed.compiling(model, batch, config.rounds, few)
+    return facts
 
 
 def growth(model: Any, config: BenchSpeedConfig) -> dict[str, float]:
@@ -271,10 +286,20 @@ def table(facts: dict[str, Any]) -> str:
         f"imagined / WorldGym's  {facts['speedup_over_worldgym_style']:.1f}x  ({style:,.1f} frames/s)",
         f"of the matrix peak     {facts['gemm_fraction']:.2f}   ({facts['peak_gflops']:,.0f} GFLOP/s)",
         f"imagined, decoded frames a second   {fps}",
+        f"  at the matrix peak the same operations would make {facts['fps_at_peak']:,.0f}",
     ]
     lines += [f"  {name:<20}{row['ms_per_frame']:>8.3f} ms a frame" for name, row in facts["stages"].items()]
     lines.append("time grows as " + ", ".join(f"{k}^{v:.2f}" for k, v in facts["growth"].items()))
     lines.append(f"memory of one environment: {facts['memory_bytes_per_environment'] / 1024:,.0f} KB")
+    int8 = facts["alternatives"]["int8"]
+    lines.append(f"int8 against bfloat16: product {int8['product']:.2f}x, whole layer {int8['layer']:.2f}x")
+    compiled = facts["alternatives"].get("compiled")
+    if compiled:
+        lines.append(
+            f"torch.compile: {compiled['speedup']:.2f}x, {compiled['compile_seconds']:.0f} s to compile"
+            if "speedup" in compiled
+            else f"torch.compile failed: {compiled['failed']}"
+        )
     for row in facts.get("quality", []):
         lines.append(
             f"  {row['sampler']:<56}{row['episodes']:>3} episodes{row['frames_per_second']:>7,.0f}/s  "

@@ -76,6 +76,9 @@ def test_the_whole_bench_runs_and_writes_what_it_says(bundle, tmp_path):
     assert all(0 <= row["beyond_bound"] <= 1 for row in facts["by_split"].values())
     assert len(facts["by_horizon"]["model"]["psnr"]) == 40
     assert set(facts["by_split"]) > {"seen", "unseen_task"}
+    parts = facts["by_split"]["seen"]["by_part"]
+    assert list(parts) == ["judge", "tokenizer", "world model"]
+    assert parts["world model"]["outcome_agreement"] == facts["outcome_agreement"]
     assert out.with_suffix(".html").read_text().count("<svg") == 6
 
 
@@ -97,6 +100,9 @@ def test_the_speed_bench_runs_and_writes_what_it_says(bundle, tmp_path):
     ]
     assert main(["bench", "speed", "--bundle", str(bundle), "--json", str(out), *few]) == 0
     facts = json.loads(out.read_text())
+    assert facts["alternatives"]["int8"]["product"] > 0
+    compiled = facts["alternatives"]["compiled"]
+    assert compiled.get("speedup", 0) > 0 or compiled["failed"]
     for key in (
         "imagined_fps", "simulator_fps", "imagined_over_simulator", "worldgym_style_fps",
         "speedup_over_worldgym_style", "gemm_fraction", "stages", "growth",

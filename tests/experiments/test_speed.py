@@ -45,6 +45,35 @@ def test_works_of_single_stages_count_frames(model):
     assert speed.matmul_gflops(64)() == 2 * 64**3 // 1_000_000
 
 
+def test_counted_operations_hold_the_transformer_and_more(model):
+    flops = speed.flops_per_frame(model)
+    assert flops["denoise and commit"] > speed.transformer_flops(model.config.dynamics)
+    assert flops["decode"] > 0
+
+
+def test_another_step_is_timed_in_place_of_the_networks_own(model):
+    net, calls = model.inference_network(), []
+
+    def step(*args):
+        calls.append(1)
+        return net.step(*args)
+
+    assert speed.denoising(model, 2, step)() == 2 and calls == [1]
+
+
+def test_a_compiler_that_fails_is_reported(model, monkeypatch):
+    def compile(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nhere")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert speed.compiling(model, 2, 1, 0.01) == {"failed": "RuntimeError: no C++ compiler"}
+
+
+def test_int8_products_are_timed_against_bfloat16():
+    factors = speed.int8_linear(32, 64, rounds=1, seconds=0.01)
+    assert set(factors) == {"product", "layer"} and min(factors.values()) > 0
+
+
 def test_bad_settings_are_refused():
     from experiments.commands.bench_fidelity import BenchFidelityConfig
     from experiments.commands.bench_speed import BenchSpeedConfig
