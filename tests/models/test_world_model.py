@@ -188,6 +188,15 @@ def test_checkpoints_from_before_the_anchor_still_load(tmp_path):
     assert _begin(again, 2).batch_size == 2
 
 
+def test_checkpoints_that_moved_frames_through_pixels_say_what_to_do(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dynamics"]["moved_width"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="through pixels.*worldgym train world-model"):
+        VideoWorldModel.from_pretrained(tmp_path)
+
+
 def test_world_model_obeys_the_protocol_and_shapes(model):
     assert isinstance(model, WorldModel)
     state = _begin(model, 3)

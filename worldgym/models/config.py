@@ -191,6 +191,11 @@ class WorldModelConfig:
     def from_dict(data: dict[str, Any]) -> WorldModelConfig:
         """Inverse of `dataclasses.asdict`."""
         data = dict(data)
+        if data["dynamics"].get("moved") and "moved_width" not in data["dynamics"]:
+            raise ValueError(
+                "it moves frames through pixels, as this version no longer does; imagine with the version that made "
+                "it, or train anew with `worldgym train world-model --data DATA --tokenizer TOKENIZER`"
+            )
         # Older checkpoints lacked these and do not say so.
         dynamics = {"anchor": False, "moved": False, "held": False, "low": None, **data.pop("dynamics")}
         return WorldModelConfig(

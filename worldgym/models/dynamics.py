@@ -188,7 +188,7 @@ class Dynamics(nn.Module):
             cells = self.cells(actions, states)
             moved.append(self.move(previous, cells))
         if c.held:
-            carried = carried.to(cells.dtype) + (self.holds(states) | self.sweeps(states))[:, None] * cells
+            carried = carried.to(cells.dtype) + self.carries(states)[:, None] * cells
             moved.append(self.shift.fold(fine, carried).to(previous.dtype))
         parts += moved
         grid = self.stem(torch.cat([part.to(previous.dtype) for part in parts], 1))
@@ -224,9 +224,13 @@ class Dynamics(nn.Module):
             return torch.zeros_like(states[..., 0], dtype=torch.bool)
         return states[..., 2] < self.config.low
 
+    def carries(self, states: Tensor) -> Tensor:
+        """Whether the hand takes along what it touches, by normalised `states (...,S)`."""
+        return self.holds(states) | self.sweeps(states)
+
     def travel(self, states: Tensor) -> Tensor:
         """Cells `(B,T,2)` by which something was carried from the first to each of normalised `states (B,T,S)`."""
-        counts = self.holds(states) | self.sweeps(states)
+        counts = self.carries(states)
         if self.config.low is not None:  # what is pushed stays on the table, however the hand bobs
             height = states[..., 2:3].clamp(min=self.config.low)
             states = torch.cat([states[..., :2], height, states[..., 3:]], -1)
