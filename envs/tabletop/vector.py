@@ -35,19 +35,28 @@ from envs.tabletop.scene import OPEN_WIDTH, Physics
 from envs.tabletop.simulation import Simulation
 from envs.tabletop.tasks import SPLITS, Scene, draw_scene
 
-IMAGE_SIZE, STATE_DIM, ACTION_DIM = 64, 4, 4
+IMAGE_SIZE, STATE_DIM, ACTION_DIM, EMBEDDING_DIM = 64, 4, 4, 384
 MAGIC = b"WGTT1"
 TEXT = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"
 
 
-def observation_space(image_size: int = IMAGE_SIZE) -> spaces.Dict:
-    """One slot's observation: image (H,W,3) u8, state (4,) f32 = hand x, y, z and finger opening in metres."""
+InstructionMode = Literal["text", "embedding"]
+
+
+def observation_space(image_size: int = IMAGE_SIZE, instruction: InstructionMode = "text") -> spaces.Dict:
+    """One slot's observation: image (H,W,3) u8, state (4,) f32 = hand x, y, z and finger opening in metres, and the
+    instruction as text, or as a sentence embedding (384,) f32.
+    """
+    if instruction not in ("text", "embedding"):
+        raise ValueError(f"instruction={instruction!r}; expected 'text' or 'embedding'")
     low = np.array([-0.3, -0.3, -0.05, -0.01], np.float32)
     high = np.array([0.3, 0.3, 0.3, OPEN_WIDTH + 0.02], np.float32)
     return spaces.Dict(
         image=spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
         state=spaces.Box(low, high, dtype=np.float32),
-        instruction=spaces.Text(max_length=128, charset=TEXT),
+        instruction=spaces.Text(max_length=128, charset=TEXT)
+        if instruction == "text"
+        else spaces.Box(-1.0, 1.0, (EMBEDDING_DIM,), np.float32),
     )
 
 
@@ -66,6 +75,7 @@ class TabletopVectorEnv(VectorEnv):
         terminate_on_success: False keeps an episode going after success.
         render_mode: None or `"rgb_array"`.
         autoreset_mode: one of Gymnasium's three.
+        instruction: `"text"`, or `"embedding"` for libraries that take numbers only.
     """
 
     metadata: dict[str, Any] = {
@@ -88,6 +98,7 @@ class TabletopVectorEnv(VectorEnv):
         terminate_on_success: bool = True,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        instruction: InstructionMode = "text",
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
@@ -109,7 +120,8 @@ class TabletopVectorEnv(VectorEnv):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         shape = (ACTION_DIM,) if chunk is None else (chunk, ACTION_DIM)
-        self.single_observation_space = observation_space(image_size)
+        self.instruction_mode = instruction
+        self.single_observation_space = observation_space(image_size, instruction)
         self.single_action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -147,9 +159,9 @@ class TabletopVectorEnv(VectorEnv):
                     f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}"
                 )
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
-        for i in np.flatnonzero(mask):
+        for i in map(int, np.flatnonzero(mask)):
             self._start(
-                int(i),
+                i,
                 None if seeds is None else seeds[i],
                 {k: _of(v, i) for k, v in options.items() if k != "reset_mask"},
             )
@@ -183,7 +195,8 @@ class TabletopVectorEnv(VectorEnv):
         Raises:
             ValueError: wrong shape, NaN, or an action outside [-1, 1].
         """
-        actions = check_actions(actions, self.action_space.shape)
+        skipped = self._pending.copy()  # with NEXT_STEP: whatever their action is, they are about to be reset
+        actions = check_actions(actions, self.action_space.shape or (), ~skipped)
         if self.autoreset_mode == AutoresetMode.DISABLED and self._done.any():
             raise ValueError(
                 f"slots {np.flatnonzero(self._done).tolist()} are done; "
@@ -191,11 +204,6 @@ class TabletopVectorEnv(VectorEnv):
             )
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        skipped = (
-            self._pending.copy()
-            if self.autoreset_mode == AutoresetMode.NEXT_STEP
-            else np.zeros(self.num_envs, bool)
-        )
         for i in range(self.num_envs):
             if skipped[i]:
                 self._start(i, None, {})
@@ -219,16 +227,18 @@ class TabletopVectorEnv(VectorEnv):
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             self._pending = done.copy()
         elif self.autoreset_mode == AutoresetMode.SAME_STEP and done.any():
-            final_info = dict(info.items())
-            for i in np.flatnonzero(done):
-                self._start(int(i), None, {})
+            final_info = {k: v & done if k.startswith("_") else v for k, v in info.items()}
+            last = np.full(self.num_envs, None, object)  # an entry a slot that ended, as SyncVectorEnv has it
+            for i in map(int, np.flatnonzero(done)):
+                last[i] = {key: value[i] for key, value in observation.items()}
+                self._start(i, None, {})
             after = self._observe(done)
             info = {
                 **self._info(),
-                "final_obs": observation,
-                "_final_obs": done,
+                "final_obs": last,
+                "_final_obs": done.copy(),
                 "final_info": final_info,
-                "_final_info": done,
+                "_final_info": done.copy(),
             }
             observation = after
         return observation, rewards, terminated, truncated, info
@@ -252,11 +262,12 @@ class TabletopVectorEnv(VectorEnv):
                 frames[i] = self._sims[i].draw(self.image_size)
         self._frames = frames
         states = np.stack([s.state() for s in self._sims])
-        return {
-            "image": frames.copy(),
-            "state": states,
-            "instruction": tuple(s.instruction for s in self._sims),
-        }
+        words: Any = tuple(s.instruction for s in self._sims)
+        if self.instruction_mode == "embedding":
+            from worldgym.text import embed
+
+            words = embed(words)
+        return {"image": frames.copy(), "state": states, "instruction": words}
 
     def _info(self) -> dict[str, Any]:
         truths = [s.truth() for s in self._sims]
@@ -312,7 +323,7 @@ class TabletopVectorEnv(VectorEnv):
         )
         self._rngs[i].bit_generator.state = head["rng"]
 
-    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
         """One `(256, 256, 3)` uint8 frame a slot with `render_mode="rgb_array"`."""
         if self.render_mode is None:
             return None
@@ -322,11 +333,15 @@ class TabletopVectorEnv(VectorEnv):
         """Nothing to release: the renderer belongs to the process."""
 
 
-def check_actions(actions: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return `actions` as float32 or say what is wrong with them."""
+def check_actions(
+    actions: Any, shape: tuple[int, ...], used: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """Return `actions` as float32 or say what is wrong with them; rows not `used (N,)` may hold anything."""
     a = np.asarray(actions, np.float32)
     if a.shape != shape:
         raise ValueError(f"actions have shape {a.shape}, expected {shape}: dx, dy, dz, gripper in [-1, 1]")
+    if used is not None and not used.all():
+        a = np.where(used.reshape(-1, *[1] * (a.ndim - 1)), a, np.float32(0))
     if not np.isfinite(a).all():
         raise ValueError("actions hold NaN or infinity; expected finite numbers in [-1, 1]")
     if np.abs(a).max(initial=0.0) > 1.0 + 1e-6:

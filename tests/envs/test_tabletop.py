@@ -10,7 +10,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from envs.tabletop.scene import COLOURS, Physics
 from envs.tabletop.simulation import Simulation
 from envs.tabletop.tasks import HELD_OUT_TARGETS, UNSEEN_COLOUR, Scene, draw_scene
 from worldgym.data import SplitManifest
+from worldgym.text import embed
 
 
 def _actions(n: int, seed: int = 0) -> np.ndarray:
@@ -215,7 +217,7 @@ def test_autoreset_modes(mode):
     assert truncated.all() and ended["episode_len"].tolist() == [3, 3]
     if mode == "SameStep":
         assert info["_final_obs"].all() and not np.array_equal(
-            observation["image"], info["final_obs"]["image"]
+            observation["image"], np.stack([last["image"] for last in info["final_obs"]])
         )
     elif mode == "NextStep":
         _, reward, _, truncated, _ = envs.step(still)
@@ -225,6 +227,57 @@ def test_autoreset_modes(mode):
             envs.step(still)
         envs.reset(options={"reset_mask": np.array([True, True])})
         envs.step(still)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_batch_equals_gymnasiums_sync_of_single_environments(mode, chunk):
+    """Observations, rewards, ends, final observations and metrics, over episodes that end by horizon and by success."""
+    shape = {"task": "reach", "horizon": 6, "chunk": chunk}
+    ours = TabletopVectorEnv(2, autoreset_mode=mode, **shape)
+    theirs = SyncVectorEnv([lambda: TabletopEnv(**shape)] * 2, autoreset_mode=mode)
+    assert ours.observation_space == theirs.observation_space
+    assert data_equivalence(ours.reset(seed=3)[0], theirs.reset(seed=3)[0], exact=True)
+    rng, ended = np.random.default_rng(0), 0
+    for _ in range(9):
+        actions = rng.uniform(-1, 1, ours.action_space.shape).astype(np.float32)
+        left, right = ours.step(actions), theirs.step(actions)
+        for a, b in zip(left[:4], right[:4], strict=True):
+            assert data_equivalence(a, b, exact=True)
+        over = left[2] | left[3]
+        ended += over.sum()
+        if not over.any():
+            continue
+        last, theirs_last = left[4].get("final_info", left[4]), right[4].get("final_info", right[4])
+        for key in ("success_once", "success_at_end", "return", "episode_len"):
+            assert np.array_equal(last[f"_{key}"], over) and np.array_equal(last[key][over], theirs_last[key][over])
+        assert ("final_obs" in left[4]) == (mode is AutoresetMode.SAME_STEP)
+        if mode is AutoresetMode.SAME_STEP:
+            assert data_equivalence(left[4]["final_obs"], right[4]["final_obs"], exact=True)
+            assert np.array_equal(left[4]["_final_obs"], over)
+        elif mode is AutoresetMode.DISABLED:
+            a = ours.reset(options={"reset_mask": over})[0]
+            assert data_equivalence(a, theirs.reset(options={"reset_mask": over.copy()})[0], exact=True)
+    assert ended >= 2
+
+
+def test_the_action_of_a_slot_that_is_about_to_be_reset_is_not_looked_at():
+    envs = TabletopVectorEnv(1, horizon=1)
+    envs.reset(seed=0)
+    assert envs.step(np.zeros((1, 4), np.float32))[3].all()
+    assert not envs.step(np.full((1, 4), np.nan, np.float32))[3].any()
+    with pytest.raises(ValueError, match="NaN"):
+        envs.step(np.full((1, 4), np.nan, np.float32))
+
+
+def test_instructions_as_numbers_are_the_embedded_words():
+    envs = TabletopVectorEnv(2, instruction="embedding")
+    observation, info = envs.reset(seed=0)
+    assert envs.observation_space.contains(observation)
+    assert np.array_equal(observation["instruction"], embed([str(text) for text in info["instruction"]]))
+    check_env(TabletopEnv(instruction="embedding"), skip_render_check=True)
+    with pytest.raises(ValueError, match="'text' or 'embedding'"):
+        TabletopVectorEnv(1, instruction="tokens")
 
 
 def test_starts_do_not_depend_on_the_number_of_slots():
