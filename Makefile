@@ -30,7 +30,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first: a resolver that meets a bare `torch` may choose another build, and gigabytes of CUDA with it
 	$(BIN)/pip install --no-compile --quiet torch==2.13.0 -c constraints.txt
-	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[dev,bench,sb3]'
 	@touch $@
 
 setup: $(STAMP) ## make .venv and install worldgym with the tested versions (about 1.8 GB, one minute)
