@@ -62,6 +62,11 @@ class Bundle:
         """Folder of the SFT policy."""
         return self._part("policy_sft")
 
+    @property
+    def starts_file(self) -> Path:
+        """Frames of Real's logs where imagined episodes begin."""
+        return self.folder / "starts.npz"
+
     def policy(self) -> Any:
         """A fresh copy of the SFT policy."""
         from agents import VLAPolicy

@@ -93,6 +93,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "imagined success checked in Real: precision and recall",
         draws=True,
     ),
+    ("bench", "env"): Command(
+        "bench_env", "BenchEnvConfig", "what the Gymnasium face costs on top of the world model"
+    ),
     ("bench", "speed"): Command(
         "bench_speed",
         "BenchSpeedConfig",

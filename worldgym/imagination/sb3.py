@@ -75,7 +75,9 @@ class SB3VecEnv(VecEnv):
                 "gym.make_vec(..., autoreset_mode='SameStep')"
             )
         space = envs.single_observation_space
-        words = [name for name, part in getattr(space, "spaces", {}).items() if isinstance(part, gym.spaces.Text)]
+        words = [
+            name for name, part in getattr(space, "spaces", {}).items() if isinstance(part, gym.spaces.Text)
+        ]
         if words or isinstance(space, gym.spaces.Text):
             raise ValueError(
                 f"observation {words} is text, and Stable-Baselines3 takes numbers only; make the environment with "

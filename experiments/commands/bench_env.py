@@ -1,0 +1,199 @@
+"""`worldgym bench env`: what the Gymnasium face costs on top of the world model that it wraps.
+
+Ratios of things timed in turns in one process: a step of the environment over the same step of the model called
+directly, with arrays and with tensors; and a tree of branches from mid-episode over as many resets.
+
+Example::
+
+    worldgym bench env --json runs/env.json
+    worldgym bench env --checkpoint runs/world_model/export --batches 1 16
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import speed
+from experiments.bundle import Bundle
+from experiments.run_folder import finite, versions
+from worldgym.errors import ConfigError
+from worldgym.utils.files import atomic_write_text
+
+LONG = 1_000_000  # frames: no episode ends while it is timed
+
+
+@dataclass(frozen=True)
+class BenchEnvConfig:
+    """Overhead of the environment layer, branches against resets, seconds of an import.
+
+    Args:
+        checkpoint: folder of a world model; the bundle's when None.
+        bundle: a bundled checkpoint's name, or a folder with the same parts.
+        json: where the figures go.
+        batches: slots stepped at once.
+        branches: of the tree.
+        chunk: frames a step.
+        seconds: that each timing takes at least.
+        rounds: turns of what is compared.
+        threads: of torch.
+    """
+
+    checkpoint: Path | None = None
+    bundle: str = "tabletop-small"
+    json: Path = Path("runs/env.json")
+    batches: tuple[int, ...] = (1, 64)
+    branches: int = 64
+    chunk: int = 5
+    seconds: float = 2.0
+    rounds: int = 5
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        counts = (*self.batches, self.branches, self.chunk, self.rounds, self.threads)
+        if not self.batches or min(counts) < 1 or self.seconds <= 0:
+            raise ConfigError(
+                "batches, branches, chunk, rounds and threads must be at least 1, seconds more than 0"
+            )
+
+
+def run(config: BenchEnvConfig) -> int:
+    """Measure, print, write the json."""
+    import torch
+
+    from worldgym.models import load_world_model
+
+    torch.set_num_threads(config.threads)
+    bundle = Bundle.find(config.bundle)
+    model = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
+    starts = bundle.starts_file
+    facts: dict[str, Any] = {
+        "overhead": {str(batch): overhead(model, starts, batch, config) for batch in config.batches},
+        "branches": branches(model, starts, config),
+        "import_seconds": import_seconds(),
+        "chunk": config.chunk,
+        "threads": config.threads,
+        "versions": versions(),
+    }
+    atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
+    sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
+    return 0
+
+
+def overhead(model: Any, starts: Path, batch: int, config: BenchEnvConfig) -> dict[str, float]:
+    """Time of a step of the environment over that of the model, less 1; `direct_ms` is what the model takes.
+
+    Both sides imagine the same chunk and decode its last frame. Nobody judges: a judge costs the same wherever it is
+    called from.
+    """
+    import torch
+
+    from worldgym.imagination import WorldModelVectorEnv
+
+    actions = torch.rand(batch, config.chunk, model.action_dim) * 2 - 1
+
+    def environment(tensors: bool) -> Callable[[], int]:
+        envs = WorldModelVectorEnv(
+            model,
+            None,
+            starts,
+            num_envs=batch,
+            horizon=LONG * config.chunk,
+            chunk=config.chunk,
+            tensors=tensors,
+        )
+        envs.reset(seed=0)
+        given = actions if tensors else actions.numpy()
+
+        def work() -> int:
+            envs.step(given)
+            return batch
+
+        return work
+
+    held = {"state": speed.start(model, batch)}
+
+    def direct() -> int:
+        held["state"], _ = model.step(held["state"], actions, decode="last")
+        return batch
+
+    rates = speed.paired(
+        {"direct": direct, "arrays": environment(False), "tensors": environment(True)},
+        config.rounds,
+        config.seconds,
+    )
+    return {
+        **{name: rates["direct"] / rates[name] - 1 for name in ("arrays", "tensors")},
+        "direct_ms": 1000 * batch / rates["direct"],
+    }
+
+
+def branches(model: Any, starts: Path, config: BenchEnvConfig) -> dict[str, float]:
+    """Milliseconds of a tree from mid-episode, and of as many resets: in one batch, and one after the other."""
+    from worldgym.imagination import WorldModelEnv, WorldModelVectorEnv
+
+    count, shape = config.branches, {"horizon": 8 * config.chunk, "chunk": config.chunk}
+    root = WorldModelVectorEnv(model, None, starts, num_envs=1, **shape)
+    root.reset(seed=0)
+    root.step(root.action_space.sample())
+    batch, one = (
+        WorldModelVectorEnv(model, None, starts, num_envs=count, **shape),
+        WorldModelEnv(model, None, starts),
+    )
+
+    def fork() -> int:
+        root.fork([0] * count)
+        return 1
+
+    def reset() -> int:
+        batch.reset(seed=0)
+        return 1
+
+    def each() -> int:
+        for seed in range(count):
+            one.reset(seed=seed)
+        return 1
+
+    rates = speed.paired(
+        {"fork": fork, "reset_batch": reset, "reset_each": each}, config.rounds, config.seconds
+    )
+    return {
+        "count": count,
+        **{f"{name}_ms": 1000 / rates[name] for name in rates},
+        "fork_over_resets": rates["reset_batch"] / rates["fork"],
+    }
+
+
+def import_seconds(rounds: int = 5) -> float:
+    """Least time of `import worldgym` in a fresh interpreter, over that of importing nothing."""
+
+    def spent(statement: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        return time.perf_counter() - began
+
+    times = [(spent("import worldgym"), spent("pass")) for _ in range(rounds)]
+    return min(a for a, _ in times) - min(b for _, b in times)
+
+
+def table(facts: dict[str, Any]) -> str:
+    """What is printed."""
+    lines = [
+        f"batch {batch:>3}: {row['arrays']:+.1%} with arrays, {row['tensors']:+.1%} with tensors, "
+        f"over a step of the model alone ({row['direct_ms']:.1f} ms a chunk)"
+        for batch, row in facts["overhead"].items()
+    ]
+    tree = facts["branches"]
+    lines.append(
+        f"{tree['count']} branches from mid-episode: {tree['fork_ms']:.1f} ms, {tree['fork_over_resets']:.2f} of as "
+        f"many resets in one batch ({tree['reset_batch_ms']:.1f} ms; one by one {tree['reset_each_ms']:.0f} ms)"
+    )
+    lines.append(f"import worldgym: {facts['import_seconds']:.2f} s")
+    return "\n".join(lines)
