@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# what tests and lint need on top: the RL libraries
+TESTED := $(VENV)/.installed_for_tests
 OUT ?= runs/demo
 WORKERS ?= 2
 ARGS ?=
@@ -30,7 +32,11 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first: a resolver that meets a bare `torch` may choose another build, and gigabytes of CUDA with it
 	$(BIN)/pip install --no-compile --quiet torch==2.13.0 -c constraints.txt
-	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[dev,bench,sb3]'
+	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+$(TESTED): $(STAMP)
+	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[sb3,rllib]'
 	@touch $@
 
 setup: $(STAMP) ## make .venv and install worldgym with the tested versions (about 1.8 GB, one minute)
@@ -45,14 +51,14 @@ demo: gl $(STAMP) ## improve a policy inside the bundled world model and measure
 	$(BIN)/worldgym demo --out $(OUT) $(ARGS)
 
 # One torch thread a process: two processes with two threads each fight over two cores.
-test: gl $(STAMP) ## the fast tests, with coverage
+test: gl $(TESTED) ## the fast tests, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
 		--cov --cov-report=term -q $(ARGS)
 
-test-slow: gl $(STAMP) ## the slow tests
+test-slow: gl $(TESTED) ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q $(ARGS)
 
-lint: $(STAMP) ## ruff, mypy on the public API, import-linter
+lint: $(TESTED) ## ruff, mypy on the public API, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -72,6 +72,7 @@ class TabletopVectorEnv(VectorEnv):
         horizon: steps (of 0.2 s) until truncation.
         image_size: pixels, 16..256.
         chunk: None for actions `(4,)`, K for `(K, 4)` stepped as K frames.
+        flat_actions: True takes a chunk as one vector `(4 K,)`, for libraries that want no matrix.
         terminate_on_success: False keeps an episode going after success.
         render_mode: None or `"rgb_array"`.
         autoreset_mode: one of Gymnasium's three.
@@ -99,6 +100,7 @@ class TabletopVectorEnv(VectorEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         instruction: InstructionMode = "text",
+        flat_actions: bool = False,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
@@ -120,6 +122,7 @@ class TabletopVectorEnv(VectorEnv):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         shape = (ACTION_DIM,) if chunk is None else (chunk, ACTION_DIM)
+        shape = (int(np.prod(shape)),) if flat_actions else shape
         self.instruction_mode = instruction
         self.single_observation_space = observation_space(image_size, instruction)
         self.single_action_space = spaces.Box(-1.0, 1.0, shape, np.float32)

@@ -66,9 +66,9 @@ def observation_space(
     )
 
 
-def action_space(action_dim: int, chunk: int | None = None) -> spaces.Box:
-    """`Box(-1, 1, (A,))`, or `Box(-1, 1, (K, A))` when actions come in chunks of K frames."""
-    shape = (action_dim,) if chunk is None else (chunk, action_dim)
+def action_space(action_dim: int, chunk: int | None = None, flat: bool = False) -> spaces.Box:
+    """`Box(-1, 1, (A,))`, or `Box(-1, 1, (K, A))` when actions come in chunks of K frames, `(K A,)` if `flat`."""
+    shape = (action_dim,) if chunk is None else (chunk * action_dim,) if flat else (chunk, action_dim)
     return spaces.Box(-1.0, 1.0, shape, np.float32)
 
 

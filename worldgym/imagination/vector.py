@@ -73,6 +73,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         terminate_on_success: False lets an episode go on after success.
         uncertainty_bound: truncate a slot, unjudged and with info["hallucination"], above this; None for
             never.
+        flat_actions: True takes a chunk as one vector (K A,), for libraries that want no matrix.
         instruction: "text", or "embedding" for `Box(384,)` sentence embeddings.
         autoreset_mode: one of Gymnasium's three, or its value ("NextStep", "SameStep", "Disabled").
         render_mode: None or "rgb_array".
@@ -108,6 +109,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         reward_kind: Literal["success", "difference"] = "success",
         terminate_on_success: bool = True,
         uncertainty_bound: float | None = None,
+        flat_actions: bool = False,
         instruction: InstructionMode = "text",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
@@ -137,7 +139,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         self.single_observation_space = observation_space(
             model.image_size, model.state_dim, instruction, state_low, state_high
         )
-        self.single_action_space = action_space(model.action_dim, chunk)
+        self.single_action_space = action_space(model.action_dim, chunk, flat_actions)
         bounds: Any = self.single_observation_space["state"]
         self._low, self._high = (torch.as_tensor(b, device=self.device) for b in (bounds.low, bounds.high))
         self._dream: Any = None
@@ -259,6 +261,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
                 " reset(options={'reset_mask': mask}) first"
             )
         chunk = check_actions(actions, self.action_space.shape or (), ~waiting, self.device)
+        chunk = chunk.reshape(self.num_envs, -1, self.world_model.action_dim)
         columns: list[Column] = []
         reward = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
