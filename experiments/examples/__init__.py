@@ -1,0 +1,6 @@
+"""Whole programs in one file each, to be read, copied and changed.
+
+Example::
+
+    python -m experiments.examples.ppo --help
+"""

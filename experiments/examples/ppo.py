@@ -1,0 +1,238 @@
+"""PPO from scratch inside the world model, in one file: reach, measured in Real before and after.
+
+For whoever wants to see the whole loop: imagined episodes as torch tensors (`tensors=True`), autoreset disabled so that
+each reset names its task, Gaussian actions that are held for a chunk of frames, generalised advantages that bootstrap
+where time ran out, the clipped objective (Schulman et al. 2017, equation 7). In CleanRL's manner: one file to read.
+
+Example::
+
+    python -m experiments.examples.ppo --task reach --frames 400000 --out runs/ppo
+    tensorboard --logdir runs/ppo
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+import worldgym  # noqa: F401  (registers the ids)
+from experiments.run_folder import versions
+from worldgym.evaluation import paired_bootstrap, wilson
+
+EVAL_SEED0 = 18_000_000
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to run.
+
+    Args:
+        task: verb that is practised; the bundled world model covers reach, push and pick_place.
+        frames: to imagine in all.
+        out: run folder.
+        seed: everything random.
+        num_envs: slots imagined together.
+        chunk: frames for which an action is held.
+        horizon: frames of an episode.
+        steps: actions of each slot between updates.
+        lr: of Adam, falling linearly to 0.
+        gamma, lam: discount and trace of the advantages, per action.
+        clip: of the ratio.
+        epochs: over what was gathered.
+        minibatches: of each epoch.
+        entropy: its weight in the objective.
+        log_std: spread of the actions to begin with.
+        reward_kind: `success`, or `difference` of the judged probability.
+        eval_episodes: in Real, from the same starts before and after.
+        threads: of torch.
+    """
+
+    task: str = "reach"
+    frames: int = 400_000
+    out: Path = Path("runs/ppo")
+    seed: int = 0
+    num_envs: int = 64
+    chunk: int = 5
+    horizon: int = 40
+    steps: int = 16
+    lr: float = 5e-4
+    gamma: float = 0.97
+    lam: float = 0.95
+    clip: float = 0.2
+    epochs: int = 4
+    minibatches: int = 4
+    entropy: float = 0.002
+    log_std: float = -0.5
+    reward_kind: str = "success"
+    eval_episodes: int = 200
+    threads: int = 2
+
+
+class Agent(nn.Module):
+    """Policy and value of image, proprioception and instruction, with eyes in common."""
+
+    def __init__(self, log_std: float, width: int = 256) -> None:
+        super().__init__()
+        self.eyes = nn.Sequential(
+            nn.Conv2d(3, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(1024, width), nn.Tanh(),
+        )  # fmt: skip
+        self.words = nn.Sequential(nn.Linear(384, width), nn.Tanh())
+        self.body = nn.Sequential(nn.Linear(3 * width + 4, width), nn.Tanh())
+        self.mean, self.value = nn.Linear(width, 4), nn.Linear(width, 1)
+        nn.init.orthogonal_(self.mean.weight, 0.01)
+        self.log_std = nn.Parameter(torch.full((4,), log_std))
+
+    def forward(self, observation: dict[str, Tensor]) -> tuple[torch.distributions.Normal, Tensor]:
+        """Distribution of the action `(B,4)` and value `(B,)`."""
+        seen = self.eyes(observation["image"].permute(0, 3, 1, 2).float() / 255)
+        told = self.words(20 * observation["instruction"])  # unit length in 384 dimensions: 0.05 each
+        # The product lets words choose among what is seen.
+        hidden = self.body(torch.cat([seen, told, seen * told, 5 * observation["state"]], -1))
+        return torch.distributions.Normal(self.mean(hidden), self.log_std.exp()), self.value(hidden).squeeze(-1)
+
+
+def held(action: Tensor, chunk: int) -> Tensor:
+    """`(B,4)` within bounds, for `chunk` frames: `(B,K,4)`."""
+    return action.clamp(-1, 1)[:, None].expand(-1, chunk, -1)
+
+
+@torch.no_grad()
+def success_in_real(agent: Agent, args: Args, slots: int = 25) -> np.ndarray:
+    """`(N,)` bool, success at any time, acting by the mean; the same starts whenever it is called."""
+    envs = gym.make_vec(
+        "worldgym/Tabletop-v0", num_envs=slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
+        instruction="embedding", autoreset_mode="Disabled", terminate_on_success=False,
+    )  # fmt: skip
+    found = []
+    for first in range(0, args.eval_episodes, slots):
+        observation, info = envs.reset(seed=EVAL_SEED0 + first)
+        for _ in range(args.horizon // args.chunk):
+            policy, _ = agent({k: torch.as_tensor(v) for k, v in observation.items()})
+            observation, *_, info = envs.step(held(policy.mean, args.chunk).numpy())
+        found.append(info["success_once"])
+    envs.close()
+    return np.concatenate(found)[: args.eval_episodes]
+
+
+def advantages(batch: dict[str, Tensor], args: Args) -> Tensor:
+    """`(T,B)` generalised advantages (Schulman et al. 2016, equation 16); out of time, it goes on in its value."""
+    target = batch["reward"] + args.gamma * batch["next_value"] * ~batch["terminated"]
+    delta, out = target - batch["value"], torch.zeros_like(target)
+    carry = torch.zeros_like(delta[0])
+    for t in range(len(delta) - 1, -1, -1):
+        over = batch["terminated"][t] | batch["truncated"][t]
+        out[t] = carry = delta[t] + args.gamma * args.lam * ~over * carry
+    return out
+
+
+def main(args: Args) -> int:
+    """Train, measure, write `results.json` and the agent."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    board = SummaryWriter(str(args.out))
+    board.add_text("hparams", json.dumps(asdict(args), default=str, indent=1))
+    envs = gym.make_vec(
+        "worldgym/ImaginedTabletop-v0", num_envs=args.num_envs, horizon=args.horizon, chunk=args.chunk, tensors=True,
+        instruction="embedding", reward_kind=args.reward_kind, autoreset_mode="Disabled",
+    )  # fmt: skip
+    agent = Agent(args.log_std)
+    adam = torch.optim.Adam(agent.parameters(), lr=args.lr, eps=1e-5)
+    before = success_in_real(agent, args)
+    options = {"task": args.task}
+    observation, _ = envs.reset(seed=args.seed, options=options)
+    per_update = args.num_envs * args.steps * args.chunk
+    updates, began, curve = max(1, args.frames // per_update), time.perf_counter(), []
+    for update in range(updates):
+        adam.param_groups[0]["lr"] = args.lr * (1 - update / updates)
+        rows: list[dict[str, Tensor]] = []
+        ended: list[tuple[float, float]] = []
+        for _ in range(args.steps):
+            with torch.no_grad():
+                policy, value = agent(observation)
+                action = policy.sample()
+                after, reward, terminated, truncated, info = envs.step(held(action, args.chunk))
+                next_value = agent(after)[1]
+            # A judge that failed says nothing: such a step is left out below.
+            valid = ~torch.as_tensor(info["invalid"])
+            rows.append({
+                **observation, "action": action, "log_prob": policy.log_prob(action).sum(-1), "value": value,
+                "reward": reward, "next_value": next_value, "terminated": terminated, "truncated": truncated,
+                "valid": valid,
+            })  # fmt: skip
+            observation = after
+            over = (terminated | truncated).numpy()
+            if over.any():
+                ended += list(zip(info["success_once"][over], info["episode_len"][over], strict=True))
+                observation, _ = envs.reset(options={**options, "reset_mask": over})
+        batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        gain = advantages(batch, args)
+        batch |= {"advantage": gain, "return": gain + batch["value"]}
+        flat = {key: value.flatten(0, 1) for key, value in batch.items()}
+        flat = {key: value[flat["valid"]] for key, value in flat.items()}
+        losses = improve(agent, adam, flat, args)
+        frames = (update + 1) * per_update
+        success = float(np.mean([s for s, _ in ended])) if ended else float("nan")
+        curve.append({"frames": frames, "success": success, "seconds": time.perf_counter() - began})
+        board.add_scalar("rollout/success_rate", success, frames)
+        board.add_scalar("rollout/ep_len_mean", float(np.mean([n for _, n in ended])) if ended else 0.0, frames)
+        board.add_scalar("time/fps", frames / curve[-1]["seconds"], frames)
+        for name, loss in losses.items():
+            board.add_scalar(f"train/{name}", loss, frames)
+        sys.stdout.write(f"{frames:>8} frames  imagined success {success:.2f}  {frames / curve[-1]['seconds']:.0f}/s\n")
+    envs.close()
+    after_training = success_in_real(agent, args)
+    board.add_scalar("eval/success_once", float(after_training.mean()), updates * per_update)
+    board.close()
+    difference = paired_bootstrap(after_training, before)
+    results = {
+        "args": asdict(args), "before": wilson(int(before.sum()), len(before)).to_dict(),
+        "after": wilson(int(after_training.sum()), len(before)).to_dict(), "difference": difference.to_dict(),
+        "seconds": time.perf_counter() - began, "curve": curve, "versions": versions(),
+    }  # fmt: skip
+    (args.out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
+    save_file(agent.state_dict(), args.out / "agent.safetensors")
+    sys.stdout.write(
+        f"success in Real: {before.mean():.2f} before, {after_training.mean():.2f} after; difference "
+        f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], {len(before)} paired starts\n"
+    )
+    return 0
+
+
+def improve(agent: Agent, adam: torch.optim.Optimizer, flat: dict[str, Tensor], args: Args) -> dict[str, float]:
+    """Some epochs of clipped updates on N steps; mean losses."""
+    total = {"policy_gradient_loss": 0.0, "value_loss": 0.0, "entropy_loss": 0.0, "clip_fraction": 0.0}
+    count = args.epochs * args.minibatches
+    for _ in range(args.epochs):
+        for part in torch.randperm(len(flat["reward"])).chunk(args.minibatches):
+            policy, value = agent({key: flat[key][part] for key in ("image", "state", "instruction")})
+            ratio = (policy.log_prob(flat["action"][part]).sum(-1) - flat["log_prob"][part]).exp()
+            gain = flat["advantage"][part]
+            gain = (gain - gain.mean()) / (gain.std() + 1e-8)
+            surrogate = torch.min(ratio * gain, ratio.clamp(1 - args.clip, 1 + args.clip) * gain).mean()
+            error = (value - flat["return"][part]).square().mean()
+            entropy = policy.entropy().sum(-1).mean()
+            adam.zero_grad(set_to_none=True)
+            (-surrogate + 0.5 * error - args.entropy * entropy).backward()
+            nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
+            adam.step()
+            clipped = ((ratio - 1).abs() > args.clip).float().mean()
+            for name, value_of in zip(total, (-surrogate, error, -entropy, clipped), strict=True):
+                total[name] += float(value_of.detach()) / count
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args, description=__doc__)))
