@@ -21,16 +21,17 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-try:
-    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-    from ray.rllib.algorithms.ppo import PPOConfig
-    from ray.rllib.core.columns import Columns
-    from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussian
-    from ray.rllib.core.rl_module.apis import ValueFunctionAPI
-    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-    from ray.rllib.core.rl_module.torch import TorchRLModule
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}; RLlib is missing. Type: pip install 'worldgym[rllib]'") from error
+from worldgym.utils.optional import require
+
+require("ray.rllib", extra="rllib")
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig  # noqa: E402
+from ray.rllib.algorithms.ppo import PPOConfig  # noqa: E402
+from ray.rllib.core.columns import Columns  # noqa: E402
+from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussian  # noqa: E402
+from ray.rllib.core.rl_module.apis import ValueFunctionAPI  # noqa: E402
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: E402
+from ray.rllib.core.rl_module.torch import TorchRLModule  # noqa: E402
 
 
 def rllib_config(

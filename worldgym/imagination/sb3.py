@@ -27,13 +27,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-try:
-    from stable_baselines3.common.monitor import Monitor
-    from stable_baselines3.common.vec_env import VecEnv
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"{error}; the adapter for Stable-Baselines3 needs it. Type: pip install 'worldgym[sb3]'"
-    ) from error
+from worldgym.utils.optional import require
+
+require("stable_baselines3", extra="sb3")
+
+from stable_baselines3.common.monitor import Monitor  # noqa: E402
+from stable_baselines3.common.vec_env import VecEnv  # noqa: E402
 
 
 def make_sb3_vec_env(

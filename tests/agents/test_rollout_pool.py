@@ -1,0 +1,115 @@
+"""Rollouts on Ray: the same whatever the number of workers, and when one is killed; refusals that say what to do."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from line_world import BrightJudge, LineWorld, starts, tiny_policy
+
+from agents.rollout_pool import RolloutPool, check_resources, collect_in_pieces, piece_generator, pieces_of
+from worldgym.errors import ConfigError
+
+SETTINGS = {"group_size": 4, "horizon": 10, "piece": 2}
+TENSORS = (
+    "images",
+    "tokens",
+    "log_probs",
+    "actions",
+    "mask",
+    "reward",
+    "valid",
+    "groups",
+    "final_images",
+    "aims",
+)
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in TENSORS)
+
+
+def test_pieces_keep_order_and_groups_and_have_randomness_of_their_own():
+    parts = pieces_of(starts(5), 2)
+    assert [len(part) for part in parts] == [2, 2, 1]
+    draws = [torch.rand(1, generator=piece_generator(*key)) for key in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert draws[0] == draws[3] and len({float(x) for x in draws}) == 3
+    whole = collect_in_pieces(LineWorld(), BrightJudge(), tiny_policy(), starts(5), seed=0, **SETTINGS)
+    assert whole.groups.tolist() == [i for i in range(5) for _ in range(4)]
+    with pytest.raises(ConfigError, match="at least 1"):
+        pieces_of(starts(2), 0)
+
+
+def test_too_few_resources_are_named_instead_of_waited_for():
+    class Ray:
+        @staticmethod
+        def cluster_resources():
+            return {"CPU": 2.0}
+
+    check_resources(Ray, {"CPU": 2, "GPU": 0})
+    with pytest.raises(ConfigError, match="CPU: 64 asked for, 2 there.*fewer workers"):
+        check_resources(Ray, {"CPU": 64, "GPU": 0.5})
+
+
+class Slow(LineWorld):
+    """Leaves its process number in a folder and takes its time, so that it can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def begin(self, *args, **kwargs):
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(0.5)
+        return super().begin(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray", reason="needs the extra `rllib`")
+    here = str(Path(__file__).parent)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 1024**2, log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}},
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow  # workers import everything again
+def test_any_number_of_workers_gives_what_one_process_gives(cluster):
+    policy = tiny_policy()
+    expected = collect_in_pieces(LineWorld(), BrightJudge(), policy, starts(6), seed=3, **SETTINGS)
+    for workers in (1, 2):
+        with RolloutPool(LineWorld(), BrightJudge(), workers) as pool:
+            assert same(pool.collect(policy, starts(6), seed=3, **SETTINGS), expected)
+            assert not same(pool.collect(policy, starts(6), seed=4, **SETTINGS), expected)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(cluster, tmp_path):
+    policy = tiny_policy()
+    expected = collect_in_pieces(LineWorld(), BrightJudge(), policy, starts(8), seed=3, **SETTINGS)
+
+    def kill_one() -> None:
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.05)
+        os.kill(int(next(tmp_path.iterdir()).name), 9)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with RolloutPool(Slow(tmp_path), BrightJudge(), 2) as pool:
+        got = pool.collect(policy, starts(8), seed=3, **SETTINGS)
+        killer.join()
+        assert pool.replaced == 1 and len(pool.workers) == 2
+    assert same(got, expected) and len(list(tmp_path.iterdir())) >= 2
+
+
+@pytest.mark.slow
+def test_asking_for_more_than_there_is_fails_at_once(cluster):
+    with pytest.raises(ConfigError, match="asked for, 2 there"):
+        RolloutPool(LineWorld(), BrightJudge(), 16)
