@@ -140,7 +140,7 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 	$(BIN)/worldgym bench closed-loop
 
 docs: $(STAMP) ## print every command's help
-	@for c in info demo collect "train tokenizer" "train world-model" "train judge" "train policy" bundle eval "bench closed-loop"; do \
+	@for c in info demo rl collect "train tokenizer" "train world-model" "train judge" "train policy" bundle eval "bench closed-loop"; do \
 		$(BIN)/worldgym $$c --help; done
 
 clean: ## remove caches (not .venv, data or runs)

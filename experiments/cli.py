@@ -57,6 +57,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         draws=True,
         resumes=True,
     ),
+    ("rl",): Command(
+        "rl", "RlConfig", "practise inside the world model, on this machine or on a Ray cluster", resumes=True
+    ),
     ("collect",): Command(
         "collect", "CollectConfig", "log episodes of a domain as a dataset", draws=True, resumes=True
     ),

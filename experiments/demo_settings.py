@@ -1,4 +1,4 @@
-"""Settings of the demo: what they mean, their defaults, and what `quick` shrinks.
+"""Settings of imagined practice and of the demo: what they mean, their defaults, and what `quick` shrinks.
 
 Example::
 
@@ -12,7 +12,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from worldgym.errors import ConfigError
 
@@ -24,22 +24,20 @@ BATCHES_A_SEED = 10_000
 
 
 @dataclass(frozen=True)
-class DemoSettings:
-    """Improve a policy inside the bundled world model and measure it in Real.
+class PracticeSettings:
+    """How a policy practises inside a world model.
 
     Args:
         seed: of everything that is random here.
-        out: folder of results, videos, report and improved policy.
+        out: folder of results and of the improved policy.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        tasks: verbs to measure; those the bundle covers when empty.
-        practise: verbs to practise in imagination; when empty, those of `tasks` that the bundle does not cover
+        practise: verbs to practise in imagination; when empty, those that the bundle does not cover
             thinly. What is imagined wrongly is learned wrongly: practise what comes near the closed-loop gate.
         iterations: rounds of GRPO.
         starts: logged frames a round, each tried `group` times.
         hesitation: draw so many times more frames, and keep those at which the pointer hesitates most: where it is
             sure, all attempts go the same way and nothing is compared.
         group: imagined attempts from each start.
-        horizon: steps of 0.2 s in a measured episode.
         practise_horizon: steps of an imagined attempt; what is imagined beyond has drifted.
         temperature: of the places that the policy tries in practice; above 1 it tries more than it would by itself.
         token_temperature: of the motor commands that take it there; 0 is a steady hand.
@@ -55,27 +53,19 @@ class DemoSettings:
         threshold: judge's probability that counts as success; the judge's own when None.
         confirm: successive looks that must be judged successful.
         max_uncertainty: drop imagined episodes whose model uncertainty exceeds this; never when None.
-        episodes: episodes in Real a policy and mode; design asks for at least 200.
-        sharpen_temperature: of the sharpening control.
         bc_batch: chunks a supervised step, in self-imitation and in the BC-only control.
-        check_episodes: imagined episodes replayed in Real.
-        check_temperature: sampling temperature of those.
-        clips: how many of those become videos.
-        workers: evaluation processes; 0 uses this one.
         quick: a few seconds' worth of everything, to see whether it runs; its numbers mean nothing.
         fresh: forget what an interrupted run in the same folder has done.
     """
 
     seed: int = 0
-    out: Path = Path("runs/demo")
+    out: Path = Path("runs/practice")
     bundle: str = "tabletop-small"
-    tasks: tuple[str, ...] = ()
     practise: tuple[str, ...] = ()
     iterations: int = 20
     starts: int = 48
     hesitation: int = 2
     group: int = 6
-    horizon: int = 40
     practise_horizon: int = 25
     temperature: float = 2.0
     token_temperature: float = 0.0
@@ -90,57 +80,87 @@ class DemoSettings:
     threshold: float | None = 0.85
     confirm: int = 1
     max_uncertainty: float | None = None
-    episodes: int = 300
-    sharpen_temperature: float = 0.5
     bc_batch: int = 128
-    check_episodes: int = 99
-    check_temperature: float = 1.0
-    clips: int = 6
-    workers: int = 2
     quick: bool = False
     fresh: bool = False
+
+    SMALL: ClassVar[dict[str, int]] = {
+        "iterations": 2, "starts": 2, "group": 4, "practise_horizon": 10, "bc_batch": 8, "imitation_steps": 2,
+    }  # fmt: skip
+    ELSEWHERE: ClassVar[set[str]] = {"out", "fresh", "workers"}
+    """What a resumed run may have otherwise: where and how it runs."""
 
     def __post_init__(self) -> None:
         """Validate, and shrink everything for `quick`."""
         object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "tasks", tuple(self.tasks))
         object.__setattr__(self, "practise", tuple(self.practise))
         if self.quick:
-            small = {"iterations": 2, "starts": 2, "group": 4, "horizon": 10, "practise_horizon": 10}
-            small |= {"episodes": 6, "workers": 0}
-            small |= {"check_episodes": 4, "clips": 2, "bc_batch": 8, "imitation_steps": 2}
-            for name, value in small.items():
+            for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
-        for name in (
-            "iterations",
-            "starts",
-            "hesitation",
-            "horizon",
-            "practise_horizon",
-            "episodes",
-            "check_episodes",
-            "bc_batch",
-            "confirm",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        at_least_one(self, "iterations", "starts", "hesitation", "practise_horizon", "bc_batch", "confirm")
         if self.group < 2:
             raise ConfigError(
                 f"group is {self.group}; attempts are compared with each other, so take at least 2"
             )
-        if min(self.seed, self.workers, self.clips, self.imitation_steps) < 0:
-            raise ConfigError("seed, workers, clips and imitation_steps must not be negative")
+        if min(self.seed, self.imitation_steps) < 0:
+            raise ConfigError("seed and imitation_steps must not be negative")
         if self.token_temperature < 0 or not 0 <= self.average < 1:
             raise ConfigError(
                 "token_temperature must not be negative and average must lie in [0, 1); got "
                 f"{self.token_temperature}, {self.average}"
             )
-        for name in ("temperature", "sharpen_temperature", "lr", "imitation_lr"):
+        for name in ("temperature", "lr", "imitation_lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 
     def key(self) -> dict[str, Any]:
-        """What a resumed run must have in common: everything but where and how it runs."""
-        skip = {"out", "fresh", "workers"}
-        data = {k: v for k, v in dataclasses.asdict(self).items() if k not in skip}
-        return json.loads(json.dumps(data))
+        """What a resumed run must have in common."""
+        data = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.ELSEWHERE}
+        return json.loads(json.dumps(data, default=str))
+
+
+@dataclass(frozen=True)
+class DemoSettings(PracticeSettings):
+    """Improve a policy inside the bundled world model and measure it in Real.
+
+    Args:
+        tasks: verbs to measure; those the bundle covers when empty.
+        horizon: steps of 0.2 s in a measured episode.
+        episodes: episodes in Real a policy and mode; design asks for at least 200.
+        sharpen_temperature: of the sharpening control.
+        check_episodes: imagined episodes replayed in Real.
+        check_temperature: sampling temperature of those.
+        clips: how many of those become videos.
+        workers: evaluation processes; 0 uses this one.
+    """
+
+    out: Path = Path("runs/demo")
+    tasks: tuple[str, ...] = ()
+    horizon: int = 40
+    episodes: int = 300
+    sharpen_temperature: float = 0.5
+    check_episodes: int = 99
+    check_temperature: float = 1.0
+    clips: int = 6
+    workers: int = 2
+
+    SMALL: ClassVar[dict[str, int]] = {
+        **PracticeSettings.SMALL, "horizon": 10, "episodes": 6, "workers": 0, "check_episodes": 4, "clips": 2,
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        at_least_one(self, "horizon", "episodes", "check_episodes")
+        if min(self.workers, self.clips) < 0:
+            raise ConfigError("workers and clips must not be negative")
+        if self.sharpen_temperature <= 0:
+            raise ConfigError(f"sharpen_temperature is {self.sharpen_temperature}, expected more than 0")
+
+
+def at_least_one(settings: Any, *names: str) -> None:
+    """Raise a ConfigError for the first of these settings that is less than 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"{name} is {getattr(settings, name)}, expected at least 1")

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-import experiments.demo as demo_module
 from experiments.clips import choose
 from experiments.demo import DemoSettings, run_demo
 from experiments.demo_results import table
+from experiments.practice import Practice
 from worldgym.errors import CheckpointError, ConfigError
 
 SCHEMA = (
@@ -91,7 +91,7 @@ def test_the_table_names_every_arm(demo):
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(bundle, demo, tmp_path, monkeypatch):
     settings = DemoSettings(out=tmp_path / "run", bundle=str(bundle), quick=True)
-    original, calls = demo_module._Demo._iteration, []
+    original, calls = Practice.iteration, []
 
     def stopped(self, policy, improver, imitation, number, history):
         calls.append(number)
@@ -99,7 +99,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(bundle, demo, tmp_path, mo
             raise KeyboardInterrupt
         return original(self, policy, improver, imitation, number, history)
 
-    monkeypatch.setattr(demo_module._Demo, "_iteration", stopped)
+    monkeypatch.setattr(Practice, "iteration", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_demo(settings)
     with pytest.raises(ConfigError, match="fresh"):

@@ -1,0 +1,118 @@
+"""`worldgym rl`: a policy practises inside the world model, here or on Ray workers; nothing is measured in Real.
+
+What comes out is decided by the settings, `piece` and `threads` among them, and not by how many workers there are or
+whether some of them died; a run that was stopped goes on at its last round when the same command is typed again.
+
+Example::
+
+    worldgym rl --out runs/rl
+    worldgym rl --out runs/rl2 --workers 2                      # Ray on this machine
+    worldgym rl --out runs/rl8 --workers 8 --address auto --gpus 1
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from experiments.bundle import Bundle
+from experiments.demo_settings import PracticeSettings
+from experiments.practice import Practice
+from experiments.run_folder import RunFolder, versions
+from worldgym.errors import ConfigError
+from worldgym.utils.files import atomic_write_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RlConfig(PracticeSettings):
+    """Improve a policy inside a world model.
+
+    Args:
+        policy: folder of the policy that begins; the bundle's SFT policy when None.
+        workers: Ray actors that imagine; 0 imagines in this process, without Ray.
+        threads: torch threads of each.
+        gpus: share of a GPU that each worker asks for.
+        piece: starts that are imagined together.
+        address: of a running Ray cluster, `auto` for the one on this machine; None starts one.
+    """
+
+    out: Path = Path("runs/rl")
+    policy: Path | None = None
+    workers: int = 0
+    threads: int = 1
+    gpus: float = 0.0
+    piece: int = 8
+    address: str | None = None
+
+    ELSEWHERE: ClassVar[set[str]] = PracticeSettings.ELSEWHERE | {"gpus", "address"}
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        if min(self.threads, self.piece) < 1 or min(self.workers, self.gpus) < 0:
+            raise ConfigError("threads and piece must be at least 1, workers and gpus not negative")
+        if self.address and not self.workers:
+            raise ConfigError(f"address={self.address} without workers; add --workers 2")
+
+
+def run(config: RlConfig) -> int:
+    """Practise; say where the policy is and how to measure it."""
+    import torch
+    import yaml
+    from torch.utils.tensorboard import SummaryWriter
+
+    bundle = Bundle.find(config.bundle)
+    folder = RunFolder(config.out, config.key(), fresh=config.fresh)
+    if folder.resumed:
+        logger.info("going on with the interrupted run in %s", config.out)
+    practice = Practice(config, bundle, folder, policy=config.policy)
+    facts = {
+        "settings": config.key(),
+        "practised": list(practice.verbs),
+        "bundle": bundle.card,
+        "versions": versions(),
+    }
+    atomic_write_text(config.out / "config.yaml", yaml.safe_dump(facts, sort_keys=False))
+    if not config.workers:
+        torch.set_num_threads(config.threads)
+    with ExitStack() as stack, SummaryWriter(str(config.out)) as board:
+        practice.gather = gatherer(config, practice, stack)
+        board.add_text("hparams", "\n".join(f"- {k}: {v}" for k, v in config.key().items()))
+        history = practice.run(board)
+    folder.save("history.json", history)
+    folder.finish()
+    last = history[-1]
+    sys.stdout.write(
+        f"{len(history)} rounds, {last['imagined_steps']:,.0f} imagined steps; imagined success "
+        f"{last['success_rate']:.2f}, "
+        f"judged by {practice.judge.name}\npolicy: {config.out / 'policy'}\n"
+        f"measure it in Real: worldgym eval --policy sft {config.out / 'policy'}\n"
+    )
+    return 0
+
+
+def gatherer(config: RlConfig, practice: Practice, stack: ExitStack) -> Callable[..., Any]:
+    """How a round is imagined: in this process, or by a pool that `stack` closes."""
+    from agents.rollout_pool import RolloutPool, collect_in_pieces
+
+    if not config.workers:
+        parts = (practice.world_model, practice.judge)
+        return lambda policy, starts, number, settings: collect_in_pieces(
+            *parts, policy, starts, seed=practice.stream(number), piece=config.piece, **settings
+        )
+    pool = stack.enter_context(
+        RolloutPool(
+            practice.world_model, practice.judge, config.workers, threads=config.threads, gpus=config.gpus,
+            address=config.address,
+        )
+    )  # fmt: skip
+    return lambda policy, starts, number, settings: pool.collect(
+        policy, starts, seed=practice.stream(number), piece=config.piece, **settings
+    )

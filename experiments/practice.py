@@ -1,0 +1,227 @@
+"""Imagined practice: rounds of GRPO and self-imitation inside a world model, remembered after every round.
+
+The part of the demo that improves a policy, and what `worldgym rl` runs. Each round is seeded by (seed, round), so an
+interrupted run ends as an uninterrupted one would.
+
+Example::
+
+    practice = Practice(PracticeSettings(out="runs/practice"), bundle, folder)
+    history = practice.run(board)           # the improved policy is in runs/practice/policy
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bundle import Bundle
+from experiments.demo_settings import BATCHES_A_SEED, DEFAULT_TASKS, PracticeSettings
+from experiments.run_folder import RunFolder
+from worldgym.utils.progress import Progress
+
+STAGES = ("imagine", "judge", "policy")
+
+
+class Practice:
+    """One policy's rounds.
+
+    Args:
+        settings: how.
+        bundle: world model, judge, policy to begin with, starts and demonstrations.
+        folder: where each round is remembered.
+        gather: `gather(policy, starts, number, settings)` imagines one round's `Rollouts`; this process when None.
+        policy: begins in place of the bundle's, a folder.
+        tasks: verbs among which to practise; the bundle's when empty.
+    """
+
+    def __init__(
+        self,
+        settings: PracticeSettings,
+        bundle: Bundle,
+        folder: RunFolder,
+        gather: Callable[..., Any] | None = None,
+        policy: Path | None = None,
+        tasks: tuple[str, ...] = (),
+    ) -> None:
+        self.settings, self.bundle, self.folder = settings, bundle, folder
+        self.begin_with = policy
+        tasks = tasks or tuple(bundle.card.get("tasks", ())) or DEFAULT_TASKS
+        thin = bundle.card.get("tasks_thin", ())
+        self.verbs = settings.practise or tuple(t for t in tasks if t not in thin) or tasks
+        with folder.clock("load"):
+            self.world_model, self.judge = bundle.world_model(), bundle.judge()
+            self.bank = bundle.start_bank(self.verbs)
+            self.demos = bundle.demonstrations()
+        self.gather = gather or self._gather
+
+    def policy(self) -> Any:
+        """A fresh copy of the policy that practice begins with."""
+        if self.begin_with is None:
+            return self.bundle.policy()
+        from agents import VLAPolicy
+
+        return VLAPolicy.from_pretrained(str(self.begin_with)).eval()
+
+    def run(self, board: Any) -> list[dict[str, float]]:
+        """All rounds that are still to do; saved after each, so Ctrl-C costs at most one.
+
+        Args:
+            board: a TensorBoard writer.
+
+        Returns:
+            one row of scalars a round. The improved policy, averaged over the rounds, is in `out/policy`.
+        """
+        from agents import GRPO, GRPOConfig, SelfImitation, SelfImitationConfig, VLAPolicy, average_weights
+
+        settings = self.settings
+        final = self.folder.read("history")
+        if final is not None and (settings.out / "policy").is_dir():
+            return list(final)
+        policy, average = self.policy(), self.policy()
+        improver = GRPO(GRPOConfig(lr=settings.lr, seed=settings.seed, learn=settings.learn))
+        cloning = SelfImitationConfig(
+            steps=settings.imitation_steps,
+            lr=settings.imitation_lr,
+            batch_size=settings.bc_batch,
+            seed=settings.seed,
+            learn=settings.learn,
+            demo_share=settings.demo_share,
+            min_rate=settings.min_rate,
+            discount=1.0,
+        )
+        imitation = SelfImitation(self.demos, cloning)
+        checkpoint, memory, mean = (self.folder.state / name for name in ("grpo", "imitation", "average"))
+        history: list[dict[str, float]] = []
+        if (checkpoint / "state.json").is_file():
+            imitation.load(policy, memory)
+            history = improver.load(policy, checkpoint)["history"]
+            average = VLAPolicy.from_pretrained(mean)
+        with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
+            while len(history) < settings.iterations:
+                row = self.iteration(policy, improver, imitation, len(history), history)
+                history.append(row)
+                done = len(history)
+                average_weights(average, policy, min(settings.average, done / (done + 2)))
+                save_policy(average, mean)
+                imitation.save(policy, memory)
+                improver.save(policy, checkpoint, {"history": history})
+                self._scalars(board, row)
+                recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
+                progress.update(1, imagined_success=round(recent, 3), entropy=row["place_entropy"])
+        save_policy(average, settings.out / "policy")
+        for stage in (*STAGES, "update"):
+            self.folder.seconds[stage] = 0.0
+            self.folder.add_seconds(stage, sum(row[f"seconds_{stage}"] for row in history))
+        self.folder.write("history", history)
+        for folder in (checkpoint, memory, mean):
+            shutil.rmtree(folder, ignore_errors=True)
+        return history
+
+    def iteration(
+        self, policy: Any, improver: Any, imitation: Any, number: int, history: list[dict[str, float]]
+    ) -> dict[str, float]:
+        """One round: imagine, judge, update. Seeded by (seed, number), so that resuming changes nothing."""
+        import torch
+
+        settings = self.settings
+        rng = np.random.default_rng([settings.seed, number])
+        torch.manual_seed(self.stream(number))
+        rollouts = self.gather(policy, self._starts(policy, rng), number, self.imagining())
+        began = time.perf_counter()
+        scalars = {**improver.update(policy, rollouts), **imitation.update(policy, rollouts)}
+        update_seconds = time.perf_counter() - began
+        config = improver.config
+        learned = min(scalars.get("trajectories_kept", 0.0), config.updates) * config.epochs
+        before = history[-1]["imagined_steps"] if history else 0.0
+        return {
+            **{k: float(v) for k, v in scalars.items()},
+            "iteration": float(number + 1),
+            "success_rate": rollouts.success_rate(),
+            "ep_len_mean": float(rollouts.lengths.float().mean()) * policy.chunk,
+            "valid": float(rollouts.valid.float().mean()),
+            "groups_share": scalars["groups_kept"] / max(1.0, scalars["groups"]),
+            "updates": learned + scalars["imitation_steps"],
+            "imagined_steps": before + rollouts.frames_used,
+            "seconds_update": update_seconds,
+            **{f"seconds_{k}": float(rollouts.seconds.get(k, 0.0)) for k in STAGES},
+        }
+
+    def stream(self, number: int) -> int:
+        """Seed of round `number`."""
+        return self.settings.seed * BATCHES_A_SEED + number
+
+    def imagining(self) -> dict[str, Any]:
+        """What `agents.collect` is told."""
+        settings = self.settings
+        return {
+            "group_size": settings.group,
+            "horizon": settings.practise_horizon,
+            "temperature": settings.temperature,
+            "threshold": settings.threshold,
+            "max_uncertainty": settings.max_uncertainty,
+            "confirm": settings.confirm,
+            "token_temperature": settings.token_temperature,
+        }
+
+    def _gather(self, policy: Any, starts: Any, number: int, settings: dict[str, Any]) -> Any:
+        import torch
+
+        from agents import collect
+
+        generator = torch.Generator().manual_seed(self.stream(number))
+        return collect(self.world_model, self.judge, policy, starts, generator=generator, **settings)
+
+    def _starts(self, policy: Any, rng: np.random.Generator) -> Any:
+        """Logged frames at which the pointer hesitates: the half (or less) with least belief in its first choice."""
+        import torch
+
+        settings = self.settings
+        drawn = self.bank.sample(
+            settings.starts * settings.hesitation, rng, middle_fraction=settings.middle_fraction
+        )
+        if settings.hesitation == 1:
+            return drawn
+        look = {"image": drawn.images, "state": drawn.states, "instruction": drawn.instructions}
+        with torch.no_grad():
+            pointing = policy.point(look)
+            belief = policy.pointer.log_prob(pointing, policy.pointer.likeliest(pointing))
+        return drawn.select(belief.argsort()[: settings.starts].cpu().numpy())
+
+    def _scalars(self, board: Any, row: dict[str, float]) -> None:
+        step = int(row["imagined_steps"])
+        spent = sum(row[f"seconds_{k}"] for k in (*STAGES, "update"))
+        frames = self.settings.starts * self.settings.group * row["ep_len_mean"]
+        board.add_scalar("rollout/success_rate", row["success_rate"], step)
+        board.add_scalar("rollout/ep_rew_mean", row["success_rate"], step)
+        board.add_scalar("rollout/ep_len_mean", row["ep_len_mean"], step)
+        board.add_scalar(f"reward/{self.judge.name}", row["success_rate"], step)
+        board.add_scalar("imagination/horizon", row["ep_len_mean"], step)
+        board.add_scalar("imagination/valid", row["valid"], step)
+        board.add_scalar("time/fps", frames / max(spent, 1e-9), step)
+        for key in (
+            "loss",
+            "entropy",
+            "clip_fraction",
+            "approx_kl",
+            "place_entropy",
+            "place_clip_fraction",
+            "place_kl",
+            "grad_norm",
+            "groups_kept",
+            "imitation_loss",
+        ):
+            if key in row:
+                board.add_scalar(f"train/{key}", row[key], step)
+
+
+def save_policy(policy: Any, folder: Path) -> None:
+    """Write a policy so that the folder holds the old one or the new one, nothing between."""
+    from worldgym.utils.files import atomic_save
+
+    with atomic_save(folder) as temporary:
+        policy.save_pretrained(str(temporary))
