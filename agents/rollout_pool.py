@@ -195,8 +195,8 @@ class _Imaginer:
         return collect(self.world_model, self.judge, policy, starts, generator=generator, **settings)
 
 
-def connect(ray: Any, address: str | None, cpus: int) -> bool:
-    """Be connected to a cluster; True if one was started for it on this machine.
+def connect(ray: Any, address: str | None, cpus: int | None) -> bool:
+    """Be connected to a cluster; True if one of `cpus` (all there are when None) was started for it on this machine.
 
     Raises:
         ConfigError: nobody answers at `address`.

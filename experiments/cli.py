@@ -60,6 +60,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("rl",): Command(
         "rl", "RlConfig", "practise inside the world model, on this machine or on a Ray cluster", resumes=True
     ),
+    ("sweep",): Command("sweep", "SweepConfig", "many practices with other settings, on Ray Tune"),
     ("collect",): Command(
         "collect", "CollectConfig", "log episodes of a domain as a dataset", draws=True, resumes=True
     ),

@@ -67,11 +67,14 @@ class Practice:
 
         return VLAPolicy.from_pretrained(str(self.begin_with)).eval()
 
-    def run(self, board: Any) -> list[dict[str, float]]:
+    def run(
+        self, board: Any, report: Callable[[dict[str, float]], None] | None = None
+    ) -> list[dict[str, float]]:
         """All rounds that are still to do; saved after each, so Ctrl-C costs at most one.
 
         Args:
             board: a TensorBoard writer.
+            report: called with each round's scalars, after it was saved.
 
         Returns:
             one row of scalars a round. The improved policy, averaged over the rounds, is in `out/policy`.
@@ -111,6 +114,8 @@ class Practice:
                 imitation.save(policy, memory)
                 improver.save(policy, checkpoint, {"history": history})
                 self._scalars(board, row)
+                if report is not None:
+                    report(row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
                 progress.update(1, imagined_success=round(recent, 3), entropy=row["place_entropy"])
         save_policy(average, settings.out / "policy")
