@@ -26,7 +26,7 @@ from agents.rollouts import Rollouts
 from agents.simulated import RealCollector, collect_real
 from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
-from worldgym.protocols import Observation, RewardModel, WorldModel
+from worldgym.protocols import Observation, RewardModel, WorldModel, judged
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -241,9 +241,8 @@ def collect(
         clock["imagine"] += time.perf_counter() - began
 
         began = time.perf_counter()
-        verdict = judge.score(
-            image[live][:, None], [t for t, on in zip(texts, live.tolist(), strict=True) if on]
-        )
+        told = [t for t, on in zip(texts, live.tolist(), strict=True) if on]
+        verdict = judged(judge, image[live][:, None], told, proprio[live])
         clock["judge"] += time.perf_counter() - began
         rows = slots[live]
         out.path[rows, c * k : (c + 1) * k] = dream.states[live].cpu().float()

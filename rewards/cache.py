@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldgym.protocols import Judgement, RewardModel
+from worldgym.protocols import Judgement, RewardModel, judged
 
 
 class CachedJudge:
@@ -45,16 +45,26 @@ class CachedJudge:
         """The judge's threshold."""
         return float(getattr(self.judge, "threshold", 0.5))
 
-    def score(self, frames: Tensor, instructions: Sequence[str]) -> Judgement:
-        """As the judge; only unseen (frames, instruction) pairs reach it."""
-        keys = [self._key(video, text) for video, text in zip(frames, instructions, strict=True)]
+    @property
+    def reads_state(self) -> bool:
+        """Whether the judge wants proprioception."""
+        return bool(getattr(self.judge, "reads_state", False))
+
+    def score(self, frames: Tensor, instructions: Sequence[str], states: Tensor | None = None) -> Judgement:
+        """As the judge; only unseen (frames, instruction, state) triples reach it."""
+        told = [None] * len(frames) if states is None else list(states)
+        keys = [self._key(*row) for row in zip(frames, instructions, told, strict=True)]
         missing = [i for i, key in enumerate(keys) if key not in self._kept]
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
         fresh: dict[str, tuple[float, Tensor | None, Any]] = {}
         failed: dict[str, Any] = {}
         if missing:
-            verdict = self.judge.score(frames[missing], [instructions[i] for i in missing])
+            words = [instructions[i] for i in missing]
+            if states is None:
+                verdict = self.judge.score(frames[missing], words)
+            else:
+                verdict = judged(self.judge, frames[missing], words, states[missing])
             for row, i in enumerate(missing):
                 raw = verdict.raw[row] if row < len(verdict.raw) else None
                 progress = None if verdict.progress is None else verdict.progress[row]
@@ -79,7 +89,9 @@ class CachedJudge:
             raw=[failed.get(key) if row is None else row[2] for key, row in zip(keys, rows, strict=True)],
         )
 
-    def _key(self, video: Tensor, text: str) -> str:
+    def _key(self, video: Tensor, text: str, state: Tensor | None) -> str:
         digest = hashlib.sha256(f"{self.judge.name}\0{text}\0{tuple(video.shape)}\0".encode())
         digest.update(video.contiguous().cpu().numpy().tobytes())
+        if state is not None and self.reads_state:
+            digest.update(state.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()

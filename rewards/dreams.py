@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from worldgym.protocols import judged
+
 if TYPE_CHECKING:
     from rewards.learned import LearnedJudge
     from worldgym.data.reader import EpisodeArrays
@@ -110,7 +112,9 @@ def episode_verdicts(
         steps = np.minimum(chunk * np.arange(1, looks + 1), rows.stop - rows.start - 1)
         when = np.unique(steps)
         seen = torch.from_numpy(dreams.frames[rows.start + when])
-        p = judge.score(seen[:, None], [dreams.instructions[episode]] * len(when)).p_success.numpy()
+        states = torch.from_numpy(dreams.states[rows.start + when])
+        words = [dreams.instructions[episode]] * len(when)
+        p = judged(judge, seen[:, None], words, states).p_success.numpy()
         so_far = np.maximum.accumulate(dreams.success[rows])
         said[m], truth[m] = p[np.searchsorted(when, steps)], so_far[steps]
     return said, truth

@@ -30,6 +30,10 @@ from worldgym.protocols import Judgement
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
 
+WAVES = (1.0, 2.0, 4.0, 8.0)
+"""Frequencies at which proprioception is seen beside itself, radians a standard deviation."""
+STATE_FEATURES = 1 + 2 * len(WAVES)
+
 
 @dataclass(frozen=True)
 class LearnedJudgeConfig:
@@ -42,6 +46,8 @@ class LearnedJudgeConfig:
         asked: soft-argmax maps that the instruction asks for.
         width: hidden width of text and head.
         text_dim: length of the instruction embedding.
+        state_dim: proprioception that is read beside the picture, 0 for none. One camera cannot tell a hand above a
+            thing from one behind it; the robot knows where its hand is.
         dropout: in the head, while training.
         bf16: convolutions and matmuls in bfloat16.
         max_batch: frames in one forward pass; memory, not meaning.
@@ -56,6 +62,7 @@ class LearnedJudgeConfig:
     asked: int = 32
     width: int = 192
     text_dim: int = EMBEDDING_DIM
+    state_dim: int = 0
     dropout: float = 0.1
     bf16: bool = True
     max_batch: int = 512
@@ -141,8 +148,9 @@ class LearnedJudge(
         self.conv3 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
         self.block3 = _Block(c3, width)
         self.block4 = _Block(c3, width)
+        seen = 2 * c3 + 3 * (config.keypoints + config.asked)
         self.head = nn.Sequential(
-            nn.Linear(2 * c3 + 3 * (config.keypoints + config.asked) + width, width),
+            nn.Linear(seen + width + STATE_FEATURES * config.state_dim, width),
             nn.GELU(),
             nn.Dropout(config.dropout),
             nn.Linear(width, width),
@@ -159,7 +167,39 @@ class LearnedJudge(
         # What sentences about one table share would drown what tells them apart.
         self.register_buffer("text_mean", torch.zeros(config.text_dim))
         self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
+        if config.state_dim:
+            self.register_buffer("state_mean", torch.zeros(config.state_dim))
+            self.register_buffer("state_std", torch.ones(config.state_dim))
+            # A bound on a height is sharp, sharper than a layer over the height learns in a few hundred steps.
+            self.register_buffer("waves", torch.tensor(WAVES), persistent=False)
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether `score` wants proprioception."""
+        return self.config.state_dim > 0
+
+    def set_state_stats(self, states: np.ndarray) -> None:
+        """Standardise proprioception by that of the training logs, `(N,S)`; `train_judge` calls this once."""
+        self.state_mean.copy_(torch.from_numpy(states.mean(0)))
+        self.state_std.copy_(torch.from_numpy(states.std(0)).clamp_min(1e-4))
+
+    def with_state(self, states: np.ndarray) -> LearnedJudge:
+        """This judge, reading proprioception as well: its verdicts at first, and something more to learn from.
+
+        Args:
+            states: `(N,S)` of the training logs.
+        """
+        if self.reads_state:
+            return self
+        other = LearnedJudge(dataclasses.replace(self.config, state_dim=states.shape[1]))
+        own = self.state_dict()
+        first = other.head[0].weight.detach().clone()
+        first[:, : own["head.0.weight"].shape[1]] = own["head.0.weight"]
+        first[:, own["head.0.weight"].shape[1] :] = 0
+        other.load_state_dict({**other.state_dict(), **own, "head.0.weight": first})
+        other.set_state_stats(states)
+        return other.train(self.training)
 
     def borrow_eyes(self, folder: str | Path) -> list[str]:
         """Start from the first layers and the words of a trained policy, which has learned what the words point at.
@@ -218,8 +258,8 @@ class LearnedJudge(
         """Where the weights are."""
         return self.cut.device
 
-    def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1] and `text (B,E)`."""
+    def forward(self, image: Tensor, text: Tensor, state: Tensor | None = None) -> Tensor:
+        """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1], `text (B,E)`, and `state (B,S)`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
             x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
@@ -234,15 +274,26 @@ class LearnedJudge(
             weights = torch.softmax(maps, dim=-1)
             where = (weights @ self.grid.t()).flatten(1)
             strength = (weights * maps).sum(-1) / 10  # is the thing there at all
-            return self.head(torch.cat([pooled.float(), where, strength, text.float()], dim=1)).squeeze(1)
+            parts = [pooled.float(), where, strength, text.float()]
+            if state is not None and self.reads_state:
+                normal = (state.float() - self.state_mean) / self.state_std
+                waves = (normal[:, None] * self.waves[:, None]).flatten(1)
+                parts += [normal, waves.sin(), waves.cos()]
+            return self.head(torch.cat(parts, dim=1)).squeeze(1)
 
     @torch.no_grad()
-    def score(self, frames: Tensor | np.ndarray, instructions: Sequence[str]) -> Judgement:
+    def score(
+        self,
+        frames: Tensor | np.ndarray,
+        instructions: Sequence[str],
+        states: Tensor | np.ndarray | None = None,
+    ) -> Judgement:
         """Judge the last frame of B videos.
 
         Args:
             frames: `(B,T,H,W,3)` uint8.
             instructions: B strings.
+            states: `(B,S)` proprioception at the last frame, data units; wanted where `reads_state`, else left aside.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape or number of instructions.
@@ -255,13 +306,27 @@ class LearnedJudge(
             raise ConfigError(f"frames must be (B, T >= 1, {size}, {size}, 3); got {tuple(frames.shape)}")
         if len(instructions) != len(frames):
             raise ConfigError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
+        if self.reads_state:
+            wanted = (len(frames), self.config.state_dim)
+            states = None if states is None else torch.as_tensor(states)
+            if states is None or tuple(states.shape) != wanted:
+                got = None if states is None else tuple(states.shape)
+                raise ConfigError(
+                    f"this judge reads proprioception: expected states {wanted}, got {got}; pass "
+                    "score(frames, instructions, states=...), as worldgym.protocols.judged does"
+                )
         training = self.training
         self.eval()
+        rows = states.split(self.config.max_batch) if self.reads_state else [None] * len(frames)
         last, text = frames[:, -1], torch.from_numpy(embed(list(instructions)))
         logits = [
-            self.forward(to_float(part.to(self.device)), words.to(self.device))
-            for part, words in zip(
-                last.split(self.config.max_batch), text.split(self.config.max_batch), strict=True
+            self.forward(
+                to_float(part.to(self.device)),
+                words.to(self.device),
+                None if state is None else state.to(self.device),
+            )
+            for part, words, state in zip(
+                last.split(self.config.max_batch), text.split(self.config.max_batch), rows, strict=False
             )
         ]
         self.train(training)

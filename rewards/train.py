@@ -52,6 +52,8 @@ class JudgeTrainConfig:
         latent_noise: largest standard deviation of noise on unit-RMS latents.
         colour_jitter: brightness and channel jitter.
         noise: standard deviation of pixel noise, in [0,1] units.
+        state_noise: standard deviation of noise on proprioception, as a share of its spread in the logs: a world model
+            imagines it, and errs.
         max_fpr: the threshold keeps false positives below this share, over hard negatives on held-out episodes.
         dream_share: share of a batch that comes from dreams, where these are given.
         val_pairs: pairs in calibration and report, each.
@@ -67,6 +69,7 @@ class JudgeTrainConfig:
     latent_noise: float = 0.3
     colour_jitter: float = 0.08
     noise: float = 0.02
+    state_noise: float = 0.02
     max_fpr: float = 0.04
     dream_share: float = 0.5
     val_pairs: int = 3000
@@ -155,6 +158,8 @@ def train_judge(
             judge.borrow_eyes(eyes)
         else:
             judge.set_text_stats([text for texts in train.texts.values() for text in texts])
+        if judge.reads_state:
+            judge.set_state_stats(arrays.states)
     optimizer = torch.optim.AdamW(
         judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
@@ -169,7 +174,7 @@ def train_judge(
         torch.manual_seed(int(rng.integers(2**62)))
         dreaming = 0 if dreamt is None else round(config.dream_share * config.batch_size)
         rows, texts, labels, _ = train.sample(config.batch_size - dreaming, rng)
-        frames = _augment(torch.from_numpy(arrays.frames[rows]), rng, config)
+        frames, states = _augment(torch.from_numpy(arrays.frames[rows]), rng, config), arrays.states[rows]
         if tokenizer is not None:
             half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
             frames[half] = reconstruct(tokenizer, frames[half], config.latent_noise, generator)
@@ -177,10 +182,15 @@ def train_judge(
             more, words, verdicts, _ = dreamt.sample(dreaming, rng)
             frames = torch.cat([frames, _augment(torch.from_numpy(dreams.frames[more]), rng, config)])
             texts, labels = texts + words, np.concatenate([labels, verdicts])
+            states = np.concatenate([states, dreams.states[more]])
         for group in optimizer.param_groups:
             warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        logit = judge(to_float(frames), torch.from_numpy(embed(texts)))
+        state = None
+        if judge.reads_state:
+            blur = config.state_noise * rng.standard_normal(states.shape, dtype=np.float32)
+            state = torch.from_numpy(states) + judge.state_std * torch.from_numpy(blur)
+        logit = judge(to_float(frames), torch.from_numpy(embed(texts)), state)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.from_numpy(labels))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -244,7 +254,8 @@ def _logits(
         frames = torch.from_numpy(arrays.frames[rows[begin : begin + 256]])
         if tokenizer is not None:
             frames = reconstruct(tokenizer, frames, noise, generator)
-        out += judge.score(frames[:, None], texts[begin : begin + 256]).raw
+        states = torch.from_numpy(arrays.states[rows[begin : begin + 256]])
+        out += judge.score(frames[:, None], texts[begin : begin + 256], states).raw
     return np.asarray(out, np.float32)
 
 

@@ -25,6 +25,7 @@ from experiments.bundle import Bundle
 from experiments.run_folder import finite, versions
 from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
+from worldgym.protocols import judged
 from worldgym.utils.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) ->
     tokenizer = model.tokenizer
     latents = torch.randn(batch, model.config.dynamics.latent_channels, tokenizer.grid, tokenizer.grid)
     frames = tokenizer.decode(latents)
-    texts = ["put the red cube in the tray"] * batch
+    texts, states = ["put the red cube in the tray"] * batch, torch.zeros(batch, model.state_dim)
     net = model.inference_network()
     dtype = next(net.parameters()).dtype
     cells = torch.rand(batch, 2)
@@ -163,7 +164,7 @@ def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) ->
         "denoise and commit": speed.denoising(model, batch),
         "decode": count(lambda: tokenizer.decode(latents)),
         "encode": count(lambda: tokenizer.encode(frames)),
-        "judge": count(lambda: judge.score(frames[:, None], texts)),
+        "judge": count(lambda: judged(judge, frames[:, None], texts, states)),
         "layers_only": speed.layers_only(model, batch),
         "matmul_gflops": speed.matmul_gflops(),
     }

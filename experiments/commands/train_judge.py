@@ -36,6 +36,8 @@ class TrainJudgeConfig:
             frame and learned from as well, with Real's labels; the threshold then balances precision and recall on
             held-out ones.
         preset: `small` or `tiny`.
+        state: read proprioception beside the picture; one camera cannot tell above from behind.
+        initial: folder of a judge to go on from.
         steps: optimizer steps.
         batch_size: frames per step.
         lr: peak learning rate.
@@ -51,6 +53,8 @@ class TrainJudgeConfig:
     eyes: Path | None = None
     dream_episodes: int = 0
     preset: str = "small"
+    state: bool = True
+    initial: Path | None = None
     steps: int = 1500
     batch_size: int = 128
     lr: float = 1.2e-3
@@ -59,7 +63,7 @@ class TrainJudgeConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "world_model", "tokenizer", "eyes"):
+        for name in ("data", "out", "world_model", "tokenizer", "eyes", "initial"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         if self.world_model is not None and self.tokenizer is not None:
@@ -82,7 +86,7 @@ def run(config: TrainJudgeConfig) -> int:
 
     from torch.utils.tensorboard import SummaryWriter
 
-    from rewards import JudgeTrainConfig, LearnedJudgeConfig, train_judge
+    from rewards import JudgeTrainConfig, LearnedJudge, LearnedJudgeConfig, train_judge
     from worldgym.data import EpisodeDataset
     from worldgym.utils.files import atomic_write_text
     from worldgym.utils.progress import Progress
@@ -95,6 +99,10 @@ def run(config: TrainJudgeConfig) -> int:
     dreams = None
     if config.dream_episodes and config.world_model is not None:
         dreams = _dream(config, arrays)
+    judge = None
+    if config.initial is not None:
+        judge = LearnedJudge.from_pretrained(str(config.initial))
+        judge = judge.with_state(arrays.states) if config.state else judge
     settings = JudgeTrainConfig(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -118,7 +126,12 @@ def run(config: TrainJudgeConfig) -> int:
             arrays,
             tokenizer,
             settings,
-            model=LearnedJudgeConfig.preset(config.preset, image_size=int(arrays.frames.shape[1])),
+            model=LearnedJudgeConfig.preset(
+                config.preset,
+                image_size=int(arrays.frames.shape[1]),
+                state_dim=arrays.states.shape[1] if config.state else 0,
+            ),
+            judge=judge,
             on_step=on_step,
             checkpoint=state,
             eyes=None if config.eyes is None else str(config.eyes),

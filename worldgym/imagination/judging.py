@@ -6,7 +6,7 @@ is not the same as failed: a zero reward would teach the policy that whatever it
 Example::
 
     from worldgym.imagination.judging import ask
-    p, valid = ask(judge, frames[:, None], ["push the red cube to the left"])
+    p, valid = ask(judge, frames[:, None], ["push the red cube to the left"], states)
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldgym.protocols import RewardModel
+from worldgym.protocols import RewardModel, judged
 
 log = logging.getLogger(__name__)
 
 
 def ask(
-    judge: RewardModel, frames: Tensor, instructions: Sequence[str]
+    judge: RewardModel, frames: Tensor, instructions: Sequence[str], states: Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Judge `frames (B,T,H,W,3)` u8.
+    """Judge `frames (B,T,H,W,3)` u8, at whose end proprioception is `states (B,S)`.
 
     Returns:
         Probability of success (B,), 0 where there is none, and validity (B,).
@@ -38,7 +38,7 @@ def ask(
     count = len(frames)
     try:
         with torch.no_grad():
-            verdict = judge.score(frames, list(instructions))
+            verdict = judged(judge, frames, list(instructions), states)
     except (TimeoutError, ConnectionError) as error:
         log.warning("judge %s failed on %d episodes, which become invalid: %s", judge.name, count, error)
         return np.zeros(count), np.zeros(count, np.bool_)

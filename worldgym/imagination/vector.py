@@ -330,8 +330,9 @@ class WorldModelVectorEnv(BranchingVectorEnv):
     def _judge(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], Flags]:
         """Probability of success (n,) and validity (n,) of the current frames of `rows`."""
         assert self.reward is not None
-        frames = self._image[torch.as_tensor(rows, device=self.device)][:, None]
-        return ask(self.reward, frames, [str(text) for text in self._slots.instruction[rows]])
+        index = torch.as_tensor(rows, device=self.device)
+        words = [str(text) for text in self._slots.instruction[rows]]
+        return ask(self.reward, self._image[index][:, None], words, self._proprio[index])
 
     def _final(self, infos: dict[str, Any], columns: list[Column], over: Flags) -> None:
         """SAME_STEP: last observation and info of ended episodes, in the form of SyncVectorEnv."""
