@@ -112,7 +112,7 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 		--lr 5e-4 --batch 17 --window 24 --out $(RUNS)/world_model_third --compile --processes 2
 	$(BIN)/worldgym train probe --world-model $(RUNS)/world_model_third/export --out $(RUNS)/probe
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model_third/export --steps 1400 \
-		--max-fpr 0.03 --eyes $(RUNS)/policy_all --out $(RUNS)/judge
+		--max-fpr 0.03 --no-state --eyes $(RUNS)/policy_all --out $(RUNS)/judge
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model_third/export \
 		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
 		--demos-per-task 25 --demos-limit 1200 --out $(RUNS)/bundle_third
@@ -134,8 +134,13 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 		--policy $(RUNS)/practised_1/policy --mix.policy 1 --temperature 1
 	$(BIN)/worldgym train world-model --data $(RUNS)/data --initial $(RUNS)/world_model_third/export --minutes 76 \
 		--lr 4.5e-4 --batch 17 --window 24 --out $(RUNS)/world_model --compile --processes 2
+	@# the judge goes on with the hand's place beside the picture, then once more with what it is wrong about
+	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export --initial $(RUNS)/judge \
+		--steps 700 --lr 9e-4 --max-fpr 0.03 --out $(RUNS)/judge_state
+	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
+		--initial $(RUNS)/judge_state --hard-share 0.5 --steps 300 --lr 5e-4 --max-fpr 0.03 --out $(RUNS)/judge_mined
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
-		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
+		--judge $(RUNS)/judge_mined --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
 		--demos-per-task 25 --demos-limit 1200 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 

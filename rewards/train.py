@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rewards.dreams import balanced_threshold, episode_verdicts, precision_recall
 from rewards.learned import LearnedJudge, LearnedJudgeConfig, to_float
+from rewards.mining import HardFrames
 from rewards.negatives import KINDS, PairSampler
 from worldgym.errors import ConfigError
 from worldgym.text import embed
@@ -56,6 +57,7 @@ class JudgeTrainConfig:
             imagines it, and errs.
         max_fpr: the threshold keeps false positives below this share, over hard negatives on held-out episodes.
         dream_share: share of a batch that comes from dreams, where these are given.
+        hard_share: share of a batch that is mined (`rewards.mining`) with the judge that training goes on from.
         val_pairs: pairs in calibration and report, each.
         checkpoint_every: steps between checkpoints.
         seed: of split, pairs and weights.
@@ -72,6 +74,7 @@ class JudgeTrainConfig:
     state_noise: float = 0.02
     max_fpr: float = 0.04
     dream_share: float = 0.5
+    hard_share: float = 0.0
     val_pairs: int = 3000
     checkpoint_every: int = 250
     seed: int = 0
@@ -152,6 +155,11 @@ def train_judge(
         if len(dreams_held) < 2:
             raise ConfigError("too few dreams of held-out episodes to set a threshold; imagine more episodes")
     torch.manual_seed(config.seed)
+    hard = None
+    if config.hard_share:
+        if judge is None:
+            raise ConfigError("hard_share needs a judge to go on from: only a trained one is wrong in a telling way")
+        hard = HardFrames.mine(judge.eval(), arrays, order[held:], np.random.default_rng(config.seed))
     if judge is None:
         judge = LearnedJudge(model)
         if eyes is not None:  # borrowed words come with statistics of their own
@@ -173,7 +181,13 @@ def train_judge(
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))
         dreaming = 0 if dreamt is None else round(config.dream_share * config.batch_size)
-        rows, texts, labels, _ = train.sample(config.batch_size - dreaming, rng)
+        mined = 0 if hard is None else round(config.hard_share * config.batch_size)
+        rows, texts, labels, _ = train.sample(max(1, config.batch_size - dreaming - mined), rng)
+        if hard is not None:
+            found, words, verdicts = hard.sample(mined, rng)
+            rows, texts, labels = (
+                np.concatenate([rows, found]), texts + words, np.concatenate([labels, verdicts])
+            )  # fmt: skip
         frames, states = _augment(torch.from_numpy(arrays.frames[rows]), rng, config), arrays.states[rows]
         if tokenizer is not None:
             half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])

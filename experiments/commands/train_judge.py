@@ -38,6 +38,7 @@ class TrainJudgeConfig:
         preset: `small` or `tiny`.
         state: read proprioception beside the picture; one camera cannot tell above from behind.
         initial: folder of a judge to go on from.
+        hard_share: share of a batch that is drawn among frames of policies on which `initial` is wrong or nearly.
         steps: optimizer steps.
         batch_size: frames per step.
         lr: peak learning rate.
@@ -55,6 +56,7 @@ class TrainJudgeConfig:
     preset: str = "small"
     state: bool = True
     initial: Path | None = None
+    hard_share: float = 0.0
     steps: int = 1500
     batch_size: int = 128
     lr: float = 1.2e-3
@@ -73,6 +75,10 @@ class TrainJudgeConfig:
         if self.dream_episodes < 0 or (self.dream_episodes and self.world_model is None):
             raise ConfigError(
                 f"dream_episodes is {self.dream_episodes}; it needs --world-model, and 0 is off"
+            )
+        if not 0 <= self.hard_share < 1 or (self.hard_share and self.initial is None):
+            raise ConfigError(
+                f"hard_share is {self.hard_share}; it lies in [0, 1) and needs --initial, a judge whose errors are mined"
             )
         if self.preset not in ("tiny", "small"):
             raise ConfigError(f"unknown judge preset {self.preset!r}; the presets are tiny, small")
@@ -108,6 +114,7 @@ def run(config: TrainJudgeConfig) -> int:
         batch_size=config.batch_size,
         lr=config.lr,
         max_fpr=config.max_fpr,
+        hard_share=config.hard_share,
         seed=config.seed,
     )
     state = TrainState(config.out / "checkpoint")
