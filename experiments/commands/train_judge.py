@@ -78,7 +78,7 @@ class TrainJudgeConfig:
             )
         if not 0 <= self.hard_share < 1 or (self.hard_share and self.initial is None):
             raise ConfigError(
-                f"hard_share is {self.hard_share}; it lies in [0, 1) and needs --initial, a judge whose errors are mined"
+                f"hard_share is {self.hard_share}; expected in [0, 1), with --initial, whose errors are mined"
             )
         if self.preset not in ("tiny", "small"):
             raise ConfigError(f"unknown judge preset {self.preset!r}; the presets are tiny, small")
