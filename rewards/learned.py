@@ -48,6 +48,7 @@ class LearnedJudgeConfig:
         text_dim: length of the instruction embedding.
         state_dim: proprioception that is read beside the picture, 0 for none. One camera cannot tell a hand above a
             thing from one behind it; the robot knows where its hand is.
+        by_words: whether the logit is shifted by what the instruction says (`rewards.calibration`).
         dropout: in the head, while training.
         bf16: convolutions and matmuls in bfloat16.
         max_batch: frames in one forward pass; memory, not meaning.
@@ -63,6 +64,7 @@ class LearnedJudgeConfig:
     width: int = 192
     text_dim: int = EMBEDDING_DIM
     state_dim: int = 0
+    by_words: bool = False
     dropout: float = 0.1
     bf16: bool = True
     max_batch: int = 512
@@ -172,7 +174,25 @@ class LearnedJudge(
             self.register_buffer("state_std", torch.ones(config.state_dim))
             # A bound on a height is sharp, sharper than a layer over the height learns in a few hundred steps.
             self.register_buffer("waves", torch.tensor(WAVES), persistent=False)
+        if config.by_words:
+            self.register_buffer("word_slope", torch.zeros(config.text_dim))
+            self.register_buffer("word_level", torch.zeros(()))
         self.to(memory_format=torch.channels_last)
+
+    def with_word_shift(self, slope: Tensor, level: float, threshold: float) -> LearnedJudge:
+        """This judge with `slope . embedding + level` added to its logit (to what was added before), and a threshold.
+
+        Args:
+            slope: `(E,)` of the instruction's embedding.
+            level: a number.
+            threshold: of the judge that is returned.
+        """
+        other = LearnedJudge(dataclasses.replace(self.config, by_words=True))
+        other.load_state_dict({**other.state_dict(), **self.state_dict()})
+        other.word_slope.add_(slope)
+        other.word_level.add_(level)
+        other.set_threshold(threshold)
+        return other.train(self.training)
 
     @property
     def reads_state(self) -> bool:
@@ -260,6 +280,7 @@ class LearnedJudge(
 
     def forward(self, image: Tensor, text: Tensor, state: Tensor | None = None) -> Tensor:
         """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1], `text (B,E)`, and `state (B,S)`."""
+        shift = text @ self.word_slope + self.word_level if self.config.by_words else 0.0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
             x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
@@ -279,7 +300,7 @@ class LearnedJudge(
                 normal = (state.float() - self.state_mean) / self.state_std
                 waves = (normal[:, None] * self.waves[:, None]).flatten(1)
                 parts += [normal, waves.sin(), waves.cos()]
-            return self.head(torch.cat(parts, dim=1)).squeeze(1)
+            return self.head(torch.cat(parts, dim=1)).squeeze(1) + shift
 
     @torch.no_grad()
     def score(
@@ -306,18 +327,19 @@ class LearnedJudge(
             raise ConfigError(f"frames must be (B, T >= 1, {size}, {size}, 3); got {tuple(frames.shape)}")
         if len(instructions) != len(frames):
             raise ConfigError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
+        told: Tensor | None = None
         if self.reads_state:
+            told = None if states is None else torch.as_tensor(states)
             wanted = (len(frames), self.config.state_dim)
-            states = None if states is None else torch.as_tensor(states)
-            if states is None or tuple(states.shape) != wanted:
-                got = None if states is None else tuple(states.shape)
+            if told is None or tuple(told.shape) != wanted:
+                got = None if told is None else tuple(told.shape)
                 raise ConfigError(
                     f"this judge reads proprioception: expected states {wanted}, got {got}; pass "
                     "score(frames, instructions, states=...), as worldgym.protocols.judged does"
                 )
         training = self.training
         self.eval()
-        rows = states.split(self.config.max_batch) if self.reads_state else [None] * len(frames)
+        rows = [None] * len(frames) if told is None else told.split(self.config.max_batch)
         last, text = frames[:, -1], torch.from_numpy(embed(list(instructions)))
         logits = [
             self.forward(

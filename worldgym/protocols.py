@@ -135,15 +135,16 @@ class RewardModel(Protocol):
         ...
 
 
-def judged(judge: RewardModel, frames: Tensor, instructions: Sequence[str], states: Tensor) -> Judgement:
+def judged(judge: Any, frames: Tensor, instructions: Sequence[str], states: Tensor) -> Judgement:
     """What `judge` says of `frames (B,T,H,W,3)` u8; one that has `reads_state` is told `states (B,S)` as well.
 
     Proprioception is no privileged information: a robot knows where its hand is, and a world model imagines it.
     """
     if getattr(judge, "reads_state", False):
-        verdict: Judgement = judge.score(frames, instructions, states=states)  # type: ignore[call-arg]
-        return verdict
-    return judge.score(frames, instructions)
+        verdict: Judgement = judge.score(frames, instructions, states=states)
+    else:
+        verdict = judge.score(frames, instructions)
+    return verdict
 
 
 @runtime_checkable
