@@ -150,7 +150,7 @@ def run(config: SweepConfig) -> int:
         }
         for result in results
     ]
-    rows.sort(key=lambda row: -1.0 if row[METRIC] is None else row[METRIC], reverse=True)
+    rows.sort(key=lambda row: (1.0 if row[METRIC] is None else -row[METRIC], str(row["setting"])))  # ties: one order
     atomic_write_text(config.out / "sweep.json", json.dumps(rows, indent=1, default=str) + "\n")
     lines = [f"{'imagined':>9}{'rounds':>8}  setting"]
     for row in rows:
