@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from rewards.dreams import stopped
 from worldgym.errors import ConfigError
 from worldgym.text import embed
 
@@ -50,9 +51,7 @@ class Looks:
     def counts(self, task: str, threshold: float) -> np.ndarray:
         """False positives, true positives, false negatives of `task`, if episodes stop at the first success judged."""
         rows = np.array([t == task for t in self.tasks])
-        hit = self.said[rows] >= threshold
-        stop = np.where(hit.any(1), hit.argmax(1), hit.shape[1] - 1)
-        real, imagined = self.truth[rows][np.arange(len(hit)), stop], hit.any(1)
+        imagined, real = stopped(self.said[rows], self.truth[rows], threshold)
         return np.array([(imagined & ~real).sum(), (imagined & real).sum(), (~imagined & real).sum()])
 
 

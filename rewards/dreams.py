@@ -120,14 +120,19 @@ def episode_verdicts(
     return said, truth
 
 
+def stopped(said: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of episodes that stop at the first verdict of at least `threshold`: `(N,)` bool imagined, and real, success."""
+    hit = said >= threshold
+    stop = np.where(hit.any(1), hit.argmax(1), said.shape[1] - 1)
+    return hit.any(1), truth[np.arange(len(said)), stop]
+
+
 def precision_recall(said: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[float, float]:
     """Of episodes that stop at the first verdict of at least `threshold`, as imagined RL does.
 
     An episode is a true positive when it had really succeeded by then. nan where nothing was said, or nothing true.
     """
-    hit = said >= threshold
-    stop = np.where(hit.any(1), hit.argmax(1), said.shape[1] - 1)
-    real, imagined = truth[np.arange(len(said)), stop], hit.any(1)
+    imagined, real = stopped(said, truth, threshold)
     both = float((real & imagined).sum())
     return (
         both / imagined.sum() if imagined.any() else float("nan"),
