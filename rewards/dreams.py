@@ -124,7 +124,7 @@ def stopped(said: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[np.n
     """Of episodes that stop at the first verdict of at least `threshold`: `(N,)` bool imagined, and real, success."""
     hit = said >= threshold
     stop = np.where(hit.any(1), hit.argmax(1), said.shape[1] - 1)
-    return hit.any(1), truth[np.arange(len(said)), stop]
+    return np.asarray(hit.any(1)), truth[np.arange(len(said)), stop]
 
 
 def precision_recall(said: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[float, float]:
