@@ -77,7 +77,7 @@ class PracticeSettings:
     demo_share: float = 0.4
     min_rate: float = 0.0
     middle_fraction: float = 0.3
-    threshold: float | None = 0.85
+    threshold: float | None = None
     confirm: int = 1
     max_uncertainty: float | None = None
     bc_batch: int = 128
