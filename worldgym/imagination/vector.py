@@ -78,7 +78,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         autoreset_mode: one of Gymnasium's three, or its value ("NextStep", "SameStep", "Disabled").
         render_mode: None or "rgb_array".
         tensors: True keeps images, states, rewards and dones as torch tensors on the model's device.
-        info_frames: True adds info["frames"] (num_envs, K, H, W, 3) uint8, every imagined frame of the step.
+        info_frames: True adds info["frames"] (num_envs, K, H, W, 3) uint8, every imagined frame of the step, and
+            info["states"] (num_envs, K, S) float32 with them.
         state_low: lower bound of the state, a number or S numbers; imagined states are clipped to it.
         state_high: upper bound.
         reward_kwargs: keywords of the entry point, JSON-able.
@@ -325,6 +326,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         if self.info_frames:
             frames = imagined.frames if self.tensors else imagined.frames.cpu().numpy()
             columns.append(("frames", frames, moving))
+            path = imagined.states.float().clamp(self._low, self._high)
+            columns.append(("states", path if self.tensors else path.cpu().numpy(), moving))
         return outcome, columns
 
     def _judge(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], Flags]:
