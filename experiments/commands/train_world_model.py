@@ -48,6 +48,9 @@ class TrainWorldModelConfig:
             gets another tokenizer.
         processes: train in so many processes, each with `batch` windows a step and its share of the cores. The
             threads of one process wait for one another at every small product, processes once a step.
+        address: let Ray Train place the processes: `local` for this machine alone, `auto` or `ray://HOST:10001` for a
+            running cluster, whose nodes must all see `out`. The weights are the same, bit for bit; a process that dies
+            costs what came after the last checkpoint.
         compile: torch.compile the training pass: 40 % faster after a minute or two of warm-up.
         seed: everything random follows from it.
         limit: read at most so many episodes.
@@ -67,6 +70,7 @@ class TrainWorldModelConfig:
     equal_tasks: bool = True
     shift_steps: int = 1500
     processes: int = 1
+    address: str | None = None
     compile: bool = False
     seed: int = 0
     limit: int | None = None
@@ -119,54 +123,62 @@ def run(config: TrainWorldModelConfig) -> int:
     data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds)
     if config.equal_tasks:
         data.odds = equal_shares(data.odds, np.repeat(np.array(arrays.tasks), np.diff(arrays.offsets)))
-    if config.processes == 1:
-        _train(0, config, model, data, None)
+    if config.address is not None:
+        from experiments.ray_training import on_ray
+
+        on_ray(train_stages, config, model, data, config.processes, config.address, config.out)
+    elif config.processes == 1:
+        train_stages(0, config, model, data)
     else:
         with tempfile.TemporaryDirectory() as folder:  # where the processes find each other
             arguments = (config, model, data, f"{folder}/group")
-            torch.multiprocessing.spawn(_train, arguments, nprocs=config.processes)  # type: ignore[no-untyped-call]
+            torch.multiprocessing.spawn(_process, arguments, nprocs=config.processes)  # type: ignore[no-untyped-call]
     logger.info("world model saved to %s", config.out / "export")
     return 0
 
 
-def _train(
-    rank: int, config: TrainWorldModelConfig, model: VideoWorldModel, data: LatentEpisodes, group: str | None
+def _process(
+    rank: int, config: TrainWorldModelConfig, model: VideoWorldModel, data: LatentEpisodes, group: str
 ) -> None:
-    """Both stages in one process; with `group`, as one of several that find each other by that file."""
+    """One of several processes on this machine, which find each other by the file `group`."""
     import os
 
     import torch
     import torch.distributed as dist
 
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
+    dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=config.processes)
+    try:
+        train_stages(rank, config, copy.deepcopy(model), data)  # what was handed over is one memory for all
+    finally:
+        dist.destroy_process_group()
+
+
+def train_stages(
+    rank: int, config: TrainWorldModelConfig, model: VideoWorldModel, data: LatentEpisodes
+) -> None:
+    """Both stages, alone or as one rank of the process group that there is."""
     from worldgym.training.loop import LoopConfig
     from worldgym.training.shift import train_shift
     from worldgym.training.world_model import WorldModelTraining, train_world_model
 
-    if group is not None:
-        logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
-        dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=config.processes)
-        model = copy.deepcopy(model)  # what was handed over is one memory for all
-    try:
-        if model.config.dynamics.moved and (config.initial is None or config.tokenizer is not None):
-            shift = LoopConfig(
-                steps=config.shift_steps, lr=3e-3, final_lr=0.02, warmup=50, ema=0.99, seed=config.seed
-            )
-            train_shift(model, data, shift, config.out / "shift")
-        loop = LoopConfig(
-            steps=config.steps or 1_000_000, lr=config.lr, final_lr=0.02, warmup=200, optimizer="muon", ema=0.995,
-            weight_decay=0.02, seed=config.seed, max_minutes=None if config.steps else config.minutes,
-        )  # fmt: skip
-        training = WorldModelTraining(
-            loop=loop, batch=config.batch, window=config.window, compile=config.compile,
-            rollout_from=0.0 if config.initial is not None else 0.3,
-        )  # fmt: skip
-        trained = train_world_model(model, data, training, config.out)
-        if rank == 0:
-            trained.save_pretrained(config.out / "export")
-    finally:
-        if group is not None:
-            dist.destroy_process_group()
+    if model.config.dynamics.moved and (config.initial is None or config.tokenizer is not None):
+        shift = LoopConfig(
+            steps=config.shift_steps, lr=3e-3, final_lr=0.02, warmup=50, ema=0.99, seed=config.seed
+        )
+        train_shift(model, data, shift, config.out / "shift")
+    loop = LoopConfig(
+        steps=config.steps or 1_000_000, lr=config.lr, final_lr=0.02, warmup=200, optimizer="muon", ema=0.995,
+        weight_decay=0.02, seed=config.seed, max_minutes=None if config.steps else config.minutes,
+    )  # fmt: skip
+    training = WorldModelTraining(
+        loop=loop, batch=config.batch, window=config.window, compile=config.compile,
+        rollout_from=0.0 if config.initial is not None else 0.3,
+    )  # fmt: skip
+    trained = train_world_model(model, data, training, config.out)
+    if rank == 0:
+        trained.save_pretrained(config.out / "export")
 
 
 def window_odds(states: np.ndarray, offsets: np.ndarray, window: int, contact: float) -> np.ndarray:

@@ -65,6 +65,22 @@ def test_the_trained_world_model_loads_and_knows_its_tasks(chain):
     assert load_world_model(chain / "world" / "export").config.tasks == ("push", "reach")
 
 
+@pytest.mark.slow
+def test_ray_train_gives_the_weights_of_plain_processes(chain, tmp_path):
+    """Two workers of Ray Train, gloo between them, against the two processes of the fixture."""
+    from safetensors.torch import load_file
+
+    pytest.importorskip("ray.train")
+    arguments = ["--data", str(chain / "data"), "--tokenizer", str(chain / "tokenizer"), "--preset", "tiny"]
+    arguments += ["--steps", "3", "--shift-steps", "2", "--batch", "4", "--window", "4", "--out", str(tmp_path)]
+    assert main(["train", "world-model", *arguments, "--processes", "2", "--address", "local"]) == 0
+    mine = load_file(tmp_path / "export" / "model.safetensors")
+    theirs = load_file(chain / "world" / "export" / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=0, msg=name)
+
+
 def test_world_model_training_goes_on_from_an_exported_model(chain):
     arguments = [
         "--data",
