@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,21 +99,21 @@ class Practice:
             discount=1.0,
         )
         imitation = SelfImitation(self.demos, cloning)
-        checkpoint, memory, mean = (self.folder.state / name for name in ("grpo", "imitation", "average"))
         history: list[dict[str, float]] = []
-        if (checkpoint / "state.json").is_file():
-            imitation.load(policy, memory)
-            history = improver.load(policy, checkpoint)["history"]
-            average = VLAPolicy.from_pretrained(mean)
+        if rounds := self._rounds():
+            imitation.load(policy, rounds[-1] / "imitation")
+            history = improver.load(policy, rounds[-1] / "grpo")["history"]
+            average = VLAPolicy.from_pretrained(rounds[-1] / "average")
         with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
             while len(history) < settings.iterations:
                 row = self.iteration(policy, improver, imitation, len(history), history)
                 history.append(row)
                 done = len(history)
                 average_weights(average, policy, min(settings.average, done / (done + 2)))
-                save_policy(average, mean)
-                imitation.save(policy, memory)
-                improver.save(policy, checkpoint, {"history": history})
+                with self._saved(done) as partial:
+                    save_policy(average, partial / "average")
+                    imitation.save(policy, partial / "imitation")
+                    improver.save(policy, partial / "grpo", {"history": history})
                 self._scalars(board, row)
                 if report is not None:
                     report(row)
@@ -123,9 +124,25 @@ class Practice:
             self.folder.seconds[stage] = 0.0
             self.folder.add_seconds(stage, sum(row[f"seconds_{stage}"] for row in history))
         self.folder.write("history", history)
-        for folder in (checkpoint, memory, mean):
+        for folder in self._rounds():
             shutil.rmtree(folder, ignore_errors=True)
         return history
+
+    def _rounds(self) -> list[Path]:
+        """Rounds that are wholly on disk, the last one last."""
+        return sorted(self.folder.state.glob("round-[0-9]*"))
+
+    @contextmanager
+    def _saved(self, number: int) -> Iterator[Path]:
+        """A folder for what round `number` leaves: all of it stays or, killed half-way, the round before."""
+        partial = self.folder.state / "partial-round"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        before = self._rounds()
+        partial.rename(self.folder.state / f"round-{number:05d}")
+        for folder in before:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def iteration(
         self, policy: Any, improver: Any, imitation: Any, number: int, history: list[dict[str, float]]

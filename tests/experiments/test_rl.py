@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from safetensors.torch import load_file
@@ -44,6 +48,48 @@ def test_a_stopped_run_goes_on_at_its_last_round_and_ends_the_same(bundle, tmp_p
         run(parted)
     assert run(parted) == 0 and calls == [0, 1, 1]
     left, right = weights(config.out), weights(parted.out)
+    assert all((left[k] == right[k]).all() for k in left)
+
+
+def test_a_round_that_was_not_saved_whole_is_done_again(bundle, tmp_path, monkeypatch):
+    """Between any two files of a round the process may end; the memory of one round never meets another's policy."""
+    from agents import GRPO
+
+    config = RlConfig(bundle=str(bundle), out=tmp_path / "whole", quick=True, piece=1)
+    assert run(config) == 0
+    save, calls = GRPO.save, []
+
+    def dies(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return save(self, *arguments)
+
+    monkeypatch.setattr(GRPO, "save", dies)
+    parted = RlConfig(bundle=str(bundle), out=tmp_path / "parted", quick=True, piece=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(parted)
+    assert run(parted) == 0 and len(calls) == 3
+    left, right = weights(config.out), weights(parted.out)
+    assert all((left[k] == right[k]).all() for k in left)
+
+
+def test_a_killed_driver_goes_on_and_ends_the_same(bundle, tmp_path):
+    """kill -9, which no handler sees, after the first round."""
+    settings = ["--bundle", str(bundle), "--quick", "--iterations", "2", "--piece", "1", "--starts", "2"]
+    parted = tmp_path / "parted"
+    command = [sys.executable, "-m", "worldgym", "rl", "--out", str(parted), *settings]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((parted / "state").glob("round-*")):
+        assert process.poll() is None and time.monotonic() < deadline, "no round was saved"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (parted / "policy").exists()
+    assert main(["rl", "--out", str(parted), *settings]) == 0
+    assert main(["rl", "--out", str(tmp_path / "whole"), *settings]) == 0
+    left, right = weights(tmp_path / "whole"), weights(parted)
     assert all((left[k] == right[k]).all() for k in left)
 
 
