@@ -23,6 +23,7 @@ from typing_extensions import Self
 from agents.imagination import Starts, collect
 from agents.rollouts import Rollouts
 from worldgym.errors import ConfigError
+from worldgym.utils.memory import resident_mb
 from worldgym.utils.optional import require
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,10 @@ class RolloutPool:
                 idle.append(worker)
         return Rollouts.concatenate([done[number] for number in range(len(parts))])
 
+    def memory_mb(self) -> list[float]:
+        """Resident megabytes of each worker."""
+        return list(self._ray.get([worker.memory_mb.remote() for worker in self.workers]))
+
     def close(self) -> None:
         """End the workers, and Ray where this pool started it; twice is allowed."""
         for worker in self.workers:
@@ -193,6 +198,10 @@ class _Imaginer:
         """One piece."""
         generator = piece_generator(seed, number)
         return collect(self.world_model, self.judge, policy, starts, generator=generator, **settings)
+
+    def memory_mb(self) -> float:
+        """Resident megabytes of this worker."""
+        return resident_mb()
 
 
 def connect(ray: Any, address: str | None, cpus: int | None) -> bool:

@@ -1,12 +1,14 @@
 """`worldgym bench env`: what the Gymnasium face costs on top of the world model that it wraps.
 
 Ratios of things timed in turns in one process: a step of the environment over the same step of the model called
-directly, with arrays and with tensors; and a tree of branches from mid-episode over as many resets.
+directly, with arrays and with tensors; and a tree of branches from mid-episode over as many resets. With `--workers`
+also what Ray workers bring over one of them, and with `--soak` whether memory grows over so many rounds.
 
 Example::
 
     worldgym bench env --json runs/env.json
     worldgym bench env --checkpoint runs/world_model/export --batches 1 16
+    worldgym bench env --workers 2 --soak 200
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class BenchEnvConfig:
         seconds: that each timing takes at least.
         rounds: turns of what is compared.
         threads: of torch.
+        workers: Ray workers whose speed is compared with that of one; 0 leaves Ray out.
+        soak: rounds on Ray workers over which memory is watched; 0 for none.
     """
 
     checkpoint: Path | None = None
@@ -54,6 +58,8 @@ class BenchEnvConfig:
     seconds: float = 2.0
     rounds: int = 5
     threads: int = 2
+    workers: int = 0
+    soak: int = 0
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -61,6 +67,10 @@ class BenchEnvConfig:
         if not self.batches or min(counts) < 1 or self.seconds <= 0:
             raise ConfigError(
                 "batches, branches, chunk, rounds and threads must be at least 1, seconds more than 0"
+            )
+        if min(self.workers, self.soak) < 0 or (self.soak and not self.workers):
+            raise ConfigError(
+                f"workers={self.workers}, soak={self.soak}; expected not negative, and a soak needs --workers 2"
             )
 
 
@@ -82,6 +92,8 @@ def run(config: BenchEnvConfig) -> int:
         "threads": config.threads,
         "versions": versions(),
     }
+    if config.workers:
+        facts |= on_ray(model, bundle, config)
     atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
     sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
     return 0
@@ -171,6 +183,21 @@ def branches(model: Any, starts: Path, config: BenchEnvConfig) -> dict[str, floa
     }
 
 
+def on_ray(model: Any, bundle: Bundle, config: BenchEnvConfig) -> dict[str, Any]:
+    """Scaling over Ray workers, and the soak if one was asked for."""
+    from experiments import ray_scaling
+
+    parts = (model, bundle.judge(), bundle.policy(), bundle.start_bank())
+    facts: dict[str, Any] = {
+        "ray": ray_scaling.scaling(
+            *parts, workers=config.workers, rounds=config.rounds, seconds=config.seconds
+        )
+    }
+    if config.soak:
+        facts["soak"] = ray_scaling.soak(*parts, workers=config.workers, rounds=config.soak)
+    return facts
+
+
 def import_seconds(rounds: int = 5) -> float:
     """Least time of `import worldgym` in a fresh interpreter, over that of importing nothing."""
 
@@ -196,4 +223,15 @@ def table(facts: dict[str, Any]) -> str:
         f"many resets in one batch ({tree['reset_batch_ms']:.1f} ms; one by one {tree['reset_each_ms']:.0f} ms)"
     )
     lines.append(f"import worldgym: {facts['import_seconds']:.2f} s")
+    if ray := facts.get("ray"):
+        lines.append(
+            f"{ray['workers']:.0f} Ray workers of one thread: {ray['many']:.0f} imagined steps a second, one: "
+            f"{ray['one']:.0f}, efficiency {ray['efficiency']:.2f}; without Ray {ray['here']:.0f}; "
+            f"{ray['bytes_per_step']:.0f} bytes moved a step"
+        )
+    if soak := facts.get("soak"):
+        lines.append(
+            f"memory over {soak['rounds']} rounds on Ray: driver {soak['growth_mb']['driver']:+.0f} MB, a worker "
+            f"{soak['growth_mb']['workers']:+.0f} MB, from round {max(1, round(0.1 * soak['rounds']))} on"
+        )
     return "\n".join(lines)

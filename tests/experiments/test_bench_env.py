@@ -28,3 +28,20 @@ def test_bad_settings_are_refused():
         BenchEnvConfig(branches=0)
     with pytest.raises(ConfigError, match="at least 1"):
         BenchEnvConfig(batches=())
+
+
+@pytest.mark.slow  # Ray's workers import everything again
+def test_ray_workers_are_measured_and_soaked(bundle, tmp_path, capsys):
+    pytest.importorskip("ray", reason="needs the extra `rllib`")
+    out = tmp_path / "env.json"
+    few = "--seconds 0.05 --rounds 1 --batches 1 --branches 2 --threads 1 --workers 2 --soak 10".split()
+    assert main(["bench", "env", "--bundle", str(bundle), "--json", str(out), *few]) == 0
+    facts = json.loads(out.read_text())
+    assert facts["ray"]["efficiency"] > 0 and facts["ray"]["bytes_per_step"] > 100
+    assert len(facts["soak"]["driver_mb"]) == 5 and min(facts["soak"]["workers_mb"]) > 50
+    assert "memory over 10 rounds" in capsys.readouterr().out
+
+
+def test_a_soak_without_workers_is_refused():
+    with pytest.raises(ConfigError, match="--workers 2"):
+        BenchEnvConfig(soak=10)
