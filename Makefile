@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 # pip asks for news on every call otherwise
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow lint format bench pretrained docs gl clean
+.PHONY: help setup demo test test-slow test-newest lint format bench pretrained docs gl clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,13 @@ test: gl $(TESTED) ## the fast tests, with coverage
 
 test-slow: gl $(TESTED) ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q $(ARGS)
+
+# Ray pins gymnasium to the version it was built against, so the newest one goes in a folder of its own, before the other.
+test-newest: gl $(TESTED) ## the environments' contract once more, with the newest gymnasium
+	$(BIN)/pip install --no-compile --quiet --no-deps --upgrade --target $(VENV)/newest gymnasium
+	PYTHONPATH=$(VENV)/newest $(BIN)/python -c 'import gymnasium; print("gymnasium", gymnasium.__version__)'
+	PYTHONPATH=$(VENV)/newest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q tests/imagination/test_gymnasium_contract.py \
+		tests/imagination/test_recording.py tests/envs -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(TESTED) ## ruff, mypy on the public API, import-linter
 	$(BIN)/ruff check .
