@@ -209,3 +209,39 @@ def test_observations_handed_out_do_not_change_later(make_vec):
     for _ in range(3):
         envs.step(np.ones((2, 4), np.float32))
     assert np.array_equal(obs2["image"], kept2) and not np.array_equal(kept, kept2)
+
+
+def _frames_of(path) -> int:
+    import imageio.v3 as video
+
+    return len(video.imread(path))
+
+
+def test_recordvideo_films_single_and_batched_episodes(tmp_path, make_one, make_vec):
+    pytest.importorskip("moviepy", reason="Gymnasium's RecordVideo writes with moviepy")
+    from gymnasium.wrappers import RecordVideo
+    from gymnasium.wrappers.vector import RecordVideo as RecordVectorVideo
+
+    env = RecordVideo(
+        make_one(render_mode="rgb_array", horizon=6),
+        str(tmp_path / "one"),
+        episode_trigger=lambda number: True,
+    )
+    env.reset(seed=0)
+    for _ in range(6):
+        env.step(np.zeros(4, np.float32))
+    env.close()
+    (film,) = (tmp_path / "one").glob("*.mp4")
+    assert _frames_of(film) == 7  # the start and six steps
+
+    envs = RecordVectorVideo(
+        make_vec(num_envs=2, render_mode="rgb_array", horizon=6),
+        str(tmp_path / "two"),
+        episode_trigger=lambda number: True,
+    )
+    envs.reset(seed=0)
+    for _ in range(6):
+        envs.step(np.zeros((2, 4), np.float32))
+    envs.close()
+    films = list((tmp_path / "two").glob("*.mp4"))
+    assert films and all(_frames_of(film) >= 6 for film in films)
