@@ -14,6 +14,7 @@ Example::
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,16 @@ class RolloutPool:
         self._parts = (ray.put(world_model), ray.put(judge))
         self.workers = [self._worker() for _ in range(workers)]
         self.replaced = 0
+        try:
+            self.memory_mb()  # a worker that cannot even be made would look like one that died at its first piece
+        except ray.exceptions.RayError as error:
+            self.close()
+            missing = re.search(r"No module named '([^']+)'", str(error))
+            what = f"has no package {missing[1]!r}" if missing else f"could not be made: {error}"
+            raise ConfigError(
+                f"a Ray worker {what}. Every node needs this version of worldgym with its extra `rllib`, and whatever "
+                "else world model and judge are made of; experiments/cluster/Dockerfile is an image of that kind"
+            ) from error
 
     def _worker(self) -> Any:
         return self._remote.remote(*self._parts, self.threads)

@@ -113,3 +113,14 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(cluster, tmp_pat
 def test_asking_for_more_than_there_is_fails_at_once(cluster):
     with pytest.raises(ConfigError, match="asked for, 2 there"):
         RolloutPool(LineWorld(), BrightJudge(), 16)
+
+
+@pytest.mark.slow
+def test_a_node_without_a_package_is_named_with_what_to_install(cluster, tmp_path, monkeypatch):
+    """A module that only the driver can import stands for a package that a node lacks."""
+    (tmp_path / "only_here.py").write_text("from line_world import LineWorld\nclass World(LineWorld):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from only_here import World
+
+    with pytest.raises(ConfigError, match="no package 'only_here'.*Dockerfile"):
+        RolloutPool(World(), BrightJudge(), 1)
