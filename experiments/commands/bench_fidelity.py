@@ -157,7 +157,7 @@ def measure_logs(
     }
     by_horizon = {
         name: {
-            **{key: [float(v) for v in np.nanmean(value, 0)] for key, value in pictures[name].items()},
+            **{key: column_means(value) for key, value in pictures[name].items()},
             "position": [errors[name].median(h + 1) for h in range(horizon)],
         }
         for name in sources
@@ -198,6 +198,13 @@ def measure_logs(
         },
         "by_horizon": by_horizon,
     }
+
+
+def column_means(values: np.ndarray) -> list[float]:
+    """Means of `(E,H)` over episodes; nan where a step was measured in none, as features are at most steps."""
+    measured = np.isfinite(values).sum(0)
+    sums = np.nansum(values, 0)
+    return [float(s / n) if n else float("nan") for s, n in zip(sums, measured, strict=True)]
 
 
 def by_part(
