@@ -404,3 +404,14 @@ def test_objects_that_are_no_models_are_refused(make_one):
         WorldModelEnv(DotWorldModel(), starts=object())
     with pytest.raises(TypeError, match="make_vec"):
         make_one(num_envs=2)
+
+
+def test_success_is_what_the_judge_calls_so_unless_told_otherwise(make_vec):
+    class Strict(DotJudge):
+        threshold = 0.7
+
+    assert make_vec(reward=Strict(), success_threshold=None).rules.success_threshold == 0.7
+    assert make_vec(reward=Strict(), success_threshold=0.9).rules.success_threshold == 0.9
+    assert make_vec(reward=DotJudge(), success_threshold=None).rules.success_threshold == 0.5
+    with pytest.raises(ValueError, match="success_threshold=1.5"):
+        make_vec(success_threshold=1.5)

@@ -5,8 +5,8 @@ Task Description
 Randomizations
     The start (image, state, instruction) and the world model's noise; wholly determined by the seed.
 Success Conditions
-    The judge's probability of success reaches `success_threshold`. It can be wrong: replay what matters in
-    Real.
+    The judge's probability of success reaches `success_threshold`, the judge's own by default. It can be wrong:
+    replay what matters in Real.
 
 Example::
 

@@ -8,8 +8,8 @@ Randomizations
     The start and the model's noise, from one generator a slot: slot i of `reset(seed=s)` is the single
     environment seeded s + i, however many slots there are.
 Success Conditions
-    The judge's probability of success reaches `success_threshold`. It can be wrong: replay what matters in
-    Real.
+    The judge's probability of success reaches `success_threshold`, the judge's own by default. It can be wrong:
+    replay what matters in Real.
 
 Example::
 
@@ -67,7 +67,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         chunk: None, or K frames a step.
         judge_every: frames between two judgements, >= 1; the last frame of an episode is always judged. The
             judge sees the current frame.
-        success_threshold: probability at which the judge's word counts as success, in (0, 1].
+        success_threshold: probability at which the judge's word counts as success, in (0, 1]; None for the judge's own
+            `threshold`, or 0.5 if it has none.
         reward_kind: "success" pays 1 at the first judged success; "difference" pays the change of the judged
             probability since the last judgement.
         terminate_on_success: False lets an episode go on after success.
@@ -106,7 +107,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         horizon: int = 40,
         chunk: int | None = None,
         judge_every: int = 5,
-        success_threshold: float = 0.5,
+        success_threshold: float | None = None,
         reward_kind: Literal["success", "difference"] = "success",
         terminate_on_success: bool = True,
         uncertainty_bound: float | None = None,
@@ -124,11 +125,13 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             raise ValueError(f"num_envs={num_envs}; expected at least 1")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode={render_mode!r}; expected None or 'rgb_array'")
-        ending = (success_threshold, reward_kind, terminate_on_success, uncertainty_bound)
-        self.rules = Rules(horizon, chunk, judge_every, *ending)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.world_model: Any = resolve_world_model(world_model)
         self.reward = resolve_reward(reward, reward_kwargs)
+        if success_threshold is None:
+            success_threshold = float(getattr(self.reward, "threshold", 0.5))
+        ending = (success_threshold, reward_kind, terminate_on_success, uncertainty_bound)
+        self.rules = Rules(horizon, chunk, judge_every, *ending)
         self.starts = resolve_starts(starts)
         self.device = torch.device(getattr(self.world_model, "device", "cpu"))
         self.instruction_mode, self.render_mode = instruction, render_mode
