@@ -9,6 +9,7 @@ from fakes import LEFT, RIGHT, DeadJudge, DotJudge, DotWorldModel, draw, make_st
 from gymnasium.vector import AutoresetMode
 
 from worldgym.imagination import ImageStarts, WorldModelEnv, WorldModelVectorEnv
+from worldgym.imagination.held import HeldActions
 
 STILL = np.zeros(4, np.float32)
 GO_LEFT = np.array([-1, 0, 0, 0], np.float32)
@@ -415,3 +416,33 @@ def test_success_is_what_the_judge_calls_so_unless_told_otherwise(make_vec):
     assert make_vec(reward=DotJudge(), success_threshold=None).rules.success_threshold == 0.5
     with pytest.raises(ValueError, match="success_threshold=1.5"):
         make_vec(success_threshold=1.5)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_task_given_once_holds_for_automatic_resets_too(make_vec, mode):
+    envs = make_vec(num_envs=3, horizon=2, task="left", autoreset_mode=mode)
+    _, info = envs.reset(seed=0)
+    assert set(info["task"]) == {"left"}
+    for _ in range(6):
+        *_, terminated, truncated, _ = envs.step(np.zeros((3, 4), np.float32))
+        if mode is AutoresetMode.DISABLED and (terminated | truncated).any():
+            envs.reset(options={"reset_mask": terminated | truncated})
+        assert set(envs.instructions) == {LEFT}
+    _, info = envs.reset(options={"task": "right"})
+    assert set(info["task"]) == {"right"}
+    with pytest.raises(ValueError, match="no start of task 'up'"):
+        make_vec(task="up").reset(seed=0)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_held_action_is_the_chunk_of_it_repeated(make_vec, tensors):
+    held, plain = HeldActions(make_vec(chunk=5, tensors=tensors)), make_vec(chunk=5, tensors=tensors)
+    assert held.single_action_space.shape == (4,) and held.action_space.shape == (3, 4)
+    held.reset(seed=0)
+    plain.reset(seed=0)
+    actions = np.random.default_rng(0).uniform(-1, 1, (3, 4)).astype(np.float32)
+    given = torch.from_numpy(actions) if tensors else actions
+    ours, theirs = held.step(given)[0], plain.step(np.repeat(actions[:, None], 5, 1))[0]
+    np.testing.assert_array_equal(np.asarray(ours["image"]), np.asarray(theirs["image"]))
+    with pytest.raises(ValueError, match="chunk=5"):
+        HeldActions(make_vec())

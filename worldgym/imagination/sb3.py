@@ -27,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from worldgym.imagination.held import HeldActions
 from worldgym.utils.optional import require
 
 require("stable_baselines3", extra="sb3")
@@ -36,7 +37,7 @@ from stable_baselines3.common.vec_env import VecEnv  # noqa: E402
 
 
 def make_sb3_vec_env(
-    env_id: str = "worldgym/ImaginedTabletop-v0", num_envs: int = 8, **settings: Any
+    env_id: str = "worldgym/ImaginedTabletop-v0", num_envs: int = 8, *, held: bool = False, **settings: Any
 ) -> SB3VecEnv:
     """A registered batch of environments for SB3: SAME_STEP autoreset, instructions as embeddings.
 
@@ -44,6 +45,7 @@ def make_sb3_vec_env(
         env_id: a Gymnasium id with a vector entry point, such as `worldgym/ImaginedTabletop-v0` or
             `worldgym/Tabletop-v0`.
         num_envs: slots.
+        held: one action for all frames of a `chunk`, see `HeldActions`.
         **settings: of the environment, see `WorldModelVectorEnv`.
 
     Raises:
@@ -53,7 +55,7 @@ def make_sb3_vec_env(
 
     settings = {"autoreset_mode": "SameStep", "instruction": "embedding", **settings}
     envs = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **settings)
-    return SB3VecEnv(envs)
+    return SB3VecEnv(HeldActions(envs) if held else envs)
 
 
 class SB3VecEnv(VecEnv):

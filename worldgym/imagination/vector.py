@@ -63,6 +63,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             success.
         starts: a `StartSet`, the path or name of one, or None if every reset brings an `initial_image`.
         num_envs: number of slots.
+        task: every start drawn from the start set is of this task, those of automatic resets too; None for any. The
+            option `task` of a reset comes first.
         horizon: imagined frames until truncation; a multiple of `chunk`.
         chunk: None, or K frames a step.
         judge_every: frames between two judgements, >= 1; the last frame of an episode is always judged. The
@@ -104,6 +106,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         starts: StartSet | str | Path | None = None,
         *,
         num_envs: int = 1,
+        task: str | None = None,
         horizon: int = 40,
         chunk: int | None = None,
         judge_every: int = 5,
@@ -136,7 +139,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         self.device = torch.device(getattr(self.world_model, "device", "cpu"))
         self.instruction_mode, self.render_mode = instruction, render_mode
         self.tensors, self.info_frames = tensors, info_frames
-        self.horizon, self.chunk = horizon, chunk
+        self.horizon, self.chunk, self.task = horizon, chunk, task
         fps = self.metadata["render_fps"] / (chunk or 1)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
         model = self.world_model
@@ -203,6 +206,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         everyone = self.np_random
         streams = [everyone[i] for i in rows]
         model, device = self.world_model, self.device
+        if self.task is not None:
+            options = {"task": self.task, **options}
         plan = reset_options.plan(options, rows, streams, self.starts, model, self.num_envs)
         seeds = torch.tensor([int(stream.integers(2**62)) for stream in streams])
         fresh = Slots.empty(len(rows), self._slots.embedding.shape[1])

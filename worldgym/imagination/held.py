@@ -1,0 +1,50 @@
+"""One action a chunk: the same action for all its frames.
+
+Why: a policy that learns from scratch explores badly with another action at every fifth of a second, and a chunk of
+five independent ones has twenty dimensions. Held for a chunk there are four again, and an episode is eight decisions.
+
+Example::
+
+    envs = HeldActions(gym.make_vec("worldgym/ImaginedTabletop-v0", num_envs=16, chunk=5))
+    envs.single_action_space    # Box(-1, 1, (4,))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+
+class HeldActions(VectorWrapper):
+    """A vector environment that steps chunks, driven by one action a step.
+
+    Args:
+        env: a vector environment whose actions are `(K, A)` chunks.
+
+    Raises:
+        ValueError: its actions are of another form; says what to pass.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        space = env.single_action_space
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 2:
+            raise ValueError(
+                f"actions are {space}; holding one needs chunks (K, A): make the environment with chunk=5 and without "
+                "flat_actions"
+            )
+        self.frames = space.shape[0]
+        self.single_action_space = gym.spaces.Box(space.low[0], space.high[0], dtype=np.float32)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step with `actions (N, A)`, arrays or tensors, each held for the frames of a chunk."""
+        if hasattr(actions, "detach"):
+            held: Any = actions[:, None].expand(-1, self.frames, -1)
+        else:
+            held = np.repeat(np.asarray(actions)[:, None], self.frames, 1)
+        return self.env.step(held)
