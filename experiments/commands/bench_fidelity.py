@@ -53,7 +53,7 @@ class BenchFidelityConfig:
         gaps: misspecifications at which the software simulator ranks the same policies.
         workers: processes for evaluation in simulators.
         seed: everything random.
-        noises: the ranked policies are the bundled one with this much noise on its weights,
+        noises: the ranked policies are the bundled one with this much noise on its weights, down to one that fails,
         temperatures: and, undisturbed, sampled at these.
     """
 
@@ -69,7 +69,7 @@ class BenchFidelityConfig:
     gaps: tuple[float, ...] = (0.25, 0.5, 1.0)
     workers: int = 2
     seed: int = 0
-    noises: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+    noises: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
     temperatures: tuple[float, ...] = (1.0, 2.0)
 
     def __post_init__(self) -> None:
