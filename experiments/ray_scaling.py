@@ -8,7 +8,6 @@ Example::
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -49,7 +48,7 @@ def scaling(
 
     Returns:
         `one`, `many`: steps a second; `here`: of this process without Ray, one thread; `efficiency`: many / (workers x
-        one); `bytes_per_step`: what is pickled for a step: weights, starts and rollouts, world model and judge
+        one); `bytes_per_step`: what Ray serialises for a step: weights, starts and rollouts, world model and judge
         not counted, which are sent once.
     """
     import torch
@@ -83,7 +82,7 @@ def scaling(
         **rates,
         "workers": workers,
         "efficiency": rates["many"] / (workers * rates["one"]),
-        "bytes_per_step": sum(len(pickle.dumps(part)) for part in moved) / rollouts.frames_used,
+        "bytes_per_step": sum(len(ray.cloudpickle.dumps(part)) for part in moved) / rollouts.frames_used,
     }
 
 
