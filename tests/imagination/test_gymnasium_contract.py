@@ -211,6 +211,30 @@ def test_observations_handed_out_do_not_change_later(make_vec):
     assert np.array_equal(obs2["image"], kept2) and not np.array_equal(kept, kept2)
 
 
+@pytest.mark.parametrize("workers", ["sync", "async"])
+def test_gymnasiums_own_vectors_of_the_single_environment_show_the_same_frames(registered, workers):
+    settings = {"horizon": 4, "chunk": 2}
+    ours = gym.make_vec(registered, num_envs=2, **settings)
+    options = (
+        {"context": "spawn"} if workers == "async" else None
+    )  # a forked torch may wait for ever on its threads
+    theirs = gym.make_vec(
+        "fakes:" + registered, num_envs=2, vectorization_mode=workers, vector_kwargs=options, **settings
+    )
+    for observation in (ours.reset(seed=5)[0], theirs.reset(seed=5)[0]):
+        assert observation["image"].shape == (2, 64, 64, 3)
+    try:
+        for action in policy(2, 7, chunk=2):
+            left, right = ours.step(action), theirs.step(action)
+            for key in ("image", "state"):
+                np.testing.assert_array_equal(left[0][key], right[0][key])
+            for ours_part, their_part in zip(left[1:4], right[1:4], strict=True):
+                np.testing.assert_array_equal(ours_part, their_part)
+    finally:
+        ours.close()
+        theirs.close()
+
+
 def _frames_of(path) -> int:
     import imageio.v3 as video
 
