@@ -47,7 +47,7 @@ def on_ray(
 
     Raises:
         ConfigError: no cluster there, one that has too little, or training failed more than `RETRIES` times.
-        MissingDependencyError: Ray is not installed.
+        DependencyError: Ray is not installed.
     """
     ray = require("ray", extra="rllib")
     train = require("ray.train", extra="rllib")

@@ -1,7 +1,8 @@
 """Judges: who decides whether an instruction was fulfilled.
 
 A judge looks at frames and reads the instruction. `LearnedJudge` is trained on Real's logs alone and reads imagined
-frames too; `OracleJudge` tells the simulator's truth, for audits; `CachedJudge` remembers verdicts.
+frames too; `HttpJudge` asks a vision-language model behind an endpoint; `OracleJudge` tells the simulator's truth, for
+audits; `CachedJudge` remembers verdicts.
 
 Example::
 
@@ -18,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewards.cache import CachedJudge
     from rewards.dreams import dream_logs
+    from rewards.http import HttpJudge, HttpJudgeConfig
     from rewards.learned import LearnedJudge, LearnedJudgeConfig, load_bundled
     from rewards.oracle import OracleJudge
     from rewards.train import JudgeTrainConfig, train_judge
 
 _WHERE = {
     "CachedJudge": "cache",
+    "HttpJudge": "http",
+    "HttpJudgeConfig": "http",
     "JudgeTrainConfig": "train",
     "LearnedJudge": "learned",
     "LearnedJudgeConfig": "learned",
