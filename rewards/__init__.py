@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rewards.cache import CachedJudge
+    from rewards.compose import ComposedJudge, Term
     from rewards.dreams import dream_logs
     from rewards.http import HttpJudge, HttpJudgeConfig
     from rewards.learned import LearnedJudge, LearnedJudgeConfig, load_bundled
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "CachedJudge": "cache",
+    "ComposedJudge": "compose",
     "HttpJudge": "http",
     "HttpJudgeConfig": "http",
     "JudgeTrainConfig": "train",
     "LearnedJudge": "learned",
     "LearnedJudgeConfig": "learned",
     "OracleJudge": "oracle",
+    "Term": "compose",
     "dream_logs": "dreams",
     "load_bundled": "learned",
     "train_judge": "train",

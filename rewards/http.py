@@ -289,8 +289,8 @@ class HttpJudge:
         ) as error:
             # Asking again, or about another video, would not help.
             raise ConfigError(
-                f"{self.config.url} refuses {self.config.model!r}: {self._hide(str(error))}. Look at url, model and the "
-                f"key in {self.config.key_env}"
+                f"{self.config.url} refuses {self.config.model!r}: {self._hide(str(error))}. Look at url, model and "
+                f"the key in {self.config.key_env}"
             ) from None
         texts = [choice.message.content for choice in reply.choices]
         if not texts or not all(isinstance(text, str) for text in texts):

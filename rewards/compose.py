@@ -1,0 +1,108 @@
+"""Several judges as one: a weighted mean, or the least of them, so that a success needs everybody's word.
+
+Why: a policy that learns to please one judge seldom pleases another that was made otherwise, so two that must agree are
+harder to game; and rewards are often a sum of named parts, some of which do not apply to every instruction.
+
+A term that does not apply to a video says so with a probability of nan that is *valid*, and is left out of that video's
+verdict. A term that failed (`valid` False) makes the verdict invalid: what it would have said is not known.
+
+Example::
+
+    judge = ComposedJudge({"learned": Term(learned), "vlm": Term(http, weight=0.5)}, how="mean")
+    both = ComposedJudge({"learned": Term(learned), "vlm": Term(http)}, how="least")      # agreement
+    both.score(frames, instructions, states).raw[0]     # {"learned": 0.9, "vlm": 0.2}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from worldgym.errors import ConfigError
+from worldgym.protocols import Judgement, RewardModel, judged
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a composed verdict.
+
+    Args:
+        judge: who says it.
+        weight: of its probability in the mean, more than 0; without effect on the least.
+    """
+
+    judge: RewardModel
+    weight: float = 1.0
+
+
+class ComposedJudge:
+    """A `RewardModel` made of others.
+
+    Args:
+        terms: by name; the names stand in `raw` and in reports.
+        how: `mean` of the probabilities by weight, or `least`. For `least` each is first divided by its judge's
+            threshold (and capped at 1), so that judges of different strictness agree where each says yes: the verdict
+            is 1 exactly where all reach their own.
+        threshold: of the verdict; None for 0.5 of a mean, and for 1 of the least.
+
+    Raises:
+        ConfigError: no term, a weight that is not positive, an unknown `how`.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        how: Literal["mean", "least"] = "mean",
+        threshold: float | None = None,
+    ) -> None:
+        if not terms or any(not term.weight > 0 for term in terms.values()):
+            raise ConfigError(f"terms are {dict(terms)}; expected at least one, with weights more than 0")
+        if how not in ("mean", "least"):
+            raise ConfigError(f"how is {how!r}; expected 'mean' or 'least'")
+        self.terms, self.how = dict(terms), how
+        self.threshold = threshold if threshold is not None else {"mean": 0.5, "least": 1.0}[how]
+        if not 0 < self.threshold <= 1:
+            raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1]")
+
+    @property
+    def name(self) -> str:
+        """What reports call this judge: its terms with their weights."""
+        parts = [
+            name if term.weight == 1 or self.how == "least" else f"{term.weight:g} {name}"
+            for name, term in self.terms.items()
+        ]
+        return f"{self.how}({', '.join(parts)})"
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether a term wants proprioception."""
+        return any(getattr(term.judge, "reads_state", False) for term in self.terms.values())
+
+    def score(self, frames: Tensor, instructions: Sequence[str], states: Tensor | None = None) -> Judgement:
+        """All terms on `frames (B,T,H,W,3)`; a video to which no term applies is invalid."""
+        count = len(frames)
+        total, weights = torch.zeros(count), torch.zeros(count)
+        least, valid = torch.full((count,), torch.inf), torch.ones(count, dtype=torch.bool)
+        raw: list[dict[str, float | None]] = [{} for _ in range(count)]
+        for name, term in self.terms.items():
+            if states is None:
+                verdict = term.judge.score(frames, instructions)
+            else:
+                verdict = judged(term.judge, frames, instructions, states)
+            p = torch.as_tensor(verdict.p_success).detach().cpu().float()
+            sound = torch.as_tensor(verdict.valid).detach().cpu().bool()
+            applies = torch.isfinite(p)
+            valid &= sound
+            total += torch.where(applies, term.weight * p.nan_to_num(), torch.zeros(()))
+            weights += term.weight * applies
+            strict = p / float(getattr(term.judge, "threshold", 0.5))
+            least = torch.where(applies, torch.minimum(least, strict), least)
+            for row, value in zip(raw, p.tolist(), strict=True):
+                row[name] = value if value == value else None
+        valid &= weights > 0
+        p = total / weights.clamp(min=1e-12) if self.how == "mean" else least.clamp(max=1.0)
+        return Judgement(torch.where(valid, p, torch.zeros(())), None, valid, list(raw))
