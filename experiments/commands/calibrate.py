@@ -74,7 +74,7 @@ def run(config: CalibrateConfig) -> int:
     from envs.tabletop import TabletopEnv
     from experiments.commands.bench_closed_loop import load_models
     from rewards.calibration import Looks, best_thresholds, calibrate_words
-    from worldgym.evaluation.closed_loop import watch
+    from worldgym.evaluation.audit import watch
 
     tasks = covered_tasks(config.bundle)
     world_model, judge = load_models(config)
@@ -85,10 +85,11 @@ def run(config: CalibrateConfig) -> int:
     with Progress(len(config.policies), "policies") as bar:
         for text in config.policies:
             choice = PolicyChoice.parse(text, config.bundle)
-            said, truth = watch(
-                choice.ref.load(), world_model, judge, env, starts, horizon=config.horizon,
+            seen = watch(
+                choice.ref.load(), world_model, {"judge": judge}, env, starts, horizon=config.horizon,
                 temperature=choice.temperature, seed=config.seed,
             )  # fmt: skip
+            said, truth = seen.said["judge"], seen.by_then
             verbs = tuple(start.task for start in starts)
             choosing.append(Looks(said[:half], truth[:half], verbs[:half]))
             checking.append(Looks(said[half:], truth[half:], verbs[half:]))

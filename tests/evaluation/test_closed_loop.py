@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from point_world import PointEnv, PointJudge, PointPolicy, PointWorld
 
-from worldgym.evaluation.closed_loop import run_closed_loop, watch
+from worldgym.evaluation.closed_loop import run_closed_loop
 from worldgym.evaluation.rollouts import make_starts
 
 STARTS = make_starts(["a", "b"], per_task=20)
@@ -89,14 +89,3 @@ def test_the_judge_decides_its_threshold_unless_told():
     judge.threshold = 1.1
     assert not gate(judge=judge).imagined.any()
     assert gate(judge=judge, threshold=0.5).imagined.all()
-
-
-def test_watching_goes_on_after_success_and_agrees_with_the_loop_that_stops():
-    result = gate(skill=0.35)
-    said, truth = watch(PointPolicy(0.35), PointWorld(), PointJudge(), PointEnv(), STARTS, horizon=20)
-    assert said.shape == truth.shape == (40, 4)
-    assert (truth[:, 1:] >= truth[:, :-1]).all()  # what had succeeded stays so
-    hit = said >= 0.5
-    stop = np.where(hit.any(1), hit.argmax(1), 3)
-    assert np.array_equal(hit.any(1), result.imagined)
-    assert np.array_equal(truth[np.arange(40), stop], result.real)

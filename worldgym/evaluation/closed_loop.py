@@ -136,64 +136,6 @@ class Dream:
     steps: int
 
 
-def watch(
-    policy: Any,
-    world_model: Any,
-    judge: Any,
-    env: Any,
-    starts: Sequence[Start],
-    *,
-    horizon: int = 40,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Like `run_closed_loop`, but nothing stops: what a judge says at every look, and what was true by then.
-
-    Args:
-        policy: as in `run_closed_loop`.
-        world_model: as in `run_closed_loop`.
-        judge: as in `run_closed_loop`.
-        starts: as in `run_closed_loop`.
-        env: single, unchunked, at its end by time alone (`terminate_on_success=False`).
-        horizon: environment steps.
-        temperature: sampling temperature; 0 is greedy.
-        seed: everything random.
-
-    Returns:
-        probabilities `(N,C)` and `(N,C)` bool, "had succeeded in Real by then".
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    observation = batch_observations([reset_env(env, start)[0] for start in starts])
-    image, proprio = (torch.as_tensor(observation[k]) for k in ("image", "state"))
-    texts = list(observation["instruction"])
-    said: list[np.ndarray] = []
-    actions: list[Any] = []
-    with torch.inference_mode():
-        none = torch.zeros(len(texts), 0, world_model.action_dim)
-        state = world_model.begin(image[:, None], none, generator, states=proprio[:, None])
-        while sum(part.shape[1] for part in actions) < horizon:
-            look = {"image": image, "state": proprio, "instruction": texts}
-            actions.append(policy.act(look, temperature=temperature, generator=generator).actions)
-            state, imagined = world_model.step(state, actions[-1], decode="last")
-            image, proprio = imagined.frames[:, -1], imagined.states[:, -1]
-            said.append(judged(judge, imagined.frames[:, -1:], texts, proprio).p_success.cpu().numpy())
-    ends = np.cumsum([part.shape[1] for part in actions])
-    path = torch.cat(actions, 1).float().cpu().numpy()
-    truth = np.zeros((len(starts), len(ends)), bool)
-    for row, start in enumerate(starts):
-        reset_env(env, start)
-        done = np.zeros(path.shape[1], bool)
-        for t, action in enumerate(path[row]):
-            *_, truncated, info = env.step(np.clip(action, -1, 1))
-            done[t:] |= bool(info["success"])
-            if truncated:
-                break
-        truth[row] = done[np.minimum(ends, path.shape[1]) - 1]
-    return np.stack(said, 1), truth
-
-
 def dream(
     policy: Any,
     world_model: Any,
