@@ -76,6 +76,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "judge"): Command(
         "train_judge", "TrainJudgeConfig", "train the success judge on logged episodes", resumes=True
     ),
+    ("audit",): Command(
+        "audit", "AuditConfig", "what judges say of the same dreams, against Real", draws=True
+    ),
     ("calibrate",): Command(
         "calibrate", "CalibrateConfig", "a judge's threshold for each verb, where it will be used", draws=True
     ),

@@ -1,0 +1,267 @@
+"""`worldgym audit`: what judges say of the same imagined episodes, against what the same actions do in Real.
+
+Policies act in imagination for a whole horizon; every judge looks at every fifth frame; the actions are executed in
+Real from the true start, and the judges see Real's frames as well. Printed by judge and verb: the confusion matrix,
+false positives first, how the judge does on Real's own frames, whether it refuses the words of another episode, how far
+the judges agree, and how far imagined success is from the true one. Two judges a run: one trains, another one audits.
+
+Example::
+
+    worldgym audit --policies sft runs/demo/policy --json runs/audit.json
+    worldgym audit --policies runs/demo/policy --judges bundled runs/other_judge runs/gpt_judge --cache runs/answers
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bundle import Bundle
+from experiments.commands.evaluate import covered_tasks
+from experiments.policies import PolicyChoice
+from experiments.run_folder import finite, versions
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
+from worldgym.evaluation.audit import Watched, balanced_accuracy, verdicts, watch
+from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.utils.files import atomic_write_text
+from worldgym.utils.progress import Progress
+
+AUDIT_SEED0 = 19_000_000
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Judges against Real, in imagination and on Real's own frames.
+
+    Args:
+        policies: that act: folders, or `sft`; `@T` sets a temperature.
+        judges: `bundled`, or folders: of a learned judge, or settings of an `HttpJudge`. The first one is that whose
+            reward is audited.
+        cache: folder of answers of judges behind an endpoint.
+        bundle: name of a bundled checkpoint, or a folder with the same parts.
+        world_model: in place of the bundle's, a folder.
+        episodes: imagined episodes a policy, all of them executed in Real.
+        start_seed: of the starts.
+        split: which starts and words.
+        horizon: steps of an episode.
+        seed: everything random.
+        json: where the figures go.
+    """
+
+    policies: tuple[str, ...] = ("sft",)
+    judges: tuple[str, ...] = ("bundled",)
+    cache: Path | None = None
+    bundle: str = "tabletop-small"
+    world_model: Path | None = None
+    episodes: int = 300
+    start_seed: int = AUDIT_SEED0
+    split: str = "seen"
+    horizon: int = 40
+    seed: int = 0
+    json: Path = Path("runs/audit.json")
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.policies or not self.judges:
+            raise ConfigError("an audit needs policies and judges; type --policies sft --judges bundled")
+        if len(set(self.judges)) < len(self.judges):
+            raise ConfigError(f"a judge is named twice in {' '.join(self.judges)}; name each once")
+        if self.episodes < 2 or self.horizon < 1:
+            raise ConfigError("episodes must be at least 2, horizon at least 1")
+        if self.start_seed < EVALUATION_SEED0:
+            raise ConfigError(f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}")
+
+
+def run(config: AuditConfig) -> int:
+    """Watch, print, write the json."""
+    from envs.tabletop import TabletopEnv
+    from worldgym.models import load_world_model
+
+    bundle = Bundle.find(config.bundle)
+    tasks = covered_tasks(config.bundle)
+    world_model = load_world_model(config.world_model) if config.world_model else bundle.world_model()
+    judges = {name: load_judge(name, bundle, config.cache) for name in config.judges}
+    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
+    env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
+    seen: dict[str, Watched] = {}
+    with Progress(len(config.policies) * len(starts), "audit") as bar:
+        for text in config.policies:
+            choice, before = PolicyChoice.parse(text, config.bundle), bar.count
+            seen[text] = watch(
+                choice.ref.load(), world_model, judges, env, starts, horizon=config.horizon,
+                temperature=choice.temperature, seed=config.seed, real_frames=True,
+                progress=lambda done, _, before=before: bar.update(before + done - bar.count),
+            )  # fmt: skip
+    env.close()
+    facts = report(seen, judges, tasks)
+    facts |= {
+        "split": config.split,
+        "start_seed": config.start_seed,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
+    sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
+    return 0
+
+
+def load_judge(name: str, bundle: Bundle, cache: Path | None) -> Any:
+    """The bundle's judge, a learned one, or one behind an endpoint.
+
+    Raises:
+        CheckpointError: the folder holds neither.
+    """
+    if name == "bundled":
+        return bundle.judge()
+    settings = Path(name) / "config.json"
+    if not settings.is_file():
+        raise CheckpointError(f"no judge in {name}; give a folder written by save_pretrained, or bundled")
+    from rewards import HttpJudge, LearnedJudge
+
+    if "url" in json.loads(settings.read_text()):
+        return HttpJudge.from_pretrained(name, cache)
+    return LearnedJudge.from_pretrained(name)
+
+
+def report(seen: dict[str, Watched], judges: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
+    """All figures, over all policies; each policy's own are under `policies`."""
+    levels = {name: float(getattr(judge, "threshold", 0.5)) for name, judge in judges.items()}
+    first = next(iter(judges))
+    rows = {name: of_judge(name, judge, levels[name], seen, tasks) for name, judge in judges.items()}
+    outcomes = [watched.outcomes(first, levels[first]) for watched in seen.values()]
+    success, real, valid = (np.concatenate(part) for part in zip(*outcomes, strict=True))
+    gaps = {policy: watched.imagined_minus_true(first, levels[first]) for policy, watched in seen.items()}
+    return {
+        "judges": rows,
+        "rewarded": first,
+        "imagined_minus_true": paired_bootstrap(success[valid], real[valid]).to_dict() if valid.any() else None,
+        "agreement": {
+            f"{a} | {b}": float(np.mean([w.agreement(a, b, (levels[a], levels[b])) for w in seen.values()]))
+            for a, b in combinations(judges, 2)  # every policy has as many looks
+        },
+        "policies": {
+            policy: {
+                "imagined_minus_true": gap.to_dict() if (gap := gaps[policy]) is not None else None,
+                **{name: watched.confusion(name, levels[name]).to_dict() for name in judges},
+            }
+            for policy, watched in seen.items()
+        },
+        "episodes": sum(len(watched.starts) for watched in seen.values()),
+    }  # fmt: skip
+
+
+def of_judge(
+    name: str, judge: Any, level: float, seen: dict[str, Watched], tasks: tuple[str, ...]
+) -> dict[str, Any]:
+    """One judge's figures: in imagination by verb, on Real's frames, under other words, and its price."""
+    counts = {task: Confusion() for task in tasks}
+    invalid = 0
+    for watched in seen.values():
+        for task in tasks:
+            counts[task] += watched.confusion(name, level, task)
+        invalid += int((~watched.outcomes(name, level)[2]).sum())
+    whole = sum(counts.values(), start=Confusion())
+    said = np.concatenate([w.said_of_real[name].ravel() for w in seen.values()])
+    now = np.concatenate([w.now.ravel() for w in seen.values()])
+    known = ~np.isnan(said)
+    refused = [other_words(judge, level, watched) for watched in seen.values()]
+    asked = sum(count for _, count in refused)
+    episodes = sum(len(w.starts) for w in seen.values())
+    return {
+        "balanced_accuracy_real": balanced_accuracy(said[known] >= level, now[known]),
+        "false_positive_rate_imagined": whole.fp / max(1, whole.fp + whole.tn),
+        "recall_imagined": whole.tp / max(1, whole.tp + whole.fn),
+        "swapped_instruction_rejection": sum(good for good, _ in refused) / asked if asked else float("nan"),
+        "ms_per_episode": 1000 * sum(w.seconds[name] for w in seen.values()) / episodes,
+        "threshold": level,
+        "invalid": invalid,
+        "confusion": whole.to_dict(),
+        "by_task": {task: table.to_dict() for task, table in counts.items()},
+        "calibration": calibration(seen, name),
+    }
+
+
+def other_words(judge: Any, level: float, watched: Watched) -> tuple[int, int]:
+    """Real's first successful frame of each episode under the words of another one: the same verb, another goal.
+
+    Returns:
+        how many were refused, how many were shown; frames on which the judge gave no verdict count as neither.
+    """
+    import torch
+
+    from rewards.negatives import goal_of
+
+    assert watched.frames is not None and watched.states is not None
+    rows = np.flatnonzero(watched.now.any(1))
+    looks = watched.now[rows].argmax(1)
+    goals = [goal_of(s.task, text) for s, text in zip(watched.starts, watched.instructions, strict=True)]
+    texts, kept = [], []
+    for place, row in enumerate(rows):
+        # the next episode in order that asks for something else with the same verb
+        others = [
+            k % len(goals)
+            for k in range(row + 1, row + len(goals))
+            if goals[k % len(goals)][0] == goals[row][0] and goals[k % len(goals)] != goals[row]
+        ]
+        if others:
+            texts.append(watched.instructions[others[0]])
+            kept.append(place)
+    if not kept:
+        return 0, 0
+    chosen = (rows[kept], looks[kept])
+    frames, states = torch.from_numpy(watched.frames[chosen]), torch.from_numpy(watched.states[chosen])
+    said = verdicts(judge, frames, texts, states)
+    known = ~np.isnan(said)
+    return int((said[known] < level).sum()), int(known.sum())
+
+
+def calibration(seen: dict[str, Watched], name: str, bins: int = 10) -> list[dict[str, float]]:
+    """Looks of all policies by stated probability."""
+    merged: dict[int, list[float]] = {}
+    for watched in seen.values():
+        for row in watched.calibration(name, bins):
+            index = min(bins - 1, int(row["stated"] * bins))
+            sums = merged.setdefault(index, [0.0, 0.0, 0.0])
+            for k, value in enumerate(
+                (row["stated"] * row["count"], row["true"] * row["count"], row["count"])
+            ):
+                sums[k] += value
+    return [
+        {"stated": sums[0] / sums[2], "true": sums[1] / sums[2], "count": sums[2]}
+        for _, sums in sorted(merged.items())
+    ]
+
+
+def table(facts: dict[str, Any]) -> str:
+    """What is printed."""
+    lines = []
+    for name, row in facts["judges"].items():
+        lines.append(
+            f"{name} (threshold {row['threshold']:g}): on Real's frames balanced accuracy "
+            f"{row['balanced_accuracy_real']:.3f}; other words refused {row['swapped_instruction_rejection']:.3f}; "
+            f"{row['ms_per_episode']:.1f} ms an episode"
+        )
+        lines.append(
+            f"  {'imagined, then Real':<22}{'FP':>5}{'TP':>5}{'FN':>5}{'TN':>5}{'FPR':>8}{'recall':>8}"
+        )
+        for task, c in [*row["by_task"].items(), ("all", row["confusion"])]:
+            rates = (c["fp"] / max(1, c["fp"] + c["tn"]), c["tp"] / max(1, c["tp"] + c["fn"]))
+            lines.append(
+                f"  {task:<22}{c['fp']:>5}{c['tp']:>5}{c['fn']:>5}{c['tn']:>5}{rates[0]:>8.2f}{rates[1]:>8.2f}"
+            )
+        if row["invalid"]:
+            lines.append(f"  {row['invalid']} episodes without a verdict, not counted")
+    lines += [f"{pair} agree at {share:.3f} of the looks" for pair, share in facts["agreement"].items()]
+    if gap := facts["imagined_minus_true"]:
+        lines.append(
+            f"imagined - true success, judged by {facts['rewarded']}: {100 * gap['mean']:+.1f} "
+            f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}] points over {facts['episodes']} episodes"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""`worldgym audit`, whole at toy size: two judges, two policies, and one judge behind an endpoint that is down."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments.bundle import Bundle
+from experiments.cli import main
+from experiments.commands.audit import AuditConfig
+from worldgym.errors import ConfigError
+
+KEYS = {
+    "balanced_accuracy_real", "false_positive_rate_imagined", "recall_imagined", "swapped_instruction_rejection",
+    "ms_per_episode",
+}  # fmt: skip
+
+
+def test_judges_are_compared_on_the_same_episodes(bundle, tmp_path, capsys):
+    strict = tmp_path / "strict"
+    judge = Bundle.find(bundle).judge()
+    judge.set_threshold(0.99)
+    judge.save_pretrained(strict)
+    out = tmp_path / "audit.json"
+    few = ["--episodes", "6", "--horizon", "10", "--bundle", str(bundle), "--json", str(out)]
+    assert main(["audit", "--policies", "sft", "sft@1.0", "--judges", "bundled", str(strict), *few]) == 0
+    facts = json.loads(out.read_text())
+    assert list(facts["judges"]) == ["bundled", str(strict)] and facts["rewarded"] == "bundled"
+    for row in facts["judges"].values():
+        assert (
+            set(row) >= KEYS
+            and sum(row["confusion"][k] for k in ("fp", "tp", "fn", "tn")) == facts["episodes"]
+        )
+        assert sum(part["count"] for part in row["calibration"]) == facts["episodes"] * 2
+    assert set(facts["imagined_minus_true"]) >= {"mean", "low", "high"} and set(facts["policies"]) == {
+        "sft",
+        "sft@1.0",
+    }
+    assert 0 <= facts["agreement"][f"bundled | {strict}"] <= 1
+    said = capsys.readouterr().out
+    assert "imagined - true success, judged by bundled" in said and "agree at" in said
+
+
+def test_a_judge_whose_endpoint_is_down_has_no_verdicts_and_scores_no_zero(bundle, tmp_path, capsys):
+    pytest.importorskip("openai", reason="needs the extra `http`")
+    from rewards import HttpJudge, HttpJudgeConfig
+
+    down = HttpJudgeConfig(
+        url="http://127.0.0.1:9/v1", model="m", key_env=None, retries=0, timeout=1.0, size=16
+    )
+    HttpJudge(down).save_pretrained(tmp_path / "down")
+    out = tmp_path / "audit.json"
+    few = ["--episodes", "3", "--horizon", "5", "--bundle", str(bundle), "--json", str(out)]
+    assert main(["audit", "--judges", "bundled", str(tmp_path / "down"), *few]) == 0
+    facts = json.loads(out.read_text())
+    row = facts["judges"][str(tmp_path / "down")]
+    assert (
+        row["invalid"] == facts["episodes"]
+        and sum(row["confusion"][k] for k in ("fp", "tp", "fn", "tn")) == 0
+    )
+    assert row["balanced_accuracy_real"] is None and facts["judges"]["bundled"]["invalid"] == 0
+    assert "episodes without a verdict" in capsys.readouterr().out
+
+
+def test_bad_settings_are_refused(tmp_path, bundle, capsys):
+    with pytest.raises(ConfigError, match="named twice"):
+        AuditConfig(judges=("bundled", "bundled"))
+    with pytest.raises(ConfigError, match="start_seed"):
+        AuditConfig(start_seed=5)
+    assert main(["audit", "--judges", str(tmp_path), "--bundle", str(bundle)]) == 2
+    assert "no judge in" in capsys.readouterr().err
