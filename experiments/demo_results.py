@@ -90,6 +90,7 @@ def assemble(
             "imagined_steps": steps,
             "soft_steps": 0,
             "evaluation_steps": real,
+            "audit_episodes": int(sum(row.get("audit_episodes", 0.0) for row in history)),
             "policy_updates": int(sum(row["updates"] for row in history)),
         },
         "seconds": {**times, "total": round(sum(times.values()), 2)},

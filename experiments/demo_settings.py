@@ -54,6 +54,10 @@ class PracticeSettings:
         confirm: successive looks that must be judged successful.
         max_uncertainty: drop imagined episodes whose model uncertainty exceeds this; never when None.
         bc_batch: chunks a supervised step, in self-imitation and in the BC-only control.
+        audit_every: rounds between two audits of the averaged policy, whose imagined episodes are then executed in Real
+            and counted; 0 is off.
+        audit_episodes: imagined and executed an audit.
+        audit_bound: practice ends when imagined success exceeds the true one by more.
         quick: a few seconds' worth of everything, to see whether it runs; its numbers mean nothing.
         fresh: forget what an interrupted run in the same folder has done.
     """
@@ -81,6 +85,9 @@ class PracticeSettings:
     confirm: int = 1
     max_uncertainty: float | None = None
     bc_batch: int = 128
+    audit_every: int = 0
+    audit_episodes: int = 60
+    audit_bound: float = 0.2
     quick: bool = False
     fresh: bool = False
 
@@ -97,13 +104,15 @@ class PracticeSettings:
         if self.quick:
             for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
-        at_least_one(self, "iterations", "starts", "hesitation", "practise_horizon", "bc_batch", "confirm")
+        at_least_one(
+            self, "iterations", "starts", "hesitation", "practise_horizon", "bc_batch", "confirm", "audit_episodes"
+        )
         if self.group < 2:
             raise ConfigError(
                 f"group is {self.group}; attempts are compared with each other, so take at least 2"
             )
-        if min(self.seed, self.imitation_steps) < 0:
-            raise ConfigError("seed and imitation_steps must not be negative")
+        if min(self.seed, self.imitation_steps, self.audit_every) < 0:
+            raise ConfigError("seed, imitation_steps and audit_every must not be negative")
         if self.token_temperature < 0 or not 0 <= self.average < 1:
             raise ConfigError(
                 "token_temperature must not be negative and average must lie in [0, 1); got "

@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.demo_settings import BATCHES_A_SEED, DEFAULT_TASKS, PracticeSettings
+from experiments.guard import Guard
 from experiments.run_folder import RunFolder
 from worldgym.utils.progress import Progress
 
@@ -100,16 +101,19 @@ class Practice:
         )
         imitation = SelfImitation(self.demos, cloning)
         history: list[dict[str, float]] = []
+        guard = Guard(settings, self.world_model, self.judge, self.verbs)
         if rounds := self._rounds():
             imitation.load(policy, rounds[-1] / "imitation")
             history = improver.load(policy, rounds[-1] / "grpo")["history"]
             average = VLAPolicy.from_pretrained(rounds[-1] / "average")
         with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
-            while len(history) < settings.iterations:
+            while len(history) < settings.iterations and not (history and guard.trips(history[-1])):
                 row = self.iteration(policy, improver, imitation, len(history), history)
                 history.append(row)
                 done = len(history)
                 average_weights(average, policy, min(settings.average, done / (done + 2)))
+                if guard.due(done):
+                    row |= guard.audit(average)
                 with self._saved(done) as partial:
                     save_policy(average, partial / "average")
                     imitation.save(policy, partial / "imitation")
@@ -225,6 +229,9 @@ class Practice:
         board.add_scalar("imagination/horizon", row["ep_len_mean"], step)
         board.add_scalar("imagination/valid", row["valid"], step)
         board.add_scalar("time/fps", frames / max(spent, 1e-9), step)
+        for key in ("imagined", "true", "gap"):
+            if f"audit_{key}" in row:
+                board.add_scalar(f"audit/{key}", row[f"audit_{key}"], step)
         for key in (
             "loss",
             "entropy",

@@ -278,6 +278,7 @@ def _cost(results: Row) -> str:
         "imagined_steps": "imagined steps used for training",
         "soft_steps": "steps in a software simulator",
         "evaluation_steps": "steps in Real, to measure only",
+        "audit_episodes": "episodes in Real, to audit practice",
         "policy_updates": "policy updates",
     }
     left = "".join(

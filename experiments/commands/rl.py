@@ -92,10 +92,22 @@ def run(config: RlConfig) -> int:
     sys.stdout.write(
         f"{len(history)} rounds, {last['imagined_steps']:,.0f} imagined steps; imagined success "
         f"{last['success_rate']:.2f}, "
-        f"judged by {practice.judge.name}\npolicy: {config.out / 'policy'}\n"
+        f"judged by {practice.judge.name}{audited(history)}\npolicy: {config.out / 'policy'}\n"
         f"measure it in Real: worldgym eval --policy sft {config.out / 'policy'}\n"
     )
     return 0
+
+
+def audited(history: list[dict[str, float]]) -> str:
+    """What the audits of a practice found, and what they cost."""
+    looks = [row for row in history if "audit_gap" in row]
+    if not looks:
+        return ""
+    episodes, last = sum(row["audit_episodes"] for row in looks), looks[-1]
+    return (
+        f"; audited {len(looks)} times with {episodes:.0f} episodes in Real, at last imagined "
+        f"{last['audit_imagined']:.2f}, true {last['audit_true']:.2f}"
+    )
 
 
 def gatherer(config: RlConfig, practice: Practice, stack: ExitStack) -> Callable[..., Any]:

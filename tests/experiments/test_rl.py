@@ -93,6 +93,39 @@ def test_a_killed_driver_goes_on_and_ends_the_same(bundle, tmp_path):
     assert all((left[k] == right[k]).all() for k in left)
 
 
+def test_audits_look_on_without_changing_what_is_learned(bundle, tmp_path, capsys):
+    plain = RlConfig(bundle=str(bundle), out=tmp_path / "plain", quick=True, piece=1)
+    watched = RlConfig(
+        bundle=str(bundle),
+        out=tmp_path / "watched",
+        quick=True,
+        piece=1,
+        audit_every=1,
+        audit_episodes=4,
+        audit_bound=1.0,
+    )
+    assert run(plain) == 0 and run(watched) == 0
+    left, right = weights(plain.out), weights(watched.out)
+    assert all((left[k] == right[k]).all() for k in left)
+    history = json.loads((watched.out / "history.json").read_text())
+    assert [row["audit_gap"] == row["audit_imagined"] - row["audit_true"] for row in history] == [True, True]
+    assert all(row["audit_steps"] == row["audit_episodes"] * watched.practise_horizon for row in history)
+    assert "audited 2 times" in capsys.readouterr().out
+
+
+def test_practice_ends_when_the_judge_is_pleased_and_real_is_not(bundle, tmp_path, caplog):
+    """A threshold that everything passes is a judge that can be gamed; a resumed run stays ended."""
+    gamed = RlConfig(
+        bundle=str(bundle), out=tmp_path, quick=True, piece=1, audit_every=1, audit_episodes=6, audit_bound=0.5,
+        threshold=1e-9,
+    )  # fmt: skip
+    with caplog.at_level("WARNING"):
+        assert run(gamed) == 0
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert len(history) == 1 and history[0]["audit_imagined"] == 1.0 and history[0]["audit_gap"] > 0.5
+    assert "pleases judge" in caplog.text and (tmp_path / "policy" / "model.safetensors").is_file()
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="--workers 2"):
         RlConfig(address="auto")

@@ -1,0 +1,87 @@
+"""Auditing a policy while it practises: how far imagined success has come away from the truth.
+
+Why: a policy that is rewarded by a judge learns to please the judge (World-VLA-Loop, arXiv 2602.06508, shows one that
+grasps a cup where only the reward is). So every few rounds the averaged policy acts in imagination from fixed starts,
+its actions are executed in Real, and practice ends when imagined success exceeds the true one by more than a bound.
+Real's use is counted.
+
+Example::
+
+    guard = Guard(settings, world_model, judge, ("reach", "push"))
+    row |= guard.audit(average)         # audit_imagined, audit_true, audit_gap, audit_episodes, audit_steps
+    guard.trips(row)
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from experiments.demo_settings import PracticeSettings
+
+logger = logging.getLogger(__name__)
+GUARD_SEED0 = 18_500_000
+"""Starts of these audits: held out, and other than those of any measurement."""
+
+
+class Guard:
+    """The audit of one practice; off unless `settings.audit_every`.
+
+    Args:
+        settings: how often, on how many episodes, and how wide a gap is too wide.
+        world_model: that is practised in.
+        judge: whose reward is practised on.
+        verbs: that are practised.
+    """
+
+    def __init__(
+        self, settings: PracticeSettings, world_model: Any, judge: Any, verbs: tuple[str, ...]
+    ) -> None:
+        self.settings, self.world_model, self.judge, self.verbs = settings, world_model, judge, verbs
+
+    def due(self, rounds: int) -> bool:
+        """Whether an audit comes after so many rounds."""
+        every = self.settings.audit_every
+        return every > 0 and rounds % every == 0
+
+    def audit(self, policy: Any) -> dict[str, float]:
+        """Act in imagination, greedily; execute in Real; compare. The same starts every time, all of them paired."""
+        from envs.tabletop import TabletopEnv
+        from worldgym.evaluation import make_starts
+        from worldgym.evaluation.audit import watch
+
+        settings = self.settings
+        starts = make_starts(
+            self.verbs, max(1, round(settings.audit_episodes / len(self.verbs))), GUARD_SEED0
+        )
+        env = TabletopEnv(domain="real", horizon=settings.practise_horizon, terminate_on_success=False)
+        seen = watch(
+            policy, self.world_model, {"judge": self.judge}, env, starts, horizon=settings.practise_horizon,
+            seed=settings.seed,
+        )  # fmt: skip
+        steps = env.batch.interactions
+        env.close()
+        level = settings.threshold
+        threshold = float(getattr(self.judge, "threshold", 0.5)) if level is None else level
+        imagined, real, valid = seen.outcomes("judge", threshold)
+        found = {
+            "audit_episodes": float(len(starts)),
+            "audit_steps": float(steps),
+            "audit_valid": float(valid.mean()),
+        }
+        if valid.any():
+            said, true = float(imagined[valid].mean()), float(real[valid].mean())
+            found |= {"audit_imagined": said, "audit_true": true, "audit_gap": said - true}
+        return found
+
+    def trips(self, row: dict[str, float]) -> bool:
+        """Whether practice must end after a round with these scalars."""
+        gap = row.get("audit_gap")
+        if gap is None or gap <= self.settings.audit_bound:
+            return False
+        logger.warning(
+            "practice ends after round %d: imagined success %.2f, true success %.2f from the same starts, a gap beyond "
+            "%.2f. What was learned last pleases judge %s and not Real",
+            row["iteration"], row["audit_imagined"], row["audit_true"], self.settings.audit_bound, self.judge.name,
+        )  # fmt: skip
+        return True
