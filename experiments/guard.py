@@ -1,9 +1,9 @@
 """Auditing a policy while it practises: how far imagined success has come away from the truth.
 
-Why: a policy that is rewarded by a judge learns to please the judge (World-VLA-Loop, arXiv 2602.06508, shows one that
-grasps a cup where only the reward is). So every few rounds the averaged policy acts in imagination from fixed starts,
-its actions are executed in Real, and practice ends when imagined success exceeds the true one by more than a bound.
-Real's use is counted.
+Why: a policy that is rewarded by a judge learns to please the judge (World-VLA-Loop, arXiv 2602.06508, saw one grasp a
+cup by its back, which passed for success in imagination). So every few rounds the averaged policy acts in imagination
+from fixed starts, its actions are executed in Real, and practice ends when imagined success exceeds the true one by
+more than a bound. Real's use is counted.
 
 Example::
 

@@ -248,8 +248,9 @@ class HttpJudge:
             except ConfigError:
                 raise
             except Exception as error:  # whatever a broken endpoint makes the client stumble over
-                broken += not isinstance(error, self._openai.APIStatusError | self._openai.APIConnectionError)
-                if broken and broken <= config.retries:  # those two the client has repeated already
+                repeated = isinstance(error, self._openai.APIStatusError | self._openai.APIConnectionError)
+                broken += not repeated  # such requests the client has sent again already
+                if not repeated and broken <= config.retries:
                     continue
                 answer.error = self._hide(f"{type(error).__name__}: {error}")
                 break

@@ -96,6 +96,12 @@ def test_what_stays_makes_the_video_invalid_and_not_a_failure(serve, trouble, ca
     assert "1 of 1 videos" in caplog.text
 
 
+def test_troubles_of_several_kinds_end_as_well(serve):
+    server, judge = serve("garbage", otherwise="500", retries=1)
+    assert judge.score(videos(), words()).valid.tolist() == [False]
+    assert len(server.requests) == 3  # garbage, then one that is refused and sent again once
+
+
 def test_one_bad_answer_takes_no_other_video_with_it(serve):
     server, judge = serve("garbage", "garbage", retries=1, concurrency=1)
     verdict = judge.score(videos(4), words(4))
