@@ -40,7 +40,6 @@ class Watched:
         said_of_real: of each judge `(N,C)`, the same of Real's own frames; empty unless asked for.
         frames: `(N,C,H,W,3)` uint8, Real's frames at the looks, or None.
         states: `(N,C,S)` float32, Real's proprioception there, or None.
-        actions: `(N,T,A)` float32.
         seconds: of each judge, on the imagined frames.
     """
 
@@ -52,7 +51,6 @@ class Watched:
     said_of_real: dict[str, np.ndarray] = field(default_factory=dict)
     frames: np.ndarray | None = None
     states: np.ndarray | None = None
-    actions: np.ndarray | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def outcomes(self, judge: str, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -191,7 +189,6 @@ def watch(
         said_of_real=of_real,
         frames=frames,
         states=states,
-        actions=path,
         seconds=seconds,
     )
 
