@@ -242,7 +242,7 @@ def collect(
 
         began = time.perf_counter()
         told = [t for t, on in zip(texts, live.tolist(), strict=True) if on]
-        verdict = judged(judge, image[live][:, None], told, proprio[live])
+        verdict = judged(judge, image[live][:, None], told, proprio[live], dream.latents[live, -1])
         clock["judge"] += time.perf_counter() - began
         rows = slots[live]
         out.path[rows, c * k : (c + 1) * k] = dream.states[live].cpu().float()

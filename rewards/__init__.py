@@ -1,8 +1,10 @@
 """Judges: who decides whether an instruction was fulfilled.
 
 A judge looks at frames and reads the instruction. `LearnedJudge` is trained on Real's logs alone and reads imagined
-frames too; `HttpJudge` asks a vision-language model behind an endpoint; `OracleJudge` tells the simulator's truth, for
-audits; `CachedJudge` remembers verdicts.
+frames too; `LatentJudge` reads the world model's latents; `OpenClipJudge` compares a frame with a sentence; `VlmJudge`
+asks a vision-language model here, `HttpJudge` one behind an endpoint; `ReferenceJudge` measures how far a video is from
+a demonstration; `OracleJudge` tells the simulator's truth, for audits. `ComposedJudge`, `CalibratedJudge` and
+`CachedJudge` go around any of them; `load_judge` finds out what is in a folder.
 
 Example::
 
@@ -18,26 +20,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rewards.cache import CachedJudge
+    from rewards.calibrated import CalibratedJudge, Calibration
     from rewards.compose import ComposedJudge, Term
     from rewards.dreams import dream_logs
     from rewards.http import HttpJudge, HttpJudgeConfig
+    from rewards.latent import LatentJudge, LatentJudgeConfig
+    from rewards.latent_train import dream_latents, encode_logs, train_latent_judge
     from rewards.learned import LearnedJudge, LearnedJudgeConfig, load_bundled
+    from rewards.loading import load_judge
+    from rewards.open_clip import OpenClipJudge, OpenClipJudgeConfig
+    from rewards.open_clip_train import train_open_clip
     from rewards.oracle import OracleJudge
+    from rewards.reference import ReferenceJudge, ReferenceJudgeConfig
     from rewards.train import JudgeTrainConfig, train_judge
+    from rewards.vlm import VlmJudge, VlmJudgeConfig
 
 _WHERE = {
     "CachedJudge": "cache",
+    "CalibratedJudge": "calibrated",
+    "Calibration": "calibrated",
     "ComposedJudge": "compose",
     "HttpJudge": "http",
     "HttpJudgeConfig": "http",
     "JudgeTrainConfig": "train",
+    "LatentJudge": "latent",
+    "LatentJudgeConfig": "latent",
     "LearnedJudge": "learned",
     "LearnedJudgeConfig": "learned",
+    "OpenClipJudge": "open_clip",
+    "OpenClipJudgeConfig": "open_clip",
     "OracleJudge": "oracle",
+    "ReferenceJudge": "reference",
+    "ReferenceJudgeConfig": "reference",
     "Term": "compose",
+    "VlmJudge": "vlm",
+    "VlmJudgeConfig": "vlm",
+    "dream_latents": "latent_train",
     "dream_logs": "dreams",
+    "encode_logs": "latent_train",
     "load_bundled": "learned",
+    "load_judge": "loading",
     "train_judge": "train",
+    "train_latent_judge": "latent_train",
+    "train_open_clip": "open_clip_train",
 }
 
 __all__ = sorted(_WHERE)

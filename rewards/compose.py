@@ -15,15 +15,18 @@ Example::
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from worldgym.errors import ConfigError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, RewardModel, judged
+from worldgym.utils.files import atomic_write_text
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,18 @@ class ComposedJudge:
         """Whether a term wants proprioception."""
         return any(getattr(term.judge, "reads_state", False) for term in self.terms.values())
 
-    def score(self, frames: Tensor, instructions: Sequence[str], states: Tensor | None = None) -> Judgement:
+    @property
+    def reads_latents(self) -> bool:
+        """Whether a term takes the world model's latents in place of frames."""
+        return any(getattr(term.judge, "reads_latents", False) for term in self.terms.values())
+
+    def score(
+        self,
+        frames: Tensor,
+        instructions: Sequence[str],
+        states: Tensor | None = None,
+        latents: Tensor | None = None,
+    ) -> Judgement:
         """All terms on `frames (B,T,H,W,3)`; a video to which no term applies is invalid."""
         count = len(frames)
         total, weights = torch.zeros(count), torch.zeros(count)
@@ -92,7 +106,7 @@ class ComposedJudge:
             if states is None:
                 verdict = term.judge.score(frames, instructions)
             else:
-                verdict = judged(term.judge, frames, instructions, states)
+                verdict = judged(term.judge, frames, instructions, states, latents)
             p = torch.as_tensor(verdict.p_success).detach().cpu().float()
             sound = torch.as_tensor(verdict.valid).detach().cpu().bool()
             applies = torch.isfinite(p)
@@ -106,3 +120,43 @@ class ComposedJudge:
         valid &= weights > 0
         p = total / weights.clamp(min=1e-12) if self.how == "mean" else least.clamp(max=1.0)
         return Judgement(torch.where(valid, p, torch.zeros(())), None, valid, list(raw))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write how it is composed, and every term's judge in a folder of its number.
+
+        Raises:
+            ConfigError: a term that cannot be saved, such as the simulator's truth.
+        """
+        folder = Path(path)
+        if lacking := [name for name, term in self.terms.items() if not hasattr(term.judge, "save_pretrained")]:
+            raise ConfigError(f"{', '.join(lacking)} cannot be saved; compose judges that have save_pretrained")
+        for i, term in enumerate(self.terms.values()):
+            saved: Any = term.judge
+            saved.save_pretrained(folder / str(i))
+        facts = {
+            "how": self.how,
+            "threshold": self.threshold,
+            "terms": [{"name": name, "weight": term.weight} for name, term in self.terms.items()],
+        }
+        atomic_write_text(folder / "composed.json", json.dumps(facts, indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **loading: Any) -> ComposedJudge:
+        """What `save_pretrained` wrote; `**loading` goes to `rewards.loading.load_judge`.
+
+        Raises:
+            CheckpointError: files are missing or damaged.
+        """
+        from rewards.loading import load_judge
+
+        folder = Path(path)
+        try:
+            facts = json.loads((folder / "composed.json").read_text())
+            rows = [(str(row["name"]), float(row["weight"])) for row in facts["terms"]]
+            how, threshold = facts["how"], float(facts["threshold"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder} holds no composed judge ({error}); give what save_pretrained wrote"
+            ) from error
+        terms = {name: Term(load_judge(folder / str(i), **loading), weight) for i, (name, weight) in enumerate(rows)}
+        return cls(terms, how, threshold)

@@ -52,7 +52,7 @@ def dream_logs(
     Returns:
         arrays of those episodes with new `frames`; states, actions, labels and `indices` are Real's.
     """
-    arrays = _take(arrays, np.arange(len(arrays)) if episodes is None else np.asarray(episodes))
+    arrays = take_episodes(arrays, np.arange(len(arrays)) if episodes is None else np.asarray(episodes))
     frames = arrays.frames.copy()
     order = np.argsort(
         -arrays.lengths, kind="stable"
@@ -79,7 +79,8 @@ def dream_logs(
     return dataclasses.replace(arrays, frames=frames)
 
 
-def _take(arrays: EpisodeArrays, episodes: np.ndarray) -> EpisodeArrays:
+def take_episodes(arrays: EpisodeArrays, episodes: np.ndarray) -> EpisodeArrays:
+    """Copies of some episodes, `(M,)` indices, in their order."""
     rows = np.concatenate([np.arange(arrays.offsets[i], arrays.offsets[i + 1]) for i in episodes])
     offsets = np.concatenate([[0], np.cumsum(arrays.lengths[episodes] + 1)]).astype(np.int64)
     values: dict[str, Any] = {"offsets": offsets, "indices": arrays.indices[episodes]}

@@ -230,7 +230,7 @@ class HttpJudge:
     # -- one video ---------------------------------------------------------------------------------
     def _judge(self, video: np.ndarray, instruction: str) -> _Answer:
         config = self.config
-        shown = video[::-1][:: config.stride][::-1]
+        shown = shown_frames(video, config.stride)
         text = config.prompt.replace("{instruction}", instruction)
         key = self._cache_key(shown, text)
         if (kept := self._kept(key)) is not None:
@@ -342,6 +342,11 @@ class HttpJudge:
             file.parent.mkdir(parents=True, exist_ok=True)
             said = {"model": self.config.model, "texts": answer.texts, "scores": answer.scores}
             atomic_write_text(file, json.dumps(said) + "\n")
+
+
+def shown_frames(video: np.ndarray, stride: int) -> np.ndarray:
+    """Every `stride`th frame of `video (T,H,W,3)`, counted back from the last."""
+    return video[::-1][::stride][::-1]
 
 
 def _data_url(frame: np.ndarray, size: int) -> str:

@@ -93,14 +93,23 @@ class LearnedJudgeConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LearnedJudgeConfig:
         """Build from a json object; an unknown key is refused with a suggestion."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise ConfigError(
-                    f"unknown judge setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
-        return cls(**values)
+        return config_from(cls, values)
+
+
+def config_from(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """A judge's config dataclass `kind` from a json object.
+
+    Raises:
+        ConfigError: an unknown key; suggests the nearest.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(
+                f"unknown judge setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return kind(**values)
 
 
 class _Block(nn.Module):
@@ -282,25 +291,41 @@ class LearnedJudge(
         """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1], `text (B,E)`, and `state (B,S)`."""
         shift = text @ self.word_slope + self.word_level if self.config.by_words else 0.0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
-            x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
-            x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
-            x = self.block2(nn.functional.gelu(self.conv2(x)), text)
-            maps, keys, asked = self.maps(x).float().flatten(2), self.keys(x), self.asked(text)
+            x, text, where, strength = self._look(image, text)
             x = self.block4(self.block3(nn.functional.gelu(self.conv3(x)), text), text)
             pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
         with torch.autocast(self.device.type, enabled=False):
-            named = asked.float().unflatten(1, (-1, 32)) @ keys.float().flatten(2)
-            maps = torch.cat([maps, named], 1)
-            weights = torch.softmax(maps, dim=-1)
-            where = (weights @ self.grid.t()).flatten(1)
-            strength = (weights * maps).sum(-1) / 10  # is the thing there at all
             parts = [pooled.float(), where, strength, text.float()]
             if state is not None and self.reads_state:
                 normal = (state.float() - self.state_mean) / self.state_std
                 waves = (normal[:, None] * self.waves[:, None]).flatten(1)
                 parts += [normal, waves.sin(), waves.cos()]
             return self.head(torch.cat(parts, dim=1)).squeeze(1) + shift
+
+    def _look(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Feature map, words, coordinates `(B, 2 M)` of keypoints, those asked for last, their strengths `(B, M)`."""
+        text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
+        x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
+        x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
+        x = self.block2(nn.functional.gelu(self.conv2(x)), text)
+        maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
+        with torch.autocast(self.device.type, enabled=False):
+            named = asked.float().unflatten(1, (-1, 32)) @ keys.float().flatten(2)
+            found = torch.cat([maps.float().flatten(2), named], 1)
+            weights = torch.softmax(found, dim=-1)
+            # the second: is the thing there at all
+            where, strength = (weights @ self.grid.t()).flatten(1), (weights * found).sum(-1) / 10
+        return x, text, where, strength
+
+    @torch.no_grad()
+    def places(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in `image (B,3,H,W)` float in [0,1] the judge looks under `text (B,E)`, and how sure it is.
+
+        Returns:
+            coordinates `(B, 2 M)` in [-1, 1], x and y of every keypoint, and strengths `(B, M)`.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            return self._look(image, text)[2:]
 
     @torch.no_grad()
     def score(

@@ -93,17 +93,16 @@ class JudgeTrainConfig:
 
 def reconstruct(tokenizer: Any, frames: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     """`frames (N,H,W,3)` u8 through the tokenizer, with a random amount of latent noise a row up to `noise`."""
-    latents = tokenizer.encode(frames)
+    return tokenizer.decode(blur(tokenizer.encode(frames), noise, generator))
+
+
+def blur(latents: Tensor, noise: float, generator: torch.Generator | None = None) -> Tensor:
+    """`latents (N,C,h,w)` with a random amount of noise a row up to `noise`, at the length they had."""
     sigma = noise * torch.rand(len(latents), 1, 1, 1, generator=generator)
     noisy = latents + sigma * torch.randn(latents.shape, generator=generator)
     # The decoder knows latents of one length only.
-    noisy = (
-        noisy
-        * (
-            latents.square().mean(1, keepdim=True) / noisy.square().mean(1, keepdim=True).clamp_min(1e-6)
-        ).sqrt()
-    )
-    return tokenizer.decode(noisy)
+    power = latents.square().mean(1, keepdim=True) / noisy.square().mean(1, keepdim=True).clamp_min(1e-6)
+    return noisy * power.sqrt()
 
 
 def train_judge(
@@ -188,13 +187,13 @@ def train_judge(
             rows, texts, labels = (
                 np.concatenate([rows, found]), texts + words, np.concatenate([labels, verdicts])
             )  # fmt: skip
-        frames, states = _augment(torch.from_numpy(arrays.frames[rows]), rng, config), arrays.states[rows]
+        frames, states = augment(torch.from_numpy(arrays.frames[rows]), rng, config), arrays.states[rows]
         if tokenizer is not None:
             half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
             frames[half] = reconstruct(tokenizer, frames[half], config.latent_noise, generator)
         if dreamt is not None and dreams is not None and dreaming:
             more, words, verdicts, _ = dreamt.sample(dreaming, rng)
-            frames = torch.cat([frames, _augment(torch.from_numpy(dreams.frames[more]), rng, config)])
+            frames = torch.cat([frames, augment(torch.from_numpy(dreams.frames[more]), rng, config)])
             texts, labels = texts + words, np.concatenate([labels, verdicts])
             states = np.concatenate([states, dreams.states[more]])
         for group in optimizer.param_groups:
@@ -287,18 +286,30 @@ def evaluate_judge(
         fpr, `fpr/<kind>` for every kind of negative, tpr, accuracy, threshold, pairs.
     """
     logits = _logits(judge, arrays, pairs, tokenizer, noise)
-    labels, kinds = pairs[2] > 0.5, np.asarray(pairs[3])
-    said = 1 / (1 + np.exp(-logits)) >= judge.threshold
-    report = {"fpr": float(said[~labels].mean())}
-    for kind in KINDS[1:]:
-        if (kinds == kind).any():
-            report[f"fpr/{kind}"] = float(said[kinds == kind].mean())
-    report["tpr"] = float(said[labels].mean())
-    report["accuracy"] = float((said == labels).mean())
-    return {**report, "threshold": judge.threshold, "pairs": float(len(labels))}
+    return {
+        **rates(logits, pairs[2], pairs[3], judge.threshold),
+        "threshold": judge.threshold,
+        "pairs": float(len(logits)),
+    }
 
 
-def _augment(frames: Tensor, rng: np.random.Generator, config: JudgeTrainConfig) -> Tensor:
+def rates(logits: np.ndarray, labels: np.ndarray, kinds: list[str], threshold: float) -> dict[str, float]:
+    """fpr, `fpr/<kind>` for every kind of negative there is, tpr, accuracy, balanced_accuracy.
+
+    Args:
+        logits: `(N,)`.
+        labels: `(N,)` 0 or 1.
+        kinds: N of `rewards.negatives.KINDS`.
+        threshold: probability from which a logit means success.
+    """
+    said, true, kind = 1 / (1 + np.exp(-logits)) >= threshold, labels > 0.5, np.asarray(kinds)
+    report = {"fpr": float(said[~true].mean())}
+    report |= {f"fpr/{name}": float(said[kind == name].mean()) for name in KINDS[1:] if (kind == name).any()}
+    report |= {"tpr": float(said[true].mean()), "accuracy": float((said == true).mean())}
+    return {**report, "balanced_accuracy": (report["tpr"] + 1 - report["fpr"]) / 2}
+
+
+def augment(frames: Tensor, rng: np.random.Generator, config: JudgeTrainConfig) -> Tensor:
     """Colour jitter and pixel noise on `(B,H,W,3)` uint8."""
     jitter, shape = config.colour_jitter, (len(frames), 1, 1, 3)
     gain = torch.from_numpy(rng.uniform(1 - jitter, 1 + jitter, shape).astype(np.float32))

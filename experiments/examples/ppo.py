@@ -28,6 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import worldgym  # noqa: F401  (registers the ids)
 from experiments.run_folder import versions
+from rewards.eyes import JudgeEyes
 from worldgym.evaluation import paired_bootstrap, wilson
 
 EVAL_SEED0 = 18_000_000
@@ -53,7 +54,7 @@ class Args:
         minibatches: of each epoch.
         entropy: its weight in the objective.
         log_std: spread of the actions to begin with.
-        reward_kind: `success`, or `difference` of the judged probability.
+        reward_kind: `potential` pays nearness to success by the judge's log odds too; `success`, `difference`.
         eval_episodes: in Real, from the same starts before and after.
         threads: of torch.
     """
@@ -63,43 +64,35 @@ class Args:
     out: Path = Path("runs/ppo")
     seed: int = 0
     num_envs: int = 64
-    chunk: int = 5
-    horizon: int = 40
-    steps: int = 16
-    lr: float = 5e-4
+    chunk: int = 2
+    horizon: int = 20
+    steps: int = 20
+    lr: float = 1e-3
     gamma: float = 0.97
     lam: float = 0.95
     clip: float = 0.2
     epochs: int = 4
     minibatches: int = 4
     entropy: float = 0.002
-    log_std: float = -0.5
-    reward_kind: str = "success"
+    log_std: float = -1.0
+    reward_kind: str = "potential"
     eval_episodes: int = 200
     threads: int = 2
 
 
 class Agent(nn.Module):
-    """Policy and value of image, proprioception and instruction, with eyes in common."""
+    """Policy and value of what the eyes see, `(B, dim)`."""
 
-    def __init__(self, log_std: float, width: int = 256) -> None:
+    def __init__(self, dim: int, log_std: float, width: int = 128) -> None:
         super().__init__()
-        self.eyes = nn.Sequential(
-            nn.Conv2d(3, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(1024, width), nn.Tanh(),
-        )  # fmt: skip
-        self.words = nn.Sequential(nn.Linear(384, width), nn.Tanh())
-        self.body = nn.Sequential(nn.Linear(3 * width + 4, width), nn.Tanh())
+        self.body = nn.Sequential(nn.Linear(dim, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
         self.mean, self.value = nn.Linear(width, 4), nn.Linear(width, 1)
         nn.init.orthogonal_(self.mean.weight, 0.01)
         self.log_std = nn.Parameter(torch.full((4,), log_std))
 
-    def forward(self, observation: dict[str, Tensor]) -> tuple[torch.distributions.Normal, Tensor]:
+    def forward(self, seen: Tensor) -> tuple[torch.distributions.Normal, Tensor]:
         """Distribution of the action `(B,4)` and value `(B,)`."""
-        seen = self.eyes(observation["image"].permute(0, 3, 1, 2).float() / 255)
-        told = self.words(20 * observation["instruction"])  # unit length in 384 dimensions: 0.05 each
-        # The product lets words choose among what is seen.
-        hidden = self.body(torch.cat([seen, told, seen * told, 5 * observation["state"]], -1))
+        hidden = self.body(seen)
         return torch.distributions.Normal(self.mean(hidden), self.log_std.exp()), self.value(hidden).squeeze(-1)
 
 
@@ -109,7 +102,7 @@ def held(action: Tensor, chunk: int) -> Tensor:
 
 
 @torch.no_grad()
-def success_in_real(agent: Agent, args: Args, slots: int = 25) -> np.ndarray:
+def success_in_real(eyes: JudgeEyes, agent: Agent, args: Args, slots: int = 25) -> np.ndarray:
     """`(N,)` bool, success at any time, acting by the mean; the same starts whenever it is called."""
     envs = gym.make_vec(
         "worldgym/Tabletop-v0", num_envs=slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
@@ -119,7 +112,7 @@ def success_in_real(agent: Agent, args: Args, slots: int = 25) -> np.ndarray:
     for first in range(0, args.eval_episodes, slots):
         observation, info = envs.reset(seed=EVAL_SEED0 + first)
         for _ in range(args.horizon // args.chunk):
-            policy, _ = agent({k: torch.as_tensor(v) for k, v in observation.items()})
+            policy, _ = agent(eyes({k: torch.as_tensor(v) for k, v in observation.items()}))
             observation, *_, info = envs.step(held(policy.mean, args.chunk).numpy())
         found.append(info["success_once"])
     envs.close()
@@ -146,13 +139,16 @@ def main(args: Args) -> int:
     board.add_text("hparams", json.dumps(asdict(args), default=str, indent=1))
     envs = gym.make_vec(
         "worldgym/ImaginedTabletop-v0", num_envs=args.num_envs, horizon=args.horizon, chunk=args.chunk, tensors=True,
-        instruction="embedding", reward_kind=args.reward_kind, autoreset_mode="Disabled",
+        instruction="embedding", reward_kind=args.reward_kind, discount=args.gamma, judge_every=args.chunk,
+        autoreset_mode="Disabled",
     )  # fmt: skip
-    agent = Agent(args.log_std)
+    eyes = JudgeEyes(envs.single_observation_space)
+    agent = Agent(eyes.dim, args.log_std)
     adam = torch.optim.Adam(agent.parameters(), lr=args.lr, eps=1e-5)
-    before = success_in_real(agent, args)
+    before = success_in_real(eyes, agent, args)
     options = {"task": args.task}
     observation, _ = envs.reset(seed=args.seed, options=options)
+    seen = eyes(observation)
     per_update = args.num_envs * args.steps * args.chunk
     updates, began, curve = max(1, args.frames // per_update), time.perf_counter(), []
     for update in range(updates):
@@ -161,22 +157,24 @@ def main(args: Args) -> int:
         ended: list[tuple[float, float]] = []
         for _ in range(args.steps):
             with torch.no_grad():
-                policy, value = agent(observation)
+                policy, value = agent(seen)
                 action = policy.sample()
                 after, reward, terminated, truncated, info = envs.step(held(action, args.chunk))
-                next_value = agent(after)[1]
+                seen_after = eyes(after)
+                next_value = agent(seen_after)[1]
             # A judge that failed says nothing: such a step is left out below.
             valid = ~torch.as_tensor(info["invalid"])
             rows.append({
-                **observation, "action": action, "log_prob": policy.log_prob(action).sum(-1), "value": value,
+                "seen": seen, "action": action, "log_prob": policy.log_prob(action).sum(-1), "value": value,
                 "reward": reward, "next_value": next_value, "terminated": terminated, "truncated": truncated,
                 "valid": valid,
             })  # fmt: skip
-            observation = after
+            seen = seen_after
             over = (terminated | truncated).numpy()
             if over.any():
                 ended += list(zip(info["success_once"][over], info["episode_len"][over], strict=True))
                 observation, _ = envs.reset(options={**options, "reset_mask": over})
+                seen = eyes(observation)
         batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
         gain = advantages(batch, args)
         batch |= {"advantage": gain, "return": gain + batch["value"]}
@@ -193,7 +191,7 @@ def main(args: Args) -> int:
             board.add_scalar(f"train/{name}", loss, frames)
         sys.stdout.write(f"{frames:>8} frames  imagined success {success:.2f}  {frames / curve[-1]['seconds']:.0f}/s\n")
     envs.close()
-    after_training = success_in_real(agent, args)
+    after_training = success_in_real(eyes, agent, args)
     board.add_scalar("eval/success_once", float(after_training.mean()), updates * per_update)
     board.close()
     difference = paired_bootstrap(after_training, before)
@@ -217,7 +215,7 @@ def improve(agent: Agent, adam: torch.optim.Optimizer, flat: dict[str, Tensor], 
     count = args.epochs * args.minibatches
     for _ in range(args.epochs):
         for part in torch.randperm(len(flat["reward"])).chunk(args.minibatches):
-            policy, value = agent({key: flat[key][part] for key in ("image", "state", "instruction")})
+            policy, value = agent(flat["seen"][part])
             ratio = (policy.log_prob(flat["action"][part]).sum(-1) - flat["log_prob"][part]).exp()
             gain = flat["advantage"][part]
             gain = (gain - gain.mean()) / (gain.std() + 1e-8)

@@ -162,7 +162,7 @@ def watch(
             image, proprio = imagined.frames[:, -1], imagined.states[:, -1]
             for name, judge in judges.items():
                 began = time.perf_counter()
-                said[name].append(verdicts(judge, image, texts, proprio))
+                said[name].append(verdicts(judge, image, texts, proprio, imagined.latents[:, -1]))
                 seconds[name] += time.perf_counter() - began
     ends = np.cumsum([part.shape[1] for part in actions]) - 1
     path = torch.cat(actions, 1).float().cpu().numpy()
@@ -193,12 +193,12 @@ def watch(
     )
 
 
-def verdicts(judge: Any, image: Any, texts: Sequence[str], states: Any) -> np.ndarray:
+def verdicts(judge: Any, image: Any, texts: Sequence[str], states: Any, latents: Any = None) -> np.ndarray:
     """What a judge says of single frames `image (B,H,W,3)` uint8: `(B,)` float32, nan where it gave no verdict."""
     import torch
 
     with torch.no_grad():
-        verdict = judged(judge, image[:, None], list(texts), states)
+        verdict = judged(judge, image[:, None], list(texts), states, latents)
     p = torch.as_tensor(verdict.p_success).float().cpu().numpy().copy()
     p[~torch.as_tensor(verdict.valid).cpu().numpy().astype(bool)] = np.nan
     return p

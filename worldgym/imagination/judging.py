@@ -25,9 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def ask(
-    judge: RewardModel, frames: Tensor, instructions: Sequence[str], states: Tensor
+    judge: RewardModel,
+    frames: Tensor,
+    instructions: Sequence[str],
+    states: Tensor,
+    latents: Tensor | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Judge `frames (B,T,H,W,3)` u8, at whose end proprioception is `states (B,S)`.
+    """Judge `frames (B,T,H,W,3)` u8, at whose end proprioception is `states (B,S)` and the latent `latents (B,C,h,w)`.
 
     Returns:
         Probability of success (B,), 0 where there is none, and validity (B,).
@@ -38,7 +42,7 @@ def ask(
     count = len(frames)
     try:
         with torch.no_grad():
-            verdict = judged(judge, frames, list(instructions), states)
+            verdict = judged(judge, frames, list(instructions), states, latents)
     except (TimeoutError, ConnectionError) as error:
         log.warning("judge %s failed on %d episodes, which become invalid: %s", judge.name, count, error)
         return np.zeros(count), np.zeros(count, np.bool_)

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor, nn
 
+from worldgym.imagination.features import ImageLanguageFeatures
+from worldgym.imagination.held import HeldActions
 from worldgym.utils.optional import require
 
 require("ray.rllib", extra="rllib")
@@ -32,6 +35,9 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussi
 from ray.rllib.core.rl_module.apis import ValueFunctionAPI  # noqa: E402
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: E402
 from ray.rllib.core.rl_module.torch import TorchRLModule  # noqa: E402
+from ray.tune.registry import register_env  # noqa: E402
+
+HELD = "worldgym_held"  # the name under which RLlib knows `held_batch`
 
 
 def rllib_config(
@@ -40,6 +46,7 @@ def rllib_config(
     *,
     algorithm: type[AlgorithmConfig] = PPOConfig,
     env_runners: int = 0,
+    held: bool = False,
     **settings: Any,
 ) -> AlgorithmConfig:
     """An algorithm's config that steps the batched environment.
@@ -49,7 +56,9 @@ def rllib_config(
         num_envs: slots of each runner.
         algorithm: RLlib's config class.
         env_runners: remote runners; 0 samples in the driver.
-        **settings: of the environment. Instructions come as embeddings, chunks of actions as one vector.
+        held: one action a chunk, held for its frames (`HeldActions`), which is what learning from scratch wants;
+            False takes chunks of different actions as one vector.
+        **settings: of the environment. Instructions come as embeddings.
 
     Raises:
         ValueError: an autoreset mode other than NEXT_STEP, text instructions, or tensors.
@@ -61,12 +70,18 @@ def rllib_config(
         )
     if settings.get("instruction", "embedding") != "embedding" or settings.get("tensors"):
         raise ValueError("RLlib takes arrays of numbers; leave out instruction= and tensors=")
-    keywords = {"instruction": "embedding", "flat_actions": True, **settings, "autoreset_mode": mode.value}
+    keywords = {"instruction": "embedding", **settings, "autoreset_mode": mode.value}
     if env_id.startswith("worldgym/"):
         env_id = f"worldgym:{env_id}"
+    env = env_id
+    if held:
+        env, keywords = HELD, {"env_id": env_id, **keywords}
+        register_env(HELD, held_batch)
+    else:
+        keywords.setdefault("flat_actions", True)
     config = (
         algorithm()
-        .environment(env_id, env_config=keywords)
+        .environment(env, env_config=keywords)
         .env_runners(
             num_env_runners=env_runners,
             num_envs_per_env_runner=num_envs,
@@ -79,29 +94,30 @@ def rllib_config(
     return config
 
 
+def held_batch(context: dict[str, Any]) -> VectorEnv:
+    """The batch that RLlib asks for, with held actions.
+
+    Args:
+        context: `env_id`, `num_envs`, and the environment's settings.
+    """
+    settings = dict(context)
+    return HeldActions(gym.make_vec(settings.pop("env_id"), num_envs=settings.pop("num_envs"), **settings))
+
+
 class ImageLanguageModule(TorchRLModule, ValueFunctionAPI):
     """Policy and value of an observation `Dict(image (H,W,3) u8, state (S,), instruction (D,))`, Gaussian actions.
 
-    The convolutions are those of Mnih et al. 2015 at twice the stride for 64 px. `model_config`: `width` (256) of the
-    hidden layers, `log_std` (-0.5) that exploration begins with.
+    `model_config`: `width` (128) of the hidden layers, `log_std` (-0.5) that exploration begins with, `features` (class
+    made with the space, `ImageLanguageFeatures`; `rewards.eyes.JudgeEyes` sees already).
     """
 
     def setup(self) -> None:
         """Build the layers (RLlib calls this)."""
-        spaces: Any = self.observation_space.spaces  # type: ignore[union-attr]
+        space: Any = self.observation_space
         settings: Any = self.model_config or {}
-        width, actions = settings.get("width", 256), self.action_space.shape[0]  # type: ignore[union-attr, index]
-        self.eyes = nn.Sequential(
-            nn.Conv2d(3, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
-            nn.Flatten(),
-        )  # fmt: skip
-        size = spaces["image"].shape[0]
-        with torch.no_grad():
-            seen = self.eyes(torch.zeros(1, 3, size, size)).shape[1]
-        numbers = spaces["state"].shape[0] + spaces["instruction"].shape[0]
-        self.body = nn.Sequential(
-            nn.Linear(seen + numbers, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()
-        )
+        width, actions = settings.get("width", 128), self.action_space.shape[0]  # type: ignore[union-attr, index]
+        self.features = settings.get("features", ImageLanguageFeatures)(space)
+        self.body = nn.Sequential(nn.Linear(self.features.dim, width), nn.Tanh())
         self.mean, self.value = nn.Linear(width, actions), nn.Linear(width, 1)
         self.log_std = nn.Parameter(torch.full((actions,), float(settings.get("log_std", -0.5))))
         for head, gain in ((self.mean, 0.01), (self.value, 1.0)):
@@ -110,11 +126,9 @@ class ImageLanguageModule(TorchRLModule, ValueFunctionAPI):
         self.action_dist_cls = TorchDiagGaussian
 
     def _embed(self, observation: dict[str, Tensor]) -> Tensor:
-        image = observation["image"]
-        lead = image.shape[:-3]
-        pixels = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).float() / 255
-        rest = [observation[name].reshape(len(pixels), -1).float() for name in ("state", "instruction")]
-        hidden: Tensor = self.body(torch.cat([self.eyes(pixels), *rest], -1))
+        lead = observation["image"].shape[:-3]
+        rows = {name: part.reshape(-1, *part.shape[len(lead) :]) for name, part in observation.items()}
+        hidden: Tensor = self.body(self.features(rows))
         return hidden.reshape(*lead, -1)
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

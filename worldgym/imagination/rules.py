@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 
 from worldgym.imagination.slots import Slots
 
+RewardKind = Literal["success", "difference", "potential"]
+REWARD_KINDS = ("success", "difference", "potential")
+BOUND = 8.0  # of the log odds that count; beyond it a judge's certainty says nothing of distance
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
@@ -54,9 +57,10 @@ class Rules:
     chunk: int | None = None
     judge_every: int = 5
     success_threshold: float = 0.5
-    reward_kind: Literal["success", "difference"] = "success"
+    reward_kind: RewardKind = "success"
     terminate_on_success: bool = True
     uncertainty_bound: float | None = None
+    discount: float = 0.99
 
     def __post_init__(self) -> None:
         if self.judge_every < 1 or (self.chunk is not None and self.chunk < 1):
@@ -69,8 +73,15 @@ class Rules:
             )
         if not 0.0 < self.success_threshold <= 1.0:
             raise ValueError(f"success_threshold={self.success_threshold}; expected a probability in (0, 1]")
-        if self.reward_kind not in ("success", "difference"):
-            raise ValueError(f"reward_kind={self.reward_kind!r}; expected 'success' or 'difference'")
+        if self.reward_kind not in REWARD_KINDS:
+            raise ValueError(f"reward_kind={self.reward_kind!r}; expected one of {', '.join(map(repr, REWARD_KINDS))}")
+        if not 0.0 < self.discount <= 1.0:
+            raise ValueError(f"discount={self.discount}; expected in (0, 1], that of the learner")
+
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether rewards are differences, so that an episode's first frame is judged too."""
+        return self.reward_kind != "success"
 
     def due(self, slots: Slots, moving: Flags, uncertainty: Numbers) -> tuple[Flags, Flags]:
         """Slots to judge now, and slots whose dream is too uncertain to be judged at all."""
@@ -89,10 +100,14 @@ class Rules:
         """
         sound = judged & valid
         success = sound & (p >= self.success_threshold)
+        first = (success & ~slots.success_once).astype(np.float64)
+        before = np.nan_to_num(slots.last_p)
         if self.reward_kind == "success":
-            reward = (success & ~slots.success_once).astype(np.float64)
+            reward = first
+        elif self.reward_kind == "difference":
+            reward = np.where(sound, p - before, 0.0)
         else:
-            reward = np.where(sound, p - np.nan_to_num(slots.last_p), 0.0)
+            reward = first + np.where(sound, self.discount * potential(p) - potential(before), 0.0)
         slots.unjudged[judged] = 0
         slots.last_p[sound] = p[sound]
         slots.success_once |= success
@@ -100,3 +115,13 @@ class Rules:
         terminated = success & self.terminate_on_success
         ended = (slots.elapsed >= self.horizon) | hallucination | (judged & ~valid)
         return Outcome(reward, success, terminated, moving & ~terminated & ended, sound)
+
+
+def potential(p: Numbers) -> Numbers:
+    """How near a state is to success, from its judged probability: log odds, bounded, in [-0.5, 0.5].
+
+    `discount * potential(after) - potential(before)` on top of the success leaves the best policy the best one (Ng,
+    Harada, Russell 1999, theorem 1). Log odds, because a probability is 0.001 both near and far from the goal.
+    """
+    bounded = np.clip(p, 1 / (1 + np.exp(BOUND)), 1 / (1 + np.exp(-BOUND)))
+    return np.asarray(np.log(bounded / (1 - bounded)) / (2 * BOUND), np.float64)

@@ -20,20 +20,46 @@ Example::
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from worldgym.imagination.features import ImageLanguageFeatures
 from worldgym.imagination.held import HeldActions
 from worldgym.utils.optional import require
 
 require("stable_baselines3", extra="sb3")
 
 from stable_baselines3.common.monitor import Monitor  # noqa: E402
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor  # noqa: E402
 from stable_baselines3.common.vec_env import VecEnv  # noqa: E402
+
+
+class ImageLanguageExtractor(BaseFeaturesExtractor):
+    """Picture, words and state for SB3's `policy_kwargs={"features_extractor_class": ImageLanguageExtractor}`.
+
+    Args:
+        observation_space: SB3's, whose pictures are channels first.
+        features: class with `dim`, made with the space; `rewards.eyes.JudgeEyes` sees already.
+        **settings: of that class.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.spaces.Dict,
+        features: Callable[..., Any] = ImageLanguageFeatures,
+        **settings: Any,
+    ) -> None:
+        made = features(observation_space, **settings)
+        super().__init__(observation_space, made.dim)
+        self.features = made
+
+    def forward(self, observations: Any) -> Any:
+        """`(B, dim)` of SB3's observations, pictures in [0, 1]."""
+        return self.features(observations)
 
 
 def make_sb3_vec_env(

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from worldgym.imagination import options as reset_options
 from worldgym.imagination.branching import BranchingVectorEnv
 from worldgym.imagination.judging import ask
 from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
-from worldgym.imagination.rules import Flags, Outcome, Rules
+from worldgym.imagination.rules import Flags, Outcome, RewardKind, Rules
 from worldgym.imagination.slots import Slots, put_info
 from worldgym.imagination.spaces import (
     EMBEDDING_DIM,
@@ -72,7 +72,9 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         success_threshold: probability at which the judge's word counts as success, in (0, 1]; None for the judge's own
             `threshold`, or 0.5 if it has none.
         reward_kind: "success" pays 1 at the first judged success; "difference" pays the change of the judged
-            probability since the last judgement.
+            probability since the last judgement; "potential" pays a success and how much nearer the judge's log odds
+            say it has come, `rules.potential`.
+        discount: of the learner; for "potential" alone.
         terminate_on_success: False lets an episode go on after success.
         uncertainty_bound: truncate a slot, unjudged and with info["hallucination"], above this; None for
             never.
@@ -111,7 +113,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         chunk: int | None = None,
         judge_every: int = 5,
         success_threshold: float | None = None,
-        reward_kind: Literal["success", "difference"] = "success",
+        reward_kind: RewardKind = "success",
+        discount: float = 0.99,
         terminate_on_success: bool = True,
         uncertainty_bound: float | None = None,
         flat_actions: bool = False,
@@ -133,7 +136,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         self.reward = resolve_reward(reward, reward_kwargs)
         if success_threshold is None:
             success_threshold = float(getattr(self.reward, "threshold", 0.5))
-        ending = (success_threshold, reward_kind, terminate_on_success, uncertainty_bound)
+        ending = (success_threshold, reward_kind, terminate_on_success, uncertainty_bound, discount)
         self.rules = Rules(horizon, chunk, judge_every, *ending)
         self.starts = resolve_starts(starts)
         self.device = torch.device(getattr(self.world_model, "device", "cpu"))
@@ -235,7 +238,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
 
             fresh.embedding[:] = embed([str(text) for text in fresh.instruction])
         self._slots.put(rows, fresh)
-        if self.rules.reward_kind == "difference" and self.reward is not None:
+        if self.rules.needs_baseline and self.reward is not None:
             p, valid = self._judge(rows)
             self._slots.last_p[rows] = np.where(valid, p, np.nan)
         having = np.zeros(self.num_envs, np.bool_)
@@ -343,7 +346,9 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         assert self.reward is not None
         index = torch.as_tensor(rows, device=self.device)
         words = [str(text) for text in self._slots.instruction[rows]]
-        return ask(self.reward, self._image[index][:, None], words, self._proprio[index])
+        latents = getattr(self._dream, "latent", None)  # a world model without one is judged by its frames
+        told = None if latents is None else latents[index]
+        return ask(self.reward, self._image[index][:, None], words, self._proprio[index], told)
 
     def _final(self, infos: dict[str, Any], columns: list[Column], over: Flags) -> None:
         """SAME_STEP: last observation and info of ended episodes, in the form of SyncVectorEnv."""

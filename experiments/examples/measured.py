@@ -1,0 +1,75 @@
+"""What the library examples have in common: success in Real before and after, and the page of results.
+
+Why: three libraries, one way of measuring. A policy of any library is a function from a batch of observations to a
+batch of actions; it is measured acting by its mean, from the same held-out starts each time.
+
+Example::
+
+    before = success_in_real(lambda observation: model.predict(observation, deterministic=True)[0], args)
+    text = write_results(args.out, args, before, after, curve, seconds)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from experiments.run_folder import versions
+from worldgym.evaluation import paired_bootstrap, wilson
+from worldgym.imagination.held import HeldActions
+
+EVAL_SEED0 = 18_000_000
+
+
+def success_in_real(act: Callable[[dict[str, np.ndarray]], np.ndarray], args: Any, slots: int = 25) -> np.ndarray:
+    """`(N,)` bool, success at any time; the same starts whenever it is called.
+
+    Args:
+        act: batch of observations to actions `(B,4)` in [-1, 1], each held for a chunk.
+        args: `task`, `horizon`, `chunk`, `eval_episodes`.
+        slots: stepped side by side.
+    """
+    envs = HeldActions(gym.make_vec(
+        "worldgym/Tabletop-v0", num_envs=slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
+        instruction="embedding", autoreset_mode="Disabled", terminate_on_success=False,
+    ))  # fmt: skip
+    found = []
+    for first in range(0, args.eval_episodes, slots):
+        observation, info = envs.reset(seed=EVAL_SEED0 + first)
+        for _ in range(args.horizon // args.chunk):
+            observation, *_, info = envs.step(act(observation))
+        found.append(info["success_once"])
+    envs.close()
+    return np.concatenate(found)[: args.eval_episodes]
+
+
+def write_results(
+    out: Path, args: Any, before: np.ndarray, after: np.ndarray, curve: Sequence[dict[str, float]], seconds: float
+) -> str:
+    """Write `results.json` and return its sentence.
+
+    Args:
+        out: run folder.
+        args: dataclass, as typed.
+        before: `(N,)` bool, success of each start untrained.
+        after: and trained.
+        curve: rows with `frames`, imagined `success`, `seconds`.
+        seconds: of learning.
+    """
+    difference = paired_bootstrap(after, before)
+    results = {
+        "args": asdict(args), "before": wilson(int(before.sum()), len(before)).to_dict(),
+        "after": wilson(int(after.sum()), len(before)).to_dict(), "difference": difference.to_dict(),
+        "seconds": seconds, "curve": list(curve), "versions": versions(),
+    }  # fmt: skip
+    (out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
+    return (
+        f"success in Real: {before.mean():.2f} before, {after.mean():.2f} after; difference "
+        f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], {len(before)} paired starts\n"
+    )

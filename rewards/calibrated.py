@@ -1,0 +1,217 @@
+"""A judge whose probabilities are made true, and whose threshold keeps a stated rate of false positives.
+
+Why: a reward is thresholded, composed with others, and shown to people as a probability; a network's own is none of
+these things until it has been compared with what happened. The map is fitted on held-out logs of Real: a *temperature*
+(Guo et al. 2017, section 4.2, one number, with an offset as in Platt scaling) or *isotonic* regression (Zadrozny and
+Elkan 2002, any increasing map).
+
+Example::
+
+    judge = CalibratedJudge.fit(raw_judge, p, truth, method="isotonic", max_fpr=0.05)
+    judge.score(frames, instructions, states).p_success     # as often true as it says
+    judge.save_pretrained("runs/calibrated")
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.protocols import Judgement, judged
+from worldgym.utils.files import atomic_write_text
+
+SETTINGS, INNER = "calibrated.json", "judge"
+EDGE = 1e-6  # a probability of exactly 0 or 1 has no log odds
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """An increasing map of probabilities, through points between which it is straight, and a threshold on its far side.
+
+    Args:
+        said: what the judge says, increasing, in [0, 1].
+        true: what that is worth, not decreasing.
+        threshold: of the mapped probability.
+        method: how it was found.
+        count: verdicts it was found from.
+    """
+
+    said: tuple[float, ...]
+    true: tuple[float, ...]
+    threshold: float
+    method: str = "isotonic"
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate, and accept lists where json gave them."""
+        object.__setattr__(self, "said", tuple(self.said))
+        object.__setattr__(self, "true", tuple(self.true))
+        good = len(self.said) == len(self.true) >= 2 and np.all(np.diff(self.said) > 0)
+        if not good or np.any(np.diff(self.true) < 0) or not 0 < self.threshold <= 1:
+            raise ConfigError("a calibration needs points with increasing `said`, and a threshold in (0, 1]")
+
+    def apply(self, p: np.ndarray) -> np.ndarray:
+        """Mapped probabilities; nan stays nan."""
+        return np.where(np.isnan(p), p, np.interp(p, self.said, self.true))
+
+    @classmethod
+    def fit(
+        cls,
+        said: np.ndarray,
+        true: np.ndarray,
+        *,
+        method: Literal["temperature", "isotonic"] = "isotonic",
+        max_fpr: float = 0.05,
+    ) -> Calibration:
+        """Find the map and the threshold.
+
+        Args:
+            said: `(N,)` probabilities of a judge; nan where it gave none, which are left out.
+            true: `(N,)` bool.
+            method: `temperature`, or `isotonic`.
+            max_fpr: share of what is false that may reach the threshold.
+
+        Raises:
+            ConfigError: fewer than ten verdicts, or all of one kind.
+        """
+        p, y = np.asarray(said, np.float64), np.asarray(true, bool)
+        p, y = p[~np.isnan(p)], y[~np.isnan(p)]
+        if len(p) < 10 or y.all() or not y.any():
+            raise ConfigError(
+                f"got {len(p)} verdicts, {int(y.sum())} of them on successes; expected ten or more, of both kinds"
+            )
+        if method == "temperature":
+            points, mapped = _temperature(p, y)
+        elif method == "isotonic":
+            points, mapped = _isotonic(p, y)
+        else:
+            raise ConfigError(f"method is {method!r}; expected 'temperature' or 'isotonic'")
+        negatives = np.sort(np.interp(p[~y], points, mapped))[::-1]
+        allowed = int(np.floor(max_fpr * len(negatives)))
+        cut = float(negatives[allowed]) + EDGE if allowed < len(negatives) else EDGE
+        return cls(tuple(points), tuple(mapped), float(np.clip(cut, EDGE, 1.0)), method, len(p))
+
+
+def _temperature(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sigmoid(a logit + b) with the least cross-entropy, tabled."""
+    from scipy.optimize import minimize
+
+    def logit(values: np.ndarray) -> np.ndarray:
+        inside = np.clip(values, EDGE, 1 - EDGE)
+        return np.asarray(np.log(inside / (1 - inside)))
+
+    x = logit(p)
+
+    def loss(ab: np.ndarray) -> float:
+        z = np.exp(ab[0]) * x + ab[1]  # the exponential keeps the map increasing
+        return float(np.mean(np.logaddexp(0, np.where(y, -z, z))))
+
+    slope, offset = minimize(loss, np.zeros(2), method="Nelder-Mead").x
+    # Dense where a sigmoid bends.
+    points = 1 / (1 + np.exp(-np.linspace(-14, 14, 113)))
+    points[0], points[-1] = 0.0, 1.0
+    return points, 1 / (1 + np.exp(-(np.exp(slope) * logit(points) + offset)))
+
+
+def _isotonic(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pool-adjacent-violators over what was said, ties together."""
+    from scipy.optimize import isotonic_regression
+
+    points, where, count = np.unique(p, return_inverse=True, return_counts=True)
+    share = np.bincount(where, y) / count
+    mapped = isotonic_regression(share, weights=count).x
+    if points[0] > 0:
+        points, mapped = np.r_[0.0, points], np.r_[mapped[0], mapped]
+    if points[-1] < 1:
+        points, mapped = np.r_[points, 1.0], np.r_[mapped, mapped[-1]]
+    # Inside a step nothing changes: its two ends say it all.
+    keep = np.r_[True, (np.diff(mapped)[1:] != 0) | (np.diff(mapped)[:-1] != 0), True]
+    return points[keep], mapped[keep]
+
+
+class CalibratedJudge:
+    """A judge seen through a `Calibration`.
+
+    Args:
+        judge: any `RewardModel`.
+        calibration: fitted to it.
+    """
+
+    def __init__(self, judge: Any, calibration: Calibration) -> None:
+        self.judge, self.calibration = judge, calibration
+
+    @classmethod
+    def fit(
+        cls,
+        judge: Any,
+        said: np.ndarray,
+        true: np.ndarray,
+        *,
+        method: Literal["temperature", "isotonic"] = "isotonic",
+        max_fpr: float = 0.05,
+    ) -> CalibratedJudge:
+        """`judge` calibrated on what it `said` of held-out logs and what was `true`; see `Calibration.fit`."""
+        return cls(judge, Calibration.fit(said, true, method=method, max_fpr=max_fpr))
+
+    @property
+    def name(self) -> str:
+        """What reports call this judge."""
+        return f"{self.judge.name} ({self.calibration.method})"
+
+    @property
+    def threshold(self) -> float:
+        """That of the calibration."""
+        return self.calibration.threshold
+
+    @property
+    def reads_state(self) -> bool:
+        """As the judge."""
+        return bool(getattr(self.judge, "reads_state", False))
+
+    @property
+    def reads_latents(self) -> bool:
+        """As the judge."""
+        return bool(getattr(self.judge, "reads_latents", False))
+
+    def score(
+        self,
+        frames: Tensor,
+        instructions: Sequence[str],
+        states: Tensor | None = None,
+        latents: Tensor | None = None,
+    ) -> Judgement:
+        """The judge's verdict, its probability mapped; `raw` is the judge's own, as is what is valid."""
+        if states is None:
+            verdict = self.judge.score(frames, instructions)
+        else:
+            verdict = judged(self.judge, frames, instructions, states, latents)
+        p = self.calibration.apply(torch.as_tensor(verdict.p_success).double().cpu().numpy())
+        return Judgement(torch.from_numpy(p).float(), verdict.progress, verdict.valid, verdict.raw)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the map, and the judge beside it."""
+        self.judge.save_pretrained(Path(path) / INNER)
+        atomic_write_text(Path(path) / SETTINGS, json.dumps(asdict(self.calibration), indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **loading: Any) -> CalibratedJudge:
+        """What `save_pretrained` wrote; `**loading` goes to `rewards.loading.load_judge`.
+
+        Raises:
+            CheckpointError: files are missing or damaged.
+        """
+        from rewards.loading import load_judge
+
+        try:
+            calibration = Calibration(**json.loads((Path(path) / SETTINGS).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} holds no calibration ({error}); give what save_pretrained wrote") from error
+        return cls(load_judge(Path(path) / INNER, **loading), calibration)

@@ -1,0 +1,61 @@
+"""The judge's eyes for a policy that learns from scratch: where the thing is that the words name.
+
+Why: that "red" and red belong together is learned from logs within minutes; by reward alone PPO went to the nearest of
+three objects and no further (success of a third, after 150,000 imagined frames). A judge has learned it already: the
+keypoints that its words ask for lie on what they name. They are frozen here, so a policy on top learns to act, which is
+what reinforcement is good at. Judge and policy then share their blind spots: audit with a judge of another make.
+
+Example::
+
+    eyes = JudgeEyes(envs.single_observation_space)
+    eyes({"image": image, "state": state, "instruction": words})      # (B, eyes.dim), no gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rewards.learned import LearnedJudge, load_bundled
+from worldgym.errors import ConfigError
+
+
+class JudgeEyes(nn.Module):
+    """`Dict(image (B,H,W,3) u8, state (B,S), instruction (B,384))` to coordinates, strengths and state, `(B, dim)`.
+
+    Args:
+        space: of one observation.
+        judge: a `LearnedJudge`, its folder, or None for the bundled one. Not trained, not saved with the policy.
+
+    Raises:
+        ConfigError: instructions as text, or pictures of another size than the judge's.
+    """
+
+    def __init__(self, space: spaces.Dict, judge: LearnedJudge | str | None = None) -> None:
+        super().__init__()
+        if judge is None or isinstance(judge, str):
+            judge = load_bundled() if judge is None else LearnedJudge.from_pretrained(judge)
+        words, state, image = (space[k] for k in ("instruction", "state", "image"))
+        if not isinstance(words, spaces.Box) or not isinstance(state, spaces.Box) or image.shape is None:
+            raise ConfigError("a judge's eyes read embeddings; make the environment with instruction='embedding'")
+        if sorted(image.shape)[-1] != judge.config.image_size:
+            raise ConfigError(f"pictures are {image.shape}; this judge reads {judge.config.image_size} pixels")
+        self._judge = [judge.eval().requires_grad_(False)]  # in a list: not among the policy's weights
+        self.reach: Tensor
+        bounds = torch.as_tensor(abs(state.low)).maximum(torch.as_tensor(abs(state.high)))
+        self.register_buffer("reach", bounds, persistent=False)
+        self.dim = 3 * (judge.config.keypoints + judge.config.asked) + state.shape[0]
+
+    @torch.no_grad()
+    def forward(self, observation: Mapping[str, Any]) -> Tensor:
+        """Pictures as bytes channels last, or as SB3 hands them over: channels first, in [0, 1]."""
+        image = observation["image"]
+        if image.shape[-1] == 3:
+            image = image.permute(0, 3, 1, 2)
+        seen = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        where, strength = self._judge[0].places(seen, observation["instruction"].float())
+        return torch.cat([where, strength, observation["state"].float() / self.reach], 1)

@@ -1,0 +1,141 @@
+"""Training a small open_clip model to be a judge of the tabletop: contrast by what is fulfilled, not by what is named.
+
+CLIP's batch contrast takes every other caption as false, but "reach the red cube" is true of a frame in which that cube
+has just been pushed. So the pairs are those of `rewards.negatives`, whose labels are known: a frame with words that are
+fulfilled in it, against near misses and words of another object, place or verb. What is learned is what is scored
+later: the cosine with the goal's sentence less that with the baseline's, through a logistic (the pairwise loss of
+SigLIP, Zhai et al. 2023, equation 1, on known pairs).
+
+Example::
+
+    judge, report = train_open_clip(arrays, world_model.tokenizer, JudgeTrainConfig(steps=2000))
+    report["balanced_accuracy"]
+    judge.save_pretrained("runs/clip_judge")
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rewards.negatives import PairSampler
+from rewards.open_clip import OpenClipJudge
+from rewards.train import JudgeTrainConfig, augment, calibrate, rates, reconstruct
+from worldgym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
+
+_log = logging.getLogger(__name__)
+
+TABLETOP: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "image_size": 64, "patch_size": 8, "width": 128, "layers": 5, "head_width": 32, "pool_type": "avg",
+        "final_ln_after_pool": True,
+    },
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}  # fmt: skip
+"""open_clip's `model_cfg` of the small model: a vision transformer on 64 px, a text transformer of two layers."""
+
+
+def train_open_clip(
+    arrays: EpisodeArrays,
+    tokenizer: Any | None = None,
+    config: JudgeTrainConfig | None = None,
+    *,
+    description: Mapping[str, Any] = TABLETOP,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[OpenClipJudge, dict[str, float]]:
+    """Train, fit scale and threshold, report.
+
+    Args:
+        arrays: Real's logs.
+        tokenizer: of a world model; half of the frames are seen through it. None shows true frames only.
+        config: settings.
+        description: open_clip's `model_cfg`.
+        on_step: called with (step, scalars) every 25 steps.
+
+    Returns:
+        the judge and its held-out report: fpr, `fpr/<kind>`, tpr, balanced_accuracy.
+
+    Raises:
+        DependencyError: open_clip is not installed.
+        ConfigError: fewer than two episodes.
+    """
+    config = config or JudgeTrainConfig()
+    if len(arrays) < 2:
+        raise ConfigError(f"need at least 2 episodes to hold one out; got {len(arrays)}")
+    order = np.random.default_rng(config.seed).permutation(len(arrays))
+    held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
+    train, val = PairSampler(arrays, order[held:]), PairSampler(arrays, order[:held])
+    torch.manual_seed(config.seed)
+    judge = OpenClipJudge.from_description(description)
+    model = judge.model.train()
+    fit = nn.Parameter(torch.tensor([math.log(10.0), -1.0]))  # log of the scale, offset
+    adam = torch.optim.AdamW(
+        [{"params": list(model.parameters())}, {"params": [fit], "weight_decay": 0.0}],
+        lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98),
+    )  # fmt: skip
+    recent: list[float] = []
+    for step in range(config.steps):
+        rng = np.random.default_rng((config.seed, step))
+        torch.manual_seed(int(rng.integers(2**62)))
+        rows, texts, labels, _ = train.sample(config.batch_size, rng)
+        frames = augment(torch.from_numpy(arrays.frames[rows]), rng, config)
+        if tokenizer is not None:
+            half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            frames[half] = reconstruct(tokenizer, frames[half], config.latent_noise, generator)
+        warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
+        for group in adam.param_groups:
+            group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        with torch.autocast("cpu", torch.bfloat16):
+            nearer = _nearer(judge, frames, texts)
+        logit = fit[0].exp() * nearer + fit[1]
+        loss = nn.functional.binary_cross_entropy_with_logits(logit, torch.from_numpy(labels))
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        recent.append(float(loss.detach()))
+        if on_step is not None and (step % 25 == 24 or step == config.steps - 1):
+            on_step(step, {"loss": float(np.mean(recent[-25:])), "lr": adam.param_groups[0]["lr"]})
+    model.eval()
+    judge = judge.with_config(scale=float(fit[0].detach().exp()), offset=float(fit[1].detach()))
+    logits, labels, _ = _held_out(judge, arrays, val, config, 10**9)
+    judge = judge.with_config(threshold=calibrate(logits, labels, config.max_fpr))
+    logits, labels, kinds = _held_out(judge, arrays, val, config, 10**9 + 1)
+    report = {**rates(logits, labels, kinds, judge.threshold), "threshold": judge.threshold}
+    _log.info("open_clip judge: held-out %s", {k: round(v, 4) for k, v in report.items()})
+    return judge, report
+
+
+def _nearer(judge: OpenClipJudge, frames: Tensor, texts: list[str]) -> Tensor:
+    """Difference of cosines `(B,)`, with gradients."""
+    c, model = judge.config, judge.model
+    sentences = sorted(set(texts))
+    tokens = judge.tokenizer([c.goal.replace("{instruction}", text) for text in sentences] + [c.baseline])
+    words = nn.functional.normalize(model.encode_text(tokens).float(), dim=-1)  # type: ignore[operator]
+    seen = nn.functional.normalize(model.encode_image(judge.pixels(frames)).float(), dim=-1)  # type: ignore[operator]
+    where = torch.tensor([sentences.index(text) for text in texts])
+    return (seen * (words[where] - words[-1])).sum(-1)
+
+
+def _held_out(
+    judge: OpenClipJudge, arrays: EpisodeArrays, pairs: PairSampler, config: JudgeTrainConfig, salt: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Logits, labels and kinds of held-out pairs."""
+    rows, texts, labels, kinds = pairs.sample(config.val_pairs, np.random.default_rng((config.seed, salt)))
+    said = []
+    for first in range(0, len(rows), 256):
+        part = slice(first, first + 256)
+        said += judge.score(torch.from_numpy(arrays.frames[rows[part]])[:, None], texts[part]).raw
+    c = judge.config
+    return c.scale * np.asarray(said, np.float32) + c.offset, labels, kinds

@@ -1,0 +1,218 @@
+"""Distance to a reference: how a demonstration looks when the same world model imagines it.
+
+VLA-RFT (Li et al. 2025, arXiv 2510.00406, verified reward) pays the policy for imagining what the demonstrated actions
+imagine, minus the mean absolute error and a perceptual distance of the two videos. Both come from one world model, so
+its flaws are on both sides and cancel. The reward is dense and needs no labels, but it knows one way only: another
+solution than the demonstrated one is punished. A video whose start has no reference is *not applicable* (a probability
+of nan that is valid), which `ComposedJudge` leaves out.
+
+Example::
+
+    judge = ReferenceJudge.imagine(world_model, arrays, episodes=range(64))
+    verdict = judge.score(videos, instructions)     # (B,T,H,W,3) uint8 from the first frame on
+    verdict.raw                                     # minus the distance, VLA-RFT's reward
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.protocols import Judgement
+from worldgym.utils.files import atomic_save
+
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+SETTINGS, FRAMES = "config.json", "references.safetensors"
+
+
+@dataclass(frozen=True)
+class ReferenceJudgeConfig:
+    """How distance becomes a probability.
+
+    Args:
+        scale: mean absolute error, in [0, 1] of the pixels' range, at which the probability is 1/e.
+        perceptual: weight of the perceptual distance beside the error; 0 for none.
+        threshold: of exp(-distance / scale).
+
+    Raises:
+        ConfigError: an impossible value.
+    """
+
+    scale: float = 0.02
+    perceptual: float = 0.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.scale > 0 or self.perceptual < 0 or not 0 < self.threshold <= 1:
+            raise ConfigError(
+                f"scale must be more than 0, perceptual not negative, threshold in (0, 1]; got {self}"
+            )
+
+
+class ReferenceJudge:
+    """A `RewardModel` of whole videos that begin where a reference begins.
+
+    Args:
+        references: N videos `(T_i,H,W,3)` uint8.
+        instructions: of them.
+        config: how distance becomes a probability.
+        perceptual: distance `(B,)` of two batches of frames `(B,H,W,3)` uint8; needed where its weight is not 0.
+
+    Raises:
+        ConfigError: nothing to compare with, or a perceptual weight without a distance.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[Tensor],
+        instructions: Sequence[str],
+        config: ReferenceJudgeConfig | None = None,
+        perceptual: Distance | None = None,
+    ) -> None:
+        self.config = config or ReferenceJudgeConfig()
+        if not references or len(references) != len(instructions):
+            raise ConfigError(
+                f"{len(references)} references with {len(instructions)} instructions; expected as many, at least one"
+            )
+        if self.config.perceptual and perceptual is None:
+            raise ConfigError(
+                f"perceptual={self.config.perceptual} needs a distance; pass perceptual=callable, or a weight of 0"
+            )
+        self.references, self.instructions = list(references), [str(text) for text in instructions]
+        self.perceptual = perceptual
+        self._where = {
+            _key(video[0], text): i
+            for i, (video, text) in enumerate(zip(self.references, self.instructions, strict=True))
+        }
+
+    @classmethod
+    @torch.no_grad()
+    def imagine(
+        cls,
+        world_model: Any,
+        arrays: EpisodeArrays,
+        episodes: Iterable[int] | None = None,
+        config: ReferenceJudgeConfig | None = None,
+        *,
+        perceptual: Distance | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ReferenceJudge:
+        """References from logged episodes, as `world_model` imagines their actions from their first frame.
+
+        Args:
+            world_model: obeys `worldgym.protocols.WorldModel`.
+            arrays: of `EpisodeDataset.load_arrays()`.
+            episodes: which ones; None for those that succeed.
+            config: how distance becomes a probability.
+            perceptual: see the class.
+            generator: of the world model's sampling.
+        """
+        chosen = list(episodes) if episodes is not None else [
+            i for i in range(len(arrays)) if arrays.success[arrays.rows(i)].any()
+        ]  # fmt: skip
+        videos = []
+        for i in chosen:
+            rows = arrays.rows(i)
+            first = torch.from_numpy(arrays.frames[rows.start : rows.start + 1])
+            actions = torch.from_numpy(arrays.actions[rows][:-1])
+            states = torch.from_numpy(arrays.states[rows.start : rows.start + 1])
+            none = torch.zeros(1, 0, actions.shape[1])
+            state = world_model.begin(first[None], none, generator, states=states[None])
+            _, dream = world_model.step(state, actions[None])
+            videos.append(torch.cat([first, dream.frames[0].cpu()]))
+        return cls(videos, [arrays.instructions[i] for i in chosen], config, perceptual)
+
+    @property
+    def name(self) -> str:
+        """What reports call this judge."""
+        return "reference"
+
+    @property
+    def threshold(self) -> float:
+        """Probability at which it means success."""
+        return self.config.threshold
+
+    def score(self, frames: Tensor | np.ndarray, instructions: Sequence[str]) -> Judgement:
+        """Compare `frames (B,T,H,W,3)` uint8, the first of them a reference's own first frame.
+
+        Where one of the two is longer, its counterpart's last frame stands for the rest. `progress (B,T)` is the
+        probability frame by frame.
+
+        Raises:
+            ValueError: single frames: a distance to a video needs a video.
+        """
+        videos = torch.as_tensor(frames).cpu()
+        if videos.ndim != 5 or videos.dtype != torch.uint8 or len(videos) != len(instructions) or videos.shape[1] < 2:
+            raise ValueError(
+                f"frames are {videos.dtype} {tuple(videos.shape)} for {len(instructions)} instructions; expected uint8 "
+                "(B, T >= 2, H, W, 3), whole videos from their first frame on"
+            )
+        steps = videos.shape[1]
+        p, progress, raw = [], [], []
+        for video, text in zip(videos, instructions, strict=True):
+            place = self._where.get(_key(video[0], text))
+            if place is None:
+                p.append(float("nan"))
+                progress.append(torch.full((steps,), float("nan")))
+                raw.append(None)
+                continue
+            reference = self.references[place]
+            length = max(steps, len(reference))
+            at = torch.arange(length)
+            far = self._distance(video[at.clamp(max=steps - 1)], reference[at.clamp(max=len(reference) - 1)])
+            mean = float(far[1:].mean())
+            p.append(float(np.exp(-mean / self.config.scale)))
+            progress.append(torch.exp(-far[:steps] / self.config.scale))
+            raw.append(-mean)
+        return Judgement(torch.tensor(p), torch.stack(progress), torch.ones(len(p), dtype=torch.bool), raw)
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        far = (a.float() - b.float()).abs().mean((1, 2, 3)) / 255
+        if self.config.perceptual and self.perceptual is not None:
+            far = far + self.config.perceptual * self.perceptual(a, b).cpu().float()
+        return far
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write settings, instructions and videos; a perceptual distance is a function and stays behind."""
+        facts = {**asdict(self.config), "instructions": self.instructions}
+        with atomic_save(path) as folder:
+            save_file({str(i): v.contiguous() for i, v in enumerate(self.references)}, str(folder / FRAMES))
+            (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, perceptual: Distance | None = None) -> ReferenceJudge:
+        """What `save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: files are missing or damaged.
+        """
+        folder = Path(path)
+        try:
+            facts = json.loads((folder / SETTINGS).read_text())
+            texts = facts.pop("instructions")
+            videos = load_file(str(folder / FRAMES))
+            return cls([videos[str(i)] for i in range(len(texts))], texts, ReferenceJudgeConfig(**facts), perceptual)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise CheckpointError(
+                f"{folder} holds no ReferenceJudge ({error}); give what save_pretrained wrote"
+            ) from error
+
+
+def _key(frame: Tensor, text: str) -> str:
+    return hashlib.sha256(text.encode() + b"\0" + frame.contiguous().numpy().tobytes()).hexdigest()
