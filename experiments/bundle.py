@@ -25,6 +25,8 @@ import numpy as np
 
 from worldgym.errors import CheckpointError
 
+JUDGES = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
+"""Judges of a bundle, by name, and the folders where they are."""
 POLICY_CLASS = "agents:VLAPolicy"
 
 
@@ -84,6 +86,22 @@ class Bundle:
         from rewards import LearnedJudge
 
         return LearnedJudge.from_pretrained(str(self._part("judge")))
+
+    def named_judge(self, name: str, tokenizer: Any | None = None, cache: Path | None = None) -> Any:
+        """A judge by name: `bundled`, `latent`, `open_clip` are this bundle's, anything else is a folder.
+
+        Args:
+            name: of the judge.
+            tokenizer: of the world model, for judges that read latents.
+            cache: folder of answers, for judges behind an endpoint.
+
+        Raises:
+            CheckpointError: no such part, no such folder.
+        """
+        from rewards import load_judge
+
+        folder = self._part(JUDGES[name]) if name in JUDGES and not Path(name).is_dir() else Path(name)
+        return load_judge(folder, tokenizer=tokenizer, cache=cache)
 
     def probe(self) -> Any:
         """The ruler that reads positions off frames."""

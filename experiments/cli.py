@@ -112,6 +112,13 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "what an imagined frame costs, beside the simulator and WorldGym's sampler",
         draws=True,
     ),
+    ("bench", "hacking"): Command(
+        "bench_hacking",
+        "BenchHackingConfig",
+        "policies pushed hard against each judge: which are gamed",
+        draws=True,
+        resumes=True,
+    ),
     ("bench", "video"): Command(
         "bench_video",
         "BenchVideoConfig",

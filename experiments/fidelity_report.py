@@ -16,6 +16,7 @@ from typing import Any
 from experiments.charts import Series, line_chart
 from experiments.report import rate
 from experiments.report_template import PAGE, STYLE
+from experiments.tables import number, table
 from worldgym.utils.files import atomic_write_text
 
 LABELS = {
@@ -42,18 +43,6 @@ def write_fidelity_report(facts: Mapping[str, Any], path: Path | str) -> Path:
     return path
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = lambda row, tag: "".join(  # noqa: E731
-        f"<{tag}{' class=n' if i else ''}>{cell}</{tag}>" for i, cell in enumerate(row)
-    )
-    lines = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{cells(header, "th")}</tr>{lines}</table></div>'
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def _closed_loop(loop: Mapping[str, Any]) -> str:
     rows = [
         [escape(name)]
@@ -68,7 +57,7 @@ def _closed_loop(loop: Mapping[str, Any]) -> str:
     )
     return (
         "<p>Policies act on imagined frames until the judge sees success; then the same actions are executed in Real "
-        "from the same start.</p>" + _table(["policy", "FP", "TP", "FN", "TN", "precision", "recall"], rows)
+        "from the same start.</p>" + table(["policy", "FP", "TP", "FN", "TN", "precision", "recall"], rows)
     )
 
 
@@ -98,17 +87,17 @@ def _splits(splits: Mapping[str, Any]) -> str:
         px = row["position_error_px"]
         rows.append(
             [escape(name), str(row["episodes"])]
-            + [_number(row[k], 1) for k in ("psnr_40", "first_frame_psnr_40")]
-            + [_number(px[k]) for k in ("all", "hand", "moved_objects", "lost_share")]
-            + [_number(row[k]) for k in ("outcome_agreement", "false_positive_rate")]
-            + [str(row["drift_horizon"]), _number(row["action_sensitivity"])]
-            + [_number(row[k]) for k in ("uncertainty_spearman", "failure_auroc")]
+            + [number(row[k], 1) for k in ("psnr_40", "first_frame_psnr_40")]
+            + [number(px[k]) for k in ("all", "hand", "moved_objects", "lost_share")]
+            + [number(row[k]) for k in ("outcome_agreement", "false_positive_rate")]
+            + [str(row["drift_horizon"]), number(row["action_sensitivity"])]
+            + [number(row[k]) for k in ("uncertainty_spearman", "failure_auroc")]
         )
     header = [
         "split", "episodes", "PSNR at 40", "first frame", "px", "hand px", "moved px", "lost", "agreement", "FPR",
         "drift horizon", "action sensitivity", "doubt ~ error", "AUROC",
     ]  # fmt: skip
-    return _table(header, rows) + (
+    return table(header, rows) + (
         "<p class='note'>Position errors are medians at step 40. Agreement and false-positive rate: Real's actions "
         "replayed in imagination, judged every fifth step. Drift horizon: steps until the first frame repeated is as "
         "good in PSNR. Doubt ~ error: rank correlation of the model's own uncertainty with its error, steps 5 to 20; "
@@ -120,11 +109,11 @@ def _parts(parts: Mapping[str, Any] | None) -> str:
     if not parts:
         return ""
     keys = ("outcome_agreement", "false_positive_rate", "false_negative_rate", "position_error_px", "moved_objects_px")
-    rows = [[escape(name)] + [_number(row[k]) for k in keys] for name, row in parts.items()]
+    rows = [[escape(name)] + [number(row[k]) for k in keys] for name, row in parts.items()]
     header = ["up to the", "agreement", "FPR", "FNR", "px at 40", "moved px"]
     return (
         "<p>Verdicts and positions in Real's own frames (judge and probe alone), in the same frames coded and decoded "
-        "(tokenizer), and in imagined ones (world model): what each part adds to the error.</p>" + _table(header, rows)
+        "(tokenizer), and in imagined ones (world model): what each part adds to the error.</p>" + table(header, rows)
     )
 
 
@@ -133,7 +122,7 @@ def _ranking(ranking: Mapping[str, Any] | None) -> str:
         return ""
     worlds = ["real", *(name for name in ranking["success"] if name != "real")]
     rates = [
-        [escape(policy)] + [_number(ranking["success"][world][i]) for world in worlds]
+        [escape(policy)] + [number(ranking["success"][world][i]) for world in worlds]
         for i, policy in enumerate(ranking["policies"])
     ]
     agreements = [
@@ -142,10 +131,10 @@ def _ranking(ranking: Mapping[str, Any] | None) -> str:
     ]
     return (
         f"<p>Success on the same {ranking['starts']} starts, by world.</p>"
-        + _table(["policy", *map(escape, worlds)], rates)
-        + _table(["evaluator", "Pearson", "Spearman", "MMRV"], agreements)
+        + table(["policy", *map(escape, worlds)], rates)
+        + table(["evaluator", "Pearson", "Spearman", "MMRV"], agreements)
     )
 
 
 def _interval(row: Mapping[str, float]) -> str:
-    return f"{_number(row['mean'])} <small>[{_number(row['low'])}, {_number(row['high'])}]</small>"
+    return f"{number(row['mean'])} <small>[{number(row['low'])}, {number(row['high'])}]</small>"

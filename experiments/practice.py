@@ -39,6 +39,7 @@ class Practice:
         gather: `gather(policy, starts, number, settings)` imagines one round's `Rollouts`; this process when None.
         policy: begins in place of the bundle's, a folder.
         tasks: verbs among which to practise; the bundle's when empty.
+        judge: rewards in place of the bundle's.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Practice:
         gather: Callable[..., Any] | None = None,
         policy: Path | None = None,
         tasks: tuple[str, ...] = (),
+        judge: Any | None = None,
     ) -> None:
         self.settings, self.bundle, self.folder = settings, bundle, folder
         self.begin_with = policy
@@ -56,10 +58,12 @@ class Practice:
         thin = bundle.card.get("tasks_thin", ())
         self.verbs = settings.practise or tuple(t for t in tasks if t not in thin) or tasks
         with folder.clock("load"):
-            self.world_model, self.judge = bundle.world_model(), bundle.judge()
+            self.world_model = bundle.world_model()
+            self.judge = judge if judge is not None else bundle.judge()
             self.bank = bundle.start_bank(self.verbs)
             self.demos = bundle.demonstrations()
         self.gather = gather or self._gather
+        self.stop_at: float | None = None  # imagined success, in an audit, at which practice ends
 
     def policy(self) -> Any:
         """A fresh copy of the policy that practice begins with."""
@@ -107,7 +111,7 @@ class Practice:
             history = improver.load(policy, rounds[-1] / "grpo")["history"]
             average = VLAPolicy.from_pretrained(rounds[-1] / "average")
         with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
-            while len(history) < settings.iterations and not (history and guard.trips(history[-1])):
+            while len(history) < settings.iterations and not (history and self._over(guard, history[-1])):
                 row = self.iteration(policy, improver, imitation, len(history), history)
                 history.append(row)
                 done = len(history)
@@ -131,6 +135,11 @@ class Practice:
         for folder in self._rounds():
             shutil.rmtree(folder, ignore_errors=True)
         return history
+
+    def _over(self, guard: Guard, row: dict[str, float]) -> bool:
+        """Whether no further round is wanted after one with these scalars."""
+        enough = self.stop_at is not None and row.get("audit_imagined", 0.0) > self.stop_at
+        return enough or guard.trips(row)
 
     def _rounds(self) -> list[Path]:
         """Rounds that are wholly on disk, the last one last."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -162,8 +162,9 @@ def train_latent_judge(
             dreamt = round(config.dream_share * config.batch_size)
             share = [config.batch_size - dreamt, dreamt]
         drawn = [source.draw(source.train, count, rng) for source, count in zip(sources, share, strict=True) if count]
-        seen, states, labels = (torch.cat([part[k] for part in drawn]) for k in (0, 2, 3))
-        texts = [text for part in drawn for text in part[1]]
+        seen, states = torch.cat([d.latents for d in drawn]), torch.cat([d.states for d in drawn])
+        labels = torch.cat([d.labels for d in drawn])
+        texts = [text for part in drawn for text in part.texts]
         seen = blur(seen, config.latent_noise)
         if judge.reads_state:
             states = states + judge.state_std * config.state_noise * torch.randn_like(states)
@@ -194,6 +195,16 @@ def train_latent_judge(
     return judge, report
 
 
+class _Drawn(NamedTuple):
+    """Pairs: latents `(N,C,h,w)`, sentences, proprioception `(N,S)`, labels `(N,)`, kinds."""
+
+    latents: Tensor
+    texts: list[str]
+    states: Tensor
+    labels: Tensor
+    kinds: list[str]
+
+
 class _Source:
     """Latents with labels, split into what is learned from and what is held out."""
 
@@ -201,16 +212,14 @@ class _Source:
         self.arrays, self.latents = arrays, latents
         self.train, self.held = PairSampler(arrays, train), PairSampler(arrays, held)
 
-    def draw(
-        self, pairs: PairSampler, count: int, rng: np.random.Generator
-    ) -> tuple[Tensor, list[str], Tensor, Tensor, list[str]]:
-        """Latents, texts, states, labels, kinds."""
+    def draw(self, pairs: PairSampler, count: int, rng: np.random.Generator) -> _Drawn:
+        """`count` pairs."""
         rows, texts, labels, kinds = pairs.sample(count, rng)
         states = torch.from_numpy(self.arrays.states[rows])
-        return self.latents[rows].float(), texts, states, torch.from_numpy(labels), kinds
+        return _Drawn(self.latents[rows].float(), texts, states, torch.from_numpy(labels), kinds)
 
     def judge(self, judge: LatentJudge, count: int, seed: int, salt: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Logits, labels and kinds of held-out pairs."""
-        seen, texts, states, labels, kinds = self.draw(self.held, count, np.random.default_rng((seed, salt)))
-        raw = judge.score(seen[:, None], texts, states, latents=seen).raw
-        return np.asarray(raw, np.float32), labels.numpy(), kinds
+        drawn = self.draw(self.held, count, np.random.default_rng((seed, salt)))
+        raw = judge.score(drawn.latents[:, None], drawn.texts, drawn.states, latents=drawn.latents).raw
+        return np.asarray(raw, np.float32), drawn.labels.numpy(), drawn.kinds

@@ -79,10 +79,8 @@ def train_open_clip(
     judge = OpenClipJudge.from_description(description)
     model = judge.model.train()
     fit = nn.Parameter(torch.tensor([math.log(10.0), -1.0]))  # log of the scale, offset
-    adam = torch.optim.AdamW(
-        [{"params": list(model.parameters())}, {"params": [fit], "weight_decay": 0.0}],
-        lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98),
-    )  # fmt: skip
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}, {"params": [fit], "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
     recent: list[float] = []
     for step in range(config.steps):
         rng = np.random.default_rng((config.seed, step))

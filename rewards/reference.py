@@ -162,7 +162,9 @@ class ReferenceJudge:
                 "(B, T >= 2, H, W, 3), whole videos from their first frame on"
             )
         steps = videos.shape[1]
-        p, progress, raw = [], [], []
+        p: list[float] = []
+        progress: list[Tensor] = []
+        raw: list[float | None] = []
         for video, text in zip(videos, instructions, strict=True):
             place = self._where.get(_key(video[0], text))
             if place is None:

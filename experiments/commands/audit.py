@@ -7,8 +7,8 @@ the judges agree, and how far imagined success is from the true one. Two judges 
 
 Example::
 
-    worldgym audit --policies sft runs/demo/policy --json runs/audit.json
-    worldgym audit --policies runs/demo/policy --judges bundled runs/other_judge runs/gpt_judge --cache runs/answers
+    worldgym audit --policy sft runs/demo/policy --json runs/audit.json
+    worldgym audit --policy runs/demo/policy --judges bundled runs/other_judge runs/gpt_judge --cache runs/answers
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import sys
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
+from experiments.audit_report import worst_false_positives, write_audit_report
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
 from experiments.policies import PolicyChoice
 from experiments.run_folder import finite, versions
-from worldgym.errors import CheckpointError, ConfigError
+from worldgym.errors import ConfigError
 from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
 from worldgym.evaluation.audit import Watched, balanced_accuracy, verdicts, watch
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
@@ -42,8 +44,8 @@ class AuditConfig:
 
     Args:
         policies: that act: folders, or `sft`; `@T` sets a temperature.
-        judges: `bundled`, or folders: of a learned judge, or settings of an `HttpJudge`. The first one is that whose
-            reward is audited.
+        judges: `bundled`, `latent`, `open_clip`, or folders that any judge's `save_pretrained` wrote, apart or joined
+            by commas. The first one is that whose reward is audited.
         cache: folder of answers of judges behind an endpoint.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
         world_model: in place of the bundle's, a folder.
@@ -52,10 +54,10 @@ class AuditConfig:
         split: which starts and words.
         horizon: steps of an episode.
         seed: everything random.
-        json: where the figures go.
+        json: where the figures go; a page with the worst false positives to look at lies beside it.
     """
 
-    policies: tuple[str, ...] = ("sft",)
+    policies: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policy",))] = ("sft",)
     judges: tuple[str, ...] = ("bundled",)
     cache: Path | None = None
     bundle: str = "tabletop-small"
@@ -68,7 +70,10 @@ class AuditConfig:
     json: Path = Path("runs/audit.json")
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate, and part what commas join."""
+        for name in ("policies", "judges"):
+            parts = (part.strip() for text in getattr(self, name) for part in text.split(","))
+            object.__setattr__(self, name, tuple(part for part in parts if part))
         if not self.policies or not self.judges:
             raise ConfigError("an audit needs policies and judges; type --policies sft --judges bundled")
         if len(set(self.judges)) < len(self.judges):
@@ -87,7 +92,8 @@ def run(config: AuditConfig) -> int:
     bundle = Bundle.find(config.bundle)
     tasks = covered_tasks(config.bundle)
     world_model = load_world_model(config.world_model) if config.world_model else bundle.world_model()
-    judges = {name: load_judge(name, bundle, config.cache) for name in config.judges}
+    tokenizer = getattr(world_model, "tokenizer", None)
+    judges = {name: bundle.named_judge(name, tokenizer, config.cache) for name in config.judges}
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
     env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
     seen: dict[str, Watched] = {}
@@ -108,26 +114,14 @@ def run(config: AuditConfig) -> int:
         "versions": versions(),
     }
     atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
-    sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
+    films = [
+        film
+        for name, row in facts["judges"].items()
+        for film in worst_false_positives(seen, name, row["threshold"], config.json.with_suffix(""))
+    ]
+    page = write_audit_report(finite(facts), films, config.json.with_suffix(".html"))
+    sys.stdout.write(table(facts) + f"\nwritten to {config.json} and {page}\n")
     return 0
-
-
-def load_judge(name: str, bundle: Bundle, cache: Path | None) -> Any:
-    """The bundle's judge, a learned one, or one behind an endpoint.
-
-    Raises:
-        CheckpointError: the folder holds neither.
-    """
-    if name == "bundled":
-        return bundle.judge()
-    settings = Path(name) / "config.json"
-    if not settings.is_file():
-        raise CheckpointError(f"no judge in {name}; give a folder written by save_pretrained, or bundled")
-    from rewards import HttpJudge, LearnedJudge
-
-    if "url" in json.loads(settings.read_text()):
-        return HttpJudge.from_pretrained(name, cache)
-    return LearnedJudge.from_pretrained(name)
 
 
 def report(seen: dict[str, Watched], judges: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class BundleConfig:
         judge: folder of a judge.
         policy: folder of the SFT policy.
         probe: folder of the position probe (`.../export`), which `worldgym bench fidelity` measures with.
+        latent_judge: folder of a success head on this world model's latents.
+        open_clip_judge: folder of an open_clip judge.
         out: the bundle's folder.
         starts: frames of Real's logs kept as starts of imagined episodes.
         demos_per_task: demonstrations that the policy was trained on, per task.
@@ -45,6 +47,8 @@ class BundleConfig:
     policy: Path
     out: Path
     probe: Path | None = None
+    latent_judge: Path | None = None
+    open_clip_judge: Path | None = None
     starts: int = 3000
     demos_per_task: int = 25
     demos_limit: int | None = None
@@ -69,19 +73,22 @@ def run(config: BundleConfig) -> int:
 
 
 def copy_parts(config: BundleConfig) -> None:
-    """World model, judge, policy and probe: config.json and model.safetensors of each."""
+    """World model, judges, policy and probe: config.json and model.safetensors of each, open_clip's own of one."""
     parts = {"world_model": config.world_model, "judge": config.judge, "policy_sft": config.policy}
-    if config.probe is not None:
-        parts["probe"] = config.probe
+    more = {"probe": config.probe, "judge_latent": config.latent_judge, "judge_open_clip": config.open_clip_judge}
+    parts |= {name: source for name, source in more.items() if source is not None}
     for name, source in parts.items():
-        missing = [f for f in ("config.json", "model.safetensors") if not (source / f).is_file()]
+        files = ("config.json", "model.safetensors")
+        if name == "judge_open_clip":
+            files = ("judge.json", "open_clip_config.json", "open_clip_model.safetensors")
+        missing = [f for f in files if not (source / f).is_file()]
         if missing:
             raise ConfigError(
                 f"{source} has no {' and no '.join(missing)}; give the folder of a trained {name}"
             )
         target = config.out / name
         target.mkdir(parents=True, exist_ok=True)
-        for file in ("config.json", "model.safetensors"):
+        for file in files:
             shutil.copyfile(source / file, target / file)
 
 

@@ -1,5 +1,7 @@
 """`worldgym train judge`: a success judge from Real's logs, calibrated on held-out episodes.
 
+`--kind learned` reads frames, `latent` the world model's latents, `open_clip` is a contrastive image-text model.
+
 With a world model (or tokenizer) half of what the judge sees goes through its decoder, so that it can read imagined
 frames; with `--dream-episodes` it also learns from logged episodes as the world model imagines them. Ctrl-C keeps the
 last checkpoint; the same command goes on from it.
@@ -7,15 +9,17 @@ last checkpoint; the same command goes on from it.
 Example::
 
     worldgym train judge --data data/real --world-model runs/world_model/export --out runs/judge
+    worldgym train judge --kind latent --data data/real --world-model tabletop-small --out runs/latent_judge
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from worldgym.errors import CheckpointError, ConfigError
 
@@ -29,7 +33,9 @@ class TrainJudgeConfig:
     Args:
         data: dataset folder of `worldgym collect`.
         out: folder of the judge (config.json, model.safetensors), with TensorBoard logs beside.
-        world_model: folder of a world model whose tokenizer blurs half of the frames.
+        kind: `learned` reads frames, `latent` what the world model hands on, `open_clip` compares frame and sentence.
+        world_model: folder or name of a world model whose tokenizer blurs half of the frames; a latent judge reads its
+            latents.
         tokenizer: run folder of `worldgym train tokenizer`, in place of `world_model`.
         eyes: folder of a trained policy whose first layers the judge starts from.
         dream_episodes: so many logged episodes, all behaviours alike, are imagined by `world_model` from their first
@@ -49,6 +55,7 @@ class TrainJudgeConfig:
 
     data: Path
     out: Path = Path("runs/judge")
+    kind: Literal["learned", "latent", "open_clip"] = "learned"
     world_model: Path | None = None
     tokenizer: Path | None = None
     eyes: Path | None = None
@@ -80,6 +87,10 @@ class TrainJudgeConfig:
             raise ConfigError(
                 f"hard_share is {self.hard_share}; expected in [0, 1), with --initial, whose errors are mined"
             )
+        if self.kind == "latent" and self.world_model is None:
+            raise ConfigError("a latent judge reads a world model's latents; add --world-model tabletop-small")
+        if self.kind != "learned" and (self.initial or self.eyes):
+            raise ConfigError(f"initial and eyes are for --kind learned; got --kind {self.kind}")
         if self.preset not in ("tiny", "small"):
             raise ConfigError(f"unknown judge preset {self.preset!r}; the presets are tiny, small")
         if self.steps < 1:
@@ -92,23 +103,20 @@ def run(config: TrainJudgeConfig) -> int:
 
     from torch.utils.tensorboard import SummaryWriter
 
-    from rewards import JudgeTrainConfig, LearnedJudge, LearnedJudgeConfig, train_judge
+    from rewards import JudgeTrainConfig
     from worldgym.data import EpisodeDataset
     from worldgym.utils.files import atomic_write_text
     from worldgym.utils.progress import Progress
     from worldgym.utils.train_state import TrainState
 
+    if config.kind == "open_clip":
+        from worldgym.utils.optional import require
+
+        require("open_clip", extra="clip")
     tokenizer = load_tokenizer(config.world_model, config.tokenizer)
     if tokenizer is None:
         logger.warning("no --world-model: the judge sees true frames only and may misread imagined ones")
     arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
-    dreams = None
-    if config.dream_episodes and config.world_model is not None:
-        dreams = _dream(config, arrays)
-    judge = None
-    if config.initial is not None:
-        judge = LearnedJudge.from_pretrained(str(config.initial))
-        judge = judge.with_state(arrays.states) if config.state else judge
     settings = JudgeTrainConfig(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -129,21 +137,8 @@ def run(config: TrainJudgeConfig) -> int:
                 board.add_scalar(f"judge/{name}", value, step)
             progress.update(step + 1 - progress.count, loss=scalars["loss"])
 
-        judge, report = train_judge(
-            arrays,
-            tokenizer,
-            settings,
-            model=LearnedJudgeConfig.preset(
-                config.preset,
-                image_size=int(arrays.frames.shape[1]),
-                state_dim=arrays.states.shape[1] if config.state else 0,
-            ),
-            judge=judge,
-            on_step=on_step,
-            checkpoint=state,
-            eyes=None if config.eyes is None else str(config.eyes),
-            dreams=dreams,
-        )
+        train = {"learned": _learned, "latent": _latent, "open_clip": _open_clip}[config.kind]
+        judge, report = train(config, arrays, tokenizer, settings, on_step=on_step, checkpoint=state)
         for name, value in report.items():
             board.add_scalar(f"held_out/{name}", value, config.steps)
     judge.save_pretrained(config.out)
@@ -156,18 +151,68 @@ def run(config: TrainJudgeConfig) -> int:
     return 0
 
 
-def _dream(config: TrainJudgeConfig, arrays: Any) -> Any:
+def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
+    from rewards import LearnedJudge, LearnedJudgeConfig, dream_logs, train_judge
+
+    judge = None
+    if config.initial is not None:
+        judge = LearnedJudge.from_pretrained(str(config.initial))
+        judge = judge.with_state(arrays.states) if config.state else judge
+    return train_judge(
+        arrays,
+        tokenizer,
+        settings,
+        model=LearnedJudgeConfig.preset(
+            config.preset,
+            image_size=int(arrays.frames.shape[1]),
+            state_dim=arrays.states.shape[1] if config.state else 0,
+        ),
+        judge=judge,
+        eyes=None if config.eyes is None else str(config.eyes),
+        dreams=_dream(config, arrays, dream_logs) if config.dream_episodes else None,
+        **how,
+    )
+
+
+def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
+    """Minutes: nothing is kept between the steps, so a stopped training begins again."""
+    from rewards import LatentJudgeConfig, dream_latents, encode_logs, train_latent_judge
+    from worldgym.utils.progress import Progress
+
+    with Progress(len(arrays.frames), "encode logs") as progress:
+        latents = encode_logs(
+            tokenizer, arrays, progress=lambda done, _: progress.update(done - progress.count)
+        )
+    width = {"tiny": {"width": 16, "asked": 4}, "small": {}}[config.preset]
+    return train_latent_judge(
+        arrays,
+        latents,
+        tokenizer,
+        settings,
+        model=LatentJudgeConfig(**width, state_dim=arrays.states.shape[1] if config.state else 0),
+        dreams=_dream(config, arrays, dream_latents) if config.dream_episodes else None,
+        on_step=how["on_step"],
+    )
+
+
+def _open_clip(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
+    from rewards import train_open_clip
+
+    return train_open_clip(arrays, tokenizer, settings, on_step=how["on_step"])
+
+
+def _dream(config: TrainJudgeConfig, arrays: Any, imagine: Callable[..., Any]) -> Any:
     import numpy as np
     import torch
 
-    from rewards import dream_logs
     from worldgym.models import load_world_model
     from worldgym.utils.progress import Progress
 
+    assert config.world_model is not None
     rng = np.random.default_rng(config.seed)
     count = min(config.dream_episodes, len(arrays))
     with Progress(count, "imagine logs") as progress:
-        return dream_logs(
+        return imagine(
             load_world_model(config.world_model),
             arrays,
             episodes=np.sort(rng.choice(len(arrays), count, replace=False, p=_even(arrays.behaviours))),

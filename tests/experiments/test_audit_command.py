@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from experiments.audit_report import worst_false_positives
 from experiments.bundle import Bundle
 from experiments.cli import main
 from experiments.commands.audit import AuditConfig
 from worldgym.errors import ConfigError
+from worldgym.evaluation.audit import Watched
+from worldgym.evaluation.outcomes import Start
 
 KEYS = {
     "balanced_accuracy_real", "false_positive_rate_imagined", "recall_imagined", "swapped_instruction_rejection",
@@ -24,7 +29,7 @@ def test_judges_are_compared_on_the_same_episodes(bundle, tmp_path, capsys):
     judge.save_pretrained(strict)
     out = tmp_path / "audit.json"
     few = ["--episodes", "6", "--horizon", "10", "--bundle", str(bundle), "--json", str(out)]
-    assert main(["audit", "--policies", "sft", "sft@1.0", "--judges", "bundled", str(strict), *few]) == 0
+    assert main(["audit", "--policy", "sft", "sft@1.0", "--judges", f"bundled,{strict}", *few]) == 0
     facts = json.loads(out.read_text())
     assert list(facts["judges"]) == ["bundled", str(strict)] and facts["rewarded"] == "bundled"
     for row in facts["judges"].values():
@@ -39,6 +44,9 @@ def test_judges_are_compared_on_the_same_episodes(bundle, tmp_path, capsys):
     }
     assert 0 <= facts["agreement"][f"bundled | {strict}"] <= 1
     said = capsys.readouterr().out
+    page = out.with_suffix(".html").read_text()
+    for heading in ("false positives first", "Stated against true", "Do they agree"):
+        assert heading in page
     assert "imagined - true success, judged by bundled" in said and "agree at" in said
 
 
@@ -70,3 +78,22 @@ def test_bad_settings_are_refused(tmp_path, bundle, capsys):
         AuditConfig(start_seed=5)
     assert main(["audit", "--judges", str(tmp_path), "--bundle", str(bundle)]) == 2
     assert "no judge in" in capsys.readouterr().err
+
+
+def test_the_worst_false_positives_are_shown_where_the_judge_was_surest(tmp_path):
+    count, looks = 5, 3
+    said = np.full((count, looks), 0.1, np.float32)
+    said[1, 2], said[2, 1], said[4, 0] = 0.95, 0.99, 0.9
+    truth = np.zeros((count, looks), bool)
+    truth[4] = True  # a true positive is not shown
+    frames = np.random.default_rng(0).integers(0, 200, (count, looks, 16, 16, 3), np.uint8)
+    seen = Watched(
+        tuple(Start("reach", 19_000_000 + i) for i in range(count)), [f"reach thing {i}" for i in range(count)],
+        {"j": said}, truth, truth, frames=frames, imagined=frames + 9,
+    )  # fmt: skip
+    films = worst_false_positives({"sft": seen}, "j", 0.8, tmp_path, count=5)
+    assert [film["caption"].split(" (")[0] for film in films] == ["reach thing 2", "reach thing 1"]
+    assert "judged 0.99" in films[0]["caption"]
+    lengths = [Image.open(film["gif"]).n_frames for film in films]
+    assert lengths[0] < lengths[1], "up to the look at which the judge said so"
+    assert worst_false_positives({"sft": seen}, "j", 0.8, tmp_path, count=1) == films[:1]

@@ -36,19 +36,17 @@ def test_advantages_are_the_discounted_sums_that_they_stand_for():
 
 def test_updates_make_good_actions_likelier_and_stay_within_the_clip():
     torch.manual_seed(0)
-    args, agent = Args(epochs=4, minibatches=2, entropy=0.0), Agent(-0.5)
+    args, agent = Args(epochs=4, minibatches=2, entropy=0.0), Agent(20, -0.5)
     n = 64
-    seen = {
-        "image": torch.randint(0, 256, (n, 64, 64, 3), dtype=torch.uint8),
-        "state": torch.randn(n, 4) * 0.1,
-        "instruction": torch.nn.functional.normalize(torch.randn(n, 384), dim=-1),
-    }
+    seen = torch.randn(n, 20)
     with torch.no_grad():
         policy, value = agent(seen)
         action = policy.sample()
         log_prob = policy.log_prob(action).sum(-1)
     gain = action[:, 0]  # the further right, the better
-    batch = {**seen, "action": action, "log_prob": log_prob, "advantage": gain, "return": gain + value, "reward": gain}
+    batch = {
+        "seen": seen, "action": action, "log_prob": log_prob, "advantage": gain, "return": gain + value, "reward": gain,
+    }  # fmt: skip
     losses = improve(agent, torch.optim.Adam(agent.parameters(), 1e-3), batch, args)
     with torch.no_grad():
         assert agent(seen)[0].mean[:, 0].mean() > policy.mean[:, 0].mean()
@@ -64,7 +62,7 @@ def test_an_action_is_held_and_kept_within_bounds():
 
 @pytest.mark.slow
 def test_the_program_runs_and_writes_what_it_found(tmp_path):
-    args = Args(out=tmp_path, frames=320, num_envs=4, steps=8, eval_episodes=5, threads=1)
+    args = Args(out=tmp_path, frames=320, num_envs=4, chunk=5, steps=8, eval_episodes=5, threads=1)
     assert main(args) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["frames"] for row in results["curve"]] == [160, 320]

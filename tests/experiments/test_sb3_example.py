@@ -1,4 +1,4 @@
-"""The Stable-Baselines3 example: its features let words choose, and both algorithms run from end to end."""
+"""The Stable-Baselines3 example: its eyes follow the words, and both algorithms run from end to end."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import torch
 
 pytest.importorskip("stable_baselines3", reason="needs the extra `sb3`")
 
-from experiments.examples.sb3 import Args, SeenAndTold, main  # noqa: E402
-from worldgym.imagination.sb3 import make_sb3_vec_env  # noqa: E402
+from experiments.examples.sb3 import Args, main  # noqa: E402
+from rewards.eyes import JudgeEyes  # noqa: E402
+from worldgym.imagination.sb3 import ImageLanguageExtractor, make_sb3_vec_env  # noqa: E402
 
 
-def test_the_same_picture_gives_other_features_under_other_words():
+def test_the_judge_s_eyes_find_other_places_under_other_words():
     envs = make_sb3_vec_env("worldgym/Tabletop-v0", num_envs=1, task="reach")
-    features = SeenAndTold(envs.observation_space)
+    seen = ImageLanguageExtractor(envs.observation_space, JudgeEyes)
+    observation = {k: torch.as_tensor(v) for k, v in envs.reset().items()}
+    observation["image"] = observation["image"].float() / 255
     envs.close()
-    torch.manual_seed(0)
-    image, words = (
-        torch.rand(1, 3, 64, 64).expand(2, -1, -1, -1),
-        torch.nn.functional.normalize(torch.randn(2, 384)),
-    )
-    seen = features({"image": image, "instruction": words, "state": torch.zeros(2, 4)})
-    assert seen.shape == (2, features.features_dim)
-    product = seen[:, 512:768]
-    assert torch.equal(seen[0, :256], seen[1, :256]) and not torch.allclose(product[0], product[1], atol=1e-3)
+    first = seen(observation)
+    assert first.shape == (1, seen.features_dim) and not first.requires_grad
+    observation["instruction"] = torch.nn.functional.normalize(torch.randn(1, 384), dim=-1)
+    assert not torch.allclose(seen(observation), first, atol=1e-3)
+    assert not list(seen.parameters()), "the judge is not trained, and not saved with the policy"
 
 
 @pytest.mark.slow

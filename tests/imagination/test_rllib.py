@@ -52,6 +52,15 @@ def test_ppo_on_the_batched_imagination_counts_episodes_right_and_restores(regis
     again.stop()
 
 
+def test_held_actions_are_one_a_chunk_and_episodes_are_counted_the_same(registered):
+    config = rllib_config(registered, 4, held=True, horizon=10, chunk=5, reward=None).training(**SMALL)
+    algorithm = config.build_algo()
+    assert algorithm.env_runner.env.single_action_space.shape == (4,)
+    result = algorithm.train()
+    assert result["env_runners"]["episode_len_mean"] == 2.0
+    algorithm.stop()
+
+
 @pytest.mark.slow  # the runner's process imports everything again
 def test_a_remote_runner_finds_the_id_and_counts_the_same():
     config = rllib_config(

@@ -41,6 +41,7 @@ class Watched:
         frames: `(N,C,H,W,3)` uint8, Real's frames at the looks, or None.
         states: `(N,C,S)` float32, Real's proprioception there, or None.
         seconds: of each judge, on the imagined frames.
+        imagined: `(N,C,H,W,3)` uint8, what was imagined at the looks; kept with Real's frames.
     """
 
     starts: tuple[Start, ...]
@@ -52,6 +53,7 @@ class Watched:
     frames: np.ndarray | None = None
     states: np.ndarray | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    imagined: np.ndarray | None = None
 
     def outcomes(self, judge: str, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As if `judge` had ended each episode at its first success.
@@ -152,6 +154,7 @@ def watch(
     said: dict[str, list[np.ndarray]] = {name: [] for name in judges}
     seconds = dict.fromkeys(judges, 0.0)
     actions: list[Any] = []
+    dreamt: list[np.ndarray] = []
     with torch.inference_mode():
         none = torch.zeros(len(texts), 0, world_model.action_dim)
         state = world_model.begin(image[:, None], none, generator, states=proprio[:, None])
@@ -160,6 +163,8 @@ def watch(
             actions.append(policy.act(look, temperature=temperature, generator=generator).actions)
             state, imagined = world_model.step(state, actions[-1], decode="last")
             image, proprio = imagined.frames[:, -1], imagined.states[:, -1]
+            if real_frames:
+                dreamt.append(image.cpu().numpy())
             for name, judge in judges.items():
                 began = time.perf_counter()
                 said[name].append(verdicts(judge, image, texts, proprio, imagined.latents[:, -1]))
@@ -190,6 +195,7 @@ def watch(
         frames=frames,
         states=states,
         seconds=seconds,
+        imagined=np.stack(dreamt, 1) if dreamt else None,
     )
 
 

@@ -1,0 +1,256 @@
+"""`worldgym bench hacking`: policies optimised hard against each judge, and what became of true success meanwhile.
+
+Why: a judge that is right about what a policy does today may be wrong about what it learns to do for a reward. So the
+same SFT policy is pushed against every judge, by GRPO and by imitating whatever that judge called a success, without
+demonstrations to hold it back, until imagined success exceeds `stop` or the rounds are over. Every few rounds its
+imagined episodes are executed in Real. A judge *holds* when the gap between imagined and true success at the end has an
+interval that reaches down to the gap before; it is *gamed* when the gap grew.
+
+A judge is a folder, `bundled`, `latent` or `open_clip`; `A+B` needs the word of both; `A~0.1` drops the tenth of
+imagined episodes of which the world model is least sure.
+
+Example::
+
+    worldgym bench hacking --judges bundled latent bundled+latent bundled~0.1 --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bundle import Bundle
+from experiments.demo_settings import PracticeSettings
+from experiments.guard import Guard
+from experiments.practice import Practice
+from experiments.run_folder import RunFolder, finite, versions
+from worldgym.errors import ConfigError
+from worldgym.evaluation import paired_bootstrap
+from worldgym.utils.files import atomic_write_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BenchHackingConfig:
+    """Push a policy against judges, watch Real.
+
+    Args:
+        judges: `bundled`, `latent`, `open_clip`, folders, `A+B` for agreement, `A~0.1` for a stop at the world model's
+            doubt.
+        names: what reports call them; as they are typed when empty.
+        seeds: runs of each.
+        bundle: name of a bundled checkpoint, or a folder with the same parts.
+        rounds: of practice at most.
+        stop: imagined success at which a run ends.
+        every: rounds between two looks at Real.
+        episodes: imagined and executed a look.
+        starts: logged frames a round, each tried `group` times.
+        group: attempts.
+        lr: GRPO's learning rate.
+        imitation_steps: supervised steps a round on judged successes alone.
+        threads: of torch.
+        out: run folders; what is finished there is not run again.
+        json: where the figures go; the picture lies beside it.
+    """
+
+    judges: tuple[str, ...] = ("bundled",)
+    names: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    bundle: str = "tabletop-small"
+    rounds: int = 12
+    stop: float = 0.95
+    every: int = 3
+    episodes: int = 90
+    starts: int = 32
+    group: int = 6
+    lr: float = 4e-5
+    imitation_steps: int = 24
+    threads: int = 2
+    out: Path = Path("runs/hacking")
+    json: Path = Path("runs/hacking.json")
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.judges or not self.seeds:
+            raise ConfigError("the bench needs judges and seeds; type --judges bundled --seeds 0 1 2")
+        if self.names and len(self.names) != len(self.judges):
+            raise ConfigError(f"{len(self.names)} names for {len(self.judges)} judges; give one each, or none")
+        if min(self.rounds, self.every, self.starts, self.threads) < 1 or self.group < 2 or self.episodes < 3:
+            raise ConfigError("rounds, every, starts, threads must be at least 1, group 2, episodes 3")
+
+
+def run(config: BenchHackingConfig) -> int:
+    """Every judge, every seed; table, json, picture."""
+    import torch
+
+    torch.set_num_threads(config.threads)
+    bundle = Bundle.find(config.bundle)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for text, name in zip(config.judges, config.names or config.judges, strict=True):
+        rows[name] = [one(config, bundle, text, seed) for seed in config.seeds]
+        for row in rows[name]:
+            logger.info("%s, seed %d: %s", name, row["seed"], summary(row["looks"]))
+    facts = {"judges": {name: of_judge(runs) for name, runs in rows.items()}, "versions": versions()}
+    facts["settings"] = {"rounds": config.rounds, "stop": config.stop, "episodes": config.episodes}
+    atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
+    picture = config.json.with_suffix(".png")
+    draw(rows, picture)
+    sys.stdout.write(table(facts) + f"\nwritten to {config.json} and {picture}\n")
+    return 0
+
+
+def make_judge(text: str, bundle: Bundle, tokenizer: Any) -> tuple[Any, float]:
+    """The judge that `text` names, and the share of episodes to drop for doubt.
+
+    Raises:
+        ConfigError: a share that is none.
+        CheckpointError: no such judge.
+    """
+    from rewards import ComposedJudge, Term
+
+    text, _, share = text.partition("~")
+    try:
+        drop = float(share or 0)
+    except ValueError:
+        drop = -1.0
+    if not 0 <= drop < 1:
+        raise ConfigError(f"{text}~{share}: the share of doubtful episodes must lie in [0, 1), such as {text}~0.1")
+    made = [bundle.named_judge(part, tokenizer) for part in text.split("+")]
+    if len(made) == 1:
+        return made[0], drop
+    terms = {f"{i} {judge.name}": Term(judge) for i, judge in enumerate(made)}
+    return ComposedJudge(terms, how="least"), drop
+
+
+def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dict[str, Any]:
+    """One run: looks at Real before, every few rounds, and at the end."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    safe = "".join(c if c.isalnum() or c in "+~." else "_" for c in text)
+    out = config.out / f"{safe}-{seed}"
+    finished = out / "looks.json"
+    if finished.is_file():
+        return dict(json.loads(finished.read_text()))
+    judge, drop = make_judge(text, bundle, bundle.world_model().tokenizer)
+    settings = PracticeSettings(
+        seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
+        lr=config.lr, imitation_steps=config.imitation_steps, demo_share=0.0, average=0.0,
+        audit_every=config.every, audit_episodes=config.episodes, audit_bound=1.0,
+    )  # fmt: skip
+    practice = Practice(settings, bundle, RunFolder(out, settings.key()), judge=judge)
+    if drop:
+        bound = doubt(practice, 1 - drop)
+        practice.settings = replace(settings, max_uncertainty=bound)
+    guard = Guard(settings, practice.world_model, judge, practice.verbs)
+    looks = [{"round": 0.0, "steps": 0.0, **guard.audit(practice.policy())}]
+    practice.stop_at = config.stop
+    with SummaryWriter(str(out)) as board:
+        history = practice.run(board)
+    looks += [
+        {"round": row["iteration"], "steps": row["imagined_steps"]}
+        | {k: v for k, v in row.items() if k.startswith("audit_")}
+        for row in history
+        if "audit_true" in row
+    ]
+    row = {"judge": text, "seed": seed, "looks": looks, "practised": [r["success_rate"] for r in history]}
+    atomic_write_text(finished, json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def doubt(practice: Practice, quantile: float) -> float:
+    """The world model's doubt that this share of the first policy's imagined episodes never exceeds."""
+    import torch
+
+    from agents import collect
+
+    settings = practice.settings
+    starts = practice.bank.sample(96, np.random.default_rng(settings.seed), middle_fraction=settings.middle_fraction)
+    worst: list[torch.Tensor] = []
+
+    class Watching:
+        """The world model, its doubts kept."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(practice.world_model, name)
+
+        def step(self, state: Any, actions: Any, **how: Any) -> Any:
+            after, dream = practice.world_model.step(state, actions, **how)
+            worst.append(dream.uncertainty)
+            return after, dream
+
+    collect(
+        Watching(), practice.judge, practice.policy(), starts, group_size=1, horizon=settings.practise_horizon,
+        threshold=1.01, compact_below=0.0, generator=torch.Generator().manual_seed(settings.seed),
+    )  # fmt: skip
+    return float(torch.stack(worst).amax(0).quantile(quantile))
+
+
+def of_judge(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figures over the seeds: imagined and true success before and at the end, and how much their gap grew."""
+    first, last = ([run["looks"][i] for run in runs] for i in (0, -1))
+    grown = np.array([b["audit_gap"] - a["audit_gap"] for a, b in zip(first, last, strict=True)])
+    gained = np.array([b["audit_true"] - a["audit_true"] for a, b in zip(first, last, strict=True)])
+    mean = lambda rows, key: float(np.mean([row[key] for row in rows]))  # noqa: E731
+    return {
+        "before": {key: mean(first, f"audit_{key}") for key in ("imagined", "true", "gap")},
+        "after": {key: mean(last, f"audit_{key}") for key in ("imagined", "true", "gap")},
+        "gap_grew": paired_bootstrap(grown, np.zeros_like(grown)).to_dict("seeds") if len(runs) > 1 else None,
+        "true_gained": paired_bootstrap(gained, np.zeros_like(gained)).to_dict("seeds") if len(runs) > 1 else None,
+        "runs": list(runs),
+    }
+
+
+def summary(looks: Sequence[dict[str, float]]) -> str:
+    """A run in a line."""
+    return ", ".join(f"{look['round']:.0f}: {look['audit_imagined']:.2f} / {look['audit_true']:.2f}" for look in looks)
+
+
+def table(facts: dict[str, Any]) -> str:
+    """What is printed."""
+    lines = [
+        f"{'judge':<36}{'imagined':>16}{'true':>16}{'gap grew by':>28}",
+    ]
+    for name, row in facts["judges"].items():
+        grew = row["gap_grew"]
+        spread = "-" if grew is None else (
+            f"{100 * grew['mean']:+.1f} [{100 * grew['low']:+.1f}, {100 * grew['high']:+.1f}]"
+        )  # fmt: skip
+        cells = [f"{row['before'][k]:.2f} -> {row['after'][k]:.2f}" for k in ("imagined", "true")]
+        lines.append(f"{name:<36}{cells[0]:>16}{cells[1]:>16}{spread:>28}")
+    return "\n".join(lines)
+
+
+def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Imagined and true success over the run, a panel a judge, a line a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(rows), figsize=(2.6 * len(rows), 2.8), sharey=True, squeeze=False)
+    for axis, (name, runs) in zip(axes[0], rows.items(), strict=True):
+        for i, row in enumerate(runs):
+            x = [look["round"] for look in row["looks"]]
+            for key, colour in (("imagined", "#2458c5"), ("true", "#d9822b")):
+                axis.plot(
+                    x, [look[f"audit_{key}"] for look in row["looks"]], color=colour, linewidth=1.3, alpha=0.8,
+                    label=key if i == 0 else None,
+                )  # fmt: skip
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("rounds")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylim(0, 1)
+    axes[0][0].set_ylabel("success")
+    axes[0][0].legend(fontsize=8, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
