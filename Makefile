@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 # pip asks for news on every call otherwise
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow test-newest lint format bench pretrained docs gl clean
+.PHONY: help setup demo test test-slow test-newest test-clip test-notebooks lint format bench pretrained docs gl clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,21 @@ test-newest: gl $(TESTED) ## the environments' contract once more, with the newe
 	PYTHONPATH=$(VENV)/newest $(BIN)/python -c 'import gymnasium; print("gymnasium", gymnasium.__version__)'
 	PYTHONPATH=$(VENV)/newest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q tests/imagination/test_gymnasium_contract.py \
 		tests/imagination/test_recording.py tests/envs -n $(WORKERS) --dist loadfile $(ARGS)
+
+# open_clip needs torchvision, which must not lie where transformers finds it (CONTRIBUTING.md): a folder of its own, too.
+$(VENV)/clip/open_clip: | $(TESTED)
+	$(BIN)/pip install --no-compile --quiet --no-deps -c constraints.txt --target $(VENV)/clip \
+		open_clip_torch torchvision timm ftfy wcwidth
+
+test-clip: $(VENV)/clip/open_clip ## the open_clip judge
+	PYTHONPATH=$(VENV)/clip OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/rewards/test_open_clip_judge.py $(ARGS)
+
+$(VENV)/.installed_for_notebooks: $(TESTED)
+	$(BIN)/pip install --no-compile --quiet -c constraints.txt ipykernel nbmake
+	@touch $@
+
+test-notebooks: gl $(VENV)/.installed_for_notebooks ## execute the notebooks, everything in them small
+	WORLDGYM_TINY=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -q notebooks $(ARGS)
 
 lint: $(TESTED) ## ruff, mypy on the public API, import-linter
 	$(BIN)/ruff check .
