@@ -16,8 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
 from rewards.learned import LearnedJudge, load_bundled
@@ -59,3 +62,46 @@ class JudgeEyes(nn.Module):
         seen = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         where, strength = self._judge[0].places(seen, observation["instruction"].float())
         return torch.cat([where, strength, observation["state"].float() / self.reach], 1)
+
+
+class SeenByJudge(VectorWrapper):
+    """A batch whose observations are what a judge's eyes see, `Dict(seen (dim,))`.
+
+    For learners that look at an observation many times, such as those with a replay buffer: the picture is looked at
+    once, and 12 KB become one.
+
+    Args:
+        env: a vector environment with `image`, `state` and `instruction="embedding"`, giving arrays.
+        judge: see `JudgeEyes`.
+    """
+
+    def __init__(self, env: VectorEnv, judge: LearnedJudge | str | None = None) -> None:
+        super().__init__(env)
+        space = env.single_observation_space
+        if not isinstance(space, spaces.Dict):
+            raise ConfigError(f"observations are {space}; a judge's eyes need image, state and instruction")
+        self.eyes = JudgeEyes(space, judge)
+        seen = spaces.Box(-np.inf, np.inf, (self.eyes.dim,), np.float32)
+        self.single_observation_space = spaces.Dict({"seen": seen})
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def see(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """`{"seen": (B, dim) float32}` of a batch of the environment's own observations."""
+        return {"seen": self.eyes({k: torch.as_tensor(v) for k, v in observation.items()}).numpy()}
+
+    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
+        """As the environment, seen."""
+        observation, info = self.env.reset(**how)
+        return self.see(observation), info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """As the environment, seen; so is what `final_obs` holds."""
+        observation, reward, terminated, truncated, info = self.env.step(actions)
+        if "final_obs" in info:
+            last = np.full(self.num_envs, None, object)
+            for i, own in enumerate(info["final_obs"]):
+                if own is not None:
+                    batch = {k: np.asarray(v)[None] for k, v in own.items()}
+                    last[i] = {k: v[0] for k, v in self.see(batch).items()}
+            info = {**info, "final_obs": last}
+        return self.see(observation), reward, terminated, truncated, info

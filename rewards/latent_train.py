@@ -134,10 +134,10 @@ def train_latent_judge(
         raise ConfigError(f"{len(latents)} latents for {len(arrays.frames)} frames; encode these very logs")
     order = np.random.default_rng(config.seed).permutation(len(arrays))
     held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
-    sources: list[_Source] = [_Source(arrays, latents, order[held:], order[:held])]
+    sources: list[_Source] = [_Source(arrays, latents, order[held:], order[:held], config.near_share)]
     if dreams is not None:
         outside = np.isin(dreams[0].indices, arrays.indices[order[:held]])
-        sources.append(_Source(*dreams, np.flatnonzero(~outside), np.flatnonzero(outside)))
+        sources.append(_Source(*dreams, np.flatnonzero(~outside), np.flatnonzero(outside), config.near_share))
     torch.manual_seed(config.seed)
     sizes = model or LatentJudgeConfig()
     judge = LatentJudge(
@@ -208,9 +208,11 @@ class _Drawn(NamedTuple):
 class _Source:
     """Latents with labels, split into what is learned from and what is held out."""
 
-    def __init__(self, arrays: EpisodeArrays, latents: Tensor, train: np.ndarray, held: np.ndarray) -> None:
+    def __init__(
+        self, arrays: EpisodeArrays, latents: Tensor, train: np.ndarray, held: np.ndarray, near_share: float
+    ) -> None:
         self.arrays, self.latents = arrays, latents
-        self.train, self.held = PairSampler(arrays, train), PairSampler(arrays, held)
+        self.train, self.held = PairSampler(arrays, train, near_share), PairSampler(arrays, held)
 
     def draw(self, pairs: PairSampler, count: int, rng: np.random.Generator) -> _Drawn:
         """`count` pairs."""

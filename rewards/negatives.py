@@ -66,13 +66,14 @@ class PairSampler:
     Args:
         arrays: from `EpisodeDataset.load_arrays()`.
         episodes: indices of the episodes to use.
+        near_share: share of near misses among the negatives; 0 leaves such frames out altogether, for ablations.
 
     Raises:
         ValueError: without any success or any failure there is nothing to tell apart.
     """
 
-    def __init__(self, arrays: EpisodeArrays, episodes: np.ndarray) -> None:
-        self.arrays = arrays
+    def __init__(self, arrays: EpisodeArrays, episodes: np.ndarray, near_share: float = 0.3) -> None:
+        self.arrays, self.near_share = arrays, near_share
         self.owner = np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
         used = np.isin(self.owner, episodes)
         success = np.asarray(arrays.success, bool)
@@ -87,6 +88,8 @@ class PairSampler:
             if not success[rows].any():  # and the best moments of failed episodes
                 near[rows.start + np.argsort(arrays.progress[rows])[-NEAR:]] = True
         self.near = np.flatnonzero(used & ~success & near)
+        if near_share == 0:
+            self.unsolved = np.flatnonzero(used & ~success & ~near)
         if len(self.solved) == 0 or len(self.unsolved) == 0:
             raise DatasetError(
                 f"need solved and unsolved frames to train a judge; got {len(self.solved)} and {len(self.unsolved)}. "
@@ -126,9 +129,9 @@ class PairSampler:
                 row, kind = self._draw("solved", rng), "success"
             else:
                 u = rng.random()
-                if u < 0.3:
+                if u < self.near_share:
                     row, kind = self._draw("near", rng), "near_miss"
-                elif u < 0.55:
+                elif u < self.near_share + 0.25:
                     row, kind = self._draw("unsolved", rng), "unsolved"
                 else:
                     row, kind = self._draw("solved", rng), "wrong"

@@ -74,7 +74,7 @@ def train_open_clip(
         raise ConfigError(f"need at least 2 episodes to hold one out; got {len(arrays)}")
     order = np.random.default_rng(config.seed).permutation(len(arrays))
     held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
-    train, val = PairSampler(arrays, order[held:]), PairSampler(arrays, order[:held])
+    train, val = PairSampler(arrays, order[held:], config.near_share), PairSampler(arrays, order[:held])
     torch.manual_seed(config.seed)
     judge = OpenClipJudge.from_description(description)
     model = judge.model.train()

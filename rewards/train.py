@@ -58,6 +58,7 @@ class JudgeTrainConfig:
         max_fpr: the threshold keeps false positives below this share, over hard negatives on held-out episodes.
         dream_share: share of a batch that comes from dreams, where these are given.
         hard_share: share of a batch that is mined (`rewards.mining`) with the judge that training goes on from.
+        near_share: share of near misses among the negatives; 0 trains without any, for ablations. The report has them.
         val_pairs: pairs in calibration and report, each.
         checkpoint_every: steps between checkpoints.
         seed: of split, pairs and weights.
@@ -75,6 +76,7 @@ class JudgeTrainConfig:
     max_fpr: float = 0.04
     dream_share: float = 0.5
     hard_share: float = 0.0
+    near_share: float = 0.3
     val_pairs: int = 3000
     checkpoint_every: int = 250
     seed: int = 0
@@ -85,6 +87,8 @@ class JudgeTrainConfig:
             raise ConfigError(
                 "steps and checkpoint_every must be at least 1, batch_size and val_pairs at least 2"
             )
+        if not 0 <= self.near_share <= 0.75:
+            raise ConfigError(f"near_share is {self.near_share}, expected in [0, 0.75]; others need a quarter")
         if not 0 < self.val_fraction < 1 or not 0 < self.max_fpr < 1:
             raise ConfigError(
                 f"val_fraction and max_fpr must lie in (0, 1); got {self.val_fraction}, {self.max_fpr}"
@@ -146,11 +150,12 @@ def train_judge(
         raise ConfigError(f"need at least 2 episodes to hold one out; got {len(arrays)}")
     order = np.random.default_rng(config.seed).permutation(len(arrays))
     held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
-    train, val = PairSampler(arrays, order[held:]), PairSampler(arrays, order[:held])
+    train, val = PairSampler(arrays, order[held:], config.near_share), PairSampler(arrays, order[:held])
     dreamt = dreams_held = None
     if dreams is not None:
         outside = np.isin(dreams.indices, arrays.indices[order[:held]])
-        dreamt, dreams_held = PairSampler(dreams, np.flatnonzero(~outside)), np.flatnonzero(outside)
+        dreamt = PairSampler(dreams, np.flatnonzero(~outside), config.near_share)
+        dreams_held = np.flatnonzero(outside)
         if len(dreams_held) < 2:
             raise ConfigError("too few dreams of held-out episodes to set a threshold; imagine more episodes")
     torch.manual_seed(config.seed)

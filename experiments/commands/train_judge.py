@@ -45,6 +45,7 @@ class TrainJudgeConfig:
         state: read proprioception beside the picture; one camera cannot tell above from behind.
         initial: folder of a judge to go on from.
         hard_share: share of a batch that is drawn among frames of policies on which `initial` is wrong or nearly.
+        near_share: share of near misses among the negatives.
         steps: optimizer steps.
         batch_size: frames per step.
         lr: peak learning rate.
@@ -64,6 +65,7 @@ class TrainJudgeConfig:
     state: bool = True
     initial: Path | None = None
     hard_share: float = 0.0
+    near_share: float = 0.3
     steps: int = 1500
     batch_size: int = 128
     lr: float = 1.2e-3
@@ -123,6 +125,7 @@ def run(config: TrainJudgeConfig) -> int:
         lr=config.lr,
         max_fpr=config.max_fpr,
         hard_share=config.hard_share,
+        near_share=config.near_share,
         seed=config.seed,
     )
     state = TrainState(config.out / "checkpoint")

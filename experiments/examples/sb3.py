@@ -27,7 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from experiments.examples.measured import success_in_real, write_results
-from rewards.eyes import JudgeEyes
+from rewards.eyes import JudgeEyes, SeenByJudge
 from worldgym.imagination.sb3 import ImageLanguageExtractor, make_sb3_vec_env
 
 GAMMA = 0.97
@@ -85,19 +85,17 @@ class Watch(BaseCallback):
 
 def build(args: Args, envs: Any) -> Any:
     """The algorithm with settings for short episodes of few decisions."""
-    features = {
-        "features_extractor_class": ImageLanguageExtractor, "features_extractor_kwargs": {"features": JudgeEyes},
-        "net_arch": [128, 128], "activation_fn": nn.Tanh,
-    }  # fmt: skip
+    net = {"net_arch": [128, 128], "activation_fn": nn.Tanh}
+    eyes = {"features_extractor_class": ImageLanguageExtractor, "features_extractor_kwargs": {"features": JudgeEyes}}
     common = {"seed": args.seed, "device": "cpu", "tensorboard_log": str(args.out), "gamma": GAMMA}
     if args.algorithm == "ppo":
         return PPO(
             "MultiInputPolicy", envs, learning_rate=1e-3, n_steps=20, batch_size=320, n_epochs=4, ent_coef=0.002,
-            policy_kwargs={**features, "log_std_init": -1.0}, **common,
+            policy_kwargs={**net, **eyes, "log_std_init": -1.0}, **common,
         )  # fmt: skip
     return SAC(
-        "MultiInputPolicy", envs, learning_rate=3e-4, buffer_size=30_000, learning_starts=2_000, batch_size=128,
-        train_freq=1, gradient_steps=8, policy_kwargs={**features, "share_features_extractor": True}, **common,
+        "MultiInputPolicy", envs, learning_rate=1e-3, buffer_size=200_000, learning_starts=3_000, batch_size=512,
+        train_freq=1, gradient_steps=16, policy_kwargs=net, **common,
     )  # fmt: skip
 
 
@@ -108,19 +106,22 @@ def main(args: Args) -> int:
     envs = make_sb3_vec_env(
         "worldgym/ImaginedTabletop-v0", num_envs=args.num_envs, held=True, task=args.task, chunk=args.chunk,
         horizon=args.horizon, judge_every=args.chunk, reward_kind="potential", discount=GAMMA,
+        # PPO sees a picture four times and looks itself; SAC sees it again and again, so it is looked at once.
+        wrap=SeenByJudge if args.algorithm == "sac" else None,
     )  # fmt: skip
     model, watch = build(args, envs), Watch(args.minutes, args.chunk)
 
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:
-        actions, _ = model.predict(observation, deterministic=True)
+        seen = envs.envs.see(observation) if args.algorithm == "sac" else observation
+        actions, _ = model.predict(seen, deterministic=True)
         return np.asarray(actions)
 
     before = success_in_real(act, args)
     watch.began = time.perf_counter()
     model.learn(1_000_000_000, callback=watch, log_interval=1 if args.algorithm == "ppo" else 50)
     seconds = time.perf_counter() - watch.began
-    envs.close()
     after = success_in_real(act, args)
+    envs.close()
     save_file(
         {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()},
         args.out / "policy.safetensors",

@@ -73,3 +73,12 @@ def test_held_out_episodes_stay_out():
     arrays = logs()
     rows, _, _, _ = PairSampler(arrays, np.arange(40, 60)).sample(200, np.random.default_rng(0))
     assert rows.min() >= 240
+
+
+def test_without_near_misses_none_is_drawn_and_such_frames_are_left_out():
+    arrays = logs(40)
+    some, none = PairSampler(arrays, np.arange(40)), PairSampler(arrays, np.arange(40), near_share=0.0)
+    drawn = [sampler.sample(400, np.random.default_rng(0)) for sampler in (some, none)]
+    assert "near_miss" in drawn[0][3] and "near_miss" not in drawn[1][3]
+    negatives = {row for row, kind in zip(drawn[1][0], drawn[1][3], strict=True) if kind == "unsolved"}
+    assert not negatives & set(none.near.tolist())

@@ -63,7 +63,12 @@ class ImageLanguageExtractor(BaseFeaturesExtractor):
 
 
 def make_sb3_vec_env(
-    env_id: str = "worldgym/ImaginedTabletop-v0", num_envs: int = 8, *, held: bool = False, **settings: Any
+    env_id: str = "worldgym/ImaginedTabletop-v0",
+    num_envs: int = 8,
+    *,
+    held: bool = False,
+    wrap: Callable[[VectorEnv], VectorEnv] | None = None,
+    **settings: Any,
 ) -> SB3VecEnv:
     """A registered batch of environments for SB3: SAME_STEP autoreset, instructions as embeddings.
 
@@ -72,6 +77,7 @@ def make_sb3_vec_env(
             `worldgym/Tabletop-v0`.
         num_envs: slots.
         held: one action for all frames of a `chunk`, see `HeldActions`.
+        wrap: goes around the batch last, such as `rewards.eyes.SeenByJudge`.
         **settings: of the environment, see `WorldModelVectorEnv`.
 
     Raises:
@@ -81,7 +87,8 @@ def make_sb3_vec_env(
 
     settings = {"autoreset_mode": "SameStep", "instruction": "embedding", **settings}
     envs = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **settings)
-    return SB3VecEnv(HeldActions(envs) if held else envs)
+    envs = HeldActions(envs) if held else envs
+    return SB3VecEnv(envs if wrap is None else wrap(envs))
 
 
 class SB3VecEnv(VecEnv):
