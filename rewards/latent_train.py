@@ -1,7 +1,9 @@
 """Training the success head on latents: Real's logs through the world model's own encoder, and as it imagines them.
 
 The pairs are those of `rewards.train` (half successes, half near misses and wrong words); noise on the latents keeps
-them unit-RMS. Half of a batch comes from dreams, where there are some: every logged action sequence imagined from its
+them unit-RMS. A few thousand logs are too few for a network of its own from 8 x 8 latents: it knew them by heart, and
+half of the held-out successes it missed. So a judge that reads frames may teach it (distillation, Hinton et al. 2015):
+that one says how likely any sentence is fulfilled in any frame, and the pairs no longer run out. Half of a batch comes from dreams, where there are some: every logged action sequence imagined from its
 first frame, labelled by what Real said of it frame by frame.
 
 Example::
@@ -27,6 +29,7 @@ from rewards.latent import LatentJudge, LatentJudgeConfig, fingerprint
 from rewards.negatives import PairSampler
 from rewards.train import JudgeTrainConfig, blur, calibrate, rates
 from worldgym.errors import ConfigError
+from worldgym.protocols import judged
 from worldgym.text import embed
 
 if TYPE_CHECKING:
@@ -112,6 +115,7 @@ def train_latent_judge(
     *,
     model: LatentJudgeConfig | None = None,
     dreams: tuple[EpisodeArrays, Tensor] | None = None,
+    teacher: Any | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> tuple[LatentJudge, dict[str, float]]:
     """Train, set the threshold, report.
@@ -123,6 +127,7 @@ def train_latent_judge(
         config: settings, those of `rewards.train` (what is about pixels has no effect).
         model: sizes.
         dreams: of `dream_latents`, from (some of) the same episodes; a dream is held out if its episode is.
+        teacher: a `LearnedJudge`; as many pairs again, of any frame and any sentence, are learned as it judges them.
         on_step: called with (step, scalars) every 25 steps.
 
     Returns:
@@ -165,6 +170,10 @@ def train_latent_judge(
         seen, states = torch.cat([d.latents for d in drawn]), torch.cat([d.states for d in drawn])
         labels = torch.cat([d.labels for d in drawn])
         texts = [text for part in drawn for text in part.texts]
+        if teacher is not None:
+            more = sources[0].taught(teacher, config.batch_size, rng)
+            seen, states = torch.cat([seen, more.latents]), torch.cat([states, more.states])
+            labels, texts = torch.cat([labels, more.labels]), texts + more.texts
         seen = blur(seen, config.latent_noise)
         if judge.reads_state:
             states = states + judge.state_std * config.state_noise * torch.randn_like(states)
@@ -219,6 +228,22 @@ class _Source:
         rows, texts, labels, kinds = pairs.sample(count, rng)
         states = torch.from_numpy(self.arrays.states[rows])
         return _Drawn(self.latents[rows].float(), texts, states, torch.from_numpy(labels), kinds)
+
+    def taught(self, teacher: Any, count: int, rng: np.random.Generator) -> _Drawn:
+        """`count` frames, half of them solved, under sentences of any goal; labelled by what `teacher` says."""
+        goals = sorted(self.train.texts)
+        solved, unsolved = self.train.solved, np.concatenate([self.train.unsolved, self.train.near])
+        rows = np.concatenate([rng.choice(solved, count // 2), rng.choice(unsolved, count - count // 2)])
+        texts = []
+        for row in rows:
+            own = self.train.goals[self.train.owner[row]]
+            # its own words, the same verb with another goal, or anything
+            pool = [own] if rng.random() < 0.4 else self.train.by_task[own[0]] if rng.random() < 0.7 else goals
+            options = self.train.texts[pool[rng.integers(len(pool))]]
+            texts.append(options[rng.integers(len(options))])
+        frames, states = torch.from_numpy(self.arrays.frames[rows]), torch.from_numpy(self.arrays.states[rows])
+        said = judged(teacher, frames[:, None], texts, states).p_success
+        return _Drawn(self.latents[rows].float(), texts, states, said, [])
 
     def judge(self, judge: LatentJudge, count: int, seed: int, salt: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Logits, labels and kinds of held-out pairs."""

@@ -44,6 +44,7 @@ class TrainJudgeConfig:
         preset: `small` or `tiny`.
         state: read proprioception beside the picture; one camera cannot tell above from behind.
         initial: folder of a judge to go on from.
+        teacher: folder of a judge that reads frames, from which a latent one learns as well.
         hard_share: share of a batch that is drawn among frames of policies on which `initial` is wrong or nearly.
         near_share: share of near misses among the negatives.
         steps: optimizer steps.
@@ -64,6 +65,7 @@ class TrainJudgeConfig:
     preset: str = "small"
     state: bool = True
     initial: Path | None = None
+    teacher: Path | None = None
     hard_share: float = 0.0
     near_share: float = 0.3
     steps: int = 1500
@@ -74,7 +76,7 @@ class TrainJudgeConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "world_model", "tokenizer", "eyes", "initial"):
+        for name in ("data", "out", "world_model", "tokenizer", "eyes", "initial", "teacher"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         if self.world_model is not None and self.tokenizer is not None:
@@ -93,6 +95,8 @@ class TrainJudgeConfig:
             raise ConfigError("a latent judge reads a world model's latents; add --world-model tabletop-small")
         if self.kind != "learned" and (self.initial or self.eyes):
             raise ConfigError(f"initial and eyes are for --kind learned; got --kind {self.kind}")
+        if self.teacher is not None and self.kind != "latent":
+            raise ConfigError("a teacher is for --kind latent; --initial goes on from a learned judge")
         if self.preset not in ("tiny", "small"):
             raise ConfigError(f"unknown judge preset {self.preset!r}; the presets are tiny, small")
         if self.steps < 1:
@@ -179,7 +183,7 @@ def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: An
 
 def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
     """Minutes: nothing is kept between the steps, so a stopped training begins again."""
-    from rewards import LatentJudgeConfig, dream_latents, encode_logs, train_latent_judge
+    from rewards import LatentJudgeConfig, dream_latents, encode_logs, load_judge, train_latent_judge
     from worldgym.utils.progress import Progress
 
     with Progress(len(arrays.frames), "encode logs") as progress:
@@ -194,6 +198,7 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
         settings,
         model=LatentJudgeConfig(**width, state_dim=arrays.states.shape[1] if config.state else 0),
         dreams=_dream(config, arrays, dream_latents) if config.dream_episodes else None,
+        teacher=None if config.teacher is None else load_judge(config.teacher),
         on_step=how["on_step"],
     )
 
