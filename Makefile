@@ -161,8 +161,11 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 		--steps 700 --lr 9e-4 --max-fpr 0.03 --out $(RUNS)/judge_state
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
 		--initial $(RUNS)/judge_state --hard-share 0.5 --steps 300 --lr 5e-4 --max-fpr 0.03 --out $(RUNS)/judge_mined
+	$(BIN)/worldgym train judge --kind latent --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
+		--teacher $(RUNS)/judge_mined --dream-episodes 900 --steps 1800 --batch-size 192 --lr 2e-3 --max-fpr 0.03 \
+		--out $(RUNS)/judge_latent
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
-		--judge $(RUNS)/judge_mined --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
+		--latent-judge $(RUNS)/judge_latent --judge $(RUNS)/judge_mined --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
 		--demos-per-task 25 --demos-limit 1200 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 

@@ -1,10 +1,12 @@
 """Training the success head on latents: Real's logs through the world model's own encoder, and as it imagines them.
 
 The pairs are those of `rewards.train` (half successes, half near misses and wrong words); noise on the latents keeps
-them unit-RMS. A few thousand logs are too few for a network of its own from 8 x 8 latents: it knew them by heart, and
-half of the held-out successes it missed. So a judge that reads frames may teach it (distillation, Hinton et al. 2015):
-that one says how likely any sentence is fulfilled in any frame, and the pairs no longer run out. Half of a batch comes from dreams, where there are some: every logged action sequence imagined from its
+them unit-RMS. Half of a batch comes from dreams, where there are some: every logged action sequence imagined from its
 first frame, labelled by what Real said of it frame by frame.
+
+A few thousand logs are too few for a network of its own from 8 x 8 latents: it knew them by heart, and half of the
+held-out successes it missed. So a judge that reads frames may teach it (distillation, Hinton et al. 2015): it says how
+likely any sentence is fulfilled in any frame, and the pairs no longer run out.
 
 Example::
 

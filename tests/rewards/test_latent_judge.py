@@ -17,7 +17,7 @@ from rewards import (
     train_latent_judge,
 )
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Imagined, judged
+from worldgym.protocols import Imagined, Judgement, judged
 
 WORDS = ["push the red cube to the left", "push the red cube to the right"]
 
@@ -117,3 +117,28 @@ def test_dreamt_logs_keep_labels_and_take_over_what_was_imagined():
     assert torch.allclose(still, still[:1].expand_as(still)), "in this world model nothing moves"
     assert (dreamt.states[dreamt.rows(0)][1:] == 0.25).all() and (dreamt.states[dreamt.rows(0)][0] == 0).all()
     assert (arrays.states == 0).all(), "Real's own logs stay as they were"
+
+
+def test_a_teacher_hands_on_what_it_sees():
+    class Reddish:
+        """Says that whatever is red has succeeded, which no label says."""
+
+        name, threshold = "reddish", 0.5
+
+        def score(self, frames, instructions):
+            red = (frames[:, -1, ..., 0].float() - frames[:, -1, ..., 1].float()).amax((1, 2)) > 150
+            return Judgement(red.float(), None, torch.ones(len(frames), dtype=torch.bool), [])
+
+    arrays, tokenizer = logs(60), Pooled()
+    settings = JudgeTrainConfig(steps=120, batch_size=32, lr=3e-3, val_fraction=0.2, val_pairs=100, latent_noise=0.0)
+    sizes = LatentJudgeConfig(width=32, asked=8, state_dim=0)
+    latents = encode_logs(tokenizer, arrays)
+    rows = np.flatnonzero(~arrays.success)[:60]
+    red = Reddish().score(torch.from_numpy(arrays.frames[rows])[:, None], [""] * 60).p_success.bool()
+    words = ["push the green cube to the left"] * 60
+    said = {}
+    for teacher in (None, Reddish()):
+        judge, _ = train_latent_judge(arrays, latents, tokenizer, settings, model=sizes, teacher=teacher)
+        p = judge.score(None, words, latents=latents[rows].float()).p_success
+        said[teacher is None] = float(p[red].mean() - p[~red].mean())
+    assert said[False] > said[True] + 0.1
