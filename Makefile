@@ -78,7 +78,7 @@ $(VENV)/.installed_for_notebooks: $(TESTED)
 	@touch $@
 
 test-notebooks: gl $(VENV)/.installed_for_notebooks ## execute the notebooks, everything in them small
-	WORLDGYM_TINY=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -q notebooks $(ARGS)
+	WORLDGYM_TINY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -q notebooks $(ARGS)
 
 lint: $(TESTED) ## ruff, mypy on the public API, import-linter
 	$(BIN)/ruff check .
