@@ -61,10 +61,7 @@ class CachedJudge:
         failed: dict[str, Any] = {}
         if missing:
             words = [instructions[i] for i in missing]
-            if states is None:
-                verdict = self.judge.score(frames[missing], words)
-            else:
-                verdict = judged(self.judge, frames[missing], words, states[missing])
+            verdict = judged(self.judge, frames[missing], words, None if states is None else states[missing])
             for row, i in enumerate(missing):
                 raw = verdict.raw[row] if row < len(verdict.raw) else None
                 progress = None if verdict.progress is None else verdict.progress[row]

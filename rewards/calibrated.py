@@ -189,10 +189,7 @@ class CalibratedJudge:
         latents: Tensor | None = None,
     ) -> Judgement:
         """The judge's verdict, its probability mapped; `raw` is the judge's own, as is what is valid."""
-        if states is None:
-            verdict = self.judge.score(frames, instructions)
-        else:
-            verdict = judged(self.judge, frames, instructions, states, latents)
+        verdict = judged(self.judge, frames, instructions, states, latents)
         p = self.calibration.apply(torch.as_tensor(verdict.p_success).double().cpu().numpy())
         return Judgement(torch.from_numpy(p).float(), verdict.progress, verdict.valid, verdict.raw)
 

@@ -103,10 +103,7 @@ class ComposedJudge:
         least, valid = torch.full((count,), torch.inf), torch.ones(count, dtype=torch.bool)
         raw: list[dict[str, float | None]] = [{} for _ in range(count)]
         for name, term in self.terms.items():
-            if states is None:
-                verdict = term.judge.score(frames, instructions)
-            else:
-                verdict = judged(term.judge, frames, instructions, states, latents)
+            verdict = judged(term.judge, frames, instructions, states, latents)
             p = torch.as_tensor(verdict.p_success).detach().cpu().float()
             sound = torch.as_tensor(verdict.valid).detach().cpu().bool()
             applies = torch.isfinite(p)

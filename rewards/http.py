@@ -208,12 +208,7 @@ class HttpJudge:
         Raises:
             ConfigError: the endpoint refuses the key, knows no such model, or the budget is spent.
         """
-        videos = torch.as_tensor(frames).cpu().numpy()
-        if videos.ndim != 5 or videos.dtype != np.uint8 or len(videos) != len(instructions):
-            raise ValueError(
-                f"frames are {videos.dtype} {videos.shape} for {len(instructions)} instructions; expected uint8 "
-                "(B,T,H,W,3)"
-            )
+        videos = checked_videos(frames, instructions)
         with ThreadPoolExecutor(self.config.concurrency) as pool:
             answers = list(pool.map(self._judge, videos, instructions))
         valid = [len(a.scores) >= self.config.min_votes for a in answers]
@@ -342,6 +337,20 @@ class HttpJudge:
             file.parent.mkdir(parents=True, exist_ok=True)
             said = {"model": self.config.model, "texts": answer.texts, "scores": answer.scores}
             atomic_write_text(file, json.dumps(said) + "\n")
+
+
+def checked_videos(frames: Any, instructions: Sequence[str]) -> np.ndarray:
+    """`frames` as `(B,T,H,W,3)` uint8.
+
+    Raises:
+        ValueError: other frames, or another number of instructions.
+    """
+    videos: np.ndarray = torch.as_tensor(frames).cpu().numpy()
+    if videos.ndim != 5 or videos.dtype != np.uint8 or len(videos) != len(instructions):
+        raise ValueError(
+            f"frames are {videos.dtype} {videos.shape} for {len(instructions)} instructions; expected uint8 (B,T,H,W,3)"
+        )
+    return videos
 
 
 def shown_frames(video: np.ndarray, stride: int) -> np.ndarray:

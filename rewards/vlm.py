@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.http import PROMPT, SCORE, SUCCESS, shown_frames
+from rewards.http import PROMPT, SCORE, SUCCESS, checked_videos, shown_frames
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
 from worldgym.utils.files import atomic_write_text
@@ -196,12 +196,7 @@ class VlmJudge:
         Raises:
             ValueError: other frames, or another number of instructions.
         """
-        videos = torch.as_tensor(frames).cpu().numpy()
-        if videos.ndim != 5 or videos.dtype != np.uint8 or len(videos) != len(instructions):
-            raise ValueError(
-                f"frames are {videos.dtype} {videos.shape} for {len(instructions)} instructions; expected uint8 "
-                "(B,T,H,W,3)"
-            )
+        videos = checked_videos(frames, instructions)
         p, valid, raw = [], [], []
         for first in range(0, len(videos), self.config.max_batch):
             part = slice(first, first + self.config.max_batch)

@@ -136,16 +136,20 @@ class RewardModel(Protocol):
 
 
 def judged(
-    judge: Any, frames: Tensor, instructions: Sequence[str], states: Tensor, latents: Tensor | None = None
+    judge: Any,
+    frames: Tensor,
+    instructions: Sequence[str],
+    states: Tensor | None,
+    latents: Tensor | None = None,
 ) -> Judgement:
     """What `judge` says of `frames (B,T,H,W,3)` u8, told no more than it reads.
 
     One that has `reads_state` is told `states (B,S)`: proprioception is no privileged information, a robot knows where
-    its hand is, and a world model imagines it. One that has `reads_latents` is handed the world model's last
-    `latents (B,C,h,w)` where there are some.
+    its hand is, and a world model imagines it; without them it says itself what is missing. One that has
+    `reads_latents` is handed the world model's last `latents (B,C,h,w)` where there are some.
     """
     told: dict[str, Any] = {}
-    if getattr(judge, "reads_state", False):
+    if states is not None and getattr(judge, "reads_state", False):
         told["states"] = states
     if latents is not None and getattr(judge, "reads_latents", False):
         told["latents"] = latents
