@@ -1,7 +1,7 @@
 """Features for policies that learn from scratch: where in the picture is what the words ask for.
 
 Why: convolutions whose output is flattened have to learn by reward alone that "red" in the words and red in the picture
-belong together, once for every place; PPO did not within 250,000 frames. Here the words make a query, the query
+belong together, once for every place. Here the words make a query, the query
 is matched against every place of a feature map, and where it matches best is read off as a coordinate (spatial
 soft-argmax, Levine et al. 2016, section 5.2; asked by words as in the judge, `rewards.learned`).
 
