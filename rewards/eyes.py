@@ -3,8 +3,7 @@
 Why: that "red" and red belong together is learned from logs within minutes; by reward alone PPO stood at a success of a
 third after 150,000 imagined frames, which is what going to the nearest of three objects gives. A judge has learned it
 already: the keypoints that its words ask for lie on what they name. They are frozen here, so a policy on top learns to
-act, which is what reinforcement is good at. Judge and policy then share their blind spots: audit with a judge of another
-make.
+act, which is what reinforcement is good at. Judge and policy then share their blind spots: audit with another judge.
 
 Example::
 
