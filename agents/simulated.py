@@ -89,6 +89,34 @@ class RealCollector:
             answers.append(answer)
         return answers
 
+    def first_frames(
+        self, seeds: Sequence[int], tasks: Sequence[str], *, split: str = "seen", chunk: int = 5, horizon: int = 40
+    ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """Put one environment at each start.
+
+        Returns:
+            images `(N,H,W,3)` uint8, proprioception `(N,S)` float32, instructions.
+
+        Raises:
+            ValueError: other numbers of seeds and tasks.
+        """
+        if len(seeds) != len(tasks):
+            raise ValueError(f"give one task for each seed; got {len(seeds)} seeds, {len(tasks)} tasks")
+        parts = [
+            {
+                "seeds": [int(seeds[i]) for i in share],
+                "tasks": [str(tasks[i]) for i in share],
+                "split": split,
+                "chunk": chunk,
+                "horizon": horizon,
+            }
+            for share in np.array_split(np.arange(len(seeds)), max(1, len(self._workers)))
+        ]
+        answers = self._ask("reset", parts)
+        image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
+        state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+        return image, state, [text for x in answers for text in x["instruction"]]
+
     @torch.no_grad()
     def collect(
         self,
@@ -102,6 +130,7 @@ class RealCollector:
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         token_temperature: float | None = None,
+        partial: bool = False,
     ) -> Rollouts:
         """Roll out `len(seeds) * group_size` episodes; same meaning and order as `agents.collect`.
 
@@ -115,30 +144,20 @@ class RealCollector:
             temperature: of the policy.
             generator: source of the policy's randomness.
             token_temperature: of the policy's tokens alone.
+            partial: the reward is the mean over the horizon of task progress at each step, 1 from success on, as
+                World-Gymnast's simulator arm sums partial rewards; else 1 for success.
         """
-        if len(seeds) != len(tasks):
-            raise ValueError(f"give one task for each seed; got {len(seeds)} seeds, {len(tasks)} tasks")
         k, a = policy.chunk, policy.config.action_dim
         chunks = -(-horizon // k)
         total = len(seeds) * group_size
         shares = np.array_split(np.arange(total), max(1, len(self._workers)))
         began = time.perf_counter()
         clock = {"imagine": 0.0, "policy": 0.0, "judge": 0.0}
-        parts = [
-            {
-                "seeds": [int(seeds[i // group_size]) for i in share],
-                "tasks": [str(tasks[i // group_size]) for i in share],
-                "split": split,
-                "chunk": k,
-                "horizon": chunks * k,
-            }
-            for share in shares
-        ]
-        answers = self._ask("reset", parts)
+        image, state, texts = self.first_frames(
+            np.repeat(seeds, group_size), np.repeat(tasks, group_size), split=split, chunk=k, horizon=chunks * k
+        )
         clock["imagine"] += time.perf_counter() - began
-        image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
-        state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
-        texts = [text for x in answers for text in x["instruction"]]
+        earned = torch.zeros(total)
         hot = temperature if token_temperature is None else token_temperature
         out = Rollouts.empty(image, state, texts, group_size, (chunks, k, a), temperature, hot)
         assert out.path is not None
@@ -175,7 +194,12 @@ class RealCollector:
             out.p_success[rows, c] = success.float()
             out.final_images[rows] = image[rows]
             out.reward[rows[success]] = 1.0
+            progress = torch.from_numpy(np.concatenate([x["progress"] for x in answers])).float()
+            earned[rows] += progress[rows]
+            earned[rows[success]] += (chunks - c - 1) * k  # and so it stays
             running[rows[success]] = False
+        if partial:
+            out.reward = earned / (chunks * k)
         out.seconds = clock
         return out
 
@@ -227,11 +251,11 @@ def _answer(
             slot.reset(seed=[seed], options={"task": task, "split": part["split"]})[0]
             for slot, seed, task in zip(memory["slots"], part["seeds"], part["tasks"], strict=False)
         ]
-        memory["success"] = np.zeros(count, bool)
+        memory["success"], earned = np.zeros(count, bool), np.zeros(count, np.float32)
         memory["path"] = np.zeros((count, part["chunk"], memory["observations"][0]["state"].shape[1]))
         steps = 0
     else:
-        steps = 0
+        steps, earned = 0, np.zeros(len(part["running"]), np.float32)
         for i in np.flatnonzero(part["running"]):
             for t, action in enumerate(part["actions"][i]):
                 if not memory["success"][i]:
@@ -239,6 +263,8 @@ def _answer(
                     memory["observations"][i] = observation
                     memory["success"][i] |= bool(reward[0] > 0 or info["success"][0])
                     steps += 1
+                    progress = float(info["progress"][0]) if "progress" in info else 0.0
+                earned[i] += 1.0 if memory["success"][i] else progress
                 memory["path"][i, t] = memory["observations"][i]["state"][0]
     seen = memory["observations"]
     return {
@@ -247,5 +273,6 @@ def _answer(
         "instruction": [str(o["instruction"][0]) for o in seen],
         "success": memory["success"].copy(),
         "path": memory["path"].copy(),
+        "progress": earned,
         "steps": steps,
     }

@@ -18,6 +18,7 @@ import logging
 from typing import Any
 
 from experiments.demo_settings import PracticeSettings
+from worldgym.evaluation import Start, make_starts
 
 logger = logging.getLogger(__name__)
 GUARD_SEED0 = 18_500_000
@@ -38,22 +39,25 @@ class Guard:
         self, settings: PracticeSettings, world_model: Any, judge: Any, verbs: tuple[str, ...]
     ) -> None:
         self.settings, self.world_model, self.judge, self.verbs = settings, world_model, judge, verbs
+        self.start_seed = GUARD_SEED0
 
     def due(self, rounds: int) -> bool:
         """Whether an audit comes after so many rounds."""
         every = self.settings.audit_every
         return every > 0 and rounds % every == 0
 
+    def starts(self) -> list[Start]:
+        """Of the audits, verbs alike."""
+        each = max(1, round(self.settings.audit_episodes / len(self.verbs)))
+        return make_starts(self.verbs, each, self.start_seed)
+
     def audit(self, policy: Any) -> dict[str, float]:
         """Act in imagination, greedily; execute in Real; compare. The same starts every time, all of them paired."""
         from envs.tabletop import TabletopEnv
-        from worldgym.evaluation import make_starts
         from worldgym.evaluation.audit import watch
 
         settings = self.settings
-        starts = make_starts(
-            self.verbs, max(1, round(settings.audit_episodes / len(self.verbs))), GUARD_SEED0
-        )
+        starts = self.starts()
         env = TabletopEnv(domain="real", horizon=settings.practise_horizon, terminate_on_success=False)
         seen = watch(
             policy, self.world_model, {"judge": self.judge}, env, starts, horizon=settings.practise_horizon,

@@ -63,6 +63,7 @@ class Practice:
             self.bank = bundle.start_bank(self.verbs)
             self.demos = bundle.demonstrations()
         self.gather = gather or self._gather
+        self.guard = Guard(settings, self.world_model, self.judge, self.verbs)
         self.stop_at: float | None = None  # imagined success, in an audit, at which practice ends
 
     def policy(self) -> Any:
@@ -105,7 +106,7 @@ class Practice:
         )
         imitation = SelfImitation(self.demos, cloning)
         history: list[dict[str, float]] = []
-        guard = Guard(settings, self.world_model, self.judge, self.verbs)
+        guard = self.guard
         if rounds := self._rounds():
             imitation.load(policy, rounds[-1] / "imitation")
             history = improver.load(policy, rounds[-1] / "grpo")["history"]

@@ -233,16 +233,8 @@ class _Source:
 
     def taught(self, teacher: Any, count: int, rng: np.random.Generator) -> _Drawn:
         """`count` frames, half of them solved, under sentences of any goal; labelled by what `teacher` says."""
-        goals = sorted(self.train.texts)
-        solved, unsolved = self.train.solved, np.concatenate([self.train.unsolved, self.train.near])
-        rows = np.concatenate([rng.choice(solved, count // 2), rng.choice(unsolved, count - count // 2)])
-        texts = []
-        for row in rows:
-            own = self.train.goals[self.train.owner[row]]
-            # its own words, the same verb with another goal, or anything
-            pool = [own] if rng.random() < 0.4 else self.train.by_task[own[0]] if rng.random() < 0.7 else goals
-            options = self.train.texts[pool[rng.integers(len(pool))]]
-            texts.append(options[rng.integers(len(options))])
+        rows = self.train.any_rows(count, rng)
+        texts = [self.train.any_words(int(row), rng) for row in rows]
         frames, states = torch.from_numpy(self.arrays.frames[rows]), torch.from_numpy(self.arrays.states[rows])
         said = judged(teacher, frames[:, None], texts, states).p_success
         return _Drawn(self.latents[rows].float(), texts, states, said, [])

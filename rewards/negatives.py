@@ -150,6 +150,22 @@ class PairSampler:
             kinds.append(kind)
         return np.asarray(rows), texts, np.asarray(labels, np.float32), kinds
 
+    def any_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """`count` frames, half of them solved."""
+        others = np.concatenate([self.unsolved, self.near])
+        return np.concatenate([rng.choice(self.solved, count // 2), rng.choice(others, count - count // 2)])
+
+    def any_words(self, row: int, rng: np.random.Generator) -> str:
+        """A sentence to ask about frame `row`: its own, the same verb with another goal, or anything."""
+        own = self.goals[self.owner[row]]
+        if rng.random() < 0.4:
+            goal = own
+        else:
+            pool = self.by_task[own[0]] if rng.random() < 0.7 else sorted(self.texts)
+            goal = pool[rng.integers(len(pool))]
+        options = self.texts[goal]
+        return options[rng.integers(len(options))]
+
     def _wrong(self, goal: tuple, rng: np.random.Generator) -> tuple[tuple, str] | None:
         """A goal of the logs that is false where `goal` is true, hardest kinds first."""
         place, half, objects, verbs = self._pools_of(goal)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -77,13 +78,19 @@ class Physics:
     light: float = 1.0
     tint: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def softened(self, gap: float) -> Physics:
-        """The software simulator a lab would have: wrong by `gap` in [0, 1]; 0 is Real itself."""
-        if not 0.0 <= gap <= 1.0:
-            raise ValueError(
-                f"gap must be in [0, 1], got {gap}; 0 is Real itself, 1 the largest misspecification"
-            )
-        g = gap
+    def softened(self, gap: float, looks: float | None = None) -> Physics:
+        """The software simulator a lab would have.
+
+        Args:
+            gap: how wrong its dynamics are, in [0, 1]; 0 is Real itself.
+            looks: how wrong camera, light and colour are, in [0, 1]; as `gap` when None.
+        """
+        g, v = gap, gap if looks is None else looks
+        for name, value in (("gap", g), ("looks", v)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(
+                    f"{name} must be in [0, 1], got {value}; 0 is Real itself, 1 the largest misspecification"
+                )
         return replace(
             self,
             gain=1.0 - 0.35 * g,
@@ -93,9 +100,40 @@ class Physics:
             mass=self.mass * (1 + 2 * g),
             bias=(0.004 * g, -0.003 * g, 0.002 * g),
             rotation=18.0 * g,
-            camera_shift=(0.05 * g, -0.03 * g, 0.05 * g),
-            light=1.0 - 0.3 * g,
-            tint=(0.10 * g, -0.05 * g, -0.12 * g),
+            camera_shift=(0.05 * v, -0.03 * v, 0.05 * v),
+            light=1.0 - 0.3 * v,
+            tint=(0.10 * v, -0.05 * v, -0.12 * v),
+        )
+
+    def randomised(self, width: float, rng: np.random.Generator) -> Physics:
+        """Physics drawn around these: domain randomisation (Tobin et al. 2017; Peng et al. 2018).
+
+        Args:
+            width: in [0, 1]; at 1 every parameter is spread as far as `softened(1)` moves it, to either side.
+            rng: of the draw.
+        """
+        if not 0.0 <= width <= 1.0:
+            raise ValueError(f"randomise must be in [0, 1], got {width}; 0 is off")
+
+        def around(spread: float, size: int | None = None) -> Any:
+            return width * spread * rng.uniform(-1, 1, size)
+
+        def moved(value: tuple[float, ...], spread: float) -> tuple[float, float, float]:
+            x, y, z = np.asarray(value) + around(spread, 3)
+            return float(x), float(y), float(z)
+
+        return replace(
+            self,
+            gain=float(self.gain * (1 + around(0.35))),
+            latency=float(np.clip(self.latency + around(0.35), 0, 0.7)),
+            friction=float(self.friction * (1 + around(0.6))),
+            damping=float(self.damping * 7 ** around(1)),
+            mass=float(self.mass * 3 ** around(1)),
+            bias=moved(self.bias, 0.004),
+            rotation=float(self.rotation + around(18)),
+            camera_shift=moved(self.camera_shift, 0.05),
+            light=float(self.light * (1 + around(0.3))),
+            tint=moved(self.tint, 0.12),
         )
 
 
@@ -205,7 +243,7 @@ def _xml(p: Physics) -> str:
 </mujoco>"""
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)  # as many as domain randomisation draws, and a few more
 def build_model(physics: Physics) -> mujoco.MjModel:
     """Compile the scene; the same `Physics` gives the same (shared, never resized) model within a process."""
     model = mujoco.MjModel.from_xml_string(_xml(physics))

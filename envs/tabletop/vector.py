@@ -37,6 +37,7 @@ from envs.tabletop.tasks import SPLITS, Scene, draw_scene
 
 IMAGE_SIZE, STATE_DIM, ACTION_DIM, EMBEDDING_DIM = 64, 4, 4, 384
 MAGIC = b"WGTT1"
+VARIANTS = 64  # draws of domain randomisation
 TEXT = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"
 
 
@@ -67,6 +68,9 @@ class TabletopVectorEnv(VectorEnv):
         num_envs: number of slots.
         domain: `"real"` or `"soft"`.
         gap: misspecification of `"soft"` in [0, 1].
+        looks: that of its camera, light and colours alone, in [0, 1]; as `gap` when None.
+        randomise: in [0, 1]; each episode of `"soft"` gets physics and looks of its own, drawn so far around them (one
+            of 64 draws, since each has to be compiled).
         task: one of the seven verbs, or None for a random one per episode.
         split: which start states and words are drawn.
         horizon: steps (of 0.2 s) until truncation.
@@ -91,6 +95,8 @@ class TabletopVectorEnv(VectorEnv):
         *,
         domain: Literal["real", "soft"] = "real",
         gap: float = 0.0,
+        looks: float | None = None,
+        randomise: float = 0.0,
         task: str | None = None,
         split: str = "seen",
         horizon: int = 40,
@@ -106,8 +112,10 @@ class TabletopVectorEnv(VectorEnv):
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         if domain not in ("real", "soft"):
             raise ValueError(f"unknown domain {domain!r}; expected 'real' or 'soft'")
-        if domain == "real" and gap != 0.0:
-            raise ValueError(f"gap={gap} needs domain='soft'; domain='real' has no gap")
+        if domain == "real" and (gap != 0.0 or looks is not None or randomise != 0.0):
+            raise ValueError(
+                f"gap={gap}, looks={looks}, randomise={randomise} need domain='soft'; domain='real' has no gap"
+            )
         if task is not None and task not in TASKS:
             raise ValueError(f"unknown task {task!r}; known tasks: {', '.join(TASKS)}")
         if split not in SPLITS:
@@ -128,8 +136,11 @@ class TabletopVectorEnv(VectorEnv):
         self.single_action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        physics = Physics().softened(gap)
-        self._sims = [Simulation(physics) for _ in range(num_envs)]
+        self.looks, self.randomise = looks, randomise
+        self._physics = Physics().softened(gap, looks)
+        self._physics.randomised(randomise, np.random.default_rng(0))  # refuses what cannot be drawn
+        self._sims = [Simulation(self._physics) for _ in range(num_envs)]
+        self._variant = np.zeros(num_envs, np.int64)
         self._rngs = [np.random.default_rng() for _ in range(num_envs)]
         self._steps = np.zeros(num_envs, np.int64)
         self._returns = np.zeros(num_envs)
@@ -183,11 +194,18 @@ class TabletopVectorEnv(VectorEnv):
                 if task is None:
                     task = TASKS[int(self._rngs[i].integers(len(TASKS)))]
                 scene = draw_scene(scene_seed, task, options.get("split") or self.split)
+            if self.randomise:
+                self._vary(i, int(self._rngs[i].integers(VARIANTS)))
             self._sims[i].load(scene if isinstance(scene, Scene) else Scene.from_json(scene))
             self._steps[i], self._returns[i], self._success_once[i] = 0, 0.0, False
         if options.get("instruction") is not None:
             self._sims[i].instruction = str(options["instruction"])
         self._done[i] = self._pending[i] = False
+
+    def _vary(self, i: int, variant: int) -> None:
+        """Physics of slot `i`: one of the draws around those of the domain."""
+        self._variant[i] = variant
+        self._sims[i] = Simulation(self._physics.randomised(self.randomise, np.random.default_rng(variant)))
 
     # -- stepping ---------------------------------------------------------------------------------
     def step(
@@ -300,6 +318,7 @@ class TabletopVectorEnv(VectorEnv):
                 "scene": sim.scene.to_json(), "instruction": sim.instruction, "steps": int(self._steps[i]),
                 "return": float(self._returns[i]), "success_once": bool(self._success_once[i]), "lamp": sim.lamp,
                 "rng": self._rngs[i].bit_generator.state, "domain": self.domain, "gap": self.gap,
+                "variant": int(self._variant[i]),
             }
         ).encode()  # fmt: skip
         return MAGIC + struct.pack("<I", len(head)) + head + sim.physics_state().tobytes()
@@ -315,6 +334,8 @@ class TabletopVectorEnv(VectorEnv):
         (n,) = struct.unpack_from("<I", state, len(MAGIC))
         start = len(MAGIC) + 4
         head = json.loads(state[start : start + n])
+        if self.randomise:
+            self._vary(i, head.get("variant", 0))
         sim = self._sims[i]
         sim.load(Scene.from_json(head["scene"]))
         sim.set_physics_state(np.frombuffer(state[start + n :], np.float64))

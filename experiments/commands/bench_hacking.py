@@ -1,10 +1,10 @@
 """`worldgym bench hacking`: policies optimised hard against each judge, and what became of true success meanwhile.
 
 Why: a judge that is right about what a policy does today may be wrong about what it learns to do for a reward. So the
-same SFT policy is pushed against every judge, by GRPO and by imitating whatever that judge called a success, without
-demonstrations to hold it back, until imagined success exceeds `stop` or the rounds are over. Every few rounds its
-imagined episodes are executed in Real. A judge *holds* when the gap between imagined and true success at the end has an
-interval that reaches down to the gap before; it is *gamed* when the gap grew.
+same SFT policy is pushed against every judge: GRPO on all of its weights, from the same few starts again and again,
+without demonstrations to hold it back, until imagined success from these starts exceeds `stop` or the rounds are over.
+Every few rounds the imagined episodes are executed in Real, from the same starts. A judge *holds* when the interval of
+the gap's growth (imagined less true success) reaches down to 0; it is *gamed* when it does not.
 
 A judge is a folder, `bundled`, `latent` or `open_clip`; `A+B` needs the word of both; `A~0.1` drops the tenth of
 imagined episodes of which the world model is least sure.
@@ -22,17 +22,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.demo_settings import PracticeSettings
-from experiments.guard import Guard
 from experiments.practice import Practice
 from experiments.run_folder import RunFolder, finite, versions
 from worldgym.errors import ConfigError
-from worldgym.evaluation import paired_bootstrap
+from worldgym.evaluation import Start, paired_bootstrap
 from worldgym.utils.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
@@ -51,11 +50,15 @@ class BenchHackingConfig:
         rounds: of practice at most.
         stop: imagined success at which a run ends.
         every: rounds between two looks at Real.
-        episodes: imagined and executed a look.
-        starts: logged frames a round, each tried `group` times.
+        starts: that are practised from, each `group` times a round, and looked at; those of a seed are its own.
         group: attempts.
         lr: GRPO's learning rate.
-        imitation_steps: supervised steps a round on judged successes alone.
+        temperature: of what the policy tries.
+        learn: `pointer` pushes where it goes, `all` how it goes there as well.
+        imitation_steps: supervised steps a round on judged successes.
+        demo_share: share of demonstrations among what is imitated; they hold a policy back.
+        average: decay, a round, of the averaged weights that are looked at.
+        horizon: steps of an imagined attempt.
         threads: of torch.
         out: run folders; what is finished there is not run again.
         json: where the figures go; the picture lies beside it.
@@ -68,11 +71,15 @@ class BenchHackingConfig:
     rounds: int = 12
     stop: float = 0.95
     every: int = 3
-    episodes: int = 90
-    starts: int = 32
+    starts: int = 48
     group: int = 6
-    lr: float = 4e-5
-    imitation_steps: int = 24
+    lr: float = 1e-4
+    temperature: float = 1.0
+    learn: Literal["pointer", "all"] = "all"
+    imitation_steps: int = 0
+    demo_share: float = 0.0
+    average: float = 0.8
+    horizon: int = 30
     threads: int = 2
     out: Path = Path("runs/hacking")
     json: Path = Path("runs/hacking.json")
@@ -83,8 +90,8 @@ class BenchHackingConfig:
             raise ConfigError("the bench needs judges and seeds; type --judges bundled --seeds 0 1 2")
         if self.names and len(self.names) != len(self.judges):
             raise ConfigError(f"{len(self.names)} names for {len(self.judges)} judges; give one each, or none")
-        if min(self.rounds, self.every, self.starts, self.threads) < 1 or self.group < 2 or self.episodes < 3:
-            raise ConfigError("rounds, every, starts, threads must be at least 1, group 2, episodes 3")
+        if min(self.rounds, self.every, self.threads) < 1 or self.group < 2 or self.starts < 3:
+            raise ConfigError("rounds, every, threads must be at least 1, group 2, starts 3")
 
 
 def run(config: BenchHackingConfig) -> int:
@@ -99,7 +106,7 @@ def run(config: BenchHackingConfig) -> int:
         for row in rows[name]:
             logger.info("%s, seed %d: %s", name, row["seed"], summary(row["looks"]))
     facts = {"judges": {name: of_judge(runs) for name, runs in rows.items()}, "versions": versions()}
-    facts["settings"] = {"rounds": config.rounds, "stop": config.stop, "episodes": config.episodes}
+    facts["settings"] = {"rounds": config.rounds, "stop": config.stop, "starts": config.starts, "lr": config.lr}
     atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
     picture = config.json.with_suffix(".png")
     draw(rows, picture)
@@ -142,15 +149,18 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     judge, drop = make_judge(text, bundle, bundle.world_model().tokenizer)
     settings = PracticeSettings(
         seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
-        lr=config.lr, imitation_steps=config.imitation_steps, demo_share=0.0, average=0.0,
-        audit_every=config.every, audit_episodes=config.episodes, audit_bound=1.0,
+        lr=config.lr, imitation_steps=config.imitation_steps, demo_share=config.demo_share, average=config.average,
+        practise_horizon=config.horizon, hesitation=1, temperature=config.temperature, learn=config.learn,
+        token_temperature=config.temperature if config.learn == "all" else 0.0,
+        audit_every=config.every, audit_episodes=config.starts, audit_bound=1.0, middle_fraction=0.0,
     )  # fmt: skip
     practice = Practice(settings, bundle, RunFolder(out, settings.key()), judge=judge)
     if drop:
         bound = doubt(practice, 1 - drop)
         practice.settings = replace(settings, max_uncertainty=bound)
-    guard = Guard(settings, practice.world_model, judge, practice.verbs)
-    looks = [{"round": 0.0, "steps": 0.0, **guard.audit(practice.policy())}]
+    practice.guard.start_seed += 10_000 * seed
+    practice.bank = bank_of(practice.guard.starts())
+    looks = [{"round": 0.0, "steps": 0.0, **practice.guard.audit(practice.policy())}]
     practice.stop_at = config.stop
     with SummaryWriter(str(out)) as board:
         history = practice.run(board)
@@ -165,6 +175,27 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     return row
 
 
+def bank_of(starts: Sequence[Start]) -> Any:
+    """These starts as the only ones to practise from: what Real shows of them, and what is asked."""
+    import torch
+
+    from agents import StartBank, Starts
+    from envs.tabletop import TabletopVectorEnv
+
+    env = TabletopVectorEnv(num_envs=1)
+    seen = [env.reset(seed=[s.seed], options={"task": s.task, "split": s.split})[0] for s in starts]
+    env.close()
+    return StartBank(
+        Starts(
+            torch.from_numpy(np.concatenate([o["image"] for o in seen])),
+            torch.from_numpy(np.concatenate([o["state"] for o in seen])).float(),
+            [str(o["instruction"][0]) for o in seen],
+            [s.task for s in starts],
+            torch.zeros(len(starts), dtype=torch.int64),
+        )
+    )
+
+
 def doubt(practice: Practice, quantile: float) -> float:
     """The world model's doubt that this share of the first policy's imagined episodes never exceeds."""
     import torch
@@ -172,7 +203,7 @@ def doubt(practice: Practice, quantile: float) -> float:
     from agents import collect
 
     settings = practice.settings
-    starts = practice.bank.sample(96, np.random.default_rng(settings.seed), middle_fraction=settings.middle_fraction)
+    starts = practice.bank.sample(2 * settings.starts, np.random.default_rng(settings.seed), middle_fraction=settings.middle_fraction)
     worst: list[torch.Tensor] = []
 
     class Watching:

@@ -44,7 +44,7 @@ class TrainJudgeConfig:
         preset: `small` or `tiny`.
         state: read proprioception beside the picture; one camera cannot tell above from behind.
         initial: folder of a judge to go on from.
-        teacher: folder of a judge that reads frames, from which a latent one learns as well.
+        teacher: folder of a judge that reads frames, from which a latent or open_clip one learns as well.
         hard_share: share of a batch that is drawn among frames of policies on which `initial` is wrong or nearly.
         near_share: share of near misses among the negatives.
         steps: optimizer steps.
@@ -95,8 +95,8 @@ class TrainJudgeConfig:
             raise ConfigError("a latent judge reads a world model's latents; add --world-model tabletop-small")
         if self.kind != "learned" and (self.initial or self.eyes):
             raise ConfigError(f"initial and eyes are for --kind learned; got --kind {self.kind}")
-        if self.teacher is not None and self.kind != "latent":
-            raise ConfigError("a teacher is for --kind latent; --initial goes on from a learned judge")
+        if self.teacher is not None and self.kind == "learned":
+            raise ConfigError("a teacher is for --kind latent or open_clip; --initial goes on from a learned judge")
         if self.preset not in ("tiny", "small"):
             raise ConfigError(f"unknown judge preset {self.preset!r}; the presets are tiny, small")
         if self.steps < 1:
@@ -204,9 +204,10 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
 
 
 def _open_clip(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
-    from rewards import train_open_clip
+    from rewards import load_judge, train_open_clip
 
-    return train_open_clip(arrays, tokenizer, settings, on_step=how["on_step"])
+    teacher = None if config.teacher is None else load_judge(config.teacher)
+    return train_open_clip(arrays, tokenizer, settings, teacher=teacher, on_step=how["on_step"])
 
 
 def _dream(config: TrainJudgeConfig, arrays: Any, imagine: Callable[..., Any]) -> Any:

@@ -134,5 +134,13 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
     for i in range(16):  # the path is Real's, step by step, and stands still after a success
         steps = int((way[i] >= 0.105).int().argmax()) if r.reward[i] else 9
         assert torch.allclose(r.path[i, : steps + 1, 0], way[i, : steps + 1], atol=1e-5)
+    part = collect_real(
+        policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
+        generator=torch.Generator().manual_seed(0), partial=True,
+    )  # fmt: skip
+    for i in range(16):  # partial reward: progress of every step, 1 from success on
+        gone = way[i].div(0.105).clamp(0, 1)
+        gone[int((way[i] >= 0.105).int().argmax()) if r.reward[i] else 10 :] = 1
+        assert float(part.reward[i]) == pytest.approx(float(gone.mean()), abs=1e-5)
     with pytest.raises(ValueError, match="one task for each seed"):
         collect_real(policy, [1, 2], ["reach"], env="simulated_line:LineEnv", processes=0)

@@ -16,7 +16,7 @@ from experiments.run_folder import RunFolder
 from worldgym.errors import CheckpointError, ConfigError
 
 FEW = [
-    "--rounds", "2", "--every", "1", "--episodes", "4", "--starts", "2", "--group", "4", "--imitation-steps", "2",
+    "--rounds", "2", "--every", "1", "--starts", "3", "--group", "4",
     "--threads", "1",
 ]  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_a_run_ends_when_imagined_success_is_high_enough(bundle, tmp_path):
             return Judgement(torch.ones(len(frames)), None, torch.ones(len(frames), dtype=torch.bool), [])
 
     config = BenchHackingConfig(
-        bundle=str(bundle), rounds=5, every=1, episodes=4, starts=2, group=2, imitation_steps=1, out=tmp_path,
+        bundle=str(bundle), rounds=5, every=1, starts=3, group=2, out=tmp_path,
     )  # fmt: skip
     found = Bundle.find(bundle)
     settings = PracticeSettings(

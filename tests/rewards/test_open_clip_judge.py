@@ -11,6 +11,7 @@ from judged_world import logs
 
 from rewards import JudgeTrainConfig, OpenClipJudge, OpenClipJudgeConfig, load_judge, train_open_clip
 from worldgym.errors import CheckpointError, ConfigError
+from worldgym.protocols import Judgement
 from worldgym.utils.optional import require
 
 try:
@@ -95,6 +96,29 @@ def test_a_small_model_learns_to_judge():
     trained, report = train_open_clip(logs(120), None, settings, description=SMALL)
     assert report["balanced_accuracy"] > 0.8, report
     assert trained.threshold >= 0.5 and trained.config.scale > 0
+
+
+def test_a_teacher_hands_on_what_it_sees():
+    class Reddish:
+        """Says that whatever is red has succeeded, which no label says."""
+
+        name, threshold = "reddish", 0.5
+
+        def score(self, frames, instructions):
+            red = (frames[:, -1, ..., 0].float() - frames[:, -1, ..., 1].float()).amax((1, 2)) > 150
+            return Judgement(red.float(), None, torch.ones(len(frames), dtype=torch.bool), [])
+
+    arrays = logs(60)
+    settings = JudgeTrainConfig(steps=60, batch_size=16, lr=3e-3, val_fraction=0.2, val_pairs=100, colour_jitter=0.02)
+    frames = torch.from_numpy(arrays.frames[np.flatnonzero(~arrays.success)[:60]])[:, None]
+    words = ["push the green cube to the left"] * 60
+    red = Reddish().score(frames, words).p_success.bool()
+    said = {}
+    for teacher in (None, Reddish()):
+        trained, _ = train_open_clip(arrays, None, settings, description=SMALL, teacher=teacher, lessons=200)
+        p = trained.score(frames, words).p_success
+        said[teacher is None] = float(p[red].mean() - p[~red].mean())
+    assert said[False] > said[True] + 0.1
 
 
 def test_what_cannot_work_is_refused(judge, tmp_path):
