@@ -21,12 +21,14 @@ COLOURS = ("#2458c5", "#d9822b", "#1f8a5b", "#8250b8", "#6b7280")
 
 @dataclass(frozen=True)
 class Series:
-    """One line: finite `y` against `x`; `smooth` draws a running mean over the raw points."""
+    """One line: finite `y` against `x`; `smooth` draws a running mean over the raw points, `low` and `high` a band."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     smooth: bool = False
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def line_chart(
     for x in _ticks(x0, x1):
         px, _ = at(x, y0)
         anchor = "end" if px > width - 40 else "middle"
-        label = f"{x:,.0f}"
+        label = f"{x:,.0f}" if x1 - x0 > 4 else f"{x:g}"
         out.append(
             f'<text class="tick" x="{px:.1f}" y="{height - bottom + 18}" '
             f'text-anchor="{anchor}">{label}</text>'
@@ -98,6 +100,10 @@ def line_chart(
             )
             out.append(f'<g fill="{colour}" opacity=".35">{dots}</g>')
             pairs = _running_mean(pairs, max(1, len(pairs) // 8))
+        if s.low is not None and s.high is not None:
+            edge = [*zip(s.x, s.high, strict=True), *reversed(list(zip(s.x, s.low, strict=True)))]
+            around = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(float(a), float(b)) for a, b in edge))
+            out.append(f'<polygon fill="{colour}" opacity=".15" points="{around}"/>')
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(*p) for p in pairs))
         out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2.2" points="{path}"/>')
     out.append("</svg>")
@@ -141,6 +147,41 @@ def interval_chart(
         )
     out.append("</svg>")
     return "".join(out) + (_legend(groups) if groups else "")
+
+
+STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#374151}.tick{fill:#6b7280}"
+    ".grid{stroke:#e5e7eb}.zero{stroke:#9ca3af;stroke-dasharray:4 3}"
+)
+
+
+def standalone(chart: str, labels: Sequence[str] = ()) -> str:
+    """A chart as an SVG file of its own, on white, its legend inside.
+
+    Args:
+        chart: of `line_chart` or `interval_chart`.
+        labels: of the legend, in the order of the colours.
+
+    Raises:
+        ValueError: the chart is a note, since there was nothing to draw.
+    """
+    if not chart.startswith("<svg"):
+        raise ValueError(f"this is no chart: {chart[:60]!r}")
+    svg = chart[: chart.index("</svg>")]
+    head, _, body = svg.partition(">")
+    left, top, width, height = (float(v) for v in head.partition('viewBox="')[2].partition('"')[0].split())
+    rows, x = [], 52.0
+    for i, label in enumerate(labels):
+        rows.append(
+            f'<circle cx="{x:.0f}" cy="{height + 12:.0f}" r="5" fill="{COLOURS[i % len(COLOURS)]}"/>'
+            f'<text x="{x + 10:.0f}" y="{height + 16:.0f}">{escape(label)}</text>'
+        )
+        x += 30 + 6.4 * len(label)
+    tall, wide = height + (26 if labels else 0), max(width, x)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:g} {top:g} {wide:g} {tall:g}" width="{wide:g}">'
+        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{body}{"".join(rows)}</svg>\n'
+    )
 
 
 def _legend(labels: Sequence[str]) -> str:

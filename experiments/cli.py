@@ -37,6 +37,7 @@ class Command:
     Args:
         draws: it renders, so the GL library is looked for first.
         resumes: the same command, typed again, goes on where it was stopped.
+        run: name of the function that runs it.
     """
 
     module: str
@@ -44,6 +45,7 @@ class Command:
     help: str
     draws: bool = False
     resumes: bool = False
+    run: str = "run"
 
 
 COMMANDS: dict[tuple[str, ...], Command] = {
@@ -97,6 +99,15 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("eval",): Command(
         "evaluate", "EvalConfig", "success of policies on paired starts, with intervals", draws=True
     ),
+    ("claims", "list"): Command(
+        "claims", "ClaimsListConfig", "published claims, and what would refute them", run="list_claims"
+    ),
+    ("claims", "run"): Command(
+        "claims", "ClaimsRunConfig", "run the arms of claims that are not finished", draws=True, resumes=True
+    ),
+    ("claims", "report"): Command(
+        "claims", "ClaimsReportConfig", "verdicts and pages from the results", run="report"
+    ),
     ("bench", "closed-loop"): Command(
         "bench_closed_loop",
         "BenchClosedLoopConfig",
@@ -118,6 +129,10 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "policies pushed hard against each judge: which are gamed",
         draws=True,
         resumes=True,
+    ),
+    ("bench", "gap"): Command("bench_gap", "BenchGapConfig", "how wrong Soft is: experts there, in Real, and replayed"),
+    ("bench", "best-of"): Command(
+        "bench_best_of", "BenchBestOfConfig", "the best of N imagined attempts, judge by judge, in Real", draws=True
     ),
     ("bench", "video"): Command(
         "bench_video",
@@ -205,7 +220,7 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
 
 def _load(command: Command) -> tuple[type[Any], Callable[[Any], int]]:
     module = importlib.import_module(f"experiments.commands.{command.module}")
-    return getattr(module, command.config), module.run
+    return getattr(module, command.config), getattr(module, command.run)
 
 
 def _explain_unknown(given: list[str]) -> int:

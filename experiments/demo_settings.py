@@ -44,7 +44,10 @@ class PracticeSettings:
         learn: `pointer` improves where the policy goes and leaves how it goes there as it was cloned; `all` both.
         average: decay, an iteration, of the averaged weights that are kept as the improved policy; the BC-only control
             is averaged likewise.
-        lr: GRPO's learning rate.
+        lr: GRPO's learning rate; 0 leaves GRPO out.
+        updates: GRPO's optimizer steps a round; the more, the further the policy goes from the one that was tried.
+        acting: whose attempts are learned from: those of the policy as it is `now`, or always those of the `first` one
+            (Iter-SFT: what the policy could do before, filtered by the judge).
         imitation_steps: supervised steps a round on judged imagined successes and demonstrations; 0 is off.
         imitation_lr: their learning rate.
         demo_share: share of demonstrations among what is imitated.
@@ -76,6 +79,8 @@ class PracticeSettings:
     learn: Literal["pointer", "all"] = "pointer"
     average: float = 0.8
     lr: float = 2e-5
+    updates: int = 2
+    acting: Literal["now", "first"] = "now"
     imitation_steps: int = 24
     imitation_lr: float = 3e-4
     demo_share: float = 0.4
@@ -105,7 +110,7 @@ class PracticeSettings:
             for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
         at_least_one(
-            self, "iterations", "starts", "hesitation", "practise_horizon", "bc_batch", "confirm", "audit_episodes"
+            self, "iterations", "starts", "updates", "hesitation", "practise_horizon", "bc_batch", "confirm", "audit_episodes"
         )
         if self.group < 2:
             raise ConfigError(
@@ -118,7 +123,11 @@ class PracticeSettings:
                 "token_temperature must not be negative and average must lie in [0, 1); got "
                 f"{self.token_temperature}, {self.average}"
             )
-        for name in ("temperature", "lr", "imitation_lr"):
+        if self.lr < 0 or self.acting not in ("now", "first"):
+            raise ConfigError(f"lr must not be negative, acting 'now' or 'first'; got {self.lr}, {self.acting!r}")
+        if self.acting == "first" and self.lr > 0:
+            raise ConfigError("GRPO learns from the policy's own attempts: acting='first' goes with lr=0 only")
+        for name in ("temperature", "imitation_lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 

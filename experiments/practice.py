@@ -63,6 +63,7 @@ class Practice:
             self.bank = bundle.start_bank(self.verbs)
             self.demos = bundle.demonstrations()
         self.gather = gather or self._gather
+        self.starts_of = self._starts
         self.guard = Guard(settings, self.world_model, self.judge, self.verbs)
         self.stop_at: float | None = None  # imagined success, in an audit, at which practice ends
 
@@ -93,7 +94,11 @@ class Practice:
         if final is not None and (settings.out / "policy").is_dir():
             return list(final)
         policy, average = self.policy(), self.policy()
-        improver = GRPO(GRPOConfig(lr=settings.lr, seed=settings.seed, learn=settings.learn))
+        improver = GRPO(
+            GRPOConfig(
+                lr=settings.lr or GRPOConfig.lr, updates=settings.updates, seed=settings.seed, learn=settings.learn
+            )
+        )  # fmt: skip
         cloning = SelfImitationConfig(
             steps=settings.imitation_steps,
             lr=settings.imitation_lr,
@@ -167,9 +172,11 @@ class Practice:
         settings = self.settings
         rng = np.random.default_rng([settings.seed, number])
         torch.manual_seed(self.stream(number))
-        rollouts = self.gather(policy, self._starts(policy, rng), number, self.imagining())
+        actor = policy if settings.acting == "now" else self.policy()
+        rollouts = self.gather(actor, self.starts_of(actor, rng), number, self.imagining())
         began = time.perf_counter()
-        scalars = {**improver.update(policy, rollouts), **imitation.update(policy, rollouts)}
+        compared = rollouts if settings.lr else rollouts.select(torch.zeros(len(rollouts), dtype=torch.bool))
+        scalars = {**improver.update(policy, compared), **imitation.update(policy, rollouts)}
         update_seconds = time.perf_counter() - began
         config = improver.config
         learned = min(scalars.get("trajectories_kept", 0.0), config.updates) * config.epochs

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.bundle import Bundle
+from experiments.commands.bench_best_of import parse
 from experiments.demo_settings import PracticeSettings
 from experiments.practice import Practice
 from experiments.run_folder import RunFolder, finite, versions
@@ -53,6 +54,7 @@ class BenchHackingConfig:
         starts: that are practised from, each `group` times a round, and looked at; those of a seed are its own.
         group: attempts.
         lr: GRPO's learning rate.
+        updates: its optimizer steps a round.
         temperature: of what the policy tries.
         learn: `pointer` pushes where it goes, `all` how it goes there as well.
         imitation_steps: supervised steps a round on judged successes.
@@ -74,6 +76,7 @@ class BenchHackingConfig:
     starts: int = 48
     group: int = 6
     lr: float = 1e-4
+    updates: int = 6
     temperature: float = 1.0
     learn: Literal["pointer", "all"] = "all"
     imitation_steps: int = 0
@@ -123,14 +126,8 @@ def make_judge(text: str, bundle: Bundle, tokenizer: Any) -> tuple[Any, float]:
     """
     from rewards import ComposedJudge, Term
 
-    text, _, share = text.partition("~")
-    try:
-        drop = float(share or 0)
-    except ValueError:
-        drop = -1.0
-    if not 0 <= drop < 1:
-        raise ConfigError(f"{text}~{share}: the share of doubtful episodes must lie in [0, 1), such as {text}~0.1")
-    made = [bundle.named_judge(part, tokenizer) for part in text.split("+")]
+    names, drop = parse(text)
+    made = [bundle.named_judge(part, tokenizer) for part in names]
     if len(made) == 1:
         return made[0], drop
     terms = {f"{i} {judge.name}": Term(judge) for i, judge in enumerate(made)}
@@ -149,7 +146,7 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     judge, drop = make_judge(text, bundle, bundle.world_model().tokenizer)
     settings = PracticeSettings(
         seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
-        lr=config.lr, imitation_steps=config.imitation_steps, demo_share=config.demo_share, average=config.average,
+        lr=config.lr, updates=config.updates, imitation_steps=config.imitation_steps, demo_share=config.demo_share, average=config.average,
         practise_horizon=config.horizon, hesitation=1, temperature=config.temperature, learn=config.learn,
         token_temperature=config.temperature if config.learn == "all" else 0.0,
         audit_every=config.every, audit_episodes=config.starts, audit_bound=1.0, middle_fraction=0.0,

@@ -21,6 +21,7 @@ _EXPORTS = {
     "Interval": "statistics",
     "mean_interval": "statistics",
     "paired_bootstrap": "statistics",
+    "seeds_bootstrap": "statistics",
     "wilson": "statistics",
     "EvalResult": "outcomes",
     "EvaluationPool": "rollouts",

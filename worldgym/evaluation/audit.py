@@ -42,6 +42,7 @@ class Watched:
         states: `(N,C,S)` float32, Real's proprioception there, or None.
         seconds: of each judge, on the imagined frames.
         imagined: `(N,C,H,W,3)` uint8, what was imagined at the looks; kept with Real's frames.
+        doubt: `(N,C)` the world model's uncertainty at that look, its largest up to it.
     """
 
     starts: tuple[Start, ...]
@@ -54,6 +55,7 @@ class Watched:
     states: np.ndarray | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     imagined: np.ndarray | None = None
+    doubt: np.ndarray | None = None
 
     def outcomes(self, judge: str, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As if `judge` had ended each episode at its first success.
@@ -155,6 +157,7 @@ def watch(
     seconds = dict.fromkeys(judges, 0.0)
     actions: list[Any] = []
     dreamt: list[np.ndarray] = []
+    doubts: list[np.ndarray] = []
     with torch.inference_mode():
         none = torch.zeros(len(texts), 0, world_model.action_dim)
         state = world_model.begin(image[:, None], none, generator, states=proprio[:, None])
@@ -163,6 +166,7 @@ def watch(
             actions.append(policy.act(look, temperature=temperature, generator=generator).actions)
             state, imagined = world_model.step(state, actions[-1], decode="last")
             image, proprio = imagined.frames[:, -1], imagined.states[:, -1]
+            doubts.append(torch.as_tensor(imagined.uncertainty).float().cpu().numpy())
             if real_frames:
                 dreamt.append(image.cpu().numpy())
             for name, judge in judges.items():
@@ -196,6 +200,7 @@ def watch(
         states=states,
         seconds=seconds,
         imagined=np.stack(dreamt, 1) if dreamt else None,
+        doubt=np.maximum.accumulate(np.stack(doubts, 1), 1),
     )
 
 

@@ -122,6 +122,44 @@ def paired_bootstrap(
     return Interval(mean, min(mean, float(low)), max(mean, float(high)), n)
 
 
+def seeds_bootstrap(
+    a: ArrayLike, b: ArrayLike, *, seed: int = 0, n_boot: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Interval of `mean(a - b)` where both the training seeds and the starts might have been others.
+
+    A resample draws S seeds and N starts, both with replacement; the starts are the same for every seed (they are
+    paired across policies). With one seed only the starts vary, which says nothing about another training run.
+
+    Args:
+        a: `(S, N)` outcomes of one arm, a row a training seed, a column a start.
+        b: `(S, N)` of the other arm; or `(1, N)`, when it has no seed, as an untrained policy.
+        seed: of the bootstrap.
+        n_boot: number of resamples.
+        level: coverage.
+
+    Raises:
+        ValueError: tables that do not pair.
+    """
+    first, second = np.atleast_2d(np.asarray(a, np.float64)), np.atleast_2d(np.asarray(b, np.float64))
+    if first.ndim != 2 or first.shape[1] != second.shape[1] or len(second) not in (1, len(first)) or not first.size:
+        raise ValueError(
+            f"seeds_bootstrap needs tables (seeds, starts) over the same starts, got {first.shape} and {second.shape}"
+        )
+    difference = first - second
+    if not np.isfinite(difference).all():
+        raise ValueError("seeds_bootstrap got outcomes that are not finite")
+    rng = np.random.default_rng(seed)
+    seeds, starts = difference.shape
+    # How often each seed and each start is drawn: a weighted mean, and no (n_boot, S, N) array.
+    seed_weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), n_boot) / seeds
+    start_weight = rng.multinomial(starts, np.full(starts, 1 / starts), n_boot) / starts
+    means = np.einsum("bs,sn,bn->b", seed_weight, difference, start_weight, optimize=True)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    mean = float(difference.mean())
+    return Interval(mean, min(mean, float(low)), max(mean, float(high)), difference.size)
+
+
 @dataclass(frozen=True)
 class Confusion:
     """Imagined (predicted) success against what really happened; false positives are what ruins RL.

@@ -1,0 +1,338 @@
+"""Arms of the comparison: ways to improve the same SFT policy, each a configuration of the same code.
+
+All of them start from the same checkpoint and take the same number of updates; those that roll out take the same
+number of environment steps, wherever these are taken. What differs is where the attempts come from and who says which
+of them succeeded:
+
+* `sft`, `sft_sharpened`: nothing is learned; the second acts at a lower temperature where it is sampled.
+* `bc_only`: the demonstrations again, as many updates as imagined RL.
+* `filtered_bc`: own attempts in Real, the successful ones cloned beside the demonstrations.
+* `iter_sft`: attempts of the SFT policy in imagination, those judged successful cloned (World-Gymnast's Iter-SFT).
+* `imagined_rl`: GRPO and self-imitation in imagination, as in the demo.
+* `soft_rl-G`: the same in the software simulator at gap G with its true reward; `-dynamics`, `-looks`: only these are
+  wrong; `-randomised`: domain randomisation; `-partial`: summed partial rewards.
+* `real_rl`: the same in Real, the upper bound; its interactions are counted.
+
+Example::
+
+    record = run_arm(lab, ARMS["imagined_rl"], seed=0)
+    record["evaluations"]["seen/greedy"]["success"], record["budget"]["imagined_steps"]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bundle import POLICY_CLASS
+from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
+from experiments.demo_settings import PracticeSettings
+from experiments.practice import Practice, save_policy
+from experiments.run_folder import RunFolder, finite, versions
+from worldgym.errors import ConfigError
+from worldgym.evaluation import PolicyRef
+
+REAL_SEEDS, SOFT_SEEDS = (600_000, 1_000_000), (5_000_000, 6_000_000)
+"""Start seeds of practice in the simulators: the split manifest's, apart from those of any measurement."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an arm left.
+
+    Args:
+        policy: where.
+        budget: environment steps and episodes by world, updates.
+        way: rows of measurements during training.
+        settings: what was run.
+    """
+
+    policy: PolicyRef
+    budget: dict[str, float]
+    way: list[dict[str, float]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to improve the SFT policy.
+
+    Args:
+        name: of the arm.
+        label: of it in reports.
+        train: `(lab, seed, folder)` to `Trained`.
+        temperature: at which it is measured as greedy.
+        seeded: whether another seed gives another policy.
+    """
+
+    name: str
+    label: str
+    train: Callable[[Lab, int, Path], Trained]
+    temperature: float = 0.0
+    seeded: bool = True
+
+
+class Way:
+    """Measurements during a practice, in place of its guard: true and imagined success of the averaged policy.
+
+    Nothing is learned from them; they are counted apart from the budget.
+    """
+
+    def __init__(self, lab: Lab, imagined: bool) -> None:
+        self.lab, self.imagined = lab, imagined
+        self.starts = lab.looked(WAY_SEED0)
+
+    def due(self, rounds: int) -> bool:
+        """Every few rounds."""
+        return rounds % self.lab.preset.every == 0
+
+    def audit(self, policy: Any) -> dict[str, float]:
+        """Success from the starts of the way."""
+        result = self.lab.pool(domain="real").evaluate(policy, self.starts)
+        row = {"audit_true": result.rate().mean, "audit_episodes": float(len(self.starts))}
+        if self.imagined:
+            facts = self.lab.imagine(policy, self.starts)
+            row["audit_imagined"] = rate({"x": facts}, "x")
+        return row
+
+    def trips(self, row: dict[str, float]) -> bool:
+        """Never."""
+        return False
+
+
+def run_arm(lab: Lab, arm: Arm, seed: int) -> dict[str, Any]:
+    """Train, measure; what a record holds."""
+    folder = lab.work / f"{arm.name}-{seed}"
+    began, busy = time.perf_counter(), _core_seconds()
+    trained = arm.train(lab, seed, folder)
+    cost = {"wall_seconds": time.perf_counter() - began, "core_seconds": _core_seconds() - busy}
+    facts = {
+        "label": arm.label,
+        "settings": trained.settings,
+        "hashes": lab.hashes,
+        "versions": versions(),
+        "tasks": list(lab.tasks),
+        "budget": {k: round(v, 1) for k, v in {**trained.budget, **cost}.items()},
+        "way": trained.way,
+        "evaluations": lab.evaluate(trained.policy, arm.temperature),
+    }
+    return dict(finite(facts))
+
+
+def _core_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+# -- arms without rollouts ------------------------------------------------------------------------
+def _sft(lab: Lab, seed: int, folder: Path) -> Trained:
+    return Trained(lab.sft, {"updates": 0.0})
+
+
+def _bc_only(lab: Lab, seed: int, folder: Path) -> Trained:
+    """As many supervised updates as imagined RL takes in all, averaged likewise."""
+    from agents import SFT, SFTConfig, average_weights
+
+    settings = lab.preset.practice(seed, folder)
+    updates = settings.iterations * (settings.imitation_steps + 2)
+    policy, average = lab.bundle.policy(), lab.bundle.policy()
+    demos = lab.bundle.demonstrations()
+    config = SFTConfig(
+        lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=seed, weight_decay=0.0, learn=settings.learn
+    )
+    trainer, decay = SFT(config), settings.average ** (settings.iterations / updates)
+    for done in range(1, updates + 1):
+        trainer.update(policy, demos)
+        average_weights(average, policy, min(decay, done / (done + 10)))
+    save_policy(average, folder / "policy")
+    return Trained(saved(folder), {"updates": float(updates)}, settings=settings.key())
+
+
+def _filtered_bc(lab: Lab, seed: int, folder: Path) -> Trained:
+    """Own episodes in Real, once, at the temperatures of practice; then rounds of cloning the successes."""
+    from agents import RealCollector, SelfImitation, SelfImitationConfig, average_weights
+
+    settings = lab.preset.practice(seed, folder)
+    policy, average = lab.bundle.policy(), lab.bundle.policy()
+    rng = np.random.default_rng([seed, 17])
+    with RealCollector(env_kwargs={"domain": "real"}, processes=lab.workers) as real:
+        rollouts = real.collect(
+            policy, *_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS), group_size=1,
+            horizon=lab.preset.measured, temperature=1.0, token_temperature=settings.token_temperature,
+            generator=_generator(seed),
+        )  # fmt: skip
+    config = SelfImitationConfig(
+        steps=settings.imitation_steps, lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=seed,
+        learn=settings.learn, demo_share=settings.demo_share, min_rate=0.0, discount=1.0,
+    )  # fmt: skip
+    imitation, updates = SelfImitation(lab.bundle.demonstrations(), config), 0.0
+    for done in range(1, settings.iterations + 1):
+        updates += imitation.update(policy, rollouts if done == 1 else None)["imitation_steps"]
+        average_weights(average, policy, min(settings.average, done / (done + 2)))
+    save_policy(average, folder / "policy")
+    budget = {"updates": updates, "real_episodes": float(len(rollouts)), "real_steps": float(rollouts.frames_used)}
+    return Trained(saved(folder), budget, settings=settings.key())
+
+
+# -- arms with rollouts ---------------------------------------------------------------------------
+def _practise(changes: dict[str, Any]) -> Callable[[Lab, int, Path], Trained]:
+    """Practice in imagination."""
+
+    def train(lab: Lab, seed: int, folder: Path) -> Trained:
+        settings = lab.preset.practice(seed, folder, **changes)
+        return _practice(lab, settings, None, "imagined_steps", imagined=True)
+
+    return train
+
+
+def _simulate(domain: Callable[[], dict[str, Any]], partial: bool = False) -> Callable[[Lab, int, Path], Trained]:
+    """Practice in a simulator, with its true reward."""
+
+    def train(lab: Lab, seed: int, folder: Path) -> Trained:
+        from agents import RealCollector
+
+        where = domain()
+        real = where["domain"] == "real"
+        settings = lab.preset.practice(seed, folder)
+        with RealCollector(env_kwargs=where, processes=lab.workers) as simulator:
+            gather = simulated(simulator, lab.tasks, REAL_SEEDS if real else SOFT_SEEDS, partial)
+            trained = _practice(lab, settings, gather, "real_steps" if real else "soft_steps", imagined=False)
+        return replace(trained, settings={**trained.settings, **where, "partial": partial})
+
+    return train
+
+
+def simulated(simulator: Any, tasks: tuple[str, ...], seeds: tuple[int, int], partial: bool) -> Callable[..., Any]:
+    """A round's attempts in a simulator: as many starts as in imagination, the pointer hesitating at them as much."""
+
+    def gather(policy: Any, starts: Any, number: int, how: dict[str, Any]) -> Any:
+        import torch
+
+        rng = np.random.default_rng([int(starts.seed), 23, number])
+        chosen, verbs = _starts(rng, len(starts) * starts.hesitation, tasks, seeds)
+        if starts.hesitation > 1:
+            image, state, texts = simulator.first_frames(chosen, verbs)
+            with torch.no_grad():
+                pointing = policy.point({"image": image, "state": state, "instruction": texts})
+                belief = policy.pointer.log_prob(pointing, policy.pointer.likeliest(pointing))
+            rows = belief.argsort()[: len(starts)].tolist()
+            chosen, verbs = [chosen[i] for i in rows], [verbs[i] for i in rows]
+        known = ("group_size", "horizon", "temperature", "token_temperature")
+        return simulator.collect(
+            policy, chosen, verbs, partial=partial, generator=_generator(int(starts.seed) * 10_000 + number),
+            **{k: how[k] for k in known},
+        )  # fmt: skip
+
+    return gather
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How many starts a simulator is asked for, in place of logged frames."""
+
+    count: int
+    hesitation: int
+    seed: int
+
+    def __len__(self) -> int:
+        """So many."""
+        return self.count
+
+
+def _practice(
+    lab: Lab, settings: PracticeSettings, gather: Callable[..., Any] | None, spent: str, imagined: bool
+) -> Trained:
+    """Rounds of practice; `spent` names whose steps they cost."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    run = RunFolder(settings.out, settings.key())
+    practice = Practice(settings, lab.bundle, run, gather=gather, tasks=lab.tasks)
+    practice.guard = Way(lab, imagined)  # type: ignore[assignment]
+    if gather is not None:
+        practice.starts_of = lambda policy, rng: Asked(settings.starts, settings.hesitation, settings.seed)
+    with SummaryWriter(str(settings.out)) as board:
+        history = practice.run(board)
+    run.finish()
+    seconds = np.cumsum([sum(v for k, v in row.items() if k.startswith("seconds_")) for row in history])
+    way = [
+        {
+            "round": row["iteration"], "steps": row["imagined_steps"], "seconds": round(float(at), 1),
+            "practised": round(row["success_rate"], 4),
+            **{k.removeprefix("audit_"): round(v, 4) for k, v in row.items() if k in ("audit_true", "audit_imagined")},
+        }
+        for row, at in zip(history, seconds, strict=True)
+    ]  # fmt: skip
+    episodes = float(settings.iterations * settings.starts * settings.group)
+    budget = {"updates": sum(row["updates"] for row in history), spent: history[-1]["imagined_steps"]}
+    if spent == "real_steps":
+        budget["real_episodes"] = episodes
+    return Trained(saved(settings.out), budget, way, settings.key())
+
+
+def _starts(rng: np.random.Generator, count: int, tasks: tuple[str, ...], seeds: tuple[int, int]) -> tuple[list[int], list[str]]:
+    offset = int(rng.integers(len(tasks)))
+    verbs = [tasks[(i + offset) % len(tasks)] for i in range(count)]
+    return [int(s) for s in rng.integers(*seeds, count)], verbs
+
+
+def _generator(seed: int) -> Any:
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def saved(folder: Path) -> PolicyRef:
+    """The policy of a working folder."""
+    return PolicyRef(POLICY_CLASS, str(folder / "policy"))
+
+
+def _soft(gap: float, **more: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"domain": "soft", "gap": gap, **more}
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("sft", "SFT", _sft, seeded=False),
+        Arm("bc_only", "BC only, as many updates", _bc_only),
+        Arm("filtered_bc", "filtered BC, own episodes in Real", _filtered_bc),
+        Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _practise({"lr": 0.0, "acting": "first"})),
+        Arm("imagined_rl", "imagined RL", _practise({})),
+        Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),
+        *(Arm(f"soft_rl-{g:g}", f"RL in Soft, gap {g:g}", _simulate(_soft(g))) for g in (0.25, 0.5, 0.75, 1.0)),
+        Arm("soft_rl-dynamics", "RL in Soft, only dynamics wrong (gap 1)", _simulate(_soft(1.0, looks=0.0))),
+        Arm("soft_rl-looks", "RL in Soft, only looks wrong (gap 1)", _simulate(_soft(0.0, looks=1.0))),
+        Arm(
+            "soft_rl-randomised", "RL in Soft, randomised around the frozen gap",
+            _simulate(lambda: {"domain": "soft", "gap": frozen_gap(), "randomise": 1.0}),
+        ),
+        Arm(
+            "soft_rl-partial", "RL in Soft at the frozen gap, partial rewards",
+            _simulate(lambda: {"domain": "soft", "gap": frozen_gap()}, partial=True),
+        ),
+    )
+}  # fmt: skip
+
+
+def find_arm(name: str) -> Arm:
+    """An arm by name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in ARMS:
+        raise ConfigError(f"unknown arm {name!r}; the arms are {', '.join(ARMS)}")
+    return ARMS[name]
+
+
+def forget(lab: Lab, arm: Arm, seed: int) -> None:
+    """Throw away the working folder of a finished run, its policy included."""
+    shutil.rmtree(lab.work / f"{arm.name}-{seed}", ignore_errors=True)

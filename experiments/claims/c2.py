@@ -1,0 +1,117 @@
+"""C2: RL in the world model beats RL in a software simulator when the simulator is wrong enough.
+
+Example::
+
+    from experiments.claims.c2 import CLAIM
+    CLAIM.refuted_if
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from experiments.charts import Series, line_chart, standalone
+from experiments.claims.claim import (
+    ENOUGH_SEEDS, INCONCLUSIVE, REFUTED, SUPPORTED, Claim, Verdict, common_seeds, difference, missing, said,
+)  # fmt: skip
+from experiments.claims.figures import gains
+from experiments.claims.lab import frozen_gap
+from experiments.claims.presets import ClaimPreset
+from experiments.claims.records import Records
+
+NAME = "C2"
+RL, SFT, REAL = ("C1", "imagined_rl"), ("C1", "sft"), (NAME, "real_rl")
+APART = ("soft_rl-dynamics", "soft_rl-looks", "soft_rl-randomised", "soft_rl-partial")
+
+
+def swept(preset: ClaimPreset) -> list[tuple[float, tuple[str, str]]]:
+    """(gap, arm), the smallest first; at gap 0 Soft is Real."""
+    return [(0.0, REAL)] + [(g, (NAME, f"soft_rl-{g:g}")) for g in preset.gaps]
+
+
+def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
+    """All of them."""
+    return [SFT, RL, *(arm for _, arm in swept(preset)), *((NAME, arm) for arm in APART)]
+
+
+def decide(records: Records, preset: ClaimPreset) -> Verdict:
+    """The rule, at the frozen gap; and the gap at which the lines cross."""
+    gaps = swept(preset)
+    seeds, absent = common_seeds(records, [SFT, RL, *(arm for _, arm in gaps)])
+    if absent:
+        return missing(NAME, absent)
+    by_gap = {g: difference(records, RL, arm, seeds) for g, arm in gaps}
+    at = min(by_gap, key=lambda g: abs(g - frozen_gap()))
+    effect, cross = by_gap[at], crossing(list(by_gap), [v.mean for v in by_gap.values()])
+    where = "no crossing up to gap 1" if cross is None else f"the lines cross at gap {cross:.2f}"
+    why = f"imagined RL less RL in Soft at gap {at:g} {said(effect)}; {where}"
+    if len(seeds) < ENOUGH_SEEDS:
+        return Verdict(INCONCLUSIVE, effect, len(seeds), f"{why}; {len(seeds)} of {ENOUGH_SEEDS} seeds")
+    if cross is None and by_gap[max(by_gap)].mean <= 0:
+        return Verdict(REFUTED, effect, len(seeds), why)
+    if effect.low > 0:
+        return Verdict(SUPPORTED, effect, len(seeds), f"{why}; the interval lies above 0")
+    return Verdict(INCONCLUSIVE, effect, len(seeds), f"{why}; at that gap the interval does not lie above 0")
+
+
+def crossing(gaps: list[float], values: list[float]) -> float | None:
+    """Smallest gap from which `values` (imagined less Soft) are positive, by straight lines between the points.
+
+    Example:
+        >>> crossing([0.0, 1.0], [-0.1, 0.1])
+        0.5
+    """
+    if values[0] > 0:
+        return gaps[0]
+    for (g0, v0), (g1, v1) in zip(zip(gaps, values), zip(gaps[1:], values[1:]), strict=False):
+        if v0 <= 0 < v1:
+            return g0 + (g1 - g0) * -v0 / (v1 - v0)
+    return None
+
+
+def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
+    """Success in Real against the gap, with the spread of the seeds."""
+    gaps = swept(preset)
+    seeds, absent = common_seeds(records, [SFT, RL, *(arm for _, arm in gaps)])
+    if absent:
+        return {}
+    rows = [records.outcomes(*arm, "seen/greedy", seeds).mean(1) for _, arm in gaps]
+    x = [g for g, _ in gaps]
+    ours = records.outcomes(*RL, "seen/greedy", seeds).mean(1)
+    base = float(records.outcomes(*SFT, "seen/greedy", [0]).mean())
+    flat = lambda v: [float(v)] * len(x)  # noqa: E731
+    series = [
+        Series("imagined RL", x, flat(ours.mean()), low=flat(ours.min()), high=flat(ours.max())),
+        Series("RL in Soft", x, [float(r.mean()) for r in rows], low=[float(r.min()) for r in rows],
+               high=[float(r.max()) for r in rows]),
+        Series("SFT", x, flat(base)),
+    ]  # fmt: skip
+    chart = line_chart(series, x_label="gap of the software simulator", y_range=(0.0, 1.0))
+    others = [arm for _, arm in gaps] + [(NAME, arm) for arm in APART if set(seeds) <= set(records.seeds(NAME, arm))]
+    return {"gap": standalone(chart, [s.label for s in series]), **gains(records, RL, others, "imagined RL less")}
+
+
+def tables(records: Records, preset: ClaimPreset) -> str:
+    """Ratios of success, as World-Gymnast reports them."""
+    gaps = swept(preset)
+    seeds, absent = common_seeds(records, [RL, *(arm for _, arm in gaps)])
+    if absent:
+        return ""
+    ours = records.outcomes(*RL, "seen/greedy", seeds).mean()
+    lines = ["| gap | imagined RL / RL in Soft |", "|---|---|"]
+    for g, arm in gaps:
+        theirs = records.outcomes(*arm, "seen/greedy", seeds).mean()
+        lines.append(f"| {g:g} | {float(ours / np.maximum(theirs, 1e-9)):.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+CLAIM = Claim(
+    NAME,
+    "RL in the world model beats RL in a software simulator that is wrong enough",
+    "World-Gymnast (arXiv 2602.02454): 1.5 times RL in SIMPLER over four tasks",
+    "imagined RL is below RL in Soft at every gap up to 1",
+    arms,
+    decide,
+    figures,
+    tables,
+)

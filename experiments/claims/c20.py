@@ -1,0 +1,135 @@
+"""C20: the world model as an evaluator: does it rank policies as Real does, and better than a wrong simulator?
+
+Every policy that any claim has trained is evaluated from the same starts in Real, in imagination and in Soft at the
+frozen gap; beside them stand policies that are bad on purpose (their weights disturbed), since a ranking of equals says
+nothing.
+
+Example::
+
+    from experiments.claims.c20 import CLAIM
+    CLAIM.refuted_if
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.charts import COLOURS, STYLE
+from experiments.claims.arms import ARMS, Arm, Trained
+from experiments.claims.claim import INCONCLUSIVE, REFUTED, SUPPORTED, Claim, Verdict, missing
+from experiments.claims.lab import Lab
+from experiments.claims.presets import ClaimPreset
+from experiments.claims.records import Records
+from worldgym.evaluation.ranking import agreement
+from worldgym.evaluation.statistics import Interval
+
+NAME = "C20"
+NOISES = (0.1, 0.2, 0.3, 0.45, 0.6)
+POLICIES = 10
+WORLDS = {"imagined": "looked/imagined", "soft": "looked/soft", "real": "looked/real"}
+
+
+def _disturbed(share: float) -> Arm:
+    def train(lab: Lab, seed: int, folder: Path) -> Trained:
+        from experiments.claims.arms import saved
+        from experiments.graded_policies import graded_policies
+        from experiments.practice import save_policy
+
+        worse = graded_policies(lab.bundle.policy(), (share,), (), seed)[0].policy
+        save_policy(worse, folder / "policy")
+        return Trained(saved(folder), {"updates": 0.0}, settings={"noise": share})
+
+    return Arm(f"disturbed-{share:g}", f"SFT, weights disturbed by {share:g}", train)
+
+
+ARMS.update({arm.name: arm for arm in map(_disturbed, NOISES)})
+
+
+def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
+    """Policies that are bad on purpose; those of the other claims join them when they are there."""
+    return [("C1", "sft"), *((NAME, f"disturbed-{share:g}") for share in NOISES)]
+
+
+def pool(records: Records) -> list[tuple[str, str, int]]:
+    """Every policy there is: (claim, arm, seed)."""
+    found = []
+    for claim in ("C1", "C2", "C5", NAME):
+        for arm in records.arms(claim):
+            for seed in records.seeds(claim, arm):
+                if set(WORLDS.values()) <= set(records.read(claim, arm, seed)["evaluations"]):
+                    found.append((claim, arm, seed))
+    return found
+
+
+def said_by(records: Records) -> dict[str, np.ndarray]:
+    """world -> `(policies, starts)` bool."""
+    policies = pool(records)
+    return {
+        world: np.stack([records.outcomes(c, arm, key, [seed])[0] for c, arm, seed in policies])
+        for world, key in WORLDS.items()
+    }
+
+
+def decide(records: Records, preset: ClaimPreset) -> Verdict:
+    """Pearson's correlation with Real, and whether it is below that of Soft."""
+    policies = pool(records)
+    absent = [f"{c}-{arm}" for c, arm in arms(preset) if not records.seeds(c, arm)]
+    if absent or len(policies) < 3:
+        return missing(NAME, absent or ["policies"])
+    tables = said_by(records)
+    found = {w: agreement(tables[w], tables["real"]) for w in ("imagined", "soft")}
+    row, other = found["imagined"]["pearson"], found["soft"]["pearson"]
+    effect = Interval(row["mean"], min(row["low"], row["mean"]), max(row["high"], row["mean"]), len(policies))
+    seeds = len({seed for *_, seed in policies})
+    why = (
+        f"Pearson {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over {len(policies)} policies, Soft at the "
+        f"frozen gap {other['mean']:.3f} [{other['low']:.3f}, {other['high']:.3f}]; mean maximum rank violation "
+        f"{found['imagined']['mmrv']['mean']:.3f} and {found['soft']['mmrv']['mean']:.3f}"
+    )
+    if len(policies) < POLICIES:
+        return Verdict(INCONCLUSIVE, effect, seeds, f"{why}; {len(policies)} of {POLICIES} policies")
+    if row["mean"] < 0.7 or row["mean"] < other["low"]:
+        return Verdict(REFUTED, effect, seeds, why)
+    if row["low"] >= 0.7 and row["mean"] >= other["mean"]:
+        return Verdict(SUPPORTED, effect, seeds, why)
+    return Verdict(INCONCLUSIVE, effect, seeds, f"{why}; the intervals decide neither way")
+
+
+def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
+    """Success as each evaluator has it against success in Real, a dot a policy."""
+    if len(pool(records)) < 3:
+        return {}
+    tables = said_by(records)
+    real = tables["real"].mean(1)
+    side, edge = 320, 44
+    at = lambda v: edge + v * (side - edge - 12)  # noqa: E731
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side + 26}" width="{side}"><style>{STYLE}</style>'
+        f'<rect width="100%" height="100%" fill="#fff"/>'
+        f'<line class="zero" x1="{at(0):.1f}" y1="{side - at(0):.1f}" x2="{at(1):.1f}" y2="{side - at(1):.1f}"/>'
+    ]
+    for v in (0, 0.25, 0.5, 0.75, 1):
+        out.append(f'<text class="tick" x="{at(v):.1f}" y="{side - 24}" text-anchor="middle">{v:g}</text>')
+        out.append(f'<text class="tick" x="{edge - 8}" y="{side - at(v) + 4:.1f}" text-anchor="end">{v:g}</text>')
+    out.append(f'<text x="{side / 2:.0f}" y="{side - 6}" text-anchor="middle">success in Real</text>')
+    for i, world in enumerate(("imagined", "soft")):
+        for x, y in zip(real, tables[world].mean(1), strict=True):
+            out.append(f'<circle cx="{at(x):.1f}" cy="{side - at(y):.1f}" r="4" fill="{COLOURS[i]}" opacity=".7"/>')
+        out.append(
+            f'<circle cx="{edge + 130 * i}" cy="{side + 12}" r="5" fill="{COLOURS[i]}"/>'
+            f'<text x="{edge + 10 + 130 * i}" y="{side + 16}">{("imagined", "Soft, frozen gap")[i]}</text>'
+        )
+    return {"evaluators": "".join(out) + "</svg>\n"}
+
+
+CLAIM = Claim(
+    NAME,
+    "the world model evaluates policies as Real does, better than a simulator that is wrong",
+    "WorldGym (arXiv 2506.00613) and SIMPLER: Pearson above 0.9 over a few policies",
+    "Pearson below 0.7, or below the interval of Soft's",
+    arms,
+    decide,
+    figures,
+)

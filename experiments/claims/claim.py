@@ -1,0 +1,116 @@
+"""What a claim is: arms, a number, and the rule that refutes it.
+
+Published magnitudes are context, never targets. A refuted claim is a result.
+
+Example::
+
+    verdict = C1.decide(Records(folder, "small"), PRESETS["small"])
+    verdict.verdict, verdict.effect, verdict.why      # "supported", Interval(...), "..."
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.claims.presets import ClaimPreset
+from experiments.claims.records import Records
+from worldgym.evaluation.statistics import Interval, seeds_bootstrap
+
+SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
+ENOUGH_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the results say.
+
+    Args:
+        verdict: `supported`, `refuted` or `inconclusive`.
+        effect: the number that decides, with its interval; None while results are missing.
+        seeds: behind it.
+        why: the rule, applied.
+    """
+
+    verdict: str
+    effect: Interval | None
+    seeds: int
+    why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `worldgym claims report --json`."""
+        effect = None if self.effect is None else {k: round(v, 4) for k, v in self.effect.to_dict().items() if k != "episodes"}
+        return {"verdict": self.verdict, "effect": effect, "seeds": self.seeds, "why": self.why}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published claim as an experiment.
+
+    Args:
+        name: such as `C1`.
+        title: what is claimed.
+        source: who claims it, with the published magnitude.
+        refuted_if: the rule.
+        arms: of a preset, in the order of the tables; `(claim that owns the result, arm)`.
+        decide: the rule, applied to results.
+        figures: name -> SVG, of results.
+        tables: markdown of what this claim shows beside success, cost and splits.
+    """
+
+    name: str
+    title: str
+    source: str
+    refuted_if: str
+    arms: Callable[[ClaimPreset], Sequence[tuple[str, str]]]
+    decide: Callable[[Records, ClaimPreset], Verdict]
+    figures: Callable[[Records, ClaimPreset], dict[str, str]]
+    tables: Callable[[Records, ClaimPreset], str] = lambda records, preset: ""
+
+    def own(self, preset: ClaimPreset) -> list[str]:
+        """Arms whose results lie under this claim's name."""
+        return [arm for owner, arm in self.arms(preset) if owner == self.name]
+
+
+def missing(verdict_of: str, absent: Sequence[str]) -> Verdict:
+    """Not decided yet."""
+    return Verdict(INCONCLUSIVE, None, 0, f"{verdict_of} needs results that are missing: {', '.join(absent)}")
+
+
+def common_seeds(records: Records, arms: Sequence[tuple[str, str]]) -> tuple[list[int], list[str]]:
+    """Seeds for which all of these arms are finished (arms that have only seed 0 need no other), and absent arms."""
+    found: list[set[int]] = []
+    absent = []
+    for owner, arm in arms:
+        seeds = set(records.seeds(owner, arm))
+        if not seeds:
+            absent.append(f"{owner}-{arm}")
+        elif not unseeded(arm):
+            found.append(seeds)
+    shared = sorted(set.intersection(*found)) if found and not absent else []
+    if not absent and found and not shared:
+        absent = ["a seed that all arms have"]
+    return shared, absent
+
+
+def unseeded(arm: str) -> bool:
+    """Whether an arm is the same for all seeds."""
+    from experiments.claims.arms import ARMS
+
+    return arm in ARMS and not ARMS[arm].seeded
+
+
+def difference(
+    records: Records, a: tuple[str, str], b: tuple[str, str], seeds: Sequence[int], what: str = "seen/greedy"
+) -> Interval:
+    """Success of arm `a` less that of arm `b`, paired by start, over training seeds and starts."""
+    rows = [records.outcomes(*arm, what, [0] if unseeded(arm[1]) else seeds) for arm in (a, b)]
+    if len(rows[0]) < len(rows[1]):  # an arm without seeds against one with them
+        rows[0] = rows[0].repeat(len(rows[1]), 0)
+    return seeds_bootstrap(*rows)
+
+
+def said(interval: Interval) -> str:
+    """Points with their interval."""
+    return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}] points"

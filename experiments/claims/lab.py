@@ -1,0 +1,162 @@
+"""What the arms of a claim share: checkpoint, start states, evaluation in Real, in Soft and in imagination.
+
+Everything here is made once for all arms of a run: the SFT policy that they all start from, the world model, the
+judge, and the worker processes.
+
+Example::
+
+    with Lab(PRESETS["tiny"], Path("runs/claims/tiny")) as lab:
+        lab.evaluate(lab.sft)       # {"seen/greedy": {"success": "0110...", ...}, ..., "imagined": ..., "soft": ...}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from experiments.bundle import POLICY_CLASS, Bundle
+from experiments.claims.presets import SPLITS, ClaimPreset
+from experiments.claims.records import folder_hash, pack
+from experiments.demo_settings import DEFAULT_TASKS, REAL
+from worldgym.evaluation import EvaluationPool, PolicyRef, Start, make_starts
+from worldgym.evaluation.outcomes import EVALUATION_SEED0
+
+LOOKED_SEED0 = 14_000_000
+"""Starts from which evaluators are compared (C20): other than those of success in Real."""
+WAY_SEED0 = 14_500_000
+"""Starts of the measurements on the way: other than those of the result."""
+
+
+def frozen_gap() -> float:
+    """The gap at which C2 is decided: fixed by what it does to experts, before any policy was trained."""
+    from envs.tabletop.gap import frozen
+
+    return float(frozen()["gap"])
+
+
+class Lab:
+    """Shared parts of a set of runs.
+
+    Args:
+        preset: sizes.
+        work: folder of what need not be kept for ever: policies, logs.
+        workers: processes of evaluation and of simulators; 0 is this one.
+    """
+
+    def __init__(self, preset: ClaimPreset, work: Path, workers: int = 2) -> None:
+        self.preset, self.work, self.workers = preset, work, workers
+        self.bundle = Bundle.find(preset.bundle)
+        self.tasks = tuple(self.bundle.card.get("tasks", ())) or DEFAULT_TASKS
+        self.sft = PolicyRef(POLICY_CLASS, str(self.bundle.policy_folder))
+        self._stack = ExitStack()
+        self._pools: dict[str, EvaluationPool] = {}
+
+    def __enter__(self) -> Lab:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        """Stop the workers."""
+        self._stack.close()
+
+    @cached_property
+    def world_model(self) -> Any:
+        """The bundled world model."""
+        return self.bundle.world_model()
+
+    @cached_property
+    def judge(self) -> Any:
+        """The bundled judge."""
+        return self.bundle.judge()
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of the checkpoint's parts."""
+        parts = ("world_model", "judge", "policy_sft")
+        return {name: folder_hash(self.bundle.folder / name) for name in parts} | {
+            "split_manifest": str(self.bundle.card.get("split_manifest", ""))[:16]
+        }
+
+    def pool(self, **domain: Any) -> EvaluationPool:
+        """Evaluation in a domain; its workers stay alive for the next policy."""
+        key = json.dumps(domain, sort_keys=True)
+        if key not in self._pools:
+            for other in self._pools.values():  # one set of processes at a time
+                other.close()
+            chunk = self.bundle.policy().chunk
+            kwargs = {**domain, "horizon": self.preset.measured, "chunk": chunk}
+            self._pools[key] = EvaluationPool(REAL, workers=self.workers, env_kwargs=kwargs)
+            self._stack.callback(self._pools[key].close)
+        return self._pools[key]
+
+    def starts(self, split: str = "seen") -> list[Start]:
+        """Those of every result: the same for all arms, seeds and claims."""
+        return make_starts(self.tasks, max(1, round(self.preset.episodes / len(self.tasks))), EVALUATION_SEED0, split)
+
+    def looked(self, seed0: int = LOOKED_SEED0) -> list[Start]:
+        """Starts of the evaluators."""
+        return make_starts(self.tasks, max(1, round(self.preset.looked / len(self.tasks))), seed0)
+
+    def evaluate(self, policy: PolicyRef | Any, temperature: float = 0.0, splits: tuple[str, ...] = SPLITS) -> dict[str, Any]:
+        """Success of a policy: in Real on every split, and on other starts in Real, Soft and imagination.
+
+        Args:
+            policy: whose.
+            temperature: at which it acts as `greedy` says; 0 but for controls that say otherwise.
+            splits: of the measurement in Real; `seen` is sampled as well.
+
+        Returns:
+            name -> `{"success": "01...", "progress": [...], "steps": n}`.
+        """
+        real, found = self.pool(domain="real"), {}
+        for split in splits:
+            starts = self.starts(split)
+            found[f"{split}/greedy"] = _facts(real.evaluate(policy, starts, temperature=temperature))
+            if split == "seen":
+                found[f"{split}/sampled"] = _facts(real.evaluate(policy, starts, temperature=temperature or 1.0))
+        looked = self.looked()
+        found["looked/real"] = _facts(real.evaluate(policy, looked, temperature=temperature))
+        soft = self.pool(domain="soft", gap=frozen_gap())
+        found["looked/soft"] = _facts(soft.evaluate(policy, looked, temperature=temperature))
+        found["looked/imagined"] = self.imagine(policy, looked, temperature)
+        return found
+
+    def imagine(self, policy: PolicyRef | Any, starts: list[Start], temperature: float = 0.0) -> dict[str, Any]:
+        """Success as the world model and the judge have it, from the first frame of each start."""
+        import torch
+
+        from worldgym.evaluation.closed_loop import dream
+
+        loaded = policy.load() if isinstance(policy, PolicyRef) else policy
+        dreamt = dream(
+            loaded, self.world_model, self.judge, self._first_frames(starts), horizon=self.preset.measured,
+            temperature=temperature, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return {"success": pack(dreamt.success), "steps": int(dreamt.steps)}
+
+    def _first_frames(self, starts: list[Start]) -> dict[str, Any]:
+        from envs.tabletop import TabletopEnv
+        from worldgym.evaluation.rollouts import batch_observations, reset_env
+
+        env = TabletopEnv(domain="real")
+        seen = batch_observations([reset_env(env, start)[0] for start in starts])
+        env.close()
+        return seen
+
+
+def _facts(result: Any) -> dict[str, Any]:
+    progress = [round(float(x), 2) for x in np.asarray(result.progress)]
+    return {"success": pack(result.success), "progress": progress, "steps": int(result.steps.sum())}
+
+
+def rate(evaluations: Mapping[str, Any], what: str) -> float:
+    """Share of successes in one of the evaluations."""
+    text = evaluations[what]["success"]
+    return text.count("1") / len(text)

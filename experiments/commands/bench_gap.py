@@ -1,0 +1,58 @@
+"""`worldgym bench gap`: how wrong the software simulator is, measured by scripted experts.
+
+What is frozen lies in `envs/tabletop/gap.json`; this measures it again, on other starts when asked for.
+
+Example::
+
+    worldgym bench gap --gaps 0.25 0.5 0.75 1 --json runs/gap.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from worldgym.errors import ConfigError
+from worldgym.utils.files import atomic_write_text
+from worldgym.utils.progress import Progress
+
+
+@dataclass(frozen=True)
+class BenchGapConfig:
+    """Experts in Real, in Soft, and Soft's actions replayed in Real.
+
+    Args:
+        gaps: to measure.
+        episodes: of each verb.
+        json: where the figures go; nowhere when None.
+    """
+
+    gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    episodes: int = 60
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.gaps or self.episodes < 1 or not all(0 <= g <= 1 for g in self.gaps):
+            raise ConfigError(f"gaps must lie in [0, 1] and episodes be at least 1; got {self.gaps}, {self.episodes}")
+
+
+def run(config: BenchGapConfig) -> int:
+    """Measure, print."""
+    from envs.tabletop.gap import frozen, measure_gap
+
+    rows = []
+    with Progress(len(config.gaps), "measure gaps") as bar:
+        for gap in config.gaps:
+            rows.append(measure_gap(gap, episodes=config.episodes))
+            bar.update(1)
+    lines = [f"{'gap':>5}  {'task':<12}{'Real':>7}{'Soft':>7}{'replayed':>10}"]
+    for row in rows:
+        for task, t in row["tasks"].items():
+            lines.append(f"{row['gap']:>5g}  {task:<12}{t['real']:>7.2f}{t['soft']:>7.2f}{t['replay']:>10.2f}")
+    sys.stdout.write("\n".join([*lines, f"frozen gap: {frozen()['gap']:g}"]) + "\n")
+    if config.json is not None:
+        atomic_write_text(config.json, json.dumps(rows, indent=1) + "\n")
+    return 0

@@ -1,0 +1,196 @@
+"""`worldgym claims list`, `run`, `report`: published claims as experiments.
+
+What is finished is one small JSON file for each claim, arm and seed; `run` makes what is missing and nothing twice, so
+an interrupted set continues where it stopped, on this machine or another.
+
+Example::
+
+    worldgym claims list
+    worldgym claims run C1 C2 --preset small --seeds 0 1 2
+    worldgym claims report --json runs/claims.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.claims import CLAIMS
+from experiments.claims.presets import PRESETS
+from experiments.claims.records import Records
+from worldgym.errors import ConfigError
+from worldgym.utils.files import atomic_write_text
+
+logger = logging.getLogger(__name__)
+RESULTS = Path("docs/results")
+PresetName = Literal["tiny", "small"]
+
+
+@dataclass(frozen=True)
+class ClaimsListConfig:
+    """What is claimed, by whom, and what would refute it.
+
+    Args:
+        preset: whose results the verdicts are of.
+        results: folder of the results.
+    """
+
+    preset: PresetName = "small"
+    results: Path = RESULTS
+
+
+@dataclass(frozen=True)
+class ClaimsRunConfig:
+    """Run the arms of claims that are not finished yet.
+
+    Args:
+        claims: such as C1 C2.
+        preset: `tiny` to see that it runs, `small` for results on two cores.
+        seeds: of training; the preset's when empty.
+        arms: only these; all when empty.
+        workers: processes of evaluation and of simulators.
+        threads: of torch.
+        results: folder of the results.
+        work: folder of policies and logs, which are not kept with the results.
+        again: run what is finished once more.
+    """
+
+    claims: Annotated[tuple[str, ...], tyro.conf.Positional]
+    preset: PresetName = "small"
+    seeds: tuple[int, ...] = ()
+    arms: tuple[str, ...] = ()
+    workers: int = 2
+    threads: int = 2
+    results: Path = RESULTS
+    work: Path = Path("runs/claims")
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        unknown = sorted(set(self.claims) - set(CLAIMS))
+        if unknown or not self.claims:
+            raise ConfigError(f"unknown claims {unknown}; the claims are {', '.join(CLAIMS)}. Type: worldgym claims list")
+        if self.threads < 1 or self.workers < 0 or min(self.seeds, default=0) < 0:
+            raise ConfigError("threads must be at least 1, workers and seeds not negative")
+
+
+@dataclass(frozen=True)
+class ClaimsReportConfig:
+    """Verdicts, and the pages under docs/results.
+
+    Args:
+        preset: whose results.
+        results: folder of the results, where the pages go as well.
+        json: where the verdicts go as JSON; they are printed in any case.
+        readme: a file whose table between `<!-- results -->` and `<!-- /results -->` is made anew.
+    """
+
+    preset: PresetName = "small"
+    results: Path = RESULTS
+    json: Path | None = None
+    readme: Path | None = None
+
+
+def list_claims(config: ClaimsListConfig) -> int:
+    """Print them."""
+    records = Records(config.results / "data", config.preset)
+    for name, claim in CLAIMS.items():
+        verdict = claim.decide(records, PRESETS[config.preset])
+        sys.stdout.write(
+            f"{name}: {claim.title}\n  published: {claim.source}\n  refuted if {claim.refuted_if}\n"
+            f"  {config.preset}: {verdict.verdict} ({verdict.why})\n"
+        )
+    return 0
+
+
+def run(config: ClaimsRunConfig) -> int:
+    """All (claim, arm, seed) that are not finished."""
+    import torch
+
+    from experiments.claims.arms import find_arm, forget, run_arm
+    from experiments.claims.lab import Lab
+
+    torch.set_num_threads(config.threads)
+    preset = PRESETS[config.preset]
+    records = Records(config.results / "data", preset.name)
+    jobs = list(todo(config, records))
+    logger.info("%d results to make", len(jobs))
+    with Lab(preset, config.work / preset.name, config.workers) as lab:
+        for i, (claim, name, seed) in enumerate(jobs):
+            arm = find_arm(name)
+            logger.info("%d/%d %s: %s, seed %d", i + 1, len(jobs), claim, arm.label, seed)
+            facts = run_arm(lab, arm, seed)
+            file = records.write(claim, name, seed, facts)
+            forget(lab, arm, seed)
+            success = facts["evaluations"]["seen/greedy"]["success"]
+            logger.info("  success in Real %.3f; written to %s", success.count("1") / len(success), file)
+    for name in config.claims:
+        verdict = CLAIMS[name].decide(records, preset)
+        sys.stdout.write(f"{name}: {verdict.verdict} ({verdict.why})\n")
+    return 0
+
+
+def todo(config: ClaimsRunConfig, records: Records) -> list[tuple[str, str, int]]:
+    """(claim, arm, seed) to run, all arms of a seed before the next seed; results of other claims that are needed too.
+
+    Raises:
+        ConfigError: an arm that none of the claims has.
+    """
+    from experiments.claims.claim import unseeded
+
+    preset = PRESETS[config.preset]
+    needed = list(dict.fromkeys(pair for name in config.claims for pair in CLAIMS[name].arms(preset)))
+    if unknown := set(config.arms) - {arm for _, arm in needed}:
+        raise ConfigError(f"no arm {', '.join(sorted(unknown))} here; there are {', '.join(arm for _, arm in needed)}")
+    jobs = []
+    for i, seed in enumerate(config.seeds or preset.seeds):
+        for owner, arm in needed:
+            if config.arms and arm not in config.arms:
+                continue
+            if unseeded(arm):
+                if i:
+                    continue
+                job = (owner, arm, 0)
+            else:
+                job = (owner, arm, seed)
+            if config.again or not records.has(*job):
+                jobs.append(job)
+    return jobs
+
+
+def report(config: ClaimsReportConfig) -> int:
+    """Pages, and what is printed."""
+    from experiments.claims.report import verdict_table, verdicts, write_report
+
+    preset = PRESETS[config.preset]
+    records = Records(config.results / "data", preset.name)
+    for file in write_report(records, preset, config.results):
+        logger.info("written %s", file)
+    if config.readme is not None:
+        fill(config.readme, "\n".join(verdict_table(records, preset, "docs/results/")))
+    facts = {name: verdict.to_dict() for name, verdict in verdicts(records, preset).items()}
+    text = json.dumps(facts, indent=1) + "\n"
+    if config.json is not None:
+        atomic_write_text(config.json, text)
+    sys.stdout.write(text)
+    return 0
+
+
+def fill(file: Path, table: str) -> None:
+    """Put a table between the two marks of a file.
+
+    Raises:
+        ConfigError: the file has no marks.
+    """
+    text = file.read_text()
+    first, last = "<!-- results -->", "<!-- /results -->"
+    if first not in text or last not in text:
+        raise ConfigError(f"{file} has no lines {first} and {last}; add them where the table belongs")
+    head, _, rest = text.partition(first)
+    atomic_write_text(file, f"{head}{first}\n{table}\n{last}{rest.partition(last)[2]}")
