@@ -92,7 +92,7 @@ format: $(STAMP) ## wrap and sort with ruff
 bench: gl $(STAMP) ## the closed-loop gate on the bundled checkpoint
 	$(BIN)/worldgym bench closed-loop $(ARGS)
 
-pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); every step resumes when typed again
+pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint from nothing (hours); every step resumes when typed again
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 4600 --tasks reach push pick_place
 	$(BIN)/worldgym train tokenizer --data $(RUNS)/data --out $(RUNS)/tokenizer
 	@# learns from all experts how to go where it is told, which the policy that ships takes over, and what words mean, which
@@ -164,8 +164,11 @@ pretrained: gl $(STAMP) ## rebuild the bundled checkpoint from nothing (hours); 
 	$(BIN)/worldgym train judge --kind latent --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
 		--teacher $(RUNS)/judge_mined --dream-episodes 900 --steps 1800 --batch-size 192 --lr 2e-3 --max-fpr 0.03 \
 		--out $(RUNS)/judge_latent
+	PYTHONPATH=$(VENV)/clip $(BIN)/worldgym train judge --kind open_clip --data $(RUNS)/data \
+		--world-model $(RUNS)/world_model/export --teacher $(RUNS)/judge_mined --steps 2500 --batch-size 96 --lr 1e-3 \
+		--max-fpr 0.07 --out $(RUNS)/judge_open_clip
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
-		--latent-judge $(RUNS)/judge_latent --judge $(RUNS)/judge_mined --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
+		--open-clip-judge $(RUNS)/judge_open_clip --latent-judge $(RUNS)/judge_latent --judge $(RUNS)/judge_mined --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
 		--demos-per-task 25 --demos-limit 1200 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 

@@ -154,7 +154,11 @@ class RealCollector:
         began = time.perf_counter()
         clock = {"imagine": 0.0, "policy": 0.0, "judge": 0.0}
         image, state, texts = self.first_frames(
-            np.repeat(seeds, group_size), np.repeat(tasks, group_size), split=split, chunk=k, horizon=chunks * k
+            [seed for seed in seeds for _ in range(group_size)],
+            [task for task in tasks for _ in range(group_size)],
+            split=split,
+            chunk=k,
+            horizon=chunks * k,
         )
         clock["imagine"] += time.perf_counter() - began
         earned = torch.zeros(total)

@@ -110,8 +110,9 @@ class PracticeSettings:
             for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
         at_least_one(
-            self, "iterations", "starts", "updates", "hesitation", "practise_horizon", "bc_batch", "confirm", "audit_episodes"
-        )
+            self, "iterations", "starts", "updates", "hesitation", "practise_horizon", "bc_batch", "confirm",
+            "audit_episodes",
+        )  # fmt: skip
         if self.group < 2:
             raise ConfigError(
                 f"group is {self.group}; attempts are compared with each other, so take at least 2"

@@ -45,7 +45,7 @@ TABLETOP: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 2},
 }  # fmt: skip
-"""open_clip's `model_cfg` of the small model: its smallest residual network on 64 px, a text transformer of two layers."""
+"""open_clip's `model_cfg` of the small model: a small residual network on 64 px, a text transformer of two layers."""
 ASKED = 12
 """Sentences of which a teacher speaks, a frame."""
 
@@ -165,7 +165,7 @@ class _Words:
 
 
 class _Lessons(NamedTuple):
-    """Frames `(N,)`, the `ASKED` sentences asked of each, and how likely the teacher thinks each of them `(N,ASKED)`."""
+    """Frames `(N,)`, the `ASKED` sentences asked of each, and how likely the teacher thinks them, `(N,ASKED)`."""
 
     rows: np.ndarray
     texts: list[list[str]]

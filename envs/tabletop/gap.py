@@ -38,7 +38,12 @@ TASKS = ("reach", "push", "pick_place")
 
 
 def measure_gap(
-    gap: float, *, looks: float | None = None, tasks: Sequence[str] = TASKS, episodes: int = 60, horizon: int = 40
+    gap: float,
+    *,
+    looks: float | None = None,
+    tasks: Sequence[str] = TASKS,
+    episodes: int = 60,
+    horizon: int = 40,
 ) -> dict[str, Any]:
     """Experts in Real, in Soft, and Soft's actions replayed in Real.
 
@@ -94,11 +99,21 @@ def freeze(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     solved = [r for r in rows if min(min(t["real"], t["soft"]) for t in r["tasks"].values()) >= ENOUGH]
     if not solved:
-        raise ValueError(f"at no gap do experts succeed in {ENOUGH:.0%} of every task; soften Physics.softened")
+        raise ValueError(
+            f"at no gap do experts succeed in {ENOUGH:.0%} of every task; soften Physics.softened"
+        )
     mean = lambda r: float(np.mean([t["replay"] for t in r["tasks"].values()]))  # noqa: E731
     best = min(solved, key=lambda r: abs(mean(r) - WANTED_REPLAY))
-    physics = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(Physics().softened(1.0)).items()}
-    return {"gap": best["gap"], "wanted_replay": WANTED_REPLAY, "measured": list(rows), "physics_at_gap_1": physics}
+    physics = {
+        k: list(v) if isinstance(v, tuple) else v
+        for k, v in dataclasses.asdict(Physics().softened(1.0)).items()
+    }
+    return {
+        "gap": best["gap"],
+        "wanted_replay": WANTED_REPLAY,
+        "measured": list(rows),
+        "physics_at_gap_1": physics,
+    }
 
 
 def frozen() -> dict[str, Any]:

@@ -146,7 +146,11 @@ def _bc_only(lab: Lab, seed: int, folder: Path) -> Trained:
     policy, average = lab.bundle.policy(), lab.bundle.policy()
     demos = lab.bundle.demonstrations()
     config = SFTConfig(
-        lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=seed, weight_decay=0.0, learn=settings.learn
+        lr=settings.imitation_lr,
+        batch_size=settings.bc_batch,
+        seed=seed,
+        weight_decay=0.0,
+        learn=settings.learn,
     )
     trainer, decay = SFT(config), settings.average ** (settings.iterations / updates)
     for done in range(1, updates + 1):
@@ -178,7 +182,11 @@ def _filtered_bc(lab: Lab, seed: int, folder: Path) -> Trained:
         updates += imitation.update(policy, rollouts if done == 1 else None)["imitation_steps"]
         average_weights(average, policy, min(settings.average, done / (done + 2)))
     save_policy(average, folder / "policy")
-    budget = {"updates": updates, "real_episodes": float(len(rollouts)), "real_steps": float(rollouts.frames_used)}
+    budget = {
+        "updates": updates,
+        "real_episodes": float(len(rollouts)),
+        "real_steps": float(rollouts.frames_used),
+    }
     return Trained(saved(folder), budget, settings=settings.key())
 
 
@@ -193,7 +201,9 @@ def _practise(changes: dict[str, Any]) -> Callable[[Lab, int, Path], Trained]:
     return train
 
 
-def _simulate(domain: Callable[[], dict[str, Any]], partial: bool = False) -> Callable[[Lab, int, Path], Trained]:
+def _simulate(
+    domain: Callable[[], dict[str, Any]], partial: bool = False
+) -> Callable[[Lab, int, Path], Trained]:
     """Practice in a simulator, with its true reward."""
 
     def train(lab: Lab, seed: int, folder: Path) -> Trained:
@@ -210,7 +220,9 @@ def _simulate(domain: Callable[[], dict[str, Any]], partial: bool = False) -> Ca
     return train
 
 
-def simulated(simulator: Any, tasks: tuple[str, ...], seeds: tuple[int, int], partial: bool) -> Callable[..., Any]:
+def simulated(
+    simulator: Any, tasks: tuple[str, ...], seeds: tuple[int, int], partial: bool
+) -> Callable[..., Any]:
     """A round's attempts in a simulator: as many starts as in imagination, the pointer hesitating at them as much."""
 
     def gather(policy: Any, starts: Any, number: int, how: dict[str, Any]) -> Any:
@@ -277,7 +289,9 @@ def _practice(
     return Trained(saved(settings.out), budget, way, settings.key())
 
 
-def _starts(rng: np.random.Generator, count: int, tasks: tuple[str, ...], seeds: tuple[int, int]) -> tuple[list[int], list[str]]:
+def _starts(
+    rng: np.random.Generator, count: int, tasks: tuple[str, ...], seeds: tuple[int, int]
+) -> tuple[list[int], list[str]]:
     offset = int(rng.integers(len(tasks)))
     verbs = [tasks[(i + offset) % len(tasks)] for i in range(count)]
     return [int(s) for s in rng.integers(*seeds, count)], verbs

@@ -9,7 +9,16 @@ Example::
 from __future__ import annotations
 
 from experiments.claims.claim import (
-    ENOUGH_SEEDS, INCONCLUSIVE, REFUTED, SUPPORTED, Claim, Verdict, common_seeds, difference, missing, said,
+    ENOUGH_SEEDS,
+    INCONCLUSIVE,
+    REFUTED,
+    SUPPORTED,
+    Claim,
+    Verdict,
+    common_seeds,
+    difference,
+    missing,
+    said,
 )  # fmt: skip
 from experiments.claims.figures import gains, way
 from experiments.claims.presets import ClaimPreset

@@ -12,7 +12,16 @@ import numpy as np
 
 from experiments.charts import Series, line_chart, standalone
 from experiments.claims.claim import (
-    ENOUGH_SEEDS, INCONCLUSIVE, REFUTED, SUPPORTED, Claim, Verdict, common_seeds, difference, missing, said,
+    ENOUGH_SEEDS,
+    INCONCLUSIVE,
+    REFUTED,
+    SUPPORTED,
+    Claim,
+    Verdict,
+    common_seeds,
+    difference,
+    missing,
+    said,
 )  # fmt: skip
 from experiments.claims.figures import gains
 from experiments.claims.lab import frozen_gap
@@ -63,7 +72,9 @@ def crossing(gaps: list[float], values: list[float]) -> float | None:
     """
     if values[0] > 0:
         return gaps[0]
-    for (g0, v0), (g1, v1) in zip(zip(gaps, values), zip(gaps[1:], values[1:]), strict=False):
+    for (g0, v0), (g1, v1) in zip(
+        zip(gaps, values, strict=False), zip(gaps[1:], values[1:], strict=False), strict=False
+    ):
         if v0 <= 0 < v1:
             return g0 + (g1 - g0) * -v0 / (v1 - v0)
     return None
@@ -87,8 +98,13 @@ def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
         Series("SFT", x, flat(base)),
     ]  # fmt: skip
     chart = line_chart(series, x_label="gap of the software simulator", y_range=(0.0, 1.0))
-    others = [arm for _, arm in gaps] + [(NAME, arm) for arm in APART if set(seeds) <= set(records.seeds(NAME, arm))]
-    return {"gap": standalone(chart, [s.label for s in series]), **gains(records, RL, others, "imagined RL less")}
+    others = [arm for _, arm in gaps] + [
+        (NAME, arm) for arm in APART if set(seeds) <= set(records.seeds(NAME, arm))
+    ]
+    return {
+        "gap": standalone(chart, [s.label for s in series]),
+        **gains(records, RL, others, "imagined RL less"),
+    }
 
 
 def tables(records: Records, preset: ClaimPreset) -> str:

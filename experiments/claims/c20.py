@@ -64,7 +64,7 @@ def pool(records: Records) -> list[tuple[str, str, int]]:
 
 
 def said_by(records: Records) -> dict[str, np.ndarray]:
-    """world -> `(policies, starts)` bool."""
+    """World -> `(policies, starts)` bool."""
     policies = pool(records)
     return {
         world: np.stack([records.outcomes(c, arm, key, [seed])[0] for c, arm, seed in policies])
@@ -106,17 +106,22 @@ def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
     side, edge = 320, 44
     at = lambda v: edge + v * (side - edge - 12)  # noqa: E731
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side + 26}" width="{side}"><style>{STYLE}</style>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side + 26}" width="{side}">'
+        f"<style>{STYLE}</style>"
         f'<rect width="100%" height="100%" fill="#fff"/>'
         f'<line class="zero" x1="{at(0):.1f}" y1="{side - at(0):.1f}" x2="{at(1):.1f}" y2="{side - at(1):.1f}"/>'
     ]
     for v in (0, 0.25, 0.5, 0.75, 1):
         out.append(f'<text class="tick" x="{at(v):.1f}" y="{side - 24}" text-anchor="middle">{v:g}</text>')
-        out.append(f'<text class="tick" x="{edge - 8}" y="{side - at(v) + 4:.1f}" text-anchor="end">{v:g}</text>')
+        out.append(
+            f'<text class="tick" x="{edge - 8}" y="{side - at(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
+        )
     out.append(f'<text x="{side / 2:.0f}" y="{side - 6}" text-anchor="middle">success in Real</text>')
     for i, world in enumerate(("imagined", "soft")):
         for x, y in zip(real, tables[world].mean(1), strict=True):
-            out.append(f'<circle cx="{at(x):.1f}" cy="{side - at(y):.1f}" r="4" fill="{COLOURS[i]}" opacity=".7"/>')
+            out.append(
+                f'<circle cx="{at(x):.1f}" cy="{side - at(y):.1f}" r="4" fill="{COLOURS[i]}" opacity=".7"/>'
+            )
         out.append(
             f'<circle cx="{edge + 130 * i}" cy="{side + 12}" r="5" fill="{COLOURS[i]}"/>'
             f'<text x="{edge + 10 + 130 * i}" y="{side + 16}">{("imagined", "Soft, frozen gap")[i]}</text>'

@@ -40,7 +40,11 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """For `worldgym claims report --json`."""
-        effect = None if self.effect is None else {k: round(v, 4) for k, v in self.effect.to_dict().items() if k != "episodes"}
+        effect = (
+            None
+            if self.effect is None
+            else {k: round(v, 4) for k, v in self.effect.to_dict().items() if k != "episodes"}
+        )
         return {"verdict": self.verdict, "effect": effect, "seeds": self.seeds, "why": self.why}
 
 

@@ -62,7 +62,9 @@ class Lab:
         """Itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         """Stop the workers."""
         self._stack.close()
 
@@ -98,13 +100,17 @@ class Lab:
 
     def starts(self, split: str = "seen") -> list[Start]:
         """Those of every result: the same for all arms, seeds and claims."""
-        return make_starts(self.tasks, max(1, round(self.preset.episodes / len(self.tasks))), EVALUATION_SEED0, split)
+        return make_starts(
+            self.tasks, max(1, round(self.preset.episodes / len(self.tasks))), EVALUATION_SEED0, split
+        )
 
     def looked(self, seed0: int = LOOKED_SEED0) -> list[Start]:
         """Starts of the evaluators."""
         return make_starts(self.tasks, max(1, round(self.preset.looked / len(self.tasks))), seed0)
 
-    def evaluate(self, policy: PolicyRef | Any, temperature: float = 0.0, splits: tuple[str, ...] = SPLITS) -> dict[str, Any]:
+    def evaluate(
+        self, policy: PolicyRef | Any, temperature: float = 0.0, splits: tuple[str, ...] = SPLITS
+    ) -> dict[str, Any]:
         """Success of a policy: in Real on every split, and on other starts in Real, Soft and imagination.
 
         Args:
@@ -120,7 +126,9 @@ class Lab:
             starts = self.starts(split)
             found[f"{split}/greedy"] = _facts(real.evaluate(policy, starts, temperature=temperature))
             if split == "seen":
-                found[f"{split}/sampled"] = _facts(real.evaluate(policy, starts, temperature=temperature or 1.0))
+                found[f"{split}/sampled"] = _facts(
+                    real.evaluate(policy, starts, temperature=temperature or 1.0)
+                )
         looked = self.looked()
         found["looked/real"] = _facts(real.evaluate(policy, looked, temperature=temperature))
         soft = self.pool(domain="soft", gap=frozen_gap())
@@ -128,7 +136,9 @@ class Lab:
         found["looked/imagined"] = self.imagine(policy, looked, temperature)
         return found
 
-    def imagine(self, policy: PolicyRef | Any, starts: list[Start], temperature: float = 0.0) -> dict[str, Any]:
+    def imagine(
+        self, policy: PolicyRef | Any, starts: list[Start], temperature: float = 0.0
+    ) -> dict[str, Any]:
         """Success as the world model and the judge have it, from the first frame of each start."""
         import torch
 

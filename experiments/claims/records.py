@@ -66,7 +66,9 @@ class Records:
             )
         facts = dict(json.loads(file.read_text()))
         if facts.get("format") != FORMAT:
-            raise CheckpointError(f"{file} has format {facts.get('format')}, this version reads {FORMAT}; run it again")
+            raise CheckpointError(
+                f"{file} has format {facts.get('format')}, this version reads {FORMAT}; run it again"
+            )
         return facts
 
     def seeds(self, claim: str, arm: str) -> list[int]:

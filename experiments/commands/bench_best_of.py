@@ -5,8 +5,8 @@ Why: choosing the best of N is the simplest way to optimise against a reward, an
 attempts are the same for every judge, so judges differ by nothing but their choice. A judge that is right about what it
 likes best keeps imagined and true success together as N grows; one that is gamed does not.
 
-A judge is named as in `worldgym bench hacking`: `A+B` needs the word of both, `A~0.1` leaves out the tenth of attempts of
-which the world model is least sure.
+A judge is named as in `worldgym bench hacking`: `A+B` needs the word of both, `A~0.1` leaves out the tenth of attempts
+of which the world model is least sure.
 
 Example::
 
@@ -74,7 +74,9 @@ class BenchBestOfConfig:
         if not self.judges or not self.seeds or (self.names and len(self.names) != len(self.judges)):
             raise ConfigError("best-of needs judges and seeds, and as many names as judges or none")
         if self.attempts < 2 or min(self.starts, self.horizon, self.threads) < 1 or self.temperature <= 0:
-            raise ConfigError("attempts must be at least 2, starts, horizon, threads at least 1, temperature above 0")
+            raise ConfigError(
+                "attempts must be at least 2, starts, horizon, threads at least 1, temperature above 0"
+            )
         for text in self.judges:
             parse(text)
 
@@ -115,7 +117,9 @@ def run(config: BenchBestOfConfig) -> int:
         for seed in config.seeds:
             starts = make_starts(tasks, max(1, round(config.starts / len(tasks))), BEST_SEED0 + 10_000 * seed)
             for first in range(0, len(starts), starts_a_call):
-                some = [start for start in starts[first : first + starts_a_call] for _ in range(config.attempts)]
+                some = [
+                    start for start in starts[first : first + starts_a_call] for _ in range(config.attempts)
+                ]
                 before = bar.count
                 seen.append(
                     watch(
@@ -171,7 +175,11 @@ def choices(
         doubt = np.concatenate([w.doubt for w in seen if w.doubt is not None])[row, ends]
         best = np.where(doubt <= np.quantile(doubt, 1 - drop), best, -np.inf)
     shape = (-1, attempts)
-    return best.reshape(shape), hit.any(1).reshape(shape) & np.isfinite(best.reshape(shape)), true.reshape(shape)
+    return (
+        best.reshape(shape),
+        hit.any(1).reshape(shape) & np.isfinite(best.reshape(shape)),
+        true.reshape(shape),
+    )
 
 
 def curve(margin: np.ndarray, imagined: np.ndarray, true: np.ndarray, seed: int = 0) -> dict[str, Any]:

@@ -36,7 +36,9 @@ class BenchGapConfig:
     def __post_init__(self) -> None:
         """Validate."""
         if not self.gaps or self.episodes < 1 or not all(0 <= g <= 1 for g in self.gaps):
-            raise ConfigError(f"gaps must lie in [0, 1] and episodes be at least 1; got {self.gaps}, {self.episodes}")
+            raise ConfigError(
+                f"gaps must lie in [0, 1] and episodes be at least 1; got {self.gaps}, {self.episodes}"
+            )
 
 
 def run(config: BenchGapConfig) -> int:
@@ -51,7 +53,9 @@ def run(config: BenchGapConfig) -> int:
     lines = [f"{'gap':>5}  {'task':<12}{'Real':>7}{'Soft':>7}{'replayed':>10}"]
     for row in rows:
         for task, t in row["tasks"].items():
-            lines.append(f"{row['gap']:>5g}  {task:<12}{t['real']:>7.2f}{t['soft']:>7.2f}{t['replay']:>10.2f}")
+            lines.append(
+                f"{row['gap']:>5g}  {task:<12}{t['real']:>7.2f}{t['soft']:>7.2f}{t['replay']:>10.2f}"
+            )
     sys.stdout.write("\n".join([*lines, f"frozen gap: {frozen()['gap']:g}"]) + "\n")
     if config.json is not None:
         atomic_write_text(config.json, json.dumps(rows, indent=1) + "\n")

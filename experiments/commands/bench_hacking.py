@@ -146,8 +146,9 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     judge, drop = make_judge(text, bundle, bundle.world_model().tokenizer)
     settings = PracticeSettings(
         seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
-        lr=config.lr, updates=config.updates, imitation_steps=config.imitation_steps, demo_share=config.demo_share, average=config.average,
-        practise_horizon=config.horizon, hesitation=1, temperature=config.temperature, learn=config.learn,
+        lr=config.lr, updates=config.updates, imitation_steps=config.imitation_steps, demo_share=config.demo_share,
+        average=config.average, practise_horizon=config.horizon, hesitation=1, temperature=config.temperature,
+        learn=config.learn,
         token_temperature=config.temperature if config.learn == "all" else 0.0,
         audit_every=config.every, audit_episodes=config.starts, audit_bound=1.0, middle_fraction=0.0,
     )  # fmt: skip
@@ -200,7 +201,8 @@ def doubt(practice: Practice, quantile: float) -> float:
     from agents import collect
 
     settings = practice.settings
-    starts = practice.bank.sample(2 * settings.starts, np.random.default_rng(settings.seed), middle_fraction=settings.middle_fraction)
+    rng = np.random.default_rng(settings.seed)
+    starts = practice.bank.sample(2 * settings.starts, rng, middle_fraction=settings.middle_fraction)
     worst: list[torch.Tensor] = []
 
     class Watching:

@@ -75,7 +75,9 @@ class ClaimsRunConfig:
         """Validate."""
         unknown = sorted(set(self.claims) - set(CLAIMS))
         if unknown or not self.claims:
-            raise ConfigError(f"unknown claims {unknown}; the claims are {', '.join(CLAIMS)}. Type: worldgym claims list")
+            raise ConfigError(
+                f"unknown claims {unknown}; the claims are {', '.join(CLAIMS)}. Type: worldgym claims list"
+            )
         if self.threads < 1 or self.workers < 0 or min(self.seeds, default=0) < 0:
             raise ConfigError("threads must be at least 1, workers and seeds not negative")
 
@@ -147,7 +149,9 @@ def todo(config: ClaimsRunConfig, records: Records) -> list[tuple[str, str, int]
     preset = PRESETS[config.preset]
     needed = list(dict.fromkeys(pair for name in config.claims for pair in CLAIMS[name].arms(preset)))
     if unknown := set(config.arms) - {arm for _, arm in needed}:
-        raise ConfigError(f"no arm {', '.join(sorted(unknown))} here; there are {', '.join(arm for _, arm in needed)}")
+        raise ConfigError(
+            f"no arm {', '.join(sorted(unknown))} here; there are {', '.join(arm for _, arm in needed)}"
+        )
     jobs = []
     for i, seed in enumerate(config.seeds or preset.seeds):
         for owner, arm in needed:

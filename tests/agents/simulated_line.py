@@ -22,7 +22,8 @@ class LineEnv:
         SHARED["steps"] += 1
         self.x += 0.1 * float(actions[0, 0])
         won = np.array([self.x >= 0.105])
-        return self._see(), won.astype(float), won, ~won, {"success": won, "progress": np.array([np.clip(self.x / 0.105, 0, 1)])}
+        info = {"success": won, "progress": np.array([np.clip(self.x / 0.105, 0, 1)])}
+        return self._see(), won.astype(float), won, ~won, info
 
     def _see(self) -> dict[str, Any]:
         return {

@@ -76,7 +76,13 @@ def test_randomised_episodes_differ_repeat_by_seed_and_are_restored_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"looks": 0.5}, {"randomise": 0.5}, {"domain": "soft", "looks": 2.0}, {"domain": "soft", "randomise": 2}]
+    "kwargs",
+    [
+        {"looks": 0.5},
+        {"randomise": 0.5},
+        {"domain": "soft", "looks": 2.0},
+        {"domain": "soft", "randomise": 2},
+    ],
 )
 def test_what_cannot_be_is_refused(kwargs):
     with pytest.raises(ValueError, match="looks|randomise"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldgym.evaluation.statistics import Confusion, mean_interval, paired_bootstrap, wilson
+from worldgym.evaluation.statistics import Confusion, mean_interval, paired_bootstrap, seeds_bootstrap, wilson
 
 
 def test_wilson_matches_the_textbook_value():
@@ -37,7 +37,7 @@ def test_wilson_refuses_impossible_counts(case):
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_paired_difference_is_antisymmetric_and_contains_its_mean(pairs):
     a, b = np.array(pairs, dtype=float).T
-    forward, backward = paired_bootstrap(a, b, n_boot=500), paired_bootstrap(b, a, n_boot=500)
+    forward, backward = paired_bootstrap(a, b, n_boot=2000), paired_bootstrap(b, a, n_boot=500)
     assert forward.mean == pytest.approx(-backward.mean)
     assert forward.low <= forward.mean <= forward.high
     assert forward.n == len(pairs)
@@ -87,3 +87,25 @@ def test_rates_without_a_denominator_are_none_not_zero():
 def test_progress_gets_a_bootstrap_interval():
     interval = mean_interval(np.linspace(0, 1, 101))
     assert interval.low < 0.5 < interval.high
+
+
+@given(st.integers(1, 4), st.integers(20, 60), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_seeds_and_starts_are_both_resampled(seeds, starts, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((seeds, starts)) < 0.6, rng.random((seeds, starts)) < 0.5
+    found = seeds_bootstrap(a, b, n_boot=2000)
+    assert found.low <= found.mean <= found.high and found.mean == pytest.approx(a.mean() - b.mean())
+    if seeds == 1:
+        usual = paired_bootstrap(a[0], b[0])
+        assert abs(found.low - usual.low) < 0.11 and abs(found.high - usual.high) < 0.11
+
+
+def test_seeds_that_disagree_widen_the_interval_and_a_seedless_arm_is_paired_with_each():
+    starts = np.arange(100) < 50
+    same = seeds_bootstrap(np.stack([starts] * 3), np.zeros((1, 100)))
+    apart = seeds_bootstrap(np.stack([starts, starts & False, starts | True]), np.zeros((1, 100)))
+    assert same.mean == apart.mean == pytest.approx(0.5)
+    assert apart.high - apart.low > 2 * (same.high - same.low)
+    with pytest.raises(ValueError, match="over the same starts"):
+        seeds_bootstrap(np.zeros((2, 3)), np.zeros((3, 3)))
