@@ -169,7 +169,7 @@ def _filtered_bc(lab: Lab, seed: int, folder: Path) -> Trained:
     rng = np.random.default_rng([seed, 17])
     with RealCollector(env_kwargs={"domain": "real"}, processes=lab.workers) as real:
         rollouts = real.collect(
-            policy, *_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS), group_size=1,
+            policy, *some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS), group_size=1,
             horizon=lab.preset.measured, temperature=1.0, token_temperature=settings.token_temperature,
             generator=_generator(seed),
         )  # fmt: skip
@@ -229,7 +229,7 @@ def simulated(
         import torch
 
         rng = np.random.default_rng([int(starts.seed), 23, number])
-        chosen, verbs = _starts(rng, len(starts) * starts.hesitation, tasks, seeds)
+        chosen, verbs = some_starts(rng, len(starts) * starts.hesitation, tasks, seeds)
         if starts.hesitation > 1:
             image, state, texts = simulator.first_frames(chosen, verbs)
             with torch.no_grad():
@@ -289,7 +289,7 @@ def _practice(
     return Trained(saved(settings.out), budget, way, settings.key())
 
 
-def _starts(
+def some_starts(
     rng: np.random.Generator, count: int, tasks: tuple[str, ...], seeds: tuple[int, int]
 ) -> tuple[list[int], list[str]]:
     offset = int(rng.integers(len(tasks)))

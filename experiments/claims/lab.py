@@ -12,7 +12,7 @@ Example::
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,7 @@ class Lab:
         self.sft = PolicyRef(POLICY_CLASS, str(self.bundle.policy_folder))
         self._stack = ExitStack()
         self._pools: dict[str, EvaluationPool] = {}
+        self._made: dict[str, Any] = {}
 
     def __enter__(self) -> Lab:
         """Itself."""
@@ -85,6 +86,12 @@ class Lab:
         return {name: folder_hash(self.bundle.folder / name) for name in parts} | {
             "split_manifest": str(self.bundle.card.get("split_manifest", ""))[:16]
         }
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What several arms share, made by the first that needs it."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def pool(self, **domain: Any) -> EvaluationPool:
         """Evaluation in a domain; its workers stay alive for the next policy."""

@@ -34,7 +34,8 @@ class ClaimPreset:
         episodes: measured in Real a policy, split and mode.
         looked: starts from which imagination and Soft judge a policy, for C20, and from which the way is measured.
         every: rounds between two measurements on the way.
-        real_episodes: own episodes in Real that filtered BC learns from.
+        real_episodes: own episodes in Real that filtered BC, RECAP and RAMP learn from.
+        foresight_steps: of training what is foreseen.
         gaps: of Soft.
     """
 
@@ -52,6 +53,7 @@ class ClaimPreset:
     looked: int = 150
     every: int = 5
     real_episodes: int = 300
+    foresight_steps: int = 800
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
     def practice(self, seed: int, out: Path, **changes: object) -> PracticeSettings:
@@ -68,6 +70,6 @@ PRESETS = {
     "small": ClaimPreset("small"),
     "tiny": ClaimPreset(
         "tiny", seeds=(0,), rounds=1, starts=4, group=3, horizon=10, imitation_steps=2, batch=16, measured=10,
-        episodes=6, looked=6, every=1, real_episodes=6, gaps=(1.0,),
+        episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, gaps=(1.0,),
     ),
 }  # fmt: skip

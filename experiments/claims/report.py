@@ -149,6 +149,6 @@ def provenance(claim: Claim, records: Records, preset: ClaimPreset, arms: Arms) 
     return [
         f"`worldgym claims run {claim.name} --preset {preset.name} --seeds {' '.join(map(str, seeds))}`", "",
         f"Checkpoint `{preset.bundle}`: {hashes}. {found}.", "",
-        "World model and judge were trained on Real's logs before (the checkpoint's card counts them); episodes in Real",
-        "in the table are what the arm itself took.",
+        "World model and judge were trained on Real's logs before (the checkpoint's card counts them); episodes in",
+        "Real in the table are what the arm itself took.",
     ]  # fmt: skip

@@ -1,0 +1,152 @@
+"""Advantage-conditioned policies: returns, indicators, what being told changes, and foresight on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents import VLAPolicy, VLAPolicyConfig
+from agents.advantage import (
+    AdvantageConditioned,
+    AdvantageConfig,
+    advantages,
+    indicators,
+    log_rows,
+    value_targets,
+)
+from agents.conditioned import FLAGS, LOUD, ConditionedPolicy, ForesightPolicy, Told
+from agents.demos import ChunkDataset
+from agents.rollouts import Rollouts
+from worldgym.errors import ConfigError
+from worldgym.models import FrameTokenizer, TokenizerConfig
+from worldgym.models.foresight import Foresight
+
+WORDS = "reach the red cube"
+
+
+def plain():
+    torch.manual_seed(0)
+    return VLAPolicy(VLAPolicyConfig.preset("tiny", image_size=16)).eval()
+
+
+def look(n, texts):
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (n, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    return {"image": image, "state": torch.randn(n, 4, generator=generator), "instruction": texts}
+
+
+def episodes(n=4, chunks=3, won=(0,), lengths=(2, 3, 3, 1)):
+    out = Rollouts.empty(
+        torch.zeros(n, 16, 16, 3, dtype=torch.uint8), torch.zeros(n, 4), [WORDS] * n, 1, (chunks, 5, 4)
+    )
+    for i, length in enumerate(lengths):
+        out.mask[i, :length] = True
+    out.reward[list(won)] = 1.0
+    return out
+
+
+def test_returns_count_the_steps_that_success_still_takes():
+    values, chunks = value_targets(episodes(), horizon=20)
+    assert chunks.tolist() == [2, 3, 3, 1]
+    assert values[0, :3] == pytest.approx([-0.5, -0.25, 0.0]) and np.isnan(values[0, 3])
+    assert values[1].tolist() == [-1.0] * 4, "a failure is worth -1 from its first frame"
+
+
+def test_an_exact_critic_sees_no_advantage_in_a_success_and_a_surprise_is_one():
+    targets, chunks = value_targets(episodes(), horizon=20)
+    won = np.array([True, False, False, False])
+    exact = advantages(np.nan_to_num(targets), won, chunks, 5, 20)
+    assert exact[0, :2] == pytest.approx([0.0, 0.0]) and np.isnan(exact[0, 2])
+    doubtful = np.nan_to_num(targets)
+    doubtful[0, :2] = -0.9
+    surprised = advantages(doubtful, won, chunks, 5, 20)
+    assert surprised[0, 1] == pytest.approx(0.65) and surprised[3, 0] < 0
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 0.9))
+@settings(max_examples=30, deadline=None)
+def test_about_the_stated_share_of_every_task_is_good(seed, quantile):
+    rng = np.random.default_rng(seed)
+    values = rng.random((60, 4)) + np.repeat([0.0, 5.0], 30)[:, None]
+    values[:, 3] = np.nan
+    good = indicators(values, ["reach"] * 30 + ["push"] * 30, quantile)
+    assert not good[:, 3].any()
+    for rows in (slice(0, 30), slice(30, 60)):
+        assert good[rows, :3].mean() == pytest.approx(1 - quantile, abs=0.03)
+
+
+def test_told_nothing_new_it_does_what_it_did_before():
+    policy = plain()
+    made = ConditionedPolicy.of(policy, tokens=3)
+    texts = [WORDS, "push the blue ball"]
+    for told in (texts, [Told(t, False, np.ones(3)) for t in texts], [Told(t) for t in texts]):
+        assert torch.allclose(made(look(2, told)), policy(look(2, texts)), atol=1e-5)
+    assert Told(WORDS, True).vector(2)[::LOUD].tolist() == [1, 0, 0, 0]
+    assert Told(WORDS, False, np.array([2.0, 3.0])).vector(2)[[0, LOUD, 2 * LOUD, -2, -1]].tolist() == [0, 1, 1, 2, 3]
+    with pytest.raises(ConfigError, match="ConditionedPolicy.of"):
+        ConditionedPolicy(policy.config)
+
+
+def test_asked_for_good_actions_it_does_what_was_good(tmp_path):
+    rng = np.random.default_rng(0)
+    n = 64
+    actions = np.zeros((n, 5, 4), np.float32)
+    good = np.arange(n) % 2 == 0
+    actions[good, :, 0], actions[~good, :, 0] = 0.9, -0.9  # what was good went right
+    images = np.repeat(rng.integers(0, 256, (n // 2, 16, 16, 3), dtype=np.uint8), 2, 0)  # either way from each
+    logs = ChunkDataset(
+        images, np.zeros((n, 4), np.float32), [WORDS] * n, actions, np.arange(n), np.full((n, 4), np.nan, np.float32)
+    )
+    policy = ConditionedPolicy.of(plain())
+    policy.train()
+    config = AdvantageConfig(lr=3e-3, batch_size=32, demo_share=0.0)
+    improver = AdvantageConditioned(logs, config)
+    first = improver.update(policy, logs, good, steps=1)
+    last = improver.update(policy, logs, good, steps=100)
+    assert last["loss"] < first["loss"] and last["good"] == 0.5
+    seen = {"image": torch.from_numpy(images[:16]), "state": torch.zeros(16, 4)}
+
+    def way(told):
+        return float(policy.act({**seen, "instruction": [told] * 16}, temperature=0.0).actions[:, :, 0].mean())
+
+    assert way(Told(WORDS, True)) > 0.5 > -0.5 > way(Told(WORDS, False))
+    assert way(WORDS) > 0.5, "without a word of it, good is what stands"
+    policy.save_pretrained(tmp_path / "p")
+    again = ConditionedPolicy.from_pretrained(tmp_path / "p")
+    assert torch.allclose(again(look(2, [WORDS] * 2)), policy(look(2, [WORDS] * 2)), atol=1e-5)
+
+
+def test_failures_are_rows_too():
+    data, episode, chunk = log_rows(episodes())
+    assert episode.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3] and chunk.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 0]
+    assert len(data) == 9
+
+
+def test_foresight_is_told_before_every_chunk(tmp_path):
+    tokenizer = FrameTokenizer(TokenizerConfig(image_size=16, latent_channels=4, widths=(8, 8, 8), blocks=(1, 1, 1)))
+    foresight = Foresight.of(tokenizer, futures=1, width=32, depth=1, heads=2, tokens=3).eval()
+    policy = ConditionedPolicy.of(plain(), tokens=3)
+    heard = []
+    whole = ForesightPolicy(policy, foresight)
+    policy.act = lambda observation, **how: heard.append(observation["instruction"])
+    whole.act(look(2, [WORDS] * 2), temperature=0.0)
+    assert [told.good for told in heard[0]] == [True, True] and heard[0][0].tokens.shape == (3,)
+    del policy.act
+    policy.save_pretrained(tmp_path / "policy")
+    foresight.save_pretrained(tmp_path / "foresight")
+    again = ForesightPolicy.from_pretrained(tmp_path)
+    assert again.chunk == 5 and again.config.text_dim == 384 + FLAGS + 3
+    one, other = (p.act(look(2, [WORDS] * 2), temperature=0.0).actions for p in (again, whole))
+    assert torch.equal(one, other)
+
+
+def test_impossible_settings_are_refused():
+    for bad in ({"quantile": 1.0}, {"dropout": 1.0}, {"lr": 0.0}, {"demo_share": 2.0}):
+        with pytest.raises(ConfigError):
+            AdvantageConfig(**bad)
+    assert dataclasses.asdict(AdvantageConfig())["dropout"] == 0.2

@@ -1,0 +1,251 @@
+"""What a frame promises: value and future latents, predicted jointly by one flow-matching network (RAMP).
+
+GigaBrain-0.5M*'s RAMP (arXiv 2602.12099, section 3; no code of it is public) lets a video model predict the joint state
+`s = [z_future ; Psi(value) ; Psi(proprio)]`, `Psi` tiling a number over the latent grid as a channel of its own, by
+flow matching: `|| W(s_t, t | o, l) - (eps - s) ||^2`, `s_t = (1 - t) s + t eps`. At inference one denoising step
+suffices. Here W is a small transformer over 2 x 2 patches of the frame's latents, modulated by the noise level, the
+words and the hand's state. What the paper leaves open and is chosen here: the hand's *future* state is what is tiled;
+the value's channel weighs as much as all latents together; the network says the clean s, futures as the frame's own
+latents plus a change (`W = (s_t - s) / t`); and at t = 1, where noise tells nothing, it is shown none, in training and
+at inference, so that one step is one answer.
+
+Example::
+
+    model = Foresight(ForesightConfig(), tokenizer)
+    seen = model(latents, states, embed(texts))           # latents (B,C,h,w), states (B,S)
+    seen.value, seen.tokens                               # (B,) in [-1, 0], (B, ForesightConfig.tokens)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldgym.errors import ConfigError
+from worldgym.models.dynamics import from_tokens, to_tokens
+from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
+from worldgym.utils.hub import HubModel
+
+
+@dataclass(frozen=True)
+class ForesightConfig:
+    """Sizes.
+
+    Args:
+        channels: of a latent.
+        grid: cells along one side.
+        state_dim: of proprioception.
+        text_dim: of an instruction's embedding.
+        futures: how many future frames are predicted; 0 predicts the value alone, as RECAP's critic does.
+        patch: cells of a patch along one side.
+        width: of the transformer.
+        depth: its layers.
+        heads: of attention.
+        tokens: numbers that summarise what is foreseen, for a policy to read.
+        image_size: pixels along one side of a frame.
+        latent_widths: of the tokenizer.
+        latent_blocks: of the tokenizer.
+    """
+
+    channels: int = 16
+    grid: int = 8
+    state_dim: int = 4
+    text_dim: int = 384
+    futures: int = 2
+    patch: int = 2
+    width: int = 128
+    depth: int = 3
+    heads: int = 4
+    tokens: int = 16
+    image_size: int = 64
+    latent_widths: tuple[int, int, int] = (32, 64, 128)
+    latent_blocks: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        """Validate, and accept lists where json gave them."""
+        object.__setattr__(self, "latent_widths", tuple(self.latent_widths))
+        object.__setattr__(self, "latent_blocks", tuple(self.latent_blocks))
+        if self.futures < 0 or min(self.depth, self.heads, self.tokens, self.patch) < 1:
+            raise ConfigError("futures must not be negative, depth, heads, tokens and patch at least 1")
+        if self.width % self.heads or self.grid % self.patch:
+            raise ConfigError(f"heads must divide width and patch the grid; got {self}")
+
+    @property
+    def joint(self) -> int:
+        """Channels of the joint state: future latents, future proprioception, value."""
+        return self.futures * (self.channels + self.state_dim) + 1
+
+
+class Foreseen(NamedTuple):
+    """What a frame promises.
+
+    Args:
+        value: `(B,)` expected return: minus the share of the horizon that success will still take, -1 for never.
+        futures: `(B,N,C,h,w)` latents of the future frames; `(B,1,0,h,w)` where none are predicted.
+        states: `(B,N,S)` standardised proprioception there; `(B,1,0)` likewise.
+        tokens: `(B,tokens)` summary for a policy, about unit size.
+    """
+
+    value: Tensor
+    futures: Tensor
+    states: Tensor
+    tokens: Tensor
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """`x (B,L,D)`, `shift (B,6,D)`: adaLN (Peebles and Xie 2023, section 3.2)."""
+        a, b, c, d, e, f = shift[:, :, None].unbind(1)
+        q, k, v = (
+            self.qkv(self.norms[0](x) * (1 + a) + b).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        seen = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(-1).to(v.dtype) @ v
+        x = x + c * self.out(seen.transpose(1, 2).flatten(2))
+        return x + f * self.mlp(self.norms[1](x) * (1 + d) + e)
+
+
+class Foresight(
+    nn.Module,
+    HubModel,
+    library_name="worldgym",
+    tags=["world-model", "value", "worldgym"],
+    coders={ForesightConfig: (asdict, lambda values: ForesightConfig(**values))},
+):
+    """The joint predictor.
+
+    Args:
+        config: sizes; also a plain dict (what `config.json` holds).
+        tokenizer: whose latents it reads, copied and frozen; one of random weights when None, to be loaded.
+    """
+
+    def __init__(
+        self,
+        config: ForesightConfig | Mapping[str, Any] | None = None,
+        tokenizer: FrameTokenizer | None = None,
+    ) -> None:
+        super().__init__()
+        if config is None:
+            config = ForesightConfig()
+        c = self.config = config if isinstance(config, ForesightConfig) else ForesightConfig(**config)
+        settings = TokenizerConfig(
+            image_size=c.image_size,
+            latent_channels=c.channels,
+            widths=c.latent_widths,
+            blocks=c.latent_blocks,
+        )
+        self.tokenizer = FrameTokenizer(settings)
+        if tokenizer is not None:
+            self.tokenizer.load_state_dict(tokenizer.state_dict())
+        self.tokenizer.requires_grad_(False).eval()
+        cells = (c.grid // c.patch) ** 2
+        self.read = nn.Linear((c.channels + c.joint) * c.patch**2, c.width)
+        self.place = nn.Parameter(0.02 * torch.randn(1, cells, c.width))
+        self.given = nn.Sequential(
+            nn.Linear(c.text_dim + c.state_dim + 32, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
+        )
+        self.shift = nn.Linear(c.width, 6 * c.width)
+        self.blocks = nn.ModuleList(_Block(c.width, c.heads) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(c.width)
+        self.write = nn.Linear(c.width, c.joint * c.patch**2)
+        self.summary = nn.Linear(cells * c.joint, c.tokens)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)
+        for name, size in (("state", c.state_dim), ("text", c.text_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+        # A fixed random projection, so that a policy's tokens do not move under it while this network trains.
+        self.summary.requires_grad_(False)
+
+    @classmethod
+    def of(cls, tokenizer: FrameTokenizer, **sizes: Any) -> Foresight:
+        """A new one for a tokenizer's latents."""
+        t = tokenizer.config
+        return cls(
+            ForesightConfig(
+                channels=t.latent_channels, grid=tokenizer.grid, image_size=t.image_size,
+                latent_widths=tuple(t.widths), latent_blocks=tuple(t.blocks), **sizes,
+            ),
+            tokenizer,
+        )  # fmt: skip
+
+    def train(self, mode: bool = True) -> Foresight:
+        """The tokenizer stays as it is."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def set_stats(self, states: Tensor, texts: Tensor) -> None:
+        """Standardise by the training data: `states (N,S)`, `texts (M,E)`."""
+        self.state_mean.copy_(states.mean(0))
+        self.state_std.copy_(states.std(0).clamp_min(1e-3))
+        self.text_mean.copy_(texts.mean(0))
+        self.text_std.copy_(texts.std(0, correction=0).clamp_min(0.01))
+
+    def joint(self, futures: Tensor, states: Tensor, value: Tensor) -> Tensor:
+        """The joint state `(B,J,h,w)`: `futures (B,N,C,h,w)`, `states (B,N,S)` in data units, `value (B,)`."""
+        c, side = self.config, self.config.grid
+        tiled = ((states - self.state_mean) / self.state_std).flatten(1)[:, : c.futures * c.state_dim]
+        scalars = torch.cat([tiled, 2 * value[:, None] + 1], 1)  # a value in [-1, 0] becomes one in [-1, 1]
+        return torch.cat([futures.flatten(1, 2), scalars[:, :, None, None].expand(-1, -1, side, side)], 1)
+
+    def clean(self, noisy: Tensor, t: Tensor, latents: Tensor, states: Tensor, texts: Tensor) -> Tensor:
+        """`E[s | s_t, o, l]`: `noisy (B,J,h,w)`, `t (B,)` in (0, 1], the frame's `latents`, `states`, `texts (B,E)`."""
+        c = self.config
+        wave = t[:, None] * (2.0 ** torch.arange(16, device=t.device) * math.pi / 2)
+        words = ((texts - self.text_mean) / self.text_std).clamp(-5, 5)
+        hand = (states - self.state_mean) / self.state_std
+        given = self.given(torch.cat([words, hand, wave.sin(), wave.cos()], 1))
+        shift = self.shift(nn.functional.silu(given)).unflatten(1, (6, -1))
+        x = self.read(to_tokens(torch.cat([latents, noisy], 1).contiguous(), c.patch)) + self.place
+        for block in self.blocks:
+            x = block(x, shift)
+        change = from_tokens(self.write(self.norm(x)), c.patch)
+        still = torch.cat([latents] * c.futures + [latents.new_zeros(len(latents), c.joint - c.futures * c.channels,
+                                                                     c.grid, c.grid)], 1)  # fmt: skip
+        return still + change
+
+    def loss(
+        self, latents: Tensor, states: Tensor, texts: Tensor, joint: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Flow matching on `joint (B,J,h,w)`; half of the batch at t = 1, where it is asked at inference."""
+        b = len(joint)
+        t = torch.rand(b, generator=generator)
+        t[: b // 2] = 1.0
+        level = t[:, None, None, None].clamp_min(0.05)
+        noise = torch.randn(joint.shape, generator=generator) * (level < 1)
+        said = self.clean((1 - level) * joint + level * noise, t, latents, states, texts)
+        error = ((said - joint) / level).square().mean((0, 2, 3))  # of velocities: (s_t - s) / t
+        rest = error[:-1].mean() if len(error) > 1 else error.new_zeros(())
+        return rest + error[-1]
+
+    @torch.no_grad()
+    def forward(self, latents: Tensor, states: Tensor, texts: Tensor) -> Foreseen:
+        """One denoising step.
+
+        Args:
+            latents: `(B,C,h,w)` of the frame.
+            states: `(B,S)` proprioception, data units.
+            texts: `(B,E)` embeddings.
+        """
+        c = self.config
+        t = torch.ones(len(latents), device=latents.device)
+        start = torch.zeros(len(latents), c.joint, c.grid, c.grid, device=latents.device)
+        joint = self.clean(start, t, latents, states, texts)
+        split = c.futures * c.channels
+        futures = joint[:, :split].unflatten(1, (max(1, c.futures), -1))
+        scalars = joint[:, split:].mean((2, 3))
+        hands = scalars[:, :-1].unflatten(1, (max(1, c.futures), -1))
+        tokens = self.summary(nn.functional.avg_pool2d(joint, c.patch).flatten(1))
+        return Foreseen(((scalars[:, -1] - 1) / 2).clamp(-1, 0), futures, hands, tokens)
