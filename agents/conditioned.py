@@ -32,7 +32,7 @@ from worldgym.protocols import Observation
 from worldgym.text import EMBEDDING_DIM, embed
 
 LOUD = 8
-"""Times that each flag is said: one number in four hundred, its weights beginning at zero, took 250 steps to be heard."""
+"""Times that a flag is said: one number in four hundred, whose weights begin at zero, took 250 steps to be heard."""
 FLAGS = 3 * LOUD  # good, bad, foreseen
 STRENGTH = 0.2  # of a flag's standardisation: it is heard five times as strongly, as far as a policy's inputs go
 

@@ -237,8 +237,12 @@ def draw(rows: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(rows), figsize=(2.5 * len(rows), 2.8), sharey=True, squeeze=False)
-    for axis, (name, row) in zip(axes[0], rows.items(), strict=True):
+    wide = min(4, len(rows))
+    tall = -(-len(rows) // wide)
+    figure, axes = pyplot.subplots(tall, wide, figsize=(2.5 * wide, 2.6 * tall), sharey=True, squeeze=False)
+    for axis in axes.flat[len(rows) :]:
+        axis.axis("off")
+    for axis, (name, row) in zip(axes.flat, rows.items(), strict=False):
         axis.plot(row["n"], row["imagined"], color="#2458c5", marker="o", markersize=3, label="imagined")
         axis.plot(row["n"], row["true"], color="#d9822b", marker="o", markersize=3, label="true")
         axis.set_xscale("log", base=2)
@@ -246,7 +250,8 @@ def draw(rows: Mapping[str, Any], path: Path) -> None:
         axis.set_xlabel("best of N")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylim(0, 1.02)
-    axes[0][0].set_ylabel("success")
+    for first in axes[:, 0]:
+        first.set_ylabel("success")
     axes[0][0].legend(fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
