@@ -138,56 +138,65 @@ def _sft(lab: Lab, seed: int, folder: Path) -> Trained:
 
 
 def _bc_only(lab: Lab, seed: int, folder: Path) -> Trained:
-    """As many supervised updates as imagined RL takes in all, averaged likewise."""
+    return clone(lab, lab.preset.practice(seed, folder), lab.bundle.demonstrations(), {})
+
+
+def clone(lab: Lab, settings: PracticeSettings, demos: Any, budget: dict[str, float]) -> Trained:
+    """As many supervised updates on demonstrations as imagined RL takes in all, averaged likewise."""
     from agents import SFT, SFTConfig, average_weights
 
-    settings = lab.preset.practice(seed, folder)
-    updates = settings.iterations * (settings.imitation_steps + 2)
+    updates = settings.iterations * (settings.imitation_steps + settings.updates)
     policy, average = lab.bundle.policy(), lab.bundle.policy()
-    demos = lab.bundle.demonstrations()
     config = SFTConfig(
-        lr=settings.imitation_lr,
-        batch_size=settings.bc_batch,
-        seed=seed,
-        weight_decay=0.0,
+        lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=settings.seed, weight_decay=0.0,
         learn=settings.learn,
-    )
+    )  # fmt: skip
     trainer, decay = SFT(config), settings.average ** (settings.iterations / updates)
     for done in range(1, updates + 1):
         trainer.update(policy, demos)
         average_weights(average, policy, min(decay, done / (done + 10)))
-    save_policy(average, folder / "policy")
-    return Trained(saved(folder), {"updates": float(updates)}, settings=settings.key())
+    save_policy(average, settings.out / "policy")
+    return Trained(saved(settings.out), {"updates": float(updates), **budget}, settings=settings.key())
 
 
-def _filtered_bc(lab: Lab, seed: int, folder: Path) -> Trained:
-    """Own episodes in Real, once, at the temperatures of practice; then rounds of cloning the successes."""
-    from agents import RealCollector, SelfImitation, SelfImitationConfig, average_weights
+def filtered_bc(episodes: int | None = None) -> Callable[[Lab, int, Path], Trained]:
+    """Own episodes in Real, once, as many as the preset says or as are said; rounds of cloning the successes."""
 
-    settings = lab.preset.practice(seed, folder)
+    def train(lab: Lab, seed: int, folder: Path) -> Trained:
+        from agents import RealCollector
+
+        settings = lab.preset.practice(seed, folder)
+        starts = some_starts(
+            np.random.default_rng([seed, 17]), episodes or lab.preset.real_episodes, lab.tasks, REAL_SEEDS
+        )
+        with RealCollector(env_kwargs={"domain": "real"}, processes=lab.workers) as real:
+            rollouts = real.collect(
+                lab.bundle.policy(), *starts, group_size=1, horizon=lab.preset.measured, temperature=1.0,
+                token_temperature=settings.token_temperature, generator=_generator(seed),
+            )  # fmt: skip
+        budget = {"real_episodes": float(len(rollouts)), "real_steps": float(rollouts.frames_used)}
+        return imitate(lab, settings, lab.bundle.demonstrations(), rollouts, budget)
+
+    return train
+
+
+def imitate(
+    lab: Lab, settings: PracticeSettings, demos: Any, rollouts: Any, budget: dict[str, float]
+) -> Trained:
+    """Clone `demos`, and the successes among `rollouts` beside them, for as many updates as practice takes."""
+    from agents import SelfImitation, SelfImitationConfig, average_weights
+
     policy, average = lab.bundle.policy(), lab.bundle.policy()
-    rng = np.random.default_rng([seed, 17])
-    with RealCollector(env_kwargs={"domain": "real"}, processes=lab.workers) as real:
-        rollouts = real.collect(
-            policy, *some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS), group_size=1,
-            horizon=lab.preset.measured, temperature=1.0, token_temperature=settings.token_temperature,
-            generator=_generator(seed),
-        )  # fmt: skip
     config = SelfImitationConfig(
-        steps=settings.imitation_steps, lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=seed,
+        steps=settings.imitation_steps, lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=settings.seed,
         learn=settings.learn, demo_share=settings.demo_share, min_rate=0.0, discount=1.0,
     )  # fmt: skip
-    imitation, updates = SelfImitation(lab.bundle.demonstrations(), config), 0.0
+    imitation, updates = SelfImitation(demos, config), 0.0
     for done in range(1, settings.iterations + 1):
         updates += imitation.update(policy, rollouts if done == 1 else None)["imitation_steps"]
         average_weights(average, policy, min(settings.average, done / (done + 2)))
-    save_policy(average, folder / "policy")
-    budget = {
-        "updates": updates,
-        "real_episodes": float(len(rollouts)),
-        "real_steps": float(rollouts.frames_used),
-    }
-    return Trained(saved(folder), budget, settings=settings.key())
+    save_policy(average, settings.out / "policy")
+    return Trained(saved(settings.out), {"updates": updates, **budget}, settings=settings.key())
 
 
 # -- arms with rollouts ---------------------------------------------------------------------------
@@ -317,7 +326,7 @@ ARMS: dict[str, Arm] = {
     for arm in (
         Arm("sft", "SFT", _sft, seeded=False),
         Arm("bc_only", "BC only, as many updates", _bc_only),
-        Arm("filtered_bc", "filtered BC, own episodes in Real", _filtered_bc),
+        Arm("filtered_bc", "filtered BC, own episodes in Real", filtered_bc()),
         Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _practise({"lr": 0.0, "acting": "first"})),
         Arm("imagined_rl", "imagined RL", _practise({})),
         Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),

@@ -77,7 +77,7 @@ def page(claim: Claim, records: Records, preset: ClaimPreset, figures: Sequence[
     parts += [f"![{figure}]({claim.name}-{figure}.svg)\n" for figure in figures]
     extra = claim.tables(records, preset)
     if extra:
-        parts += ["## Ratios", "", extra]
+        parts += ["## More", "", extra]
     if arms:
         parts += ["## Success in Real, every seed", "", *success_table(records, arms), ""]
         parts += ["## Splits", "", *split_table(records, arms), ""]

@@ -119,6 +119,23 @@ def test_a_crossing_lies_where_the_sign_turns(values):
         assert np.interp(at, gaps, values) == pytest.approx(0, abs=1e-6) or (at == 0 and values[0] > 0)
 
 
+@pytest.mark.parametrize(
+    ("own", "wanted", "where"),
+    [
+        ((0.5, 0.5, 0.55, 0.6, 0.6), "supported", "800 own episodes do not overtake it"),
+        ((0.5, 0.6, 0.7, 0.85, 0.9), "inconclusive", "400 own episodes overtake it"),
+        ((0.9, 0.9, 0.9, 0.9, 0.9), "refuted", "50 own episodes overtake it"),
+    ],
+)
+def test_e1_says_how_many_episodes_overtake_imagined_practice(tmp_path, own, wanted, where):
+    rates = c1_rates() | {("E1", f"own-{n}"): r for n, r in zip(SMALL.budgets, own, strict=True)}
+    rates |= {("E1", f"demos-{n}"): 0.6 for n in SMALL.budgets}
+    records = made_up(tmp_path / "data", rates)
+    verdict = CLAIMS["E1"].decide(records, SMALL)
+    assert verdict.verdict == wanted and where in verdict.why, verdict.why
+    assert CLAIMS["E1"].figures(records, SMALL)["episodes"].startswith("<svg")
+
+
 def test_c20_ranks_every_policy_that_there_is(tmp_path):
     rates = dict(zip(c20.arms(SMALL), (0.7, 0.6, 0.5, 0.3, 0.2, 0.1), strict=True))
     records = made_up(tmp_path, rates)
@@ -178,7 +195,18 @@ def lab(bundle, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["sft", "bc_only", "filtered_bc", "iter_sft", "imagined_rl", "soft_rl-partial", "real_rl"]
+    "name",
+    [
+        "sft",
+        "bc_only",
+        "filtered_bc",
+        "iter_sft",
+        "imagined_rl",
+        "soft_rl-partial",
+        "real_rl",
+        "demos-50",
+        "ramp",
+    ],
 )
 def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
     facts = run_arm(lab, ARMS[name], 0)
@@ -191,12 +219,13 @@ def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
     spent = {k for k in ("real_steps", "imagined_steps", "soft_steps") if budget.get(k)}
     wanted = {
         "filtered_bc": {"real_steps"}, "iter_sft": {"imagined_steps"}, "imagined_rl": {"imagined_steps"},
-        "soft_rl-partial": {"soft_steps"}, "real_rl": {"real_steps"},
+        "soft_rl-partial": {"soft_steps"}, "real_rl": {"real_steps"}, "demos-50": {"real_steps"},
+        "ramp": {"real_steps"},
     }  # fmt: skip
     assert spent == wanted.get(name, set()) and budget["wall_seconds"] >= 0
     if name in ("imagined_rl", "real_rl"):
         assert facts["way"][-1]["true"] >= 0 and ("imagined" in facts["way"][-1]) == (name == "imagined_rl")
-    assert ("real_episodes" in budget) == (name in ("filtered_bc", "real_rl"))
+    assert ("real_episodes" in budget) == (name in ("filtered_bc", "real_rl", "demos-50", "ramp"))
     assert json.loads(json.dumps(facts)) == facts
 
 
@@ -228,10 +257,10 @@ def test_the_commands_run_report_and_list(tmp_path, bundle, monkeypatch, capsys)
     assert len(list((tmp_path / "data" / "tiny").iterdir())) == 2
     assert not list((tmp_path / "work").glob("*/bc_only*")), "policies of finished arms are not kept"
     readme = tmp_path / "README.txt"
-    readme.write_text("a\n<!-- results -->\nold\n<!-- /results -->\nb\n")
+    readme.write_text("a\n<!-- results -->\nbefore\n<!-- /results -->\nb\n")
     out = tmp_path / "claims.json"
     assert main(["claims", "report", *typed, "--json", str(out), "--readme", str(readme)]) == 0
-    assert json.loads(out.read_text())["C1"]["verdict"] == "inconclusive" and "old" not in readme.read_text()
+    assert json.loads(out.read_text())["C1"]["verdict"] == "inconclusive" and "before" not in readme.read_text()
     assert main(["claims", "list", *typed]) == 0
     assert "refuted if" in capsys.readouterr().out
 

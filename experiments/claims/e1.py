@@ -1,0 +1,145 @@
+"""E1: how many episodes in Real imagined practice is worth: cloning more of them against practising without any.
+
+Not a row of the published claims but the question behind them (WMPO's users ask it): the same SFT policy either clones
+N more expert demonstrations, or its own successes among N episodes in Real, or practises in imagination, which takes
+none, for as many updates. What the world model and the judge were trained on is counted on their card, not here.
+
+Example::
+
+    from experiments.claims.e1 import CLAIM
+    CLAIM.refuted_if
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from experiments.charts import Series, line_chart, standalone
+from experiments.claims.arms import ARMS, REAL_SEEDS, Arm, Trained, clone, filtered_bc, some_starts
+from experiments.claims.claim import (
+    ENOUGH_SEEDS,
+    INCONCLUSIVE,
+    REFUTED,
+    SUPPORTED,
+    Claim,
+    Verdict,
+    common_seeds,
+    difference,
+    missing,
+    said,
+)  # fmt: skip
+from experiments.claims.lab import Lab
+from experiments.claims.presets import PRESETS, ClaimPreset
+from experiments.claims.records import Records
+
+NAME = "E1"
+RL, SFT = ("C1", "imagined_rl"), ("C1", "sft")
+
+
+def demos(count: int) -> Callable[[Lab, int, Path], Trained]:
+    """`count` more expert demonstrations, and those there were, cloned."""
+
+    def train(lab: Lab, seed: int, folder: Path) -> Trained:
+        from agents import chunk_dataset
+        from agents.self_imitation import join
+        from envs.tabletop import TabletopEnv
+        from envs.tabletop.collect import rollout
+
+        settings, rng = lab.preset.practice(seed, folder), np.random.default_rng([seed, 13])
+        env = TabletopEnv(domain="real", horizon=lab.preset.measured, terminate_on_success=False)
+        starts = zip(*some_starts(rng, count, lab.tasks, REAL_SEEDS), strict=True)
+        shown = [rollout(env, task, start, "expert", rng) for start, task in starts]
+        steps = env.batch.interactions
+        env.close()
+        more = chunk_dataset(
+            [episode for episode in shown if episode.success.any()], lab.bundle.policy().chunk
+        )
+        everything = join(lab.bundle.demonstrations(), more)
+        return clone(lab, settings, everything, {"real_episodes": float(count), "real_steps": float(steps)})
+
+    return train
+
+
+ARMS.update(
+    {
+        arm.name: arm
+        for n in sorted({n for preset in PRESETS.values() for n in preset.budgets})
+        for arm in (
+            Arm(f"demos-{n}", f"{n} more demonstrations", demos(n)),
+            Arm(f"own-{n}", f"filtered BC, {n} own episodes", filtered_bc(n)),
+        )
+    }
+)
+
+
+def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
+    """All of them."""
+    return [SFT, RL, *((NAME, f"{kind}-{n}") for kind in ("demos", "own") for n in preset.budgets)]
+
+
+def decide(records: Records, preset: ClaimPreset) -> Verdict:
+    """Imagined RL against filtered BC on the most episodes; and where either kind of cloning overtakes it."""
+    needed = arms(preset)
+    seeds, absent = common_seeds(records, needed)
+    if absent:
+        return missing(NAME, absent)
+    gains = {
+        kind: [difference(records, RL, (NAME, f"{kind}-{n}"), seeds) for n in preset.budgets]
+        for kind in ("demos", "own")
+    }
+    effect, first = gains["own"][-1], gains["own"][0]
+    overtaken = {
+        kind: next((n for n, d in zip(preset.budgets, row, strict=True) if d.mean < 0), None)
+        for kind, row in gains.items()
+    }
+    names = {"demos": "demonstrations", "own": "own episodes"}
+    where = "; ".join(
+        f"{preset.budgets[-1]} {names[k]} do not overtake it" if n is None else f"{n} {names[k]} overtake it"
+        for k, n in overtaken.items()
+    )
+    why = f"imagined RL less filtered BC on {preset.budgets[-1]} own episodes in Real {said(effect)}; {where}"
+    if len(seeds) < ENOUGH_SEEDS:
+        return Verdict(INCONCLUSIVE, effect, len(seeds), f"{why}; {len(seeds)} of {ENOUGH_SEEDS} seeds")
+    if first.mean <= 0:
+        return Verdict(REFUTED, effect, len(seeds), why)
+    if effect.low > 0:
+        return Verdict(SUPPORTED, effect, len(seeds), why)
+    return Verdict(
+        INCONCLUSIVE, effect, len(seeds), f"{why}; at the largest budget the interval does not lie above 0"
+    )
+
+
+def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
+    """Success in Real against episodes in Real."""
+    seeds, absent = common_seeds(records, arms(preset))
+    if absent:
+        return {}
+    x = list(preset.budgets)
+    series = []
+    ours = records.outcomes(*RL, "seen/greedy", seeds).mean(1)
+    rows = {"imagined RL, no further episode": [ours] * len(x)}
+    for kind, label in (("demos", "more demonstrations"), ("own", "filtered BC, own episodes")):
+        rows[label] = [records.outcomes(NAME, f"{kind}-{n}", "seen/greedy", seeds).mean(1) for n in x]
+    for label, values in rows.items():
+        series.append(
+            Series(label, x, [float(v.mean()) for v in values], low=[float(v.min()) for v in values],
+                   high=[float(v.max()) for v in values])
+        )  # fmt: skip
+    base = float(records.outcomes(*SFT, "seen/greedy", [0]).mean())
+    series.append(Series("SFT", x, [base] * len(x)))
+    chart = line_chart(series, x_label="episodes in Real", y_range=(0.0, 1.0))
+    return {"episodes": standalone(chart, [s.label for s in series])}
+
+
+CLAIM = Claim(
+    NAME,
+    "imagined practice is worth many episodes in Real",
+    "World-Gymnast (arXiv 2602.02454) and WMPO (2511.09515) compare at equal episodes; this curve is not published",
+    "filtered BC on the fewest own episodes already does as well",
+    arms,
+    decide,
+    figures,
+)
