@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 # pip asks for news on every call otherwise
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow test-newest test-clip test-notebooks lint format bench pretrained docs gl clean
+.PHONY: help setup demo test test-slow test-newest test-clip test-notebooks test-claims lint format bench pretrained docs gl clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,11 @@ $(VENV)/.installed_for_notebooks: $(TESTED)
 
 test-notebooks: gl $(VENV)/.installed_for_notebooks ## execute the notebooks, everything in them small
 	WORLDGYM_TINY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -q notebooks $(ARGS)
+
+CLAIMS := runs/tiny_claims
+test-claims: gl $(STAMP) ## a published claim on the bundled weights, everything in it small
+	OMP_NUM_THREADS=1 $(BIN)/worldgym claims run C1 --preset tiny --threads 1 --results $(CLAIMS) --work $(CLAIMS)/work $(ARGS)
+	$(BIN)/worldgym claims report --preset tiny --results $(CLAIMS)
 
 lint: $(TESTED) ## ruff, mypy on the public API, import-linter
 	$(BIN)/ruff check .
