@@ -11,18 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.charts import Series, line_chart, standalone
-from experiments.claims.claim import (
-    ENOUGH_SEEDS,
-    INCONCLUSIVE,
-    REFUTED,
-    SUPPORTED,
-    Claim,
-    Verdict,
-    common_seeds,
-    difference,
-    missing,
-    said,
-)  # fmt: skip
+from experiments.claims.claim import Claim, Ruling, difference, said
 from experiments.claims.figures import gains, label_of
 from experiments.claims.lab import frozen_gap
 from experiments.claims.presets import ClaimPreset
@@ -43,24 +32,23 @@ def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
     return [SFT, RL, *(arm for _, arm in swept(preset)), *((NAME, arm) for arm in APART)]
 
 
-def decide(records: Records, preset: ClaimPreset) -> Verdict:
-    """The rule, at the frozen gap; and the gap at which the lines cross."""
-    gaps = swept(preset)
-    seeds, absent = common_seeds(records, [SFT, RL, *(arm for _, arm in gaps)])
-    if absent:
-        return missing(NAME, absent)
-    by_gap = {g: difference(records, RL, arm, seeds) for g, arm in gaps}
+def needs(preset: ClaimPreset) -> list[tuple[str, str]]:
+    """What the sweep is made of."""
+    return [SFT, RL, *(arm for _, arm in swept(preset))]
+
+
+def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
+    """At the frozen gap; and the gap at which the lines cross."""
+    by_gap = {g: difference(records, RL, arm, seeds) for g, arm in swept(preset)}
     at = min(by_gap, key=lambda g: abs(g - frozen_gap()))
     effect, cross = by_gap[at], crossing(list(by_gap), [v.mean for v in by_gap.values()])
     where = "no crossing up to gap 1" if cross is None else f"the lines cross at gap {cross:.2f}"
     why = f"imagined RL less RL in Soft at gap {at:g} {said(effect)}; {where}"
-    if len(seeds) < ENOUGH_SEEDS:
-        return Verdict(INCONCLUSIVE, effect, len(seeds), f"{why}; {len(seeds)} of {ENOUGH_SEEDS} seeds")
     if cross is None and by_gap[max(by_gap)].mean <= 0:
-        return Verdict(REFUTED, effect, len(seeds), why)
+        return Ruling(False, effect, why)
     if effect.low > 0:
-        return Verdict(SUPPORTED, effect, len(seeds), f"{why}; the interval lies above 0")
-    return Verdict(INCONCLUSIVE, effect, len(seeds), f"{why}; at that gap the interval does not lie above 0")
+        return Ruling(True, effect, f"{why}; the interval lies above 0")
+    return Ruling(None, effect, f"{why}; at that gap the interval does not lie above 0")
 
 
 def crossing(gaps: list[float], values: list[float]) -> float | None:
@@ -80,12 +68,9 @@ def crossing(gaps: list[float], values: list[float]) -> float | None:
     return None
 
 
-def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
+def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:
     """Success in Real against the gap, with the spread of the seeds."""
     gaps = swept(preset)
-    seeds, absent = common_seeds(records, [SFT, RL, *(arm for _, arm in gaps)])
-    if absent:
-        return {}
     rows = [records.outcomes(*arm, "seen/greedy", seeds).mean(1) for _, arm in gaps]
     x = [g for g, _ in gaps]
     ours = records.outcomes(*RL, "seen/greedy", seeds).mean(1)
@@ -103,16 +88,13 @@ def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
     ]
     return {
         "gap": standalone(chart, [s.label for s in series]),
-        **gains(records, RL, others, "imagined RL less"),
+        **gains(records, RL, others),
     }
 
 
-def tables(records: Records, preset: ClaimPreset) -> str:
+def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
     """Ratios of success, as World-Gymnast reports them."""
     gaps = swept(preset)
-    seeds, absent = common_seeds(records, [RL, *(arm for _, arm in gaps)])
-    if absent:
-        return ""
     ours = records.outcomes(*RL, "seen/greedy", seeds).mean()
     lines = ["| gap | imagined RL / RL in Soft |", "|---|---|"]
     for g, arm in gaps:
@@ -146,8 +128,9 @@ CLAIM = Claim(
     "RL in the world model beats RL in a software simulator that is wrong enough",
     "World-Gymnast (arXiv 2602.02454): 1.5 times RL in SIMPLER over four tasks",
     "imagined RL is below RL in Soft at every gap up to 1",
-    arms,
-    decide,
-    figures,
-    tables,
+    arms=arms,
+    needs=needs,
+    rule=rule,
+    figures=figures,
+    tables=tables,
 )

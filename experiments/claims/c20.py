@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.charts import COLOURS, STYLE
 from experiments.claims.arms import ARMS, Arm, Trained
-from experiments.claims.claim import INCONCLUSIVE, REFUTED, SUPPORTED, Claim, Verdict, missing
+from experiments.claims.claim import Claim, Ruling
 from experiments.claims.lab import Lab
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
@@ -72,35 +72,29 @@ def said_by(records: Records) -> dict[str, np.ndarray]:
     }
 
 
-def decide(records: Records, preset: ClaimPreset) -> Verdict:
+def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     """Pearson's correlation with Real, and whether it is below that of Soft."""
     policies = pool(records)
-    absent = [f"{c}-{arm}" for c, arm in arms(preset) if not records.seeds(c, arm)]
-    if absent or len(policies) < 3:
-        return missing(NAME, absent or ["policies"])
     tables = said_by(records)
     found = {w: agreement(tables[w], tables["real"]) for w in ("imagined", "soft")}
     row, other = found["imagined"]["pearson"], found["soft"]["pearson"]
     effect = Interval(row["mean"], min(row["low"], row["mean"]), max(row["high"], row["mean"]), len(policies))
-    seeds = len({seed for *_, seed in policies})
     why = (
         f"Pearson {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over {len(policies)} policies, Soft at the "
         f"frozen gap {other['mean']:.3f} [{other['low']:.3f}, {other['high']:.3f}]; mean maximum rank violation "
         f"{found['imagined']['mmrv']['mean']:.3f} and {found['soft']['mmrv']['mean']:.3f}"
     )
     if len(policies) < POLICIES:
-        return Verdict(INCONCLUSIVE, effect, seeds, f"{why}; {len(policies)} of {POLICIES} policies")
+        return Ruling(None, effect, f"{why}; {len(policies)} of {POLICIES} policies")
     if row["mean"] < 0.7 or row["mean"] < other["low"]:
-        return Verdict(REFUTED, effect, seeds, why)
+        return Ruling(False, effect, why)
     if row["low"] >= 0.7 and row["mean"] >= other["mean"]:
-        return Verdict(SUPPORTED, effect, seeds, why)
-    return Verdict(INCONCLUSIVE, effect, seeds, f"{why}; the intervals decide neither way")
+        return Ruling(True, effect, why)
+    return Ruling(None, effect, f"{why}; the intervals decide neither way")
 
 
-def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
+def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:
     """Success as each evaluator has it against success in Real, a dot a policy."""
-    if len(pool(records)) < 3:
-        return {}
     tables = said_by(records)
     real = tables["real"].mean(1)
     side, edge = 320, 44
@@ -134,7 +128,8 @@ CLAIM = Claim(
     "the world model evaluates policies as Real does, better than a simulator that is wrong",
     "WorldGym (arXiv 2506.00613) and SIMPLER: Pearson above 0.9 over a few policies",
     "Pearson below 0.7, or below the interval of Soft's",
-    arms,
-    decide,
-    figures,
+    arms=arms,
+    needs=arms,
+    rule=rule,
+    figures=figures,
 )

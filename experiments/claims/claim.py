@@ -4,7 +4,7 @@ Published magnitudes are context, never targets. A refuted claim is a result.
 
 Example::
 
-    verdict = C1.decide(Records(folder, "small"), PRESETS["small"])
+    verdict = CLAIMS["C1"].decide(Records(folder, "small"), PRESETS["small"])
     verdict.verdict, verdict.effect, verdict.why      # "supported", Interval(...), "..."
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
@@ -48,6 +48,14 @@ class Verdict:
         return {"verdict": self.verdict, "effect": effect, "seeds": self.seeds, "why": self.why}
 
 
+class Ruling(NamedTuple):
+    """What a claim's rule says of results: whether they support it (None: neither way), the number, and why."""
+
+    holds: bool | None
+    effect: Interval
+    why: str
+
+
 @dataclass(frozen=True)
 class Claim:
     """A published claim as an experiment.
@@ -56,9 +64,10 @@ class Claim:
         name: such as `C1`.
         title: what is claimed.
         source: who claims it, with the published magnitude.
-        refuted_if: the rule.
+        refuted_if: the rule in words.
         arms: of a preset, in the order of the tables; `(claim that owns the result, arm)`.
-        decide: the rule, applied to results.
+        needs: those of them without which nothing is decided.
+        rule: applied to results, on the seeds that all needed arms have.
         figures: name -> SVG, of results.
         tables: markdown of what this claim shows beside success, cost and splits.
     """
@@ -68,18 +77,28 @@ class Claim:
     source: str
     refuted_if: str
     arms: Callable[[ClaimPreset], Sequence[tuple[str, str]]]
-    decide: Callable[[Records, ClaimPreset], Verdict]
-    figures: Callable[[Records, ClaimPreset], dict[str, str]]
-    tables: Callable[[Records, ClaimPreset], str] = lambda records, preset: ""
+    needs: Callable[[ClaimPreset], Sequence[tuple[str, str]]]
+    rule: Callable[[Records, ClaimPreset, list[int]], Ruling]
+    figures: Callable[[Records, ClaimPreset, list[int]], dict[str, str]]
+    tables: Callable[[Records, ClaimPreset, list[int]], str] = lambda records, preset, seeds: ""
 
-    def own(self, preset: ClaimPreset) -> list[str]:
-        """Arms whose results lie under this claim's name."""
-        return [arm for owner, arm in self.arms(preset) if owner == self.name]
+    def seeds(self, records: Records, preset: ClaimPreset) -> tuple[list[int], list[str]]:
+        """Seeds that all needed arms have, and the needed arms that are absent."""
+        return common_seeds(records, self.needs(preset))
 
-
-def missing(verdict_of: str, absent: Sequence[str]) -> Verdict:
-    """Not decided yet."""
-    return Verdict(INCONCLUSIVE, None, 0, f"{verdict_of} needs results that are missing: {', '.join(absent)}")
+    def decide(self, records: Records, preset: ClaimPreset) -> Verdict:
+        """The rule, or why it cannot be applied yet: results are missing, or seeds too few."""
+        seeds, absent = self.seeds(records, preset)
+        if absent:
+            return Verdict(
+                INCONCLUSIVE, None, 0, f"{self.name} needs results that are missing: {', '.join(absent)}"
+            )
+        ruling = self.rule(records, preset, seeds)
+        if len(seeds) < ENOUGH_SEEDS:
+            why = f"{ruling.why}; {len(seeds)} of {ENOUGH_SEEDS} seeds"
+            return Verdict(INCONCLUSIVE, ruling.effect, len(seeds), why)
+        verdict = {True: SUPPORTED, False: REFUTED, None: INCONCLUSIVE}[ruling.holds]
+        return Verdict(verdict, ruling.effect, len(seeds), ruling.why)
 
 
 def common_seeds(records: Records, arms: Sequence[tuple[str, str]]) -> tuple[list[int], list[str]]:

@@ -19,18 +19,7 @@ import numpy as np
 
 from experiments.charts import Series, line_chart, standalone
 from experiments.claims.arms import ARMS, REAL_SEEDS, Arm, Trained, clone, filtered_bc, some_starts
-from experiments.claims.claim import (
-    ENOUGH_SEEDS,
-    INCONCLUSIVE,
-    REFUTED,
-    SUPPORTED,
-    Claim,
-    Verdict,
-    common_seeds,
-    difference,
-    missing,
-    said,
-)  # fmt: skip
+from experiments.claims.claim import Claim, Ruling, difference, said
 from experiments.claims.lab import Lab
 from experiments.claims.presets import PRESETS, ClaimPreset
 from experiments.claims.records import Records
@@ -80,12 +69,8 @@ def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
     return [SFT, RL, *((NAME, f"{kind}-{n}") for kind in ("demos", "own") for n in preset.budgets)]
 
 
-def decide(records: Records, preset: ClaimPreset) -> Verdict:
+def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     """Imagined RL against filtered BC on the most episodes; and where either kind of cloning overtakes it."""
-    needed = arms(preset)
-    seeds, absent = common_seeds(records, needed)
-    if absent:
-        return missing(NAME, absent)
     gains = {
         kind: [difference(records, RL, (NAME, f"{kind}-{n}"), seeds) for n in preset.budgets]
         for kind in ("demos", "own")
@@ -101,22 +86,15 @@ def decide(records: Records, preset: ClaimPreset) -> Verdict:
         for k, n in overtaken.items()
     )
     why = f"imagined RL less filtered BC on {preset.budgets[-1]} own episodes in Real {said(effect)}; {where}"
-    if len(seeds) < ENOUGH_SEEDS:
-        return Verdict(INCONCLUSIVE, effect, len(seeds), f"{why}; {len(seeds)} of {ENOUGH_SEEDS} seeds")
     if first.mean <= 0:
-        return Verdict(REFUTED, effect, len(seeds), why)
+        return Ruling(False, effect, why)
     if effect.low > 0:
-        return Verdict(SUPPORTED, effect, len(seeds), why)
-    return Verdict(
-        INCONCLUSIVE, effect, len(seeds), f"{why}; at the largest budget the interval does not lie above 0"
-    )
+        return Ruling(True, effect, why)
+    return Ruling(None, effect, f"{why}; at the largest budget the interval does not lie above 0")
 
 
-def figures(records: Records, preset: ClaimPreset) -> dict[str, str]:
+def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:
     """Success in Real against episodes in Real."""
-    seeds, absent = common_seeds(records, arms(preset))
-    if absent:
-        return {}
     x = list(preset.budgets)
     series = []
     ours = records.outcomes(*RL, "seen/greedy", seeds).mean(1)
@@ -139,7 +117,8 @@ CLAIM = Claim(
     "imagined practice is worth many episodes in Real",
     "World-Gymnast (arXiv 2602.02454) and WMPO (2511.09515) compare at equal episodes; this curve is not published",
     "filtered BC on the fewest own episodes already does as well",
-    arms,
-    decide,
-    figures,
+    arms=arms,
+    needs=arms,
+    rule=rule,
+    figures=figures,
 )

@@ -2,7 +2,7 @@
 
 Example::
 
-    gains(records, ("C1", "imagined_rl"), [("C1", "sft")], "imagined RL less")["gains"][:4]     # "<svg"
+    gains(records, ("C1", "imagined_rl"), [("C1", "sft")])["gains"][:4]     # "<svg"
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ def label_of(records: Records, arm: tuple[str, str]) -> str:
     return str(records.read(*arm, seeds[0])["label"]) if seeds else arm[1]
 
 
-def gains(
-    records: Records, ours: tuple[str, str], others: Sequence[tuple[str, str]], title: str
-) -> dict[str, str]:
+def gains(records: Records, ours: tuple[str, str], others: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Paired differences of success in Real, over the seeds that both arms have."""
     rows = []
     for other in others:
@@ -34,7 +32,7 @@ def gains(
     return {"gains": standalone(interval_chart(rows, zero=True, width=760))} if rows else {}
 
 
-def way(records: Records, arm: tuple[str, str], title: str) -> dict[str, str]:
+def way(records: Records, arm: tuple[str, str]) -> dict[str, str]:
     """Imagined and true success during training, the mean over seeds with their spread."""
     runs = [records.read(*arm, seed)["way"] for seed in records.seeds(*arm)]
     rows = [[row for row in run if "true" in row] for run in runs]

@@ -38,7 +38,8 @@ def write_report(records: Records, preset: ClaimPreset, folder: Path) -> list[Pa
     """One page a claim and an index; returns the files that were written."""
     written = []
     for name, claim in CLAIMS.items():
-        drawn = claim.figures(records, preset)
+        seeds, absent = claim.seeds(records, preset)
+        drawn = {} if absent else claim.figures(records, preset, seeds)
         for figure, svg in sorted(drawn.items()):
             written.append(atomic_write_text(folder / f"{name}-{figure}.svg", svg))
         written.append(atomic_write_text(folder / f"{name}.md", page(claim, records, preset, sorted(drawn))))
@@ -75,8 +76,8 @@ def page(claim: Claim, records: Records, preset: ClaimPreset, figures: Sequence[
         f"Refuted if {claim.refuted_if}. Published: {claim.source}.", "",
     ]  # fmt: skip
     parts += [f"![{figure}]({claim.name}-{figure}.svg)\n" for figure in figures]
-    extra = claim.tables(records, preset)
-    if extra:
+    seeds, absent = claim.seeds(records, preset)
+    if not absent and (extra := claim.tables(records, preset, seeds)):
         parts += ["## More", "", extra]
     if arms:
         parts += ["## Success in Real, every seed", "", *success_table(records, arms), ""]
