@@ -1,7 +1,8 @@
 """`worldgym claims list`, `run`, `report`: published claims as experiments.
 
 What is finished is one small JSON file for each claim, arm and seed; `run` makes what is missing and nothing twice, so
-an interrupted set continues where it stopped, on this machine or another.
+an interrupted set continues where it stopped, on this machine or another. Several processes may share the work, each with
+some of the seeds or arms and a `--work` of its own.
 
 Example::
 
@@ -125,6 +126,8 @@ def run(config: ClaimsRunConfig) -> int:
     logger.info("%d results to make", len(jobs))
     with Lab(preset, config.work / preset.name, config.workers) as lab:
         for i, (claim, name, seed) in enumerate(jobs):
+            if not config.again and records.has(claim, name, seed):
+                continue  # another process has made it meanwhile
             arm = find_arm(name)
             logger.info("%d/%d %s: %s, seed %d", i + 1, len(jobs), claim, arm.label, seed)
             facts = run_arm(lab, arm, seed)
