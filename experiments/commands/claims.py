@@ -1,8 +1,8 @@
 """`worldgym claims list`, `run`, `report`: published claims as experiments.
 
 What is finished is one small JSON file for each claim, arm and seed; `run` makes what is missing and nothing twice, so
-an interrupted set continues where it stopped, on this machine or another. Several processes may share the work, each with
-some of the seeds or arms and a `--work` of its own.
+an interrupted set continues where it stopped, on this machine or another. Several processes may share the work, each
+with some of the seeds or arms and a `--work` of its own.
 
 Example::
 
