@@ -25,7 +25,7 @@ import torch
 
 from agents.rollouts import Rollouts
 from agents.vla import VLAPolicy
-from worldgym.protocols import Observation
+from worldgym.protocols import Observation, RewardModel, judged
 
 DEFAULT_ENV = "envs.tabletop:TabletopVectorEnv"
 
@@ -131,6 +131,7 @@ class RealCollector:
         generator: torch.Generator | None = None,
         token_temperature: float | None = None,
         partial: bool = False,
+        judge: RewardModel | None = None,
     ) -> Rollouts:
         """Roll out `len(seeds) * group_size` episodes; same meaning and order as `agents.collect`.
 
@@ -146,6 +147,8 @@ class RealCollector:
             token_temperature: of the policy's tokens alone.
             partial: the reward is the mean over the horizon of task progress at each step, 1 from success on, as
                 World-Gymnast's simulator arm sums partial rewards; else 1 for success.
+            judge: says from the simulator's frames, after each chunk, whether it is a success, in place of the truth:
+                what is learned then lacks the world model's errors and has the judge's.
         """
         k, a = policy.chunk, policy.config.action_dim
         chunks = -(-horizon // k)
@@ -184,9 +187,12 @@ class RealCollector:
             out.record(rows, c, image[rows], state[rows], output, whole)
             began = time.perf_counter()
             parts = [
-                {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()}
+                {
+                    "actions": out.actions[share, c].numpy(), "running": running[share].numpy(),
+                    "goes_on": judge is not None,
+                }
                 for share in shares
-            ]
+            ]  # fmt: skip
             answers = self._ask("step", parts)
             clock["imagine"] += time.perf_counter() - began
             image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
@@ -194,6 +200,14 @@ class RealCollector:
             path = torch.from_numpy(np.concatenate([x["path"] for x in answers])).float()
             out.path[rows, c * k : (c + 1) * k] = path[rows]
             success = torch.from_numpy(np.concatenate([x["success"] for x in answers]))[rows]
+            if judge is not None:
+                began = time.perf_counter()
+                verdict = judged(judge, image[rows][:, None], words, state[rows])
+                success = verdict.p_success.cpu() >= float(getattr(judge, "threshold", 0.5))
+                out.valid[rows[~verdict.valid.cpu()]] = False
+                running[rows[~verdict.valid.cpu()]] = False
+                success &= verdict.valid.cpu()
+                clock["judge"] += time.perf_counter() - began
             out.frames_used += sum(int(x["steps"]) for x in answers)
             out.p_success[rows, c] = success.float()
             out.final_images[rows] = image[rows]
@@ -262,7 +276,7 @@ def _answer(
         steps, earned = 0, np.zeros(len(part["running"]), np.float32)
         for i in np.flatnonzero(part["running"]):
             for t, action in enumerate(part["actions"][i]):
-                if not memory["success"][i]:
+                if not memory["success"][i] or part["goes_on"]:
                     observation, reward, _, _, info = memory["slots"][i].step(action[None])
                     memory["observations"][i] = observation
                     memory["success"][i] |= bool(reward[0] > 0 or info["success"][0])

@@ -11,7 +11,8 @@ of them succeeded:
 * `imagined_rl`: GRPO and self-imitation in imagination, as in the demo.
 * `soft_rl-G`: the same in the software simulator at gap G with its true reward; `-dynamics`, `-looks`: only these are
   wrong; `-randomised`: domain randomisation; `-partial`: summed partial rewards.
-* `real_rl`: the same in Real, the upper bound; its interactions are counted.
+* `real_rl`: the same in Real, the upper bound; its interactions are counted. `real_judged`: with the judge's reward, so
+  that what lies between it and `real_rl` is the judge's, and between it and `imagined_rl` the world model's.
 
 Example::
 
@@ -211,9 +212,9 @@ def _practise(changes: dict[str, Any]) -> Callable[[Lab, int, Path], Trained]:
 
 
 def _simulate(
-    domain: Callable[[], dict[str, Any]], partial: bool = False
+    domain: Callable[[], dict[str, Any]], partial: bool = False, judge: bool = False
 ) -> Callable[[Lab, int, Path], Trained]:
-    """Practice in a simulator, with its true reward."""
+    """Practice in a simulator, with its true reward, or with what the judge says of its frames."""
 
     def train(lab: Lab, seed: int, folder: Path) -> Trained:
         from agents import RealCollector
@@ -222,15 +223,16 @@ def _simulate(
         real = where["domain"] == "real"
         settings = lab.preset.practice(seed, folder)
         with RealCollector(env_kwargs=where, processes=lab.workers) as simulator:
-            gather = simulated(simulator, lab.tasks, REAL_SEEDS if real else SOFT_SEEDS, partial)
+            seeds = REAL_SEEDS if real else SOFT_SEEDS
+            gather = simulated(simulator, lab.tasks, seeds, partial, lab.judge if judge else None)
             trained = _practice(lab, settings, gather, "real_steps" if real else "soft_steps", imagined=False)
-        return replace(trained, settings={**trained.settings, **where, "partial": partial})
+        return replace(trained, settings={**trained.settings, **where, "partial": partial, "judged": judge})
 
     return train
 
 
 def simulated(
-    simulator: Any, tasks: tuple[str, ...], seeds: tuple[int, int], partial: bool
+    simulator: Any, tasks: tuple[str, ...], seeds: tuple[int, int], partial: bool, judge: Any = None
 ) -> Callable[..., Any]:
     """A round's attempts in a simulator: as many starts as in imagination, the pointer hesitating at them as much."""
 
@@ -248,8 +250,8 @@ def simulated(
             chosen, verbs = [chosen[i] for i in rows], [verbs[i] for i in rows]
         known = ("group_size", "horizon", "temperature", "token_temperature")
         return simulator.collect(
-            policy, chosen, verbs, partial=partial, generator=_generator(int(starts.seed) * 10_000 + number),
-            **{k: how[k] for k in known},
+            policy, chosen, verbs, partial=partial, judge=judge,
+            generator=_generator(int(starts.seed) * 10_000 + number), **{k: how[k] for k in known},
         )  # fmt: skip
 
     return gather
@@ -330,6 +332,7 @@ ARMS: dict[str, Arm] = {
         Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _practise({"lr": 0.0, "acting": "first"})),
         Arm("imagined_rl", "imagined RL", _practise({})),
         Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),
+        Arm("real_judged", "RL in Real, the judge's reward", _simulate(lambda: {"domain": "real"}, judge=True)),
         *(Arm(f"soft_rl-{g:g}", f"RL in Soft, gap {g:g}", _simulate(_soft(g))) for g in (0.25, 0.5, 0.75, 1.0)),
         Arm("soft_rl-dynamics", "RL in Soft, only dynamics wrong (gap 1)", _simulate(_soft(1.0, looks=0.0))),
         Arm("soft_rl-looks", "RL in Soft, only looks wrong (gap 1)", _simulate(_soft(0.0, looks=1.0))),

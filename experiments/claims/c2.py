@@ -19,7 +19,7 @@ from experiments.claims.records import Records
 
 NAME = "C2"
 RL, SFT, REAL = ("C1", "imagined_rl"), ("C1", "sft"), (NAME, "real_rl")
-APART = ("soft_rl-dynamics", "soft_rl-looks", "soft_rl-randomised", "soft_rl-partial")
+APART = ("real_judged", "soft_rl-dynamics", "soft_rl-looks", "soft_rl-randomised", "soft_rl-partial")
 
 
 def swept(preset: ClaimPreset) -> list[tuple[float, tuple[str, str]]]:

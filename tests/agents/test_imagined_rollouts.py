@@ -142,5 +142,24 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
         gone = way[i].div(0.105).clamp(0, 1)
         gone[int((way[i] >= 0.105).int().argmax()) if r.reward[i] else 10 :] = 1
         assert float(part.reward[i]) == pytest.approx(float(gone.mean()), abs=1e-5)
+
+    class Early:
+        """Calls it a success when half of the way is gone, and fails to answer for the last start."""
+
+        threshold, reads_state = 0.5, True
+
+        def score(self, frames, instructions, states):
+            from worldgym.protocols import Judgement
+
+            return Judgement((states[:, 0] > 0.05).float(), None, states[:, 1] < 3, [])
+
+    told = collect_real(
+        policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
+        generator=torch.Generator().manual_seed(0), judge=Early(),
+    )  # fmt: skip
+    assert told.valid.tolist() == [True] * 12 + [False] * 4, "no answer is no failure"
+    for i in range(12):  # chunk by chunk, at its end, and the truth stops nothing
+        at_ends = told.actions[i, :, :, 0].cumsum(1)[:, -1].cumsum(0) * 0.1
+        assert bool(told.reward[i]) == bool((at_ends[: int(told.lengths[i])] > 0.05).any())
     with pytest.raises(ValueError, match="one task for each seed"):
         collect_real(policy, [1, 2], ["reach"], env="simulated_line:LineEnv", processes=0)

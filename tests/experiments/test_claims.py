@@ -204,6 +204,7 @@ def lab(bundle, tmp_path_factory):
         "imagined_rl",
         "soft_rl-partial",
         "real_rl",
+        "real_judged",
         "demos-50",
         "ramp",
     ],
@@ -219,13 +220,14 @@ def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
     spent = {k for k in ("real_steps", "imagined_steps", "soft_steps") if budget.get(k)}
     wanted = {
         "filtered_bc": {"real_steps"}, "iter_sft": {"imagined_steps"}, "imagined_rl": {"imagined_steps"},
-        "soft_rl-partial": {"soft_steps"}, "real_rl": {"real_steps"}, "demos-50": {"real_steps"},
+        "soft_rl-partial": {"soft_steps"}, "real_rl": {"real_steps"}, "real_judged": {"real_steps"},
+        "demos-50": {"real_steps"},
         "ramp": {"real_steps"},
     }  # fmt: skip
     assert spent == wanted.get(name, set()) and budget["wall_seconds"] >= 0
     if name in ("imagined_rl", "real_rl"):
         assert facts["way"][-1]["true"] >= 0 and ("imagined" in facts["way"][-1]) == (name == "imagined_rl")
-    assert ("real_episodes" in budget) == (name in ("filtered_bc", "real_rl", "demos-50", "ramp"))
+    assert ("real_episodes" in budget) == (name in ("filtered_bc", "real_rl", "real_judged", "demos-50", "ramp"))
     assert json.loads(json.dumps(facts)) == facts
 
 
