@@ -97,8 +97,6 @@ class Lab:
         """Evaluation in a domain; its workers stay alive for the next policy."""
         key = json.dumps(domain, sort_keys=True)
         if key not in self._pools:
-            for other in self._pools.values():  # one set of processes at a time
-                other.close()
             chunk = self.bundle.policy().chunk
             kwargs = {**domain, "horizon": self.preset.measured, "chunk": chunk}
             self._pools[key] = EvaluationPool(REAL, workers=self.workers, env_kwargs=kwargs)

@@ -138,7 +138,8 @@ def cost_table(records: Records, arms: Arms) -> list[str]:
         rows = [records.read(*arm, seed)["budget"] for seed in records.seeds(*arm)]
         values = [np.mean([row.get(key, 0.0) for row in rows]) for key, _ in BUDGET]
         lines.append(f"| {label_of(records, arm)} | " + " | ".join(f"{v:,.0f}" for v in values) + " |")
-    return lines
+    note = "Seconds include the measurements on the way, and are those of a machine that other runs may have shared."
+    return [*lines, "", note]
 
 
 def provenance(claim: Claim, records: Records, preset: ClaimPreset, arms: Arms) -> list[str]:
