@@ -70,9 +70,10 @@ def verdict_table(records: Records, preset: ClaimPreset, base: str) -> list[str]
 def page(claim: Claim, records: Records, preset: ClaimPreset, figures: Sequence[str]) -> str:
     """One claim."""
     verdict, arms = claim.decide(records, preset), [a for a in claim.arms(preset) if records.seeds(*a)]
+    seeds_word = "seed" if verdict.seeds == 1 else "seeds"
     parts = [
         f"# {claim.name}: {claim.title}", "",
-        f"**{verdict.verdict}** ({verdict.seeds} seeds): {verdict.why}.", "",
+        f"**{verdict.verdict}** ({verdict.seeds} {seeds_word}): {verdict.why}.", "",
         f"Refuted if {claim.refuted_if}. Published: {claim.source}.", "",
     ]  # fmt: skip
     parts += [f"![{figure}]({claim.name}-{figure}.svg)\n" for figure in figures]
