@@ -116,7 +116,7 @@ def interval_chart(
     """Means with 95 % intervals, one row each; `zero` draws the line that a difference must not touch."""
     if not rows:
         return '<p class="note">No rows to draw.</p>'
-    left, right, step, bottom = 210, 64, 26, 30
+    left, right, step, bottom = max(210, 20 + round(6.4 * max(len(row.label) for row in rows))), 64, 26, 30
     height = step * len(rows) + bottom + 6
     low, high = (min(0.0, *(r.low for r in rows)), max(0.0, *(r.high for r in rows))) if zero else (0.0, 1.0)
     low, high = _nice(low, high) if zero else (low, high)

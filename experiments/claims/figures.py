@@ -28,7 +28,7 @@ def gains(records: Records, ours: tuple[str, str], others: Sequence[tuple[str, s
         if absent:
             continue
         d = difference(records, ours, other, seeds)
-        rows.append(IntervalRow(f"less {label_of(records, other)}"[:42], d.mean, d.low, d.high))
+        rows.append(IntervalRow(f"less {label_of(records, other)}", d.mean, d.low, d.high))
     return {"gains": standalone(interval_chart(rows, zero=True, width=760))} if rows else {}
 
 
