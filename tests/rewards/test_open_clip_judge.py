@@ -132,3 +132,26 @@ def test_what_cannot_work_is_refused(judge, tmp_path):
         judge.score(videos().float(), WORDS)
     with pytest.raises(CheckpointError, match=r"open_clip_config.json is missing"):
         OpenClipJudge.from_pretrained(tmp_path)
+
+
+def test_the_bundled_one_tells_what_is_done_from_what_is_not_and_from_other_words():
+    from envs.tabletop import TabletopEnv
+    from envs.tabletop.collect import rollout
+    from rewards.negatives import goal_of
+    from worldgym import pretrained
+
+    judge = load_judge(pretrained.path("tabletop-small") / "judge_open_clip")
+    env, rng = TabletopEnv(domain="real", terminate_on_success=False), np.random.default_rng(0)
+    verbs = ("reach", "push", "pick_place")
+    shown = [rollout(env, verbs[i % 3], 19_700_000 + i, "expert", rng) for i in range(30)]
+    env.close()
+    done = np.stack([e.frames[-1] for e in shown])  # fulfilled for three frames
+    start, texts = np.stack([e.frames[0] for e in shown]), [e.instruction for e in shown]
+    others = texts[3:] + texts[:3]  # the same verb, mostly another thing
+    goals = [[goal_of(e.task, text) for e, text in zip(shown, said, strict=True)] for said in (texts, others)]
+    wrong = np.array([set(a[1]) != set(b[1]) for a, b in zip(*goals, strict=True)])
+    said = {
+        name: judge.score(frames[:, None], words).p_success.numpy() >= judge.threshold
+        for name, frames, words in (("done", done, texts), ("start", start, texts), ("other", done, others))
+    }
+    assert said["done"].mean() >= 0.8 and said["start"].mean() <= 0.05 and said["other"][wrong].mean() <= 0.3
