@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from worldgym.data.reader import EpisodeArrays
+from worldgym.protocols import Judgement
 
 SIZE = 16
 COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (40, 60, 240)}
@@ -47,3 +49,13 @@ def logs(episodes: int = 60, seed: int = 0) -> EpisodeArrays:
         provenance=[{}] * episodes,
         indices=np.arange(episodes),
     )
+
+
+class Reddish:
+    """A teacher that says whatever is red has succeeded, which no label says."""
+
+    name, threshold = "reddish", 0.5
+
+    def score(self, frames: torch.Tensor, instructions: list[str]) -> Judgement:
+        red = (frames[:, -1, ..., 0].float() - frames[:, -1, ..., 1].float()).amax((1, 2)) > 150
+        return Judgement(red.float(), None, torch.ones(len(frames), dtype=torch.bool), [])

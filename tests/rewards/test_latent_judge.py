@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from judged_world import logs
+from judged_world import Reddish, logs
 
 from rewards import (
     JudgeTrainConfig,
@@ -17,7 +17,7 @@ from rewards import (
     train_latent_judge,
 )
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Imagined, Judgement, judged
+from worldgym.protocols import Imagined, judged
 
 WORDS = ["push the red cube to the left", "push the red cube to the right"]
 
@@ -120,15 +120,6 @@ def test_dreamt_logs_keep_labels_and_take_over_what_was_imagined():
 
 
 def test_a_teacher_hands_on_what_it_sees():
-    class Reddish:
-        """Says that whatever is red has succeeded, which no label says."""
-
-        name, threshold = "reddish", 0.5
-
-        def score(self, frames, instructions):
-            red = (frames[:, -1, ..., 0].float() - frames[:, -1, ..., 1].float()).amax((1, 2)) > 150
-            return Judgement(red.float(), None, torch.ones(len(frames), dtype=torch.bool), [])
-
     arrays, tokenizer = logs(60), Pooled()
     settings = JudgeTrainConfig(steps=120, batch_size=32, lr=3e-3, val_fraction=0.2, val_pairs=100, latent_noise=0.0)
     sizes = LatentJudgeConfig(width=32, asked=8, state_dim=0)

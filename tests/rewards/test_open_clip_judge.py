@@ -7,11 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from judged_world import logs
+from judged_world import Reddish, logs
 
 from rewards import JudgeTrainConfig, OpenClipJudge, OpenClipJudgeConfig, load_judge, train_open_clip
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement
 from worldgym.utils.optional import require
 
 try:
@@ -99,15 +98,6 @@ def test_a_small_model_learns_to_judge():
 
 
 def test_a_teacher_hands_on_what_it_sees():
-    class Reddish:
-        """Says that whatever is red has succeeded, which no label says."""
-
-        name, threshold = "reddish", 0.5
-
-        def score(self, frames, instructions):
-            red = (frames[:, -1, ..., 0].float() - frames[:, -1, ..., 1].float()).amax((1, 2)) > 150
-            return Judgement(red.float(), None, torch.ones(len(frames), dtype=torch.bool), [])
-
     arrays = logs(60)
     settings = JudgeTrainConfig(steps=60, batch_size=16, lr=3e-3, val_fraction=0.2, val_pairs=100, colour_jitter=0.02)
     frames = torch.from_numpy(arrays.frames[np.flatnonzero(~arrays.success)[:60]])[:, None]
