@@ -34,7 +34,8 @@ class RealCollector:
     """A pool of simulator processes that roll out grouped starts in lockstep.
 
     Args:
-        env: entry point `module:VectorEnv`, called as `(num_envs=1, chunk=K, horizon=H, **env_kwargs)`.
+        env: entry point `module:VectorEnv`, called as `(num_envs=1, chunk=K, horizon=H, terminate_on_success=B,
+            **env_kwargs)`; its `info` tells of each step of a chunk (`path`, `path_success`, `path_progress`).
         env_kwargs: for the environment, e.g. `{"domain": "soft", "gap": 0.5}`.
         processes: worker processes; 0 runs the environment in this one.
     """
@@ -90,9 +91,18 @@ class RealCollector:
         return answers
 
     def first_frames(
-        self, seeds: Sequence[int], tasks: Sequence[str], *, split: str = "seen", chunk: int = 5, horizon: int = 40
-    ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        self, seeds: Sequence[int], tasks: Sequence[str], *, split: str = "seen", chunk: int = 5, horizon: int = 40,
+        goes_on: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:  # fmt: skip
         """Put one environment at each start.
+
+        Args:
+            seeds: N start seeds.
+            tasks: N tasks.
+            split: which starts and words.
+            chunk: actions that it will be stepped by.
+            horizon: environment steps.
+            goes_on: a true success does not end the episode.
 
         Returns:
             images `(N,H,W,3)` uint8, proprioception `(N,S)` float32, instructions.
@@ -107,8 +117,7 @@ class RealCollector:
                 "seeds": [int(seeds[i]) for i in share],
                 "tasks": [str(tasks[i]) for i in share],
                 "split": split,
-                "chunk": chunk,
-                "horizon": horizon,
+                "made": {"chunk": chunk, "horizon": horizon, "terminate_on_success": not goes_on},
             }
             for share in np.array_split(np.arange(len(seeds)), max(1, len(self._workers)))
         ]
@@ -162,6 +171,7 @@ class RealCollector:
             split=split,
             chunk=k,
             horizon=chunks * k,
+            goes_on=judge is not None,
         )
         clock["imagine"] += time.perf_counter() - began
         earned = torch.zeros(total)
@@ -187,12 +197,8 @@ class RealCollector:
             out.record(rows, c, image[rows], state[rows], output, whole)
             began = time.perf_counter()
             parts = [
-                {
-                    "actions": out.actions[share, c].numpy(), "running": running[share].numpy(),
-                    "goes_on": judge is not None,
-                }
-                for share in shares
-            ]  # fmt: skip
+                {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()} for share in shares
+            ]
             answers = self._ask("step", parts)
             clock["imagine"] += time.perf_counter() - began
             image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
@@ -257,33 +263,29 @@ def _answer(
 ) -> dict[str, Any]:
     """Handle one request in a worker; `memory` keeps one single-slot environment a row, and their last frames."""
     if name == "reset":
-        count = len(part["seeds"])
-        key = part["horizon"]
-        if memory.get("key") != key:
-            memory.update(key=key, slots=[])
+        count, made = len(part["seeds"]), part["made"]
         module, _, attribute = env.partition(":")
         factory = getattr(importlib.import_module(module), attribute)
-        while len(memory["slots"]) < count:
-            memory["slots"].append(factory(num_envs=1, horizon=part["horizon"], **kwargs))
+        slots = memory.setdefault("kept", {}).setdefault(tuple(made.values()), [])
+        while len(slots) < count:
+            slots.append(factory(num_envs=1, **{**kwargs, **made}))
+        memory["slots"], memory["goes_on"] = slots, not made["terminate_on_success"]
         memory["observations"] = [
             slot.reset(seed=[seed], options={"task": task, "split": part["split"]})[0]
-            for slot, seed, task in zip(memory["slots"], part["seeds"], part["tasks"], strict=False)
+            for slot, seed, task in zip(slots, part["seeds"], part["tasks"], strict=False)
         ]
-        memory["success"], earned = np.zeros(count, bool), np.zeros(count, np.float32)
-        memory["path"] = np.zeros((count, part["chunk"], memory["observations"][0]["state"].shape[1]))
-        steps = 0
-    else:
-        steps, earned = 0, np.zeros(len(part["running"]), np.float32)
+        memory["success"] = np.zeros(count, bool)
+        memory["path"] = np.zeros((count, made["chunk"], memory["observations"][0]["state"].shape[1]))
+    earned, steps = np.zeros(len(memory["success"]), np.float32), 0
+    if name == "step":
         for i in np.flatnonzero(part["running"]):
-            for t, action in enumerate(part["actions"][i]):
-                if not memory["success"][i] or part["goes_on"]:
-                    observation, reward, _, _, info = memory["slots"][i].step(action[None])
-                    memory["observations"][i] = observation
-                    memory["success"][i] |= bool(reward[0] > 0 or info["success"][0])
-                    steps += 1
-                    progress = float(info["progress"][0]) if "progress" in info else 0.0
-                earned[i] += 1.0 if memory["success"][i] else progress
-                memory["path"][i, t] = memory["observations"][i]["state"][0]
+            memory["observations"][i], _, _, _, info = memory["slots"][i].step(part["actions"][i][None])
+            won = np.logical_or.accumulate(info["path_success"][0])
+            first = int(won.argmax()) + 1 if won.any() else len(won)
+            steps += len(won) if memory["goes_on"] else first
+            memory["success"][i] |= won[-1]
+            earned[i] = np.where(won, 1.0, info["path_progress"][0]).sum()
+            memory["path"][i] = info["path"][0]
     seen = memory["observations"]
     return {
         "image": np.stack([o["image"][0] for o in seen]),

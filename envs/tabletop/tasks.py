@@ -13,6 +13,7 @@ Example::
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -97,9 +98,15 @@ def _colours(rng: np.random.Generator, split: str, task: str) -> tuple[list[str 
     raise RuntimeError(f"no colours found for split {split!r} and task {task!r}")
 
 
+@lru_cache
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    i, j = np.triu_indices(count, 1)
+    return i, j
+
+
 def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: str) -> bool:
     d = np.abs(xy[:, None] - xy[None])
-    i, j = np.triu_indices(len(xy), 1)
+    i, j = _pairs(len(xy))
     # An open hand over one object must not touch its neighbour. Four objects find no such places beside a tray and a
     # free lane; there a near neighbour may be brushed. In metres: between objects in x, in y, to the tray, to the lane
     # of a push.
@@ -126,6 +133,7 @@ def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: s
     return True
 
 
+@lru_cache(maxsize=8192)  # a group's attempts share a start, policies are measured from the same ones: 10 ms each
 def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
     """Draw the start state of (seed, task, split).
 

@@ -213,6 +213,10 @@ class TabletopVectorEnv(VectorEnv):
     ) -> tuple[dict[str, Any], NDArray, NDArray, NDArray, dict[str, Any]]:  # type: ignore[override]
         """Step every slot by one action (or a chunk of K).
 
+        Returns:
+            As Gymnasium. With a chunk, `info` also tells of every step in it, the last one repeated after an end:
+            `path` (num_envs, K, 4), the proprioception, `path_success` (num_envs, K) and `path_progress`.
+
         Raises:
             ValueError: wrong shape, NaN, or an action outside [-1, 1].
         """
@@ -225,15 +229,19 @@ class TabletopVectorEnv(VectorEnv):
             )
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        path = self._empty_path(~skipped)
         for i in range(self.num_envs):
             if skipped[i]:
                 self._start(i, None, {})
                 continue
-            for action in actions[i].reshape(-1, ACTION_DIM):
+            for t, action in enumerate(actions[i].reshape(-1, ACTION_DIM)):
                 self._sims[i].step(action)
                 self.interactions += 1
                 self._steps[i] += 1
-                success, _ = self._sims[i].truth()
+                success, progress = self._sims[i].truth()
+                if path:
+                    path["path"][i, t:] = self._sims[i].state()
+                    path["path_success"][i, t:], path["path_progress"][i, t:] = success, progress
                 rewards[i] += float(success and not self._success_once[i])
                 self._success_once[i] |= success
                 terminated[i] = success and self.terminate_on_success
@@ -243,7 +251,7 @@ class TabletopVectorEnv(VectorEnv):
         self._returns += rewards
         done = terminated | truncated
         self._done = done.copy()
-        observation, info = self._observe(), self._info()
+        observation, info = self._observe(), self._info() | path
         self._episode_metrics(info, done)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             self._pending = done.copy()
@@ -256,6 +264,7 @@ class TabletopVectorEnv(VectorEnv):
             after = self._observe(done)
             info = {
                 **self._info(),
+                **path,
                 "final_obs": last,
                 "_final_obs": done.copy(),
                 "final_info": final_info,
@@ -263,6 +272,18 @@ class TabletopVectorEnv(VectorEnv):
             }
             observation = after
         return observation, rewards, terminated, truncated, info
+
+    def _empty_path(self, stepped: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+        """Room for what `step` tells of every step in a chunk; nothing without one."""
+        if self.chunk is None:
+            return {}
+        n, k = self.num_envs, self.chunk
+        path = {
+            "path": np.zeros((n, k, STATE_DIM), np.float32),
+            "path_success": np.zeros((n, k), bool),
+            "path_progress": np.zeros((n, k), np.float32),
+        }
+        return {**path, **{f"_{key}": stepped.copy() for key in path}}
 
     def _episode_metrics(self, info: dict[str, Any], done: NDArray[np.bool_]) -> None:
         if not done.any():

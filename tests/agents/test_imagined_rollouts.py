@@ -161,5 +161,21 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
     for i in range(12):  # chunk by chunk, at its end, and the truth stops nothing
         at_ends = told.actions[i, :, :, 0].cumsum(1)[:, -1].cumsum(0) * 0.1
         assert bool(told.reward[i]) == bool((at_ends[: int(told.lengths[i])] > 0.05).any())
+
+    class Never(Early):
+        """Never content."""
+
+        def score(self, frames, instructions, states):
+            from worldgym.protocols import Judgement
+
+            return Judgement(torch.zeros(len(states)), None, torch.ones(len(states), dtype=torch.bool), [])
+
+    never = collect_real(
+        policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
+        generator=torch.Generator().manual_seed(0), judge=Never(),
+    )  # fmt: skip
+    gone = 0.1 * never.actions[..., 0].flatten(1).cumsum(1)
+    assert bool((gone[:, :9] >= 0.105).any()), "some go on after what would be a success"
+    assert torch.allclose(never.path[..., 0], gone, atol=1e-5) and not never.reward.any()
     with pytest.raises(ValueError, match="one task for each seed"):
         collect_real(policy, [1, 2], ["reach"], env="simulated_line:LineEnv", processes=0)
