@@ -197,7 +197,8 @@ class RealCollector:
             out.record(rows, c, image[rows], state[rows], output, whole)
             began = time.perf_counter()
             parts = [
-                {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()} for share in shares
+                {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()}
+                for share in shares
             ]
             answers = self._ask("step", parts)
             clock["imagine"] += time.perf_counter() - began

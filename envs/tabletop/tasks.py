@@ -133,7 +133,8 @@ def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: s
     return True
 
 
-@lru_cache(maxsize=8192)  # a group's attempts share a start, policies are measured from the same ones: 10 ms each
+# A group's attempts share a start, and policies are measured from the same ones; drawing one takes 10 ms.
+@lru_cache(maxsize=8192)
 def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
     """Draw the start state of (seed, task, split).
 
