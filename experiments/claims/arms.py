@@ -4,7 +4,7 @@ All of them start from the same checkpoint and take the same number of updates; 
 number of environment steps, wherever these are taken. What differs is where the attempts come from and who says which
 of them succeeded:
 
-* `sft`, `sft_sharpened`: nothing is learned; the second acts at a lower temperature where it is sampled.
+* `sft`: nothing is learned.
 * `bc_only`: the demonstrations again, as many updates as imagined RL.
 * `filtered_bc`: own attempts in Real, the successful ones cloned beside the demonstrations.
 * `iter_sft`: attempts of the SFT policy in imagination, those judged successful cloned (World-Gymnast's Iter-SFT).
@@ -34,6 +34,7 @@ import numpy as np
 
 from experiments.bundle import POLICY_CLASS
 from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
+from experiments.claims.presets import SPLITS
 from experiments.demo_settings import PracticeSettings
 from experiments.practice import Practice, save_policy
 from experiments.run_folder import RunFolder, finite, versions
@@ -69,14 +70,16 @@ class Arm:
         name: of the arm.
         label: of it in reports.
         train: `(lab, seed, folder)` to `Trained`.
-        temperature: at which it is measured as greedy.
+        splits: on which it is measured in Real.
+        evaluators: whether Soft and imagination measure it too, for C20.
         seeded: whether another seed gives another policy.
     """
 
     name: str
     label: str
     train: Callable[[Lab, int, Path], Trained]
-    temperature: float = 0.0
+    splits: tuple[str, ...] = SPLITS
+    evaluators: bool = True
     seeded: bool = True
 
 
@@ -122,7 +125,7 @@ def run_arm(lab: Lab, arm: Arm, seed: int) -> dict[str, Any]:
         "tasks": list(lab.tasks),
         "budget": {k: round(v, 1) for k, v in {**trained.budget, **cost}.items()},
         "way": trained.way,
-        "evaluations": lab.evaluate(trained.policy, arm.temperature),
+        "evaluations": lab.evaluate(trained.policy, arm.splits, arm.evaluators),
     }
     return dict(finite(facts))
 

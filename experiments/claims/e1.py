@@ -26,6 +26,7 @@ from experiments.claims.records import Records
 
 NAME = "E1"
 RL, SFT = ("C1", "imagined_rl"), ("C1", "sft")
+MEASURED = ("seen", "unseen_combination")
 
 
 def demos(count: int) -> Callable[[Lab, int, Path], Trained]:
@@ -57,8 +58,8 @@ ARMS.update(
         arm.name: arm
         for n in sorted({n for preset in PRESETS.values() for n in preset.budgets})
         for arm in (
-            Arm(f"demos-{n}", f"{n} more demonstrations", demos(n)),
-            Arm(f"own-{n}", f"filtered BC, {n} own episodes", filtered_bc(n)),
+            Arm(f"demos-{n}", f"{n} more demonstrations", demos(n), MEASURED, evaluators=False),
+            Arm(f"own-{n}", f"filtered BC, {n} own episodes", filtered_bc(n), MEASURED, evaluators=False),
         )
     }
 )

@@ -114,14 +114,14 @@ class Lab:
         return make_starts(self.tasks, max(1, round(self.preset.looked / len(self.tasks))), seed0)
 
     def evaluate(
-        self, policy: PolicyRef | Any, temperature: float = 0.0, splits: tuple[str, ...] = SPLITS
+        self, policy: PolicyRef | Any, splits: tuple[str, ...] = SPLITS, evaluators: bool = True
     ) -> dict[str, Any]:
         """Success of a policy: in Real on every split, and on other starts in Real, Soft and imagination.
 
         Args:
             policy: whose.
-            temperature: at which it acts as `greedy` says; 0 but for controls that say otherwise.
-            splits: of the measurement in Real; `seen` is sampled as well.
+            splits: of the measurement in Real, greedily; `seen` is sampled as well.
+            evaluators: whether the other starts are measured.
 
         Returns:
             name -> `{"success": "01...", "progress": [...], "steps": n}`.
@@ -129,22 +129,18 @@ class Lab:
         real, found = self.pool(domain="real"), {}
         for split in splits:
             starts = self.starts(split)
-            found[f"{split}/greedy"] = _facts(real.evaluate(policy, starts, temperature=temperature))
+            found[f"{split}/greedy"] = _facts(real.evaluate(policy, starts))
             if split == "seen":
-                found[f"{split}/sampled"] = _facts(
-                    real.evaluate(policy, starts, temperature=temperature or 1.0)
-                )
-        looked = self.looked()
-        found["looked/real"] = _facts(real.evaluate(policy, looked, temperature=temperature))
-        soft = self.pool(domain="soft", gap=frozen_gap())
-        found["looked/soft"] = _facts(soft.evaluate(policy, looked, temperature=temperature))
-        found["looked/imagined"] = self.imagine(policy, looked, temperature)
+                found[f"{split}/sampled"] = _facts(real.evaluate(policy, starts, temperature=1.0))
+        if evaluators:
+            looked, soft = self.looked(), self.pool(domain="soft", gap=frozen_gap())
+            found["looked/real"] = _facts(real.evaluate(policy, looked))
+            found["looked/soft"] = _facts(soft.evaluate(policy, looked))
+            found["looked/imagined"] = self.imagine(policy, looked)
         return found
 
-    def imagine(
-        self, policy: PolicyRef | Any, starts: list[Start], temperature: float = 0.0
-    ) -> dict[str, Any]:
-        """Success as the world model and the judge have it, from the first frame of each start."""
+    def imagine(self, policy: PolicyRef | Any, starts: list[Start]) -> dict[str, Any]:
+        """Success as the world model and the judge have it, greedily, from the first frame of each start."""
         import torch
 
         from worldgym.evaluation.closed_loop import dream
@@ -152,7 +148,7 @@ class Lab:
         loaded = policy.load() if isinstance(policy, PolicyRef) else policy
         dreamt = dream(
             loaded, self.world_model, self.judge, self._first_frames(starts), horizon=self.preset.measured,
-            temperature=temperature, generator=torch.Generator().manual_seed(0),
+            temperature=0.0, generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
         return {"success": pack(dreamt.success), "steps": int(dreamt.steps)}
 

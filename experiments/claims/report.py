@@ -127,8 +127,10 @@ def split_table(records: Records, arms: Arms) -> list[str]:
     """Greedy success on every split, the mean over seeds."""
     lines = ["| arm | " + " | ".join(SPLITS) + " |", "|---|" + "---|" * len(SPLITS)]
     for arm in arms:
-        rates = [records.outcomes(*arm, f"{split}/greedy").mean() for split in SPLITS]
-        lines.append(f"| {label_of(records, arm)} | " + " | ".join(f"{r:.3f}" for r in rates) + " |")
+        measured = records.read(*arm, records.seeds(*arm)[0])["evaluations"]
+        keys = [f"{split}/greedy" for split in SPLITS]
+        cells = [f"{records.outcomes(*arm, key).mean():.3f}" if key in measured else "-" for key in keys]
+        lines.append(f"| {label_of(records, arm)} | {' | '.join(cells)} |")
     return lines
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from experiments.claims import CLAIMS, c2, c20
 from experiments.claims.arms import ARMS, find_arm, run_arm
-from experiments.claims.lab import Lab
+from experiments.claims.lab import Lab, frozen_gap
 from experiments.claims.presets import PRESETS, SPLITS
 from experiments.claims.records import Records, folder_hash, pack, unpack
 from experiments.claims.report import write_report
@@ -34,7 +34,8 @@ def made_up(folder, rates, seeds=(0, 1, 2), spread=0.0):
             won = rng.permutation(STARTS) < STARTS * (rate + spread * (seed - 1))
             text = pack(np.roll(won, 0))
             row = {"success": text, "progress": [1.0] * STARTS, "steps": 100}
-            names = [f"{s}/greedy" for s in SPLITS] + ["seen/sampled"]
+            splits = ARMS[arm].splits if arm in ARMS else SPLITS
+            names = [f"{s}/greedy" for s in splits] + ["seen/sampled"]
             names += ["looked/real", "looked/soft", "looked/imagined"]
             records.write(
                 claim, arm, seed,
@@ -203,6 +204,8 @@ def lab(bundle, tmp_path_factory):
         "iter_sft",
         "imagined_rl",
         "soft_rl-partial",
+        "soft_rl-looks",
+        "soft_rl-randomised",
         "real_rl",
         "real_judged",
         "demos-50",
@@ -212,22 +215,32 @@ def lab(bundle, tmp_path_factory):
 def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
     facts = run_arm(lab, ARMS[name], 0)
     found = facts["evaluations"]
-    assert {f"{split}/greedy" for split in SPLITS} | {"seen/sampled", "looked/real", "looked/soft"} <= set(
-        found
-    )
+    measured = {f"{split}/greedy" for split in ARMS[name].splits} | {"seen/sampled"}
+    others = {f"looked/{world}" for world in ("real", "soft", "imagined")}
+    assert set(found) == measured | (others if ARMS[name].evaluators else set())
+    assert (len(found) == 9) == (name != "demos-50"), "all splits, but on the curve of episodes"
     assert all(set(row["success"]) <= {"0", "1"} for row in found.values())
     budget = facts["budget"]
     spent = {k for k in ("real_steps", "imagined_steps", "soft_steps") if budget.get(k)}
     wanted = {
         "filtered_bc": {"real_steps"}, "iter_sft": {"imagined_steps"}, "imagined_rl": {"imagined_steps"},
-        "soft_rl-partial": {"soft_steps"}, "real_rl": {"real_steps"}, "real_judged": {"real_steps"},
+        "soft_rl-partial": {"soft_steps"}, "soft_rl-looks": {"soft_steps"}, "soft_rl-randomised": {"soft_steps"},
+        "real_rl": {"real_steps"}, "real_judged": {"real_steps"},
         "demos-50": {"real_steps"},
         "ramp": {"real_steps"},
     }  # fmt: skip
     assert spent == wanted.get(name, set()) and budget["wall_seconds"] >= 0
+    wrong = {
+        "soft_rl-looks": {"gap": 0.0, "looks": 1.0},
+        "soft_rl-randomised": {"gap": frozen_gap(), "randomise": 1.0},
+        "soft_rl-partial": {"gap": frozen_gap(), "partial": True},
+    }
+    assert wrong.get(name, {}).items() <= facts["settings"].items()
     if name in ("imagined_rl", "real_rl"):
         assert facts["way"][-1]["true"] >= 0 and ("imagined" in facts["way"][-1]) == (name == "imagined_rl")
-    assert ("real_episodes" in budget) == (name in ("filtered_bc", "real_rl", "real_judged", "demos-50", "ramp"))
+    assert ("real_episodes" in budget) == (
+        name in ("filtered_bc", "real_rl", "real_judged", "demos-50", "ramp")
+    )
     assert json.loads(json.dumps(facts)) == facts
 
 
@@ -262,7 +275,9 @@ def test_the_commands_run_report_and_list(tmp_path, bundle, monkeypatch, capsys)
     readme.write_text("a\n<!-- results -->\nbefore\n<!-- /results -->\nb\n")
     out = tmp_path / "claims.json"
     assert main(["claims", "report", *typed, "--json", str(out), "--readme", str(readme)]) == 0
-    assert json.loads(out.read_text())["C1"]["verdict"] == "inconclusive" and "before" not in readme.read_text()
+    assert (
+        json.loads(out.read_text())["C1"]["verdict"] == "inconclusive" and "before" not in readme.read_text()
+    )
     assert main(["claims", "list", *typed]) == 0
     assert "refuted if" in capsys.readouterr().out
 
