@@ -11,6 +11,8 @@ Example::
 
 from __future__ import annotations
 
+import re
+
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "reach": (
         "reach the {target}",
@@ -82,3 +84,17 @@ def paraphrases(task: str, split: str) -> range:
 def phrase(task: str, index: int, *, target: str = "", side: str = "", base: str = "") -> str:
     """Fill template `index` of `task`."""
     return TEMPLATES[task][index].format(target=target, side=side, base=base)
+
+
+def task_of(instruction: str) -> str:
+    """The task that an instruction is of.
+
+    Raises:
+        ValueError: no template reads like it.
+    """
+    words = {"target": r"\w+ \w+", "base": r"\w+ \w+", "side": "left|right"}
+    for task, templates in TEMPLATES.items():
+        for template in templates:
+            if re.fullmatch(template.format(**{name: f"(?:{way})" for name, way in words.items()}), instruction):
+                return task
+    raise ValueError(f"{instruction!r} is of no known task")

@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from experiments.claims import c1, c2, c5, c20, e1
+from experiments.claims import c1, c2, c5, c20, e1, e2
 from experiments.claims.claim import Claim
 
-CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in (c1, c2, c5, c20, e1)}
+CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in (c1, c2, c5, c20, e1, e2)}

@@ -145,12 +145,22 @@ def _bc_only(lab: Lab, seed: int, folder: Path) -> Trained:
     return clone(lab, lab.preset.practice(seed, folder), lab.bundle.demonstrations(), {})
 
 
-def clone(lab: Lab, settings: PracticeSettings, demos: Any, budget: dict[str, float]) -> Trained:
-    """As many supervised updates on demonstrations as imagined RL takes in all, averaged likewise."""
+def clone(
+    lab: Lab, settings: PracticeSettings, demos: Any, budget: dict[str, float], begin: Path | None = None
+) -> Trained:
+    """As many supervised updates on demonstrations as imagined RL takes in all, averaged likewise.
+
+    Args:
+        lab: shared parts.
+        settings: of the practice that it is compared with.
+        demos: what is cloned.
+        budget: what they cost.
+        begin: policy folder; the bundle's SFT policy by default.
+    """
     from agents import SFT, SFTConfig, average_weights
 
     updates = settings.iterations * (settings.imitation_steps + settings.updates)
-    policy, average = lab.bundle.policy(), lab.bundle.policy()
+    policy, average = (lab.policy(begin) for _ in range(2))
     config = SFTConfig(
         lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=settings.seed, weight_decay=0.0,
         learn=settings.learn,
@@ -204,12 +214,12 @@ def imitate(
 
 
 # -- arms with rollouts ---------------------------------------------------------------------------
-def _practise(changes: dict[str, Any]) -> Callable[[Lab, int, Path], Trained]:
+def _imagined(changes: dict[str, Any]) -> Callable[[Lab, int, Path], Trained]:
     """Practice in imagination."""
 
     def train(lab: Lab, seed: int, folder: Path) -> Trained:
         settings = lab.preset.practice(seed, folder, **changes)
-        return _practice(lab, settings, None, "imagined_steps", imagined=True)
+        return practise(lab, settings, None, "imagined_steps", imagined=True)
 
     return train
 
@@ -228,7 +238,7 @@ def _simulate(
         with RealCollector(env_kwargs=where, processes=lab.workers) as simulator:
             seeds = REAL_SEEDS if real else SOFT_SEEDS
             gather = simulated(simulator, lab.tasks, seeds, partial, lab.judge if judge else None)
-            trained = _practice(lab, settings, gather, "real_steps" if real else "soft_steps", imagined=False)
+            trained = practise(lab, settings, gather, "real_steps" if real else "soft_steps", imagined=False)
         return replace(trained, settings={**trained.settings, **where, "partial": partial, "judged": judge})
 
     return train
@@ -273,14 +283,26 @@ class Asked:
         return self.count
 
 
-def _practice(
-    lab: Lab, settings: PracticeSettings, gather: Callable[..., Any] | None, spent: str, imagined: bool
-) -> Trained:
-    """Rounds of practice; `spent` names whose steps they cost."""
+def practise(
+    lab: Lab, settings: PracticeSettings, gather: Callable[..., Any] | None, spent: str, imagined: bool,
+    begin: Path | None = None, demos: Any | None = None,
+) -> Trained:  # fmt: skip
+    """Rounds of practice.
+
+    Args:
+        lab: shared parts.
+        settings: of the practice.
+        gather: where attempts come from; imagination by default.
+        spent: name of the budget that their steps are on.
+        imagined: whether imagined success is measured on the way.
+        begin: policy folder; the bundle's SFT policy by default.
+        demos: in place of the bundle's demonstrations.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     run = RunFolder(settings.out, settings.key())
-    practice = Practice(settings, lab.bundle, run, gather=gather, tasks=lab.tasks)
+    practice = Practice(settings, lab.bundle, run, gather=gather, policy=begin, tasks=lab.tasks)
+    practice.demos = practice.demos if demos is None else demos
     practice.guard = Way(lab, imagined)  # type: ignore[assignment]
     if gather is not None:
         practice.starts_of = lambda policy, rng: Asked(settings.starts, settings.hesitation, settings.seed)
@@ -332,8 +354,8 @@ ARMS: dict[str, Arm] = {
         Arm("sft", "SFT", _sft, seeded=False),
         Arm("bc_only", "BC only, as many updates", _bc_only),
         Arm("filtered_bc", "filtered BC, own episodes in Real", filtered_bc()),
-        Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _practise({"lr": 0.0, "acting": "first"})),
-        Arm("imagined_rl", "imagined RL", _practise({})),
+        Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _imagined({"lr": 0.0, "acting": "first"})),
+        Arm("imagined_rl", "imagined RL", _imagined({})),
         Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),
         Arm("real_judged", "RL in Real, the judge's reward", _simulate(lambda: {"domain": "real"}, judge=True)),
         *(Arm(f"soft_rl-{g:g}", f"RL in Soft, gap {g:g}", _simulate(_soft(g))) for g in (0.25, 0.5, 0.75, 1.0)),

@@ -8,9 +8,9 @@ Example::
 
 from __future__ import annotations
 
-from experiments.claims.claim import Claim, Ruling, difference, said
+from experiments.claims.claim import Claim, Ruling, difference, ratio, said, times
 from experiments.claims.figures import gains, way
-from experiments.claims.presets import ClaimPreset
+from experiments.claims.presets import SPLITS, ClaimPreset
 from experiments.claims.records import Records
 
 RL, SFT, BC = ("C1", "imagined_rl"), ("C1", "sft"), ("C1", "bc_only")
@@ -35,6 +35,19 @@ def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str
     return {**gains(records, RL, [arm for arm in ARMS if arm != RL]), **way(records, RL)}
 
 
+def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
+    """Success over that of SFT, as World-Gymnast reports it, and the most that it could be: 1 over SFT's."""
+    tasks = records.read(*RL, seeds[0])["tasks"]
+    parts = [(split, f"{split}/greedy", slice(None)) for split in SPLITS]
+    parts += [(f"seen, {task}", "seen/greedy", slice(i, None, len(tasks))) for i, task in enumerate(tasks)]
+    lines = ["| starts | imagined RL / SFT | the most it could be |", "|---|---|---|"]
+    for name, what, rows in parts:
+        base = float(records.outcomes(*SFT, what, [0])[:, rows].mean())
+        most = f"{1 / base:.2f}" if base else "-"
+        lines.append(f"| {name} | {times(ratio(records, RL, SFT, seeds, what, rows))} | {most} |")
+    return "\n".join(lines) + "\n"
+
+
 CLAIM = Claim(
     "C1",
     "RL inside the world model beats supervised fine-tuning in Real",
@@ -44,4 +57,5 @@ CLAIM = Claim(
     needs=lambda preset: ARMS,
     rule=rule,
     figures=figures,
+    tables=tables,
 )

@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
-from worldgym.evaluation.statistics import Interval, seeds_bootstrap
+from worldgym.evaluation.statistics import Interval, seeds_bootstrap, seeds_ratio
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
 ENOUGH_SEEDS = 3
@@ -128,10 +130,30 @@ def difference(
     records: Records, a: tuple[str, str], b: tuple[str, str], seeds: Sequence[int], what: str = "seen/greedy"
 ) -> Interval:
     """Success of arm `a` less that of arm `b`, paired by start, over training seeds and starts."""
+    return seeds_bootstrap(*_paired(records, a, b, seeds, what))
+
+
+def ratio(
+    records: Records, a: tuple[str, str], b: tuple[str, str], seeds: Sequence[int], what: str = "seen/greedy",
+    rows: slice = slice(None),
+) -> Interval | None:  # fmt: skip
+    """Success of arm `a` over that of arm `b`, likewise; on the starts `rows`. None where `b` never succeeds."""
+    first, second = (table[:, rows] for table in _paired(records, a, b, seeds, what))
+    return seeds_ratio(first, second) if second.any() else None
+
+
+def _paired(
+    records: Records, a: tuple[str, str], b: tuple[str, str], seeds: Sequence[int], what: str
+) -> list[np.ndarray]:
     rows = [records.outcomes(*arm, what, [0] if unseeded(arm[1]) else seeds) for arm in (a, b)]
     if len(rows[0]) < len(rows[1]):  # an arm without seeds against one with them
         rows[0] = rows[0].repeat(len(rows[1]), 0)
-    return seeds_bootstrap(*rows)
+    return rows
+
+
+def times(interval: Interval | None) -> str:
+    """A ratio with its interval."""
+    return "-" if interval is None else f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def said(interval: Interval) -> str:

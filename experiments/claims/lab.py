@@ -87,6 +87,10 @@ class Lab:
             "split_manifest": str(self.bundle.card.get("split_manifest", ""))[:16]
         }
 
+    def policy(self, folder: Path | None = None) -> Any:
+        """A fresh copy of a policy; of the SFT policy by default."""
+        return self.bundle.policy() if folder is None else PolicyRef(POLICY_CLASS, str(folder)).load()
+
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What several arms share, made by the first that needs it."""
         if name not in self._made:

@@ -36,6 +36,7 @@ class ClaimPreset:
         every: rounds between two measurements on the way.
         real_episodes: own episodes in Real that filtered BC, RECAP and RAMP learn from.
         foresight_steps: of training what is foreseen.
+        epochs: of fitting an SFT policy to few demonstrations.
         gaps: of Soft.
         budgets: episodes in Real at which cloning is compared with imagined practice.
     """
@@ -55,6 +56,7 @@ class ClaimPreset:
     every: int = 5
     real_episodes: int = 300
     foresight_steps: int = 800
+    epochs: int = 60
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     budgets: tuple[int, ...] = (50, 100, 200, 400, 800)
 
@@ -72,6 +74,6 @@ PRESETS = {
     "small": ClaimPreset("small"),
     "tiny": ClaimPreset(
         "tiny", seeds=(0,), rounds=1, starts=4, group=3, horizon=10, imitation_steps=2, batch=16, measured=10,
-        episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, gaps=(1.0,), budgets=(50,),
+        episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, epochs=1, gaps=(1.0,), budgets=(50,),
     ),
 }  # fmt: skip

@@ -19,6 +19,7 @@ import worldgym  # noqa: F401  (registers the ids)
 from envs.tabletop import SPLITS, TASKS, TabletopEnv, TabletopVectorEnv
 from envs.tabletop.collect import BEHAVIOURS, rollout
 from envs.tabletop.experts import expert_action
+from envs.tabletop.grammar import task_of
 from envs.tabletop.scene import COLOURS, Physics
 from envs.tabletop.simulation import Simulation
 from envs.tabletop.tasks import HELD_OUT_TARGETS, UNSEEN_COLOUR, Scene, draw_scene
@@ -304,3 +305,39 @@ def test_a_dark_table_stays_in_the_scene_that_has_one():
     later = TabletopEnv()
     after, _ = later.reset(seed=3, options={"task": "push"})
     assert np.array_equal(before["image"], after["image"])
+
+
+def test_a_chunk_tells_of_every_step_in_it_and_repeats_the_last_after_an_end():
+    by_chunk, by_step = TabletopVectorEnv(2, horizon=30, chunk=5), [TabletopEnv(horizon=30) for _ in range(2)]
+    start = {"task": "reach"}
+    by_chunk.reset(seed=[40, 41], options=start)
+    for i, env in enumerate(by_step):
+        env.reset(seed=40 + i, options=start)
+    rng, running = np.random.default_rng(1), [True, True]
+    for _ in range(6):
+        sim = by_step[0].batch.simulation()
+        actions = rng.uniform(-1, 1, (2, 5, 4)).astype(np.float32)
+        actions[0] = expert_action(sim.scene, sim.privileged())  # one of the two gets there
+        info = by_chunk.step(actions)[4]
+        for i, env in enumerate(by_step):
+            if not running[i]:
+                continue
+            for t, action in enumerate(actions[i]):
+                seen, _, ended, _, told = env.step(action)
+                assert np.array_equal(info["path"][i, t], seen["state"])
+                assert info["path_success"][i, t] == told["success"]
+                assert info["path_progress"][i, t] == told["progress"]
+                if ended:
+                    assert (info["path"][i, t:] == seen["state"]).all() and info["path_success"][i, t:].all()
+                    running[i] = False
+                    break
+    assert running == [False, True]
+    assert "path" not in by_step[0].step(actions[0, 0])[4]
+
+
+@given(st.sampled_from(TASKS), st.sampled_from(SPLITS), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_an_instruction_says_which_task_it_is_of(task, split, seed):
+    assert task_of(draw_scene(seed, task, split).instruction) == task
+    with pytest.raises(ValueError, match="no known task"):
+        task_of("dance with the red cube")

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldgym.evaluation.statistics import Confusion, mean_interval, paired_bootstrap, seeds_bootstrap, wilson
+from worldgym.evaluation.statistics import (
+    Confusion,
+    mean_interval,
+    paired_bootstrap,
+    seeds_bootstrap,
+    seeds_ratio,
+    wilson,
+)
 
 
 def test_wilson_matches_the_textbook_value():
@@ -109,3 +116,24 @@ def test_seeds_that_disagree_widen_the_interval_and_a_seedless_arm_is_paired_wit
     assert apart.high - apart.low > 2 * (same.high - same.low)
     with pytest.raises(ValueError, match="over the same starts"):
         seeds_bootstrap(np.zeros((2, 3)), np.zeros((3, 3)))
+
+
+@given(st.integers(1, 4), st.integers(20, 60), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_a_ratio_lies_in_its_interval_and_agrees_with_the_difference_on_who_is_ahead(seeds, starts, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((seeds, starts)) < 0.9, rng.random((1, starts)) < 0.4
+    if not b.any():
+        b[0, 0] = True
+    found, apart = seeds_ratio(a, b, n_boot=2000), seeds_bootstrap(a, b, n_boot=2000)
+    assert found.low <= found.mean <= found.high
+    assert found.mean == pytest.approx(a.mean() / b.mean())
+    assert (found.low > 1) == (apart.low > 0), "the same resamples"
+
+
+def test_a_ratio_to_nothing_is_refused():
+    assert seeds_ratio(np.ones((2, 50)), np.eye(1, 50)).high == float("inf"), (
+        "some resamples miss the only success"
+    )
+    with pytest.raises(ValueError, match="report the difference"):
+        seeds_ratio(np.ones((2, 3)), np.zeros((1, 3)))

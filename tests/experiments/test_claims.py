@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.claims import CLAIMS, c2, c20
+from envs.tabletop.grammar import task_of
+from experiments.claims import CLAIMS, c2, c20, e2
 from experiments.claims.arms import ARMS, find_arm, run_arm
 from experiments.claims.lab import Lab, frozen_gap
 from experiments.claims.presets import PRESETS, SPLITS
@@ -137,6 +138,27 @@ def test_e1_says_how_many_episodes_overtake_imagined_practice(tmp_path, own, wan
     assert CLAIMS["E1"].figures(records, SMALL, [0, 1, 2])["episodes"].startswith("<svg")
 
 
+@pytest.mark.parametrize(
+    ("few", "cloned", "practised", "wanted"),
+    [
+        (0.2, 0.25, 0.6, "supported"), (0.3, 0.3, 0.4, "refuted"), (0.3, 0.8, 0.8, "refuted"),
+        (0.3, 0.3, 0.7, "inconclusive"),
+    ],
+)  # fmt: skip
+def test_e2_asks_for_the_published_ratio_and_for_more_than_cloning(tmp_path, few, cloned, practised, wanted):
+    rates = {("E2", "few-10"): few, ("E2", "few_bc-10"): cloned, ("E2", "few_rl-10"): practised}
+    records = made_up(tmp_path, {**c1_rates(), **rates}, spread=0.01)
+    verdict = CLAIMS["E2"].decide(records, SMALL)
+    assert verdict.verdict == wanted and "from C1's SFT it is 1.6" in verdict.why
+
+
+def test_few_demonstrations_are_the_first_of_each_verb(lab):
+    demos, everything = e2.few_demonstrations(lab), lab.bundle.demonstrations()
+    verbs = [task_of(demos.instructions[i]) for i in np.unique(demos.episode, return_index=True)[1]]
+    assert 0 < max(map(verbs.count, verbs)) <= e2.DEMOS and len(demos) <= len(everything)
+    assert demos.images.tobytes() == everything.images[np.isin(everything.episode, demos.episode)].tobytes()
+
+
 def test_c20_ranks_every_policy_that_there_is(tmp_path):
     rates = dict(zip(c20.arms(SMALL), (0.7, 0.6, 0.5, 0.3, 0.2, 0.1), strict=True))
     records = made_up(tmp_path, rates)
@@ -209,6 +231,8 @@ def lab(bundle, tmp_path_factory):
         "real_rl",
         "real_judged",
         "demos-50",
+        "few_bc-10",
+        "few_rl-10",
         "ramp",
     ],
 )
@@ -226,7 +250,7 @@ def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
         "filtered_bc": {"real_steps"}, "iter_sft": {"imagined_steps"}, "imagined_rl": {"imagined_steps"},
         "soft_rl-partial": {"soft_steps"}, "soft_rl-looks": {"soft_steps"}, "soft_rl-randomised": {"soft_steps"},
         "real_rl": {"real_steps"}, "real_judged": {"real_steps"},
-        "demos-50": {"real_steps"},
+        "demos-50": {"real_steps"}, "few_rl-10": {"imagined_steps"},
         "ramp": {"real_steps"},
     }  # fmt: skip
     assert spent == wanted.get(name, set()) and budget["wall_seconds"] >= 0

@@ -43,7 +43,8 @@ def make_tiny_bundle(folder: Path) -> Path:
         column[:] = column[0]
     np.savez(folder / "starts.npz", images=images, states=states, instructions=texts, tasks=tasks)
     actions = rng.uniform(-1, 1, (6, 5, 4)).astype(np.float32)
-    np.savez(folder / "demos.npz", images=images, states=states, instructions=texts, actions=actions)
+    demos = {"images": images, "states": states, "instructions": texts, "actions": actions}
+    np.savez(folder / "demos.npz", **demos, episode=np.arange(6), goals=states)
     starts = Starts(
         torch.tensor(images), torch.tensor(states), texts.tolist(), tasks.tolist(), torch.zeros(6)
     )

@@ -22,6 +22,7 @@ _EXPORTS = {
     "mean_interval": "statistics",
     "paired_bootstrap": "statistics",
     "seeds_bootstrap": "statistics",
+    "seeds_ratio": "statistics",
     "wilson": "statistics",
     "EvalResult": "outcomes",
     "EvaluationPool": "rollouts",

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 Z95 = 1.959963984540054
 
@@ -140,24 +140,58 @@ def seeds_bootstrap(
     Raises:
         ValueError: tables that do not pair.
     """
+    first, second = _paired_tables(a, b)
+    difference = first - second
+    drawn = _resampled(difference, seed, n_boot)
+    return _bounded(float(difference.mean()), drawn, level, difference.size)
+
+
+def seeds_ratio(
+    a: ArrayLike, b: ArrayLike, *, seed: int = 0, n_boot: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Interval of `mean(a) / mean(b)`, resampled as in `seeds_bootstrap`; same arguments.
+
+    Published gains are often ratios ("2.4 times"). They grow without bound as the weaker arm nears zero, which a
+    difference does not.
+
+    Raises:
+        ValueError: tables that do not pair, or `b` without any success.
+    """
+    first, second = _paired_tables(a, b)
+    if not second.any():
+        raise ValueError("seeds_ratio needs successes in the second table; with none, report the difference")
+    second = np.broadcast_to(second, first.shape)
+    above, below = (_resampled(table, seed, n_boot) for table in (first, second))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = np.where(below > 0, above / below, np.inf)
+    return _bounded(float(first.mean() / second.mean()), drawn, level, first.size)
+
+
+def _paired_tables(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     first, second = np.atleast_2d(np.asarray(a, np.float64)), np.atleast_2d(np.asarray(b, np.float64))
     if first.ndim != 2 or first.shape[1] != second.shape[1] or len(second) not in (1, len(first)) or not first.size:
         raise ValueError(
-            f"seeds_bootstrap needs tables (seeds, starts) over the same starts, got {first.shape} and {second.shape}"
+            f"expected tables (seeds, starts) over the same starts, got {first.shape} and {second.shape}"
         )
-    difference = first - second
-    if not np.isfinite(difference).all():
-        raise ValueError("seeds_bootstrap got outcomes that are not finite")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("outcomes must be finite; drop episodes without an outcome from both tables")
+    return first, second
+
+
+def _resampled(table: NDArray[np.float64], seed: int, n_boot: int) -> NDArray[np.float64]:
+    """Means of `table` over resampled seeds and starts: the same draws for every table of this shape and seed."""
     rng = np.random.default_rng(seed)
-    seeds, starts = difference.shape
+    seeds, starts = table.shape
     # How often each seed and each start is drawn: a weighted mean, and no (n_boot, S, N) array.
     seed_weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), n_boot) / seeds
     start_weight = rng.multinomial(starts, np.full(starts, 1 / starts), n_boot) / starts
-    means = np.einsum("bs,sn,bn->b", seed_weight, difference, start_weight, optimize=True)
+    return np.einsum("bs,sn,bn->b", seed_weight, table, start_weight, optimize=True)
+
+
+def _bounded(mean: float, drawn: NDArray[np.float64], level: float, size: int) -> Interval:
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    mean = float(difference.mean())
-    return Interval(mean, min(mean, float(low)), max(mean, float(high)), difference.size)
+    low, high = np.quantile(drawn, [tail, 1 - tail], method="linear" if np.isfinite(drawn).all() else "nearest")
+    return Interval(mean, min(mean, float(low)), max(mean, float(high)), size)
 
 
 @dataclass(frozen=True)
