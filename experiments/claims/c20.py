@@ -41,7 +41,7 @@ def _disturbed(share: float) -> Arm:
         save_policy(worse, folder / "policy")
         return Trained(saved(folder), {"updates": 0.0}, settings={"noise": share})
 
-    return Arm(f"disturbed-{share:g}", f"SFT, weights disturbed by {share:g}", train)
+    return Arm(f"disturbed-{share:g}", f"SFT, weights disturbed by {share:g}", train, splits=("seen",))
 
 
 ARMS.update({arm.name: arm for arm in map(_disturbed, NOISES)})
