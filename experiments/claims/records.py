@@ -104,3 +104,15 @@ def folder_hash(folder: Path) -> str:
         total.update(file.relative_to(folder).as_posix().encode())
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
+
+
+CODE = ("agents", "envs", "experiments", "rewards", "worldgym")
+
+
+def code_hash() -> str:
+    """SHA-256 over the source files that a result depends on, short."""
+    root, total = Path(__file__).resolve().parents[2], hashlib.sha256()
+    for file in sorted(file for package in CODE for file in (root / package).rglob("*.py")):
+        total.update(file.relative_to(root).as_posix().encode())
+        total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:16]

@@ -24,7 +24,7 @@ import tyro
 
 from experiments.claims import CLAIMS
 from experiments.claims.presets import PRESETS
-from experiments.claims.records import Records
+from experiments.claims.records import Records, code_hash
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
 
@@ -113,7 +113,11 @@ def list_claims(config: ClaimsListConfig) -> int:
 
 
 def run(config: ClaimsRunConfig) -> int:
-    """All (claim, arm, seed) that are not finished."""
+    """All (claim, arm, seed) that are not finished.
+
+    Raises:
+        ConfigError: the code was changed while an arm ran; nothing of that arm is kept.
+    """
     import torch
 
     from experiments.claims.arms import find_arm, forget, run_arm
@@ -122,7 +126,7 @@ def run(config: ClaimsRunConfig) -> int:
     torch.set_num_threads(config.threads)
     preset = PRESETS[config.preset]
     records = Records(config.results / "data", preset.name)
-    jobs = list(todo(config, records))
+    jobs, code = list(todo(config, records)), code_hash()
     logger.info("%d results to make", len(jobs))
     with Lab(preset, config.work / preset.name, config.workers) as lab:
         for i, (claim, name, seed) in enumerate(jobs):
@@ -131,7 +135,12 @@ def run(config: ClaimsRunConfig) -> int:
             arm = find_arm(name)
             logger.info("%d/%d %s: %s, seed %d", i + 1, len(jobs), claim, arm.label, seed)
             facts = run_arm(lab, arm, seed)
-            file = records.write(claim, name, seed, facts)
+            if code_hash() != code:  # processes that were started meanwhile have run other code than this one
+                raise ConfigError(
+                    f"the code was changed while {claim} {name}, seed {seed} ran, so its result is not kept. Run it "
+                    "again from a checkout that stays as it is: git worktree add ../runs HEAD"
+                )
+            file = records.write(claim, name, seed, {**facts, "code": code})
             forget(lab, arm, seed)
             success = facts["evaluations"]["seen/greedy"]["success"]
             logger.info("  success in Real %.3f; written to %s", success.count("1") / len(success), file)

@@ -16,7 +16,7 @@ from experiments.claims import CLAIMS, c2, c20, e2
 from experiments.claims.arms import ARMS, find_arm, run_arm
 from experiments.claims.lab import Lab, frozen_gap
 from experiments.claims.presets import PRESETS, SPLITS
-from experiments.claims.records import Records, folder_hash, pack, unpack
+from experiments.claims.records import Records, code_hash, folder_hash, pack, unpack
 from experiments.claims.report import write_report
 from experiments.cli import main
 from experiments.commands.claims import ClaimsReportConfig, ClaimsRunConfig, fill, todo
@@ -304,6 +304,21 @@ def test_the_commands_run_report_and_list(tmp_path, bundle, monkeypatch, capsys)
     )
     assert main(["claims", "list", *typed]) == 0
     assert "refuted if" in capsys.readouterr().out
+
+
+def test_a_result_of_code_that_changed_meanwhile_is_not_kept(tmp_path, bundle, monkeypatch):
+    from experiments.commands import claims
+
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], bundle=str(bundle)))
+    hashes = iter(["a", "b"])
+    monkeypatch.setattr(claims, "code_hash", lambda: next(hashes))
+    config = ClaimsRunConfig(
+        claims=("C1",), preset="tiny", arms=("sft",), workers=0, threads=1, results=tmp_path, work=tmp_path
+    )
+    with pytest.raises(ConfigError, match="git worktree"):
+        claims.run(config)
+    assert not list(tmp_path.rglob("*.json"))
+    assert code_hash() == code_hash() and len(code_hash()) == 16
 
 
 def test_what_does_not_exist_is_refused(tmp_path):
