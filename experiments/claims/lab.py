@@ -158,10 +158,10 @@ class Lab:
 
     def _first_frames(self, starts: list[Start]) -> dict[str, Any]:
         from envs.tabletop import TabletopEnv
-        from worldgym.evaluation.rollouts import batch_observations, reset_env
+        from worldgym.evaluation.rollouts import first_observations
 
         env = TabletopEnv(domain="real")
-        seen = batch_observations([reset_env(env, start)[0] for start in starts])
+        seen = first_observations(env, starts)
         env.close()
         return seen
 

@@ -292,13 +292,13 @@ def ranking(
     from worldgym.evaluation import EvaluationPool, make_starts
     from worldgym.evaluation.closed_loop import dream
     from worldgym.evaluation.ranking import agreement
-    from worldgym.evaluation.rollouts import batch_observations, reset_env
+    from worldgym.evaluation.rollouts import first_observations
 
     policies = graded_policies(bundle.policy(), config.noises, config.temperatures, config.seed)
     starts = make_starts(tasks, max(1, round(config.ranking_starts / len(tasks))), RANK_SEED0)
     tables: dict[str, list[np.ndarray]] = {"imagined": []}
     env = TabletopEnv(domain="real", horizon=40)
-    observation = batch_observations([reset_env(env, start)[0] for start in starts])
+    observation = first_observations(env, starts)
     env.close()
     worlds = [("real", {"domain": "real"})]
     worlds += [(f"soft {g:g}", {"domain": "soft", "gap": g}) for g in config.gaps]

@@ -178,20 +178,14 @@ def bank_of(starts: Sequence[Start]) -> Any:
     import torch
 
     from agents import StartBank, Starts
-    from envs.tabletop import TabletopVectorEnv
+    from envs.tabletop import TabletopEnv
+    from worldgym.evaluation.rollouts import first_observations
 
-    env = TabletopVectorEnv(num_envs=1)
-    seen = [env.reset(seed=[s.seed], options={"task": s.task, "split": s.split})[0] for s in starts]
+    env = TabletopEnv()
+    seen = first_observations(env, starts)
     env.close()
-    return StartBank(
-        Starts(
-            torch.from_numpy(np.concatenate([o["image"] for o in seen])),
-            torch.from_numpy(np.concatenate([o["state"] for o in seen])).float(),
-            [str(o["instruction"][0]) for o in seen],
-            [s.task for s in starts],
-            torch.zeros(len(starts), dtype=torch.int64),
-        )
-    )
+    tasks, steps = [start.task for start in starts], torch.zeros(len(starts), dtype=torch.int64)
+    return StartBank(Starts(seen["image"], seen["state"], seen["instruction"], tasks, steps))
 
 
 def doubt(practice: Practice, quantile: float) -> float:

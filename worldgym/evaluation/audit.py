@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from worldgym.evaluation.outcomes import Start
-from worldgym.evaluation.rollouts import batch_observations, reset_env
+from worldgym.evaluation.rollouts import first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, paired_bootstrap
 from worldgym.protocols import judged
 
@@ -150,7 +150,7 @@ def watch(
     if not starts or not judges:
         raise ValueError(f"watching needs starts and judges; got {len(starts)} and {len(judges)}")
     generator = torch.Generator().manual_seed(seed)
-    observation = batch_observations([reset_env(env, start)[0] for start in starts])
+    observation = first_observations(env, starts)
     image, proprio = (torch.as_tensor(observation[k]) for k in ("image", "state"))
     texts = [str(text) for text in observation["instruction"]]
     said: dict[str, list[np.ndarray]] = {name: [] for name in judges}

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from worldgym.evaluation.rollouts import Start, batch_observations, reset_env
+from worldgym.evaluation.rollouts import Start, first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, wilson
 from worldgym.protocols import judged
 
@@ -290,7 +290,7 @@ def run_closed_loop(
         record = high <= clips
         words = np.random.SeedSequence([seed, *(start.seed for start in block)]).generate_state(2)
         generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-        observation = batch_observations([reset_env(env, start)[0] for start in block])
+        observation = first_observations(env, block)
         episode = dream(
             policy,
             world_model,

@@ -123,6 +123,11 @@ def batch_observations(observations: Sequence[Mapping[str, Any]]) -> dict[str, A
     }
 
 
+def first_observations(env: Any, starts: Sequence[Start]) -> dict[str, Any]:
+    """What a policy sees first from each of these starts, as its `act` takes it: where imagination begins."""
+    return batch_observations([reset_env(env, start)[0] for start in starts])
+
+
 def run_block(
     policy: Any, envs: Sequence[Any], starts: Sequence[Start], *, temperature: float, seed: int
 ) -> list[tuple[bool, float, int, str]]:
