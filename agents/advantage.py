@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class AdvantageConfig:
         dropout: chance that a row is told nothing of its advantage, and likewise of what is foreseen.
         quantile: of the advantages of a task, above which a chunk is good.
         demo_share: share of demonstrations in a batch.
+        learn: `pointer` conditions where the policy goes and leaves how it goes there as it was cloned; `all` both.
         seed: of rows and dropout.
     """
 
@@ -49,6 +51,7 @@ class AdvantageConfig:
     dropout: float = 0.2
     quantile: float = 0.7
     demo_share: float = 0.4
+    learn: Literal["pointer", "all"] = "pointer"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -121,7 +124,8 @@ class AdvantageConditioned:
         self.config = config or AdvantageConfig()
         self.demos = demos
         self.iteration = 0
-        self._sft = SFT(SFTConfig(lr=self.config.lr, batch_size=self.config.batch_size, weight_decay=0.0))
+        c = self.config
+        self._sft = SFT(SFTConfig(lr=c.lr, batch_size=c.batch_size, weight_decay=0.0, learn=c.learn))
 
     def update(
         self,
@@ -144,7 +148,7 @@ class AdvantageConditioned:
             steps: optimizer steps.
 
         Returns:
-            loss (nats a dimension), good (share of good rows).
+            loss (nats a dimension; of the place, where the pointer learns alone), good (share of good rows).
         """
         c = self.config
         rng = np.random.default_rng((c.seed, 31, self.iteration))

@@ -104,7 +104,7 @@ def test_asked_for_good_actions_it_does_what_was_good(tmp_path):
     )
     policy = ConditionedPolicy.of(plain())
     policy.train()
-    config = AdvantageConfig(lr=3e-3, batch_size=32, demo_share=0.0)
+    config = AdvantageConfig(lr=3e-3, batch_size=32, demo_share=0.0, learn="all")
     improver = AdvantageConditioned(logs, config)
     first = improver.update(policy, logs, good, steps=1)
     last = improver.update(policy, logs, good, steps=100)
@@ -119,6 +119,32 @@ def test_asked_for_good_actions_it_does_what_was_good(tmp_path):
     policy.save_pretrained(tmp_path / "p")
     again = ConditionedPolicy.from_pretrained(tmp_path / "p")
     assert torch.allclose(again(look(2, [WORDS] * 2)), policy(look(2, [WORDS] * 2)), atol=1e-5)
+
+
+def test_the_pointer_alone_can_be_told_where_it_is_good_to_go():
+    rng, n = np.random.default_rng(0), 64
+    good = np.arange(n) % 2 == 0
+    goals = np.zeros((n, 4), np.float32)
+    goals[:, 0] = np.where(good, 1.0, -1.0)  # in standard deviations: this policy has seen no data
+    images = np.repeat(rng.integers(0, 256, (n // 2, 16, 16, 3), dtype=np.uint8), 2, 0)
+    logs = ChunkDataset(
+        images, np.zeros((n, 4), np.float32), [WORDS] * n, np.zeros((n, 5, 4), np.float32), np.arange(n), goals
+    )
+    policy = ConditionedPolicy.of(plain())
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    improver = AdvantageConditioned(logs, AdvantageConfig(lr=1e-3, batch_size=32, demo_share=0.0))
+    improver.update(policy, logs, good, steps=150)
+    changed = {k for k, v in policy.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(name.startswith("pointer.") for name in changed)
+
+    def right(told):
+        seen = {"image": torch.from_numpy(images[:16]), "state": torch.zeros(16, 4), "instruction": [told] * 16}
+        with torch.no_grad():
+            pointing = policy.point(seen)
+        return float((pointing.scores.softmax(-1) * (pointing.places[..., 0] > 0)).sum(-1).mean())
+
+    assert right(Told(WORDS, True)) > 0.9 > 0.1 > right(Told(WORDS, False))
+    assert right(WORDS) > 0.9, "without a word of it, good is what stands"
 
 
 def test_failures_are_rows_too():

@@ -233,6 +233,7 @@ def lab(bundle, tmp_path_factory):
         "demos-50",
         "few_bc-10",
         "few_rl-10",
+        "told_outcome",
         "ramp",
     ],
 )
@@ -251,7 +252,7 @@ def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
         "soft_rl-partial": {"soft_steps"}, "soft_rl-looks": {"soft_steps"}, "soft_rl-randomised": {"soft_steps"},
         "real_rl": {"real_steps"}, "real_judged": {"real_steps"},
         "demos-50": {"real_steps"}, "few_rl-10": {"imagined_steps"},
-        "ramp": {"real_steps"},
+        "ramp": {"real_steps"}, "told_outcome": {"real_steps"},
     }  # fmt: skip
     assert spent == wanted.get(name, set()) and budget["wall_seconds"] >= 0
     wrong = {
@@ -263,7 +264,7 @@ def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
     if name in ("imagined_rl", "real_rl"):
         assert facts["way"][-1]["true"] >= 0 and ("imagined" in facts["way"][-1]) == (name == "imagined_rl")
     assert ("real_episodes" in budget) == (
-        name in ("filtered_bc", "real_rl", "real_judged", "demos-50", "ramp")
+        name in ("filtered_bc", "real_rl", "real_judged", "demos-50", "ramp", "told_outcome")
     )
     assert json.loads(json.dumps(facts)) == facts
 
