@@ -16,6 +16,7 @@ from experiments.claims.figures import gains, label_of
 from experiments.claims.lab import frozen_gap
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
+from worldgym.evaluation.statistics import resampled_means
 
 NAME = "C2"
 RL, SFT, REAL = ("C1", "imagined_rl"), ("C1", "sft"), (NAME, "real_rl")
@@ -42,7 +43,11 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     by_gap = {g: difference(records, RL, arm, seeds) for g, arm in swept(preset)}
     at = min(by_gap, key=lambda g: abs(g - frozen_gap()))
     effect, cross = by_gap[at], crossing(list(by_gap), [v.mean for v in by_gap.values()])
-    where = "no crossing up to gap 1" if cross is None else f"the lines cross at gap {cross:.2f}"
+    bounds = " to ".join(
+        "beyond 1" if not np.isfinite(g) else f"{g:.2f}" for g in crosses(records, preset, seeds)
+    )
+    found = "no crossing up to gap 1" if cross is None else f"the lines cross at gap {cross:.2f}"
+    where = f"{found} (95 % interval: {bounds})"
     why = f"imagined RL less RL in Soft at gap {at:g} {said(effect)}; {where}"
     if cross is None and by_gap[max(by_gap)].mean <= 0:
         return Ruling(False, effect, why)
@@ -66,6 +71,16 @@ def crossing(gaps: list[float], values: list[float]) -> float | None:
         if v0 <= 0 < v1:
             return g0 + (g1 - g0) * -v0 / (v1 - v0)
     return None
+
+
+def crosses(records: Records, preset: ClaimPreset, seeds: list[int]) -> list[float]:
+    """95 % interval of the gap at which the lines cross, over training seeds and starts; infinite beyond 1."""
+    gaps, arms = zip(*swept(preset), strict=True)
+    tables = [records.outcomes(*arm, "seen/greedy", seeds) for arm in (RL, *arms)]
+    ours, *theirs = (resampled_means(table, n_boot=2000) for table in tables)
+    found = [crossing(list(gaps), row) for row in np.stack([ours - their for their in theirs], 1).tolist()]
+    where = np.array([np.inf if gap is None else gap for gap in found])
+    return [float(g) for g in np.quantile(where, [0.025, 0.975], method="nearest")]
 
 
 def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:

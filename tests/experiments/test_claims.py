@@ -110,6 +110,15 @@ def test_c2_follows_its_rule_and_says_where_the_lines_cross(tmp_path, soft, want
     assert verdict.verdict == wanted and where in verdict.why, verdict.why
 
 
+def test_where_the_lines_cross_has_an_interval_which_may_end_beyond_the_sweep(tmp_path):
+    records = made_up(tmp_path / "a", c2_rates((0.85, 0.82, 0.78, 0.7, 0.6), rl=0.8), spread=0.01)
+    low, high = c2.crosses(records, SMALL, [0, 1, 2])
+    assert 0 <= low < 0.375 < high <= 1
+    never = made_up(tmp_path / "b", c2_rates((0.95,) * 5, rl=0.5))
+    assert c2.crosses(never, SMALL, [0, 1, 2]) == [float("inf")] * 2
+    assert "beyond 1 to beyond 1" in CLAIMS["C2"].decide(never, SMALL).why
+
+
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=6))
 def test_a_crossing_lies_where_the_sign_turns(values):
     gaps = [i / (len(values) - 1) for i in range(len(values))]

@@ -21,6 +21,7 @@ _EXPORTS = {
     "Interval": "statistics",
     "mean_interval": "statistics",
     "paired_bootstrap": "statistics",
+    "resampled_means": "statistics",
     "seeds_bootstrap": "statistics",
     "seeds_ratio": "statistics",
     "wilson": "statistics",

@@ -122,6 +122,20 @@ def paired_bootstrap(
     return Interval(mean, min(mean, float(low)), max(mean, float(high)), n)
 
 
+def resampled_means(table: ArrayLike, *, seed: int = 0, n_boot: int = 10_000) -> NDArray[np.float64]:
+    """`(n_boot,)` means of an outcome table `(S, N)` over resampled training seeds and starts.
+
+    Tables of the same shape get the same draws, so that whatever is computed from several of them is paired.
+    """
+    table = np.asarray(table, np.float64)
+    rng = np.random.default_rng(seed)
+    seeds, starts = table.shape
+    # How often each seed and each start is drawn: a weighted mean, and no (n_boot, S, N) array.
+    seed_weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), n_boot) / seeds
+    start_weight = rng.multinomial(starts, np.full(starts, 1 / starts), n_boot) / starts
+    return np.einsum("bs,sn,bn->b", seed_weight, table, start_weight, optimize=True)
+
+
 def seeds_bootstrap(
     a: ArrayLike, b: ArrayLike, *, seed: int = 0, n_boot: int = 10_000, level: float = 0.95
 ) -> Interval:
@@ -142,7 +156,7 @@ def seeds_bootstrap(
     """
     first, second = _paired_tables(a, b)
     difference = first - second
-    drawn = _resampled(difference, seed, n_boot)
+    drawn = resampled_means(difference, seed=seed, n_boot=n_boot)
     return _bounded(float(difference.mean()), drawn, level, difference.size)
 
 
@@ -161,7 +175,7 @@ def seeds_ratio(
     if not second.any():
         raise ValueError("seeds_ratio needs successes in the second table; with none, report the difference")
     second = np.broadcast_to(second, first.shape)
-    above, below = (_resampled(table, seed, n_boot) for table in (first, second))
+    above, below = (resampled_means(table, seed=seed, n_boot=n_boot) for table in (first, second))
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.where(below > 0, above / below, np.inf)
     return _bounded(float(first.mean() / second.mean()), drawn, level, first.size)
@@ -176,16 +190,6 @@ def _paired_tables(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDA
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("outcomes must be finite; drop episodes without an outcome from both tables")
     return first, second
-
-
-def _resampled(table: NDArray[np.float64], seed: int, n_boot: int) -> NDArray[np.float64]:
-    """Means of `table` over resampled seeds and starts: the same draws for every table of this shape and seed."""
-    rng = np.random.default_rng(seed)
-    seeds, starts = table.shape
-    # How often each seed and each start is drawn: a weighted mean, and no (n_boot, S, N) array.
-    seed_weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), n_boot) / seeds
-    start_weight = rng.multinomial(starts, np.full(starts, 1 / starts), n_boot) / starts
-    return np.einsum("bs,sn,bn->b", seed_weight, table, start_weight, optimize=True)
 
 
 def _bounded(mean: float, drawn: NDArray[np.float64], level: float, size: int) -> Interval:
