@@ -78,7 +78,7 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     tables = said_by(records)
     found = {w: agreement(tables[w], tables["real"]) for w in ("imagined", "soft")}
     row, other = found["imagined"]["pearson"], found["soft"]["pearson"]
-    effect = Interval(row["mean"], min(row["low"], row["mean"]), max(row["high"], row["mean"]), len(policies))
+    effect = Interval(row["mean"], row["low"], row["high"], len(policies))
     why = (
         f"Pearson {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over {len(policies)} policies, Soft at the "
         f"frozen gap {other['mean']:.3f} [{other['low']:.3f}, {other['high']:.3f}]; mean maximum rank violation "

@@ -42,6 +42,28 @@ def test_an_evaluator_that_is_right_ranks_perfectly_and_its_interval_says_how_su
     assert blind["pearson"]["low"] < 0 < blind["pearson"]["high"] or blind["pearson"]["mean"] < 0.9
 
 
+@given(st.integers(0, 1000), st.floats(0, 0.3))
+@settings(max_examples=25, deadline=None)
+def test_an_interval_holds_its_estimate_and_stays_in_range(seed, errors):
+    rng = np.random.default_rng(seed)
+    true = rng.random((12, 80)) < np.linspace(0.1, 0.9, 12)[:, None]
+    said = true ^ (rng.random(true.shape) < errors)
+    for name, row in agreement(said, true, resamples=60).items():
+        assert row["low"] <= row["mean"] <= row["high"] and row["policies"] == 12
+        assert (0 if name == "mmrv" else -1) <= row["low"] and (name == "mmrv" or row["high"] <= 1)
+
+
+def test_intervals_hold_the_correlation_of_endless_starts_about_as_often_as_they_say():
+    rates = np.linspace(0.3, 0.8, 8)
+    leniency = np.array([0.05, -0.1, 0.1, 0, -0.05, 0.1, 0, -0.1])  # what no number of starts averages away
+    wanted, held = pearson(rates + leniency, rates), 0
+    for seed in range(60):
+        u = np.random.default_rng(seed).random(100)
+        row = agreement(u < (rates + leniency)[:, None], u < rates[:, None], resamples=100)["pearson"]
+        held += row["low"] <= wanted <= row["high"]
+    assert held >= 50, held
+
+
 def test_two_policies_are_no_ranking():
     with pytest.raises(ValueError, match="at least 3"):
         agreement(np.ones((2, 5), bool), np.ones((2, 5), bool))

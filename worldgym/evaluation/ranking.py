@@ -42,6 +42,8 @@ def mmrv(x: ArrayLike, y: ArrayLike) -> float:
 def agreement(said: np.ndarray, true: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
     """`{"pearson", "spearman", "mmrv"}` of success rates, each `{"mean", "low", "high", "policies"}`.
 
+    Intervals (95 %) are over starts: of these policies, from other starts.
+
     Args:
         said: `(P, N)` bool, what the evaluator says of P policies on N starts.
         true: `(P, M)` bool, what happened; paired with `said` start by start when M == N.
@@ -64,10 +66,28 @@ def agreement(said: np.ndarray, true: np.ndarray, *, seed: int = 0, resamples: i
         a, b = said[:, i].mean(1), true[:, j].mean(1)
         for name, measure in measures.items():
             drawn[name].append(measure(a, b))
-    out = {}
-    for name, measure in measures.items():
-        defined = [value for value in drawn[name] if not np.isnan(value)]
-        low, high = np.quantile(defined, (0.025, 0.975)) if defined else (np.nan, np.nan)
-        mean = measure(said.mean(1), true.mean(1))
-        out[name] = {"mean": mean, "low": float(low), "high": float(high), "policies": len(said)}
-    return out
+    rates = said.mean(1), true.mean(1)
+    return {
+        name: {**_around(measure(*rates), drawn[name], name == "mmrv"), "policies": len(said)}
+        for name, measure in measures.items()
+    }
+
+
+def _around(value: float, drawn: list[float], plain: bool) -> dict[str, float]:
+    """Normal interval around `value` with the spread of the resamples: of z = atanh r (Fisher) for a correlation.
+
+    Not their percentiles: a resample adds the starts' noise once more, which lowers every correlation, so that the
+    percentiles of a high one lie below it.
+    """
+    limit = 1 - 1e-9
+
+    def there(x: Any) -> Any:
+        return x if plain else np.arctanh(np.clip(x, -limit, limit))
+
+    defined = [x for x in drawn if not np.isnan(x)]
+    if not defined or np.isnan(value):
+        return {"mean": value, "low": float("nan"), "high": float("nan")}
+    half = 1.959964 * float(np.std(there(np.array(defined))))
+    low, high = float(there(value)) - half, float(there(value)) + half
+    bounds = (max(0.0, low), high) if plain else (float(np.tanh(low)), float(np.tanh(high)))
+    return {"mean": value, "low": min(value, bounds[0]), "high": max(value, bounds[1])}
