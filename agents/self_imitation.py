@@ -169,7 +169,7 @@ class SelfImitation:
         values = state.load(policy, self._sft.optimizer(policy))
         self.iteration = int(values["iteration"])
         if "instructions" in values:
-            columns = {k: v.numpy() for k, v in state.load_extra("memory").items()}
+            columns = {k: v.numpy() for k, v in state.load_extra("memory", finite=False).items()}
             self.weight = columns.pop("weight")
             self.memory = ChunkDataset(instructions=list(values["instructions"]), **columns)
 

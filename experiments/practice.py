@@ -267,7 +267,4 @@ class Practice:
 
 def save_policy(policy: Any, folder: Path) -> None:
     """Write a policy so that the folder holds the old one or the new one, nothing between."""
-    from worldgym.utils.files import atomic_save
-
-    with atomic_save(folder) as temporary:
-        policy.save_pretrained(str(temporary))
+    policy.save_pretrained(str(folder))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from rewards.learned import config_from
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
-from worldgym.utils.files import atomic_save
+from worldgym.utils.folders import save_folder
 from worldgym.utils.optional import require
 
 SETTINGS = "judge.json"
@@ -207,7 +207,7 @@ class OpenClipJudge:
             "model_cfg": self.description,
             "preprocess_cfg": {"mean": list(self.mean), "std": list(self.std), "size": [size, size]},
         }
-        with atomic_save(path) as folder:
+        with save_folder(path) as folder:
             save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
             (folder / MODEL).write_text(json.dumps(facts, indent=1) + "\n")
             (folder / SETTINGS).write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")

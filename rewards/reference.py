@@ -29,7 +29,7 @@ from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
-from worldgym.utils.files import atomic_save
+from worldgym.utils.folders import save_folder
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -191,7 +191,7 @@ class ReferenceJudge:
     def save_pretrained(self, path: str | Path) -> None:
         """Write settings, instructions and videos; a perceptual distance is a function and stays behind."""
         facts = {**asdict(self.config), "instructions": self.instructions}
-        with atomic_save(path) as folder:
+        with save_folder(path) as folder:
             save_file({str(i): v.contiguous() for i, v in enumerate(self.references)}, str(folder / FRAMES))
             (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
 

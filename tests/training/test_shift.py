@@ -111,4 +111,4 @@ def test_two_processes_train_one_model_on_different_batches(tmp_path):
 
     TrainingLoop(model, LoopConfig(steps=5, warmup=1), tmp_path / "alone", loss).run()
     assert torch.allclose(first["weight"], model.weight, atol=1e-5)  # as one process with both batches
-    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+    assert (tmp_path / "run" / "checkpoint" / "tensors.safetensors").is_file()

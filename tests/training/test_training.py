@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldgym.errors import CheckpointError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.models import FrameTokenizer, VideoWorldModel, WorldModelConfig
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.tokenizer import train_tokenizer
@@ -76,24 +76,54 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(tmp_path):
 def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     loop = _loop(tmp_path, "run", 3)
     loop.run()
-    loop.checkpoint.write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointError, match="delete the run folder"):
+    weights = loop.checkpoint / "tensors.safetensors"
+    weights.write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match="emove .*checkpoint to start afresh"):
         _loop(tmp_path, "run", 3)
-    assert loop.checkpoint.read_bytes() == b"not safetensors"
+    assert weights.read_bytes() == b"not safetensors"
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     loop = _loop(tmp_path, "run", 3)
     loop.run()
-    before = loop.checkpoint.read_bytes()
+    weights = loop.checkpoint / "tensors.safetensors"
+    before = weights.read_bytes()
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("worldgym.training.loop.save_file", full)
+    monkeypatch.setattr("worldgym.training.loop.save_tensors", full)
     with pytest.raises(OSError, match="No space"):
         loop.save()
-    assert loop.checkpoint.read_bytes() == before
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 0.5}, {"optimizer": "adamw"}, {"data": "b"}])
+def test_a_run_with_other_settings_or_data_is_not_continued(tmp_path, change):
+    def run(steps, data="a", **settings):
+        config = LoopConfig(**{"steps": steps, "warmup": 2, "optimizer": "muon", **settings})
+        loss = lambda module, step, generator: (module.weight.square().mean(), {})  # noqa: E731
+        return TrainingLoop(torch.nn.Linear(4, 4), config, tmp_path / "run", loss, identity={"data": data})
+
+    run(3).run()
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        run(3, **change)
+    assert run(5).step == 3  # a longer run goes on
+
+
+def test_points_behind_the_checkpoint_are_shown_once_after_a_kill(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loop = _loop(tmp_path, "run", 20)
+    loop.run()
+    before = loop.checkpoint.rename(tmp_path / "kept")
+    shorter = _loop(tmp_path, "short", 10)
+    shorter.run()
+    shorter.checkpoint.rename(loop.checkpoint)  # as if killed at step 20 with a checkpoint of step 10
+    _loop(tmp_path, "run", 20).run()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [5, 10, 15, 20]
+    assert before.is_dir()
 
 
 def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from worldgym.models.tokenizer import ResidualBlock, autocast, check_frames
 from worldgym.utils.hub import HubModel
+from worldgym.utils.typed import from_values
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class PositionProbeConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PositionProbeConfig:
         """Inverse of `dataclasses.asdict`."""
-        return cls(**values)
+        return from_values(cls, values)
 
 
 class Found(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from worldgym.models.tokenizer import TokenizerConfig
+from worldgym.utils.typed import from_values
 
 
 @dataclass(frozen=True)
@@ -191,14 +192,12 @@ class WorldModelConfig:
     def from_dict(data: dict[str, Any]) -> WorldModelConfig:
         """Inverse of `dataclasses.asdict`."""
         data = dict(data)
-        if data["dynamics"].get("moved") and "moved_width" not in data["dynamics"]:
+        dynamics = dict(data["dynamics"])
+        if dynamics.get("moved") and "moved_width" not in dynamics:
             raise ValueError(
                 "it moves frames through pixels, as this version no longer does; imagine with the version that made "
                 "it, or train anew with `worldgym train world-model --data DATA --tokenizer TOKENIZER`"
             )
         # Older checkpoints lacked these and do not say so.
-        dynamics = {"anchor": False, "moved": False, "held": False, "low": None, **data.pop("dynamics")}
-        return WorldModelConfig(
-            TokenizerConfig(**data.pop("tokenizer")), DynamicsConfig(**dynamics),
-            SamplerConfig(**data.pop("sampler")), **{k: tuple(v) for k, v in data.items()},
-        )  # fmt: skip
+        data["dynamics"] = {"anchor": False, "moved": False, "held": False, "low": None, **dynamics}
+        return from_values(WorldModelConfig, data)

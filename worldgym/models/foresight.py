@@ -30,6 +30,7 @@ from worldgym.errors import ConfigError
 from worldgym.models.dynamics import from_tokens, to_tokens
 from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
 from worldgym.utils.hub import HubModel
+from worldgym.utils.typed import from_values
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Foresight(
     HubModel,
     library_name="worldgym",
     tags=["world-model", "value", "worldgym"],
-    coders={ForesightConfig: (asdict, lambda values: ForesightConfig(**values))},
+    coders={ForesightConfig: (asdict, lambda values: from_values(ForesightConfig, values))},
 ):
     """The joint predictor.
 
@@ -138,7 +139,7 @@ class Foresight(
         super().__init__()
         if config is None:
             config = ForesightConfig()
-        c = self.config = config if isinstance(config, ForesightConfig) else ForesightConfig(**config)
+        c = self.config = config if isinstance(config, ForesightConfig) else from_values(ForesightConfig, config)
         settings = TokenizerConfig(
             image_size=c.image_size,
             latent_channels=c.channels,

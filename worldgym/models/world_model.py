@@ -20,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from worldgym.errors import CheckpointError, WorldgymError
 from worldgym.models.config import WorldModelConfig
 from worldgym.models.dynamics import Cache, Dynamics
 from worldgym.models.rows import ImaginedState, cut, in_threads, join, put, take
 from worldgym.models.tokenizer import FrameTokenizer, autocast, check_frames, unit_rms
 from worldgym.protocols import Decode, Imagined
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.tensors import load_tensors, save_tensors
 
 IMAGINED = ("frames", "latents", "states", "uncertainty")
 # Fewer rows are imagined in one piece. Smaller pieces would still pay, but another cut is another rounding in bfloat16,
@@ -284,18 +287,15 @@ class VideoWorldModel(nn.Module):
     # -- disk -------------------------------------------------------------------------------------
     def save_pretrained(self, path: Path | str) -> Path:
         """Write `config.json` and `model.safetensors` (bf16: half the bytes, the precision it runs at)."""
-        from worldgym.utils.files import atomic_write_bytes, atomic_write_text
-
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
         tensors = {
-            k: v.detach().to("cpu", v.dtype if k.endswith("background") else torch.bfloat16).contiguous()
+            k: v.detach().to("cpu", v.dtype if k.endswith("background") else torch.bfloat16)
             for k, v in self.state_dict().items()
         }
-        atomic_write_bytes(path / "model.safetensors", save(tensors, {"format": "pt"}))
         config = asdict(replace(self.config, sampler=self.sampler))
-        atomic_write_text(path / "config.json", json.dumps({"class": "VideoWorldModel", **config}, indent=1))
-        return path
+        with save_folder(path) as folder:
+            save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
+            (folder / "config.json").write_text(json.dumps({"class": "VideoWorldModel", **config}, indent=1))
+        return Path(path)
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> VideoWorldModel:
@@ -304,22 +304,26 @@ class VideoWorldModel(nn.Module):
         Raises:
             CheckpointError: missing or damaged files; says which.
         """
-        from worldgym.errors import CheckpointError
-
-        path = Path(path)
-        for name in ("config.json", "model.safetensors"):
-            if not (path / name).is_file():
-                raise CheckpointError(
-                    f"no world model at {path}: {name} is missing. Train one with `worldgym train world-model`, or use "
-                    "the bundled name 'tabletop-small'"
-                )
+        remedy = (
+            "train a world model with `worldgym train world-model`, or use the bundled name 'tabletop-small'"
+        )
+        path = verify_folder(path, ("config.json", "model.safetensors"), remedy)
+        config = read_json(path / "config.json", remedy)
+        tensors = load_tensors(path / "model.safetensors")
         try:
-            config = json.loads((path / "config.json").read_text())
-            if config.pop("class", None) != "VideoWorldModel":
+            if not isinstance(config, dict) or config.pop("class", None) != "VideoWorldModel":
                 raise ValueError("config.json is not of a VideoWorldModel")
             model = cls(WorldModelConfig.from_dict(config))
-            model.load_state_dict({k: v.float() for k, v in load_file(path / "model.safetensors").items()})
-        except Exception as error:
+            model.load_state_dict({k: v.float() for k, v in tensors.items()})
+        except (
+            WorldgymError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            MemoryError,
+        ) as error:
             raise CheckpointError(
                 f"the world model at {path} is damaged or of another version: {error}"
             ) from error

@@ -1,7 +1,8 @@
 """One training loop for every model: schedule, EMA, TensorBoard, checkpoints that resume exactly.
 
 Why exactly: step k draws its batch and noise from a generator seeded by (seed, k) alone, so a run that was stopped
-and resumed computes the same numbers as one that was not. Checkpoints are safetensors and JSON; nothing is pickled.
+and resumed computes the same numbers as one that was not. Checkpoints are safetensors and JSON, replaced as a whole;
+nothing is pickled. A checkpoint of other settings or other data than the ones asked for is refused.
 
 In a `torch.distributed` process group the ranks draw different batches and average their gradients: n ranks train as
 one with n times the batch. The first rank alone writes.
@@ -21,15 +22,20 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import MANIFEST, save_folder, settle, verify_folder
+from worldgym.utils.tensors import load_tensors, save_tensors
+from worldgym.utils.train_state import plain_facts, refuse_other_run
 
 logger = logging.getLogger(__name__)
 LossFunction = Callable[[nn.Module, int, torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -70,9 +76,13 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}; try --loop.steps 1000")
+            raise ConfigError(f"steps must be at least 1, got {self.steps}; try --steps 1000")
+        if not self.lr > 0 or not math.isfinite(self.lr):
+            raise ConfigError(f"lr must be a positive number, got {self.lr}; try --lr 1e-3")
+        if self.max_minutes is not None and not (0 < self.max_minutes < math.inf):
+            raise ConfigError(f"minutes must be a positive number, got {self.max_minutes}; try --minutes 10")
         if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: 'adamw', 'muon'")
+            raise ConfigError(f"unknown optimizer {self.optimizer!r}; known: 'adamw', 'muon'")
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -107,8 +117,29 @@ class _Silent:
     def close(self) -> None: ...
 
 
+# What may change when a run goes on: how long it is, and how often it reports.
+_EXTENDABLE = ("steps", "max_minutes", "save_seconds", "log_every")
+CHECKPOINT, STATE, TENSORS = "checkpoint", "state.json", "tensors.safetensors"
+
+
 class TrainingLoop:
-    """Runs `loss(model, step, generator)` to the end of `config`, with checkpoints in `run_dir`."""
+    """Runs `loss(model, step, generator)` to the end of `config`, with checkpoints in `run_dir`.
+
+    Args:
+        model: trained in place.
+        config: of the run.
+        run_dir: checkpoints and TensorBoard events; a checkpoint in it is resumed.
+        loss: returns the loss to minimise, a scalar tensor, and numbers to log.
+        tag: prefix of the logged scalars.
+        evaluate: `evaluate(averaged model, step)` returns numbers to log.
+        evaluate_every: steps between two evaluations.
+        identity: JSON-able facts beside `config` that make the run what it is: shape of the model, hash of the data,
+            batch size. A checkpoint with others is refused.
+
+    Raises:
+        CheckpointError: the checkpoint in `run_dir` is damaged or of another model.
+        ConfigError: it is of a run with other settings or data; names them.
+    """
 
     def __init__(
         self,
@@ -119,10 +150,16 @@ class TrainingLoop:
         tag: str = "train",
         evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
         evaluate_every: int = 800,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.config, self.loss, self.tag = model, config, loss, tag
         self.run_dir = Path(run_dir)
+        if self.run_dir.exists() and not self.run_dir.is_dir():
+            raise ConfigError(f"{self.run_dir} is a file, and a run needs a folder. Give another --out.")
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        kept = {key: value for key, value in asdict(config).items() if key not in _EXTENDABLE}
+        by_clock = {"schedule": "minutes" if config.max_minutes is not None else "steps"}
+        self.identity = plain_facts({**kept, **by_clock, **(identity or {})})
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.optimizers = _optimizers(model, config)
         self.ema_model = copy.deepcopy(model).requires_grad_(False).eval()
@@ -138,11 +175,11 @@ class TrainingLoop:
     # -- checkpoints ------------------------------------------------------------------------------
     @property
     def checkpoint(self) -> Path:
-        """Where the newest checkpoint lies."""
-        return self.run_dir / "checkpoint.safetensors"
+        """Folder of the newest checkpoint."""
+        return self.run_dir / CHECKPOINT
 
     def save(self) -> None:
-        """Write the checkpoint beside the old one, then replace it: a kill in between costs nothing."""
+        """Write the checkpoint aside, then replace the old one as a whole: a kill in between costs nothing."""
         if self.rank:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -150,32 +187,28 @@ class TrainingLoop:
         for n, optimizer in enumerate(self.optimizers):
             for i, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{n}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        metadata = {
-            "step": str(self.step),
-            "elapsed": str(self.elapsed),
-            "config": json.dumps(asdict(self.config)),
-        }
-        partial = self.checkpoint.with_suffix(".partial")
-        save_file(tensors, partial, metadata)
-        partial.replace(self.checkpoint)
+        facts = {"step": self.step, "elapsed": self.elapsed, "identity": self.identity}
+        with save_folder(self.checkpoint) as folder:
+            save_tensors(folder / TENSORS, tensors)
+            (folder / STATE).write_text(json.dumps(facts, indent=1))
 
     def resume(self) -> bool:
         """Continue from `run_dir` if it holds a checkpoint.
 
         Raises:
             CheckpointError: the checkpoint is damaged or of another model.
+            ConfigError: it is of a run with other settings or data.
         """
-        from worldgym.errors import CheckpointError
-
-        if not self.checkpoint.exists():
+        if self.checkpoint.is_dir():
+            settle(self.checkpoint)
+        if not any((self.checkpoint / name).is_file() for name in (STATE, MANIFEST)):
             return False
+        remedy = f"remove {self.checkpoint} to start afresh, or give another --out"
+        verify_folder(self.checkpoint, (STATE, TENSORS), remedy)
+        facts = read_json(self.checkpoint / STATE, remedy)
         try:
-            tensors = load_file(self.checkpoint)
-            from safetensors import safe_open
-
-            with safe_open(self.checkpoint, "pt") as file:
-                metadata = file.metadata()
+            refuse_other_run(facts["identity"], self.identity, self.run_dir)
+            tensors = load_tensors(self.checkpoint / TENSORS)
             part = lambda name: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
             self.model.load_state_dict(part("model."))
             self.ema_model.load_state_dict(part("ema."))
@@ -185,11 +218,12 @@ class TrainingLoop:
                     index, name = key.split(".")
                     state.setdefault(int(index), {})[name] = value
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-            self.step, self.elapsed = int(metadata["step"]), float(metadata["elapsed"])
-        except Exception as error:
+            self.step, self.elapsed = int(facts["step"]), float(facts["elapsed"])
+        except (CheckpointError, ConfigError):
+            raise
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"cannot resume from {self.checkpoint}: {error}. It is damaged or belongs to another model; "
-                "delete the run folder to start afresh, or give another --out"
+                f"cannot resume from {self.checkpoint}: {error}. It is damaged or belongs to another model; {remedy}"
             ) from error
         logger.info("resumed %s at step %d", self.run_dir, self.step)
         return True
@@ -213,7 +247,12 @@ class TrainingLoop:
         from tqdm import tqdm
 
         c = self.config
-        writer = _Silent() if self.rank else SummaryWriter(str(self.run_dir / "tensorboard"))
+        # purge_step: after a kill, points that lie behind the checkpoint would otherwise be shown twice.
+        writer = (
+            _Silent()
+            if self.rank
+            else SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self.step + 1)
+        )
         writer.add_text("hparams", "\n".join(f"| {k} | {v} |" for k, v in asdict(c).items()))
         hidden = self.rank > 0 or not sys.stderr.isatty()
         bar = tqdm(total=c.steps, initial=self.step, disable=hidden, desc=self.tag)

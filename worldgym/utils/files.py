@@ -1,59 +1,61 @@
-"""Saving so that the old file survives whatever goes wrong: a full disk, a kill, an error half way.
+"""Saving one file so that the old one survives whatever goes wrong: a full disk, a kill, an error half way.
 
-Everything is written under a temporary name on the same file system, flushed to the disk, and only then renamed over
-the old file, which is atomic on POSIX.
+A file is written under a temporary name on the same file system, flushed to the disk, and only then renamed over the
+old one, which is atomic on POSIX. `worldgym.utils.folders` does the same for folders of files that belong together.
 
 Example::
 
-    from worldgym.utils.files import atomic_save, atomic_write_bytes
-    atomic_write_bytes("runs/a/results.json", b"{}")
-    with atomic_save("runs/a/model") as folder:          # an empty temporary folder
-        (folder / "config.json").write_text("{}")        # appears in runs/a/model when the block ends well
+    from worldgym.utils.files import atomic_write_text, read_sealed, write_sealed
+    atomic_write_text("runs/a/config.yaml", "seed: 0")
+    write_sealed("runs/a/round.json", {"success": 0.7})   # a later change of a single character is noticed
+    read_sealed("runs/a/round.json")                      # {"success": 0.7}
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from worldgym.errors import ConfigError
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.utils.staging import fsync, staging
 
-_PREFIX = ".tmp-"
+SEAL = "sha256"
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path with the name of `path`; it becomes `path` when the block ends without an error.
+
+    Raises:
+        ConfigError: `path` is a folder.
+        OSError: as writing does, for example when the disk is full; the old file is as it was.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder, and a file is to be saved there. Choose another name.")
+    with staging(target.parent) as folder:
+        temporary = folder / target.name
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, target)
+        fsync(target.parent)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write `data` to `path`, making parent folders; on any error the old file is as it was.
 
     Raises:
+        ConfigError: `path` is a folder.
         OSError: as `open` and `write` do, for example when the disk is full.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{_PREFIX}{os.getpid()}-{target.name}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _fsync(target.parent)
-    return target
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    return Path(path)
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -61,34 +63,68 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
     return atomic_write_bytes(path, text.encode("utf-8"))
 
 
-@contextlib.contextmanager
-def atomic_save(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty temporary folder; its files replace those of `folder` when the block ends without an error.
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
-    Files of `folder` that the block didn't write stay. Nothing is renamed before everything is on the disk, so a full
-    disk leaves the old files whole.
+
+def _content_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed(path: str | os.PathLike[str], value: Any, *, indent: int | None = None) -> Path:
+    """Write JSON with the hash of its content; `read_sealed` refuses it when a byte of the content has changed.
+
+    A dictionary gets the entry `sha256`; anything else is wrapped as `{"value": ..., "sha256": ...}`.
 
     Raises:
-        ConfigError: `folder` exists and is a file.
+        OSError: as `atomic_write_bytes`.
+        TypeError: `value` can't be written as JSON.
     """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise ConfigError(
-            f"{target} is a file, and a folder of files is to be saved there. Choose another name."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # mkdtemp makes the folder private; files in it get the ordinary mode, and only they are moved.
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{target.name}-", dir=target.parent))
+    plain = json.loads(json.dumps(value))
+    body = plain if isinstance(plain, dict) and SEAL not in plain else {"value": plain}
+    return atomic_write_text(path, json.dumps({**body, SEAL: _content_hash(body)}, indent=indent) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
+    """JSON of a file.
+
+    Args:
+        path: the file.
+        remedy: what the user should do when it is damaged; ends the error's message.
+
+    Raises:
+        CheckpointError: not readable, not UTF-8, or not JSON.
+    """
     try:
-        yield temporary
-        written = sorted(path for path in temporary.rglob("*") if path.is_file())
-        for path in written:
-            _fsync(path)
-        for path in written:
-            final = target / path.relative_to(temporary)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, final)
-        if target.is_dir():
-            _fsync(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read ({error}). {remedy}") from error
+
+
+def read_sealed(path: str | os.PathLike[str], remedy: str, *, required: bool = True) -> Any:
+    """Inverse of `write_sealed`.
+
+    Args:
+        path: the file.
+        remedy: what the user should do when it is damaged; ends the error's message.
+        required: False also reads files without a hash, as earlier versions wrote them.
+
+    Raises:
+        CheckpointError: not readable, not JSON, or changed since it was written.
+    """
+    data = read_json(path, remedy)
+    if not isinstance(data, dict) or SEAL not in data:
+        if required:
+            raise CheckpointError(f"{path} holds no {SEAL}: it is damaged or of an earlier version. {remedy}")
+        return data
+    body = {key: value for key, value in data.items() if key != SEAL}
+    if data[SEAL] != _content_hash(body):
+        raise CheckpointError(
+            f"{path} has changed since it was written: its content does not fit its {SEAL}. {remedy}"
+        )
+    return body["value"] if set(body) == {"value"} else body

@@ -1,13 +1,16 @@
 """`from_pretrained` and `save_pretrained` for small models: `config.json` + `model.safetensors`, never pickle.
 
-The hub's mixin does the work; this adds what users of a folder on disk need: an atomic save, so that a full disk
-leaves the old weights whole, and errors that say which file is missing or damaged.
+The hub's mixin does the work; this adds what users of a folder on disk need: a save that replaces config and weights
+together, a manifest that notices later damage, finite weights, typed configs, and errors that say which file is
+missing. A path is a folder of this machine; the hub is only asked for names with the prefix `hf:`, so a mistyped path
+fails at once.
 
 Example::
 
     class Judge(nn.Module, HubModel, coders={JudgeConfig: (asdict, JudgeConfig.from_dict)}):
         def __init__(self, config: JudgeConfig) -> None: ...
     Judge.from_pretrained("runs/judge")
+    Judge.from_pretrained("hf:someone/judge")   # asks the hub
 """
 
 from __future__ import annotations
@@ -19,13 +22,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors.torch import load_file, save_file
 from typing_extensions import Self
 
-from worldgym.errors import CheckpointError
-from worldgym.utils.files import atomic_save
+from worldgym.errors import CheckpointError, WorldgymError
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.tensors import load_tensors, save_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HUB = "hf:"
+REMEDY = "give a folder that save_pretrained() wrote, or restore it from a copy"
 
 
 class HubModel(PyTorchModelHubMixin):
@@ -33,40 +39,39 @@ class HubModel(PyTorchModelHubMixin):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
         """Write `config.json` and `model.safetensors` into a folder; on any error the old files are as they were."""
-        with atomic_save(save_directory) as folder:
-            tensors = {name: t.detach().cpu().contiguous().clone() for name, t in self.state_dict().items()}  # type: ignore[attr-defined]
-            save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+        with save_folder(save_directory) as folder:
+            save_tensors(folder / WEIGHTS, self.state_dict(), metadata={"format": "pt"})  # type: ignore[attr-defined]
             config = dataclasses.asdict(self.config)  # type: ignore[attr-defined]
             (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         return super().save_pretrained(save_directory, **kwargs) if kwargs.get("push_to_hub") else None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Load from a folder (or, when it is no folder on disk, from a hub repository), in evaluation mode.
+        """Load from a folder, in evaluation mode; `hf:OWNER/NAME` loads from a hub repository instead.
 
         Raises:
-            CheckpointError: a file is missing, damaged, or made for other shapes.
+            CheckpointError: a file is missing, damaged, not finite, or made for other shapes.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            looks_local = (
-                folder.is_absolute() or str(folder).startswith((".", "runs")) or str(folder).count("/") != 1
-            )
-            if looks_local:
-                raise CheckpointError(
-                    f"no folder {folder}; give one that save_pretrained() wrote, with {CONFIG} and {WEIGHTS}"
-                )
-            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder} holds no {name}; give a folder that save_pretrained() wrote")
+        name = str(pretrained_model_name_or_path)
+        if name.startswith(HUB):
+            return super().from_pretrained(name.removeprefix(HUB), **kwargs)
+        folder = verify_folder(name, (CONFIG, WEIGHTS), REMEDY)
+        config = read_json(folder / CONFIG, REMEDY)
+        found = load_tensors(folder / WEIGHTS)
         try:
-            model = cls(json.loads((folder / CONFIG).read_text()))
-            found = load_file(str(folder / WEIGHTS))
+            model = cls(config)
             # Weights are never guessed; a buffer that an older version did not save keeps its neutral value.
             buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}  # type: ignore[attr-defined]
             model.load_state_dict({**buffers, **found})  # type: ignore[attr-defined]
-        except Exception as error:
+        except (
+            WorldgymError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            MemoryError,
+        ) as error:
             raise CheckpointError(
                 f"the checkpoint in {folder} is damaged or was made for another model: {error}"
             ) from error

@@ -1,9 +1,11 @@
 """Resumable training state as safetensors and json: weights, optimizer moments, counters. Never pickle.
 
+A checkpoint also says of which run it is: other settings or other data than it was made with are refused, not mixed.
+
 Example::
 
     from worldgym.utils.train_state import TrainState
-    state = TrainState("runs/policy/checkpoint")
+    state = TrainState("runs/policy/checkpoint", identity={"lr": 8e-4, "data": dataset.fingerprint})
     state.save(policy, optimizer, {"epoch": 3})
     meta = state.load(policy, optimizer)  # {"epoch": 3}
 """
@@ -17,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from worldgym.errors import CheckpointError
-from worldgym.utils.files import atomic_save
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import MANIFEST, save_folder, settle, verify_folder
+from worldgym.utils.tensors import load_tensors, save_tensors
+
+STATE = "state.json"
 
 
 class TrainState:
@@ -29,14 +34,19 @@ class TrainState:
 
     Args:
         folder: where it lives; the parent is made when needed.
+        identity: JSON-able facts that make the run what it is (settings, hash of the data); a checkpoint with others
+            is refused by `load`. None compares nothing.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
+        self.identity = None if identity is None else plain_facts(identity)
 
     def exists(self) -> bool:
-        """Whether a complete checkpoint is there."""
-        return (self.folder / "state.json").is_file()
+        """Whether a checkpoint is there; an interrupted save is finished first."""
+        if self.folder.is_dir():
+            settle(self.folder)
+        return (self.folder / STATE).is_file() or (self.folder / MANIFEST).is_file()
 
     def save(
         self,
@@ -47,53 +57,96 @@ class TrainState:
     ) -> None:
         """Write weights, optimizer and `meta` (json-able), and named tensor dictionaries."""
         tensors, scalars = _flatten(optimizer)
-        with atomic_save(self.folder) as new:
-            save_file(_plain(module.state_dict()), str(new / "weights.safetensors"))
-            save_file(tensors, str(new / "optimizer.safetensors"))
+        with save_folder(self.folder) as new:
+            save_tensors(new / "weights.safetensors", module.state_dict())
+            save_tensors(new / "optimizer.safetensors", tensors)
             for name, values in extra.items():
                 if values is not None:
-                    save_file(_plain(values), str(new / f"{name}.safetensors"))
-            (new / "state.json").write_text(json.dumps({"meta": dict(meta), "optimizer": scalars}, indent=1))
+                    save_tensors(new / f"{name}.safetensors", values)
+            facts = {"meta": dict(meta), "optimizer": scalars, "identity": self.identity}
+            (new / STATE).write_text(json.dumps(facts, indent=1))
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Restore both in place and return `meta`.
 
         Raises:
-            FileNotFoundError: no complete checkpoint there.
+            FileNotFoundError: no checkpoint there.
             CheckpointError: damaged, or of another model.
+            ConfigError: of a run with another identity; names what differs.
         """
         if not self.exists():
             raise FileNotFoundError(
                 f"no checkpoint in {self.folder}; start without resuming, or give its folder"
             )
+        names = (STATE, "weights.safetensors", "optimizer.safetensors")
+        verify_folder(self.folder, names, self._remedy)
+        data = read_json(self.folder / STATE, self._remedy)
+        self._compare(data)
         try:
-            data = json.loads((self.folder / "state.json").read_text())
-            module.load_state_dict(load_file(str(self.folder / "weights.safetensors")))
-            _restore(optimizer, load_file(str(self.folder / "optimizer.safetensors")), data["optimizer"])
-        except FileNotFoundError:
+            module.load_state_dict(load_tensors(self.folder / "weights.safetensors"))
+            _restore(optimizer, load_tensors(self.folder / "optimizer.safetensors"), data["optimizer"])
+            return dict(data["meta"])
+        except CheckpointError:
             raise
-        except Exception as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"the checkpoint in {self.folder} is damaged or belongs to another model ({error}). "
-                "Remove the folder to start again"
+                f"the checkpoint in {self.folder} is damaged or belongs to another model ({error}). {self._remedy}"
             ) from error
-        return dict(data["meta"])
+
+    @property
+    def _remedy(self) -> str:
+        return f"Remove the folder {self.folder} to start again"
+
+    def _compare(self, data: Any) -> None:
+        before = data.get("identity") if isinstance(data, dict) else None
+        if self.identity is not None and before is not None:
+            refuse_other_run(before, self.identity, self.folder.parent)
 
     def meta(self) -> dict[str, Any]:
-        """What was given to `save` as `meta`, without loading weights."""
-        return dict(json.loads((self.folder / "state.json").read_text())["meta"])
+        """What was given to `save` as `meta`, without loading weights.
 
-    def load_extra(self, name: str) -> dict[str, Tensor]:
-        """One of the extra tensor dictionaries of `save`."""
-        return load_file(str(self.folder / f"{name}.safetensors"))
+        Raises:
+            CheckpointError: no readable checkpoint.
+        """
+        verify_folder(self.folder, (STATE,), self._remedy)
+        return dict(read_json(self.folder / STATE, self._remedy)["meta"])
+
+    def load_extra(self, name: str, *, finite: bool = True) -> dict[str, Tensor]:
+        """One of the extra tensor dictionaries of `save`; `finite=False` where NaN stands for unknown values.
+
+        Raises:
+            CheckpointError: missing, damaged or not finite.
+        """
+        verify_folder(self.folder, (f"{name}.safetensors",), self._remedy)
+        return load_tensors(self.folder / f"{name}.safetensors", finite=finite)
 
     def remove(self) -> None:
         """Delete the checkpoint: the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`facts` as JSON gives them back; paths and other objects become strings."""
+    return dict(json.loads(json.dumps(dict(facts), default=str)))
+
+
+def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """Raise a ConfigError that names what differs between the run in folder `run` and the one asked for."""
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    if not changed:
+        return
+    told = "; ".join(
+        f"{key}: there {_short(before.get(key))}, here {_short(now.get(key))}" for key in changed
+    )
+    raise ConfigError(
+        f"{run} holds a run with other settings ({told}). Type the same settings to go on with it, give another "
+        f"--out, or remove {run} to start over"
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -103,7 +156,7 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
     for index, slots in data["state"].items():
         for key, value in slots.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value.detach().contiguous().clone()
+                tensors[f"{index}.{key}"] = value
             else:
                 plain[f"{index}.{key}"] = value
     return tensors, {"plain": plain, "groups": data["param_groups"]}

@@ -1,0 +1,73 @@
+"""Config dataclasses from JSON, checked against their annotations: `true` is no integer, `"3"` is no number.
+
+pydantic does the checking, in its strict mode; this adds unknown keys with a suggestion, NaN, and the project's error.
+
+Example::
+
+    from worldgym.utils.typed import from_values
+    config = from_values(LearnedJudgeConfig, json.loads(text), "runs/judge/config.json")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, TypeVar, get_type_hints
+
+from worldgym.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def from_values(kind: type[T], values: Any, where: str = "") -> T:
+    """An instance of the dataclass `kind` from what JSON holds; lists stand for tuples.
+
+    Args:
+        kind: a dataclass whose fields are numbers, strings, tuples, mappings and such dataclasses.
+        values: a mapping of field names, as `json.loads(json.dumps(dataclasses.asdict(x)))` gives.
+        where: the file, for the message.
+
+    Raises:
+        ConfigError: not a mapping, an unknown key, a value of another type, not finite, or refused by the dataclass.
+    """
+    from pydantic import ValidationError
+
+    place = f"{where}: " if where else ""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{place}got a {type(values).__name__}, expected the settings of a {kind.__name__}")
+    _refuse_unknown(kind, values, place)
+    try:
+        text = json.dumps(values, allow_nan=False)
+    except ValueError as error:
+        raise ConfigError(f"{place}holds NaN or infinity, expected finite numbers") from error
+    try:
+        return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        shown = repr(first["input"])
+        got = f" (got {shown if len(shown) <= 80 else shown[:77] + '...'})" if name else ""
+        raise ConfigError(f"{place}{name + ': ' if name else ''}{said}{got}") from error
+
+
+@lru_cache(maxsize=256)
+def _adapter(kind: type[Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _refuse_unknown(kind: Any, values: Mapping[str, Any], place: str, prefix: str = "") -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {prefix + near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"{place}unknown setting {prefix + str(key)!r}{hint}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _refuse_unknown(hints[key], value, place, f"{prefix}{key}.")
