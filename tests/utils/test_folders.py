@@ -162,13 +162,13 @@ def test_a_sweep_removes_what_is_unlocked_and_keeps_what_is_in_use(tmp_path):
     (tmp_path / ".tmp-12345-results.json").write_text("of an earlier version")
     with staging.staging(tmp_path) as alive:
         staging.sweep(tmp_path)
-        assert [p for p in tmp_path.iterdir()] == [alive]
+        assert list(tmp_path.iterdir()) == [alive]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_threads_that_save_the_same_folder_leave_one_whole_save(tmp_path):
     write(tmp_path / "model", OLD)
-    versions = [{name: f"{i}" for name in OLD} for i in range(8)]
+    versions = [dict.fromkeys(OLD, f"{i}") for i in range(8)]
     threads = [threading.Thread(target=write, args=(tmp_path / "model", v)) for v in versions]
     for thread in threads:
         thread.start()
