@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say(sys.stderr, "\n" + _after_interrupt(words, rest))
         return INTERRUPTED
-    except (WorldgymError, OSError, ModuleNotFoundError) as error:
+    except (WorldgymError, OSError, ModuleNotFoundError, MemoryError) as error:
         message = _explain(error)
         if message is None or os.environ.get("WORLDGYM_DEBUG"):
             raise
@@ -245,20 +245,43 @@ def _explain(error: BaseException) -> str | None:
     """The message for a mistake that a message can explain; None where only a traceback helps."""
     if isinstance(error, WorldgymError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{place}. What was saved before is intact; free some space and type the command again."
-    if (
-        isinstance(error, OSError)
-        and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        and error.filename
-    ):
-        return f"no permission for {error.filename} ({error.strerror}). Choose another folder with --out."
+    if isinstance(error, MemoryError):
+        return f"out of memory ({str(error) or 'no details'}). Use fewer episodes, smaller batches or a larger machine."
+    if isinstance(error, OSError):
+        return _explain_os(error)
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         if package not in ("worldgym", "envs", "rewards", "agents", "experiments"):
             return f"the package {package!r} is missing. Type: make setup (in a checkout), or pip install {package}"
     return None
+
+
+def _explain_os(error: OSError) -> str | None:
+    """What the operating system refused, and what to do; None where no file is concerned."""
+    where = error.filename if error.filename is not None else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        place = f" while writing {where}" if where else ""
+        what = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}.get(
+            error.errno, "a file would become larger than this system allows"
+        )
+        return f"{what}{place}. What was saved before is intact; free some space and type the command again."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        what = f"no permission for {where}" if where else "no permission to write"
+        return f"{what} ({error.strerror}). What was saved before is intact; choose another folder with --out."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open. Raise the limit with `ulimit -n 4096` and type the command again."
+    if not where:
+        return None
+    hints = {
+        errno.ENOENT: "check the path",
+        errno.ENOTDIR: "a part of the path is a file; give another path",
+        errno.EISDIR: "it is a folder; give a file",
+        errno.EEXIST: "it exists already; give another --out",
+        errno.ENAMETOOLONG: "the name is too long; give a shorter one",
+        errno.EIO: "the disk or network drive failed; check it and type the command again",
+    }
+    hint = hints.get(error.errno or 0, "check the path and type the command again")
+    return f"{where}: {error.strerror or error}; {hint}"
 
 
 def _after_interrupt(words: tuple[str, ...], rest: list[str]) -> str:

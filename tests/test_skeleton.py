@@ -271,6 +271,10 @@ def fake_command(monkeypatch):
     """The commands `fake` and `train fake`, whose `run` raises what `--fail` names."""
     errors = {
         "known": ConfigError("horizon is 0. Try --horizon 40."),
+        "quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
+        "read_only": OSError(errno.EROFS, "Read-only file system", "runs/a"),
+        "folder": IsADirectoryError(errno.EISDIR, "Is a directory", "runs/a"),
+        "memory": MemoryError("36 GiB"),
         "disk": OSError(errno.ENOSPC, "No space left on device", "runs/a"),
         "interrupt": KeyboardInterrupt(),
         "bug": RuntimeError("a bug"),
@@ -304,6 +308,10 @@ def test_a_command_gets_its_config(fake_command):
         (["fake", "--fail", "known"], "worldgym fake: horizon is 0. Try --horizon 40."),
         (["fake", "--steps", "0"], "steps is 0; it must be at least 1"),
         (["fake", "--fail", "disk"], "the disk is full while writing runs/a"),
+        (["fake", "--fail", "quota"], "the disk quota is used up. What was saved before is intact"),
+        (["fake", "--fail", "read_only"], "no permission for runs/a"),
+        (["fake", "--fail", "folder"], "runs/a: Is a directory; it is a folder; give a file"),
+        (["fake", "--fail", "memory"], "out of memory (36 GiB)"),
         (["fake", "--fail", "missing"], "the package 'ray' is missing"),
     ],
 )
