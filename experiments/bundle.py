@@ -14,20 +14,38 @@ Example::
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from worldgym import pretrained
 from worldgym.errors import CheckpointError
+from worldgym.utils.arrays import Field, read_arrays
+from worldgym.utils.folders import verify_file
 
 JUDGES = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
 """Judges of a bundle, by name, and the folders where they are."""
 POLICY_CLASS = "agents:VLAPolicy"
+STARTS = {
+    "images": Field("uint8", ("N", "H", "W", 3)),
+    "states": Field("float", ("N", "S")),
+    "instructions": Field("text", ("N",)),
+    "tasks": Field("text", ("N",)),
+    "steps": Field("int", ("N",), required=False),
+}
+DEMOS = {
+    "images": Field("uint8", ("M", "H", "W", 3)),
+    "background": Field("uint8", ("H", "W", 3), required=False),
+    "states": Field("float", ("M", "S")),
+    "actions": Field("float", ("M", "K", "A")),
+    "instructions": Field("text", ("M",)),
+    "episode": Field("int", ("M",), required=False),
+    "goals": Field("float", ("M", "S"), required=False, finite=False),  # NaN where none was recorded
+}
+"""What the two archives must hold."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +65,16 @@ class Bundle:
         Raises:
             CheckpointError: neither.
         """
-        if Path(name).is_dir():
-            return cls(Path(name))
-        from worldgym import pretrained
-
-        return cls(pretrained.path(str(name)))
+        return cls(Path(name) if Path(name).is_dir() else pretrained.path(str(name)))
 
     @property
     def card(self) -> dict[str, Any]:
-        """`card.json` as it is, or an empty dictionary."""
-        file = self.folder / "card.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        """`card.json` as it is, or an empty dictionary.
+
+        Raises:
+            CheckpointError: damaged, or a field is of another type.
+        """
+        return pretrained.read_card(self.folder)
 
     @property
     def policy_folder(self) -> Path:
@@ -119,7 +136,7 @@ class Bundle:
 
         from agents import StartBank, Starts
 
-        data = self._arrays("starts.npz", ("images", "states", "instructions", "tasks"))
+        data = self._arrays("starts.npz", STARTS)
         names = np.asarray(data["tasks"]).astype(str)
         rows = np.flatnonzero(np.isin(names, list(tasks))) if tasks is not None else np.arange(len(names))
         if len(rows) == 0:
@@ -140,7 +157,7 @@ class Bundle:
         """The demonstrations behind the SFT policy, as `agents.ChunkDataset`; goals are nan when not recorded."""
         from agents import ChunkDataset
 
-        data = self._arrays("demos.npz", ("images", "states", "actions", "instructions"))
+        data = self._arrays("demos.npz", DEMOS)
         images = data["images"]
         if "background" in data:  # stored as wrapped differences from the median picture
             images = images + data["background"]
@@ -156,23 +173,10 @@ class Bundle:
     def _part(self, name: str) -> Path:
         folder = self.folder / name
         if not folder.is_dir():
-            raise CheckpointError(
-                f"{self.folder} has no {name}/; type `make pretrained` in a checkout to train it"
-            )
+            raise CheckpointError(f"{self.folder} has no {name}/; {pretrained.remedy(self.folder)}")
         return folder
 
-    def _arrays(self, name: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-        file = self.folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; type `make pretrained` in a checkout to make it")
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                # Read once: indexing an open archive in a loop inflates the whole array every time.
-                data = {key: archive[key] for key in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise CheckpointError(
-                f"{file} can't be read ({error}); restore it with `git checkout -- {file}`"
-            ) from error
-        if missing := [key for key in wanted if key not in data]:
-            raise CheckpointError(f"{file} lacks {', '.join(missing)}; it has {', '.join(sorted(data))}")
-        return data
+    def _arrays(self, name: str, fields: Mapping[str, Field]) -> dict[str, np.ndarray]:
+        remedy = pretrained.remedy(self.folder)
+        file = verify_file(self.folder / name, remedy)
+        return read_arrays(file, fields, remedy[:1].upper() + remedy[1:])

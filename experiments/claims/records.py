@@ -24,6 +24,7 @@ import numpy as np
 
 from worldgym.errors import CheckpointError
 from worldgym.utils.files import atomic_write_text
+from worldgym.utils.folders import MANIFEST
 
 FORMAT = 1
 
@@ -98,9 +99,9 @@ def unpack(text: str) -> np.ndarray:
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over names and contents of the files in a folder, short."""
+    """SHA-256 over names and contents of the files in a folder, short; manifests only list them and are left out."""
     total = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         total.update(file.relative_to(folder).as_posix().encode())
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]

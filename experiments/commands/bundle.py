@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -17,9 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from worldgym.errors import ConfigError
+from worldgym.pretrained import CARD
+from worldgym.utils.arrays import write_arrays
+from worldgym.utils.files import atomic_write_text
+from worldgym.utils.folders import MANIFEST, save_folder, seal_folder, verify_folder
 
 logger = logging.getLogger(__name__)
+README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -56,40 +61,72 @@ class BundleConfig:
 
 
 def run(config: BundleConfig) -> int:
-    """Copy the parts, pick starts and demonstrations, write the card."""
+    """Copy the parts, pick starts and demonstrations, write the card: all of it aside, then one rename."""
     from agents.sft import demonstrations
     from worldgym.data import EpisodeDataset
 
+    sources = parts(config)
     dataset = EpisodeDataset(config.data).require_seen()
     arrays = dataset.load_arrays(progress=True)
-    copy_parts(config)
-    write_starts(config.out / "starts.npz", arrays, config.starts, config.seed)
     first = arrays if config.demos_limit is None else dataset.load_arrays(limit=config.demos_limit)
-    write_demos(config.out / "demos.npz", demonstrations(first, config.demos_per_task))
-    write_card(config.out, sorted(set(arrays.tasks)), dataset.manifest.hash, len(arrays), dataset.summary)
+    try:
+        with save_folder(config.out) as folder:
+            for name, source in sources.items():
+                copy_part(name, source, folder / name)
+            write_starts(folder / "starts.npz", arrays, config.starts, config.seed)
+            write_demos(folder / "demos.npz", demonstrations(first, config.demos_per_task))
+            tasks = sorted(set(arrays.tasks))
+            write_card(folder, config.out.name, tasks, dataset.manifest.hash, len(arrays), dataset.summary)
+            if (
+                config.out / README
+            ).is_file():  # the model card is written by people, beside what is made here
+                shutil.copyfile(config.out / README, folder / README)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        # The copying names the file that it reads, which is not the one that can't be written.
+        raise OSError(error.errno, error.strerror or str(error), str(config.out)) from error
     size = sum(f.stat().st_size for f in config.out.rglob("*") if f.is_file()) / 1e6
     logger.info("bundle in %s, %.1f MB", config.out, size)
     return 0
 
 
-def copy_parts(config: BundleConfig) -> None:
-    """World model, judges, policy and probe: config.json and model.safetensors of each, open_clip's own of one."""
-    parts = {"world_model": config.world_model, "judge": config.judge, "policy_sft": config.policy}
-    more = {"probe": config.probe, "judge_latent": config.latent_judge, "judge_open_clip": config.open_clip_judge}
-    parts |= {name: source for name, source in more.items() if source is not None}
-    for name, source in parts.items():
-        files = ("config.json", "model.safetensors")
-        if name == "judge_open_clip":
-            files = ("judge.json", "open_clip_config.json", "open_clip_model.safetensors")
-        missing = [f for f in files if not (source / f).is_file()]
-        if missing:
-            raise ConfigError(
-                f"{source} has no {' and no '.join(missing)}; give the folder of a trained {name}"
-            )
-        target = config.out / name
-        target.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            shutil.copyfile(source / file, target / file)
+def parts(config: BundleConfig) -> dict[str, Path]:
+    """Folders of the parts that are given, each verified.
+
+    Raises:
+        CheckpointError: no such folder, a file is missing, or it is not what was saved.
+    """
+    given = {
+        "world_model": config.world_model, "judge": config.judge, "policy_sft": config.policy,
+        "probe": config.probe, "judge_latent": config.latent_judge, "judge_open_clip": config.open_clip_judge,
+    }  # fmt: skip
+    found = {name: source for name, source in given.items() if source is not None}
+    for name, source in found.items():
+        verify_folder(source, part_files(name), f"give the folder of a trained {name}")
+    return found
+
+
+def part_files(name: str) -> tuple[str, ...]:
+    """Files of a part: config and weights; open_clip has names of its own."""
+    if name == "judge_open_clip":
+        return ("judge.json", "open_clip_config.json", "open_clip_model.safetensors")
+    return ("config.json", "model.safetensors")
+
+
+def copy_part(name: str, source: Path, target: Path) -> None:
+    """Copy a part with its manifest, and compare the copy with it; a part that has none gets one.
+
+    Raises:
+        CheckpointError: the copy is not what the source's manifest lists.
+    """
+    target.mkdir()
+    for file in part_files(name):
+        shutil.copyfile(source / file, target / file)
+    if (source / MANIFEST).is_file():
+        shutil.copyfile(source / MANIFEST, target / MANIFEST)
+        verify_folder(target, part_files(name), f"copy {source} again")
+    seal_folder(target)  # lists what is here, which may be less than there
 
 
 def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:
@@ -98,13 +135,15 @@ def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:
 
     bank = StartBank.from_arrays(arrays)
     chosen = bank.sample(count, np.random.default_rng(seed))
-    np.savez_compressed(
+    write_arrays(
         path,
-        images=chosen.images.numpy(),
-        states=chosen.states.numpy(),
-        instructions=np.array(chosen.instructions),
-        tasks=np.array(chosen.tasks),
-        steps=chosen.steps.numpy(),
+        {
+            "images": chosen.images.numpy(),
+            "states": chosen.states.numpy(),
+            "instructions": np.array(chosen.instructions),
+            "tasks": np.array(chosen.tasks),
+            "steps": chosen.steps.numpy(),
+        },
     )
 
 
@@ -115,25 +154,28 @@ def write_demos(path: Path, demos: list[Any] | Any) -> None:
     chunks = chunk_dataset(demos)
     sample = chunks.images[:: max(1, len(chunks.images) // 500)]
     background = np.median(sample, 0).astype(np.uint8)
-    np.savez_compressed(
+    write_arrays(
         path,
-        images=chunks.images - background,  # uint8 wraps around: lossless
-        background=background,
-        states=chunks.states,
-        actions=np.round(chunks.actions, 3).astype(np.float16),
-        instructions=np.array(chunks.instructions),
-        episode=chunks.episode,
-        goals=chunks.goals,
+        {
+            "images": chunks.images - background,  # uint8 wraps around: lossless
+            "background": background,
+            "states": chunks.states,
+            "actions": np.round(chunks.actions, 3).astype(np.float16),
+            "instructions": np.array(chunks.instructions),
+            "episode": chunks.episode,
+            "goals": chunks.goals,
+        },
     )
 
 
-def write_card(out: Path, tasks: list[str], manifest: str, real_episodes: int, summary: Any) -> None:
+def write_card(
+    folder: Path, name: str, tasks: list[str], manifest: str, real_episodes: int, summary: Any
+) -> None:
     """`card.json` for programs; the README beside it is for people."""
     from worldgym import __version__
-    from worldgym.utils.files import atomic_write_text
 
     card = {
-        "name": out.name,
+        "name": name,
         "tasks": tasks,
         "tasks_thin": [],
         "licence": "Apache-2.0",
@@ -143,4 +185,4 @@ def write_card(out: Path, tasks: list[str], manifest: str, real_episodes: int, s
         "data": json.loads(json.dumps(summary, default=str)),
         "command": "make pretrained",
     }
-    atomic_write_text(out / "card.json", json.dumps(card, indent=1))
+    atomic_write_text(folder / CARD, json.dumps(card, indent=1))

@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldgym.errors import CheckpointError
+from worldgym.utils.arrays import Field, read_arrays, write_arrays
+from worldgym.utils.folders import verify_file
+
+START_FIELDS = {
+    "images": Field("uint8", ("N", "H", "W", 3)),
+    "instructions": Field("text", ("N",)),
+    "states": Field("float", ("N", "S"), required=False),
+    "tasks": Field("text", ("N",), required=False),
+}
+"""Arrays of a start set's file."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +121,18 @@ class ArrayStarts:
                 f"no start set at {path}; `make pretrained` rebuilds the bundled one, ArrayStarts.save writes"
                 " another"
             )
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                arrays = {name: data[name] for name in data.files}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise CheckpointError(
-                f"{path} is not a readable start set ({error}); restore it or type `make pretrained`"
-            ) from error
-        missing = {"images", "instructions"} - set(arrays)
-        if missing:
-            raise CheckpointError(f"{path} lacks {sorted(missing)}; it has {sorted(arrays)}")
+        remedy = "restore it from a copy, write it again with ArrayStarts.save, or type `make pretrained`"
+        verify_file(path, remedy)
+        arrays = read_arrays(path, START_FIELDS, f"Expected a start set: {remedy}")
         return cls(arrays["images"], arrays["instructions"], arrays.get("states"), arrays.get("tasks"))
 
     def save(self, path: str | Path) -> None:
-        """Write the set as a compressed .npz file of plain arrays."""
+        """Write the set as a compressed .npz file of plain arrays; on any error the old file is as it was."""
         arrays: dict[str, Any] = {"images": self.images, "instructions": np.array(self.instructions, np.str_)}
         arrays["tasks"] = np.array(self.tasks, np.str_)
         if self.states is not None:
             arrays["states"] = self.states
-        np.savez_compressed(path, **arrays)
+        write_arrays(path, arrays)
 
     def __len__(self) -> int:
         """Number of images."""

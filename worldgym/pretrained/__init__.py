@@ -14,13 +14,17 @@ Example::
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from worldgym.errors import CheckpointError
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import verify_file
 
 _ROOT = Path(__file__).resolve().parent
+CARD = "card.json"
 
 
 @dataclass(frozen=True)
@@ -81,20 +85,57 @@ def card(name: str) -> Card:
         CheckpointError: no such checkpoint, or its `card.json` is damaged.
     """
     folder = path(name)
-    file = folder / "card.json"
-    data: dict[str, list[str]] = {}
-    if file.is_file():
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            tasks, thin = tuple(data.get("tasks", ())), tuple(data.get("tasks_thin", ()))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{file} can't be read ({error}); restore it with `git checkout -- {file}`."
-            ) from error
-    else:
-        tasks, thin = (), ()
+    data = read_card(folder)
     size = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
-    return Card(name, tasks, thin, _parts(folder), size / 1e6)
+    return Card(
+        name, tuple(data.get("tasks", ())), tuple(data.get("tasks_thin", ())), _parts(folder), size / 1e6
+    )
+
+
+def remedy(folder: Path) -> str:
+    """What a user can do about a damaged or missing file of a checkpoint folder; ends an error's message."""
+    if folder.resolve().is_relative_to(_ROOT):
+        return "install worldgym again, or type `git checkout -- worldgym/pretrained` in a checkout"
+    return "restore it from a copy, or make the folder again with `worldgym bundle`"
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """`card.json` of a checkpoint folder as JSON; empty when the folder has none.
+
+    Raises:
+        CheckpointError: not what was saved, not JSON, or a field is of another type; names the file.
+    """
+    file = folder / CARD
+    what = remedy(folder)
+    verify_file(file, what)
+    if not file.is_file():
+        return {}
+    what = what[:1].upper() + what[1:]
+    data = read_json(file, what)
+    if not isinstance(data, dict):
+        raise CheckpointError(
+            f"{file} can't be read: got a {type(data).__name__}, expected an object. {what}"
+        )
+    for key, (valid, expected) in _CARD_FIELDS.items():
+        if key in data and not valid(data[key]):
+            raise CheckpointError(
+                f"{file} can't be read: {key} is {str(data[key])[:60]!r}, expected {expected}. {what}"
+            )
+    return data
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) and word for word in value)
+
+
+_CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "tasks": (_words, "a list of words"),
+    "tasks_thin": (_words, "a list of words"),
+    "name": (lambda value: isinstance(value, str), "a string"),
+    "split_manifest": (lambda value: isinstance(value, str), "a string"),
+    "real_episodes": (lambda value: value is None or (type(value) is int and value >= 0), "a count"),
+    "data": (lambda value: value is None or isinstance(value, dict), "an object"),
+}
 
 
 def _parts(folder: Path) -> tuple[str, ...]:

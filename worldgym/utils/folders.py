@@ -194,6 +194,31 @@ def verify_folder(folder: str | os.PathLike[str], files: Sequence[str], remedy: 
     )
 
 
+def verify_file(file: str | os.PathLike[str], remedy: str) -> Path:
+    """Check one file against the `manifest.json` beside it, when that is a manifest of `save_folder` and lists it.
+
+    Returns:
+        the file; whether it exists is not checked when no manifest lists it.
+
+    Raises:
+        CheckpointError: as `verify_folder`.
+    """
+    path = Path(file)
+    manifest = path.parent / MANIFEST
+    try:
+        data = json.loads(manifest.read_text(encoding="utf-8"))
+        listed = data["files"] if data["format"] == FORMAT else {}
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RecursionError):
+        listed = {path.name: None}  # let verify_folder say what is wrong with it
+    except (KeyError, TypeError):
+        return path  # JSON of that name, written by somebody else
+    if isinstance(listed, dict) and path.name in listed:
+        verify_folder(path.parent, (path.name,), remedy)
+    return path
+
+
 def _problem(root: Path, files: Sequence[str]) -> str | None:
     listed = _listed(root / MANIFEST)
     for name in files:

@@ -1,0 +1,177 @@
+"""Plain arrays in one .npz file: checked before anything is allocated, typed, never pickled.
+
+`numpy.load` allocates what a file's header claims. Here the claim is first compared with the size of the file, then
+every array with what the reader expects of it: kind, number of dimensions, sizes that arrays share, finite values.
+
+Example::
+
+    from worldgym.utils.arrays import Field, read_arrays, write_arrays
+    write_arrays("starts.npz", {"images": images, "tasks": tasks})
+    fields = {"images": Field("uint8", ("N", "H", "W", 3)), "tasks": Field("text", ("N",), required=False)}
+    read_arrays("starts.npz", fields, remedy="Type `make pretrained`")["images"].shape
+"""
+
+from __future__ import annotations
+
+import os
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldgym.errors import CheckpointError
+from worldgym.utils.files import atomic_path
+
+LIMIT = 8 * 2**30
+"""Bytes that the arrays of one file may take."""
+RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+"""Bytes that come out of one packed byte at most: a larger claim is false."""
+KINDS = {"uint8": "uint8", "int": "iu", "float": "fiu", "text": "U"}
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+@dataclass(frozen=True)
+class Field:
+    """What an array must be.
+
+    Args:
+        kind: `uint8`, `int`, `float` (integers count as such) or `text`.
+        shape: sizes; a name stands for a size of at least 1 that all arrays with this name share.
+        required: whether the file must have it.
+        finite: whether NaN and infinity are refused.
+    """
+
+    kind: str
+    shape: tuple[int | str, ...]
+    required: bool = True
+    finite: bool = True
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Path:
+    """Write arrays as a compressed .npz file, whole or not at all; the suffix is added when it is absent.
+
+    Raises:
+        OSError: for example a full disk; the old file is as it was.
+        TypeError: an array of Python objects.
+    """
+    target = Path(path)
+    if target.suffix != ".npz":
+        target = target.with_name(target.name + ".npz")
+    plain = {name: np.asarray(value) for name, value in arrays.items()}
+    if objects := [name for name, value in plain.items() if value.dtype.hasobject]:
+        raise TypeError(f"{', '.join(objects)} holds Python objects, expected numbers or strings")
+    with atomic_path(target) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **plain)
+    return target
+
+
+def read_arrays(
+    path: str | os.PathLike[str], fields: Mapping[str, Field], remedy: str, limit: int = LIMIT
+) -> dict[str, NDArray[Any]]:
+    """The arrays of `fields` that an .npz file has; others in it are not read.
+
+    Args:
+        path: the file.
+        fields: by name.
+        remedy: what the user should do about a missing or damaged file; ends the error's message.
+        limit: bytes that the arrays may take together.
+
+    Raises:
+        CheckpointError: missing, damaged, larger than `limit`, or an array is not what its field says.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing. {remedy}")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            if missing := [name for name, field in fields.items() if field.required and name not in names]:
+                raise CheckpointError(
+                    f"{file} lacks {', '.join(missing)}; it has {', '.join(sorted(names)) or 'nothing'}. {remedy}"
+                )
+            chosen = {name: archive.getinfo(names[name]) for name in fields if name in names}
+            sizes: dict[str, int] = {}
+            for name, info in chosen.items():
+                _check_claim(archive, info, file)
+                _check_shape(archive, info, name, fields[name], sizes)
+            total = sum(info.file_size for info in chosen.values())
+            if total > limit:
+                raise ValueError(f"its arrays take {total:,} bytes, more than the limit of {limit:,}")
+            arrays = {name: _read(archive, info, name, fields[name]) for name, info in chosen.items()}
+    except CheckpointError:
+        raise
+    except (
+        OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, MemoryError, OverflowError, SyntaxError,
+        zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+    ) as error:  # fmt: skip
+        raise CheckpointError(f"{file} can't be read ({error}). {remedy}") from error
+    return arrays
+
+
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in HEADERS:
+            raise ValueError(f"{info.filename} has version {version} of the npy format")
+        shape, _, kind = HEADERS[version](stream)
+        return shape, kind, stream.tell()
+
+
+def _check_claim(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Path) -> None:
+    shape, kind, begins = _header(archive, info)
+    if kind.hasobject:
+        raise ValueError(f"{info.filename} holds Python objects, which are never loaded")
+    claimed = prod(shape) * kind.itemsize
+    if min(shape, default=0) < 0 or begins + claimed != info.file_size:
+        raise ValueError(
+            f"{info.filename} claims {claimed:,} bytes of {kind} {shape} and holds {info.file_size - begins:,}"
+        )
+    if info.compress_type not in RATIOS:
+        raise ValueError(
+            f"{info.filename} is packed by method {info.compress_type}, expected deflate or none"
+        )
+    packed = min(info.compress_size, file.stat().st_size)
+    if info.file_size > RATIOS[info.compress_type] * packed:
+        raise ValueError(
+            f"{info.filename} claims {info.file_size:,} bytes, packed in {packed:,}: that is impossible"
+        )
+
+
+def _check_shape(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, field: Field, sizes: dict[str, int]
+) -> None:
+    shape, kind, _ = _header(archive, info)
+    fits = kind == np.uint8 if field.kind == "uint8" else kind.kind in KINDS[field.kind]
+    if not fits or len(shape) != len(field.shape):
+        raise ValueError(f"{name} is {kind} {shape}, expected {field.kind} {_said(field)}")
+    for size, wanted in zip(shape, field.shape, strict=True):
+        expected = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
+        if size != expected:
+            where = f"{wanted} = {expected}" if isinstance(wanted, str) else f"{wanted}"
+            raise ValueError(f"{name} has the shape {shape}, expected {_said(field)} with {where}")
+        if size < 1:
+            raise ValueError(f"{name} has the shape {shape}: it is empty")
+
+
+def _said(field: Field) -> str:
+    return f"({', '.join(map(str, field.shape))}{',' if len(field.shape) == 1 else ''})"
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, field: Field) -> NDArray[Any]:
+    with archive.open(info) as stream:
+        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        if stream.read(1):  # the end of the member, where its checksum is compared
+            raise ValueError(f"{info.filename} goes on after its array")
+    if field.kind == "text":
+        array.tolist()  # raises for code points that do not exist
+    if field.finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise ValueError(f"{name} holds {count} values that are NaN or infinite, of {array.size}")
+    return array
