@@ -67,8 +67,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "collect", "CollectConfig", "log episodes of a domain as a dataset", draws=True, resumes=True
     ),
     ("import",): Command(
-        "import_data", "ImportConfig", "make a dataset of LeRobot or BridgeData V2 recordings"
+        "import_data", "ImportConfig", "make a dataset of LeRobot or BridgeData V2 recordings", resumes=True
     ),
+    ("data", "check"): Command("data_check", "DataCheckConfig", "read a dataset completely and list every problem"),
     ("train", "tokenizer"): Command(
         "train_tokenizer", "TrainTokenizerConfig", "train the frame autoencoder", resumes=True
     ),

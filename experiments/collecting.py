@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldgym.data import TABLETOP_ACTION_SPEC, Episode
-from worldgym.data.files import sha256
+from worldgym.utils.files import file_sha256
 from worldgym.errors import CheckpointError, WorldgymError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _weights_hash(folder: Path, what: str) -> str:
             f"no {what} at {folder}: model.safetensors is missing; train one with `worldgym train "
             f"{what.replace(' ', '-')}`, or give the folder of another checkpoint"
         )
-    return sha256(weights)[:12]
+    return file_sha256(weights)[:12]
 
 
 # ---- one process that makes episodes ---------------------------------------------------------------------------------

@@ -1,61 +1,138 @@
 """`worldgym import`: recorded episodes of others, as a dataset that every trainer here takes.
 
 Reads LeRobotDataset folders, v2.0 to v3.0, and folders of BridgeData V2 samples (mp4 + npz). Nothing in the source is
-changed. What it cannot know it does not make up: words that were not recorded, and success where nobody noted it.
+changed. What was not recorded is not made up: no instruction, no success. The same command resumes an interrupted
+import.
 
 Example::
 
-    worldgym import --source data/pusht --out data/mine --camera observation.image
+    worldgym import --source data/pusht --out data/mine --camera observation.image --success all
+    worldgym data check data/mine
     worldgym train tokenizer --data data/mine --out runs/tokenizer
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from worldgym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from worldgym.data.imports import ImportSettings
 
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Convert a folder.
+    """Convert a folder; the same command resumes.
 
     Args:
         source: a LeRobotDataset folder, or one of BridgeData V2 samples.
         out: new folder of the dataset.
-        image_size: pixels of the frames, cut to the square in their middle.
-        camera: feature that holds the pictures; needed where there are several.
-        episodes: at most so many; all when None.
+        image_size: pixels of a side of the frames.
+        camera: features that hold pictures, the main camera first; needed where there are several.
+        state_key: features of proprioception, joined; `observation.state` by default, where there is one.
+        action_key: features of actions, joined; `action` by default.
+        episodes: numbers such as `0-9,12`; only these are read. All when None.
+        skip: numbers of episodes that are left out.
+        skip_bad: leave out episodes that can't be read, and list them.
+        limit: at most so many episodes, the first ones.
+        success: where success comes from: `next.success` (auto, where recorded), `next.reward`, `all` or `none`.
+        reward: with `--success next.reward`, the reward from which on a row counts as success.
+        bounds: of actions at -1 and 1: `quantiles` (1 % and 99 %), `minmax`, or `auto`: quantiles, but minmax for
+            dimensions with rare large values, such as a gripper that closes seldom.
+        fps: resample to so many rows a second; needs `--actions`.
+        actions: what actions mean when rows are joined: `absolute`, `delta` or `rate`, and `NAME=RULE` for single
+            dimensions.
+        resize: `crop` the square in the middle, `pad` with black, or `stretch`.
+        frames: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` is index
+            where there are as many frames as rows.
     """
 
     source: Path
     out: Path
     image_size: int = 64
-    camera: str | None = None
-    episodes: int | None = None
+    camera: tuple[str, ...] = ()
+    state_key: tuple[str, ...] = ()
+    action_key: tuple[str, ...] = ()
+    episodes: str | None = None
+    skip: str | None = None
+    skip_bad: bool = False
+    limit: int | None = None
+    success: Literal["auto", "next.success", "next.reward", "all", "none"] = "auto"
+    reward: float = 1.0
+    bounds: Literal["auto", "quantiles", "minmax"] = "auto"
+    fps: float | None = None
+    actions: tuple[str, ...] = ()
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    frames: Literal["auto", "timestamp", "index"] = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.image_size < 8 or self.image_size % 8:
-            raise ConfigError(f"image_size is {self.image_size}, expected a multiple of 8")
-        if self.episodes is not None and self.episodes < 1:
-            raise ConfigError(f"episodes is {self.episodes}, expected at least 1, or nothing for all")
+        self.settings()
+
+    def settings(self) -> ImportSettings:
+        """The settings without the folders."""
+        from worldgym.data.imports import ImportSettings
+
+        return ImportSettings(
+            image_size=self.image_size, cameras=_words(self.camera), state_keys=_words(self.state_key),
+            action_keys=_words(self.action_key), episodes=self.episodes, skip=self.skip, skip_bad=self.skip_bad,
+            limit=self.limit, success=self.success, reward=self.reward, bounds=self.bounds, fps=self.fps,
+            actions=_words(self.actions), resize=self.resize, frames=self.frames,
+        )  # fmt: skip
+
+
+def _words(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def run(config: ImportConfig) -> int:
     """Convert and say what came of it."""
     from worldgym.data.bridge import write_bridge
-    from worldgym.data.imports import import_lerobot
+    from worldgym.data.imports import ImportSettings, import_lerobot
 
+    settings, command = config.settings(), shlex.join(["worldgym", *sys.argv[1:]])
     if any(config.source.glob("*.npz")):
-        if config.camera is not None:
-            raise ConfigError("samples of mp4 + npz have one camera; leave --camera out")
-        count = write_bridge(config.source, config.out, config.image_size, config.episodes)
-    else:
-        count = import_lerobot(
-            config.source, config.out, config.image_size, camera=config.camera, limit=config.episodes
-        )
-    sys.stdout.write(f"{count} episodes imported to {config.out}\n")
+        plain = ImportSettings(image_size=config.image_size, limit=config.limit)
+        if settings != plain:
+            raise ConfigError(
+                "samples of mp4 + npz have one camera, one kind of action and no success; of the options only "
+                "--image-size and --limit apply to them, leave the others out"
+            )
+        count = write_bridge(config.source, config.out, config.image_size, config.limit, command=command)
+        sys.stdout.write(f"{count} episodes imported to {config.out}\n")
+        return 0
+    report = import_lerobot(config.source, config.out, settings, command=command)
+    sys.stdout.write("\n".join(lines(report)) + f"\n{report['episodes']} episodes imported to {config.out}\n")
     return 0
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report for people."""
+    out = [
+        f"source        {report['source']} ({report['layout']}), {report['recorded_episodes']} recorded episodes",
+        f"rate          {report['hz']:g} rows a second (recorded {report['recorded_hz']:g})",
+        f"cameras       {', '.join(report['cameras'])}",
+        f"state         {', '.join(report['state']) or 'none'}, {report['state_dim']} dimensions",
+        f"success       {report['successes']} of {report['episodes']} episodes, from {report['success_from']}",
+        f"instructions  {len(report['instructions'])}",
+    ]
+    shown = list(report["instructions"].items())[:5]
+    out += [f"  {count:>6}  {text}" for text, count in shown]
+    out += (
+        [f"          and {len(report['instructions']) - 5} more"] if len(report["instructions"]) > 5 else []
+    )
+    out.append(
+        f"actions       {report['rows_cut']:.2%} of all rows have a dimension beyond its bounds, which is cut"
+    )
+    for dim in report["actions"]:
+        bounds = f"{dim['low']:.4g} to {dim['high']:.4g}"
+        out.append(f"  {dim['name']:<24} {bounds:<24} {dim['bounds']:<10} {dim['cut']:.2%} cut")
+    if report["success_from"] == "auto" and not report["successes"]:
+        out.append("no success is recorded: --success all counts every episode as solved at its end")
+    out += [f"left out: episode {number}: {why}" for number, why in report["skipped"].items()]
+    return out

@@ -64,7 +64,9 @@ def test_a_folder_of_pairs_becomes_a_dataset(tmp_path):
     assert write_bridge(tmp_path, tmp_path / "data", image_size=32) == 2
     again = EpisodeDataset(tmp_path / "data").require_seen()
     assert np.array_equal(again[1].frames, episodes[1].frames) and again.action_spec == BRIDGE_ACTION_SPEC
-    with pytest.raises(DatasetError, match="new folder"):
+    assert write_bridge(tmp_path, tmp_path / "data", image_size=32) == 2  # typed again: complete already
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(DatasetError, match="of something else; give another --out"):
         write_bridge(tmp_path, tmp_path / "data", image_size=32)
 
 

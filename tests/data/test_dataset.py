@@ -67,23 +67,25 @@ def test_rows_follow_lerobot_v3(make_dataset: MakeDataset) -> None:
     folder = make_dataset(5)
     info = json.loads((folder / "meta/info.json").read_text())
     assert info["codebase_version"] == "v3.0"
-    assert (info["total_episodes"], info["total_frames"], info["total_tasks"], info["fps"]) == (5, 25, 3, 5)
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"], info["fps"]) == (5, 20, 3, 5)
     rows = pq.read_table(folder / "data/chunk-000/file-000.parquet").to_pydict()
     assert set(info["features"]) == set(rows)
-    assert rows["index"] == list(range(15))
-    assert rows["episode_index"] == [0] * 5 + [1] * 5 + [2] * 5
-    assert rows["frame_index"] == [0, 1, 2, 3, 4] * 3
-    np.testing.assert_allclose(rows["timestamp"][:5], [0, 0.2, 0.4, 0.6, 0.8], atol=1e-6)
+    assert rows["index"] == list(range(12))
+    assert rows["episode_index"] == [0] * 4 + [1] * 4 + [2] * 4
+    assert rows["frame_index"] == [0, 1, 2, 3] * 3
+    np.testing.assert_allclose(rows["timestamp"][:4], [0, 0.2, 0.4, 0.6], atol=1e-6)
     # Episode 1 succeeds at frames 3 and 4: the reward belongs to action 2, the end to action 3.
-    assert rows["next.reward"][5:10] == [0, 0, 1, 0, 0]
-    assert rows["next.success"][5:10] == [False, False, True, True, True]
-    assert rows["next.done"][5:10] == [False, False, False, True, True]
-    assert rows["is_last"][5:10] == [False, False, False, False, True]
-    assert rows["action"][9] == [0, 0, 0, 0]
+    assert rows["next.reward"][4:8] == [0, 0, 1, 0]
+    assert rows["next.success"][4:8] == [False, False, True, True]
+    assert rows["next.done"][4:8] == [False, False, False, True]
+    # No row of padding: an outside trainer finds exactly the actions that were sent.
+    np.testing.assert_array_equal(np.array(rows["action"][4:8], np.float32), episode(1).actions)
+    last = pq.read_table(folder / "worldgym/final/chunk-000/file-000.parquet").to_pydict()
+    assert last["episode_index"] == [0, 1, 2] and last["success"][1] is True
     assert rows["observation.images.front"][0]["bytes"][:4] == b"\x89PNG"
     episodes = pq.read_table(folder / "meta/episodes/chunk-000/file-001.parquet").to_pydict()
-    assert episodes["dataset_from_index"] == [15, 20]
-    assert episodes["dataset_to_index"] == [20, 25]
+    assert episodes["dataset_from_index"] == [12, 16]
+    assert episodes["dataset_to_index"] == [16, 20]
     assert episodes["data/file_index"] == [1, 1]
     assert episodes["tasks"] == [["push the cube 0"], ["push the cube 1"]]
     tasks = pq.read_table(folder / "meta/tasks.parquet")

@@ -17,8 +17,8 @@ import pytest
 from made_up import MANIFEST, episode, open_writer, same
 
 from worldgym.data import TABLETOP_ACTION_SPEC, DatasetWriter, EpisodeDataset, SplitManifest
-from worldgym.data import files as data_files
 from worldgym.errors import DatasetError
+from worldgym.utils import files
 
 MakeDataset = Callable[..., Path]
 HERE = Path(__file__).parent
@@ -146,16 +146,16 @@ def test_full_disk_leaves_the_old_dataset(
     before = {
         name: data for name, data in snapshot(folder).items() if name.startswith("data") or "info" in name
     }
-    real = data_files._fsync
+    real = files.fsync
 
     def full(path: Path) -> None:
-        if path.name.startswith(".tmp-") and path.name.endswith(victim):
+        if path.parent.name.startswith(".tmp-") and path.name == victim:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path)
 
     writer = open_writer(folder)
     writer.append(episode(3, instruction="a new sentence"))
-    monkeypatch.setattr(data_files, "_fsync", full)
+    monkeypatch.setattr(files, "fsync", full)
     with pytest.raises(
         DatasetError, match=r"disk is full.* 3 episodes saved before are intact.*free some space"
     ):
@@ -164,7 +164,7 @@ def test_full_disk_leaves_the_old_dataset(
     assert all(after[name] == data for name, data in before.items())
     assert not any(".tmp-" in name or "file-001" in name for name in after)
     assert len(EpisodeDataset(folder)) == 3
-    monkeypatch.setattr(data_files, "_fsync", real)
+    monkeypatch.setattr(files, "fsync", real)
     writer.flush()  # space was freed: nothing is lost
     writer.close()
     assert same(EpisodeDataset(folder)[3], episode(3, instruction="a new sentence"))

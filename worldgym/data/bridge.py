@@ -140,15 +140,24 @@ def write_bridge(
     out: str | os.PathLike[str],
     image_size: int = 64,
     limit: int | None = None,
+    *,
+    command: str = "worldgym import with the same options",
 ) -> int:
-    """Write the episodes of `folder` as a dataset at `out`; returns how many. Frames are stored as PNG."""
+    """Write the episodes of `folder` as a dataset at `out`, frames as PNG; the same call resumes. Returns how many.
+
+    Raises:
+        DatasetError: as `bridge_episodes`; also where `out` holds something else.
+    """
     episodes = bridge_episodes(folder, image_size, limit)
+    names = [episode.provenance["episode"] for episode in episodes]
     manifest = SplitManifest(name="bridge_v2", rules={})
     with DatasetWriter(
-        out, BRIDGE_ACTION_SPEC, image_size, ACTION_DIM, manifest, robot_type="widowx"
+        out, BRIDGE_ACTION_SPEC, image_size, ACTION_DIM, manifest, robot_type="widowx", partial=command
     ) as writer:
-        if len(writer):
-            raise DatasetError(f"{out} already holds {len(writer)} episodes; give a new folder")
-        for episode in episodes:
+        done = [record.provenance.get("episode") for record in writer.records]
+        if done != names[: len(done)]:
+            raise DatasetError(f"{out} holds {len(done)} episodes of something else; give another --out")
+        for episode in episodes[len(done) :]:
             writer.append(episode)
+        writer.finish()
     return len(episodes)

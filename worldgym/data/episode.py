@@ -16,6 +16,7 @@ Example::
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -292,7 +293,7 @@ class Episode:
         frames: `(T+1, H, W, 3)` uint8, RGB.
         actions: `(T, A)` float32 in [-1, 1], normalised by the dataset's `ActionSpec`; `actions[t]` leads
             from frame t to t+1.
-        state: `(T+1, S)` float32, proprioception in metres.
+        state: `(T+1, S)` float32, proprioception in the units of the recording; S may be 0.
         instruction: what was asked for, in words.
         success: `(T+1,)` bool, whether the instruction is fulfilled at each frame.
         progress: `(T+1,)` float32 in [0, 1].
@@ -300,6 +301,7 @@ class Episode:
         split: one of `SPLITS`.
         task: short name of the task, e.g. `"push"`.
         provenance: JSON-able facts about its making: behaviour, seed, collector version...
+        views: cameras beside the main one, by name, each `(T+1, H, W, 3)` uint8 of the frames' size.
 
     Raises:
         ValueError: anything of the wrong type, shape or range, said with what was expected.
@@ -315,6 +317,7 @@ class Episode:
     split: str
     task: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         actions = _expect("actions", self.actions, np.float32, ("T", "A"), "use actions.astype(np.float32)")
@@ -334,6 +337,14 @@ class Episode:
             )
         hint = f"one frame more than the {steps} actions: the first observation and one after each action"
         _expect("frames", self.frames, np.uint8, (steps + 1, "H", "W", 3), hint)
+        for name, frames in self.views.items():
+            _expect(
+                f"views[{name!r}]", frames, np.uint8, self.frames.shape, "as many and as large as the frames"
+            )
+            if not name or not name.replace("_", "").isalnum() or name == "front":
+                raise ValueError(
+                    f"views: got the name {name!r}, expected letters, digits and _, and not 'front'"
+                )
         state = _expect("state", self.state, np.float32, (steps + 1, "S"), hint)
         _expect("success", self.success, np.bool_, (steps + 1,), hint)
         progress = _expect("progress", self.progress, np.float32, (steps + 1,), hint)

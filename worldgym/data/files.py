@@ -1,29 +1,26 @@
 """Files that either exist whole or not at all, and the lock that keeps a dataset to one writer.
 
-A collection runs for an hour and may be killed at any instant, or the disk may fill. So nothing is written in
-place: a temporary name in the same folder, fsync, rename, fsync of the folder.
+A collection runs for an hour and may be killed at any instant, or the disk may fill. So nothing is written in place;
+see `worldgym.utils.files`.
 
 Example::
 
-    from worldgym.data.files import atomic_path, write_json
+    from worldgym.data.files import write_json
     write_json(folder / "info.json", {"episodes": 3})
-    with atomic_path(folder / "data.bin") as temporary:
-        temporary.write_bytes(payload)      # appears as data.bin only when the block ends without an error
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from worldgym.errors import DatasetError
+from worldgym.utils.files import atomic_path, file_sha256
 
 try:
     import fcntl
@@ -32,33 +29,7 @@ except ImportError:  # not on Windows; there the lock is only advisory text
 
 logger = logging.getLogger(__name__)
 
-TEMPORARY = ".tmp-"
 LOCK_NAME = ".writer.lock"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; it becomes `target` when the block ends well, and vanishes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept because encoders choose the container by it.
-    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
-    try:
-        yield temporary
-        _fsync(temporary)
-        os.replace(temporary, target)
-        _fsync(target.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def write_json(target: Path, data: Any) -> None:
@@ -70,16 +41,11 @@ def write_json(target: Path, data: Any) -> None:
 
 def describe_file(path: Path, root: Path) -> dict[str, Any]:
     """Return the path relative to `root`, the size in bytes and the SHA-256 of a file."""
-    return {"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return {
+        "path": path.relative_to(root).as_posix(),
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }
 
 
 class WriterLock:

@@ -1,11 +1,14 @@
 """The LeRobotDataset v3 layout: names, schemas, and the check that a folder really is one.
 
-Why this layout: what is collected here opens in the tools that robot-learning people already have. Two things go
-beyond it, and a plain LeRobot reader ignores both. An episode has T actions and T+1 frames, so T+1 rows are stored;
-the last one holds the final frame, a zero action and `is_last = True` (leave such rows out when you need
-transitions). `next.*` of row t describe what follows `action[t]`: `next.done` is true on row T-1, where the episode
-ends, and on the padding row. And `meta/info.json` has a block `worldgym`: action spec, split manifest, and the size
-and SHA-256 of every committed file. That file is the commit point: what it doesn't list doesn't exist.
+Why this layout: what is collected here opens in the tools that robot-learning people already have. An episode has T
+actions and T+1 frames. Its T rows hold what was seen and what was then sent, as LeRobot's own recordings do; `next.*`
+of row t describe what follows `action[t]`. What a plain LeRobot reader ignores: the frame and state after the last
+action lie in `worldgym/final/`, one row an episode, and `meta/info.json` has a block `worldgym` with the action spec,
+the split manifest, and the size and SHA-256 of every committed file. That file is the commit point: what it doesn't
+list doesn't exist.
+
+Format 1, of earlier versions, stored the last frame as a row of its own with a zero action (`is_last`). It is read, and
+not written: a reader that does not know that column learns the zero action.
 
 Example::
 
@@ -17,6 +20,7 @@ Example::
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,12 +35,16 @@ from worldgym.errors import DatasetError
 Images = Literal["png", "mp4"]
 
 CODEBASE_VERSION = "v3.0"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
 FILES_PER_CHUNK = 1000
 MIN_VIDEO_SIZE = 128  # below this, 4:2:0 chroma smears objects of a few pixels
-IMAGE_KEY = "observation.images.front"
+IMAGE_PREFIX = "observation.images."
+IMAGE_KEY = f"{IMAGE_PREFIX}front"  # the main camera, which trainers read
+STATE_KEY = "observation.state"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+FINAL_PATH = "worldgym/final/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 
@@ -46,7 +54,6 @@ _SCALARS: tuple[tuple[str, str], ...] = (
     ("next.success", "bool"),
     ("success", "bool"),
     ("progress", "float32"),
-    ("is_last", "bool"),
     ("timestamp", "float32"),
     ("frame_index", "int64"),
     ("episode_index", "int64"),
@@ -69,6 +76,9 @@ class DatasetMeta:
         state_dim: proprioception dimension, S.
         fps: frames a second.
         images: how frames are stored.
+        views: names of the cameras beside the main one.
+        format_version: 1 has a padding row an episode, 2 has none.
+        partial: the command that finishes an unfinished import, or None.
     """
 
     root: Path
@@ -79,6 +89,14 @@ class DatasetMeta:
     state_dim: int
     fps: float
     images: Images
+    views: tuple[str, ...] = ()
+    format_version: int = FORMAT_VERSION
+    partial: str | None = None
+
+    @property
+    def padding(self) -> int:
+        """Rows of an episode beyond its actions."""
+        return 1 if self.format_version == 1 else 0
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -92,7 +110,7 @@ class EpisodeRecord:
 
     Args:
         index: the episode's number in the dataset.
-        steps: number of actions, T; the data file holds T+1 rows.
+        steps: number of actions, T; the data file holds T rows (T+1 in format 1).
         first_row: index of its first row in the whole dataset.
         chunk: chunk index of its data file.
         file: file index of its data file.
@@ -137,8 +155,18 @@ def shard_path(template: str, shard: int, **names: str) -> str:
     return template.format(chunk_index=shard // FILES_PER_CHUNK, file_index=shard % FILES_PER_CHUNK, **names)
 
 
+def camera_keys(views: Iterable[str]) -> list[str]:
+    """Feature names of the main camera and of the others."""
+    return [IMAGE_KEY, *(f"{IMAGE_PREFIX}{name}" for name in views)]
+
+
 def features(
-    action_spec: ActionSpec, image_size: int, state_dim: int, fps: float, images: Images
+    action_spec: ActionSpec,
+    image_size: int,
+    state_dim: int,
+    fps: float,
+    images: Images,
+    views: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The `features` block of info.json."""
     image: dict[str, Any] = {
@@ -158,24 +186,35 @@ def features(
             "has_audio": False,
         }
     state_names = ["x", "y", "z", "opening"] if state_dim == 4 else [f"state_{i}" for i in range(state_dim)]
-    out: dict[str, Any] = {
-        IMAGE_KEY: image,
-        "observation.state": {"dtype": "float32", "shape": [state_dim], "names": state_names},
-        "action": {"dtype": "float32", "shape": [action_spec.dim], "names": list(action_spec.names)},
-    }
+    out: dict[str, Any] = dict.fromkeys(camera_keys(views), image)
+    if state_dim:
+        out[STATE_KEY] = {"dtype": "float32", "shape": [state_dim], "names": state_names}
+    out["action"] = {"dtype": "float32", "shape": [action_spec.dim], "names": list(action_spec.names)}
     for name, dtype in _SCALARS:
         out[name] = {"dtype": dtype, "shape": [1], "names": None}
     return out
 
 
-def data_schema(action_dim: int, state_dim: int, images: Images) -> pa.Schema:
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def final_schema(state_dim: int, views: Iterable[str] = ()) -> pa.Schema:
+    """Arrow schema of the file of last frames: one row an episode, pictures as PNG whatever the other frames are."""
+    state = [(STATE_KEY, pa.list_(pa.float32(), state_dim))] if state_dim else []
+    pictures = [(key, PICTURE) for key in camera_keys(views)]
+    scalars = [("episode_index", pa.int64()), ("success", pa.bool_()), ("progress", pa.float32())]
+    return pa.schema([*scalars, *state, *pictures])
+
+
+def data_schema(action_dim: int, state_dim: int, images: Images, views: Iterable[str] = ()) -> pa.Schema:
     """Arrow schema of a data file; its metadata lets Hugging Face `datasets` decode the images."""
     hub: dict[str, Any] = {}
     columns: list[tuple[str, pa.DataType]] = []
     if images == "png":
-        columns.append((IMAGE_KEY, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
-        hub[IMAGE_KEY] = {"_type": "Image"}
-    for name, size in (("observation.state", state_dim), ("action", action_dim)):
+        for key in camera_keys(views):
+            columns.append((key, PICTURE))
+            hub[key] = {"_type": "Image"}
+    for name, size in (*(((STATE_KEY, state_dim),) if state_dim else ()), ("action", action_dim)):
         columns.append((name, pa.list_(pa.float32(), size)))
         hub[name] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": size, "_type": "Sequence"}
     for name, dtype in _SCALARS:
@@ -212,8 +251,12 @@ def tasks_table(instructions: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def read_meta(root: Path) -> DatasetMeta:
+def read_meta(root: Path, *, partial: bool = False) -> DatasetMeta:
     """Read and check `meta/info.json` and the size of every committed file; nothing is changed.
+
+    Args:
+        root: the dataset's folder.
+        partial: True also reads a dataset whose import is not finished.
 
     Raises:
         DatasetError: no dataset there, a foreign version or layout, or damaged; the message names file and remedy.
@@ -243,10 +286,14 @@ def read_meta(root: Path) -> DatasetMeta:
             f"{source} is a LeRobot dataset without the 'worldgym' block (action spec, splits, success), so what its "
             f"actions mean is unknown; `worldgym import --source {root} --out NEW` makes a dataset of it"
         )
-    if block.get("format_version") != FORMAT_VERSION:
+    if block.get("format_version") not in READABLE:
         raise DatasetError(
-            f"{source} has worldgym format {block.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
-            "install the worldgym version that wrote it, or collect again"
+            f"{source} has worldgym format {block.get('format_version')!r}, this version reads "
+            f"{', '.join(map(str, READABLE))}; install the worldgym version that wrote it, or collect again"
+        )
+    if block.get("partial") and not partial:
+        raise DatasetError(
+            f"{root} holds an import that is not finished; to finish it, type:\n  {block['partial']}"
         )
     try:
         manifest = SplitManifest.from_dict(block["manifest"], f"{source} (worldgym.manifest)")
@@ -259,6 +306,9 @@ def read_meta(root: Path) -> DatasetMeta:
             state_dim=int(block["state_dim"]),
             fps=float(info["fps"]),
             images=block["images"],
+            views=tuple(str(name) for name in block.get("views", ())),
+            format_version=int(block["format_version"]),
+            partial=block.get("partial"),
         )
         for entry in meta.files:
             _check_size(root / entry["path"], int(entry["bytes"]))
@@ -327,7 +377,7 @@ def read_records(meta: DatasetMeta) -> list[EpisodeRecord]:
         DatasetError: an episodes file is unreadable, or the counts disagree.
     """
     records: list[EpisodeRecord] = []
-    video_key = f"videos/{IMAGE_KEY}/from_timestamp"
+    video_key = f"videos/{IMAGE_KEY}/from_timestamp"  # all cameras of an episode begin at the same second
     for entry in meta.files:
         if entry["kind"] != "episodes":
             continue

@@ -28,15 +28,15 @@ import pyarrow.parquet as pq
 
 from worldgym.data import lerobot
 from worldgym.data.episode import ActionSpec, Episode
-from worldgym.data.files import sha256
 from worldgym.data.lerobot import IMAGE_KEY, DatasetMeta, EpisodeRecord
 from worldgym.data.png import decode_png
 from worldgym.data.splits import SPLITS, SplitManifest
 from worldgym.data.stats import flat_column
 from worldgym.data.video import decode_mp4
 from worldgym.errors import DatasetError
+from worldgym.utils.files import file_sha256
 
-_COLUMNS = ["observation.state", "action", "success", "progress"]
+_COLUMNS = ["action", "success", "progress"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +137,11 @@ class EpisodeDataset(Sequence[Episode]):
         return sum(record.steps + 1 for record in self.records)
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the cameras beside the main one."""
+        return self.meta.views
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Counts of the selected episodes: environment steps by domain, episodes by behaviour, task, split."""
         from worldgym.data.writer import summarise
@@ -217,7 +222,9 @@ class EpisodeDataset(Sequence[Episode]):
         record = self.records[position]
         arrays = self._load([record], progress=False)
         try:
+            views = {name: self._load([record], False, name).frames for name in self.views}
             return Episode(
+                views=views,
                 frames=arrays.frames,
                 actions=arrays.actions[:-1],
                 state=arrays.states,
@@ -232,12 +239,15 @@ class EpisodeDataset(Sequence[Episode]):
         except ValueError as error:
             raise DatasetError(f"episode {record.index} of {self.root} is damaged: {error}") from error
 
-    def load_arrays(self, limit: int | None = None, progress: bool = False) -> EpisodeArrays:
+    def load_arrays(
+        self, limit: int | None = None, progress: bool = False, camera: str | None = None
+    ) -> EpisodeArrays:
         """Decode the selected episodes into memory.
 
         Args:
             limit: at most this many episodes, spread evenly over the selection; None for all.
             progress: show a bar when stderr is a terminal.
+            camera: whose frames, one of `views`; None for the main camera.
 
         Raises:
             DatasetError: nothing is selected, or a file is damaged.
@@ -252,7 +262,7 @@ class EpisodeDataset(Sequence[Episode]):
         records = self.records
         if limit is not None and limit < len(records):
             records = [records[(position * len(records)) // limit] for position in range(limit)]
-        return self._load(records, progress)
+        return self._load(records, progress, camera)
 
     def verify(self) -> None:
         """Compare the SHA-256 of every file with the one noted at its commit (reads everything once).
@@ -262,12 +272,16 @@ class EpisodeDataset(Sequence[Episode]):
         """
         for entry in self.meta.files:
             path = self.root / entry["path"]
-            if sha256(path) != entry["sha256"]:
+            if file_sha256(path) != entry["sha256"]:
                 raise DatasetError(
                     f"{path} differs from what was committed; restore it from a copy, or collect again"
                 )
 
-    def _load(self, records: list[EpisodeRecord], progress: bool) -> EpisodeArrays:
+    def _load(self, records: list[EpisodeRecord], progress: bool, camera: str | None = None) -> EpisodeArrays:
+        if camera is not None and camera not in self.views:
+            raise DatasetError(
+                f"{self.root} has no camera {camera!r} beside the main one; it has {', '.join(self.views) or 'none'}"
+            )
         offsets = np.zeros(len(records) + 1, np.int64)
         np.cumsum([record.steps + 1 for record in records], out=offsets[1:])
         count, size = int(offsets[-1]), self.image_size
@@ -291,7 +305,9 @@ class EpisodeDataset(Sequence[Episode]):
             by_file.setdefault((record.chunk, record.file), []).append(position)
         bar = _bar(count, progress)
         for (chunk, file), positions in by_file.items():
-            self._load_file(arrays, records, chunk * lerobot.FILES_PER_CHUNK + file, positions)
+            shard = chunk * lerobot.FILES_PER_CHUNK + file
+            key = IMAGE_KEY if camera is None else f"{lerobot.IMAGE_PREFIX}{camera}"
+            self._load_file(arrays, records, shard, positions, key)
             if bar is not None:
                 bar.update(sum(records[position].steps + 1 for position in positions))
         if bar is not None:
@@ -299,32 +315,61 @@ class EpisodeDataset(Sequence[Episode]):
         return arrays
 
     def _load_file(
-        self, arrays: EpisodeArrays, records: list[EpisodeRecord], shard: int, positions: list[int]
+        self, arrays: EpisodeArrays, records: list[EpisodeRecord], shard: int, positions: list[int], key: str
     ) -> None:
         path = self.root / lerobot.shard_path(lerobot.DATA_PATH, shard)
-        video = self.root / lerobot.shard_path(lerobot.VIDEO_PATH, shard, video_key=IMAGE_KEY)
-        stored = self.meta.images == "png"
-        columns = [*_COLUMNS, IMAGE_KEY] if stored else _COLUMNS
+        video = self.root / lerobot.shard_path(lerobot.VIDEO_PATH, shard, video_key=key)
+        stored, padding = self.meta.images == "png", self.meta.padding
+        state = [lerobot.STATE_KEY] if self.state_dim else []
+        columns = [*_COLUMNS, *state, *([key] if stored else [])]
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for position in positions:
-                    record, rows = records[position], arrays.rows(position)
+                    record, whole = records[position], arrays.rows(position)
                     table = file.read_row_group(record.row_group, columns, use_threads=False)
-                    if table.num_rows != record.steps + 1:
-                        raise ValueError(
-                            f"episode {record.index} has {table.num_rows} rows, not {record.steps + 1}"
-                        )
-                    arrays.states[rows] = flat_column(table["observation.state"], self.state_dim)
+                    count = record.steps + padding
+                    if table.num_rows != count:
+                        raise ValueError(f"episode {record.index} has {table.num_rows} rows, not {count}")
+                    rows = slice(whole.start, whole.start + count)
+                    if self.state_dim:
+                        arrays.states[rows] = flat_column(table[lerobot.STATE_KEY], self.state_dim)
                     arrays.actions[rows] = flat_column(table["action"], self.action_spec.dim)
                     arrays.success[rows] = table["success"].to_numpy()
                     arrays.progress[rows] = table["progress"].to_numpy()
                     if stored:
-                        _decode_into(arrays.frames[rows], table[IMAGE_KEY], self.image_size)
+                        _decode_into(arrays.frames[rows], table[key], self.image_size)
                     else:
                         arrays.frames[rows] = decode_mp4(
-                            video, record.video_start, record.steps + 1, self.image_size, self.meta.fps
+                            video, record.video_start, count, self.image_size, self.meta.fps
                         )
+            if not padding:
+                self._load_final(arrays, records, shard, positions, key)
         except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise lerobot.unreadable(path, error) from error
+
+    def _load_final(
+        self, arrays: EpisodeArrays, records: list[EpisodeRecord], shard: int, positions: list[int], key: str
+    ) -> None:
+        """Frame and state after the last action of each episode."""
+        path = self.root / lerobot.shard_path(lerobot.FINAL_PATH, shard)
+        state = [lerobot.STATE_KEY] if self.state_dim else []
+        table = lerobot.read_table(path, ["episode_index", "success", "progress", *state, key])
+        try:
+            where = {index: row for row, index in enumerate(table["episode_index"].to_pylist())}
+            pictures = table[key].combine_chunks().field("bytes")
+            states = flat_column(table[lerobot.STATE_KEY], self.state_dim) if state else None
+            for position in positions:
+                row, last = where[records[position].index], int(arrays.offsets[position + 1]) - 1
+                if states is not None:
+                    arrays.states[last] = states[row]
+                arrays.actions[last] = 0.0
+                arrays.success[last] = table["success"][row].as_py()
+                arrays.progress[last] = table["progress"][row].as_py()
+                picture = memoryview(pictures[row].as_buffer())
+                arrays.frames[last] = decode_png(picture, self.image_size, self.image_size)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, pa.ArrowException) as error:
             raise lerobot.unreadable(path, error) from error
 
 

@@ -4,19 +4,20 @@ Example::
 
     from worldgym.data.stats import RunningStats
     stats = RunningStats(action_dim=4, state_dim=4)
-    stats.add(state, actions, image_moments(frames))
+    stats.add(state, actions, {IMAGE_KEY: image_moments(frames)})
     stats.summary()["action"]["std"]        # [.., .., .., ..]
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from worldgym.data.lerobot import IMAGE_KEY
+from worldgym.data.lerobot import STATE_KEY, camera_keys
 
 _EVERY = 8  # frames of an episode look alike; the moments of every eighth are as good
 
@@ -57,50 +58,64 @@ class RunningStats:
     Args:
         action_dim: A.
         state_dim: S.
+        views: names of the cameras beside the main one.
     """
 
-    DATA_COLUMNS = ("observation.state", "action", "is_last")
-
-    def __init__(self, action_dim: int, state_dim: int) -> None:
-        self._dims = (action_dim, state_dim)
+    def __init__(self, action_dim: int, state_dim: int, views: Sequence[str] = ()) -> None:
+        self._dims, self._views = (action_dim, state_dim), tuple(views)
         self._states: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
-        self._images: list[ImageMoments] = []
+        self._images: dict[str, list[ImageMoments]] = {key: [] for key in camera_keys(views)}
 
-    @staticmethod
-    def image_columns() -> list[str]:
+    def data_columns(self) -> list[str]:
+        """Columns of a data file that `add_table` reads."""
+        return [*([STATE_KEY] if self._dims[1] else []), "action"]
+
+    def final_columns(self) -> list[str]:
+        """Columns of a file of last frames that `add_final_table` reads."""
+        return [STATE_KEY] if self._dims[1] else []
+
+    def image_columns(self) -> list[str]:
         """Columns of `meta/episodes` that `add_image_table` reads."""
-        return [f"stats/{IMAGE_KEY}/{name}" for name in ("count", "mean", "std", "min", "max")]
+        return [
+            f"stats/{key}/{name}" for key in self._images for name in ("count", "mean", "std", "min", "max")
+        ]
 
-    def add(self, state: np.ndarray, actions: np.ndarray, images: ImageMoments | None) -> None:
-        """Add one episode: `(T+1, S)` states, `(T, A)` actions without padding, moments of its frames."""
+    def add(self, state: np.ndarray, actions: np.ndarray, images: Mapping[str, ImageMoments]) -> None:
+        """Add one episode: `(T+1, S)` states, `(T, A)` actions, moments of its frames by camera."""
         self._states.append(state)
         self._actions.append(actions)
-        if images is not None:
-            self._images.append(images)
+        for key, moments in images.items():
+            self._images[key].append(moments)
 
     def add_table(self, table: pa.Table) -> None:
-        """Add the states and actions of a data file; padding rows don't count as actions."""
-        state = flat_column(table["observation.state"], self._dims[1])
-        actions = flat_column(table["action"], self._dims[0])
-        self.add(state, actions[~table["is_last"].to_numpy()], None)
+        """Add the states and actions of a data file."""
+        state = (
+            flat_column(table[STATE_KEY], self._dims[1]) if self._dims[1] else np.zeros((table.num_rows, 0))
+        )
+        self.add(state.astype(np.float32), flat_column(table["action"], self._dims[0]), {})
+
+    def add_final_table(self, table: pa.Table) -> None:
+        """Add the states of a file of last frames."""
+        if self._dims[1]:
+            self._states.append(flat_column(table[STATE_KEY], self._dims[1]))
 
     def add_image_table(self, table: pa.Table) -> None:
         """Add the image moments of a file of `meta/episodes`."""
-        columns = [table[name].to_pylist() for name in self.image_columns()]
-        for count, *rest in zip(*columns, strict=True):
-            self._images.append(
-                ImageMoments(int(count[0]), *(np.array(item, np.float64).reshape(3) for item in rest))
-            )
+        for key, kept in self._images.items():
+            columns = [
+                table[f"stats/{key}/{name}"].to_pylist() for name in ("count", "mean", "std", "min", "max")
+            ]
+            for count, *rest in zip(*columns, strict=True):
+                kept.append(
+                    ImageMoments(int(count[0]), *(np.array(item, np.float64).reshape(3) for item in rest))
+                )
 
     def copy(self) -> RunningStats:
         """An independent copy (the arrays themselves are shared, nobody writes them)."""
-        other = RunningStats(*self._dims)
-        other._states, other._actions, other._images = (
-            list(self._states),
-            list(self._actions),
-            list(self._images),
-        )
+        other = RunningStats(*self._dims, self._views)
+        other._states, other._actions = list(self._states), list(self._actions)
+        other._images = {key: list(kept) for key, kept in self._images.items()}
         return other
 
     def summary(self) -> dict[str, Any]:
@@ -108,7 +123,8 @@ class RunningStats:
         if not self._states:
             return {}
         out: dict[str, Any] = {}
-        for name, parts in (("observation.state", self._states), ("action", self._actions)):
+        vectors = [(STATE_KEY, self._states)] if self._dims[1] else []
+        for name, parts in (*vectors, ("action", self._actions)):
             values = np.concatenate(parts).astype(np.float64)
             low, high = np.quantile(values, [0.01, 0.99], axis=0)
             out[name] = {
@@ -120,23 +136,24 @@ class RunningStats:
                 "q99": high.tolist(),
                 "count": [len(values)],
             }
-        out[IMAGE_KEY] = self._image_summary()
+        out |= {key: _image_summary(kept) for key, kept in self._images.items()}
         return out
 
-    def _image_summary(self) -> dict[str, Any]:
-        weights = np.array([item.count for item in self._images], np.float64)
-        weights /= weights.sum()
-        mean = weights @ np.stack([item.mean for item in self._images])
-        square = weights @ np.stack([item.std**2 + item.mean**2 for item in self._images])
-        values = {
-            "min": np.stack([item.low for item in self._images]).min(axis=0),
-            "max": np.stack([item.high for item in self._images]).max(axis=0),
-            "mean": mean,
-            "std": np.sqrt(np.maximum(square - mean**2, 0.0)),
-        }
-        out: dict[str, Any] = {name: value.reshape(3, 1, 1).tolist() for name, value in values.items()}
-        out["count"] = [sum(item.count for item in self._images)]
-        return out
+
+def _image_summary(images: list[ImageMoments]) -> dict[str, Any]:
+    weights = np.array([item.count for item in images], np.float64)
+    weights /= weights.sum()
+    mean = weights @ np.stack([item.mean for item in images])
+    square = weights @ np.stack([item.std**2 + item.mean**2 for item in images])
+    values = {
+        "min": np.stack([item.low for item in images]).min(axis=0),
+        "max": np.stack([item.high for item in images]).max(axis=0),
+        "mean": mean,
+        "std": np.sqrt(np.maximum(square - mean**2, 0.0)),
+    }
+    out: dict[str, Any] = {name: value.reshape(3, 1, 1).tolist() for name, value in values.items()}
+    out["count"] = [sum(item.count for item in images)]
+    return out
 
 
 def flat_column(column: pa.ChunkedArray, size: int) -> np.ndarray:

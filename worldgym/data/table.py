@@ -7,7 +7,7 @@ Example::
     from worldgym.data.table import Pending, data_table
     item = Pending.of(episode, "png")
     table = data_table(item, schema, index=0, first_row=0, task_index={episode.instruction: 0}, fps=5.0)
-    table.num_rows == episode.length + 1
+    table.num_rows == episode.length
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from worldgym.data.episode import Episode
-from worldgym.data.lerobot import IMAGE_KEY, EpisodeRecord, Images
+from worldgym.data.lerobot import IMAGE_KEY, IMAGE_PREFIX, STATE_KEY, EpisodeRecord, Images
 from worldgym.data.png import encode_png
 from worldgym.data.stats import ImageMoments, image_moments
 
@@ -30,27 +30,30 @@ class Pending:
     """An appended episode that is not committed yet.
 
     Args:
-        pngs: the T+1 encoded frames, or None when they go to a video.
-        frames: the frames themselves, or None when `pngs` holds them.
+        pngs: by camera, the T+1 encoded frames; only the last one when the others go to a video.
+        frames: by camera, the first T frames, or empty when `pngs` holds them.
         episode_fields: instruction, task, split, domain, behaviour, success.
     """
 
-    pngs: list[bytes] | None
-    frames: np.ndarray | None
+    pngs: dict[str, list[bytes]]
+    frames: dict[str, np.ndarray]
     state: np.ndarray
     actions: np.ndarray
     success: np.ndarray
     progress: np.ndarray
     episode_fields: dict[str, Any]
     provenance_json: str
-    images: ImageMoments
+    images: dict[str, ImageMoments]
 
     @classmethod
     def of(cls, episode: Episode, images: Images) -> Pending:
         """Encode the frames and copy the rest, so that the caller may reuse its arrays."""
+        cameras = {IMAGE_KEY: episode.frames}
+        cameras |= {f"{IMAGE_PREFIX}{name}": frames for name, frames in episode.views.items()}
+        stored = slice(None) if images == "png" else slice(-1, None)
         return cls(
-            pngs=[encode_png(frame) for frame in episode.frames] if images == "png" else None,
-            frames=episode.frames.copy() if images == "mp4" else None,
+            pngs={key: [encode_png(frame) for frame in frames[stored]] for key, frames in cameras.items()},
+            frames={key: frames[:-1].copy() for key, frames in cameras.items()} if images == "mp4" else {},
             state=episode.state.copy(),
             actions=episode.actions.copy(),
             success=episode.success.copy(),
@@ -64,7 +67,7 @@ class Pending:
                 "success": episode.succeeded,
             },
             provenance_json=json.dumps(episode.provenance, allow_nan=False, sort_keys=True),
-            images=image_moments(episode.frames),
+            images={key: image_moments(frames) for key, frames in cameras.items()},
         )
 
     @property
@@ -92,39 +95,53 @@ class Pending:
 def data_table(
     item: Pending, schema: pa.Schema, index: int, first_row: int, task_index: dict[str, int], fps: float
 ) -> pa.Table:
-    """The T+1 rows of one episode; see `worldgym.data.lerobot` for what the padding row means."""
-    steps, rows = item.steps, item.steps + 1
+    """The T rows of one episode: what was seen, what was sent, and what followed."""
+    rows = item.steps
     before = np.logical_or.accumulate(item.success)
-    reward = np.zeros(rows, np.float32)
-    reward[:-1] = item.success[1:] & ~before[:-1]  # 1 on the step of the first success
     done = np.zeros(rows, bool)
-    done[-2:] = True  # row T-1 ends the episode; the padding row must never look as if it went on
-    following = np.append(item.success[1:], item.success[-1])
-    last = np.zeros(rows, bool)
-    last[-1] = True
-    actions = np.concatenate([item.actions, np.zeros((1, item.actions.shape[1]), np.float32)])
+    done[-1] = True
     frame_index = np.arange(rows, dtype=np.int64)
     values: dict[str, Any] = {
-        "observation.state": _lists(item.state),
-        "action": _lists(actions),
-        "next.reward": reward,
+        "action": _lists(item.actions),
+        "next.reward": (item.success[1:] & ~before[:-1]).astype(
+            np.float32
+        ),  # 1 on the step of the first success
         "next.done": done,
-        "next.success": following,
-        "success": item.success,
-        "progress": item.progress,
-        "is_last": last,
+        "next.success": item.success[1:],
+        "success": item.success[:-1],
+        "progress": item.progress[:-1],
         "timestamp": (frame_index / fps).astype(np.float32),
         "frame_index": frame_index,
         "episode_index": np.full(rows, index, np.int64),
         "index": first_row + frame_index,
         "task_index": np.full(rows, task_index[item.episode_fields["instruction"]], np.int64),
     }
-    if item.pngs is not None:
-        paths = [f"frame-{number:06d}.png" for number in range(steps + 1)]
-        values[IMAGE_KEY] = pa.StructArray.from_arrays(
-            [pa.array(item.pngs, pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
-        )
+    if item.state.shape[1]:
+        values[STATE_KEY] = _lists(item.state[:-1])
+    for key, pngs in item.pngs.items():
+        if len(pngs) > 1:
+            values[key] = _pictures(pngs[:-1], [f"frame-{number:06d}.png" for number in range(rows)])
     return pa.table([pa.array(values[field.name]) for field in schema], schema=schema)
+
+
+def final_table(items: list[Pending], records: list[EpisodeRecord], schema: pa.Schema) -> pa.Table:
+    """Frame, state, success and progress after the last action, one row an episode."""
+    values: dict[str, Any] = {
+        "episode_index": [record.index for record in records],
+        "success": [bool(item.success[-1]) for item in items],
+        "progress": np.array([item.progress[-1] for item in items], np.float32),
+        STATE_KEY: _lists(np.stack([item.state[-1] for item in items])) if items[0].state.shape[1] else None,
+    }
+    for key in items[0].pngs:
+        names = [f"episode-{record.index:06d}.png" for record in records]
+        values[key] = _pictures([item.pngs[key][-1] for item in items], names)
+    return pa.table([pa.array(values[field.name]) for field in schema], schema=schema)
+
+
+def _pictures(pngs: list[bytes], names: list[str]) -> pa.Array:
+    return pa.StructArray.from_arrays(
+        [pa.array(pngs, pa.binary()), pa.array(names, pa.string())], ["bytes", "path"]
+    )
 
 
 def _lists(values: np.ndarray) -> pa.Array:
@@ -138,16 +155,17 @@ def episodes_table(
     columns: dict[str, Any] = {
         "episode_index": [record.index for record in records],
         "tasks": [[record.instruction] for record in records],
-        "length": [record.steps + 1 for record in records],
+        "length": [record.steps for record in records],
         "dataset_from_index": [record.first_row for record in records],
-        "dataset_to_index": [record.first_row + record.steps + 1 for record in records],
+        "dataset_to_index": [record.first_row + record.steps for record in records],
     }
     places = ["data", "meta/episodes"]
-    if images == "mp4":
-        places.append(f"videos/{IMAGE_KEY}")
-        columns[f"videos/{IMAGE_KEY}/from_timestamp"] = [record.video_start for record in records]
-        columns[f"videos/{IMAGE_KEY}/to_timestamp"] = [
-            record.video_start + (record.steps + 1) / fps for record in records
+    cameras = list(items[0].pngs)
+    for key in cameras if images == "mp4" else ():
+        places.append(f"videos/{key}")
+        columns[f"videos/{key}/from_timestamp"] = [record.video_start for record in records]
+        columns[f"videos/{key}/to_timestamp"] = [
+            record.video_start + record.steps / fps for record in records
         ]
     for place in places:  # one data, one video and one episodes file a commit, so they share their number
         columns[f"{place}/chunk_index"] = [record.chunk for record in records]
@@ -155,9 +173,10 @@ def episodes_table(
     for name in ("instruction", "task", "split", "domain", "behaviour", "success", "steps"):
         columns[name] = [getattr(record, name) for record in records]
     columns["provenance"] = [record.provenance_json for record in records]
-    columns[f"stats/{IMAGE_KEY}/count"] = [[item.images.count] for item in items]
-    for name, attribute in (("mean", "mean"), ("std", "std"), ("min", "low"), ("max", "high")):
-        columns[f"stats/{IMAGE_KEY}/{name}"] = [
-            getattr(item.images, attribute).reshape(3, 1, 1).tolist() for item in items
-        ]
+    for key in cameras:
+        columns[f"stats/{key}/count"] = [[item.images[key].count] for item in items]
+        for name, attribute in (("mean", "mean"), ("std", "std"), ("min", "low"), ("max", "high")):
+            columns[f"stats/{key}/{name}"] = [
+                getattr(item.images[key], attribute).reshape(3, 1, 1).tolist() for item in items
+            ]
     return pa.table(columns)

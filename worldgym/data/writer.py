@@ -21,6 +21,7 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -30,16 +31,19 @@ import pyarrow.parquet as pq
 
 from worldgym.data import lerobot
 from worldgym.data.episode import ActionSpec, Episode
-from worldgym.data.files import LOCK_NAME, TEMPORARY, WriterLock, atomic_path, describe_file, write_json
+from worldgym.data.files import LOCK_NAME, WriterLock, describe_file, write_json
 from worldgym.data.lerobot import IMAGE_KEY, DatasetMeta, EpisodeRecord, Images
 from worldgym.data.splits import SplitManifest
 from worldgym.data.stats import RunningStats
-from worldgym.data.table import Pending, data_table, episodes_table
+from worldgym.data.table import Pending, data_table, episodes_table, final_table
 from worldgym.data.video import encode_mp4
 from worldgym.errors import DatasetError
+from worldgym.utils.files import atomic_path
+from worldgym.utils.staging import PREFIX, sweep
 
 logger = logging.getLogger(__name__)
 
+_SHARD_FOLDERS = ("data/", "videos/", "worldgym/final/", "meta/episodes/")
 _SHARD_FILE = re.compile(r"file-\d{3,}\.(parquet|mp4)")
 
 
@@ -56,6 +60,9 @@ class DatasetWriter:
         shard_episodes: episodes a file, >= 1; a kill loses at most that many.
         images: `"png"`, or `"mp4"` for frames of at least 128 px.
         robot_type: free text for info.json.
+        views: names of the cameras beside the main one; every episode must have them.
+        partial: the command that finishes what is being written. Until `finish` is called, readers refuse the dataset
+            and name that command. None for a dataset that may be read while it grows.
 
     Raises:
         ValueError: mp4 for small frames, or a size that makes no sense.
@@ -74,6 +81,8 @@ class DatasetWriter:
         *,
         images: Images = "png",
         robot_type: str = "worldgym_tabletop",
+        views: Sequence[str] = (),
+        partial: str | None = None,
     ) -> None:
         if images not in get_args(Images):
             raise ValueError(f"images: got {images!r}, expected 'png' or 'mp4'")
@@ -82,10 +91,10 @@ class DatasetWriter:
                 f"mp4 needs an even image_size of at least {lerobot.MIN_VIDEO_SIZE} px, got {image_size}: video stores "
                 "colour at half resolution and smears small objects; use images='png'"
             )
-        if image_size < 1 or state_dim < 1 or shard_episodes < 1:
+        if image_size < 1 or state_dim < 0 or shard_episodes < 1:
             raise ValueError(
-                f"image_size, state_dim and shard_episodes must be >= 1, got {image_size}, {state_dim}, "
-                f"{shard_episodes}"
+                f"image_size and shard_episodes must be >= 1, state_dim >= 0; got {image_size}, {shard_episodes}, "
+                f"{state_dim}"
             )
         self.root = Path(path)
         self.action_spec = action_spec
@@ -101,6 +110,7 @@ class DatasetWriter:
         self.shard_episodes = shard_episodes
         self.images: Images = images
         self.robot_type = robot_type
+        self.views, self.partial = tuple(views), partial
         self._pending: list[Pending] = []
         self._closed = False
         self._save_failed = False
@@ -113,10 +123,10 @@ class DatasetWriter:
                 self._files: list[dict[str, Any]] = []
                 self._records: list[EpisodeRecord] = []
                 self._tasks: list[str] = []
-                self._stats = RunningStats(action_spec.dim, state_dim)
+                self._stats = RunningStats(action_spec.dim, state_dim, self.views)
                 self._save(self._write_info)
             else:
-                self._resume(lerobot.read_meta(self.root))
+                self._resume(lerobot.read_meta(self.root, partial=True))
         except BaseException:
             self._lock.release()
             raise
@@ -126,14 +136,16 @@ class DatasetWriter:
     def _check_folder(self) -> bool:
         """Whether there is a dataset to continue; looks only, so that what is foreign stays as it is."""
         if (self.root / lerobot.INFO_PATH).exists():
-            self._check_same_kind(lerobot.read_meta(self.root))
+            self._check_same_kind(lerobot.read_meta(self.root, partial=self.partial is not None))
             return True
         if self.root.exists() and not self.root.is_dir():
             raise DatasetError(f"{self.root} is a file, expected a folder; choose another path")
         entries = sorted(self.root.iterdir()) if self.root.exists() else []
         for entry in entries:
-            ours = entry.name == LOCK_NAME or (
-                entry.name == "meta" and all(item.name.startswith(TEMPORARY) for item in entry.iterdir())
+            ours = (
+                entry.name == LOCK_NAME
+                or entry.name.startswith(PREFIX)
+                or (entry.name == "meta" and all(item.name.startswith(PREFIX) for item in entry.iterdir()))
             )
             if not ours:
                 raise DatasetError(
@@ -143,7 +155,12 @@ class DatasetWriter:
         return False
 
     def _check_same_kind(self, meta: DatasetMeta) -> None:
-        for name in ("action_spec", "image_size", "state_dim", "fps", "images"):
+        if meta.format_version != lerobot.FORMAT_VERSION:
+            raise DatasetError(
+                f"{self.root} has format {meta.format_version}, of an earlier version: it can be read, not continued; "
+                "write to another folder"
+            )
+        for name in ("action_spec", "image_size", "state_dim", "fps", "images", "views"):
             if getattr(meta, name) != getattr(self, name):
                 raise DatasetError(
                     f"{self.root} was written with {name}={getattr(meta, name)}, now {name}={getattr(self, name)} is "
@@ -161,15 +178,19 @@ class DatasetWriter:
         self._records = lerobot.read_records(meta)
         self._tasks = lerobot.read_tasks(meta)
         self._remove_orphans(self._files)
-        self._stats = RunningStats(self.action_spec.dim, self.state_dim)
+        self._stats = RunningStats(self.action_spec.dim, self.state_dim, self.views)
         for entry in self._files:
             if entry["kind"] == "data":
                 self._stats.add_table(
-                    lerobot.read_table(self.root / entry["path"], list(RunningStats.DATA_COLUMNS))
+                    lerobot.read_table(self.root / entry["path"], self._stats.data_columns())
+                )
+            elif entry["kind"] == "final":
+                self._stats.add_final_table(
+                    lerobot.read_table(self.root / entry["path"], self._stats.final_columns())
                 )
             elif entry["kind"] == "episodes":
                 self._stats.add_image_table(
-                    lerobot.read_table(self.root / entry["path"], RunningStats.image_columns())
+                    lerobot.read_table(self.root / entry["path"], self._stats.image_columns())
                 )
         # A commit that was killed half-way may have left the statistics of episodes that don't exist.
         write_json(self.root / lerobot.STATS_PATH, self._stats.summary())
@@ -177,12 +198,12 @@ class DatasetWriter:
     def _remove_orphans(self, files: list[dict[str, Any]]) -> None:
         """Remove what a killed writer left: temporary files, and shards that info.json doesn't list."""
         committed = {entry["path"] for entry in files}
+        for folder in (self.root, *(path for path in sorted(self.root.rglob("*")) if path.is_dir())):
+            sweep(folder)
         for path in sorted(self.root.rglob("*")):
             relative = path.relative_to(self.root).as_posix()
-            stray = relative.startswith(("data/", "videos/", "meta/episodes/")) and _SHARD_FILE.fullmatch(
-                path.name
-            )
-            if path.is_file() and relative not in committed and (stray or path.name.startswith(TEMPORARY)):
+            stray = relative.startswith(_SHARD_FOLDERS) and _SHARD_FILE.fullmatch(path.name)
+            if path.is_file() and relative not in committed and stray:
                 logger.info("removing %s, left by a writer that was stopped before its commit", path)
                 path.unlink()
 
@@ -222,6 +243,11 @@ class DatasetWriter:
                 f"the episode has frames {got[0]}, {got[1]} action and {got[2]} state dimensions; the dataset "
                 f"{self.root} holds frames {size}, {self.action_spec.dim} and {self.state_dim}"
             )
+        if set(episode.views) != set(self.views):
+            raise ValueError(
+                f"the episode has the cameras {sorted(episode.views)} beside the main one; the dataset {self.root} "
+                f"holds {sorted(self.views)}"
+            )
         if episode.split not in self.manifest.names:
             raise ValueError(
                 f"split {episode.split!r} is not in the manifest, which has {self.manifest.names}"
@@ -241,6 +267,17 @@ class DatasetWriter:
         """
         if self._pending:
             self._save(self._commit)
+
+    def finish(self) -> None:
+        """Commit, and say that the dataset is complete: readers take it from now on.
+
+        Raises:
+            DatasetError: as `flush`.
+        """
+        self.flush()
+        if self.partial is not None:
+            self.partial = None
+            self._save(lambda: self._write_info(self._files, self._records, self._tasks))
 
     def close(self) -> None:
         """Commit and give the lock back; harmless when called twice."""
@@ -277,7 +314,7 @@ class DatasetWriter:
             self._save_failed = True
             with contextlib.suppress(OSError, DatasetError):
                 # What info.json lists counts, not this object: the failure may have come just after the commit.
-                self._remove_orphans(lerobot.read_meta(self.root).files)
+                self._remove_orphans(lerobot.read_meta(self.root, partial=True).files)
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
             remedy = "free some space" if full else "see to the cause"
             raise DatasetError(
@@ -288,13 +325,13 @@ class DatasetWriter:
 
     def _commit(self) -> None:
         shard = sum(entry["kind"] == "data" for entry in self._files)
-        first_row = sum(record.steps + 1 for record in self._records)
+        first_row = sum(record.steps for record in self._records)
         tasks = list(
             dict.fromkeys([*self._tasks, *(item.episode_fields["instruction"] for item in self._pending)])
         )
         task_index = {task: number for number, task in enumerate(tasks)}
         paths: dict[str, str] = {"data": lerobot.shard_path(lerobot.DATA_PATH, shard)}
-        schema = lerobot.data_schema(self.action_spec.dim, self.state_dim, self.images)
+        schema = lerobot.data_schema(self.action_spec.dim, self.state_dim, self.images, self.views)
         records: list[EpisodeRecord] = []
         row, clock = first_row, 0
         with (
@@ -313,13 +350,18 @@ class DatasetWriter:
                 file.write_table(data_table(item, schema, index, row, task_index, self.fps))
                 chunk, number = divmod(shard, lerobot.FILES_PER_CHUNK)
                 records.append(item.record(index, row, chunk, number, group, clock / self.fps))
-                row += item.steps + 1
-                clock += item.steps + 1
-        if self.images == "mp4":
-            paths["video"] = lerobot.shard_path(lerobot.VIDEO_PATH, shard, video_key=IMAGE_KEY)
-            with self._replacing(paths["video"]) as temporary:
-                parts = (item.frames for item in self._pending if item.frames is not None)
-                encode_mp4(temporary, (frame for part in parts for frame in part), self.image_size, self.fps)
+                row += item.steps
+                clock += item.steps
+        paths["final"] = lerobot.shard_path(lerobot.FINAL_PATH, shard)
+        with self._replacing(paths["final"]) as temporary:
+            last = final_table(self._pending, records, lerobot.final_schema(self.state_dim, self.views))
+            pq.write_table(last, temporary, compression="NONE", write_page_checksum=True)
+        for key in lerobot.camera_keys(self.views) if self.images == "mp4" else ():
+            kind = "video" if key == IMAGE_KEY else f"video {key}"
+            paths[kind] = lerobot.shard_path(lerobot.VIDEO_PATH, shard, video_key=key)
+            with self._replacing(paths[kind]) as temporary:
+                frames = (frame for item in self._pending for frame in item.frames[key])
+                encode_mp4(temporary, frames, self.image_size, self.fps)
         paths["episodes"] = lerobot.shard_path(lerobot.EPISODES_PATH, shard)
         with self._replacing(paths["episodes"]) as temporary:
             pq.write_table(
@@ -357,7 +399,7 @@ class DatasetWriter:
             "codebase_version": lerobot.CODEBASE_VERSION,
             "robot_type": self.robot_type,
             "total_episodes": len(records),
-            "total_frames": sum(record.steps + 1 for record in records),
+            "total_frames": sum(record.steps for record in records),
             "total_tasks": len(tasks),
             "chunks_size": lerobot.FILES_PER_CHUNK,
             "data_files_size_in_mb": 100,
@@ -367,13 +409,15 @@ class DatasetWriter:
             "data_path": lerobot.DATA_PATH,
             "video_path": lerobot.VIDEO_PATH if self.images == "mp4" else None,
             "features": lerobot.features(
-                self.action_spec, self.image_size, self.state_dim, self.fps, self.images
+                self.action_spec, self.image_size, self.state_dim, self.fps, self.images, self.views
             ),
             "worldgym": {
                 "format_version": lerobot.FORMAT_VERSION,
                 "images": self.images,
                 "image_size": self.image_size,
                 "state_dim": self.state_dim,
+                "views": list(self.views),
+                **({} if self.partial is None else {"partial": self.partial}),
                 "action_spec": self.action_spec.to_dict(),
                 "manifest_hash": self.manifest.hash,
                 "manifest": self.manifest.to_dict(),

@@ -1,0 +1,310 @@
+"""A LeRobot folder of others as episodes: the plan, the bounds of its actions, the frames, and the report.
+
+Example::
+
+    folder = LeRobotFolder("data/pusht", camera="observation.image")
+    folder.action_spec, folder.cameras, len(folder)
+    for episode in folder.episodes(image_size=64): ...
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from worldgym.data.episode import ActionSpec, Episode
+from worldgym.data.formats.fields import number_ranges
+from worldgym.data.formats.frames import decode_video, match, picture
+from worldgym.data.formats.recording import Part, Recording, action_names, part_success, read_recording
+from worldgym.data.formats.resampling import Rules, keep_rows, resampled
+from worldgym.data.formats.settings import ImportSettings
+from worldgym.data.formats.source import LeRobotSource, Place
+from worldgym.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+WIDE = 10.0  # with bounds "auto": how many times the quantiles' range a dimension may span before min and max are used
+
+
+@dataclass(frozen=True)
+class Item:
+    """A part of a listed episode that becomes an episode."""
+
+    place: Place
+    number: int
+    part: Part
+
+
+class LeRobotFolder:
+    """A folder in LeRobot's layout, as episodes.
+
+    Args:
+        path: the folder with `meta/info.json`.
+        camera: the main camera, where there are several; short for `ImportSettings(cameras=(camera,))`.
+        settings: how recordings become episodes.
+
+    Raises:
+        DatasetError: no such folder, another version, several cameras and none chosen, a file missing or damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        camera: str | None = None,
+        settings: ImportSettings | None = None,
+    ) -> None:
+        self.settings = s = settings or ImportSettings(cameras=() if camera is None else (camera,))
+        self.source = LeRobotSource(path, s.cameras or None, s.state_keys or None, s.action_keys or None)
+        self.root, self.camera = self.source.root, self.source.cameras_chosen[0]
+        names = [_short(key) for key in self.source.cameras_chosen[1:]]
+        if len(set(names)) != len(names) or "front" in names:
+            raise DatasetError(
+                f"the cameras {names} need different names, and none but the first may be 'front'"
+            )
+        self.views = tuple(names)
+        self.skipped: dict[int, str] = {}
+
+    @property
+    def cameras(self) -> list[str]:
+        """Features that hold pictures."""
+        return self.source.cameras
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def rate(self) -> float:
+        """Rows a second of the episodes."""
+        return float(self.settings.fps or self.source.fps)
+
+    # ---- the plan ------------------------------------------------------------------------------------------------
+
+    def _chosen(self) -> list[Place]:
+        s, places = self.settings, self.source.places
+        if s.episodes is not None:
+            by_number = {place.index: place for place in places}
+            wanted = number_ranges(s.episodes)
+            missing = [n for n in wanted if n not in by_number]
+            if missing:
+                known = f"{places[0].index} to {places[-1].index}" if places else "none"
+                raise DatasetError(
+                    f"{self.root} has no episode {missing[0]}; it lists {len(places)}, {known}"
+                )
+            places = [by_number[n] for n in sorted(wanted)]
+        left_out = set(number_ranges(s.skip)) if s.skip is not None else set()
+        return [place for place in places if place.index not in left_out][: s.limit]
+
+    @cached_property
+    def _scan(self) -> tuple[list[Item], list[np.ndarray]]:
+        """What becomes an episode, and its actions as recorded: read before the first frame is decoded."""
+        items: list[Item] = []
+        actions: list[np.ndarray] = []
+        for place in self._chosen():
+            try:
+                recording = self.read(place)
+                found = [(n, part, self._rows(recording, part)[1]) for n, part in enumerate(recording.parts)]
+                if actions and found[0][2].shape[1] != actions[0].shape[1]:
+                    raise DatasetError(
+                        f"{place.data}: episode {place.index} has {found[0][2].shape[1]} action dimensions, the ones "
+                        f"before {actions[0].shape[1]}; leave it out with --skip {place.index}"
+                    )
+            except DatasetError as error:
+                self.leave_out(place, error)
+                continue
+            items += [Item(place, number, part) for number, part, _ in found]
+            actions += [values for _, _, values in found]
+        if not items:
+            raise DatasetError(
+                f"no episode of {self.root} is left to import: {len(self.source)} are listed, {len(self.skipped)} "
+                f"could not be read{''.join(f'; {n}: {why}' for n, why in list(self.skipped.items())[:1])}"
+            )
+        return items, actions
+
+    @property
+    def items(self) -> list[Item]:
+        """What becomes an episode, in order."""
+        return self._scan[0]
+
+    def leave_out(self, place: Place, error: Exception) -> None:
+        """Note a bad episode, or raise `error` unless `skip_bad` is set."""
+        if not self.settings.skip_bad:
+            raise error
+        self.skipped[place.index] = str(error)
+        logger.warning("episode %d is left out: %s", place.index, error)
+
+    def read(self, place: Place, pictures: bool = False) -> Recording:
+        """An episode's rows, without its videos."""
+        return read_recording(self.source, place, self.settings.success, pictures, self.settings.reward)
+
+    def _rules(self, dim: int) -> Rules:
+        return Rules.parse(self.settings.actions, action_names(self.source, dim))
+
+    def _rows(self, recording: Recording, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """Rows whose frames are kept, and the actions between them, as recorded."""
+        times = recording.times[part.first : part.last + 1]
+        actions = recording.actions[part.first : part.last]
+        if self.settings.fps is None:
+            return np.arange(part.first, part.last + 1), actions
+        where = f"{self.root}: episode {recording.index}"
+        rows = keep_rows(times, self.settings.fps, where)
+        return rows + part.first, resampled(actions, rows, self._rules(actions.shape[1]))
+
+    @cached_property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        values = np.concatenate(self._scan[1]).astype(np.float64)
+        least, most = values.min(0), values.max(0)
+        low, high = np.quantile(values, (0.01, 0.99), axis=0)
+        wide = most - least > WIDE * (high - low)
+        if self.settings.bounds == "minmax":
+            wide[:] = True
+        elif self.settings.bounds == "quantiles":
+            wide = high - low < 1e-6  # a range of nothing can't be normalised by
+        low, high = np.where(wide, least, low), np.where(wide, most, high)
+        still = high - low < 1e-6  # never moved: any bounds do, as long as they differ
+        return (
+            np.where(still, low - 1, low),
+            np.where(still, high + 1, high),
+            ["still" if s else "minmax" if w else "quantiles" for s, w in zip(still, wide, strict=True)],
+        )
+
+    @cached_property
+    def action_spec(self) -> ActionSpec:
+        """Names as recorded, bounds from the actions of the chosen episodes, the rate of their rows."""
+        low, high, kinds = self._bounds
+        return ActionSpec(
+            names=action_names(self.source, len(low)),
+            units=("as recorded",) * len(low),
+            hz=self.rate,
+            low=tuple(low),
+            high=tuple(high),
+            bounds="q01/q99" if "quantiles" in kinds else "limits",
+        )
+
+    # ---- episodes ------------------------------------------------------------------------------------------------
+
+    def episodes(self, image_size: int | None = None, limit: int | None = None) -> Iterator[Episode]:
+        """One after the other, in their order.
+
+        Args:
+            image_size: pixels of a side of the frames; the settings' when None.
+            limit: at most so many; None for all.
+
+        Raises:
+            DatasetError: a file is missing or damaged, or says other than the episode's listing.
+        """
+        for item in self.items[:limit]:
+            yield self.episode(item, image_size or self.settings.image_size)
+
+    def episode(self, item: Item, size: int) -> Episode:
+        """One of the plan, with its frames."""
+        place, part = item.place, item.part
+        recording = self.read(place, pictures=True)
+        rows, actions = self._rows(recording, part)
+        frames, rules = {}, {}
+        for camera in self.source.cameras_chosen:
+            frames[camera], rules[camera] = self._frames(place, recording, camera, rows, size)
+        solved = part_success(recording, part)
+        kept = rows - part.first
+        begins, ends = [0, *(kept[:-1] + 1)], [*(kept[:-1] + 1), len(solved)]
+        # A success between two kept rows counts at the later one.
+        success = np.array([solved[a:b].any() for a, b in zip(begins, ends, strict=True)], bool)
+        provenance: dict[str, Any] = {
+            "behaviour": "imported", "source": self.root.name, "episode": place.index,
+            "frames": rules[self.camera],
+        }  # fmt: skip
+        if len(recording.parts) > 1:
+            provenance |= {"part": item.number, "rows": [part.first, part.last]}
+        return Episode(
+            frames=frames[self.camera],
+            actions=self.action_spec.normalise(actions),
+            state=recording.state[rows],
+            instruction=part.instruction,
+            success=success,
+            progress=success.astype(np.float32),
+            domain="real",
+            split="seen",
+            task="imported",
+            provenance=provenance,
+            views={_short(key): frames[key] for key in self.source.cameras_chosen[1:]},
+        )
+
+    def _frames(
+        self, place: Place, recording: Recording, camera: str, rows: np.ndarray, size: int
+    ) -> tuple[np.ndarray, str]:
+        s = self.settings
+        if not self.source.filmed(camera):
+            assert recording.table is not None
+            column = recording.table[camera]
+            out = [self._picture(place, camera, column[int(row)].as_py(), size) for row in rows]
+            return np.stack(out), "stored"
+        path, start, end = place.videos[camera]
+        asked, slack = recording.times + start, 0.25 / self.source.fps
+        window = None
+        if end is not None or start > 0:
+            last = end if end is not None else start + place.length / self.source.fps
+            window = (start - slack, max(last, float(asked[-1]) + 2 * slack) - slack)
+        video = decode_video(path, size, s.resize, window)
+        where = f"{path}, episode {place.index}"
+        frames, rule = match(video, asked, self.source.fps, s.frames, where)
+        return frames[rows], rule
+
+    def _picture(self, place: Place, camera: str, item: Any, size: int) -> np.ndarray:
+        where = f"{place.data}: {camera} of episode {place.index}"
+        try:
+            data = item["bytes"] if isinstance(item, dict) else item
+            if data is None and isinstance(item, dict) and isinstance(item.get("path"), str):
+                data = self.source.inside(item["path"]).read_bytes()
+            if not isinstance(data, bytes):
+                raise ValueError("a row has neither bytes nor the path of a picture")
+            return picture(data, size, self.settings.resize)
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{where}: {error.filename} is missing; copy the pictures beside the data"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(f"{where}: {error}; leave it out with --skip {place.index}") from error
+
+    # ---- what is said of it --------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """What the plan makes of the recordings, as plain JSON."""
+        items, actions = self._scan
+        low, high, kinds = self._bounds
+        values = np.concatenate(actions).astype(np.float64)
+        cut = (values < low - 1e-9) | (values > high + 1e-9)
+        texts = Counter(item.part.instruction for item in items)
+        dims = [
+            {"name": name, "low": float(a), "high": float(b), "bounds": kind, "cut": round(float(share), 6)}
+            for name, a, b, kind, share in zip(
+                self.action_spec.names, low, high, kinds, cut.mean(0), strict=True
+            )
+        ]
+        return {
+            "source": self.root.name,
+            "layout": self.source.version,
+            "episodes": len(items),
+            "recorded_episodes": len({item.place.index for item in items}),
+            "instructions": dict(texts.most_common()),
+            "actions": dims,
+            "rows_cut": round(float(cut.any(1).mean()), 6),
+            "hz": self.rate,
+            "recorded_hz": self.source.fps,
+            "cameras": list(self.source.cameras_chosen),
+            "state": list(self.source.state_keys),
+            "success_from": self.settings.success,
+            "skipped": {str(n): why for n, why in sorted(self.skipped.items())},
+        }
+
+
+def _short(key: str) -> str:
+    """The name of a camera: the last part of its feature, letters, digits and _."""
+    name = "".join(c if c.isalnum() else "_" for c in key.rpartition(".")[2])
+    return name or "camera"

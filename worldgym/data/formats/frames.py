@@ -1,0 +1,182 @@
+"""Frames of recorded videos and pictures: by their time, in one size, and nothing larger than a picture can be.
+
+A video is decoded once, with the presentation time of every frame as the container says it. Rows are matched to frames
+by time, as LeRobot does, or one to one where there are exactly as many frames as rows.
+
+Example::
+
+    video = decode_video(path, size=64, resize="crop")            # times (F,) s, frames (F, 64, 64, 3) u8
+    frames, rule = match(video, asked_times, fps=10.0, rule="auto")
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from worldgym.errors import DatasetError
+
+Resize = Literal["crop", "pad", "stretch"]
+Matching = Literal["auto", "timestamp", "index"]
+MAX_PIXELS = 64_000_000  # of one picture; a larger one is damaged or meant to fill the memory
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+_PTS = re.compile(rb"pts_time:\s*(-?[0-9.eE+]+|nan|NOPTS)")
+
+
+class Video(NamedTuple):
+    """`times (F,)` float64 seconds of presentation and `frames (F, size, size, 3)` uint8."""
+
+    times: np.ndarray
+    frames: np.ndarray
+
+
+def video_filter(size: int, resize: Resize) -> str:
+    """The filter of ffmpeg that makes a square of `size` pixels."""
+    area = f"scale={size}:{size}:flags=area"
+    if resize == "crop":
+        return rf"crop=min(iw\,ih):min(iw\,ih),{area}"
+    if resize == "stretch":
+        return area
+    fit = f"scale={size}:{size}:flags=area:force_original_aspect_ratio=decrease"
+    return f"{fit},pad={size}:{size}:(ow-iw)/2:(oh-ih)/2"
+
+
+def decode_video(
+    path: Path, size: int, resize: Resize = "crop", window: tuple[float, float] | None = None
+) -> Video:
+    """Decode a video, or the part of it between two times.
+
+    Args:
+        path: the file.
+        size: pixels of a side of the result.
+        resize: `crop` the square in the middle, `pad` to a square with black, or `stretch`.
+        window: seconds, begin and end; None for all.
+
+    Raises:
+        DatasetError: missing, damaged, or without a frame in the window.
+    """
+    import imageio_ffmpeg
+
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing although the dataset lists it; download it again")
+    seek = []
+    if window is not None:
+        seek = ["-ss", f"{max(0.0, window[0] - 0.5):.6f}", "-to", f"{window[1] + 0.5:.6f}"]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-loglevel", "info", "-copyts", *seek,
+        "-i", str(path), "-map", "0:v:0", "-vf", f"{video_filter(size, resize)},showinfo", "-fps_mode", "passthrough",
+        "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        said: list[bytes] = []
+        reader = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+        reader.start()
+        raw = process.stdout.read() if process.stdout else b""
+        process.wait()
+        reader.join()
+    frames = np.frombuffer(raw, np.uint8)
+    length = size * size * 3
+    log = b"".join(line for line in said)
+    found = [m.group(1) for line in said if b"showinfo" in line and (m := _PTS.search(line))]
+    if process.returncode or len(frames) % length or len(found) != len(frames) // length or not found:
+        last = log.decode(errors="replace").strip().splitlines()[-1:] or ["no frame"]
+        raise DatasetError(
+            f"{path} can't be decoded ({last[0].strip()}); restore that file or download it again"
+        )
+    try:
+        times = np.array([float(text) for text in found])
+    except ValueError as error:
+        raise DatasetError(
+            f"{path} has frames without a time; convert it with `ffmpeg -i IN -c copy OUT`"
+        ) from error
+    frames = frames.reshape(-1, size, size, 3)
+    if window is not None:
+        keep = (times >= window[0] - 1e-6) & (times < window[1] - 1e-6)
+        times, frames = times[keep], frames[keep]
+    return Video(times, frames)
+
+
+def match(video: Video, asked: np.ndarray, fps: float, rule: Matching, where: str) -> tuple[np.ndarray, str]:
+    """A frame for each row.
+
+    Args:
+        video: decoded.
+        asked: `(N,)` seconds in the video's own time.
+        fps: rows a second.
+        rule: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` is `index`
+            where there are as many frames as rows, else `timestamp`.
+        where: the episode, for messages.
+
+    Returns:
+        `(N, size, size, 3)` uint8, and the rule that was used.
+
+    Raises:
+        DatasetError: no frame within half a row of an asked time, or fewer frames than rows.
+    """
+    if rule == "auto":
+        rule = "index" if len(video.times) == len(asked) else "timestamp"
+    if rule == "index":
+        if len(video.times) < len(asked):
+            raise DatasetError(
+                f"{where}: {len(video.times)} frames for {len(asked)} rows; the video ends early: leave the episode "
+                "out with --skip, or match frames by time with --frames timestamp"
+            )
+        return video.frames[: len(asked)], rule
+    if not len(video.times):
+        raise DatasetError(f"{where}: the video has no frame between {asked[0]:.2f} s and {asked[-1]:.2f} s")
+    order = np.argsort(video.times, kind="stable")
+    times = video.times[order]
+    right = np.searchsorted(times, asked).clip(0, len(times) - 1)
+    left = np.maximum(right - 1, 0)
+    nearest = np.where(np.abs(times[left] - asked) <= np.abs(times[right] - asked), left, right)
+    off = np.abs(times[nearest] - asked)
+    tolerance = 0.5 / fps + 1e-3
+    if off.max() > tolerance:
+        row = int(off.argmax())
+        raise DatasetError(
+            f"{where}: row {row} was recorded at {asked[row]:.3f} s, the nearest frame of the video is at "
+            f"{times[nearest[row]]:.3f} s, more than half a row ({tolerance:.3f} s) away; leave the episode out with "
+            "--skip, or take the k-th frame for the k-th row with --frames index"
+        )
+    return video.frames[order][nearest], rule
+
+
+def picture(data: bytes, size: int, resize: Resize = "crop") -> np.ndarray:
+    """One encoded picture as `(size, size, 3)` uint8.
+
+    Raises:
+        ValueError: no picture, damaged, or larger than `MAX_PIXELS`.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"a picture of {image.width} x {image.height} pixels is not read")
+            return _fit(image.convert("RGB"), size, resize)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable picture: {error}") from error
+
+
+def _fit(image: Any, size: int, resize: Resize) -> np.ndarray:
+    from PIL import Image
+
+    if resize == "stretch":
+        return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+    if resize == "crop":
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(image.resize((size, size), Image.Resampling.BOX, box=box))
+    scale = size / max(image.size)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    out = Image.new("RGB", (size, size))
+    small = image.resize((width, height), Image.Resampling.BOX)
+    out.paste(small, ((size - width) // 2, (size - height) // 2))
+    return np.asarray(out)

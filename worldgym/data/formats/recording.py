@@ -1,0 +1,233 @@
+"""One recorded episode of a LeRobot folder without its frames: numbers, times, instructions and success, row by row.
+
+An episode whose rows name several instructions is several parts; each part keeps the frame that its last action led to.
+
+Example::
+
+    recording = read_recording(source, source.places[0])
+    recording.actions.shape, recording.parts     # (N, A), [Part(first=0, last=41, instruction="open the lid")]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from worldgym.data.formats.fields import flags, flat_names, numbers
+from worldgym.data.formats.source import LeRobotSource, Place
+from worldgym.data.lerobot import unreadable
+from worldgym.errors import DatasetError
+
+Success = Literal["auto", "next.success", "next.reward", "all", "none"]
+SUCCESS_KEY, REWARD_KEY = "next.success", "next.reward"
+NO_INSTRUCTION = "no instruction recorded"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `first` to `last`, both included, under one instruction; `last - first` actions."""
+
+    first: int
+    last: int
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An episode's rows.
+
+    Args:
+        index: the episode's number.
+        actions: `(N, A)` float32, as recorded.
+        state: `(N, S)` float32, as recorded; S is 0 without proprioception.
+        times: `(N,)` float64, seconds from the episode's begin.
+        success: `(N,)` bool, whether what follows the row's action is a success.
+        parts: by instruction; at least one.
+        table: pictures that are stored in the rows, by camera, or None.
+    """
+
+    index: int
+    actions: np.ndarray
+    state: np.ndarray
+    times: np.ndarray
+    success: np.ndarray
+    parts: tuple[Part, ...]
+    table: pa.Table | None
+
+
+def read_recording(
+    source: LeRobotSource,
+    place: Place,
+    success: Success = "auto",
+    pictures: bool = False,
+    reward: float = 1.0,
+) -> Recording:
+    """Read one episode.
+
+    Args:
+        source: the folder.
+        place: of the episode.
+        success: where success comes from; `auto` is `next.success` where there is such a column, else none.
+        pictures: also read pictures that are stored in the rows.
+        reward: `next.reward` from which on a row counts as success.
+
+    Raises:
+        DatasetError: missing or damaged, other rows than listed, not finite, or instructions that can't be told apart.
+    """
+    known = _columns(place)
+    keys = [*source.action_keys, *source.state_keys]
+    label = _label(success, known, place)
+    images = [c for c in source.cameras_chosen if not source.filmed(c)]
+    wanted = [*keys, *([label] if label else []), *(images if pictures else [])]
+    wanted += [name for name in ("timestamp", "task_index") if name in known]
+    missing = [name for name in wanted if name not in known]
+    table = _rows(place, list(dict.fromkeys(name for name in wanted if name in known)))
+    if missing or table.num_rows != place.length or place.length < 2:
+        raise DatasetError(
+            f"{place.data}: episode {place.index} has {table.num_rows} rows, {place.length} are listed, at least 2 "
+            f"are needed; columns missing: {', '.join(missing) or 'none'}; download it again, or leave it out with "
+            f"--skip {place.index}"
+        )
+    actions = _joined(table, source.action_keys, place)
+    state = _joined(table, source.state_keys, place)
+    times = np.arange(place.length) / source.fps
+    if "timestamp" in known:
+        times = _column(table, "timestamp", place, numbers)
+        if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+            raise DatasetError(
+                f"{place.data}: the timestamps of episode {place.index} are not increasing; leave it out with --skip "
+                f"{place.index}, or correct the column"
+            )
+    done = np.zeros(place.length, bool)
+    if label == SUCCESS_KEY:
+        done = _column(table, label, place, flags)
+    elif label == REWARD_KEY:
+        done = _column(table, label, place, numbers) >= reward
+    if success == "all":
+        done[-1] = True
+    parts = _parts(source, place, table)
+    return Recording(place.index, actions, state, times, done, parts, table if pictures and images else None)
+
+
+def part_success(recording: Recording, part: Part) -> np.ndarray:
+    """`(last - first + 1,)` bool at each frame of a part.
+
+    `next.success` of a row describes what its action led to, so it belongs to the next frame. What the last row's
+    action led to was not filmed; a success there counts at the last frame, so that it is not lost.
+    """
+    out = np.zeros(part.last - part.first + 1, bool)
+    out[1:] = recording.success[part.first : part.last]
+    if part.last == len(recording.success) - 1:
+        out[-1] |= recording.success[-1]
+    return out
+
+
+def action_names(source: LeRobotSource, dim: int) -> tuple[str, ...]:
+    """A name for each action dimension, as recorded where names were recorded and fit."""
+    names: list[str] = []
+    for key in source.action_keys:
+        size = dim if len(source.action_keys) == 1 else _size(source.features[key])
+        found = flat_names(source.features[key].get("names"), size, key)
+        names += [f"{key}.{name}" if name in names else name for name in found]
+    return (
+        tuple(names)
+        if len(names) == dim and len(set(names)) == dim
+        else tuple(f"action_{i}" for i in range(dim))
+    )
+
+
+def _size(feature: dict[str, Any]) -> int:
+    try:
+        size = int(np.prod(feature.get("shape") or [1]))
+    except (TypeError, ValueError):
+        return 1
+    return size if 0 < size < 100_000 else 1
+
+
+def _columns(place: Place) -> list[str]:
+    if not place.data.is_file():
+        raise DatasetError(f"{place.data} is missing although the dataset lists it; download it again")
+    try:
+        return list(pq.read_schema(place.data).names)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise unreadable(place.data, error) from error
+
+
+def _label(success: Success, known: list[str], place: Place) -> str | None:
+    if success == "auto":
+        return SUCCESS_KEY if SUCCESS_KEY in known else None
+    if success in ("all", "none"):
+        return None
+    if success not in known:
+        raise DatasetError(
+            f"{place.data} has no column {success!r}; its columns are {', '.join(known)}. Type --success all for "
+            "demonstrations that all succeeded, or --success none"
+        )
+    return success
+
+
+def _rows(place: Place, columns: list[str]) -> pa.Table:
+    try:
+        filters = [("episode_index", "=", place.index)]
+        return pq.read_table(place.data, columns=columns, filters=filters, use_threads=False)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise unreadable(place.data, error) from error
+
+
+def _column(table: pa.Table, name: str, place: Place, read: Any) -> np.ndarray:
+    try:
+        return np.asarray(read(table[name].to_pylist()))
+    except ValueError as error:
+        raise DatasetError(f"{place.data}: {name} of episode {place.index}: {error}") from error
+
+
+def _joined(table: pa.Table, keys: tuple[str, ...], place: Place) -> np.ndarray:
+    parts = [np.zeros((table.num_rows, 0), np.float32)]
+    for key in keys:
+        try:
+            values = np.array(table[key].to_pylist(), np.float32)
+        except (ValueError, TypeError) as error:
+            raise DatasetError(
+                f"{place.data}: {key} of episode {place.index} is no table of numbers ({error}); choose other features "
+                f"with --state-key and --action-key, or leave it out with --skip {place.index}"
+            ) from error
+        parts.append(values.reshape(len(values), -1))
+    out = np.concatenate(parts, axis=1)
+    if not np.isfinite(out).all():
+        row = int(np.argwhere(~np.isfinite(out))[0][0])
+        raise DatasetError(
+            f"{place.data}: row {row} of episode {place.index} holds NaN or infinity in {' or '.join(keys)}; leave "
+            f"that episode out with --skip {place.index}, or all such ones with --skip-bad"
+        )
+    return out
+
+
+def _parts(source: LeRobotSource, place: Place, table: pa.Table) -> tuple[Part, ...]:
+    last = place.length - 1
+    if "task_index" in table.column_names and source.sentences:
+        numbered = _column(table, "task_index", place, numbers).astype(np.int64)
+        unknown = sorted(set(numbered.tolist()) - set(source.sentences))
+        if not unknown:
+            cuts = [0, *(np.flatnonzero(np.diff(numbered)) + 1).tolist()]
+            ends = [*cuts[1:], last]  # the frame after the change is what the last action of the part led to
+            return tuple(
+                Part(a, b, source.sentences[int(numbered[a])] or NO_INSTRUCTION)
+                for a, b in zip(cuts, ends, strict=True)
+                if b > a
+            )
+        if not source.listed_instructions(place):
+            raise DatasetError(
+                f"{place.data}: episode {place.index} has task_index {unknown[0]}, which is not among the "
+                f"{len(source.sentences)} listed tasks; correct meta/tasks, or leave it out with --skip {place.index}"
+            )
+    texts = source.listed_instructions(place)
+    if len(texts) > 1:
+        raise DatasetError(
+            f"{source.root}: episode {place.index} names {len(texts)} instructions ({', '.join(texts)}), and its rows "
+            f"do not say which one applies when; correct meta/episodes, or leave it out with --skip {place.index}"
+        )
+    return (Part(0, last, texts[0] if texts else NO_INSTRUCTION),)
