@@ -132,8 +132,8 @@ def _finish(target: Path) -> None:
             if source.is_file():
                 final.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, final)
-        for name in {Path(name).parent for name in new}:
-            fsync(target / name)
+        for parent in {Path(name).parent for name in new}:
+            fsync(target / parent)
         os.replace(commit / MANIFEST, target / MANIFEST)
         fsync(target)
     shutil.rmtree(commit, ignore_errors=True)
@@ -192,6 +192,18 @@ def verify_folder(folder: str | os.PathLike[str], files: Sequence[str], remedy: 
         f"{problem}: it was damaged or edited after it was saved. {remedy[:1].upper()}{remedy[1:]}; or, if the edit is "
         f"yours, remove {root / MANIFEST} to load the files as they are"
     )
+
+
+def verify_listed(folder: str | os.PathLike[str], remedy: str) -> Path:
+    """`verify_folder` of every file that the folder's manifest lists.
+
+    Raises:
+        CheckpointError: no such folder, no manifest, or a file is missing or not what was saved.
+    """
+    root = verify_folder(folder, (), remedy)
+    if not (root / MANIFEST).is_file():
+        raise CheckpointError(f"{root} holds no {MANIFEST}; {remedy}")
+    return verify_folder(root, sorted(_listed(root / MANIFEST)), remedy)
 
 
 def verify_file(file: str | os.PathLike[str], remedy: str) -> Path:

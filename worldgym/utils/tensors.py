@@ -16,7 +16,6 @@ import errno
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -72,7 +71,7 @@ def load_tensors(path: str | os.PathLike[str], *, finite: bool = True) -> dict[s
     return tensors
 
 
-def require_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+def require_finite(tensors: Mapping[str, Tensor], where: str | os.PathLike[str]) -> None:
     """Raise a CheckpointError that names the first tensor with NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

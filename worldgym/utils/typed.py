@@ -44,7 +44,7 @@ def from_values(kind: type[T], values: Any, where: str = "") -> T:
     except ValueError as error:
         raise ConfigError(f"{place}holds NaN or infinity, expected finite numbers") from error
     try:
-        return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return]
+        return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return,arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -71,3 +71,14 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], place: str, prefix: st
             raise ConfigError(f"{place}unknown setting {prefix + str(key)!r}{hint}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
             _refuse_unknown(hints[key], value, place, f"{prefix}{key}.")
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two sets of JSON-able facts, in words; "" when they are equal."""
+    names = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    return "; ".join(f"{k}: there {_short(before.get(k))}, here {_short(now.get(k))}" for k in names)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
