@@ -14,6 +14,7 @@ Example::
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ import numpy as np
 from worldgym import pretrained
 from worldgym.errors import CheckpointError
 from worldgym.utils.arrays import Field, read_arrays
-from worldgym.utils.folders import verify_file
+from worldgym.utils.files import file_sha256
+from worldgym.utils.folders import MANIFEST, verify_file
 
 JUDGES = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
 """Judges of a bundle, by name, and the folders where they are."""
@@ -46,6 +48,16 @@ DEMOS = {
     "goals": Field("float", ("M", "S"), required=False, finite=False),  # NaN where none was recorded
 }
 """What the two archives must hold."""
+ARCHIVES = ("starts.npz", "demos.npz")
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over names and contents of the files in a folder, short; manifests only list them and are left out."""
+    total = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        total.update(file.relative_to(folder).as_posix().encode())
+        total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,8 @@ class Bundle:
         Raises:
             CheckpointError: neither.
         """
-        return cls(Path(name) if Path(name).is_dir() else pretrained.path(str(name)))
+        folder = Path(name).expanduser()
+        return cls(folder if folder.is_dir() else pretrained.path(str(name)))
 
     @property
     def card(self) -> dict[str, Any]:
@@ -75,6 +88,13 @@ class Bundle:
             CheckpointError: damaged, or a field is of another type.
         """
         return pretrained.read_card(self.folder)
+
+    def fingerprint(self, *, policy: Path | None = None) -> str:
+        """SHA-256 of what a practice depends on: parts, starts and demonstrations; of another policy when given."""
+        folders = [policy or self.policy_folder, *(self._part(name) for name in ("world_model", "judge"))]
+        hashes = [folder_hash(folder) for folder in folders]
+        hashes += [file_sha256(self.folder / name) for name in ARCHIVES if (self.folder / name).is_file()]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
     @property
     def policy_folder(self) -> Path:

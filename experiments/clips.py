@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,10 @@ def choose(clips: Sequence[Clip], count: int) -> list[Clip]:
     return sorted(chosen, key=lambda clip: list(SHARES).index(clip.verdict))
 
 
-def dream_clips(clips: Sequence[Clip], out: Path, count: int) -> list[dict[str, Any]]:
-    """Write `count` imagined | real videos into `out/videos` and describe them."""
+def dream_clips(
+    clips: Sequence[Clip], out: Path, count: int, own: Callable[[str], object] = str
+) -> list[dict[str, Any]]:
+    """Write `count` imagined | real videos into `out/videos` and describe them; `own` gets each file's name before."""
     rows = []
     for i, clip in enumerate(choose(clips, count)):
         said, was = ("success" if good else "failure" for good in (clip.imagined_success, clip.real_success))
@@ -56,14 +58,15 @@ def dream_clips(clips: Sequence[Clip], out: Path, count: int) -> list[dict[str, 
             left_good=clip.imagined_success,
             right_good=clip.real_success,
         )
-        row = _write(out, f"dream-{i}-{clip.verdict}", frames)
+        row = _write(out, f"dream-{i}-{clip.verdict}", frames, own)
         rows.append({**row, "kind": "dream", "verdict": clip.verdict, **_words(clip.start, clip.instruction)})
     return rows
 
 
 def before_after_clips(
-    env: Any, before: EvalResult, after: EvalResult, sft: Any, improved: Any, out: Path, count: int = 3
-) -> list[dict[str, Any]]:
+    env: Any, before: EvalResult, after: EvalResult, sft: Any, improved: Any, out: Path, count: int = 3,
+    own: Callable[[str], object] = str,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Write greedy SFT | improved videos: up to `count` starts that were won, and one that was lost."""
     won = np.flatnonzero(~before.success & after.success)
     lost = np.flatnonzero(before.success & ~after.success)
@@ -80,7 +83,7 @@ def before_after_clips(
         ]
         (left, left_ok), (right, right_ok) = films
         frames = side_by_side(left, right, *titles, left_good=left_ok, right_good=right_ok)
-        row = _write(out, f"before-after-{len(rows)}", frames)
+        row = _write(out, f"before-after-{len(rows)}", frames, own)
         rows.append({**row, "kind": "before_after", "verdict": "", **_words(start, after.instructions[i])})
     return rows
 
@@ -99,11 +102,11 @@ def record_episode(policy: Any, env: Any, start: Start) -> tuple[np.ndarray, boo
     return np.stack(frames), success
 
 
-def _write(out: Path, name: str, frames: np.ndarray) -> dict[str, Any]:
-    folder = out / "videos"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_gif(frames, folder / f"{name}.gif")
-    save_mp4(frames, folder / f"{name}.mp4")
+def _write(out: Path, name: str, frames: np.ndarray, own: Callable[[str], object]) -> dict[str, Any]:
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    for suffix, save in ((".gif", save_gif), (".mp4", save_mp4)):
+        own(f"videos/{name}{suffix}")
+        save(frames, out / "videos" / f"{name}{suffix}")
     return {"gif": f"videos/{name}.gif", "mp4": f"videos/{name}.mp4"}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from experiments.bundle import POLICY_CLASS, Bundle
 from experiments.demo_settings import CHECK_SEED0, DEFAULT_TASKS, REAL, DemoSettings
 from experiments.practice import Practice, save_policy
-from experiments.run_folder import RunFolder, versions
+from experiments.run_folder import AGAIN, RunFolder, versions
 from worldgym.evaluation import EvalResult, EvaluationPool, PolicyRef, make_starts, shuffle_instructions
 from worldgym.text import embed
 from worldgym.utils.progress import Progress
@@ -42,7 +42,8 @@ class _Demo:
         self.settings = settings
         self.bundle = Bundle.find(settings.bundle)
         self.tasks = settings.tasks or tuple(self.bundle.card.get("tasks", ())) or DEFAULT_TASKS
-        self.folder = RunFolder(settings.out, settings.key(), fresh=settings.fresh)
+        facts = {**settings.key(), "parts": self.bundle.fingerprint()}
+        self.folder = RunFolder(settings.out, facts, fresh=settings.fresh, restart=AGAIN)
         if self.folder.resumed:
             logger.info("going on with the interrupted run in %s", settings.out)
         self.starts = make_starts(self.tasks, max(1, round(settings.episodes / len(self.tasks))))
@@ -53,7 +54,6 @@ class _Demo:
 
     def run(self) -> dict[str, Any]:
         import torch
-        from torch.utils.tensorboard import SummaryWriter
 
         from experiments.demo_results import assemble
         from experiments.report import write_report
@@ -62,7 +62,7 @@ class _Demo:
         torch.manual_seed(settings.seed)
         chunk = self.bundle.policy().chunk
         pool = EvaluationPool(REAL, workers=settings.workers, env_kwargs=self._env_kwargs(chunk))
-        with pool, SummaryWriter(str(settings.out)) as board:
+        with pool, folder.board() as board:
             board.add_text("hparams", "\n".join(f"- {k}: {v}" for k, v in settings.key().items()))
             logger.info("1/5 measuring the SFT policy in Real from %d starts", len(self.starts))
             sft = PolicyRef(POLICY_CLASS, str(self.bundle.policy_folder))
@@ -207,7 +207,7 @@ class _Demo:
                 progress=report,
             )
         with self.folder.clock("videos"):
-            videos = dream_clips(result.clips, settings.out, settings.clips)
+            videos = dream_clips(result.clips, settings.out, settings.clips, self.folder.own)
         return {**result.to_dict(), "clips": videos}
 
     def _before_after(
@@ -219,7 +219,9 @@ class _Demo:
         before, after = evaluations["sft"]["greedy"], evaluations["imagined_rl"]["greedy"]
         with self.folder.clock("videos"):
             env = make_env(REAL, self._env_kwargs())
-            return before_after_clips(env, before, after, sft.load(), improved.load(), self.settings.out)
+            return before_after_clips(
+                env, before, after, sft.load(), improved.load(), self.settings.out, own=self.folder.own
+            )
 
     def _write_config(self) -> None:
         import yaml

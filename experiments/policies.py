@@ -54,9 +54,23 @@ class PolicyChoice:
                 temperature = -1.0
             if not 0 <= temperature < float("inf"):
                 raise ConfigError(f"in {text!r}, {number!r} is no temperature; type for example {place}@1.0")
-        folder = (
-            Bundle.find(bundle).policy_folder if place == "sft" and not Path(place).exists() else Path(place)
+        return cls(text, PolicyRef(POLICY_CLASS, str(policy_folder(place, bundle))), temperature)
+
+
+def policy_folder(place: str | Path, bundle: str) -> Path:
+    """The folder of a policy that a command line names: a folder, or `sft` for the one of a bundle.
+
+    Raises:
+        CheckpointError: no such folder, or one without a policy. No hub is asked.
+    """
+    folder = Path(place).expanduser()
+    if str(place) == "sft" and not folder.exists():
+        return Bundle.find(bundle).policy_folder
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder {place}; give a folder written by save_pretrained, or sft for the policy of "
+            f"bundle {bundle}"
         )
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"no policy in {folder}; give a folder written by save_pretrained, or sft")
-        return cls(text, PolicyRef(POLICY_CLASS, str(folder)), temperature)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"no policy in {folder}; give a folder written by save_pretrained, or sft")
+    return folder

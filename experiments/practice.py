@@ -11,7 +11,6 @@ Example::
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,9 @@ from experiments.bundle import Bundle
 from experiments.demo_settings import BATCHES_A_SEED, DEFAULT_TASKS, PracticeSettings
 from experiments.guard import Guard
 from experiments.run_folder import RunFolder
+from worldgym.errors import CheckpointError
+from worldgym.pretrained import remedy
+from worldgym.utils.folders import save_folder, verify_listed
 from worldgym.utils.progress import Progress
 
 STAGES = ("imagine", "judge", "policy")
@@ -62,6 +64,7 @@ class Practice:
             self.judge = judge if judge is not None else bundle.judge()
             self.bank = bundle.start_bank(self.verbs)
             self.demos = bundle.demonstrations()
+        self._check_parts()
         self.gather = gather or self._gather
         self.starts_of = self._starts
         self.guard = Guard(settings, self.world_model, self.judge, self.verbs)
@@ -82,7 +85,7 @@ class Practice:
 
         Args:
             board: a TensorBoard writer.
-            report: called with each round's scalars, after it was saved.
+            report: called with each round's scalars, after it and the averaged policy in `out/policy` were saved.
 
         Returns:
             one row of scalars a round. The improved policy, averaged over the rounds, is in `out/policy`.
@@ -92,8 +95,12 @@ class Practice:
         settings = self.settings
         final = self.folder.read("history")
         if final is not None and (settings.out / "policy").is_dir():
+            for row in final:
+                self._scalars(board, row)
+            restore_stream(self.folder.read("stream"))
             return list(final)
         policy, average = self.policy(), self.policy()
+        self._check_demos(policy)
         improver = GRPO(
             GRPOConfig(
                 lr=settings.lr or GRPOConfig.lr, updates=settings.updates, seed=settings.seed, learn=settings.learn
@@ -111,11 +118,16 @@ class Practice:
         )
         imitation = SelfImitation(self.demos, cloning)
         history: list[dict[str, float]] = []
+        stream = stream_now()
         guard = self.guard
         if rounds := self._rounds():
+            verify_listed(rounds[-1], self.folder.restart)
             imitation.load(policy, rounds[-1] / "imitation")
-            history = improver.load(policy, rounds[-1] / "grpo")["history"]
+            remembered = improver.load(policy, rounds[-1] / "grpo")
+            history, stream = remembered["history"], remembered["stream"]
             average = VLAPolicy.from_pretrained(rounds[-1] / "average")
+            for row in history:
+                self._scalars(board, row)
         with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
             while len(history) < settings.iterations and not (history and self._over(guard, history[-1])):
                 row = self.iteration(policy, improver, imitation, len(history), history)
@@ -124,12 +136,14 @@ class Practice:
                 average_weights(average, policy, min(settings.average, done / (done + 2)))
                 if guard.due(done):
                     row |= guard.audit(average)
+                stream = stream_now()
                 with self._saved(done) as partial:
                     save_policy(average, partial / "average")
                     imitation.save(policy, partial / "imitation")
-                    improver.save(policy, partial / "grpo", {"history": history})
+                    improver.save(policy, partial / "grpo", {"history": history, "stream": stream})
                 self._scalars(board, row)
                 if report is not None:
+                    save_policy(average, settings.out / "policy")  # whoever is told may end this process
                     report(row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
                 progress.update(1, imagined_success=round(recent, 3), entropy=row["place_entropy"])
@@ -137,9 +151,10 @@ class Practice:
         for stage in (*STAGES, "update"):
             self.folder.seconds[stage] = 0.0
             self.folder.add_seconds(stage, sum(row[f"seconds_{stage}"] for row in history))
+        self.folder.write("stream", stream)
         self.folder.write("history", history)
-        for folder in self._rounds():
-            shutil.rmtree(folder, ignore_errors=True)
+        self.folder.disown(*(f"state/{path.name}" for path in self._rounds()))
+        restore_stream(stream)
         return history
 
     def _over(self, guard: Guard, row: dict[str, float]) -> bool:
@@ -154,14 +169,32 @@ class Practice:
     @contextmanager
     def _saved(self, number: int) -> Iterator[Path]:
         """A folder for what round `number` leaves: all of it stays or, killed half-way, the round before."""
-        partial = self.folder.state / "partial-round"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        before = self._rounds()
-        partial.rename(self.folder.state / f"round-{number:05d}")
-        for folder in before:
-            shutil.rmtree(folder, ignore_errors=True)
+        before, name = self._rounds(), f"round-{number:05d}"
+        self.folder.own(f"state/{name}")
+        with save_folder(self.folder.state / name) as partial:
+            yield partial
+        self.folder.disown(*(f"state/{path.name}" for path in before))
+
+    def _check_parts(self) -> None:
+        """Raise a CheckpointError when starts or demonstrations do not fit the world model."""
+        size, states = self.world_model.image_size, self.world_model.state_dim
+        found = {"starts": self.bank.starts, "demonstrations": self.demos}
+        for name, data in found.items():
+            shape = tuple(data.images.shape[1:]), int(data.states.shape[1])
+            if shape != ((size, size, 3), states):
+                raise CheckpointError(
+                    f"the {name} of {self.bundle.folder} have images {shape[0]} and states ({shape[1]},), its world "
+                    f"model reads images {(size, size, 3)} and states ({states},); {remedy(self.bundle.folder)}"
+                )
+
+    def _check_demos(self, policy: Any) -> None:
+        """Raise a CheckpointError when the demonstrated chunks are not such as the policy makes."""
+        got, wanted = tuple(self.demos.actions.shape[1:]), (policy.chunk, self.world_model.action_dim)
+        if got != wanted:
+            raise CheckpointError(
+                f"the demonstrations of {self.bundle.folder} have action chunks {got}, policy and world model take "
+                f"{wanted}; {remedy(self.bundle.folder)}"
+            )
 
     def iteration(
         self, policy: Any, improver: Any, imitation: Any, number: int, history: list[dict[str, float]]
@@ -263,6 +296,20 @@ class Practice:
         ):
             if key in row:
                 board.add_scalar(f"train/{key}", row[key], step)
+
+
+def stream_now() -> str:
+    """The state of torch's random stream, which dropout draws from."""
+    import torch
+
+    return torch.get_rng_state().numpy().tobytes().hex()
+
+
+def restore_stream(state: str) -> None:
+    """Inverse of `stream_now`: what comes after practice draws the same numbers whether practice was resumed or not."""
+    import torch
+
+    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
 
 
 def save_policy(policy: Any, folder: Path) -> None:

@@ -23,7 +23,6 @@ Example::
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ import numpy as np
 from experiments.bundle import POLICY_CLASS
 from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
 from experiments.claims.presets import SPLITS
+from experiments.claims.streams import own_streams
 from experiments.demo_settings import PracticeSettings
 from experiments.practice import Practice, save_policy
 from experiments.run_folder import RunFolder, finite, versions
@@ -99,7 +99,8 @@ class Way:
 
     def audit(self, policy: Any) -> dict[str, float]:
         """Success from the starts of the way."""
-        result = self.lab.pool(domain="real").evaluate(policy, self.starts)
+        with own_streams("audit"):
+            result = self.lab.pool(domain="real").evaluate(policy, self.starts)
         row = {"audit_true": result.rate().mean, "audit_episodes": float(len(self.starts))}
         if self.imagined:
             facts = self.lab.imagine(policy, self.starts)
@@ -111,11 +112,24 @@ class Way:
         return False
 
 
-def run_arm(lab: Lab, arm: Arm, seed: int) -> dict[str, Any]:
-    """Train, measure; what a record holds."""
-    folder = lab.work / f"{arm.name}-{seed}"
+def run_arm(lab: Lab, arm: Arm, seed: int, code: str = "") -> dict[str, Any]:
+    """Train, measure; what a record holds. The arm's name and the seed alone decide its random streams.
+
+    Args:
+        lab: shared parts.
+        arm: which.
+        seed: of training.
+        code: hash of the sources; what an interrupted run of other sources left is not gone on with.
+    """
+    import torch
+
+    from worldgym.text import embed
+
+    folder = lab.folder(arm.name, seed, code)
+    embed(list(lab.tasks))  # loaded once a process, which draws from the streams
     began, busy = time.perf_counter(), _core_seconds()
-    trained = arm.train(lab, seed, folder)
+    with own_streams(arm.name, seed):
+        trained = arm.train(lab, seed, folder)
     cost = {"wall_seconds": time.perf_counter() - began, "core_seconds": _core_seconds() - busy}
     facts = {
         "label": arm.label,
@@ -125,6 +139,7 @@ def run_arm(lab: Lab, arm: Arm, seed: int) -> dict[str, Any]:
         "tasks": list(lab.tasks),
         "budget": {k: round(v, 1) for k, v in {**trained.budget, **cost}.items()},
         "way": trained.way,
+        "threads": torch.get_num_threads(),
         "evaluations": lab.evaluate(trained.policy, arm.splits, arm.evaluators),
     }
     return dict(finite(facts))
@@ -298,15 +313,13 @@ def practise(
         begin: policy folder; the bundle's SFT policy by default.
         demos: in place of the bundle's demonstrations.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     run = RunFolder(settings.out, settings.key())
     practice = Practice(settings, lab.bundle, run, gather=gather, policy=begin, tasks=lab.tasks)
     practice.demos = practice.demos if demos is None else demos
     practice.guard = Way(lab, imagined)  # type: ignore[assignment]
     if gather is not None:
         practice.starts_of = lambda policy, rng: Asked(settings.starts, settings.hesitation, settings.seed)
-    with SummaryWriter(str(settings.out)) as board:
+    with run.board() as board:
         history = practice.run(board)
     run.finish()
     seconds = np.cumsum([sum(v for k, v in row.items() if k.startswith("seconds_")) for row in history])
@@ -382,8 +395,3 @@ def find_arm(name: str) -> Arm:
     if name not in ARMS:
         raise ConfigError(f"unknown arm {name!r}; the arms are {', '.join(ARMS)}")
     return ARMS[name]
-
-
-def forget(lab: Lab, arm: Arm, seed: int) -> None:
-    """Throw away the working folder of a finished run, its policy included."""
-    shutil.rmtree(lab.work / f"{arm.name}-{seed}", ignore_errors=True)

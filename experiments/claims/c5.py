@@ -188,7 +188,7 @@ def _outcome(lab: Lab, seed: int, folder: Path) -> Trained:
 def _ramp(lab: Lab, seed: int, folder: Path) -> Trained:
     """Standard inference: foresee before every chunk."""
     trained = lab.once(
-        f"ramp-{seed}", lambda: condition(lab, seed, lab.work / f"ramp_shared-{seed}", "foresight")
+        f"ramp-{seed}", lambda: condition(lab, seed, lab.folder("ramp_shared", seed), "foresight")
     )
     whole = PolicyRef("agents.conditioned:ForesightPolicy", str(lab.work / f"ramp_shared-{seed}"))
     return Trained(whole, trained.budget, settings=trained.settings)
@@ -197,7 +197,7 @@ def _ramp(lab: Lab, seed: int, folder: Path) -> Trained:
 def _efficient(lab: Lab, seed: int, folder: Path) -> Trained:
     """The same policy, without foresight."""
     trained = lab.once(
-        f"ramp-{seed}", lambda: condition(lab, seed, lab.work / f"ramp_shared-{seed}", "foresight")
+        f"ramp-{seed}", lambda: condition(lab, seed, lab.folder("ramp_shared", seed), "foresight")
     )
     return Trained(trained.policy, trained.budget, settings=trained.settings)
 

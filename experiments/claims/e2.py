@@ -59,7 +59,7 @@ def few_sft(lab: Lab, seed: int) -> tuple[Path, Any]:
         epochs = lab.preset.epochs
         config = SFTConfig(epochs=epochs, patience=0, seed=seed, learn="pointer", finish_steps=4 * epochs)
         SFT(config).fit(policy, demos)
-        folder = lab.work / f"few_shared-{seed}" / "policy"
+        folder = lab.folder("few_shared", seed) / "policy"
         policy.save_pretrained(folder)
         return folder, demos
 

@@ -12,6 +12,8 @@ Example::
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -21,13 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bundle import POLICY_CLASS, Bundle
+from experiments.bundle import POLICY_CLASS, Bundle, folder_hash
 from experiments.claims.presets import SPLITS, ClaimPreset
-from experiments.claims.records import folder_hash, pack
+from experiments.claims.records import pack
+from experiments.claims.streams import own_streams
 from experiments.demo_settings import DEFAULT_TASKS, REAL
+from worldgym.errors import ConfigError
 from worldgym.evaluation import EvaluationPool, PolicyRef, Start, make_starts
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.utils.files import read_sealed, write_sealed
+from worldgym.utils.typed import changes
 
+logger = logging.getLogger(__name__)
+MARKER = "arm.json"
 LOOKED_SEED0 = 14_000_000
 """Starts from which evaluators are compared (C20): other than those of success in Real."""
 WAY_SEED0 = 14_500_000
@@ -69,15 +77,48 @@ class Lab:
         """Stop the workers."""
         self._stack.close()
 
+    # What is made once for all arms has streams of its own: whichever arm needs it first goes on as the others do.
     @cached_property
     def world_model(self) -> Any:
         """The bundled world model."""
-        return self.bundle.world_model()
+        with own_streams("world model"):
+            return self.bundle.world_model()
 
     @cached_property
     def judge(self) -> Any:
         """The bundled judge."""
-        return self.bundle.judge()
+        with own_streams("judge"):
+            return self.bundle.judge()
+
+    def folder(self, name: str, seed: int, code: str = "") -> Path:
+        """Working folder of an arm, or of what arms share; what an interrupted run of other code left is removed.
+
+        Raises:
+            ConfigError: it holds files that no run of a claim has put there.
+        """
+        folder = self.work / f"{name}-{seed}"
+        facts = {"name": name, "seed": seed, "code": code, "hashes": self.hashes, "preset": repr(self.preset)}
+        before = self.marker(folder)
+        if before is None and folder.exists() and any(folder.iterdir()):
+            raise ConfigError(
+                f"{folder} holds files that no run of a claim left there; give another --work, or move them away"
+            )
+        if before is not None and (told := changes(before, facts)):
+            logger.info("%s is of another run (%s) and is made anew", folder, told)
+            shutil.rmtree(folder)
+        write_sealed(folder / MARKER, facts)
+        return folder
+
+    def marker(self, folder: Path) -> dict[str, Any] | None:
+        """What says that a folder is a run's own; None without."""
+        file = folder / MARKER
+        return dict(read_sealed(file, f"Remove {folder}")) if file.is_file() else None
+
+    def forget(self, name: str, seed: int) -> None:
+        """Throw away a working folder, its policy included; never one without a marker."""
+        folder = self.work / f"{name}-{seed}"
+        if self.marker(folder) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -94,14 +135,16 @@ class Lab:
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What several arms share, made by the first that needs it."""
         if name not in self._made:
-            self._made[name] = make()
+            with own_streams("shared", name):
+                self._made[name] = make()
         return self._made[name]
 
     def pool(self, **domain: Any) -> EvaluationPool:
         """Evaluation in a domain; its workers stay alive for the next policy."""
         key = json.dumps(domain, sort_keys=True)
         if key not in self._pools:
-            chunk = self.bundle.policy().chunk
+            with own_streams("pool"):
+                chunk = self.bundle.policy().chunk
             kwargs = {**domain, "horizon": self.preset.measured, "chunk": chunk}
             self._pools[key] = EvaluationPool(REAL, workers=self.workers, env_kwargs=kwargs)
             self._stack.callback(self._pools[key].close)
@@ -130,6 +173,10 @@ class Lab:
         Returns:
             name -> `{"success": "01...", "progress": [...], "steps": n}`.
         """
+        with own_streams("evaluate"):
+            return self._evaluate(policy, splits, evaluators)
+
+    def _evaluate(self, policy: PolicyRef | Any, splits: tuple[str, ...], evaluators: bool) -> dict[str, Any]:
         real, found = self.pool(domain="real"), {}
         for split in splits:
             starts = self.starts(split)
@@ -149,11 +196,12 @@ class Lab:
 
         from worldgym.evaluation.closed_loop import dream
 
-        loaded = policy.load() if isinstance(policy, PolicyRef) else policy
-        dreamt = dream(
-            loaded, self.world_model, self.judge, self._first_frames(starts), horizon=self.preset.measured,
-            temperature=0.0, generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
+        with own_streams("imagine"):
+            loaded = policy.load() if isinstance(policy, PolicyRef) else policy
+            dreamt = dream(
+                loaded, self.world_model, self.judge, self._first_frames(starts), horizon=self.preset.measured,
+                temperature=0.0, generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
         return {"success": pack(dreamt.success), "steps": int(dreamt.steps)}
 
     def _first_frames(self, starts: list[Start]) -> dict[str, Any]:

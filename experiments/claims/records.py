@@ -14,7 +14,7 @@ Example::
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,20 @@ from typing import Any
 import numpy as np
 
 from worldgym.errors import CheckpointError
-from worldgym.utils.files import atomic_write_text
-from worldgym.utils.folders import MANIFEST
+from worldgym.utils.files import read_sealed, write_sealed
+from worldgym.utils.typed import changes
 
 FORMAT = 1
+SECTIONS = {
+    "evaluations": dict,
+    "budget": dict,
+    "settings": dict,
+    "hashes": dict,
+    "versions": dict,
+    "way": list,
+}
+"""What every result has."""
+OUTCOMES = re.compile("[01]+")
 
 
 @dataclass(frozen=True)
@@ -50,42 +60,69 @@ class Records:
         return self.file(claim, arm, seed).is_file()
 
     def write(self, claim: str, arm: str, seed: int, facts: Mapping[str, Any]) -> Path:
-        """Keep a result."""
+        """Keep a result, with the hash of its content."""
         head = {"format": FORMAT, "claim": claim, "arm": arm, "seed": seed, "preset": self.preset}
-        return atomic_write_text(self.file(claim, arm, seed), json.dumps({**head, **facts}, indent=1) + "\n")
+        return write_sealed(self.file(claim, arm, seed), {**head, **facts}, indent=1)
 
     def read(self, claim: str, arm: str, seed: int) -> dict[str, Any]:
         """A result.
 
         Raises:
-            CheckpointError: there is none, or it was written by another version.
+            CheckpointError: there is none, it is damaged or was edited, or it is not of this claim, arm and seed.
         """
         file = self.file(claim, arm, seed)
+        again = f"worldgym claims run {claim} --arms {arm} --seeds {seed} --preset {self.preset}"
         if not file.is_file():
-            raise CheckpointError(
-                f"no result {file.name} in {file.parent}; type: worldgym claims run {claim} --preset {self.preset}"
-            )
-        facts = dict(json.loads(file.read_text()))
-        if facts.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{file} has format {facts.get('format')}, this version reads {FORMAT}; run it again"
-            )
+            raise CheckpointError(f"no result {file.name} in {file.parent}; type: {again}")
+        remedy = f"Restore it (git checkout -- {file}), or remove it and type: {again}"
+        facts, told = read_sealed(file, remedy), "no object"
+        head = {"format": FORMAT, "claim": claim, "arm": arm, "seed": seed, "preset": self.preset}
+        if not isinstance(facts, dict) or (told := changes({k: facts.get(k) for k in head}, head)):
+            raise CheckpointError(f"{file} is another result than its name says ({told}). {remedy}")
+        for name, kind in SECTIONS.items():
+            if not isinstance(facts.get(name), kind):
+                raise CheckpointError(f"{file}: {name} is no {kind.__name__}. {remedy}")
+        for name, row in facts["evaluations"].items():
+            if not isinstance(row, dict) or not OUTCOMES.fullmatch(str(row.get("success"))):
+                raise CheckpointError(f"{file}: evaluations.{name}.success is no string of 0 and 1. {remedy}")
         return facts
+
+    def _names(self, claim: str) -> list[re.Match[str]]:
+        if not (self.folder / self.preset).is_dir():
+            return []
+        form = re.compile(rf"{re.escape(claim)}-(.+)-(\d+)\.json")
+        names = (form.fullmatch(path.name) for path in (self.folder / self.preset).iterdir())
+        return [name for name in names if name is not None]
 
     def seeds(self, claim: str, arm: str) -> list[int]:
         """Seeds for which an arm is finished."""
-        names = (self.folder / self.preset).glob(f"{claim}-{arm}-*.json")
-        return sorted(int(name.stem.rpartition("-")[2]) for name in names)
+        return sorted(int(name[2]) for name in self._names(claim) if name[1] == arm)
 
     def arms(self, claim: str) -> list[str]:
         """Arms of a claim of which any seed is finished."""
-        names = (self.folder / self.preset).glob(f"{claim}-*.json")
-        return sorted({name.stem.partition("-")[2].rpartition("-")[0] for name in names})
+        return sorted({name[1] for name in self._names(claim)})
 
     def outcomes(self, claim: str, arm: str, what: str, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Success `(seeds, starts)` bool of an arm, such as `what="seen/greedy"`."""
+        """Success `(seeds, starts)` bool of an arm, such as `what="seen/greedy"`.
+
+        Raises:
+            CheckpointError: a result was not measured so, or on another number of starts than the others.
+        """
         chosen = self.seeds(claim, arm) if seeds is None else list(seeds)
-        return np.stack([unpack(self.read(claim, arm, s)["evaluations"][what]["success"]) for s in chosen])
+        rows = []
+        for seed in chosen:
+            found = self.read(claim, arm, seed)["evaluations"]
+            if what not in found:
+                raise CheckpointError(
+                    f"{self.file(claim, arm, seed)} has no measurement {what}; it has {', '.join(sorted(found))}"
+                )
+            rows.append(unpack(found[what]["success"]))
+        if len({len(row) for row in rows}) > 1:
+            raise CheckpointError(
+                f"the results of {claim}-{arm} in {self.folder / self.preset} are of {[len(r) for r in rows]} starts, "
+                f"expected the same number for seeds {chosen}"
+            )
+        return np.stack(rows)
 
 
 def pack(success: np.ndarray) -> str:
@@ -96,15 +133,6 @@ def pack(success: np.ndarray) -> str:
 def unpack(text: str) -> np.ndarray:
     """Inverse of `pack`."""
     return np.frombuffer(text.encode(), np.uint8) == ord("1")
-
-
-def folder_hash(folder: Path) -> str:
-    """SHA-256 over names and contents of the files in a folder, short; manifests only list them and are left out."""
-    total = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        total.update(file.relative_to(folder).as_posix().encode())
-        total.update(hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()[:16]
 
 
 CODE = ("agents", "envs", "experiments", "rewards", "worldgym")

@@ -92,7 +92,9 @@ class BenchHackingConfig:
         if not self.judges or not self.seeds:
             raise ConfigError("the bench needs judges and seeds; type --judges bundled --seeds 0 1 2")
         if self.names and len(self.names) != len(self.judges):
-            raise ConfigError(f"{len(self.names)} names for {len(self.judges)} judges; give one each, or none")
+            raise ConfigError(
+                f"{len(self.names)} names for {len(self.judges)} judges; give one each, or none"
+            )
         if min(self.rounds, self.every, self.threads) < 1 or self.group < 2 or self.starts < 3:
             raise ConfigError("rounds, every, threads must be at least 1, group 2, starts 3")
 
@@ -109,7 +111,12 @@ def run(config: BenchHackingConfig) -> int:
         for row in rows[name]:
             logger.info("%s, seed %d: %s", name, row["seed"], summary(row["looks"]))
     facts = {"judges": {name: of_judge(runs) for name, runs in rows.items()}, "versions": versions()}
-    facts["settings"] = {"rounds": config.rounds, "stop": config.stop, "starts": config.starts, "lr": config.lr}
+    facts["settings"] = {
+        "rounds": config.rounds,
+        "stop": config.stop,
+        "starts": config.starts,
+        "lr": config.lr,
+    }
     atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
     picture = config.json.with_suffix(".png")
     draw(rows, picture)
@@ -136,13 +143,8 @@ def make_judge(text: str, bundle: Bundle, tokenizer: Any) -> tuple[Any, float]:
 
 def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dict[str, Any]:
     """One run: looks at Real before, every few rounds, and at the end."""
-    from torch.utils.tensorboard import SummaryWriter
-
     safe = "".join(c if c.isalnum() or c in "+~." else "_" for c in text)
     out = config.out / f"{safe}-{seed}"
-    finished = out / "looks.json"
-    if finished.is_file():
-        return dict(json.loads(finished.read_text()))
     judge, drop = make_judge(text, bundle, bundle.world_model().tokenizer)
     settings = PracticeSettings(
         seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
@@ -152,7 +154,11 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
         token_temperature=config.temperature if config.learn == "all" else 0.0,
         audit_every=config.every, audit_episodes=config.starts, audit_bound=1.0, middle_fraction=0.0,
     )  # fmt: skip
-    practice = Practice(settings, bundle, RunFolder(out, settings.key()), judge=judge)
+    facts = {**settings.key(), "parts": bundle.fingerprint(), "judge": text, "stop": config.stop}
+    folder = RunFolder(out, facts)
+    if (known := folder.read("finished")) is not None:
+        return dict(known)
+    practice = Practice(settings, bundle, folder, judge=judge)
     if drop:
         bound = doubt(practice, 1 - drop)
         practice.settings = replace(settings, max_uncertainty=bound)
@@ -160,7 +166,7 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     practice.bank = bank_of(practice.guard.starts())
     looks = [{"round": 0.0, "steps": 0.0, **practice.guard.audit(practice.policy())}]
     practice.stop_at = config.stop
-    with SummaryWriter(str(out)) as board:
+    with practice.folder.board() as board:
         history = practice.run(board)
     looks += [
         {"round": row["iteration"], "steps": row["imagined_steps"]}
@@ -169,7 +175,8 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
         if "audit_true" in row
     ]
     row = {"judge": text, "seed": seed, "looks": looks, "practised": [r["success_rate"] for r in history]}
-    atomic_write_text(finished, json.dumps(row, indent=1) + "\n")
+    folder.write("finished", row)
+    folder.save("looks.json", row)
     return row
 
 
@@ -227,14 +234,18 @@ def of_judge(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "before": {key: mean(first, f"audit_{key}") for key in ("imagined", "true", "gap")},
         "after": {key: mean(last, f"audit_{key}") for key in ("imagined", "true", "gap")},
         "gap_grew": paired_bootstrap(grown, np.zeros_like(grown)).to_dict("seeds") if len(runs) > 1 else None,
-        "true_gained": paired_bootstrap(gained, np.zeros_like(gained)).to_dict("seeds") if len(runs) > 1 else None,
+        "true_gained": paired_bootstrap(gained, np.zeros_like(gained)).to_dict("seeds")
+        if len(runs) > 1
+        else None,
         "runs": list(runs),
     }
 
 
 def summary(looks: Sequence[dict[str, float]]) -> str:
     """A run in a line."""
-    return ", ".join(f"{look['round']:.0f}: {look['audit_imagined']:.2f} / {look['audit_true']:.2f}" for look in looks)
+    return ", ".join(
+        f"{look['round']:.0f}: {look['audit_imagined']:.2f} / {look['audit_true']:.2f}" for look in looks
+    )
 
 
 def table(facts: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -120,7 +120,7 @@ def run(config: ClaimsRunConfig) -> int:
     """
     import torch
 
-    from experiments.claims.arms import find_arm, forget, run_arm
+    from experiments.claims.arms import find_arm, run_arm
     from experiments.claims.lab import Lab
 
     torch.set_num_threads(config.threads)
@@ -129,19 +129,22 @@ def run(config: ClaimsRunConfig) -> int:
     jobs, code = list(todo(config, records)), code_hash()
     logger.info("%d results to make", len(jobs))
     with Lab(preset, config.work / preset.name, config.workers) as lab:
+        for claim, name, seed in todo(replace(config, again=True), records):
+            if records.has(claim, name, seed) and not config.again:
+                lab.forget(name, seed)  # left by a process that ended right after it wrote the result
         for i, (claim, name, seed) in enumerate(jobs):
             if not config.again and records.has(claim, name, seed):
                 continue  # another process has made it meanwhile
             arm = find_arm(name)
             logger.info("%d/%d %s: %s, seed %d", i + 1, len(jobs), claim, arm.label, seed)
-            facts = run_arm(lab, arm, seed)
+            facts = run_arm(lab, arm, seed, code)
             if code_hash() != code:  # processes that were started meanwhile have run other code than this one
                 raise ConfigError(
                     f"the code was changed while {claim} {name}, seed {seed} ran, so its result is not kept. Run it "
                     "again from a checkout that stays as it is: git worktree add ../runs HEAD"
                 )
             file = records.write(claim, name, seed, {**facts, "code": code})
-            forget(lab, arm, seed)
+            lab.forget(arm.name, seed)
             success = facts["evaluations"]["seen/greedy"]["success"]
             logger.info("  success in Real %.3f; written to %s", success.count("1") / len(success), file)
     for name in config.claims:

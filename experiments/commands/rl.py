@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 
 from experiments.bundle import Bundle
 from experiments.demo_settings import PracticeSettings
+from experiments.policies import policy_folder
 from experiments.practice import Practice
-from experiments.run_folder import RunFolder, versions
+from experiments.run_folder import AGAIN, RunFolder, versions
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
 
@@ -66,13 +67,14 @@ def run(config: RlConfig) -> int:
     """Practise; say where the policy is and how to measure it."""
     import torch
     import yaml
-    from torch.utils.tensorboard import SummaryWriter
 
     bundle = Bundle.find(config.bundle)
-    folder = RunFolder(config.out, config.key(), fresh=config.fresh)
+    begin = None if config.policy is None else policy_folder(config.policy, config.bundle)
+    parts = bundle.fingerprint(policy=begin)
+    folder = RunFolder(config.out, {**config.key(), "parts": parts}, fresh=config.fresh, restart=AGAIN)
     if folder.resumed:
         logger.info("going on with the interrupted run in %s", config.out)
-    practice = Practice(config, bundle, folder, policy=config.policy)
+    practice = Practice(config, bundle, folder, policy=begin)
     facts = {
         "settings": config.key(),
         "practised": list(practice.verbs),
@@ -82,7 +84,7 @@ def run(config: RlConfig) -> int:
     atomic_write_text(config.out / "config.yaml", yaml.safe_dump(facts, sort_keys=False))
     if not config.workers:
         torch.set_num_threads(config.threads)
-    with ExitStack() as stack, SummaryWriter(str(config.out)) as board:
+    with ExitStack() as stack, folder.board() as board:
         practice.gather = gatherer(config, practice, stack)
         board.add_text("hparams", "\n".join(f"- {k}: {v}" for k, v in config.key().items()))
         history = practice.run(board)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.bundle import Bundle
+from experiments.bundle import Bundle, folder_hash
 from experiments.cli import main
 from experiments.commands import bundle as command
 from worldgym import pretrained
@@ -179,8 +179,6 @@ def test_the_bundled_checkpoints_are_what_their_manifests_list():
 
 
 def test_the_results_in_the_repository_are_of_the_bundled_weights():
-    from experiments.claims.records import folder_hash
-
     hashes = json.loads((Path("docs/results/data/small") / "C1-sft-0.json").read_text())["hashes"]
     for part in ("world_model", "judge", "policy_sft"):
         assert folder_hash(BUNDLED / part) == hashes[part]

@@ -12,15 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.tabletop.grammar import task_of
+from experiments.bundle import folder_hash
 from experiments.claims import CLAIMS, c2, c20, e2
 from experiments.claims.arms import ARMS, find_arm, run_arm
 from experiments.claims.lab import Lab, frozen_gap
 from experiments.claims.presets import PRESETS, SPLITS
-from experiments.claims.records import Records, code_hash, folder_hash, pack, unpack
+from experiments.claims.records import Records, code_hash, pack, unpack
 from experiments.claims.report import write_report
 from experiments.cli import main
 from experiments.commands.claims import ClaimsReportConfig, ClaimsRunConfig, fill, todo
 from worldgym.errors import CheckpointError, ConfigError
+from worldgym.utils import files
 
 SMALL = PRESETS["small"]
 STARTS = 120
@@ -323,12 +325,139 @@ def test_a_result_of_code_that_changed_meanwhile_is_not_kept(tmp_path, bundle, m
     hashes = iter(["a", "b"])
     monkeypatch.setattr(claims, "code_hash", lambda: next(hashes))
     config = ClaimsRunConfig(
-        claims=("C1",), preset="tiny", arms=("sft",), workers=0, threads=1, results=tmp_path, work=tmp_path
-    )
+        claims=("C1",), preset="tiny", arms=("sft",), workers=0, threads=1, results=tmp_path,
+        work=tmp_path / "work",
+    )  # fmt: skip
     with pytest.raises(ConfigError, match="git worktree"):
         claims.run(config)
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list((tmp_path / "data").rglob("*.json"))
     assert code_hash() == code_hash() and len(code_hash()) == 16
+
+
+def timeless(record):
+    """What two runs of the same arm have in common."""
+    return {**record, "budget": {k: v for k, v in record["budget"].items() if not k.endswith("_seconds")}} | {
+        "way": [{k: v for k, v in row.items() if k != "seconds"} for row in record["way"]]
+    }
+
+
+@pytest.mark.parametrize("removed", ["bc_only", "filtered_bc", "imagined_rl"])
+def test_a_set_of_runs_that_lacked_one_result_ends_as_the_uninterrupted_one(
+    tmp_path, bundle, monkeypatch, removed
+):
+    """Whatever ran before in the process: other arms, or nothing but some draws from the global streams."""
+    import torch
+
+    monkeypatch.setitem(
+        PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], bundle=str(bundle), looked=2, episodes=4)
+    )
+    typed = ["claims", "run", "C1", "--preset", "tiny", "--results", str(tmp_path), "--workers", "0"]
+    typed += ["--threads", "1", "--work", str(tmp_path / "work"), "--arms", "sft", "bc_only", "filtered_bc"]
+    typed += ["imagined_rl"]
+    torch.manual_seed(1)
+    assert main(typed) == 0
+    records = Records(tmp_path / "data", "tiny")
+    names = records.arms("C1")
+    whole = {name: timeless(records.read("C1", name, 0)) for name in names}
+    records.file("C1", removed, 0).unlink()
+    torch.rand(7), np.random.rand(3)
+    assert main(typed) == 0
+    assert {name: timeless(records.read("C1", name, 0)) for name in names} == whole
+
+
+def test_an_arm_does_not_change_the_streams_of_its_process(lab):
+    import torch
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = run_arm(lab, ARMS["bc_only"], 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert timeless(run_arm(lab, ARMS["bc_only"], 0)) == timeless(first)
+
+
+def test_a_working_folder_of_somebody_else_is_neither_used_nor_removed(lab):
+    theirs = lab.work / "bc_only-7"
+    theirs.mkdir(parents=True)
+    (theirs / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="another --work"):
+        run_arm(lab, ARMS["bc_only"], 7)
+    lab.forget("bc_only", 7)
+    assert (theirs / "thesis.txt").read_text() == "x"
+
+
+def test_what_other_code_left_unfinished_is_made_anew(lab):
+    folder = lab.folder("imagined_rl", 9, code="a")
+    (folder / "state").mkdir()
+    assert lab.folder("imagined_rl", 9, code="a") == folder and (folder / "state").is_dir()
+    lab.folder("imagined_rl", 9, code="b")
+    assert not (folder / "state").exists()
+    lab.forget("imagined_rl", 9)
+    assert not folder.exists()
+
+
+RECORD = Path(__file__).parents[2] / "docs" / "results" / "data" / "small" / "C1-sft-0.json"
+
+
+@given(where=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_result_is_noticed(tmp_path_factory, where, bit):
+    folder = tmp_path_factory.mktemp("records")
+    (folder / "small").mkdir()
+    data = bytearray(RECORD.read_bytes())
+    data[where % len(data)] ^= 1 << bit
+    (folder / "small" / RECORD.name).write_bytes(data)
+    try:
+        found = Records(folder, "small").read("C1", "sft", 0)
+    except CheckpointError as error:
+        assert RECORD.name in str(error) and "worldgym claims run C1 --arms sft" in str(error)
+    else:
+        assert found == Records(RECORD.parents[1], "small").read("C1", "sft", 0), "white space"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "another result"), ({"arm": "bc_only"}, "another result"), ({"format": 2}, "another result"),
+        ({"evaluations": []}, "evaluations is no dict"), ({"budget": None}, "budget is no dict"),
+        ({"way": {}}, "way is no list"), ({"evaluations": {"seen/greedy": {}}}, "no string of 0 and 1"),
+        ({"evaluations": {"seen/greedy": {"success": "01x"}}}, "no string of 0 and 1"),
+        ({"evaluations": {"seen/greedy": {"success": [True]}}}, "no string of 0 and 1"),
+    ],
+)  # fmt: skip
+def test_a_result_of_another_kind_is_named(tmp_path, change, said):
+    records = made_up(tmp_path, {("C1", "sft"): 0.5})
+    facts = {**records.read("C1", "sft", 0), **change}
+    files.write_sealed(records.file("C1", "sft", 0), facts)
+    with pytest.raises(CheckpointError, match=f"C1-sft-0.json.*{said}"):
+        records.read("C1", "sft", 0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", '{"format": 1}', "\x00", "[" * 99_999])
+def test_a_damaged_result_ends_every_command_in_a_sentence(tmp_path, text, capsys):
+    records = made_up(tmp_path / "data", c1_rates())
+    records.file("C1", "sft", 0).write_text(text)
+    for command in ("list", "report"):
+        assert main(["claims", command, "--results", str(tmp_path)]) == 2
+        assert "C1-sft-0.json" in capsys.readouterr().err
+
+
+def test_results_of_unequal_starts_or_measurements_are_named(tmp_path):
+    records = made_up(tmp_path, {("C1", "bc_only"): 0.5})
+    with pytest.raises(CheckpointError, match="no measurement seen/other; it has looked/imagined"):
+        records.outcomes("C1", "bc_only", "seen/other")
+    facts = records.read("C1", "bc_only", 1)
+    facts["evaluations"]["seen/greedy"]["success"] = "01"
+    records.write("C1", "bc_only", 1, facts)
+    with pytest.raises(CheckpointError, match="the same number for seeds"):
+        records.outcomes("C1", "bc_only", "seen/greedy")
+
+
+def test_files_of_other_names_are_no_results(tmp_path):
+    records = made_up(tmp_path, {("E2", "few-10"): 0.5, ("E2", "few_bc-10"): 0.5})
+    for name in ("E2-few-10-x.json", "E2-few-10-0 (copy).json", ".tmp-0", "E2-.json"):
+        (tmp_path / "small" / name).write_text("{}")
+    assert records.seeds("E2", "few-10") == [0, 1, 2] and records.seeds("E2", "few") == []
+    assert records.arms("E2") == ["few-10", "few_bc-10"] and records.arms("E") == []
 
 
 def test_what_does_not_exist_is_refused(tmp_path):

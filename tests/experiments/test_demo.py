@@ -114,6 +114,95 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(bundle, demo, tmp_path, mo
             assert np.isclose(ours[key], theirs[key], rtol=1e-4, equal_nan=True), key
 
 
+@pytest.mark.parametrize("rounds_left", [0, 1], ids=["after practice", "after its last round"])
+def test_a_run_stopped_after_practice_trains_the_same_control(
+    bundle, demo, tmp_path, monkeypatch, rounds_left
+):
+    """The control's dropout goes on where practice left torch's stream, in a resumed run too."""
+    import experiments.demo
+    from experiments.run_folder import RunFolder
+
+    settings = DemoSettings(out=tmp_path / "run", bundle=str(bundle), quick=True)
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    write = RunFolder.write
+    with monkeypatch.context() as patch:
+        if rounds_left:
+            patch.setattr(
+                RunFolder, "write", lambda *args: stopped() if args[1] == "stream" else write(*args)
+            )
+        else:
+            patch.setattr(experiments.demo._Demo, "_clone", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(settings)
+    assert bool(list((settings.out / "state").glob("round-*"))) == bool(rounds_left)
+    assert run_demo(settings)["arms"] == demo[1]["arms"]
+    for name in ("policy", "policy_bc_only"):
+        file = f"{name}/model.safetensors"
+        assert (settings.out / file).read_bytes() == (demo[0] / file).read_bytes()
+
+
+def test_a_damaged_round_says_how_to_start_over(bundle, tmp_path, monkeypatch):
+    settings = DemoSettings(out=tmp_path / "run", bundle=str(bundle), quick=True)
+    original = Practice.iteration
+
+    def stopped(self, policy, improver, imitation, number, history):
+        if number == 1:
+            raise KeyboardInterrupt
+        return original(self, policy, improver, imitation, number, history)
+
+    monkeypatch.setattr(Practice, "iteration", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(settings)
+    monkeypatch.setattr(Practice, "iteration", original)
+    weights = settings.out / "state" / "round-00001" / "average" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"average/model.safetensors.*--fresh"):
+        run_demo(settings)
+    (settings.out / "state" / "round-00001" / "grpo" / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"--fresh"):
+        run_demo(settings)
+    from dataclasses import replace
+
+    assert run_demo(replace(settings, fresh=True))["arms"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("starts.npz", {"images": 32}), ("demos.npz", {"images": 32}), ("demos.npz", {"actions": 3})],
+)
+def test_parts_of_other_shapes_are_named_before_anything_runs(bundle, tmp_path, name, change):
+    import shutil
+
+    from worldgym.utils.arrays import write_arrays
+
+    other = shutil.copytree(bundle, tmp_path / "other")
+    with np.load(other / name) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    for key, size in change.items():
+        arrays[key] = arrays[key][:, :size, :size] if key == "images" else arrays[key][:, :size]
+    write_arrays(other / name, arrays)
+    with pytest.raises(CheckpointError, match="worldgym bundle"):
+        run_demo(DemoSettings(out=tmp_path / "run", bundle=str(other), quick=True))
+
+
+def test_a_bundle_that_changed_meanwhile_is_not_mixed(bundle, tmp_path):
+    import shutil
+
+    other = shutil.copytree(bundle, tmp_path / "other")
+    settings = DemoSettings(out=tmp_path / "run", bundle=str(other), quick=True)
+    from experiments.demo import _Demo
+
+    _Demo(settings)
+    (other / "judge" / "notes.txt").write_text("another judge")
+    with pytest.raises(ConfigError, match="parts: there"):
+        _Demo(settings)
+
+
 def test_a_missing_or_damaged_bundle_says_what_to_do(bundle, tmp_path):
     import shutil
 
@@ -129,7 +218,8 @@ def test_a_missing_or_damaged_bundle_says_what_to_do(bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"iterations": 0}, {"group": 1}, {"lr": -1.0}, {"acting": "first"}, {"seed": -1}, {"temperature": 0.0}]
+    "bad",
+    [{"iterations": 0}, {"group": 1}, {"lr": -1.0}, {"acting": "first"}, {"seed": -1}, {"temperature": 0.0}],
 )
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ConfigError):

@@ -65,8 +65,9 @@ def path(name: str, part: str | None = None) -> Path:
     """
     known = names()
     if name not in known:
+        listed = ", ".join(known) or "none in this installation"
         raise CheckpointError(
-            f"no bundled checkpoint {name!r}; there is {', '.join(known) or 'none in this installation'}. "
+            f"no bundled checkpoint {name!r} and no such folder; there is {listed}. "
             "Give one of these names or the path of a folder, or type `make pretrained` in a checkout to train it."
         )
     folder = _ROOT / name

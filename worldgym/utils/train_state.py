@@ -25,6 +25,7 @@ from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import MANIFEST, save_folder, settle, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
+from worldgym.utils.typed import changes
 
 STATE = "state.json"
 
@@ -132,21 +133,11 @@ def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
     """Raise a ConfigError that names what differs between the run in folder `run` and the one asked for."""
-    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-    if not changed:
-        return
-    told = "; ".join(
-        f"{key}: there {_short(before.get(key))}, here {_short(now.get(key))}" for key in changed
-    )
-    raise ConfigError(
-        f"{run} holds a run with other settings ({told}). Type the same settings to go on with it, give another "
-        f"--out, or remove {run} to start over"
-    )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if told := changes(before, now):
+        raise ConfigError(
+            f"{run} holds a run with other settings ({told}). Type the same settings to go on with it, give another "
+            f"--out, or remove {run} to start over"
+        )
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
