@@ -26,7 +26,7 @@ from agents.rollouts import Rollouts
 from agents.simulated import RealCollector, collect_real
 from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
-from worldgym.protocols import Observation, RewardModel, WorldModel, judged
+from worldgym.protocols import Observation, RewardModel, WorldModel, settled
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -242,7 +242,7 @@ def collect(
 
         began = time.perf_counter()
         told = [t for t, on in zip(texts, live.tolist(), strict=True) if on]
-        verdict = judged(judge, image[live][:, None], told, proprio[live], dream.latents[live, -1])
+        verdict = settled(judge, image[live][:, None], told, proprio[live], dream.latents[live, -1])
         clock["judge"] += time.perf_counter() - began
         rows = slots[live]
         out.path[rows, c * k : (c + 1) * k] = dream.states[live].cpu().float()

@@ -25,7 +25,7 @@ import torch
 
 from agents.rollouts import Rollouts
 from agents.vla import VLAPolicy
-from worldgym.protocols import Observation, RewardModel, judged
+from worldgym.protocols import Observation, RewardModel, settled
 
 DEFAULT_ENV = "envs.tabletop:TabletopVectorEnv"
 
@@ -209,7 +209,7 @@ class RealCollector:
             success = torch.from_numpy(np.concatenate([x["success"] for x in answers]))[rows]
             if judge is not None:
                 began = time.perf_counter()
-                verdict = judged(judge, image[rows][:, None], words, state[rows])
+                verdict = settled(judge, image[rows][:, None], words, state[rows])
                 success = verdict.p_success.cpu() >= float(getattr(judge, "threshold", 0.5))
                 out.valid[rows[~verdict.valid.cpu()]] = False
                 running[rows[~verdict.valid.cpu()]] = False

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, judged
-from worldgym.utils.files import atomic_write_text
+from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.typed import from_values
 
 SETTINGS, INNER = "calibrated.json", "judge"
 EDGE = 1e-6  # a probability of exactly 0 or 1 has no log odds
@@ -195,8 +196,9 @@ class CalibratedJudge:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the map, and the judge beside it."""
-        self.judge.save_pretrained(Path(path) / INNER)
-        atomic_write_text(Path(path) / SETTINGS, json.dumps(asdict(self.calibration), indent=1) + "\n")
+        with save_folder(path) as folder:
+            self.judge.save_pretrained(folder / INNER)
+            (folder / SETTINGS).write_text(json.dumps(asdict(self.calibration), indent=1) + "\n")
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **loading: Any) -> CalibratedJudge:
@@ -208,7 +210,11 @@ class CalibratedJudge:
         from rewards.loading import load_judge
 
         try:
-            calibration = Calibration(**json.loads((Path(path) / SETTINGS).read_text()))
+            verify_folder(path, (SETTINGS,), "give what save_pretrained wrote")
+            facts = json.loads((Path(path) / SETTINGS).read_text())
+            calibration = from_values(Calibration, facts, str(Path(path) / SETTINGS))
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} holds no calibration ({error}); give what save_pretrained wrote") from error
+            raise CheckpointError(
+                f"{path} holds no calibration ({error}); give what save_pretrained wrote"
+            ) from error
         return cls(load_judge(Path(path) / INNER, **loading), calibration)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, RewardModel, judged
-from worldgym.utils.files import atomic_write_text
+from worldgym.utils.folders import save_folder, verify_folder
 
 
 @dataclass(frozen=True)
@@ -125,17 +125,22 @@ class ComposedJudge:
             ConfigError: a term that cannot be saved, such as the simulator's truth.
         """
         folder = Path(path)
-        if lacking := [name for name, term in self.terms.items() if not hasattr(term.judge, "save_pretrained")]:
-            raise ConfigError(f"{', '.join(lacking)} cannot be saved; compose judges that have save_pretrained")
-        for i, term in enumerate(self.terms.values()):
-            saved: Any = term.judge
-            saved.save_pretrained(folder / str(i))
+        if lacking := [
+            name for name, term in self.terms.items() if not hasattr(term.judge, "save_pretrained")
+        ]:
+            raise ConfigError(
+                f"{', '.join(lacking)} cannot be saved; compose judges that have save_pretrained"
+            )
         facts = {
             "how": self.how,
             "threshold": self.threshold,
             "terms": [{"name": name, "weight": term.weight} for name, term in self.terms.items()],
         }
-        atomic_write_text(folder / "composed.json", json.dumps(facts, indent=1) + "\n")
+        with save_folder(folder) as stage:
+            for i, term in enumerate(self.terms.values()):
+                saved: Any = term.judge
+                saved.save_pretrained(stage / str(i))
+            (stage / "composed.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **loading: Any) -> ComposedJudge:
@@ -148,6 +153,7 @@ class ComposedJudge:
 
         folder = Path(path)
         try:
+            verify_folder(folder, ("composed.json",), "give what save_pretrained wrote")
             facts = json.loads((folder / "composed.json").read_text())
             rows = [(str(row["name"]), float(row["weight"])) for row in facts["terms"]]
             how, threshold = facts["how"], float(facts["threshold"])
@@ -155,5 +161,8 @@ class ComposedJudge:
             raise CheckpointError(
                 f"{folder} holds no composed judge ({error}); give what save_pretrained wrote"
             ) from error
-        terms = {name: Term(load_judge(folder / str(i), **loading), weight) for i, (name, weight) in enumerate(rows)}
+        terms = {
+            name: Term(load_judge(folder / str(i), **loading), weight)
+            for i, (name, weight) in enumerate(rows)
+        }
         return cls(terms, how, threshold)

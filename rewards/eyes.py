@@ -44,9 +44,13 @@ class JudgeEyes(nn.Module):
             judge = load_bundled() if judge is None else LearnedJudge.from_pretrained(judge)
         words, state, image = (space[k] for k in ("instruction", "state", "image"))
         if not isinstance(words, spaces.Box) or not isinstance(state, spaces.Box) or image.shape is None:
-            raise ConfigError("a judge's eyes read embeddings; make the environment with instruction='embedding'")
+            raise ConfigError(
+                "a judge's eyes read embeddings; make the environment with instruction='embedding'"
+            )
         if sorted(image.shape)[-1] != judge.config.image_size:
-            raise ConfigError(f"pictures are {image.shape}; this judge reads {judge.config.image_size} pixels")
+            raise ConfigError(
+                f"pictures are {image.shape}; this judge reads {judge.config.image_size} pixels"
+            )
         self._judge = [judge.eval().requires_grad_(False)]  # in a list: not among the policy's weights
         self.reach: Tensor
         bounds = torch.as_tensor(abs(state.low)).maximum(torch.as_tensor(abs(state.high)))

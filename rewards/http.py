@@ -1,29 +1,32 @@
 """A judge behind an OpenAI-compatible endpoint: vLLM, TGI, or a commercial API.
 
 The prompt, the frame stride and the majority of several answers are those of World-Gymnast's reward (fork of WorldGym,
-`world_model_eval/utils.py::predict`). What is not: there a request that fails is a reward of 0, and so is an answer
-that cannot be read. Here it is no verdict: the episode is invalid. Requests are repeated with growing pauses, limited
-in number at a time, counted in tokens and money, and answers are kept on disk, so that an audit pays once.
+`world_model_eval/utils.py::predict`). What differs: there a request that fails is a reward of 0, and so is an answer
+that cannot be read. Here it is no verdict: the episode is invalid. A verdict has a deadline and a reply a size;
+requests are repeated within the deadline, limited in number at a time, and counted in tokens and money; answers are
+kept on disk, so that an audit pays once. When verdicts keep failing, the run is paused, not scored.
+
+A key is read from the environment variable that the caller names, at the moment of the request, for the address that
+the caller names. It is part of no file, no pickle and no log; a judge's folder never says which variable is read.
 
 Example::
 
-    judge = HttpJudge(HttpJudgeConfig(url="http://localhost:8000/v1", model="Qwen/Qwen3-VL-8B-Instruct", key_env=None))
+    judge = HttpJudge(HttpJudgeConfig(url="http://localhost:8000/v1", model="Qwen/Qwen3-VL-8B-Instruct"))
     verdict = judge.score(frames, ["put the red cube in the tray"])   # frames (B,T,H,W,3) uint8
     verdict.p_success, verdict.valid, verdict.raw[0]["texts"], judge.spent
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import io
 import json
 import logging
 import os
-import re
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +35,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldgym.errors import CheckpointError, ConfigError
+from rewards.answers import read_score
+from rewards.endpoint import Endpoint, HttpJudgeConfig, Refused, Spent, masked
+from worldgym.errors import CheckpointError, ConfigError, JudgeUnavailableError
 from worldgym.protocols import Judgement
-from worldgym.utils.files import atomic_write_text
+from worldgym.utils.files import read_json, write_sealed
+from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.optional import require
+from worldgym.utils.typed import from_values
 
+__all__ = ["PROMPT", "HttpJudge", "HttpJudgeConfig", "Spent", "checked_videos", "shown_frames"]
 logger = logging.getLogger(__name__)
+SETTINGS = "config.json"
 
 PROMPT = """These frames, in the order of time, show a robot at a table. They come from a video world model and may \
 contain artifacts; judge what they show, not how well they are drawn.
@@ -45,86 +54,6 @@ Instruction to the robot: "{instruction}"
 Score 1 if the last frame shows the instruction fulfilled, 0 if it does not or if you cannot tell.
 Explain your judgement in two or three sentences, then end with a line of its own:
 Final Score: X"""
-SCORE = re.compile(r"final score\W*([01](?:\.\d+)?)", re.IGNORECASE)
-SUCCESS = 1.0  # of the rubric; World-Gymnast trains on score >= 1
-
-
-@dataclass(frozen=True)
-class HttpJudgeConfig:
-    """Whom to ask, how, and how often.
-
-    Args:
-        url: base of the endpoint, up to and including `/v1`.
-        model: name that the endpoint knows it by.
-        prompt: with `{instruction}` in it; the answer must end with `Final Score: 0` or `1`.
-        votes: answers asked for; the probability of success is the share that say 1.
-        min_votes: answers that must be readable; with fewer the verdict is invalid.
-        stride: every so many frames are sent, counted back from the last, which always is.
-        size: pixels that frames are enlarged to.
-        temperature: of the answers.
-        max_tokens: of an answer.
-        threshold: of the probability; at 0.5 a tie counts as success, as in World-Gymnast.
-        timeout: seconds until a request is given up.
-        retries: how often a request is repeated that timed out, was refused for being one too many, or came back
-            broken.
-        concurrency: requests at a time.
-        key_env: environment variable that holds the key; None if the endpoint wants none. The key itself is kept
-            nowhere else and never logged.
-        price_in: money for a million tokens sent.
-        price_out: money for a million tokens received.
-        budget: money after which no request is sent any more; None for no limit.
-
-    Raises:
-        ConfigError: an impossible value.
-    """
-
-    url: str
-    model: str
-    prompt: str = PROMPT
-    votes: int = 5
-    min_votes: int = 1
-    stride: int = 3
-    size: int = 256
-    temperature: float = 1.0
-    max_tokens: int = 300
-    threshold: float = 0.5
-    timeout: float = 60.0
-    retries: int = 4
-    concurrency: int = 8
-    key_env: str | None = "OPENAI_API_KEY"
-    price_in: float = 0.0
-    price_out: float = 0.0
-    budget: float | None = None
-
-    def __post_init__(self) -> None:
-        """Validate."""
-        if not self.url.startswith(("http://", "https://")) or not self.model:
-            raise ConfigError(
-                f"url is {self.url!r} and model {self.model!r}; expected http(s)://HOST/v1 and the model's name there"
-            )
-        if "{instruction}" not in self.prompt:
-            raise ConfigError(
-                "the prompt has no {instruction} in it, so the judge would not know what was asked"
-            )
-        counts = (self.votes, self.min_votes, self.stride, self.size, self.concurrency, self.max_tokens)
-        if min(counts) < 1 or self.min_votes > self.votes or self.retries < 0 or self.timeout <= 0:
-            raise ConfigError(
-                "votes, min_votes, stride, size, max_tokens and concurrency must be at least 1, min_votes at most "
-                "votes, retries not negative, timeout more than 0"
-            )
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1]")
-
-
-@dataclass
-class Spent:
-    """What a judge has cost so far."""
-
-    requests: int = 0
-    cached: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    money: float = 0.0
 
 
 @dataclass
@@ -138,7 +67,7 @@ class _Answer:
 
 
 class HttpJudge:
-    """A `RewardModel` that asks an endpoint.
+    """A `RewardModel` that asks an endpoint. It can be copied, pickled and sent to a worker; the key is no part of it.
 
     Args:
         config: whom and how.
@@ -152,22 +81,23 @@ class HttpJudge:
     def __init__(self, config: HttpJudgeConfig, cache: str | os.PathLike[str] | None = None) -> None:
         self.config, self.spent = config, Spent()
         self.cache = None if cache is None else Path(cache)
-        self._openai = require("openai", extra="http")
-        key = "none" if config.key_env is None else os.environ.get(config.key_env)
-        if not key:
-            raise ConfigError(
-                f"the environment variable {config.key_env} is not set; type export {config.key_env}=... (a key is "
-                "never read from anywhere else), or pass key_env=None for an endpoint that wants none"
-            )
-        self._key = key
-        self._client = self._openai.OpenAI(
-            base_url=config.url, api_key=key, timeout=config.timeout, max_retries=config.retries
-        )
+        require("openai", extra="http")
+        config.key()  # said at once when the variable is not set
+        self._failures, self._answered = 0, False
         self._lock = threading.Lock()
+        if config.key_env is not None:
+            logger.info("the key in %s is sent to %s, and nowhere else", config.key_env, config.host)
 
     def __repr__(self) -> str:
-        """Without the key."""
+        """Without the key, which is no part of the settings."""
         return f"HttpJudge({self.config!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -181,49 +111,99 @@ class HttpJudge:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        cache: str | os.PathLike[str] | None = None,
+        keys: Mapping[str, str] | None = None,
     ) -> HttpJudge:
         """The judge whose settings were saved in folder `path`.
 
+        Args:
+            path: of the folder.
+            cache: folder of answers; None keeps none.
+            keys: by address, the environment variable that holds its key. Only an entry for exactly the address that
+                the folder names is used; without one, no key is sent.
+
         Raises:
             CheckpointError: no such settings there.
+            ConfigError: `keys` names a variable that is not set.
         """
-        file = Path(path) / "config.json"
+        remedy = "give a folder written by HttpJudge.save_pretrained"
+        folder = verify_folder(path, (SETTINGS,), remedy)
+        values = read_json(folder / SETTINGS, remedy)
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{folder / SETTINGS} holds no settings of an HttpJudge; {remedy}")
+        values = {
+            key: value for key, value in values.items() if key != "key_env"
+        }  # not the folder's to decide
         try:
-            config = HttpJudgeConfig(**json.loads(file.read_text()))
-        except (OSError, ValueError, TypeError, ConfigError) as error:
-            raise CheckpointError(f"{file} holds no settings of an HttpJudge ({error})") from error
-        return cls(config, cache)
+            config = from_values(HttpJudgeConfig, values, str(folder / SETTINGS))
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{folder / SETTINGS} holds no settings of an HttpJudge ({error})"
+            ) from error
+        return cls(config.with_key((keys or {}).get(config.url)), cache)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write the settings; the key is none of them."""
-        Path(path).mkdir(parents=True, exist_ok=True)
-        atomic_write_text(Path(path) / "config.json", json.dumps(asdict(self.config), indent=1) + "\n")
+        """Write the settings; neither the key nor the variable that holds it is one of them."""
+        facts = {key: value for key, value in asdict(self.config).items() if key != "key_env"}
+        with save_folder(path) as folder:
+            (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
 
     def score(self, frames: Tensor, instructions: Sequence[str]) -> Judgement:
         """Judge `frames (B,T,H,W,3)` uint8 against B instructions, several at a time.
 
-        A video on which the endpoint failed is invalid, with `raw[i]["error"]` saying how; the others stand.
+        A video on which the endpoint failed is invalid, with `raw[i]["error"]` saying how; the others stand. Each
+        verdict ends within `config.limit` seconds from its first request.
 
         Raises:
-            ConfigError: the endpoint refuses the key, knows no such model, or the budget is spent.
+            ConfigError: the endpoint refuses the very first request: wrong address, model, key or parameter.
+            JudgeUnavailableError: `config.give_up` verdicts in a row failed, or the budget is spent.
         """
         videos = checked_videos(frames, instructions)
-        with ThreadPoolExecutor(self.config.concurrency) as pool:
-            answers = list(pool.map(self._judge, videos, instructions))
-        valid = [len(a.scores) >= self.config.min_votes for a in answers]
-        p = [float(np.mean([s >= SUCCESS for s in a.scores])) if a.scores else 0.0 for a in answers]
+        answers = _run(self._judge_all(videos, list(instructions)))
+        refused = next((a for a in answers if isinstance(a, Refused)), None)
+        if refused is not None:
+            raise ConfigError(str(refused)) from None
+        valid = [len(a.scores) >= self.config.min_votes and a.error is None for a in answers]
+        scale = self.config.scale
+        p = [float(np.mean([s >= scale.success_at for s in a.scores])) if a.scores else 0.0 for a in answers]
         failed = [a.error for a in answers if a.error]
         if failed:
+            said = failed[0][:500]
             logger.warning(
-                "%s gave no verdict on %d of %d videos: %s", self.name, len(failed), len(answers), failed[0]
+                "%s gave no verdict on %d of %d videos: %s", self.name, len(failed), len(answers), said
             )
+        self._count(answers)
         return Judgement(
             torch.tensor(p), None, torch.tensor(valid, dtype=torch.bool), [vars(a) for a in answers]
         )
 
+    def _count(self, answers: Sequence[_Answer]) -> None:
+        """Pause a run whose verdicts have stopped coming."""
+        for answer in answers:
+            self._failures = 0 if answer.error is None else self._failures + 1
+        limit = self.config.give_up
+        if limit is not None and self._failures >= limit:
+            count, self._failures = self._failures, 0
+            last = next(a.error for a in reversed(answers) if a.error)
+            raise JudgeUnavailableError(
+                f"{self.name} at {self.config.host} gave no verdict {count} times in a row, lastly: {last[:300]}. The "
+                "run is paused: what was finished is kept. See to the endpoint, then type the same command again"
+            )
+
     # -- one video ---------------------------------------------------------------------------------
-    def _judge(self, video: np.ndarray, instruction: str) -> _Answer:
+    async def _judge_all(self, videos: np.ndarray, instructions: list[str]) -> list[Any]:
+        gate = asyncio.Semaphore(self.config.concurrency)
+        async with Endpoint(self.config, self.spent, self._lock) as endpoint:
+
+            async def one(video: np.ndarray, instruction: str) -> Any:
+                async with gate:
+                    return await self._judge(endpoint, video, instruction)
+
+            return await asyncio.gather(*(one(v, i) for v, i in zip(videos, instructions, strict=True)))
+
+    async def _judge(self, endpoint: Endpoint, video: np.ndarray, instruction: str) -> _Answer | Refused:
         config = self.config
         shown = shown_frames(video, config.stride)
         text = config.prompt.replace("{instruction}", instruction)
@@ -236,86 +216,45 @@ class HttpJudge:
         content += [
             {"type": "image_url", "image_url": {"url": _data_url(frame, config.size)}} for frame in shown
         ]
-        answer, broken = _Answer(), 0
-        while len(answer.texts) < config.votes:
-            try:
-                answer.texts += self._ask(content, config.votes - len(answer.texts))
-            except ConfigError:
-                raise
-            except Exception as error:  # whatever a broken endpoint makes the client stumble over
-                repeated = isinstance(error, self._openai.APIStatusError | self._openai.APIConnectionError)
-                broken += not repeated  # such requests the client has sent again already
-                if not repeated and broken <= config.retries:
-                    continue
-                answer.error = self._hide(f"{type(error).__name__}: {error}")
-                break
-        found = [SCORE.findall(text) for text in answer.texts]
-        answer.scores = [float(scores[-1]) for scores in found if scores]
-        if len(answer.scores) < config.min_votes and answer.error is None:
+        answer = _Answer()
+        try:
+            await asyncio.wait_for(endpoint.collect(content, answer.texts), config.limit)
+        except Refused as refused:
+            if (
+                not self._answered
+            ):  # nothing was ever answered: settings are wrong, and asking on would not help
+                return refused
+            answer.error = str(refused)
+        except (asyncio.TimeoutError, TimeoutError):
             answer.error = (
-                f"no readable score in {len(answer.texts)} answers, such as {answer.texts[0][-200:]!r}"
+                f"no verdict within {config.limit:g} s ({len(answer.texts)} of {config.votes} answers)"
             )
+        except Exception as error:  # whatever a broken endpoint makes the client stumble over
+            if isinstance(error, JudgeUnavailableError):
+                raise
+            answer.error = masked(f"{type(error).__name__}: {error}", config.key())
+        found = [read_score(text, config.scale) for text in answer.texts]
+        answer.scores = [score for score in found if score is not None]
+        if len(answer.scores) < config.min_votes and answer.error is None:
+            said = f", such as {answer.texts[0][-200:]!r}" if answer.texts else ""
+            answer.error = f"no readable score in {len(answer.texts)} answers{said}"
+        self._answered = self._answered or bool(answer.texts)
         if answer.error is None:
             self._keep(key, answer)
         return answer
 
-    def _ask(self, content: list[dict[str, Any]], count: int) -> list[str]:
-        """At least one answer, at most `count`."""
-        config = self.config
-        with self._lock:
-            if config.budget is not None and self.spent.money >= config.budget:
-                raise ConfigError(
-                    f"{self.name} has spent {self.spent.money:.2f} of a budget of {config.budget:.2f}; raise `budget`, "
-                    "or use the answers in its cache"
-                )
-            self.spent.requests += 1
-        try:
-            reply = self._client.chat.completions.create(
-                model=config.model,
-                messages=[{"role": "user", "content": content}],
-                n=count,
-                temperature=config.temperature,
-                max_tokens=config.max_tokens,
-            )
-        except (
-            self._openai.AuthenticationError,
-            self._openai.PermissionDeniedError,
-            self._openai.NotFoundError,
-            self._openai.BadRequestError,
-        ) as error:
-            # Asking again, or about another video, would not help.
-            raise ConfigError(
-                f"{self.config.url} refuses {self.config.model!r}: {self._hide(str(error))}. Look at url, model and "
-                f"the key in {self.config.key_env}"
-            ) from None
-        texts = [choice.message.content for choice in reply.choices]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"the reply holds no text but {texts!r:.100}")
-        usage = reply.usage
-        with self._lock:
-            if usage is not None:
-                self.spent.tokens_in += usage.prompt_tokens
-                self.spent.tokens_out += usage.completion_tokens
-                self.spent.money += (
-                    usage.prompt_tokens * config.price_in + usage.completion_tokens * config.price_out
-                ) / 1e6
-        return texts[:count]
-
-    def _hide(self, text: str) -> str:
-        """`text` without the key, should the endpoint have echoed it."""
-        return text if self.config.key_env is None else text.replace(self._key, "***")
-
     # -- cache -------------------------------------------------------------------------------------
     def _cache_key(self, shown: np.ndarray, text: str) -> str:
-        config = self.config
-        facts = [
-            config.url,
-            config.model,
+        c = self.config
+        facts: list[Any] = [
+            c.url,
+            c.model,
             text,
-            config.votes,
-            config.size,
-            config.temperature,
-            config.max_tokens,
+            c.votes,
+            c.size,
+            c.temperature,
+            c.max_tokens,
+            asdict(c.scale),
         ]
         digest = hashlib.sha256(json.dumps([*facts, shown.shape]).encode())
         digest.update(np.ascontiguousarray(shown).tobytes())
@@ -324,19 +263,52 @@ class HttpJudge:
     def _kept(self, key: str) -> _Answer | None:
         if self.cache is None:
             return None
+        from worldgym.utils.files import read_sealed
+
         file = self.cache / key[:2] / f"{key}.json"
         try:
-            said = json.loads(file.read_text())
-            return _Answer(list(said["texts"]), [float(s) for s in said["scores"]], None, cached=True)
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: ask again
+            said = read_sealed(file, "")
+            return _Answer(
+                [str(t) for t in said["texts"]], [float(s) for s in said["scores"]], None, cached=True
+            )
+        except (CheckpointError, ValueError, KeyError, TypeError):  # not there, or damaged: ask again
             return None
 
     def _keep(self, key: str, answer: _Answer) -> None:
         if self.cache is not None:
-            file = self.cache / key[:2] / f"{key}.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
             said = {"model": self.config.model, "texts": answer.texts, "scores": answer.scores}
-            atomic_write_text(file, json.dumps(said) + "\n")
+            write_sealed(self.cache / key[:2] / f"{key}.json", said)
+
+
+def _run(work: Any) -> Any:
+    """Run a coroutine to its end in a loop of its own, in a thread where this one has a loop already (a notebook)."""
+
+    def alone() -> Any:
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(work)
+        finally:
+            loop.close()  # does not wait for a name lookup that hangs
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return alone()
+    result: list[Any] = []
+
+    def caught() -> None:
+        try:
+            result.append((alone(), None))
+        except BaseException as error:
+            result.append((None, error))
+
+    thread = threading.Thread(target=caught)
+    thread.start()
+    thread.join()
+    value, error = result[0]
+    if error is not None:
+        raise error
+    return value
 
 
 def checked_videos(frames: Any, instructions: Sequence[str]) -> np.ndarray:

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rewards.learned import STATE_FEATURES, WAVES, config_from
+from rewards.learned import STATE_FEATURES, WAVES
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
+from worldgym.utils.typed import from_values
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class LatentJudgeConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LatentJudgeConfig:
         """Build from a json object; an unknown key is refused with a suggestion."""
-        return config_from(cls, values)
+        return from_values(cls, values)
 
 
 class LatentJudge(
@@ -209,7 +210,9 @@ class LatentJudge(
             latents = self._tokenizer[0].encode(torch.as_tensor(frames)[:, -1])
         wanted = (len(instructions), c.channels, c.grid, c.grid)
         if tuple(latents.shape) != wanted:
-            raise ConfigError(f"latents are {tuple(latents.shape)}, expected {wanted}, one for each instruction")
+            raise ConfigError(
+                f"latents are {tuple(latents.shape)}, expected {wanted}, one for each instruction"
+            )
         told = None if states is None else torch.as_tensor(states)
         if self.reads_state and (told is None or tuple(told.shape) != (len(latents), c.state_dim)):
             raise ConfigError(

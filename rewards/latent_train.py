@@ -92,7 +92,9 @@ def dream_latents(
         where = np.minimum(first[:, None] + np.arange(steps), chosen.offsets[rows + 1][:, None] - 1)
         start = torch.from_numpy(chosen.frames[first])[:, None]
         none = torch.zeros(len(rows), 0, chosen.actions.shape[1])
-        state = world_model.begin(start, none, generator, states=torch.from_numpy(chosen.states[first])[:, None])
+        state = world_model.begin(
+            start, none, generator, states=torch.from_numpy(chosen.states[first])[:, None]
+        )
         _, dream = world_model.step(state, torch.from_numpy(chosen.actions[where]), decode="none")
         seen = world_model.tokenizer.encode(start[:, 0])
         if not len(latents):
@@ -158,7 +160,9 @@ def train_latent_judge(
     if judge.reads_state:
         judge.state_mean.copy_(torch.from_numpy(arrays.states.mean(0)))
         judge.state_std.copy_(torch.from_numpy(arrays.states.std(0)).clamp_min(1e-4))
-    adam = torch.optim.AdamW(judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    adam = torch.optim.AdamW(
+        judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
     judge.train()
     recent: list[float] = []
     for step in range(config.steps):
@@ -168,7 +172,11 @@ def train_latent_judge(
         if len(sources) == 2:
             dreamt = round(config.dream_share * config.batch_size)
             share = [config.batch_size - dreamt, dreamt]
-        drawn = [source.draw(source.train, count, rng) for source, count in zip(sources, share, strict=True) if count]
+        drawn = [
+            source.draw(source.train, count, rng)
+            for source, count in zip(sources, share, strict=True)
+            if count
+        ]
         seen, states = torch.cat([d.latents for d in drawn]), torch.cat([d.states for d in drawn])
         labels = torch.cat([d.labels for d in drawn])
         texts = [text for part in drawn for text in part.texts]
@@ -235,11 +243,16 @@ class _Source:
         """`count` frames, half of them solved, under sentences of any goal; labelled by what `teacher` says."""
         rows = self.train.any_rows(count, rng)
         texts = [self.train.any_words(int(row), rng) for row in rows]
-        frames, states = torch.from_numpy(self.arrays.frames[rows]), torch.from_numpy(self.arrays.states[rows])
+        frames, states = (
+            torch.from_numpy(self.arrays.frames[rows]),
+            torch.from_numpy(self.arrays.states[rows]),
+        )
         said = judged(teacher, frames[:, None], texts, states).p_success
         return _Drawn(self.latents[rows].float(), texts, states, said, [])
 
-    def judge(self, judge: LatentJudge, count: int, seed: int, salt: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    def judge(
+        self, judge: LatentJudge, count: int, seed: int, salt: int
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Logits, labels and kinds of held-out pairs."""
         drawn = self.draw(self.held, count, np.random.default_rng((seed, salt)))
         raw = judge.score(drawn.latents[:, None], drawn.texts, drawn.states, latents=drawn.latents).raw

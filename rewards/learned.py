@@ -15,7 +15,6 @@ Example::
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,8 @@ from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
+from worldgym.utils.tensors import load_tensors
+from worldgym.utils.typed import from_values
 
 WAVES = (1.0, 2.0, 4.0, 8.0)
 """Frequencies at which proprioception is seen beside itself, radians a standard deviation."""
@@ -93,23 +94,7 @@ class LearnedJudgeConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LearnedJudgeConfig:
         """Build from a json object; an unknown key is refused with a suggestion."""
-        return config_from(cls, values)
-
-
-def config_from(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """A judge's config dataclass `kind` from a json object.
-
-    Raises:
-        ConfigError: an unknown key; suggests the nearest.
-    """
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"unknown judge setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-    return kind(**values)
+        return from_values(cls, values)
 
 
 class _Block(nn.Module):
@@ -242,8 +227,6 @@ class LearnedJudge(
         Raises:
             CheckpointError: no such file, or nothing in it fits.
         """
-        from safetensors.torch import load_file
-
         file = Path(folder) / "model.safetensors"
         if not file.is_file():
             raise CheckpointError(f"no policy at {folder}: model.safetensors is missing; train one first")
@@ -251,7 +234,7 @@ class LearnedJudge(
         fits = {
             key: value
             for key, value in (
-                (k.removeprefix("pointer."), v) for k, v in load_file(file).items() if _sees(k)
+                (k.removeprefix("pointer."), v) for k, v in load_tensors(file).items() if _sees(k)
             )
             if key in own and own[key].shape == value.shape
         }

@@ -8,27 +8,41 @@ Example::
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from worldgym.errors import CheckpointError
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import settle
 
 
-def load_judge(path: str | Path, *, tokenizer: Any | None = None, cache: str | Path | None = None) -> Any:
+def load_judge(
+    path: str | Path,
+    *,
+    tokenizer: Any | None = None,
+    cache: str | Path | None = None,
+    keys: Mapping[str, str] | None = None,
+) -> Any:
     """The judge in folder `path`.
 
     Args:
         path: written by some judge's `save_pretrained`.
         tokenizer: of the world model whose latents or frames will be judged; a `LatentJudge` is attached to it.
         cache: folder of answers of a judge behind an endpoint.
+        keys: by an endpoint's address, the environment variable that holds its key; see `HttpJudge.from_pretrained`.
 
     Raises:
         CheckpointError: no judge there, or a damaged one.
         DependencyError: it needs a package that is not installed.
     """
     folder = Path(path)
-    loading = {"tokenizer": tokenizer, "cache": cache}
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder {folder}; give one written by a judge's save_pretrained, or a name such as bundled"
+        )
+    settle(folder)
+    loading: dict[str, Any] = {"tokenizer": tokenizer, "cache": cache, "keys": keys}
     if (folder / "calibrated.json").is_file():
         from rewards.calibrated import CalibratedJudge
 
@@ -45,16 +59,16 @@ def load_judge(path: str | Path, *, tokenizer: Any | None = None, cache: str | P
         from rewards.reference import ReferenceJudge
 
         return ReferenceJudge.from_pretrained(folder)
-    try:
-        facts = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    remedy = "Give a folder written by a judge's save_pretrained, or a name such as bundled"
+    facts = read_json(folder / "config.json", remedy)
+    if not isinstance(facts, dict):
         raise CheckpointError(
-            f"no judge in {folder} ({error}); give a folder written by a judge's save_pretrained, or bundled"
-        ) from error
+            f"{folder / 'config.json'} holds a {type(facts).__name__}, not settings. {remedy}"
+        )
     if "url" in facts:
         from rewards.http import HttpJudge
 
-        return HttpJudge.from_pretrained(folder, cache)
+        return HttpJudge.from_pretrained(folder, cache, keys)
     if "model_type" in facts:
         from rewards.vlm import VlmJudge
 

@@ -24,17 +24,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rewards.learned import config_from
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
-from worldgym.utils.folders import save_folder
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.optional import require
+from worldgym.utils.tensors import load_tensors, save_tensors
+from worldgym.utils.typed import from_values
 
 SETTINGS = "judge.json"
-MODEL, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # names that open_clip's `local-dir:` reads
+MODEL, WEIGHTS = (
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+)  # names that open_clip's `local-dir:` reads
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,16 @@ class OpenClipJudgeConfig:
         if min(self.frames, self.stride, self.max_batch) < 1 or not self.scale > 0:
             raise ConfigError("frames, stride and max_batch must be at least 1, scale more than 0")
         if self.aggregate == "last" and self.frames > 1:
-            raise ConfigError(f"aggregate='last' looks at one frame, not {self.frames}; type aggregate='mean'")
+            raise ConfigError(
+                f"aggregate='last' looks at one frame, not {self.frames}; type aggregate='mean'"
+            )
         if not 0 < self.threshold < 1:
             raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1)")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OpenClipJudgeConfig:
         """Build from a json object; an unknown key is refused with a suggestion."""
-        made: OpenClipJudgeConfig = config_from(cls, values)
+        made: OpenClipJudgeConfig = from_values(cls, values)
         return made
 
 
@@ -135,7 +141,9 @@ class OpenClipJudge:
             model = open_clip.create_model(name, pretrained=pretrained)
             description = open_clip.get_model_config(name)
         except (RuntimeError, FileNotFoundError, ValueError) as error:
-            raise CheckpointError(f"open_clip has no model {name!r} with weights {pretrained!r}: {error}") from error
+            raise CheckpointError(
+                f"open_clip has no model {name!r} with weights {pretrained!r}: {error}"
+            ) from error
         shown = open_clip.get_model_preprocess_cfg(model)
         return cls(
             model, open_clip.get_tokenizer(name), config, description=description, mean=shown["mean"], std=shown["std"]
@@ -148,7 +156,9 @@ class OpenClipJudge:
         """An untrained model of a description (open_clip's `model_cfg`), pixels in [-1, 1], CLIP's own tokens."""
         open_clip = require("open_clip", extra="clip")
         model = open_clip.CLIP(**description)
-        tokenizer = open_clip.SimpleTokenizer(context_length=description["text_cfg"].get("context_length", 77))
+        tokenizer = open_clip.SimpleTokenizer(
+            context_length=description["text_cfg"].get("context_length", 77)
+        )
         half = (0.5, 0.5, 0.5)
         return cls(model, tokenizer, config, description=description, mean=half, std=half)
 
@@ -160,27 +170,21 @@ class OpenClipJudge:
             CheckpointError: files are missing or damaged.
             DependencyError: open_clip is not installed.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(path)
-        for name in (MODEL, WEIGHTS):
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"no open_clip judge in {folder}: {name} is missing; give a folder that save_pretrained wrote, or "
-                    "use OpenClipJudge.create(name, pretrained=FILE)"
-                )
+        remedy = (
+            "give a folder that save_pretrained wrote, or use OpenClipJudge.create(name, pretrained=FILE)"
+        )
+        folder = verify_folder(path, (MODEL, WEIGHTS), remedy)
+        facts = read_json(folder / MODEL, remedy)
+        found = load_tensors(folder / WEIGHTS)
         try:
-            facts = json.loads((folder / MODEL).read_text())
             if config is None and (folder / SETTINGS).is_file():
                 config = OpenClipJudgeConfig.from_dict(json.loads((folder / SETTINGS).read_text()))
             judge = cls.from_description(facts["model_cfg"], config)
             shown = facts.get("preprocess_cfg", {})
             judge.mean, judge.std = tuple(shown.get("mean", judge.mean)), tuple(shown.get("std", judge.std))
-            weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / WEIGHTS).items()}
+            weights = {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
             judge.model.load_state_dict(weights)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"the open_clip judge in {folder} is damaged: {error}") from error
         judge.model.eval()
         return judge
@@ -196,7 +200,9 @@ class OpenClipJudge:
             ConfigError: the judge was made from a model object without its description.
         """
         if self.description is None:
-            raise ConfigError("this judge does not know its model's description; pass description= when making it")
+            raise ConfigError(
+                "this judge does not know its model's description; pass description= when making it"
+            )
         dtype = torch.float16 if half else torch.float32
         tensors = {
             k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype).contiguous().clone()
@@ -208,7 +214,7 @@ class OpenClipJudge:
             "preprocess_cfg": {"mean": list(self.mean), "std": list(self.std), "size": [size, size]},
         }
         with save_folder(path) as folder:
-            save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+            save_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
             (folder / MODEL).write_text(json.dumps(facts, indent=1) + "\n")
             (folder / SETTINGS).write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
 
@@ -270,7 +276,9 @@ class OpenClipJudge:
         """What the model is shown of `frames (B,H,W,3)` uint8: `(B,3,h,w)`, standardised."""
         x = frames.permute(0, 3, 1, 2).float() / 255
         if x.shape[-1] != self.size:
-            x = nn.functional.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+            x = nn.functional.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(
+                0, 1
+            )
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 

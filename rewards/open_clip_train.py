@@ -90,7 +90,10 @@ def train_open_clip(
     words = _Words(judge, [text for texts in train.texts.values() for text in texts])
     taught = None if teacher is None else _ask(teacher, arrays, train, lessons, config.seed)
     fit = nn.Parameter(torch.tensor([math.log(10.0), -1.0]))  # log of the scale, offset
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}, {"params": [fit], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.parameters())},
+        {"params": [fit], "weight_decay": 0.0},
+    ]
     adam = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
     recent: list[float] = []
     for step in range(config.steps):
@@ -150,7 +153,9 @@ class _Words:
     def __init__(self, judge: OpenClipJudge, sentences: list[str]) -> None:
         self.judge, known = judge, sorted(set(sentences))
         goal = judge.config.goal
-        tokens = judge.tokenizer([goal.replace("{instruction}", text) for text in known] + [judge.config.baseline])
+        tokens = judge.tokenizer(
+            [goal.replace("{instruction}", text) for text in known] + [judge.config.baseline]
+        )
         self.tokens: Tensor = tokens
         self.number = {text: i for i, text in enumerate(known)}
 

@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
-from worldgym.utils.folders import save_folder
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.tensors import load_tensors, save_tensors
+from worldgym.utils.typed import from_values
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -156,7 +158,12 @@ class ReferenceJudge:
             ValueError: single frames: a distance to a video needs a video.
         """
         videos = torch.as_tensor(frames).cpu()
-        if videos.ndim != 5 or videos.dtype != torch.uint8 or len(videos) != len(instructions) or videos.shape[1] < 2:
+        if (
+            videos.ndim != 5
+            or videos.dtype != torch.uint8
+            or len(videos) != len(instructions)
+            or videos.shape[1] < 2
+        ):
             raise ValueError(
                 f"frames are {videos.dtype} {tuple(videos.shape)} for {len(instructions)} instructions; expected uint8 "
                 "(B, T >= 2, H, W, 3), whole videos from their first frame on"
@@ -192,7 +199,7 @@ class ReferenceJudge:
         """Write settings, instructions and videos; a perceptual distance is a function and stays behind."""
         facts = {**asdict(self.config), "instructions": self.instructions}
         with save_folder(path) as folder:
-            save_file({str(i): v.contiguous() for i, v in enumerate(self.references)}, str(folder / FRAMES))
+            save_tensors(folder / FRAMES, {str(i): v for i, v in enumerate(self.references)})
             (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
 
     @classmethod
@@ -202,15 +209,15 @@ class ReferenceJudge:
         Raises:
             CheckpointError: files are missing or damaged.
         """
-        folder = Path(path)
+        remedy = "give what save_pretrained wrote"
+        folder = verify_folder(path, (SETTINGS, FRAMES), remedy)
+        facts = read_json(folder / SETTINGS, remedy)
+        videos = load_tensors(folder / FRAMES)
         try:
-            facts = json.loads((folder / SETTINGS).read_text())
-            texts = facts.pop("instructions")
-            videos = load_file(str(folder / FRAMES))
-            return cls([videos[str(i)] for i in range(len(texts))], texts, ReferenceJudgeConfig(**facts), perceptual)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ConfigError):
-                raise
+            texts = [str(text) for text in facts.pop("instructions")]
+            config = from_values(ReferenceJudgeConfig, facts, str(folder / SETTINGS))
+            return cls([videos[str(i)] for i in range(len(texts))], texts, config, perceptual)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{folder} holds no ReferenceJudge ({error}); give what save_pretrained wrote"
             ) from error

@@ -88,7 +88,9 @@ class JudgeTrainConfig:
                 "steps and checkpoint_every must be at least 1, batch_size and val_pairs at least 2"
             )
         if not 0 <= self.near_share <= 0.75:
-            raise ConfigError(f"near_share is {self.near_share}, expected in [0, 0.75]; others need a quarter")
+            raise ConfigError(
+                f"near_share is {self.near_share}, expected in [0, 0.75]; others need a quarter"
+            )
         if not 0 < self.val_fraction < 1 or not 0 < self.max_fpr < 1:
             raise ConfigError(
                 f"val_fraction and max_fpr must lie in (0, 1); got {self.val_fraction}, {self.max_fpr}"
@@ -162,7 +164,9 @@ def train_judge(
     hard = None
     if config.hard_share:
         if judge is None:
-            raise ConfigError("hard_share needs a judge to go on from: only a trained one is wrong in a telling way")
+            raise ConfigError(
+                "hard_share needs a judge to go on from: only a trained one is wrong in a telling way"
+            )
         hard = HardFrames.mine(judge.eval(), arrays, order[held:], np.random.default_rng(config.seed))
     if judge is None:
         judge = LearnedJudge(model)

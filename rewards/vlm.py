@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +25,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.http import PROMPT, SCORE, SUCCESS, checked_videos, shown_frames
+from rewards.answers import Scale, read_score
+from rewards.http import PROMPT, checked_videos, shown_frames
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement
-from worldgym.utils.files import atomic_write_text
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.hub import HUB
+from worldgym.utils.optional import require
+from worldgym.utils.typed import from_values
 
 SETTINGS = "judge.json"
 QUESTION = """These frames, in the order of time, show a robot at a table. Instruction to the robot: "{instruction}"
 Does the last frame show the instruction fulfilled? Answer yes or no."""
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raise a CheckpointError for a model that brings code of its own: transformers would ask whether to run it."""
+    for name in ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        remedy = "Restore it from a copy"
+        if "auto_map" in _keys(read_json(file, remedy)):
+            raise CheckpointError(
+                f"{file} names Python code of its own (auto_map), which is never run here; give a model whose class is "
+                "part of transformers, or serve it behind an endpoint and use HttpJudge"
+            )
+
+
+def _keys(data: Any) -> set[str]:
+    if isinstance(data, dict):
+        return set(data).union(*(_keys(value) for value in data.values()))
+    return set().union(*(_keys(value) for value in data)) if isinstance(data, list) else set()
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,7 @@ class VlmJudgeConfig:
         temperature: of written answers; 0 is greedy, and wants `votes` of 1.
         max_tokens: of a written answer.
         threshold: of the probability of success.
+        scale: in mode `score`, which numbers are verdicts, and how they are found in an answer.
         max_batch: videos in one forward pass.
 
     Raises:
@@ -68,6 +94,7 @@ class VlmJudgeConfig:
     temperature: float = 1.0
     max_tokens: int = 300
     threshold: float = 0.5
+    scale: Scale = field(default_factory=Scale)
     max_batch: int = 8
 
     def __post_init__(self) -> None:
@@ -87,9 +114,7 @@ class VlmJudgeConfig:
                 "temperature not negative"
             )
         if self.temperature == 0 and self.votes > 1:
-            raise ConfigError(
-                f"{self.votes} greedy answers are all the same; type votes=1, or temperature=1"
-            )
+            raise ConfigError(f"{self.votes} greedy answers are all the same; type votes=1, or temperature=1")
         if not 0 < self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1]")
 
@@ -157,21 +182,30 @@ class VlmJudge:
         """Model, processor, and settings where there are some.
 
         Args:
-            path: folder (or hub name) of a model.
+            path: folder of a model; `hf:OWNER/NAME` asks the hub.
             config: how to ask; None for the settings saved there, or the defaults.
             **loading: of `AutoModelForImageTextToText.from_pretrained`, such as `dtype` and `device_map`.
 
         Raises:
-            CheckpointError: no such model, or settings that cannot be read.
+            CheckpointError: no such model, settings that cannot be read, or a model that brings its own code.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
+        name = str(path)
+        if name.startswith(HUB):
+            name = name.removeprefix(HUB)
+        else:
+            _refuse_code(
+                verify_folder(path, ("config.json",), "give the folder of an image-text-to-text model")
+            )
+        transformers = require("transformers", extra="vlm")
+        loading = {**loading, "trust_remote_code": False}
         settings = Path(path) / SETTINGS
         try:
             if config is None and settings.is_file():
-                config = VlmJudgeConfig(**json.loads(settings.read_text()))
-            model = AutoModelForImageTextToText.from_pretrained(str(path), **loading)
-            return cls(model, AutoProcessor.from_pretrained(str(path)), config)
+                verify_folder(path, (SETTINGS,), "give what save_pretrained wrote")
+                config = from_values(VlmJudgeConfig, json.loads(settings.read_text()), str(settings))
+            model = transformers.AutoModelForImageTextToText.from_pretrained(name, **loading)
+            processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
+            return cls(model, processor, config)
         except (OSError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -182,10 +216,10 @@ class VlmJudge:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write model, processor and settings to folder `path`."""
-        Path(path).mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(str(path))
-        self.processor.save_pretrained(str(path))
-        atomic_write_text(Path(path) / SETTINGS, json.dumps(asdict(self.config), indent=1) + "\n")
+        with save_folder(path) as folder:
+            self.model.save_pretrained(str(folder))
+            self.processor.save_pretrained(str(folder))
+            (folder / SETTINGS).write_text(json.dumps(asdict(self.config), indent=1) + "\n")
 
     @torch.no_grad()
     def score(self, frames: Tensor | np.ndarray, instructions: Sequence[str]) -> Judgement:
@@ -241,7 +275,11 @@ class VlmJudge:
         config, count = self.config, len(inputs["input_ids"])
         sampling: dict[str, Any] = {"do_sample": False}
         if config.temperature > 0:
-            sampling = {"do_sample": True, "temperature": config.temperature, "num_return_sequences": config.votes}
+            sampling = {
+                "do_sample": True,
+                "temperature": config.temperature,
+                "num_return_sequences": config.votes,
+            }
         # generate() knows the global generator only; it is put back afterwards.
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
@@ -252,8 +290,9 @@ class VlmJudge:
         rows = []
         for i in range(count):
             mine = texts[i * votes : (i + 1) * votes]
-            scores = [float(found[-1]) for text in mine if (found := SCORE.findall(text))]
-            share = float(np.mean([s >= SUCCESS for s in scores])) if scores else 0.0
+            found = [read_score(text, config.scale) for text in mine]
+            scores = [score for score in found if score is not None]
+            share = float(np.mean([s >= config.scale.success_at for s in scores])) if scores else 0.0
             rows.append(
                 {"p": share, "valid": len(scores) >= config.min_votes, "texts": mine, "scores": scores}
             )

@@ -37,5 +37,9 @@ class RenderingError(WorldgymError, RuntimeError):
     """No working OpenGL backend; the message names the system package that brings it."""
 
 
+class JudgeUnavailableError(WorldgymError, RuntimeError):
+    """A judge has stopped giving verdicts; the run is paused, and the same command goes on later."""
+
+
 class ShadowedPackageError(WorldgymError, ImportError):
     """One of the project's import names (`envs`, `agents`, ...) resolves to somebody else's package."""

@@ -16,6 +16,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
 Decode = Literal["all", "last", "none"]
 
 
@@ -155,6 +157,43 @@ def judged(
         told["latents"] = latents
     verdict: Judgement = judge.score(frames, instructions, **told)
     return verdict
+
+
+def settled(
+    judge: Any,
+    frames: Tensor,
+    instructions: Sequence[str],
+    states: Tensor | None,
+    latents: Tensor | None = None,
+) -> Judgement:
+    """`judged` for a closed loop: a row without a verdict is invalid, whatever the reason, and never a failure.
+
+    Invalid are rows that the judge could not judge, rows to which it does not apply (NaN), and all rows when it timed
+    out or could not be reached.
+
+    Returns:
+        `p_success (B,)`, 0 where there is no verdict, and `valid (B,)` bool, on the judge's device.
+
+    Raises:
+        ValueError: the judgement has another number of rows.
+        JudgeUnavailableError: the judge asks for a pause.
+    """
+    import torch
+
+    count, name = len(frames), getattr(judge, "name", type(judge).__name__)
+    try:
+        with torch.no_grad():
+            verdict = judged(judge, frames, instructions, states, latents)
+    except (TimeoutError, ConnectionError) as error:
+        logger.warning("judge %s failed on %d episodes, which become invalid: %s", name, count, error)
+        return Judgement(torch.zeros(count), None, torch.zeros(count, dtype=torch.bool), [str(error)] * count)
+    p, valid = torch.as_tensor(verdict.p_success).detach(), torch.as_tensor(verdict.valid).detach().bool()
+    if tuple(p.shape) != (count,) or tuple(valid.shape) != (count,):
+        raise ValueError(
+            f"judge {name} gave p_success {tuple(p.shape)}, valid {tuple(valid.shape)}; expected ({count},) each"
+        )
+    valid = valid.to(p.device) & torch.isfinite(p)
+    return Judgement(torch.where(valid, p, torch.zeros_like(p)), verdict.progress, valid, verdict.raw)
 
 
 @runtime_checkable

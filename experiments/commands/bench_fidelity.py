@@ -27,7 +27,7 @@ from experiments.policies import PolicyChoice
 from experiments.run_folder import finite, versions
 from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
-from worldgym.protocols import judged
+from worldgym.protocols import settled
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -251,8 +251,8 @@ def outcomes(judge: Any, frames: np.ndarray, logs: TrueLogs) -> tuple[np.ndarray
     texts = [text for text in logs.instructions for _ in range(looks)]
     # The hand's own place as Real had it: the frames are what is compared.
     states = torch.from_numpy(np.ascontiguousarray(logs.states[:, 5::5])).flatten(0, 1)
-    verdict = judged(judge, shown.flatten(0, 1)[:, None], texts, states)
-    said = (verdict.p_success.cpu().numpy() >= judge.threshold).reshape(n, looks).any(1)
+    verdict = settled(judge, shown.flatten(0, 1)[:, None], texts, states)
+    said = ((verdict.p_success >= judge.threshold) & verdict.valid).cpu().numpy().reshape(n, looks).any(1)
     return said, logs.success[:, 5::5].any(1)
 
 

@@ -89,3 +89,23 @@ def test_the_judge_decides_its_threshold_unless_told():
     judge.threshold = 1.1
     assert not gate(judge=judge).imagined.any()
     assert gate(judge=judge, threshold=0.5).imagined.all()
+
+
+@pytest.mark.parametrize("trouble", ["nan", "invalid", "timeout", "refused"])
+def test_a_row_without_a_verdict_is_invalid_and_never_a_failure(trouble):
+    import torch
+
+    from worldgym.protocols import Judgement, settled
+
+    class Judge:
+        name = "odd"
+
+        def score(self, frames, instructions):
+            if trouble in ("timeout", "refused"):
+                raise (TimeoutError if trouble == "timeout" else ConnectionError)("no answer")
+            p = torch.tensor([0.9, float("nan") if trouble == "nan" else 0.9])
+            return Judgement(p, None, torch.tensor([True, trouble == "nan"]))
+
+    verdict = settled(Judge(), torch.zeros(2, 1, 4, 4, 3, dtype=torch.uint8), ["a", "b"], None)
+    whole = trouble in ("timeout", "refused")
+    assert verdict.valid.tolist() == [not whole, False] and verdict.p_success[1] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -14,13 +15,18 @@ class Server:
 
     Entries: "ok0" and "ok1" (that score), "unsure" (no score), "one" (a single answer however many are wanted), "429",
     "500", "401" (echoes the key), "404", "slow", "hang" (never), "garbage", "half" (a JSON document cut off),
-    "schema" (valid JSON of another form), "drop" (closes the connection).
+    "schema" (valid JSON of another form), "drop" (closes the connection), "drip" (a byte at a time, headers first),
+    "later" (429 with Retry-After: 20), "huge" (64 MB), "claims" (a Content-Length of 8 GB), "bomb" (gzip of 64 MB
+    of zeros), "redirect" (to `elsewhere`), "nulls" (usage without counts), "echo" (the key in the answer), "400"
+    (complains of max_tokens).
     """
 
     def __init__(self, *script: str, otherwise: str = "ok1", slow: float = 0.05) -> None:
         self.script, self.otherwise, self.slow = deque(script), otherwise, slow
         self.requests: list[dict] = []
         self.at_once, self.most_at_once = 0, 0
+        self.elsewhere = "http://127.0.0.1:9/v1/chat/completions"
+        self.keys: list[str | None] = []
         self._lock = threading.Lock()
         outer = self
 
@@ -44,6 +50,7 @@ class Server:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         with self._lock:
             self.requests.append(body)
+            self.keys.append(handler.headers["Authorization"])
             kind = self.script.popleft() if self.script else self.otherwise
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
@@ -56,6 +63,13 @@ class Server:
                 self.at_once -= 1
 
     def _send(self, handler: BaseHTTPRequestHandler, kind: str, body: dict) -> None:
+        if kind == "drip":
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n"
+            for byte in head + b" " * 400:
+                handler.wfile.write(bytes([byte]))
+                handler.wfile.flush()
+                time.sleep(0.05)
+            return
         time.sleep({"slow": 0.5, "hang": 2.0}.get(kind, self.slow if kind.startswith("ok") else 0.0))
         if kind == "drop":
             handler.close_connection = True
@@ -72,22 +86,47 @@ class Server:
             ],
             "usage": {"prompt_tokens": 1000, "completion_tokens": 10 * count, "total_tokens": 1000 + 10 * count},
         }  # fmt: skip
+        if kind == "nulls":
+            said["usage"] = {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}
+        if kind == "echo":
+            for choice in said["choices"]:
+                choice["message"]["content"] = (
+                    f"Your header is {handler.headers['Authorization']}.\nFinal Score: 1"
+                )
         status, text = 200, json.dumps(said)
+        headers: dict[str, str] = {}
         if kind in ("429", "500", "401", "404"):
             status = int(kind)
             text = json.dumps(
                 {"error": {"message": f"no, {handler.headers['Authorization']}", "type": "x", "code": "x"}}
             )
+        elif kind == "400":
+            status, text = (
+                400,
+                json.dumps({"error": {"message": "Unsupported parameter: 'max_tokens'", "type": "x"}}),
+            )
+        elif kind == "later":
+            status, headers = 429, {"Retry-After": "20"}
+        elif kind == "huge":
+            text = text[:-1] + " " * 64_000_000 + "}"
+        elif kind == "claims":
+            headers = {"Content-Length": "8000000000"}
+        elif kind == "redirect":
+            status, headers = 307, {"Location": self.elsewhere}
         elif kind == "garbage":
             text = "<html>Welcome to the hotel's network</html>"
         elif kind == "half":
             text = text[: len(text) // 2]
         elif kind == "schema":
             text = json.dumps({"choices": "none", "usage": 3})
+        data = text.encode()
+        if kind == "bomb":
+            data, headers = gzip.compress(bytes(64_000_000)), {"Content-Encoding": "gzip"}
+        if kind == "429":
+            headers = {"Retry-After": "0.01"}
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}
         handler.send_response(status)
-        if status == 429:
-            handler.send_header("Retry-After", "0.01")
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(text.encode())))
+        for name, value in headers.items():
+            handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(text.encode())
+        handler.wfile.write(data)

@@ -70,14 +70,14 @@ class Says:
     name, threshold, reads_state = "says", 0.5, True
 
     def score(self, frames, instructions, states):
-        return Judgement(
-            states[:, 0], None, torch.tensor([True, False]), ["a", "b"]
-        )
+        return Judgement(states[:, 0], None, torch.tensor([True, False]), ["a", "b"])
 
 
 def test_the_judge_is_asked_as_it_wants_and_failures_stay_failures():
     judge = CalibratedJudge(Says(), Calibration((0.0, 1.0), (0.0, 0.5), 0.4))
-    verdict = judge.score(torch.zeros(2, 1, 8, 8, 3, dtype=torch.uint8), ["x", "y"], torch.tensor([[0.8], [0.2]]))
+    verdict = judge.score(
+        torch.zeros(2, 1, 8, 8, 3, dtype=torch.uint8), ["x", "y"], torch.tensor([[0.8], [0.2]])
+    )
     assert verdict.p_success.tolist() == pytest.approx([0.4, 0.1])
     assert verdict.valid.tolist() == [True, False] and verdict.raw == ["a", "b"]
     assert judge.reads_state and not judge.reads_latents and judge.threshold == 0.4
@@ -93,7 +93,7 @@ def test_calibrated_and_composed_judges_come_back_from_disk(tmp_path):
     words = ["push the red cube to the left"] * 3
     assert torch.equal(again.score(frames, words).p_success, both.score(frames, words).p_success)
     assert again.name == both.name and again.threshold == 0.4
-    with pytest.raises(CheckpointError, match="no judge in"):
+    with pytest.raises(CheckpointError, match="no folder"):
         load_judge(tmp_path / "nothing")
     (tmp_path / "both" / "composed.json").write_text("{")
     with pytest.raises(CheckpointError, match="no composed judge"):

@@ -59,9 +59,15 @@ class Frozen:
 @pytest.fixture(scope="module")
 def trained():
     arrays, tokenizer = logs(90), Pooled()
-    settings = JudgeTrainConfig(steps=160, batch_size=48, lr=3e-3, val_fraction=0.2, val_pairs=200, latent_noise=0.05)
+    settings = JudgeTrainConfig(
+        steps=160, batch_size=48, lr=3e-3, val_fraction=0.2, val_pairs=200, latent_noise=0.05
+    )
     return train_latent_judge(
-        arrays, encode_logs(tokenizer, arrays), tokenizer, settings, model=LatentJudgeConfig(width=32, asked=8)
+        arrays,
+        encode_logs(tokenizer, arrays),
+        tokenizer,
+        settings,
+        model=LatentJudgeConfig(width=32, asked=8),
     )
 
 
@@ -121,7 +127,9 @@ def test_dreamt_logs_keep_labels_and_take_over_what_was_imagined():
 
 def test_a_teacher_hands_on_what_it_sees():
     arrays, tokenizer = logs(60), Pooled()
-    settings = JudgeTrainConfig(steps=120, batch_size=32, lr=3e-3, val_fraction=0.2, val_pairs=100, latent_noise=0.0)
+    settings = JudgeTrainConfig(
+        steps=120, batch_size=32, lr=3e-3, val_fraction=0.2, val_pairs=100, latent_noise=0.0
+    )
     sizes = LatentJudgeConfig(width=32, asked=8, state_dim=0)
     latents = encode_logs(tokenizer, arrays)
     rows = np.flatnonzero(~arrays.success)[:60]

@@ -16,14 +16,20 @@ from worldgym.utils.optional import require
 try:
     open_clip = require("open_clip", extra="clip")
 except ImportError:
-    pytest.skip("open_clip is not importable here; type `make test-clip`, which installs it", allow_module_level=True)
+    pytest.skip(
+        "open_clip is not importable here; type `make test-clip`, which installs it", allow_module_level=True
+    )
 
 SMALL = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 16, "patch_size": 4, "width": 48, "layers": 2, "head_width": 16, "pool_type": "avg"},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }  # fmt: skip
-WORDS = ["push the red cube to the left", "push the green cube to the right", "push the blue cube to the left"]
+WORDS = [
+    "push the red cube to the left",
+    "push the green cube to the right",
+    "push the blue cube to the left",
+]
 
 
 def videos(count=3, steps=4, size=16):
@@ -91,7 +97,9 @@ def test_a_named_model_takes_local_weights(tmp_path):
 
 
 def test_a_small_model_learns_to_judge():
-    settings = JudgeTrainConfig(steps=250, batch_size=64, lr=2e-3, val_fraction=0.2, val_pairs=300, colour_jitter=0.02)
+    settings = JudgeTrainConfig(
+        steps=250, batch_size=64, lr=2e-3, val_fraction=0.2, val_pairs=300, colour_jitter=0.02
+    )
     trained, report = train_open_clip(logs(120), None, settings, description=SMALL)
     assert report["balanced_accuracy"] > 0.8, report
     assert trained.threshold >= 0.5 and trained.config.scale > 0
@@ -99,7 +107,9 @@ def test_a_small_model_learns_to_judge():
 
 def test_a_teacher_hands_on_what_it_sees():
     arrays = logs(60)
-    settings = JudgeTrainConfig(steps=60, batch_size=16, lr=3e-3, val_fraction=0.2, val_pairs=100, colour_jitter=0.02)
+    settings = JudgeTrainConfig(
+        steps=60, batch_size=16, lr=3e-3, val_fraction=0.2, val_pairs=100, colour_jitter=0.02
+    )
     frames = torch.from_numpy(arrays.frames[np.flatnonzero(~arrays.success)[:60]])[:, None]
     words = ["push the green cube to the left"] * 60
     red = Reddish().score(frames, words).p_success.bool()

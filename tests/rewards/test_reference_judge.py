@@ -23,7 +23,9 @@ def judge(arrays):
 
 def test_successful_episodes_become_references_as_the_world_model_imagines_them(judge, arrays):
     solved = [i for i in range(6) if arrays.success[arrays.rows(i)].any()]
-    assert judge.instructions == [arrays.instructions[i] for i in solved] and len(judge.references) == len(solved)
+    assert judge.instructions == [arrays.instructions[i] for i in solved] and len(judge.references) == len(
+        solved
+    )
     assert torch.equal(judge.references[0][0], torch.from_numpy(arrays.frames[arrays.rows(solved[0]).start]))
     verdict = judge.score(judge.references[0][None], judge.instructions[:1])
     assert verdict.p_success.tolist() == [1.0] and verdict.raw == [0.0], "its own video is at no distance"
@@ -74,7 +76,8 @@ def test_it_comes_back_from_disk_and_wants_whole_videos(judge, tmp_path):
     again = load_judge(tmp_path)
     video = judge.references[1][None]
     assert torch.equal(
-        again.score(video, judge.instructions[1:2]).progress, judge.score(video, judge.instructions[1:2]).progress
+        again.score(video, judge.instructions[1:2]).progress,
+        judge.score(video, judge.instructions[1:2]).progress,
     )
     with pytest.raises(ValueError, match="whole videos"):
         again.score(video[:, :1], judge.instructions[1:2])

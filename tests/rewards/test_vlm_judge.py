@@ -37,7 +37,11 @@ def tiny_llava():
         CORPUS * 20, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", additional_special_tokens=[IMAGE]
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=[IMAGE],
     )
     tokenizer.image_token = IMAGE
     vision = CLIPVisionConfig(
@@ -136,7 +140,9 @@ def test_it_comes_back_through_the_auto_classes_with_its_settings(llava, tmp_pat
     judge.save_pretrained(tmp_path / "vlm")
     again = load_judge(tmp_path / "vlm")
     assert isinstance(again, VlmJudge) and again.config == judge.config and again.name == "vlm:llava"
-    assert torch.allclose(again.score(videos(), WORDS).p_success, judge.score(videos(), WORDS).p_success, atol=1e-5)
+    assert torch.allclose(
+        again.score(videos(), WORDS).p_success, judge.score(videos(), WORDS).p_success, atol=1e-5
+    )
 
 
 def test_what_cannot_work_is_refused(llava, tmp_path):
@@ -148,5 +154,18 @@ def test_what_cannot_work_is_refused(llava, tmp_path):
         VlmJudge(*llava, VlmJudgeConfig(yes=("yes",), no=("yes",)))
     with pytest.raises(ValueError, match="expected uint8"):
         VlmJudge(*llava).score(videos().float(), WORDS)
-    with pytest.raises(CheckpointError, match="no vision-language model"):
+    with pytest.raises(CheckpointError, match="no folder .*image-text-to-text model"):
         VlmJudge.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "processor_config.json"])
+def test_a_model_with_code_of_its_own_is_refused_without_a_question(tmp_path, file, monkeypatch):
+    def asked(*_):
+        raise AssertionError("the user was asked")
+
+    monkeypatch.setattr("builtins.input", asked)
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    (tmp_path / file).write_text('{"model_type": "own", "auto_map": {"AutoModel": "modeling.Own"}}')
+    (tmp_path / "modeling.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(CheckpointError, match="code of its own .auto_map., which is never run"):
+        VlmJudge.from_pretrained(tmp_path)

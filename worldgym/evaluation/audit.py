@@ -24,7 +24,7 @@ import numpy as np
 from worldgym.evaluation.outcomes import Start
 from worldgym.evaluation.rollouts import first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, paired_bootstrap
-from worldgym.protocols import judged
+from worldgym.protocols import settled
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def verdicts(judge: Any, image: Any, texts: Sequence[str], states: Any, latents:
     import torch
 
     with torch.no_grad():
-        verdict = judged(judge, image[:, None], list(texts), states, latents)
+        verdict = settled(judge, image[:, None], list(texts), states, latents)
     p = torch.as_tensor(verdict.p_success).float().cpu().numpy().copy()
     p[~torch.as_tensor(verdict.valid).cpu().numpy().astype(bool)] = np.nan
     return p

@@ -23,7 +23,7 @@ import numpy as np
 
 from worldgym.evaluation.rollouts import Start, first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, wilson
-from worldgym.protocols import judged
+from worldgym.protocols import settled
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def dream(
             image, proprio = imagined.frames[:, -1], imagined.states[:, -1]
             done += chunk.shape[1]
             imagined_steps += chunk.shape[0] * chunk.shape[1]
-            verdict = judged(judge, imagined.frames[:, -1:], told, proprio, imagined.latents[:, -1])
+            verdict = settled(judge, imagined.frames[:, -1:], told, proprio, imagined.latents[:, -1])
             valid = verdict.valid.cpu().numpy().astype(bool)
             if max_uncertainty is not None:  # NaN is no certainty either
                 valid &= (imagined.uncertainty <= max_uncertainty).cpu().numpy()

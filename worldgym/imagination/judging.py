@@ -11,17 +11,13 @@ Example::
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldgym.protocols import RewardModel, judged
-
-log = logging.getLogger(__name__)
+from worldgym.protocols import RewardModel, settled
 
 
 def ask(
@@ -39,18 +35,5 @@ def ask(
     Raises:
         ValueError: the judgement has another number of rows.
     """
-    count = len(frames)
-    try:
-        with torch.no_grad():
-            verdict = judged(judge, frames, list(instructions), states, latents)
-    except (TimeoutError, ConnectionError) as error:
-        log.warning("judge %s failed on %d episodes, which become invalid: %s", judge.name, count, error)
-        return np.zeros(count), np.zeros(count, np.bool_)
-    p = torch.as_tensor(verdict.p_success).detach().cpu().numpy().astype(np.float64)
-    valid = torch.as_tensor(verdict.valid).detach().cpu().numpy().astype(np.bool_)
-    if p.shape != (count,) or valid.shape != (count,):
-        raise ValueError(
-            f"judge {judge.name} gave p_success {p.shape}, valid {valid.shape}; expected ({count},) each"
-        )
-    valid = valid & np.isfinite(p)
-    return np.where(valid, p, 0.0), valid
+    verdict = settled(judge, frames, list(instructions), states, latents)
+    return verdict.p_success.cpu().numpy().astype(np.float64), verdict.valid.cpu().numpy().astype(np.bool_)
