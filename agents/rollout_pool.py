@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ import torch
 from typing_extensions import Self
 
 from agents.imagination import Starts, collect
+from agents.ray_watch import watch
 from agents.rollouts import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.utils.memory import resident_mb
 from worldgym.utils.optional import require
 
 logger = logging.getLogger(__name__)
+_watchers: list[Any] = []
 PIECE = 8
 """Starts a piece, unless told otherwise."""
 
@@ -184,7 +187,7 @@ class RolloutPool:
             self._ray.kill(worker)
         self.workers = []
         if self._started:
-            self._ray.shutdown()
+            disconnect(self._ray)
             self._started = False
 
     def __enter__(self) -> Self:
@@ -225,6 +228,7 @@ def connect(ray: Any, address: str | None, cpus: int | None) -> bool:
         return False
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
     if address is None or address == "local":
+        _watchers.append(watch(Path(ray.__file__).parent))  # Ray's agents outlive a killed driver by a minute
         # Said outright: a stale address file of a killed cluster would otherwise be followed.
         ray.init(address="local", num_cpus=cpus, **quiet)
         return True
@@ -236,6 +240,14 @@ def connect(ray: Any, address: str | None, cpus: int | None) -> bool:
             "with `ray start --head`, or leave out the address to use this machine alone"
         ) from error
     return False
+
+
+def disconnect(ray: Any) -> None:
+    """End a cluster that `connect` has started."""
+    ray.shutdown()
+    for watcher in filter(None, _watchers):
+        watcher.stdin.close()
+    _watchers[:] = [watcher for watcher in filter(None, _watchers) if watcher.poll() is None]
 
 
 def check_resources(ray: Any, asked: dict[str, float]) -> None:

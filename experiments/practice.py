@@ -162,6 +162,16 @@ class Practice:
         enough = self.stop_at is not None and row.get("audit_imagined", 0.0) > self.stop_at
         return enough or guard.trips(row)
 
+    def remembered(self) -> list[dict[str, float]]:
+        """Scalars of the rounds that an interrupted run has finished."""
+        from worldgym.utils.train_state import TrainState
+
+        final = self.folder.read("history")
+        if final is None and (rounds := self._rounds()):
+            verify_listed(rounds[-1], self.folder.restart)
+            final = TrainState(rounds[-1] / "grpo").meta()["user"]["history"]
+        return list(final or [])
+
     def _rounds(self) -> list[Path]:
         """Rounds that are wholly on disk, the last one last."""
         return sorted(self.folder.state.glob("round-[0-9]*"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.rollout_pool import RolloutPool, collect_in_pieces, connect, pieces_of
+from agents.rollout_pool import RolloutPool, collect_in_pieces, connect, disconnect, pieces_of
 from experiments import speed
 from worldgym.utils.memory import resident_mb
 from worldgym.utils.optional import require
@@ -64,7 +64,7 @@ def scaling(
     ray = require("ray", extra="rllib")
     with ExitStack() as stack:
         if connect(ray, None, workers + 1):  # room for both pools; only one of them works at a time
-            stack.callback(ray.shutdown)
+            stack.callback(disconnect, ray)
         many = stack.enter_context(RolloutPool(world_model, judge, workers))
         one = stack.enter_context(RolloutPool(world_model, judge, 1))
         torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agents.rollout_pool import check_resources, connect
+from agents.rollout_pool import check_resources, connect, disconnect
 from worldgym.errors import ConfigError
 from worldgym.utils.optional import require
 
@@ -77,7 +77,7 @@ def on_ray(
             ) from error
     finally:
         if started:
-            ray.shutdown()
+            disconnect(ray)
 
 
 def _worker(setting: dict[str, Any]) -> None:

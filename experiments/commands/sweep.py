@@ -8,7 +8,7 @@ Example::
 
     worldgym sweep --space lr=1e-5,2e-5,4e-5 temperature=1,2 --out runs/sweep
     worldgym sweep --space "lr=loguniform(5e-6,1e-4)" --samples 16 --address auto --gpus 0.25
-    worldgym sweep --resume --space lr=1e-5,2e-5,4e-5 temperature=1,2 --out runs/sweep
+    worldgym sweep --resume --out runs/sweep
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import re
 import sys
 import typing
@@ -23,12 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.bundle import Bundle
 from experiments.demo_settings import PracticeSettings
 from worldgym.errors import ConfigError
-from worldgym.utils.files import atomic_write_text
+from worldgym.utils.files import atomic_write_text, read_sealed, write_sealed
+from worldgym.utils.typed import changes
 
 logger = logging.getLogger(__name__)
 METRIC = "imagined_success"
+FILES = ("sweep.json", "tune", "trials")
 FIXED = {"out", "bundle", "quick", "fresh"}
 DRAWN = re.compile(r"(uniform|loguniform)\(([^,]+),([^,]+)\)")
 
@@ -39,40 +43,99 @@ class SweepConfig:
 
     Args:
         space: `name=a,b,c` tries each, `name=uniform(a,b)` and `name=loguniform(a,b)` draw; names are those of
-            `worldgym rl`. Everything else keeps its default.
+            `worldgym rl`. Everything else keeps its default. With `--resume` it may be left out.
         out: folder of the sweep; a trial's run folder and table lie in it.
-        bundle: name of a bundled checkpoint, or a folder with the same parts.
-        samples: draws of the whole space; each combination of listed values counts once a draw.
-        iterations: rounds a trial, at most.
-        grace: rounds before a trial may be stopped early.
+        bundle: name of a bundled checkpoint, or a folder with the same parts; tabletop-small when None.
+        samples: draws of the whole space; each combination of listed values counts once a draw; 1 when None.
+        iterations: rounds a trial, at most; 20 when None.
+        grace: rounds before a trial may be stopped early; 5 when None.
         concurrent: trials at once; as many as fit when None.
-        cpus: of each trial, and its torch threads.
+        cpus: of each trial, and its torch threads; 1 when None.
         gpus: share of a GPU of each trial.
         address: of a running Ray cluster, `auto` for the one on this machine; None starts one.
-        resume: go on with the sweep in `out`.
+        resume: go on with the sweep in `out`, with its settings; those that are typed must be the same.
         quick: every trial as `worldgym rl --quick`.
-        seed: of the draws.
+        seed: of the draws; 0 when None.
     """
 
-    space: tuple[str, ...]
+    space: tuple[str, ...] = ()
     out: Path = Path("runs/sweep")
-    bundle: str = "tabletop-small"
-    samples: int = 1
-    iterations: int = 20
-    grace: int = 5
+    bundle: str | None = None
+    samples: int | None = None
+    iterations: int | None = None
+    grace: int | None = None
     concurrent: int | None = None
-    cpus: int = 1
+    cpus: int | None = None
     gpus: float = 0.0
     address: str | None = None
     resume: bool = False
     quick: bool = False
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         """Validate, the space included."""
-        if min(self.samples, self.iterations, self.grace, self.cpus) < 1 or self.gpus < 0:
-            raise ConfigError("samples, iterations, grace and cpus must be at least 1, gpus not negative")
-        parse_space(self.space)
+        counts = (self.samples, self.iterations, self.grace, self.cpus, self.concurrent)
+        if min((n for n in counts if n is not None), default=1) < 1 or self.gpus < 0 or (self.seed or 0) < 0:
+            raise ConfigError(
+                "samples, iterations, grace, cpus and concurrent must be at least 1, gpus and seed not negative"
+            )
+        if self.space or not self.resume:
+            parse_space(self.space)
+
+
+DEFAULTS = {"bundle": "tabletop-small", "samples": 1, "iterations": 20, "grace": 5, "cpus": 1, "seed": 0}
+"""Of what a resumed sweep takes from the one that it goes on with."""
+SETTINGS = "sweep_settings.json"
+
+
+def whole_settings(config: SweepConfig) -> SweepConfig:
+    """The settings of the sweep to run: those typed, and those of the sweep that is resumed.
+
+    Raises:
+        ConfigError: `out` holds a sweep and `--resume` is not typed, or none and it is; or what is typed differs.
+        CheckpointError: what is written down is damaged.
+    """
+    found = [name for name in FILES if (config.out / name).exists()]
+    if not config.resume:
+        if found:
+            raise ConfigError(
+                f"{config.out} holds {', '.join(found)} of a sweep, which would be overwritten. Add --resume to go on "
+                "with it, or give another --out"
+            )
+        return dataclasses.replace(config, **{**DEFAULTS, **_typed(config)})
+    if not (config.out / SETTINGS).is_file():
+        said = f"no {SETTINGS}, so it is of an earlier version" if found else "no sweep to go on with"
+        raise ConfigError(f"{config.out} holds {said}; leave out --resume and give a new --out")
+    before = read_sealed(config.out / SETTINGS, "Leave out --resume and give a new --out.")
+    whole = dataclasses.replace(
+        config,
+        **{**{name: before[name] for name in DEFAULTS}, **_typed(config)},
+        quick=config.quick or before["quick"],
+        space=config.space or tuple(before["space"]),
+    )
+    if told := changes(before, plain_settings(whole)):
+        raise ConfigError(
+            f"the sweep in {config.out} has other settings ({told}). Type --resume --out {config.out} alone to go "
+            "on with it, or give another --out for another sweep"
+        )
+    return whole
+
+
+def _typed(config: SweepConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in DEFAULTS if getattr(config, name) is not None}
+
+
+def plain_settings(config: SweepConfig) -> dict[str, Any]:
+    """What decides the results of a sweep, as JSON has it."""
+    facts = {name: getattr(config, name) for name in (*DEFAULTS, "quick", "space")}
+    facts |= {"bundle": bundle_name(config), "parts": Bundle.find(str(config.bundle)).fingerprint()}
+    return dict(json.loads(json.dumps({**facts, "tried": parse_space(config.space)})))
+
+
+def bundle_name(config: SweepConfig) -> str:
+    """A bundled checkpoint's name, or the whole path of a folder, which trials elsewhere find as well."""
+    folder = Path(str(config.bundle)).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else str(config.bundle)
 
 
 def parse_space(texts: tuple[str, ...]) -> dict[str, list[Any] | tuple[str, float, float]]:
@@ -128,47 +191,64 @@ def convert(text: str, kind: Any) -> Any:
 
 def run(config: SweepConfig) -> int:
     """Run the trials, print them best first, write `sweep.json`."""
-    from agents.rollout_pool import check_resources, connect
+    from agents.rollout_pool import check_resources, connect, disconnect
     from worldgym.utils.optional import require
 
     ray = require("ray", extra="rllib")
     tune = require("ray.tune", extra="rllib")
+    config = whole_settings(config)
+    settings = plain_settings(config)
     started = connect(ray, config.address, None)
-    check_resources(ray, {"CPU": config.cpus, "GPU": config.gpus})
     try:
+        check_resources(ray, {"CPU": float(config.cpus or 1), "GPU": config.gpus})
+        write_sealed(config.out / SETTINGS, settings, indent=1)
         results = tuner(tune, config).fit()
     finally:
         if started:
-            ray.shutdown()
-    rows = [
-        {
-            "setting": result.config,
-            METRIC: (result.metrics or {}).get(METRIC),
-            "rounds": (result.metrics or {}).get("iteration"),
-            "policy": (result.metrics or {}).get("policy"),
-            "error": str(result.error) if result.error else None,
-        }
-        for result in results
-    ]
-    rows.sort(key=lambda row: (1.0 if row[METRIC] is None else -row[METRIC], str(row["setting"])))  # ties: one order
+            disconnect(ray)
+    rows = table_rows(results)
     atomic_write_text(config.out / "sweep.json", json.dumps(rows, indent=1, default=str) + "\n")
+    sys.stdout.write(table(rows) + f"\nwritten to {config.out / 'sweep.json'}\n")
+    return 1 if any(row["error"] for row in rows) else 0
+
+
+def table_rows(results: Any) -> list[dict[str, Any]]:
+    """Ray's results, best first; a policy is named when it is there."""
+    rows = []
+    for result in results:
+        metrics = result.metrics or {}
+        success, policy = metrics.get(METRIC), metrics.get("policy")
+        rows.append(
+            {
+                "setting": result.config,
+                METRIC: success if success is not None and math.isfinite(success) else None,
+                "rounds": metrics.get("iteration"),
+                "policy": policy if policy and (Path(policy) / "config.json").is_file() else None,
+                "error": str(result.error) if result.error else None,
+            }
+        )
+    # Of equal ones always the same comes first.
+    return sorted(rows, key=lambda row: (1.0 if row[METRIC] is None else -row[METRIC], str(row["setting"])))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What is printed."""
     lines = [f"{'imagined':>9}{'rounds':>8}  setting"]
     for row in rows:
         success = "-" if row[METRIC] is None else f"{row[METRIC]:.3f}"
         setting = ", ".join(f"{k}={v}" for k, v in row["setting"].items())
         lines.append(f"{success:>9}{row['rounds'] or 0:>8.0f}  {setting}{'  FAILED' if row['error'] else ''}")
-    best = rows[0]["policy"] if rows else None
-    if best:
-        lines.append(f"measure the first one in Real: worldgym eval --policy sft {best}")
-    sys.stdout.write("\n".join(lines) + f"\nwritten to {config.out / 'sweep.json'}\n")
-    return 1 if any(row["error"] for row in rows) else 0
+    if best := next((row for row in rows if row["policy"]), None):
+        which = "the first one" if best is rows[0] else "the best one that left a policy"
+        lines.append(f"measure {which} in Real: worldgym eval --policy sft {best['policy']}")
+    return "\n".join(lines)
 
 
 def tuner(tune: Any, config: SweepConfig) -> Any:
     """The Tuner, new or with what an earlier one has done."""
     out = config.out.resolve()
-    fixed = {"bundle": str(Path(config.bundle).resolve()) if Path(config.bundle).is_dir() else config.bundle}
-    fixed |= {
+    fixed = {
+        "bundle": bundle_name(config),
         "iterations": config.iterations,
         "quick": config.quick,
         "threads": config.cpus,
@@ -177,9 +257,7 @@ def tuner(tune: Any, config: SweepConfig) -> Any:
     trainable = tune.with_resources(
         tune.with_parameters(trial, fixed=fixed), {"cpu": config.cpus, "gpu": config.gpus}
     )
-    if config.resume:
-        if not (out / "tune").is_dir():
-            raise ConfigError(f"{out} holds no sweep to go on with; leave out --resume")
+    if config.resume and tune.Tuner.can_restore(str(out / "tune")):
         return tune.Tuner.restore(
             str(out / "tune"), trainable=trainable, resume_unfinished=True, restart_errored=True
         )
@@ -194,7 +272,7 @@ def tuner(tune: Any, config: SweepConfig) -> Any:
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric=METRIC, mode="max", num_samples=config.samples, max_concurrent_trials=config.concurrent,
+            metric=METRIC, mode="max", num_samples=config.samples,
             scheduler=ASHAScheduler(max_t=config.iterations, grace_period=min(config.grace, config.iterations)),
             search_alg=BasicVariantGenerator(random_state=config.seed, max_concurrent=config.concurrent or 0),
         ),
@@ -207,9 +285,7 @@ def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
     import numpy as np
     import torch
     from ray import tune
-    from torch.utils.tensorboard import SummaryWriter
 
-    from experiments.bundle import Bundle
     from experiments.practice import Practice
     from experiments.run_folder import RunFolder
 
@@ -221,15 +297,23 @@ def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
         quick=fixed["quick"],
         **{"iterations": fixed["iterations"], **setting},
     )
-    practice = Practice(settings, Bundle.find(settings.bundle), RunFolder(out, settings.key()))
-    recent: list[float] = []
+    bundle = Bundle.find(settings.bundle)
+    folder = RunFolder(out, {**settings.key(), "parts": bundle.fingerprint()})
+    practice = Practice(settings, bundle, folder)
+    # A resumed trial knows its earlier rounds, so that it is compared by the same mean as one that never stopped.
+    before = practice.remembered()
+    recent = [row["success_rate"] for row in before]
 
     def report(row: dict[str, float]) -> None:
         recent.append(row["success_rate"])
         values = {k: v for k, v in row.items() if np.isfinite(v)}
-        success = float(np.nanmean(recent[-5:]))
+        valid = [x for x in recent[-5:] if np.isfinite(x)]
+        success = float(np.mean(valid)) if valid else float("nan")
         tune.report({**values, METRIC: success, "policy": str(out / "policy")})
 
-    with SummaryWriter(str(out)) as board:
-        practice.run(board, report)
-    practice.folder.finish()
+    with folder.board() as board:
+        history = practice.run(board, report)
+    if len(before) == len(history):  # it ended before Ray had noted its last round
+        recent.pop()
+        report(history[-1])
+    folder.finish()

@@ -118,9 +118,78 @@ def test_asking_for_more_than_there_is_fails_at_once(cluster):
 @pytest.mark.slow
 def test_a_node_without_a_package_is_named_with_what_to_install(cluster, tmp_path, monkeypatch):
     """A module that only the driver can import stands for a package that a node lacks."""
-    (tmp_path / "only_here.py").write_text("from line_world import LineWorld\nclass World(LineWorld):\n    pass\n")
+    (tmp_path / "only_here.py").write_text(
+        "from line_world import LineWorld\nclass World(LineWorld):\n    pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     from only_here import World
 
     with pytest.raises(ConfigError, match="no package 'only_here'.*Dockerfile"):
         RolloutPool(World(), BrightJudge(), 1)
+
+
+DRIVER = """
+import sys, time
+import ray
+from agents.rollout_pool import connect
+connect(ray, None, 1)
+@ray.remote
+def work():
+    return 1
+ray.get(work.remote())
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    from agents.ray_watch import processes
+
+    there = processes()
+    chosen = {pid}
+    while more := {p for p, (parent, _) in there.items() if parent in chosen} - chosen:
+        chosen |= more
+    return chosen - {pid}
+
+
+@pytest.mark.slow
+def test_nothing_of_ray_outlives_a_killed_driver():
+    pytest.importorskip("ray", reason="needs the extra `rllib`")
+    import subprocess
+    import sys
+
+    from agents.ray_watch import processes
+
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert driver.stdout.readline() == b"ready\n"
+    time.sleep(1.5)
+    began = {pid: processes()[pid][1] for pid in descendants(driver.pid)}
+    assert len(began) > 5
+    driver.kill()
+    driver.wait()
+    until = time.monotonic() + 10
+    while left := {pid for pid, at in began.items() if processes().get(pid, (0, ""))[1] == at}:
+        assert time.monotonic() < until, left
+        time.sleep(0.2)
+
+
+def test_only_processes_of_the_package_are_watched(tmp_path):
+    """A child that runs from the folder is found with its own children; another child is not."""
+    import subprocess
+    import sys
+
+    from agents.ray_watch import cluster_of, processes
+
+    script = tmp_path / "server.py"
+    script.write_text("import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'input()'])\n")
+    kinds = [[str(script)], ["-c", "input()"]]
+    ours, other = (subprocess.Popen([sys.executable, *kind], stdin=subprocess.PIPE) for kind in kinds)
+    until = time.monotonic() + 10
+    while not descendants(ours.pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    found = cluster_of(os.getpid(), str(tmp_path), processes())
+    assert set(found) == {ours.pid} | descendants(ours.pid) and other.pid not in found
+    for process in (ours, other):
+        process.communicate(b"\n")

@@ -1,0 +1,90 @@
+"""Ends the processes of a Ray cluster on this machine whose driver is gone. Only the standard library, run as a script.
+
+A killed driver takes Ray's servers and workers with it, but Ray's agents go on for a minute. This process outlives the
+driver, because it has a session of its own; it learns of the end from its standard input, which the driver holds open.
+
+Example::
+
+    watcher = watch(Path(ray.__file__).parent)      # in the driver, before ray.init(address="local")
+    watcher.stdin.close()   # or the driver's death: three seconds later nothing of Ray is left
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+GRACE = 3.0  # seconds in which Ray may end its processes itself
+TICK = 1.0  # seconds between two looks at what belongs to the driver
+
+
+def watch(package: str | os.PathLike[str]) -> subprocess.Popen[bytes] | None:
+    """Watch over what the calling process starts from Ray's `package` folder; None where the system has no /proc."""
+    if not os.path.isdir("/proc/self"):
+        return None
+    command = [sys.executable, "-I", os.path.abspath(__file__), str(os.getpid()), os.fspath(package)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Parent and start time of every process, by its number."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as stream:
+                    fields = stream.read().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has ended meanwhile
+            found[int(name)] = (int(fields[1]), fields[19])
+    return found
+
+
+def runs(pid: int, package: str) -> bool:
+    """Whether the command line of a process names a file of `package`."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            return package + os.sep in stream.read().decode(errors="replace")
+    except OSError:
+        return False
+
+
+def cluster_of(driver: int, package: str, there: dict[int, tuple[int, str]]) -> dict[int, str]:
+    """Start time of each process that `driver` started from `package`, and of their descendants."""
+    chosen = {pid for pid, (parent, _) in there.items() if parent == driver and runs(pid, package)}
+    chosen.discard(os.getpid())
+    while more := {pid for pid, (parent, _) in there.items() if parent in chosen} - chosen:
+        chosen |= more
+    return {pid: there[pid][1] for pid in chosen}
+
+
+def main(driver: int, package: str) -> None:
+    """Look until the driver ends or says that it is done, then end what is left."""
+    known: dict[int, str] = {}
+    while True:
+        there = processes()
+        known = alive(known, there) | cluster_of(driver, package, there)
+        if select.select([sys.stdin], [], [], TICK)[0] and not os.read(sys.stdin.fileno(), 1):
+            break
+    until = time.monotonic() + GRACE
+    while left := alive(known, processes()):
+        if time.monotonic() > until:
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(TICK / 10)
+
+
+def alive(known: dict[int, str], there: dict[int, tuple[int, str]]) -> dict[int, str]:
+    """Those of `known` that still run; a number may have been given to another process."""
+    return {pid: began for pid, began in known.items() if pid in there and there[pid][1] == began}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
