@@ -157,13 +157,15 @@ def test_missing_folders_and_files_are_said_with_the_remedy(tmp_path):
 
 
 def test_a_sweep_removes_what_is_unlocked_and_keeps_what_is_in_use(tmp_path):
-    (tmp_path / ".tmp-dead").mkdir()
-    (tmp_path / ".tmp-dead" / "x").write_text("x")
+    (tmp_path / ".tmp-0123456789ab").mkdir()
+    (tmp_path / ".tmp-0123456789ab" / "x").write_text("x")
     (tmp_path / ".tmp-12345-results.json").write_text("of an earlier version")
+    (tmp_path / ".tmp-checkpoint-a1_b2c3d").mkdir()
+    (tmp_path / ".tmp-notes").write_text("somebody else's")
     with staging.staging(tmp_path) as alive:
         staging.sweep(tmp_path)
-        assert list(tmp_path.iterdir()) == [alive]
-    assert list(tmp_path.iterdir()) == []
+        assert {path.name for path in tmp_path.iterdir()} == {alive.name, ".tmp-notes"}
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-notes"]
 
 
 def test_threads_that_save_the_same_folder_leave_one_whole_save(tmp_path):

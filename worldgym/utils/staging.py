@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ except ImportError:  # not on Windows, where leftovers are kept: nothing tells w
 logger = logging.getLogger(__name__)
 
 PREFIX = ".tmp-"
+OURS = re.compile(r"\.tmp-([0-9a-f]{12}|\d+-.+|.+-[a-z0-9_]{8})")
+"""Names that `staging` and earlier versions gave; anything else of that prefix is somebody else's and stays."""
 _swept: set[tuple[int, str]] = set()
 
 
@@ -138,6 +141,6 @@ def sweep_once(folder: Path) -> None:
 def _leftovers(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return [Path(entry.path) for entry in entries if entry.name.startswith(PREFIX)]
+            return [Path(entry.path) for entry in entries if OURS.fullmatch(entry.name)]
     except OSError:
         return []
