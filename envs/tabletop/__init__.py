@@ -8,9 +8,11 @@ Example::
 
 import os
 
-# Chosen here because mujoco reads them when it is imported. llvmpipe's worker threads cost more than they bring at
-# this size: rendering in the caller's thread is twice as fast.
-os.environ.setdefault("MUJOCO_GL", "egl")
+from worldgym.utils.gl import prepare
+
+# Before mujoco is imported, which reads both. llvmpipe's worker threads cost more than they bring at this size:
+# rendering in the caller's thread is twice as fast.
+prepare()
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
 from envs.tabletop.env import TabletopEnv  # noqa: E402

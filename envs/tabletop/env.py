@@ -17,18 +17,29 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from envs.tabletop.vector import TabletopVectorEnv, check_actions
+from worldgym.imagination.settings import limited_spec
 
 
 class TabletopEnv(gym.Env):
     """One tabletop. Arguments are those of `TabletopVectorEnv`."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}
+    _spec: Any = None
 
     def __init__(self, **kwargs: Any) -> None:
         self.batch = TabletopVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         self.render_mode = self.batch.render_mode
         self.observation_space = self.batch.single_observation_space
         self.action_space = self.batch.single_action_space
+
+    @property  # type: ignore[override]
+    def spec(self) -> Any:
+        """What `gym.make` made it from, with the limit of steps that is in force."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: Any) -> None:
+        self._spec = None if value is None else limited_spec(value, self.batch.horizon, self.batch.chunk)
 
     @property
     def instruction(self) -> str:
@@ -40,10 +51,14 @@ class TabletopEnv(gym.Env):
         self.batch.simulation().instruction = text
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
-        """Start an episode; see `TabletopVectorEnv.reset`. `info["scene"]` is the start state as plain data."""
+        """Start an episode; see `TabletopVectorEnv.reset`."""
         super().reset(seed=seed)
         observation, info = self.batch.reset(seed=seed, options=options)
-        return _first(observation), {**_first_info(info), "scene": self.batch.scene().to_json()}
+        return _first(observation), _first_info(info)
+
+    def scene(self) -> Any:
+        """The start state of this episode as plain data; `reset(options={"scene": ...})` starts there again."""
+        return self.batch.scene().to_json()
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
         """One action (4,) or a chunk (K, 4) in [-1, 1]."""

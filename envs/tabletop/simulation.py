@@ -17,7 +17,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.tabletop.render import shared_renderer
+from envs.tabletop.render import drawing, shared_renderer
 from envs.tabletop.scene import (
     BUTTON_TRAVEL,
     COLOURS,
@@ -105,15 +105,17 @@ class Simulation:
 
     def draw(self, size: int) -> NDArray[np.uint8]:
         """The front camera, `(size, size, 3)` uint8."""
-        rgba = (
-            self.model.geom_rgba
-        )  # colours belong to the scene, the model is shared: set before every drawing
+        with drawing():  # colours belong to the scene, the model is shared: set before every drawing
+            self._colour()
+            return shared_renderer().draw(self.model, self.data, size)
+
+    def _colour(self) -> None:
+        rgba = self.model.geom_rgba
         for slot, geom in enumerate(self._geoms):
             colour = self.scene.colours[slot]
             rgba[geom, :3] = COLOURS[colour] if colour else (0.5, 0.5, 0.5)
         rgba[self._lamp, :3] = (0.15, 1.0, 0.25) if self.lamp else (0.15, 0.15, 0.15)
         rgba[self._table] = (0.45, 0.52, 0.45, 1.0) if self.scene.dark_table else self._table_rgba
-        return shared_renderer().draw(self.model, self.data, size)
 
     def state(self) -> NDArray[np.float32]:
         """Proprioception (4,) float32: hand x, y, z and finger opening, metres."""

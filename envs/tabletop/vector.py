@@ -34,31 +34,21 @@ from envs.tabletop.grammar import TASKS
 from envs.tabletop.scene import OPEN_WIDTH, Physics
 from envs.tabletop.simulation import Simulation
 from envs.tabletop.tasks import SPLITS, Scene, draw_scene
+from worldgym.imagination import observations
+from worldgym.imagination.observations import InstructionMode
+from worldgym.imagination.settings import horizon_of, limited_spec
 
-IMAGE_SIZE, STATE_DIM, ACTION_DIM, EMBEDDING_DIM = 64, 4, 4, 384
+IMAGE_SIZE, STATE_DIM, ACTION_DIM = 64, 4, 4
 MAGIC = b"WGTT1"
 VARIANTS = 64  # draws of domain randomisation
-TEXT = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"
-
-
-InstructionMode = Literal["text", "embedding"]
 
 
 def observation_space(image_size: int = IMAGE_SIZE, instruction: InstructionMode = "text") -> spaces.Dict:
-    """One slot's observation: image (H,W,3) u8, state (4,) f32 = hand x, y, z and finger opening in metres, and the
-    instruction as text, or as a sentence embedding (384,) f32.
+    """One slot's observation: image (H,W,3) u8, instruction as text or as a sentence embedding (384,) f32, and state
+    (4,) f32 = hand x, y, z and finger opening in metres.
     """
-    if instruction not in ("text", "embedding"):
-        raise ValueError(f"instruction={instruction!r}; expected 'text' or 'embedding'")
-    low = np.array([-0.3, -0.3, -0.05, -0.01], np.float32)
-    high = np.array([0.3, 0.3, 0.3, OPEN_WIDTH + 0.02], np.float32)
-    return spaces.Dict(
-        image=spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-        state=spaces.Box(low, high, dtype=np.float32),
-        instruction=spaces.Text(max_length=128, charset=TEXT)
-        if instruction == "text"
-        else spaces.Box(-1.0, 1.0, (EMBEDDING_DIM,), np.float32),
-    )
+    low, high = (-0.3, -0.3, -0.05, -0.01), (0.3, 0.3, 0.3, OPEN_WIDTH + 0.02)
+    return observations.observation_space(image_size, STATE_DIM, instruction, low, high)
 
 
 class TabletopVectorEnv(VectorEnv):
@@ -74,6 +64,7 @@ class TabletopVectorEnv(VectorEnv):
         task: one of the seven verbs, or None for a random one per episode.
         split: which start states and words are drawn.
         horizon: steps (of 0.2 s) until truncation.
+        max_episode_steps: the same in steps of a chunk, as Gymnasium's vector environments take it.
         image_size: pixels, 16..256.
         chunk: None for actions `(4,)`, K for `(K, 4)` stepped as K frames.
         flat_actions: True takes a chunk as one vector `(4 K,)`, for libraries that want no matrix.
@@ -99,7 +90,8 @@ class TabletopVectorEnv(VectorEnv):
         randomise: float = 0.0,
         task: str | None = None,
         split: str = "seen",
-        horizon: int = 40,
+        horizon: int | None = None,
+        max_episode_steps: int | None = None,
         image_size: int = IMAGE_SIZE,
         chunk: int | None = None,
         terminate_on_success: bool = True,
@@ -125,7 +117,9 @@ class TabletopVectorEnv(VectorEnv):
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be None or at least 1, got {chunk}")
         self.num_envs, self.domain, self.gap, self.task, self.split = num_envs, domain, gap, task, split
-        self.horizon, self.image_size, self.chunk = horizon, image_size, chunk
+        self.horizon = horizon_of(horizon, max_episode_steps, chunk)
+        self.image_size, self.chunk = image_size, chunk
+        self._spec: Any = None
         self.terminate_on_success, self.render_mode = terminate_on_success, render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
@@ -179,7 +173,7 @@ class TabletopVectorEnv(VectorEnv):
                 None if seeds is None else seeds[i],
                 {k: _of(v, i) for k, v in options.items() if k != "reset_mask"},
             )
-        return self._observe(mask), self._info()
+        return self._observe(mask), self._info(self._empty_path(mask))
 
     def _start(self, i: int, seed: int | None, options: dict[str, Any]) -> None:
         if seed is not None:
@@ -251,8 +245,7 @@ class TabletopVectorEnv(VectorEnv):
         self._returns += rewards
         done = terminated | truncated
         self._done = done.copy()
-        observation, info = self._observe(), self._info() | path
-        self._episode_metrics(info, done)
+        observation, info = self._observe(), self._info(path)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             self._pending = done.copy()
         elif self.autoreset_mode == AutoresetMode.SAME_STEP and done.any():
@@ -263,8 +256,7 @@ class TabletopVectorEnv(VectorEnv):
                 self._start(i, None, {})
             after = self._observe(done)
             info = {
-                **self._info(),
-                **path,
+                **self._info(path),
                 "final_obs": last,
                 "_final_obs": done.copy(),
                 "final_info": final_info,
@@ -277,24 +269,16 @@ class TabletopVectorEnv(VectorEnv):
         """Room for what `step` tells of every step in a chunk; nothing without one."""
         if self.chunk is None:
             return {}
-        n, k = self.num_envs, self.chunk
+        k = self.chunk
+        truths = [sim.truth() for sim in self._sims]  # a reset shows the start, as often as a step has states
         path = {
-            "path": np.zeros((n, k, STATE_DIM), np.float32),
-            "path_success": np.zeros((n, k), bool),
-            "path_progress": np.zeros((n, k), np.float32),
+            "path": np.repeat(np.stack([sim.state() for sim in self._sims])[:, None], k, 1).astype(
+                np.float32
+            ),
+            "path_success": np.repeat(np.array([[t[0]] for t in truths], bool), k, 1),
+            "path_progress": np.repeat(np.array([[t[1]] for t in truths], np.float32), k, 1),
         }
         return {**path, **{f"_{key}": stepped.copy() for key in path}}
-
-    def _episode_metrics(self, info: dict[str, Any], done: NDArray[np.bool_]) -> None:
-        if not done.any():
-            return
-        for key, value in (
-            ("success_once", self._success_once.copy()),
-            ("success_at_end", info["success"].copy()),
-            ("return", self._returns.copy()),
-            ("episode_len", self._steps.copy()),
-        ):
-            info[key], info[f"_{key}"] = value, done.copy()
 
     # -- reading ----------------------------------------------------------------------------------
     def _observe(self, redraw: NDArray[np.bool_] | None = None) -> dict[str, Any]:
@@ -309,18 +293,32 @@ class TabletopVectorEnv(VectorEnv):
             from worldgym.text import embed
 
             words = embed(words)
-        return {"image": frames.copy(), "state": states, "instruction": words}
+        return {"image": frames.copy(), "instruction": words, "state": states}
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self, path: dict[str, Any]) -> dict[str, Any]:
+        """The same entries at a reset and at a step; metrics are those of the episode so far."""
         truths = [s.truth() for s in self._sims]
         all_slots = np.ones(self.num_envs, bool)
         info: dict[str, Any] = {
             "success": np.array([t[0] for t in truths]),
             "progress": np.array([t[1] for t in truths], np.float32),
             "task": np.array([s.scene.task for s in self._sims], dtype=object),
-            "instruction": np.array([s.instruction for s in self._sims], dtype=object),
+            "instruction_text": np.array([s.instruction for s in self._sims], dtype=object),
+            "success_once": self._success_once.copy(),
+            "success_at_end": np.array([t[0] for t in truths]),
+            "return": self._returns.copy(),
+            "episode_len": self._steps.copy(),
         }
-        return info | {f"_{key}": all_slots.copy() for key in info}
+        return info | {f"_{key}": all_slots.copy() for key in info} | path
+
+    @property  # type: ignore[override]
+    def spec(self) -> Any:
+        """What `gym.make_vec` made it from, with the limit of steps that is in force."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: Any) -> None:
+        self._spec = limited_spec(value, self.horizon, self.chunk)
 
     def scene(self, i: int = 0) -> Scene:
         """The start state that slot `i` was drawn from."""
@@ -382,6 +380,8 @@ def check_actions(
     actions: Any, shape: tuple[int, ...], used: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
     """Return `actions` as float32 or say what is wrong with them; rows not `used (N,)` may hold anything."""
+    if hasattr(actions, "detach"):  # a tensor, which may require a gradient
+        actions = actions.detach().cpu().numpy()
     a = np.asarray(actions, np.float32)
     if a.shape != shape:
         raise ValueError(f"actions have shape {a.shape}, expected {shape}: dx, dy, dz, gripper in [-1, 1]")

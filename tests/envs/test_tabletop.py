@@ -277,7 +277,7 @@ def test_instructions_as_numbers_are_the_embedded_words():
     envs = TabletopVectorEnv(2, instruction="embedding")
     observation, info = envs.reset(seed=0)
     assert envs.observation_space.contains(observation)
-    assert np.array_equal(observation["instruction"], embed([str(text) for text in info["instruction"]]))
+    assert np.array_equal(observation["instruction"], embed([str(text) for text in info["instruction_text"]]))
     check_env(TabletopEnv(instruction="embedding"), skip_render_check=True)
     with pytest.raises(ValueError, match="'text' or 'embedding'"):
         TabletopVectorEnv(1, instruction="tokens")

@@ -47,7 +47,7 @@ class PointEnv(gym.Env):
             "success": bool(reached >= 0.8),
             "progress": float(np.clip(reached, 0, 1)),
             "task": self.task,
-            "instruction": self.text,
+            "instruction_text": self.text,
         }
 
     def reset(self, *, seed=None, options=None):

@@ -36,7 +36,7 @@ def make_tiny_bundle(folder: Path) -> Path:
     rows = []
     for i in range(6):
         observation, info = env.reset(seed=i, options={"task": TASKS[i % 2]})
-        rows.append((observation["image"], observation["state"], info["instruction"], TASKS[i % 2]))
+        rows.append((observation["image"], observation["state"], info["instruction_text"], TASKS[i % 2]))
     images, states, texts, tasks = (np.array(column) for column in zip(*rows, strict=True))
     # One start under two names: a random judge tells starts apart far better than attempts from one of them.
     for column in (images, states, texts):

@@ -6,6 +6,7 @@ so the environment is tested against something whose right answer is known.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +58,7 @@ class DotWorldModel:
     """Dynamics: x and y move by 6 cm times the action, plus row-wise Gaussian noise of `noise` metres."""
 
     image_size, action_dim, state_dim = SIZE, 4, 4
+    config = SimpleNamespace(state_mean=(0.0,) * 4, state_std=(0.1,) * 4)  # bounds of ten spreads: -1 to 1
 
     def __init__(self, noise: float = 0.0, uncertain_beyond: float = np.inf) -> None:
         self.noise, self.uncertain_beyond = noise, uncertain_beyond

@@ -153,7 +153,8 @@ def run_block(
         observation, info = reset_env(env, start)
         observations.append(observation)
         won, progress = bool(info.get("success", False)), float(info.get("progress", 0.0))
-        outcomes.append([won, progress, 0, info["instruction"]])
+        said = info.get("instruction_text", observation["instruction"])
+        outcomes.append([won, progress, 0, str(said)])
     alive = list(range(len(starts)))
     while alive:
         with torch.inference_mode():

@@ -9,10 +9,24 @@ Example::
     branches = envs.fork([0] * 64)  # 64 copies of slot 0, mid-episode
 """
 
-from worldgym.imagination.env import WorldModelEnv
-from worldgym.imagination.slots import SavedState
-from worldgym.imagination.starts import ArrayStarts, DatasetStarts, ImageStarts, Start, StartSet
-from worldgym.imagination.vector import WorldModelVectorEnv
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worldgym.imagination.env import WorldModelEnv
+    from worldgym.imagination.slots import SavedState
+    from worldgym.imagination.starts import ArrayStarts, DatasetStarts, ImageStarts, Start, StartSet
+    from worldgym.imagination.vector import WorldModelVectorEnv
+
+# Resolved on first use: the tabletop takes its spaces from this package, and a simulator needs no torch.
+_LAZY = {
+    **dict.fromkeys(("ArrayStarts", "DatasetStarts", "ImageStarts", "Start", "StartSet"), "starts"),
+    "SavedState": "slots",
+    "WorldModelEnv": "env",
+    "WorldModelVectorEnv": "vector",
+}
 
 __all__ = [
     "ArrayStarts",
@@ -24,3 +38,13 @@ __all__ = [
     "WorldModelEnv",
     "WorldModelVectorEnv",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(import_module(f"worldgym.imagination.{_LAZY[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(
+        f"module 'worldgym.imagination' has no attribute {name!r}; it has {', '.join(__all__)}"
+    )

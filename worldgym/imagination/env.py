@@ -19,6 +19,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from worldgym.imagination.settings import limited_spec
 from worldgym.imagination.slots import SavedState
 from worldgym.imagination.starts import StartSet
 from worldgym.imagination.vector import WorldModelVectorEnv
@@ -51,6 +53,7 @@ class WorldModelEnv(gym.Env[dict[str, Any], Any]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}
+    _spec: Any = None
 
     def __init__(
         self,
@@ -80,6 +83,15 @@ class WorldModelEnv(gym.Env[dict[str, Any], Any]):
         self.observation_space = self.batch.single_observation_space
         self.action_space = self.batch.single_action_space
 
+    @property  # type: ignore[override]
+    def spec(self) -> Any:
+        """What `gym.make` made it from, with the limit of steps that is in force."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: Any) -> None:
+        self._spec = None if value is None else limited_spec(value, self.batch.horizon, self.batch.chunk)
+
     @property
     def instruction(self) -> str:
         """The words of this episode."""
@@ -103,6 +115,8 @@ class WorldModelEnv(gym.Env[dict[str, Any], Any]):
             AssertionError: the episode is over.
         """
         batch = action[None] if isinstance(action, torch.Tensor) else np.asarray(action)[None]
+        if self.batch.finished:
+            raise AssertionError("the episode is over; call reset() to start another one")
         observation, reward, terminated, truncated, info = self.batch.step(batch)
         if self.batch.tensors:
             return _first(observation), reward[0], terminated[0], truncated[0], _first_info(info)
@@ -139,10 +153,26 @@ def _first(observation: dict[str, Any]) -> dict[str, Any]:
     return {key: value[0] for key, value in observation.items()}
 
 
+class Judged(float):
+    """A judged probability, or NaN, which equals itself here: Gymnasium's checker compares infos of two runs by ==."""
+
+    def __eq__(self, other: object) -> bool:
+        return float(self) == other or (math.isnan(self) and isinstance(other, float) and math.isnan(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = float.__hash__
+
+    def __reduce__(self) -> tuple[type[Judged], tuple[float]]:
+        return Judged, (float(self),)
+
+
 def _first_info(info: dict[str, Any]) -> dict[str, Any]:
     first: dict[str, Any] = {}
     for key, value in info.items():
         if not key.startswith("_") and info[f"_{key}"][0]:
             item = value[0]
-            first[key] = item.item() if isinstance(item, np.generic) else item
+            item = item.item() if isinstance(item, np.generic) else item
+            first[key] = Judged(item) if key == "p_success" else item
     return first

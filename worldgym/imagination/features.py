@@ -47,7 +47,9 @@ class ImageLanguageFeatures(nn.Module):
         bf16: bool = True,
     ) -> None:
         super().__init__()
-        lacking = [k for k in ("image", "state", "instruction") if not isinstance(space.spaces.get(k), spaces.Box)]
+        lacking = [
+            k for k in ("image", "state", "instruction") if not isinstance(space.spaces.get(k), spaces.Box)
+        ]
         if lacking:
             raise ValueError(
                 f"these features need numbers under image, state and instruction; {', '.join(lacking)} are none in "
@@ -82,7 +84,10 @@ class ImageLanguageFeatures(nn.Module):
         self.register_buffer("text_mean", mean)
         self.register_buffer("text_std", std)
         bounds = torch.as_tensor(abs(state.low)).maximum(torch.as_tensor(abs(state.high)))
-        self.register_buffer("reach", bounds, persistent=False)
+        reach = torch.where(
+            torch.isfinite(bounds), bounds, torch.ones_like(bounds)
+        )  # without a bound: as it is
+        self.register_buffer("reach", reach, persistent=False)
         self.bf16 = bf16
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dim = width + 2 * asked + state.shape[0]

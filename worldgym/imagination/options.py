@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -84,6 +85,7 @@ def plan(
     starts: StartSet | None,
     model: Any,
     num_envs: int,
+    words: spaces.Text,
 ) -> ResetPlan:
     """Turn options into starts for the slots `rows`, drawing what they leave open from each slot's stream.
 
@@ -97,9 +99,11 @@ def plan(
             raise ValueError(f"unknown reset option {key!r}; {hint}known options: {', '.join(KEYS)}")
     saved = options.get("state")
     if isinstance(saved, SavedState):
-        return _from_saved(options, saved, rows, num_envs)
+        return _from_saved(options, saved, rows, num_envs, words)
     made = [
-        _start({k: _of_slot(k, v, int(i), num_envs) for k, v in options.items()}, stream, starts, model)
+        _start(
+            {k: _of_slot(k, v, int(i), num_envs) for k, v in options.items()}, stream, starts, model, words
+        )
         for i, stream in zip(rows, streams, strict=True)
     ]
     lengths = {len(start.frames) for start in made}
@@ -146,7 +150,7 @@ def rekey(dream: Any, seeds: Tensor) -> Any:
 
 
 def _from_saved(
-    options: dict[str, Any], saved: SavedState, rows: NDArray[np.int64], num_envs: int
+    options: dict[str, Any], saved: SavedState, rows: NDArray[np.int64], num_envs: int, space: spaces.Text
 ) -> ResetPlan:
     if extra := set(options) - {"state", "instruction"}:
         raise ValueError(f"options {sorted(extra)} beside a saved state; expected at most 'instruction'")
@@ -158,14 +162,19 @@ def _from_saved(
     words = [str(text) for text in saved.slots.instruction[source]]
     if options.get("instruction") is not None:
         words = [
-            check_instruction(_of_slot("instruction", options["instruction"], int(i), num_envs)) for i in rows
+            check_instruction(_of_slot("instruction", options["instruction"], int(i), num_envs), space)
+            for i in rows
         ]
     tasks = [str(task) for task in saved.slots.task[source]]
     return ResetPlan(words, tasks, source=saved, source_rows=source)
 
 
 def _start(
-    options: dict[str, Any], stream: np.random.Generator, starts: StartSet | None, model: Any
+    options: dict[str, Any],
+    stream: np.random.Generator,
+    starts: StartSet | None,
+    model: Any,
+    space: spaces.Text,
 ) -> Start:
     """One slot's start; `options` hold this slot's values only."""
     image, episode, text = options.get("initial_image"), options.get("episode"), options.get("instruction")
@@ -194,7 +203,7 @@ def _start(
     check_image(start.frames[-1], model.image_size, "a start's frame")
     if text is None and start.instruction is None:
         raise ValueError("an initial_image comes without words; add options={'instruction': 'push the ...'}")
-    words = check_instruction(start.instruction if text is None else text)
+    words = check_instruction(start.instruction if text is None else text, space)
     return Start(start.frames, words, start.states, start.actions, start.task)
 
 

@@ -146,7 +146,7 @@ class RecordDataset(VectorWrapper):
         self._open[i] = _Open(
             [_numpy(observation["image"][i]).copy()],
             [_numpy(observation["state"][i]).astype(np.float32)],
-            str(_entry(info, "instruction", i) or ""),
+            str(_entry(info, "instruction_text", i) or ""),
             str(_entry(info, "task", i) or "unknown"),
         )
 
@@ -164,6 +164,8 @@ class RecordDataset(VectorWrapper):
         episode.actions += list(actions)
         quiet = len(frames) - 1
         progress = _entry(info, "p_success" if self.domain == "imagined" else "progress", i)
+        if progress is not None and not np.isfinite(progress):  # this frame was not judged
+            progress = None
         episode.success += [False] * quiet + [bool(_entry(info, "success", i))]
         episode.progress += [0.0] * quiet + [float(progress or 0.0)]
         if progress is not None:

@@ -51,6 +51,11 @@ def make_imagined_tabletop_vec(num_envs: int = 1, **settings: Any) -> WorldModel
     return WorldModelVectorEnv(num_envs=num_envs, **tabletop_settings(**settings))
 
 
+# Gymnasium looks for render modes at the entry point, to add its own wrappers for "human" and "rgb_array_list".
+make_imagined_tabletop.metadata = WorldModelEnv.metadata  # type: ignore[attr-defined]
+make_imagined_tabletop_vec.metadata = WorldModelVectorEnv.metadata  # type: ignore[attr-defined]
+
+
 def tabletop_settings(checkpoint: str = CHECKPOINT, **settings: Any) -> dict[str, Any]:
     """Complete an imagined tabletop's keywords by the bundled world model, judge, starts and bounds.
 

@@ -74,7 +74,9 @@ class Rules:
         if not 0.0 < self.success_threshold <= 1.0:
             raise ValueError(f"success_threshold={self.success_threshold}; expected a probability in (0, 1]")
         if self.reward_kind not in REWARD_KINDS:
-            raise ValueError(f"reward_kind={self.reward_kind!r}; expected one of {', '.join(map(repr, REWARD_KINDS))}")
+            raise ValueError(
+                f"reward_kind={self.reward_kind!r}; expected one of {', '.join(map(repr, REWARD_KINDS))}"
+            )
         if not 0.0 < self.discount <= 1.0:
             raise ValueError(f"discount={self.discount}; expected in (0, 1], that of the learner")
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,6 +108,9 @@ def put_info(infos: dict[str, Any], key: str, values: Any, mask: NDArray[np.bool
     if not mask.any():
         return
     if not isinstance(values, np.ndarray):  # a tensor, under tensors=True
+        if key in infos:
+            where = torch.as_tensor(mask, device=values.device).view(-1, *[1] * (values.dim() - 1))
+            values, mask = torch.where(where, values, infos[key]), mask | infos[f"_{key}"]
         infos[key], infos[f"_{key}"] = values, mask.copy()
         return
     if key not in infos:

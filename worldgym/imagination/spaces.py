@@ -1,19 +1,16 @@
-"""Spaces of the imagined environments, and the checks that turn bad input into an explanation.
+"""The action space of imagined environments, and the checks that turn bad input into an explanation.
 
-Why: the tabletop and its imagined copy must have equal spaces, so that a policy moves from one to the other
-unchanged; and a NaN that enters a world model leaves no trace but a grey picture fifty frames later.
+Why: a NaN that enters a world model leaves no trace but a grey picture fifty frames later.
 
 Example::
 
-    from worldgym.imagination.spaces import action_space, check_actions, observation_space
-    observation_space(image_size=64, state_dim=4)
+    from worldgym.imagination.spaces import action_space, check_actions
     action_space(4, chunk=5).shape  # (5, 4)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,49 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-InstructionMode = Literal["text", "embedding"]
-CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"  # the tabletop's
-MAX_INSTRUCTION = 128
-EMBEDDING_DIM = 384
 _ROUNDING = 1e-5  # float32 policies end on 1.0000001; that is rounding, not a mistake
-
-
-def observation_space(
-    image_size: int,
-    state_dim: int,
-    instruction: InstructionMode = "text",
-    state_low: float | Sequence[float] = -1.0,
-    state_high: float | Sequence[float] = 1.0,
-) -> spaces.Dict:
-    """`Dict(image (H,W,3) u8, state (S,) f32 in [state_low, state_high], instruction)`.
-
-    Raises:
-        ValueError: unknown `instruction` mode, or bounds that do not fit `state_dim` or are not finite.
-    """
-    try:
-        low = np.broadcast_to(np.asarray(state_low, np.float32), (state_dim,)).copy()
-        high = np.broadcast_to(np.asarray(state_high, np.float32), (state_dim,)).copy()
-    except ValueError:
-        low = high = np.full(state_dim, np.nan, np.float32)
-    if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
-        raise ValueError(
-            f"state_low={state_low}, state_high={state_high}; expected finite low < high, a number or"
-            f" {state_dim} numbers each"
-        )
-    words: spaces.Space[Any]
-    if instruction == "text":
-        words = spaces.Text(max_length=MAX_INSTRUCTION, charset=CHARSET)
-    elif instruction == "embedding":
-        words = spaces.Box(-1.0, 1.0, (EMBEDDING_DIM,), np.float32)
-    else:
-        raise ValueError(f"instruction={instruction!r}; expected 'text' or 'embedding'")
-    return spaces.Dict(
-        {
-            "image": spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-            "state": spaces.Box(low, high, dtype=np.float32),
-            "instruction": words,
-        }
-    )
 
 
 def action_space(action_dim: int, chunk: int | None = None, flat: bool = False) -> spaces.Box:
@@ -143,8 +98,8 @@ def check_image(image: Any, image_size: int, name: str = "initial_image") -> NDA
     return array
 
 
-def check_instruction(text: Any) -> str:
-    """Validate an instruction: 1 to 128 letters, digits, spaces and `.,'-?!`.
+def check_instruction(text: Any, space: spaces.Text) -> str:
+    """Validate an instruction against the space of the environment's words.
 
     Raises:
         ValueError: not a string, empty, too long, or with characters outside the space.
@@ -152,11 +107,12 @@ def check_instruction(text: Any) -> str:
     if not isinstance(text, str):
         raise ValueError(f"instruction is a {type(text).__name__}; expected a str")
     text = str(text)  # np.str_ becomes a plain str
-    strange = sorted(set(text) - set(CHARSET))
-    if not 1 <= len(text) <= MAX_INSTRUCTION or strange:
+    strange = sorted(set(text) - set(space.character_set))
+    if not 1 <= len(text) <= space.max_length or strange:
         raise ValueError(
             f"instruction {text!r} has {len(text)} characters"
-            + (f", among them {strange}" if strange else "")
-            + f"; expected 1 to {MAX_INSTRUCTION} letters, digits, spaces and .,'-?!"
+            + (f", among them {strange}, which are not in the space" if strange else "")
+            + f"; expected 1 to {space.max_length} characters of {space.characters!r}. Pass the sentences that you will"
+            " use to the environment: instructions=[...]"
         )
     return text

@@ -134,6 +134,11 @@ class ArrayStarts:
             arrays["states"] = self.states
         write_arrays(path, arrays)
 
+    @property
+    def state_range(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Least and greatest state, `(S,)` each; None without states."""
+        return None if self.states is None else (self.states.min(0), self.states.max(0))
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
@@ -186,6 +191,20 @@ class DatasetStarts:
             raise ValueError(f"context={context}, margin={margin}; expected context >= 1 and margin >= 0")
         self.dataset, self.context, self.middle, self.margin = dataset, context, middle, margin
         self._by_task: dict[str, list[int]] | None = None
+
+    @property
+    def instructions(self) -> list[str]:
+        """The sentences of its episodes, each once."""
+        records = getattr(self.dataset, "records", None)
+        rows = self.dataset if records is None else records
+        return list(dict.fromkeys(str(row.instruction) for row in rows))
+
+    @property
+    def state_range(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Least and greatest recorded state, `(S,)` each; None where the dataset keeps no statistics."""
+        stats = getattr(self.dataset, "stats", None)
+        found = stats.get("observation.state") if isinstance(stats, dict) else None
+        return None if not found else (np.array(found["min"], np.float32), np.array(found["max"], np.float32))
 
     def __len__(self) -> int:
         """Number of episodes."""

@@ -1,12 +1,12 @@
 """Many imagined episodes in one batch: world model, judge and starts as a Gymnasium vector environment.
 
 Task Description
-    Each slot dreams forward from a real frame under its actions. Models, datasets and logs stay outside: the
+    Each slot is imagined forward from a real frame under its actions. Models, datasets and logs stay outside: the
     world model, the judge and the starts come in as objects (or as names, see
     `worldgym.imagination.loading`).
 Randomizations
-    The start and the model's noise, from one generator a slot: slot i of `reset(seed=s)` is the single
-    environment seeded s + i, however many slots there are.
+    The start and the model's noise, from one generator a slot: slot i of `reset(seed=s)` draws what the single
+    environment seeded s + i draws. Frames agree to the rounding of the batch size: bits repeat for one batch size.
 Success Conditions
     The judge's probability of success reaches `success_threshold`, the judge's own by default. It can be wrong:
     replay what matters in Real.
@@ -36,15 +36,16 @@ from worldgym.imagination import options as reset_options
 from worldgym.imagination.branching import BranchingVectorEnv
 from worldgym.imagination.judging import ask
 from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
-from worldgym.imagination.rules import Flags, Outcome, RewardKind, Rules
-from worldgym.imagination.slots import Slots, put_info
-from worldgym.imagination.spaces import (
+from worldgym.imagination.observations import (
     EMBEDDING_DIM,
     InstructionMode,
-    action_space,
-    check_actions,
+    instruction_space,
     observation_space,
 )
+from worldgym.imagination.rules import Flags, Outcome, RewardKind, Rules
+from worldgym.imagination.settings import horizon_of, limited_spec, state_bounds
+from worldgym.imagination.slots import Slots, put_info
+from worldgym.imagination.spaces import action_space, check_actions
 from worldgym.imagination.starts import StartSet
 from worldgym.protocols import RewardModel, WorldModel
 
@@ -54,8 +55,10 @@ Column = tuple[str, Any, Flags]  # an info entry: key, one value a slot, the slo
 class WorldModelVectorEnv(BranchingVectorEnv):
     """`num_envs` episodes imagined together.
 
-    Observation: `Dict(image (H,W,3) u8, state (S,) f32, instruction)`. Action: `(A,)` in [-1, 1], or `(K, A)`
-    stepped as K frames with `chunk=K`.
+    Observation: `Dict(image (H,W,3) u8, instruction, state (S,) f32)`; no state where the model has none. Info has
+    the same keys from the reset on: `p_success` is NaN at frames that were not judged, `success_once`, `return` and
+    `episode_len` are those of the episode so far, `instruction_text` are the words. Action: `(A,)` in [-1, 1], or
+    `(K, A)` stepped as K frames with `chunk=K`.
 
     Args:
         world_model: a `protocols.WorldModel` with `merge`, or the path or name of a checkpoint.
@@ -66,6 +69,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         task: every start drawn from the start set is of this task, those of automatic resets too; None for any. The
             option `task` of a reset comes first.
         horizon: imagined frames until truncation; a multiple of `chunk`.
+        max_episode_steps: the same in steps, as Gymnasium's vector environments take it; None for `horizon`.
         chunk: None, or K frames a step.
         judge_every: frames between two judgements, >= 1; the last frame of an episode is always judged. The
             judge sees the current frame.
@@ -80,13 +84,17 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             never.
         flat_actions: True takes a chunk as one vector (K A,), for libraries that want no matrix.
         instruction: "text", or "embedding" for `Box(384,)` sentence embeddings.
+        instructions: sentences that resets will ask for; the space of words has the characters and the length of
+            these and of the start set's.
         autoreset_mode: one of Gymnasium's three, or its value ("NextStep", "SameStep", "Disabled").
         render_mode: None or "rgb_array".
         tensors: True keeps images, states, rewards and dones as torch tensors on the model's device.
         info_frames: True adds info["frames"] (num_envs, K, H, W, 3) uint8, every imagined frame of the step, and
             info["states"] (num_envs, K, S) float32 with them.
-        state_low: lower bound of the state, a number or S numbers; imagined states are clipped to it.
-        state_high: upper bound.
+        state_low: lower bound of the state, a number or S numbers; imagined states are clipped to it. None for the
+            least recorded value and ten standard deviations below the mean, whichever is lower, where the model or the
+            starts know them, else no bound.
+        state_high: upper bound, likewise.
         reward_kwargs: keywords of the entry point, JSON-able.
 
     Raises:
@@ -109,7 +117,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         *,
         num_envs: int = 1,
         task: str | None = None,
-        horizon: int = 40,
+        horizon: int | None = None,
+        max_episode_steps: int | None = None,
         chunk: int | None = None,
         judge_every: int = 5,
         success_threshold: float | None = None,
@@ -119,18 +128,20 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         uncertainty_bound: float | None = None,
         flat_actions: bool = False,
         instruction: InstructionMode = "text",
+        instructions: Sequence[str] = (),
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         tensors: bool = False,
         info_frames: bool = False,
-        state_low: float | Sequence[float] = -1.0,
-        state_high: float | Sequence[float] = 1.0,
+        state_low: float | Sequence[float] | None = None,
+        state_high: float | Sequence[float] | None = None,
         reward_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}; expected at least 1")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode={render_mode!r}; expected None or 'rgb_array'")
+        horizon = horizon_of(horizon, max_episode_steps, chunk)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.world_model: Any = resolve_world_model(world_model)
         self.reward = resolve_reward(reward, reward_kwargs)
@@ -146,12 +157,15 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         fps = self.metadata["render_fps"] / (chunk or 1)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
         model = self.world_model
+        self._words = instruction_space([*getattr(self.starts, "instructions", ()), *instructions])
+        low, high = state_bounds(model, self.starts, state_low, state_high)
         self.single_observation_space = observation_space(
-            model.image_size, model.state_dim, instruction, state_low, state_high
+            model.image_size, model.state_dim, instruction, low, high, self._words
         )
         self.single_action_space = action_space(model.action_dim, chunk, flat_actions)
-        bounds: Any = self.single_observation_space["state"]
-        self._low, self._high = (torch.as_tensor(b, device=self.device) for b in (bounds.low, bounds.high))
+        bounds = [np.broadcast_to(np.asarray(b, np.float32), (model.state_dim,)).copy() for b in (low, high)]
+        self._low, self._high = (torch.as_tensor(b, device=self.device) for b in bounds)
+        self._spec: Any = None
         self._dream: Any = None
         self._set_size(num_envs)
         self._slots = Slots.empty(num_envs, EMBEDDING_DIM if instruction == "embedding" else 0)
@@ -211,7 +225,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         model, device = self.world_model, self.device
         if self.task is not None:
             options = {"task": self.task, **options}
-        plan = reset_options.plan(options, rows, streams, self.starts, model, self.num_envs)
+        plan = reset_options.plan(options, rows, streams, self.starts, model, self.num_envs, self._words)
         seeds = torch.tensor([int(stream.integers(2**62)) for stream in streams])
         fresh = Slots.empty(len(rows), self._slots.embedding.shape[1])
         fresh.instruction[:], fresh.task[:] = plan.instructions, plan.tasks
@@ -243,13 +257,14 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             self._slots.last_p[rows] = np.where(valid, p, np.nan)
         having = np.zeros(self.num_envs, np.bool_)
         having[rows] = True
-        nothing = np.zeros(self.num_envs, np.bool_)
-        return [
-            ("instruction", self._slots.instruction.copy(), having),
-            ("task", self._slots.task.copy(), having),
-            ("success", nothing, having),
-            ("uncertainty", np.zeros(self.num_envs), having),
-        ]
+        nothing, zero = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs)
+        still = Outcome(zero, nothing, nothing, nothing, nothing)
+        columns = self._columns(still, zero, ~nothing, nothing, zero, having)
+        if self.info_frames:  # nothing was imagined yet: the start, as often as a step has frames
+            count = self.chunk or 1
+            frames = self._image[:, None].expand(-1, count, -1, -1, -1)
+            columns += self._paths(frames, self._proprio[:, None].expand(-1, count, -1), having)
+        return columns
 
     # -- stepping ------------------------------------------------------------------------------------------
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
@@ -317,29 +332,40 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             p[rows], valid[rows] = self._judge(rows)
             valid[rows] &= np.isfinite(slots.last_p[rows])  # without a baseline there is no difference either
         outcome = self.rules.settle(slots, moving, judged, hallucination, p, valid)
-        over = outcome.over
+        columns = self._columns(outcome, uncertainty, valid, hallucination, p, moving)
+        if self.info_frames:
+            columns += self._paths(imagined.frames, imagined.states, moving)
+        return outcome, columns
+
+    def _columns(
+        self, outcome: Outcome, uncertainty: Any, valid: Flags, hallucination: Flags, p: Any, having: Flags
+    ) -> list[Column]:
+        """The info entries of the slots `having`, the same ones at a reset and at a step."""
+        slots = self._slots
         columns: list[Column] = [
-            ("instruction", slots.instruction.copy(), moving),
-            ("task", slots.task.copy(), moving),
-            ("success", outcome.success, moving),
-            ("uncertainty", uncertainty, moving),
-            ("judge_valid", valid, moving),
-            ("invalid", ~valid, moving),
-            ("hallucination", hallucination, moving),
-            ("p_success", p, outcome.sound),
-            ("success_once", slots.success_once.copy(), over),
-            ("success_at_end", outcome.success, over),
-            ("return", slots.returned.copy(), over),
-            ("episode_len", slots.elapsed.copy(), over),
+            ("instruction_text", slots.instruction.copy(), having),
+            ("task", slots.task.copy(), having),
+            ("success", outcome.success, having),
+            ("uncertainty", uncertainty, having),
+            ("judge_valid", valid, having),
+            ("invalid", ~valid, having),
+            ("hallucination", hallucination, having),
+            ("p_success", np.where(outcome.sound, p, np.nan), having),
+            ("success_once", slots.success_once.copy(), having),
+            ("success_at_end", outcome.success, having),
+            ("return", slots.returned.copy(), having),
+            ("episode_len", slots.elapsed.copy(), having),
         ]
         if self.reward is not None:
-            columns.append((f"reward_terms/{self.reward.name}", outcome.reward, moving))
-        if self.info_frames:
-            frames = imagined.frames if self.tensors else imagined.frames.cpu().numpy()
-            columns.append(("frames", frames, moving))
-            path = imagined.states.float().clamp(self._low, self._high)
-            columns.append(("states", path if self.tensors else path.cpu().numpy(), moving))
-        return outcome, columns
+            columns.append((f"reward_terms/{self.reward.name}", outcome.reward, having))
+        return columns
+
+    def _paths(self, frames: Tensor, states: Tensor, having: Flags) -> list[Column]:
+        """Every frame `(num_envs, K, H, W, 3)` of a step, and every state."""
+        path = states.float().clamp(self._low, self._high)
+        if self.tensors:
+            return [("frames", frames, having), ("states", path, having)]
+        return [("frames", frames.cpu().numpy(), having), ("states", path.cpu().numpy(), having)]
 
     def _judge(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], Flags]:
         """Probability of success (n,) and validity (n,) of the current frames of `rows`."""
@@ -366,16 +392,33 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         infos["_final_obs"], infos["_final_info"] = over.copy(), over.copy()
 
     # -- reading -------------------------------------------------------------------------------------------
+    @property  # type: ignore[override]
+    def spec(self) -> Any:
+        """What `gym.make_vec` made it from, with the limit of steps that is in force."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: Any) -> None:
+        self._spec = limited_spec(value, self.horizon, self.chunk)
+
     def _observation(self) -> dict[str, Any]:
-        state = self._proprio.clamp(self._low, self._high)
+        state: Any = self._proprio.clamp(self._low, self._high)
         words: Any = tuple(str(text) for text in self._slots.instruction)
         if self.instruction_mode == "embedding":
             words = self._slots.embedding.copy()
         if self.tensors:
             if self.instruction_mode == "embedding":
                 words = torch.as_tensor(words, device=self.device)
-            return {"image": self._image, "instruction": words, "state": state}
-        return {"image": self._image.cpu().numpy().copy(), "instruction": words, "state": state.cpu().numpy()}
+            image: Any = self._image
+        else:
+            image, state = self._image.cpu().numpy().copy(), state.cpu().numpy()
+        observation = {"image": image, "instruction": words}
+        return {**observation, "state": state} if self.world_model.state_dim else observation
+
+    @property
+    def finished(self) -> bool:
+        """Whether every episode is over and waits for a reset."""
+        return self._dream is not None and bool(self._slots.over.all())
 
     @property
     def instructions(self) -> list[str]:
