@@ -137,7 +137,14 @@ class Bundle:
         """
         from rewards import load_judge
 
-        folder = self._part(JUDGES[name]) if name in JUDGES and not Path(name).is_dir() else Path(name)
+        folder = Path(name).expanduser()
+        if not folder.is_dir() and name not in JUDGES:
+            raise CheckpointError(
+                f"there is no folder {name}; give a folder that a judge's save_pretrained wrote, or one of the "
+                f"bundle's judges: {', '.join(JUDGES)}"
+            )
+        if not folder.is_dir():
+            folder = self._part(JUDGES[name])
         return load_judge(folder, tokenizer=tokenizer, cache=cache)
 
     def probe(self) -> Any:

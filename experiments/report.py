@@ -12,7 +12,6 @@ Example::
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,6 +21,7 @@ from typing import Any
 
 from experiments.charts import IntervalRow, Series, interval_chart, line_chart, percent
 from experiments.report_template import ARM_LABELS, ARM_NOTES, EXPLANATION, PAGE, STYLE
+from worldgym.utils.files import atomic_write_text, read_json
 
 Row = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / "results.json").is_file():
         raise FileNotFoundError(f"no results.json in {folder}; type: worldgym demo --out {folder}")
-    results = json.loads((folder / "results.json").read_text())
+    results = read_json(folder / "results.json", f"Type: worldgym demo --out {folder}")
     history = _read(folder / "history.json")
     clips = _read(folder / "clips.json")
     sections = [
@@ -56,14 +56,11 @@ def write_report(folder: str | Path) -> Path:
     ]
     page = PAGE.substitute(title="worldgym demo", style=STYLE, body="\n".join(s for s in sections if s))
     path = folder / "report.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return atomic_write_text(path, page)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text()) if path.is_file() else []
+    return list(read_json(path, f"Type: worldgym demo --out {path.parent}")) if path.is_file() else []
 
 
 def _section(title: str, body: str) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from worldgym.utils.files import atomic_path
+
 HEADER, GAP, FPS = 24, 6, 5
 GREEN, RED, GREY = (31, 138, 91), (200, 48, 48), (107, 114, 128)
 
@@ -73,9 +75,10 @@ def save_gif(frames: np.ndarray, path: str | Path, fps: int = FPS) -> Path:
     palette = Image.fromarray(sample).quantize(128, method=Image.Quantize.MEDIANCUT)
     reduced = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     path = Path(path)
-    reduced[0].save(
-        path, save_all=True, append_images=reduced[1:], duration=1000 // fps, loop=0, optimize=False
-    )
+    with atomic_path(path) as temporary:
+        reduced[0].save(
+            temporary, save_all=True, append_images=reduced[1:], duration=1000 // fps, loop=0, optimize=False
+        )
     return path
 
 
@@ -85,7 +88,8 @@ def save_mp4(frames: np.ndarray, path: str | Path, fps: int = FPS) -> Path:
 
     path = Path(path)
     # 4:4:4 would be sharper, but browsers refuse it; the frames are enlarged, so 4:2:0 is harmless here.
-    with imageio.get_writer(path, fps=fps, codec="libx264", quality=8, macro_block_size=2) as writer:
+    how = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 2}
+    with atomic_path(path) as temporary, imageio.get_writer(temporary, **how) as writer:
         for frame in frames:
             writer.append_data(frame)
     return path

@@ -31,7 +31,7 @@ from experiments.run_folder import finite, versions
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts, paired_bootstrap
 from worldgym.evaluation.audit import Watched, watch
-from worldgym.utils.files import atomic_write_text
+from worldgym.utils.files import atomic_path, atomic_write_text
 from worldgym.utils.progress import Progress
 
 BEST_SEED0 = 15_000_000
@@ -253,7 +253,7 @@ def draw(rows: Mapping[str, Any], path: Path) -> None:
     for first in axes[:, 0]:
         first.set_ylabel("success")
     axes[0][0].legend(fontsize=8, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     pyplot.close(figure)

@@ -3,10 +3,14 @@
 A policy acts on imagined frames until the judge sees success; then the same actions are executed in Real from
 the same start. The gate asks for precision and recall of imagined success of at least 0.8, for every policy.
 
+Policies that nobody trained have names: `random`, `gaussian`, `weak` (SFT with disturbed weights) and `scripted` (the
+experts' actions in Real). They show what imagination pays to one who learns from scratch there.
+
 Example::
 
     worldgym bench closed-loop --policies sft sft@1.0 runs/demo/policy --episodes 102   # a quick look
     worldgym bench closed-loop --policies sft --world-model runs/wm --out runs/gate.json
+    worldgym bench closed-loop --policies random gaussian weak sft scripted --out runs/trust.json
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ from experiments.commands.evaluate import covered_tasks
 from experiments.demo_settings import CHECK_SEED0
 from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
+from experiments.simple_policies import NAMES, simple_policy
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import ClosedLoopResult, Start, make_starts, run_closed_loop
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.evaluation.statistics import wilson
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -34,7 +40,8 @@ class BenchClosedLoopConfig:
     """Imagined success checked in Real: confusion matrix, precision and recall with intervals.
 
     Args:
-        policies: folders written by save_pretrained, or `sft` for the bundled one; `@T` sets a temperature.
+        policies: folders written by save_pretrained, `sft` for the bundled one, `random`, `gaussian`, `weak` or
+            `scripted`; `@T` sets a temperature.
         episodes: imagined episodes a policy, spread over the tasks; the gate asks for at least 100.
         tasks: verbs; those that the bundle covers when empty.
         split: which starts and words.
@@ -91,7 +98,7 @@ def run(config: BenchClosedLoopConfig) -> int:
     from envs.tabletop import TabletopEnv
 
     tasks = config.tasks or covered_tasks(config.bundle)
-    choices = [PolicyChoice.parse(text, config.bundle, config.temperature) for text in config.policies]
+    choices = [choose(text, config) for text in config.policies]
     world_model, judge = load_models(config)
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
     env = TabletopEnv(domain="real", horizon=config.horizon)
@@ -113,7 +120,13 @@ def run(config: BenchClosedLoopConfig) -> int:
         )
         good = result.passes(config.gate)
         passed = passed and good
-        rows[choice.name] = {**result.to_dict(), "temperature": choice.temperature, "passes": good}
+        rates = {
+            task: {name: rate.to_dict() for name, rate in pair.items()}
+            for task, pair in result.rates_by_task().items()
+        }
+        rows[choice.name] = {
+            **result.to_dict(), "rates_by_task": rates, "temperature": choice.temperature, "passes": good,
+        }  # fmt: skip
         if config.clips:
             rows[choice.name]["clips"] = _videos(result, config, choice.name)
         sys.stdout.write(matrix(choice.name, result, config.gate) + "\n")
@@ -125,8 +138,39 @@ def run(config: BenchClosedLoopConfig) -> int:
     return 0 if passed else 1
 
 
+@dataclass(frozen=True)
+class SimpleChoice:
+    """One of the policies that nobody trained, as `PolicyChoice` has those that were."""
+
+    name: str
+    config: BenchClosedLoopConfig
+    temperature: float = 1.0
+
+    def load(self) -> Any:
+        """The policy."""
+        kwargs = {"horizon": self.config.horizon}
+        return simple_policy(self.name, Bundle.find(self.config.bundle), kwargs)
+
+    @property
+    def ref(self) -> SimpleChoice:
+        """Itself: it is made, not read."""
+        return self
+
+
+def choose(text: str, config: BenchClosedLoopConfig) -> PolicyChoice | SimpleChoice:
+    """A policy as it is typed; a folder of that name comes first."""
+    if text in NAMES and not Path(text).exists():
+        return SimpleChoice(text, config, temperature=0.0 if text == "weak" else 1.0)
+    return PolicyChoice.parse(text, config.bundle, config.temperature)
+
+
 def check_policy(
-    choice: PolicyChoice, world_model: Any, judge: Any, env: Any, starts: list[Start], **settings: Any
+    choice: PolicyChoice | SimpleChoice,
+    world_model: Any,
+    judge: Any,
+    env: Any,
+    starts: list[Start],
+    **settings: Any,
 ) -> ClosedLoopResult:
     """One policy in closed loop, with a progress bar; `settings` are those of `run_closed_loop`."""
     with Progress(len(starts), f"closed loop, {choice.name}") as bar:
@@ -161,22 +205,24 @@ def load_models(config: BenchClosedLoopConfig) -> tuple[Any, Any]:
 
 
 def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
-    """One policy's confusion counts, false positives first, in all and by task."""
+    """One policy's confusion counts, false positives first, and rates with intervals, in all and by task."""
 
     def row(label: str, table: Any) -> str:
+        said = wilson(table.tp + table.fp, table.n) if table.n else None
+        true = wilson(table.tp + table.fn, table.n) if table.n else None
         rates = [
             f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" if r is not None else "undefined"
-            for r in (table.precision, table.recall)
+            for r in (table.precision, table.recall, said, true)
         ]
-        return (
-            f"  {label:<14}{table.fp:>5}{table.tp:>5}{table.fn:>5}{table.tn:>5}{rates[0]:>20}{rates[1]:>20}"
-        )
+        counts = "".join(f"{count:>5}" for count in (table.fp, table.tp, table.fn, table.tn))
+        return f"  {label:<14}{counts}" + "".join(f"{rate:>20}" for rate in rates)
 
     imagined, real = result.imagined_rate(), result.real_rate()
     said = f", imagined success {imagined.mean:.2f}, real {real.mean:.2f}" if imagined and real else ""
     verdict = "passes" if result.passes(gate) else "FAILS"
     head = f"{name}: {verdict} the gate of {gate}{said}, judge {result.judge}"
-    columns = f"  {'':<14}{'FP':>5}{'TP':>5}{'FN':>5}{'TN':>5}{'precision':>20}{'recall':>20}"
+    counts = "".join(f"{name:>5}" for name in ("FP", "TP", "FN", "TN"))
+    columns = f"  {'':<14}{counts}" + "".join(f"{n:>20}" for n in ("precision", "recall", "imagined", "real"))
     tasks = [row(task, table) for task, table in result.by_task().items()]
     count = int(result.invalid.sum())
     dropped = f"\n  {count} episodes dropped: judge failed, or world model too unsure" if count else ""

@@ -33,7 +33,7 @@ from experiments.practice import Practice
 from experiments.run_folder import RunFolder, finite, versions
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Start, paired_bootstrap
-from worldgym.utils.files import atomic_write_text
+from worldgym.utils.files import atomic_path, atomic_write_text
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes[0][0].set_ylim(0, 1)
     axes[0][0].set_ylabel("success")
     axes[0][0].legend(fontsize=8, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     pyplot.close(figure)

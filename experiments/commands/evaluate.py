@@ -18,11 +18,14 @@ from experiments.bundle import Bundle
 from experiments.demo_settings import DEFAULT_TASKS, REAL
 from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
-from worldgym.errors import CheckpointError, ConfigError
+from worldgym import pretrained
+from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, make_starts, paired_bootstrap
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
+
+BUNDLED = "tabletop-small"
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class EvalConfig:
     domain: str = "real"
     gap: float = 0.0
     horizon: int = 40
-    bundle: str = "tabletop-small"
+    bundle: str = BUNDLED
     workers: int = 2
     out: Path = Path("runs/eval.json")
 
@@ -104,11 +107,14 @@ def run(config: EvalConfig) -> int:
 
 
 def covered_tasks(bundle: str) -> tuple[str, ...]:
-    """Verbs that a bundle covers; the demo's when the bundle doesn't say or isn't there."""
-    try:
-        return tuple(Bundle.find(bundle).card.get("tasks", ())) or DEFAULT_TASKS
-    except CheckpointError:
-        return DEFAULT_TASKS
+    """Verbs that a bundle covers; the demo's when the bundle doesn't say, or when none is installed.
+
+    Raises:
+        CheckpointError: no such bundle, or a damaged card.
+    """
+    if bundle == BUNDLED and bundle not in pretrained.names() and not Path(bundle).is_dir():
+        return DEFAULT_TASKS  # an installation without weights measures policies of its own
+    return tuple(Bundle.find(bundle).card.get("tasks", ())) or DEFAULT_TASKS
 
 
 def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any]:

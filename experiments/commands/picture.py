@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from worldgym.utils.files import atomic_path
+
 logger = logging.getLogger(__name__)
 
 
@@ -75,5 +77,6 @@ def run(config: PictureConfig) -> int:
     picture = np.concatenate(rows)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     size = (picture.shape[1] * config.scale, picture.shape[0] * config.scale)
-    Image.fromarray(picture).resize(size, Image.Resampling.NEAREST).save(config.out)
+    with atomic_path(config.out) as temporary:
+        Image.fromarray(picture).resize(size, Image.Resampling.NEAREST).save(temporary)
     return 0

@@ -18,6 +18,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from worldgym.utils.files import atomic_path
+
 
 @dataclass(frozen=True)
 class Args:
@@ -68,7 +70,8 @@ def main(args: Args) -> int:
     axes[0][0].legend(fontsize=8, loc="upper left")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(args.out, dpi=110)
+    with atomic_path(args.out) as temporary:
+        figure.savefig(temporary, dpi=110)
     pyplot.close(figure)
     return 0
 

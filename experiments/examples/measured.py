@@ -23,6 +23,7 @@ import numpy as np
 from experiments.run_folder import versions
 from worldgym.evaluation import paired_bootstrap, wilson
 from worldgym.imagination.held import HeldActions
+from worldgym.utils.files import atomic_write_text
 
 EVAL_SEED0 = 18_000_000
 
@@ -68,7 +69,7 @@ def write_results(
         "after": wilson(int(after.sum()), len(before)).to_dict(), "difference": difference.to_dict(),
         "seconds": seconds, "curve": list(curve), "versions": versions(),
     }  # fmt: skip
-    (out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
+    atomic_write_text(out / "results.json", json.dumps(results, indent=1, default=str) + "\n")
     return (
         f"success in Real: {before.mean():.2f} before, {after.mean():.2f} after; difference "
         f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], {len(before)} paired starts\n"

@@ -30,6 +30,7 @@ import worldgym  # noqa: F401  (registers the ids)
 from experiments.run_folder import versions
 from rewards.eyes import JudgeEyes
 from worldgym.evaluation import paired_bootstrap, wilson
+from worldgym.utils.files import atomic_write_text
 
 EVAL_SEED0 = 18_000_000
 
@@ -200,7 +201,7 @@ def main(args: Args) -> int:
         "after": wilson(int(after_training.sum()), len(before)).to_dict(), "difference": difference.to_dict(),
         "seconds": time.perf_counter() - began, "curve": curve, "versions": versions(),
     }  # fmt: skip
-    (args.out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
+    atomic_write_text(args.out / "results.json", json.dumps(results, indent=1, default=str) + "\n")
     save_file(agent.state_dict(), args.out / "agent.safetensors")
     sys.stdout.write(
         f"success in Real: {before.mean():.2f} before, {after_training.mean():.2f} after; difference "

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from experiments.charts import IntervalRow, Series, interval_chart, line_chart
 from experiments.report import write_report
+from worldgym.errors import CheckpointError
 
 
 class Balance(HTMLParser):
@@ -78,6 +79,17 @@ def test_a_page_can_be_made_without_history_and_videos(demo, tmp_path):
     shutil.copy(demo[0] / "results.json", tmp_path)
     page = write_report(tmp_path).read_text()
     assert "Learning curves" not in page and "Results in Real" in page
+
+
+@pytest.mark.parametrize("name", ["results.json", "history.json", "clips.json"])
+@pytest.mark.parametrize("text", ["", "{", "\x00"])
+def test_a_damaged_file_of_a_run_is_named_with_what_to_type(demo, tmp_path, name, text):
+    folder = shutil.copytree(demo[0], tmp_path / "run")
+    before = (folder / "report.html").read_bytes()
+    (folder / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"{name} can't be read.*worldgym demo --out"):
+        write_report(folder)
+    assert (folder / "report.html").read_bytes() == before
 
 
 def test_a_folder_without_results_says_what_to_type(tmp_path):

@@ -70,3 +70,91 @@ def test_the_gates_starts_can_be_others_but_never_those_of_the_data(bundle, tmp_
     assert json.loads(config.out.read_text())["start_seed"] == 13_000_000
     with pytest.raises(ConfigError, match="start_seed"):
         bench_closed_loop.BenchClosedLoopConfig(start_seed=5)
+
+
+def test_the_gate_also_takes_policies_that_nobody_trained(bundle, tmp_path, capsys):
+    names = ("random", "gaussian", "weak", "scripted")
+    config = bench_closed_loop.BenchClosedLoopConfig(
+        policies=names, bundle=str(bundle), episodes=4, horizon=10, out=tmp_path / "gate.json"
+    )
+    bench_closed_loop.run(config)
+    rows = json.loads(config.out.read_text())["policies"]
+    assert set(rows) == set(names)
+    for row in rows.values():
+        assert len(row["outcomes"]["real"]) == 4
+        for task, pair in row["rates_by_task"].items():
+            table = row["by_task"][task]
+            said, true = table["tp"] + table["fp"], table["tp"] + table["fn"]
+            assert (pair["imagined"]["mean"], pair["real"]["mean"]) == (said / 2, true / 2)
+            assert pair["imagined"]["low"] <= pair["imagined"]["mean"] <= pair["imagined"]["high"]
+    printed = capsys.readouterr().out
+    assert "imagined" in printed and "scripted" in printed
+
+
+def test_noise_is_bounded_repeatable_and_of_its_kind():
+    import torch
+
+    from experiments.simple_policies import NoisePolicy
+
+    look = {"instruction": ["a"] * 500}
+    for kind, spread in (("random", 0.577), ("gaussian", 0.72)):
+        policy = NoisePolicy(kind, 5)
+        first, again = (
+            policy.act(look, generator=torch.Generator().manual_seed(1)).actions for _ in range(2)
+        )
+        assert torch.equal(first, again) and first.shape == (500, 5, 4) and first.abs().max() <= 1
+        assert abs(float(first.std()) - spread) < 0.03
+    assert float((first.abs() == 1).float().mean()) == pytest.approx(0.317, abs=0.02)
+
+
+def test_the_experts_actions_are_replayed_row_by_row_and_succeed_in_real():
+    import torch
+
+    from envs.tabletop import TabletopEnv
+    from experiments.simple_policies import ScriptedPolicy
+    from worldgym.evaluation import make_starts
+    from worldgym.evaluation.closed_loop import replay_actions
+
+    starts = make_starts(["reach", "push"], 2, 14_900_000)
+    policy = ScriptedPolicy(5, {"horizon": 40})
+    policy.prepare(starts)
+    first = policy.act({"row": torch.arange(4)}).actions
+    rest = [policy.act({"row": torch.tensor([1, 3])}).actions for _ in range(7)]
+    assert first.shape == (4, 5, 4) and torch.equal(first, policy.plans[:, :5])
+    env = TabletopEnv(domain="real", horizon=40)
+    for row, i in enumerate((1, 3)):
+        plan = torch.cat([first[i], *(chunk[row] for chunk in rest)]).numpy()
+        assert plan.shape == (40, 4) and replay_actions(env, starts[i], plan)[0]
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["eval", "--policy", "data/nope"], ["eval", "--policy", "./q/r@1.0"], ["rl", "--policy", "data/nope"],
+        ["bench", "closed-loop", "--policies", "data/nope"], ["bench", "closed-loop", "--judge", "data/nope"],
+        ["bench", "closed-loop", "--world-model", "data/nope"], ["calibrate", "--policies", "data/nope"],
+        ["calibrate", "--judge", "data/nope"], ["demo", "--bundle", "data/nope"], ["rl", "--bundle", "./q/r"],
+        ["eval", "--bundle", "data/nope"], ["bench", "closed-loop", "--bundle", "data/nope"],
+        ["bench", "best-of", "--judges", "data/nope"], ["bench", "best-of", "--policy", "data/nope"],
+        ["bench", "hacking", "--judges", "data/nope"], ["bench", "fidelity", "--checkpoint", "data/nope"],
+        ["bench", "env", "--bundle", "data/nope"], ["sweep", "--bundle", "data/nope", "--space", "lr=1e-5"],
+        ["audit", "--judges", "data/nope"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_mistyped_path_is_no_such_folder_at_once_and_asks_no_hub(typed, tmp_path, monkeypatch, capsys):
+    import time
+
+    from experiments.cli import main
+
+    def asked(*arguments, **settings):
+        raise AssertionError("a network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", asked)
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    assert main(typed) == 2
+    said = capsys.readouterr().err
+    assert "no folder" in said or "no such folder" in said, said
+    assert "Traceback" not in said and time.monotonic() - began < 20

@@ -93,6 +93,62 @@ def test_a_killed_driver_goes_on_and_ends_the_same(bundle, tmp_path):
     assert all((left[k] == right[k]).all() for k in left)
 
 
+@pytest.mark.parametrize("call", [1, 4, 12])
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_when_there_is_room(
+    bundle, tmp_path, monkeypatch, capsys, call
+):
+    from safetensors import SafetensorError
+
+    from worldgym.utils import tensors
+
+    settings = ["rl", "--bundle", str(bundle), "--quick", "--piece", "1", "--out"]
+    assert main([*settings, str(tmp_path / "whole")]) == 0
+    save, calls = tensors.save_file, []
+
+    def full(*arguments, **how):
+        calls.append(1)
+        if len(calls) >= call:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        return save(*arguments, **how)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "save_file", full)
+        assert main([*settings, str(tmp_path / "parted")]) == 2
+    said = capsys.readouterr().err
+    assert "the disk is full" in said and "Traceback" not in said
+    assert main([*settings, str(tmp_path / "parted")]) == 0
+    left, right = weights(tmp_path / "whole"), weights(tmp_path / "parted")
+    assert all((left[k] == right[k]).all() for k in left)
+    assert not [path for path in (tmp_path / "parted").rglob("*") if path.name.startswith(".tmp-")]
+
+
+def test_another_policy_to_begin_with_is_another_run(bundle, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    policy = shutil.copytree(bundle / "policy_sft", tmp_path / "policy")
+    settings = [
+        "rl",
+        "--bundle",
+        str(bundle),
+        "--quick",
+        "--out",
+        str(tmp_path / "run"),
+        "--policy",
+        str(policy),
+    ]
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Practice, "iteration", stopped)
+        assert main(settings) == 130
+    (policy / "notes.txt").write_text("trained again")
+    assert main(settings) == 2 and "parts: there" in capsys.readouterr().err
+    assert main([*settings, "--fresh"]) == 0, "the remedy that the message names"
+
+
 def test_audits_look_on_without_changing_what_is_learned(bundle, tmp_path, capsys):
     plain = RlConfig(bundle=str(bundle), out=tmp_path / "plain", quick=True, piece=1)
     watched = RlConfig(

@@ -85,6 +85,14 @@ class ClosedLoopResult:
         masks = {task: (names == task) & ~self.invalid for task in dict.fromkeys(names.tolist())}
         return {task: Confusion.of(self.imagined[mask], self.real[mask]) for task, mask in masks.items()}
 
+    def rates_by_task(self) -> dict[str, dict[str, Interval]]:
+        """Imagined and real success rate per task, of tasks with a valid episode."""
+        return {
+            task: {"imagined": wilson(c.tp + c.fp, c.n), "real": wilson(c.tp + c.fn, c.n)}
+            for task, c in self.by_task().items()
+            if c.n
+        }
+
     def imagined_rate(self) -> Interval | None:
         """Imagined success rate, None when every judgement failed."""
         valid = ~self.invalid
@@ -183,7 +191,9 @@ def dream(
         state = world_model.begin(image[:, None], none, generator, states=proprio[:, None])
         while len(alive) and done < horizon:
             told = [texts[i] for i in alive]
-            look = {"image": image, "state": proprio, "instruction": told}
+            look: dict[str, Any] = {"image": image, "state": proprio, "instruction": told}
+            if hasattr(policy, "prepare"):
+                look["row"] = torch.from_numpy(alive)
             output = policy.act(look, temperature=temperature, generator=generator)
             chunk = output.actions[:, : horizon - done]
             state, imagined = world_model.step(state, chunk, decode="all" if record else "last")
@@ -258,7 +268,8 @@ def run_closed_loop(
     """Act in imagination, execute the same actions in Real from the same start, compare.
 
     Args:
-        policy: acts on imagined frames.
+        policy: acts on imagined frames. One with a method `prepare(starts)` is told each batch's starts before, and is
+            given `observation["row"]`, `(B,)` int64: which of them each row is.
         world_model: imagines.
         judge: decides success at chunk ends; the first success stops the episode.
         env: Real, with `reset(seed, options)` and `info["success"]`.
@@ -291,6 +302,8 @@ def run_closed_loop(
         words = np.random.SeedSequence([seed, *(start.seed for start in block)]).generate_state(2)
         generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
         observation = first_observations(env, block)
+        if hasattr(policy, "prepare"):
+            policy.prepare(block)
         episode = dream(
             policy,
             world_model,

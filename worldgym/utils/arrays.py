@@ -68,7 +68,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Pat
     if objects := [name for name, value in plain.items() if value.dtype.hasobject]:
         raise TypeError(f"{', '.join(objects)} holds Python objects, expected numbers or strings")
     with atomic_path(target) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **plain)
+        np.savez_compressed(stream, **plain)  # type: ignore[arg-type]
     return target
 
 
