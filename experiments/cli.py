@@ -14,9 +14,11 @@ Example::
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import importlib
+import io
 import logging
 import os
 import shlex
@@ -24,6 +26,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+from experiments.checks import check_numbers, expand_home
 from worldgym import __version__
 from worldgym.errors import WorldgymError
 
@@ -209,14 +212,33 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
         require_own_packages()
     choose_backend()
     config_class, run = _load(command)
-    import tyro
-
-    config = tyro.cli(config_class, args=rest, prog=f"worldgym {' '.join(words)}")
+    config = _parse(config_class, expand_home(rest), f"worldgym {' '.join(words)}")
+    check_numbers(config)
     if command.draws:
         require_gl()
     setup_logging()
     logging.captureWarnings(True)
     return int(run(config) or OK)
+
+
+def _parse(config_class: type[Any], arguments: list[str], name: str) -> Any:
+    """The config that `arguments` describe; a value that the config itself refuses raises its error."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config_class, args=arguments, prog=name)
+    except SystemExit as ended:
+        # tyro draws a box around such an error, which breaks the commands in its text.
+        cause: BaseException | None = ended
+        while cause is not None:
+            if isinstance(cause, WorldgymError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        if said.getvalue():
+            _say(sys.stderr, said.getvalue().rstrip())
+        raise
 
 
 def _load(command: Command) -> tuple[type[Any], Callable[[Any], int]]:

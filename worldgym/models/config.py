@@ -4,7 +4,7 @@ Why apart from the model: checkpoints, trainers and the command line speak of sh
 
 Example::
 
-    config = WorldModelConfig.preset("small").for_data(states, action_dim=7, image_size=128)
+    config = WorldModelConfig.preset("small").for_data(states, action_dim=7, image_size=128, hand=False)
     model = VideoWorldModel(config)
 """
 
@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from worldgym.errors import ConfigError
 from worldgym.models.tokenizer import TokenizerConfig
 from worldgym.utils.typed import from_values
+
+PRESETS = ("small", "tiny")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class DynamicsConfig:
         patch: latent cells along one side of a token.
         width, depth, heads: of the transformer.
         window: frames that a frame sees, itself included; also the ring buffer's length.
-        action_dim, state_dim: sizes of action and proprioception.
+        action_dim, state_dim: sizes of action and proprioception; 0 where no proprioception was recorded.
         anchor: whether a frame from before the window is an input as well.
         moved: whether the previous frame, moved as the hand is, is an input as well; then `shift` is where it begins.
         held: whether the anchor, moved by as much as the hand has carried something, is an input too; needs `moved`.
@@ -58,14 +61,19 @@ class DynamicsConfig:
     shift: tuple[tuple[float, ...], tuple[float, ...]] = ((0.95, 0.0, 0.0, 0.0), (0.0, -0.73, -0.61, 0.0))
 
     def __post_init__(self) -> None:
+        for name, least in (("action_dim", 1), ("state_dim", 0), ("window", 1), ("depth", 1), ("patch", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if self.grid % self.patch:
-            raise ValueError(f"patch {self.patch} does not divide the latent grid {self.grid}; try patch=2")
+            raise ConfigError(f"patch {self.patch} does not divide the latent grid {self.grid}; try patch=1")
         if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} must be a multiple of 2 * heads = {2 * self.heads}")
+            raise ConfigError(f"width {self.width} must be a multiple of 2 * heads = {2 * self.heads}")
         if self.held and not self.moved:
-            raise ValueError("held=True needs moved=True: what is held is moved by the same net")
+            raise ConfigError("held=True needs moved=True: what is held is moved by the same net")
+        if self.held and self.state_dim < 1:
+            raise ConfigError("held=True needs proprioception, got state_dim=0; try held=False")
         if self.held and self.low is not None and self.state_dim < 4:
-            raise ValueError(
+            raise ConfigError(
                 f"low={self.low} needs proprioception x, y, z, ..., opening; got state_dim={self.state_dim}; "
                 "try low=None"
             )
@@ -74,7 +82,7 @@ class DynamicsConfig:
         right, down = self.shift  # json gives lists
         object.__setattr__(self, "shift", (tuple(right), tuple(down)))
         if self.moved and not len(right) == len(down) == self.action_dim:
-            raise ValueError(
+            raise ConfigError(
                 f"shift needs {self.action_dim} numbers for right and down each; got {self.shift}"
             )
 
@@ -103,13 +111,13 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"sampler steps must be at least 1, got {self.steps}")
+            raise ConfigError(f"sampler steps must be at least 1, got {self.steps}")
         if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"sampler dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
+            raise ConfigError(f"sampler dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
         mask = tuple(bool(runs) for runs in self.mask)  # json gives a list
         object.__setattr__(self, "mask", mask)
         if mask and (len(mask) != self.steps or not mask[0]):
-            raise ValueError(
+            raise ConfigError(
                 f"sampler mask must say True or False for each of {self.steps} passes, the first True; got {mask}"
             )
 
@@ -140,6 +148,18 @@ class WorldModelConfig:
     state_std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     tasks: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        t, d = self.tokenizer, self.dynamics
+        wanted = (t.latent_channels, t.image_size // 8, len(self.state_mean), len(self.state_std))
+        found = (d.latent_channels, d.grid, d.state_dim, d.state_dim)
+        if wanted != found:
+            raise ConfigError(
+                "the parts of this world model do not fit: the tokenizer has latents of "
+                f"{t.latent_channels} x {wanted[1]} x {wanted[1]} and state_mean and state_std {wanted[2]} and "
+                f"{wanted[3]} numbers, but the dynamics take {d.latent_channels} x {d.grid} x {d.grid} and "
+                f"{d.state_dim}; make the shape with WorldModelConfig.for_data"
+            )
+
     @staticmethod
     def preset(name: str) -> WorldModelConfig:
         """`"small"` (bundled, 2 CPU cores) or `"tiny"` (tests)."""
@@ -150,9 +170,11 @@ class WorldModelConfig:
                 TokenizerConfig(widths=(8, 16, 32), blocks=(1, 1, 1), latent_channels=8),
                 DynamicsConfig(latent_channels=8, width=64, depth=2, heads=2, window=4),
             )
-        raise ValueError(f"unknown preset {name!r}; known: 'small', 'tiny'")
+        raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
 
-    def for_data(self, states: np.ndarray, action_dim: int, image_size: int = 64) -> WorldModelConfig:
+    def for_data(
+        self, states: np.ndarray, action_dim: int, image_size: int = 64, *, hand: bool = True
+    ) -> WorldModelConfig:
         """This shape for other data: its proprioception's mean and spread, its sizes, nothing assumed of its camera.
 
         Twice the side of a frame is twice that of the latent grid, and four times the tokens.
@@ -161,6 +183,11 @@ class WorldModelConfig:
             states: `(F,S)` proprioception of the training logs.
             action_dim: A.
             image_size: pixels along a side, a multiple of 8.
+            hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. Without that
+                knowledge nothing is moved or held in latents.
+
+        Raises:
+            ConfigError: `hand` with fewer than four dimensions of proprioception.
         """
         d = self.dynamics
         same = (action_dim, states.shape[1], image_size) == (
@@ -168,25 +195,30 @@ class WorldModelConfig:
             d.state_dim,
             self.tokenizer.image_size,
         )
-        still = (0.0,) * action_dim
+        still, grid = (0.0,) * action_dim, image_size // 8
         mean, std = states.mean(0), states.std(0) + 1e-6
-        shut, wide = np.percentile(states[:, -1], (1, 99))
-        floor, ceiling = np.percentile(states[:, 2], (1, 99)) if states.shape[1] > 3 else (0.0, 0.0)
-        low = float((floor + 0.2 * (ceiling - floor) - mean[2]) / std[2]) if ceiling > floor else None
-        return replace(
+        own = replace(
             self,
             tokenizer=replace(self.tokenizer, image_size=image_size),
             dynamics=replace(
-                d, action_dim=action_dim, state_dim=states.shape[1], grid=image_size // 8,
-                shift=d.shift if same else (still, still),
-                holding=tuple(
-                    float((shut + share * (wide - shut) - mean[-1]) / std[-1]) for share in (0.2, 0.9)
-                ),
-                low=low,
+                d, action_dim=action_dim, state_dim=states.shape[1], grid=grid,
+                patch=1 if grid % d.patch else d.patch, shift=d.shift if same and hand else (still, still),
+                moved=d.moved and hand, held=d.held and hand, low=None,
             ),
             state_mean=tuple(float(v) for v in mean),
             state_std=tuple(float(v) for v in std),
         )  # fmt: skip
+        if not hand:
+            return own
+        if states.shape[1] < 4:
+            raise ConfigError(
+                f"proprioception has {states.shape[1]} dimensions; a hand's has at least four: x, y, z, ..., opening"
+            )
+        shut, wide = np.percentile(states[:, -1], (1, 99))
+        floor, ceiling = np.percentile(states[:, 2], (1, 99))
+        low = float((floor + 0.2 * (ceiling - floor) - mean[2]) / std[2]) if ceiling > floor else None
+        holding = tuple(float((shut + share * (wide - shut) - mean[-1]) / std[-1]) for share in (0.2, 0.9))
+        return replace(own, dynamics=replace(own.dynamics, holding=holding, low=low))
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> WorldModelConfig:
@@ -194,7 +226,7 @@ class WorldModelConfig:
         data = dict(data)
         dynamics = dict(data["dynamics"])
         if dynamics.get("moved") and "moved_width" not in dynamics:
-            raise ValueError(
+            raise ConfigError(
                 "it moves frames through pixels, as this version no longer does; imagine with the version that made "
                 "it, or train anew with `worldgym train world-model --data DATA --tokenizer TOKENIZER`"
             )

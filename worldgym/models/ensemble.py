@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worldgym.errors import ConfigError
 from worldgym.models.rows import ImaginedState
 from worldgym.models.world_model import VideoWorldModel
 from worldgym.protocols import Decode, Imagined
@@ -54,12 +55,12 @@ class EnsembleWorldModel:
         members: two or more world models with the same tokenizer; the first one leads.
 
     Raises:
-        ValueError: fewer than two, the same object twice, or tokenizers that differ.
+        ConfigError: fewer than two, the same object twice, or tokenizers that differ.
     """
 
     def __init__(self, members: Sequence[VideoWorldModel]) -> None:
         if len(members) < 2 or len({id(member) for member in members}) < len(members):
-            raise ValueError(
+            raise ConfigError(
                 f"got {len(members)} members, expected at least two different ones: one model never disagrees with "
                 "itself"
             )
@@ -69,7 +70,7 @@ class EnsembleWorldModel:
         for i, member in enumerate(members[1:], 1):
             theirs = member.tokenizer.state_dict()
             if mine.keys() != theirs.keys() or not all(torch.equal(mine[k], theirs[k]) for k in mine):
-                raise ValueError(
+                raise ConfigError(
                     f"member {i} has another tokenizer than the leader, so their latents can't be compared; train it "
                     "with `worldgym train world-model --tokenizer` on the leader's"
                 )
@@ -105,9 +106,9 @@ class EnsembleWorldModel:
         It is the variance of a latent number, which has unit mean square, averaged over the frame.
         """
         if decode not in ("all", "last", "none"):
-            raise ValueError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
+            raise ConfigError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
         if actions.ndim != 3 or actions.shape[1] < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"actions have shape {tuple(actions.shape)}, expected (B, K, {self.action_dim}), K >= 1"
             )
         members = list(state.members)

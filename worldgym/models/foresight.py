@@ -139,7 +139,9 @@ class Foresight(
         super().__init__()
         if config is None:
             config = ForesightConfig()
-        c = self.config = config if isinstance(config, ForesightConfig) else from_values(ForesightConfig, config)
+        c = self.config = (
+            config if isinstance(config, ForesightConfig) else from_values(ForesightConfig, config)
+        )
         settings = TokenizerConfig(
             image_size=c.image_size,
             latent_channels=c.channels,

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from worldgym.errors import ConfigError
 from worldgym.models.world_model import VideoWorldModel
 
 GATE = -4.0  # a new picture is taken from by 2 % at first: little, but not beyond what gradients reach
@@ -30,13 +31,15 @@ def grown(model: VideoWorldModel, states: np.ndarray) -> VideoWorldModel:
         states: `(F,S)` proprioception of the logs, data units; tells when the hand holds something.
 
     Raises:
-        ValueError: a model without moved frames, which has nothing to grow from.
+        ConfigError: a model without moved frames, which has nothing to grow from.
     """
     old = model.config.dynamics
     if old.held and old.low is not None:
         return model
     if not old.moved:
-        raise ValueError("this world model has no moved frame to grow from; train afresh on its tokenizer")
+        raise ConfigError(
+            "this world model has no moved frame to grow from; train afresh on its tokenizer, without --initial"
+        )
     own = model.config
     shape = own.for_data(states, old.action_dim, model.image_size)
     if old.held and shape.dynamics.low is None:

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldgym.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -38,10 +40,14 @@ class TokenizerConfig:
     blocks: tuple[int, int, int] = (1, 2, 2)
 
     def __post_init__(self) -> None:
-        if self.image_size % 8:
-            raise ValueError(f"image_size must be a multiple of 8, got {self.image_size}")
+        if self.image_size % 8 or self.image_size < 8:
+            raise ConfigError(f"image_size must be a multiple of 8, got {self.image_size}")
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "blocks", tuple(self.blocks))
+        if self.latent_channels < 1 or min(self.widths) < 1 or min(self.blocks) < 0:
+            raise ConfigError(
+                f"latent_channels and widths must be at least 1, blocks not negative; got {self}"
+            )
 
 
 class ResidualBlock(nn.Module):
@@ -113,7 +119,7 @@ class FrameTokenizer(nn.Module):
         """`(N,H,W,3)` uint8 -> `(N,C,h,w)` float32.
 
         Raises:
-            ValueError: another size or dtype.
+            ConfigError: another size or dtype.
         """
         check_frames(frames, self.config.image_size)
         with autocast(self.background.device):
@@ -136,9 +142,9 @@ def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
 
 
 def check_frames(frames: Tensor, size: int) -> None:
-    """Raise a ValueError unless `frames` is `(..., size, size, 3)` uint8."""
+    """Raise a ConfigError unless `frames` is `(..., size, size, 3)` uint8."""
     if frames.dtype != torch.uint8 or frames.shape[-3:] != (size, size, 3):
-        raise ValueError(
+        raise ConfigError(
             f"frames are {str(frames.dtype).removeprefix('torch.')} of shape {tuple(frames.shape)}, expected uint8 "
             f"(..., {size}, {size}, 3); resize with PIL.Image.resize and keep values 0..255"
         )

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldgym.errors import CheckpointError, WorldgymError
+from worldgym.errors import CheckpointError, ConfigError, WorldgymError
 from worldgym.models.config import WorldModelConfig
 from worldgym.models.dynamics import Cache, Dynamics
 from worldgym.models.rows import ImaginedState, cut, in_threads, join, put, take
@@ -38,8 +38,16 @@ IMAGINED = ("frames", "latents", "states", "uncertainty")
 ROWS_PER_THREAD = 12
 
 
+class _NoState(nn.Module):
+    """In place of the estimate of proprioception where none was recorded."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """`(N,C,h,w)` to `(N,0)`."""
+        return latents.new_zeros(len(latents), 0)
+
+
 class VideoWorldModel(nn.Module):
-    """Imagines 64 px video of the tabletop under actions. Implements `worldgym.protocols.WorldModel`."""
+    """Imagines video under actions, of the tabletop or of recorded data. Implements `worldgym.protocols.WorldModel`."""
 
     def __init__(self, config: WorldModelConfig | None = None) -> None:
         super().__init__()
@@ -47,10 +55,12 @@ class VideoWorldModel(nn.Module):
         self.tokenizer = FrameTokenizer(c.tokenizer)
         self.dynamics = Dynamics(c.dynamics)
         channels, grid = c.dynamics.latent_channels, c.dynamics.grid
-        self.state_probe = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1), nn.SiLU(), nn.Flatten(),
-            nn.Linear(32 * grid * grid, 128), nn.SiLU(), nn.Linear(128, c.dynamics.state_dim),
-        )  # fmt: skip
+        self.state_probe: nn.Module = _NoState()
+        if c.dynamics.state_dim:
+            self.state_probe = nn.Sequential(
+                nn.Conv2d(channels, 32, 3, padding=1), nn.SiLU(), nn.Flatten(),
+                nn.Linear(32 * grid * grid, 128), nn.SiLU(), nn.Linear(128, c.dynamics.state_dim),
+            )  # fmt: skip
         self._fast: list[Dynamics] = []  # in a list, so that torch does not count it among the weights
         self.sampler = c.sampler
 
@@ -129,16 +139,16 @@ class VideoWorldModel(nn.Module):
             states: `(B,Tc,S)` proprioception; None estimates it from the pictures.
 
         Raises:
-            ValueError: wrong shapes, sizes or dtypes.
+            ConfigError: wrong shapes, sizes or dtypes.
         """
         if frames.ndim != 5:
-            raise ValueError(
+            raise ConfigError(
                 f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
             )
         check_frames(frames, self.image_size)
         b, context = frames.shape[:2]
         if tuple(actions.shape) != (b, context - 1, self.action_dim):
-            raise ValueError(
+            raise ConfigError(
                 f"actions have shape {tuple(actions.shape)}, expected {(b, context - 1, self.action_dim)}"
             )
         latents = self.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, (b, context))
@@ -146,7 +156,7 @@ class VideoWorldModel(nn.Module):
             with autocast(self.device):
                 normal = self.state_probe(latents.flatten(0, 1)).float().unflatten(0, (b, context))
         elif tuple(states.shape) != (b, context, self.state_dim):
-            raise ValueError(
+            raise ConfigError(
                 f"states have shape {tuple(states.shape)}, expected {(b, context, self.state_dim)}"
             )
         else:
@@ -188,11 +198,11 @@ class VideoWorldModel(nn.Module):
             decode: which frames to turn into pixels; a frame that nobody reads costs half.
         """
         if actions.ndim != 3 or len(actions) != state.batch_size or actions.shape[-1] != self.action_dim:
-            raise ValueError(
+            raise ConfigError(
                 f"actions have shape {tuple(actions.shape)}, expected ({state.batch_size}, K, {self.action_dim})"
             )
         if decode not in ("all", "last", "none"):
-            raise ValueError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
+            raise ConfigError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
         net = self.inference_network()  # made here: not by several threads at once
         pieces = min(torch.get_num_threads(), state.batch_size // ROWS_PER_THREAD)
         if self.device.type != "cpu" or pieces < 2:

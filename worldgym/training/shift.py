@@ -11,11 +11,15 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from worldgym.errors import ConfigError
 from worldgym.models.shift import LatentShift, move_bilinearly
 from worldgym.models.tokenizer import FrameTokenizer, autocast, unit_rms
 from worldgym.models.world_model import VideoWorldModel
@@ -70,15 +74,21 @@ def shift_loss(
 
 
 def train_shift(
-    model: VideoWorldModel, data: LatentEpisodes, settings: LoopConfig, run_dir: Path | str
+    model: VideoWorldModel,
+    data: LatentEpisodes,
+    settings: LoopConfig,
+    run_dir: Path | str,
+    identity: Mapping[str, Any] | None = None,
 ) -> None:
     """Train `model.dynamics.shift` in place, on frames drawn by `data.odds`; resumes from `run_dir`.
 
+    `identity` are further facts that make the run what it is, such as the hash of the dataset.
+
     Raises:
-        ValueError: a model that moves nothing (`DynamicsConfig.moved` is False).
+        ConfigError: a model that moves nothing (`DynamicsConfig.moved` is False).
     """
     if not model.config.dynamics.moved:
-        raise ValueError("this world model has no moved frame; build it with DynamicsConfig(moved=True)")
+        raise ConfigError("this world model has no moved frame; build it with DynamicsConfig(moved=True)")
     tokenizer = model.tokenizer.requires_grad_(False)
     background = tokenizer.encode_background()
     odds = torch.ones(len(data.latents)) if data.odds is None else torch.from_numpy(data.odds)
@@ -90,7 +100,8 @@ def train_shift(
         return shift_loss(module, tokenizer, data.latents[rows].float(), background, generator)
 
     total = odds.double().cumsum(0)
-    training = TrainingLoop(model.dynamics.shift, settings, run_dir, loss, tag="train_shift")
+    facts = {"dynamics": asdict(model.config.dynamics), **(identity or {})}
+    training = TrainingLoop(model.dynamics.shift, settings, run_dir, loss, tag="train_shift", identity=facts)
     training.run()
     model.dynamics.shift.load_state_dict(training.ema_model.state_dict())
     model.refresh()

@@ -10,13 +10,17 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig, tokenizer_loss
+from worldgym.errors import ConfigError
+from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig, check_frames, tokenizer_loss
 from worldgym.training.loop import LoopConfig, TrainingLoop
 
 
@@ -28,6 +32,7 @@ def train_tokenizer(
     batch: int = 48,
     held_out: np.ndarray | None = None,
     initial: FrameTokenizer | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> FrameTokenizer:
     """Train to the end of `loop` and return the averaged model.
 
@@ -39,7 +44,14 @@ def train_tokenizer(
         batch: frames per step.
         held_out: `(N,H,W,3)` uint8 for the reported PSNR, or None.
         initial: go on from this tokenizer, whose background is taken anew; `config` must be its own.
+        identity: further facts that make the run what it is, such as the hash of the dataset.
+
+    Raises:
+        ConfigError: no frames, frames of another size than `config` says, or a batch below 1.
     """
+    if not len(frames) or batch < 1:
+        raise ConfigError(f"got {len(frames)} frames and batches of {batch}, expected at least one of each")
+    check_frames(torch.from_numpy(frames[:1]), config.image_size)
     torch.manual_seed(loop.seed)
     model = FrameTokenizer(config)
     if initial is not None:
@@ -61,11 +73,14 @@ def train_tokenizer(
         assert isinstance(module, FrameTokenizer)
         return (
             {}
-            if held_out is None
+            if held_out is None or not len(held_out)
             else {f"world_model/tokenizer_{k}": v for k, v in reconstruction_psnr(module, held_out).items()}
         )
 
-    training = TrainingLoop(model, loop, run_dir, loss, tag="train_tokenizer", evaluate=evaluate)
+    facts = {"batch": batch, "tokenizer": asdict(config), **(identity or {})}
+    training = TrainingLoop(
+        model, loop, run_dir, loss, tag="train_tokenizer", evaluate=evaluate, identity=facts
+    )
     training.run()
     tokenizer = training.ema_model
     assert isinstance(tokenizer, FrameTokenizer)

@@ -14,8 +14,8 @@ Example::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldgym.errors import ConfigError
 from worldgym.models.dynamics import Cache
 from worldgym.models.tokenizer import FrameTokenizer, autocast, unit_rms
 from worldgym.models.world_model import VideoWorldModel
@@ -70,6 +71,13 @@ class WorldModelTraining:
     pixel_frames: int = 64
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.window < 1:
+            raise ConfigError(
+                f"batch and window must be at least 1, got {self.batch} and {self.window}; try --batch-size 20 "
+                "--window 20"
+            )
+
 
 @dataclass
 class LatentEpisodes:
@@ -88,7 +96,12 @@ class LatentEpisodes:
     @staticmethod
     def encode(tokenizer: FrameTokenizer, arrays: Any) -> LatentEpisodes:
         """From arrays with `frames, actions, states, offsets`."""
-        frames = arrays.frames
+        frames, size = arrays.frames, tokenizer.config.image_size
+        if frames.shape[1:] != (size, size, 3):
+            raise ConfigError(
+                f"the dataset has frames of {frames.shape[1]} pixels a side, this tokenizer takes {size}; train one "
+                f"on this dataset with `worldgym train tokenizer`, or make the dataset with --image-size {size}"
+            )
         parts = [
             tokenizer.encode(torch.from_numpy(frames[i : i + 512])).half() for i in range(0, len(frames), 512)
         ]
@@ -212,11 +225,15 @@ def world_model_loss(
     per_frame = (focus * cost).sum((2, 3)) / focus.sum((2, 3))
     total = weight.sum() + 1e-6
     latent_loss = (weight * per_frame).sum() / total
-    state_error = F.smooth_l1_loss(state_in + out.states, states[:, 1:], reduction="none", beta=0.1).mean(-1)
-    state_loss = (weight * state_error).sum() / total
+    state_loss = probe = latent_loss.new_zeros(())
+    if states.shape[-1]:
+        state_error = F.smooth_l1_loss(state_in + out.states, states[:, 1:], reduction="none", beta=0.1).mean(
+            -1
+        )
+        state_loss = (weight * state_error).sum() / total
+        probe = F.smooth_l1_loss(probed, states[:, 0], beta=0.1)
     plain = error.detach().mean((2, 3))
     estimate = (weight * (out.log_error - (plain + 1e-4).log()).square()).sum() / total
-    probe = F.smooth_l1_loss(probed, states[:, 0], beta=0.1)
     loss = latent_loss + 0.3 * state_loss + 0.002 * estimate + 0.1 * probe
     extra: dict[str, float] = {}
     if held:
@@ -277,8 +294,12 @@ def train_world_model(
     settings: WorldModelTraining,
     run_dir: Path | str,
     evaluate: Callable[[VideoWorldModel], dict[str, float]] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> VideoWorldModel:
-    """Train `model.dynamics` (its tokenizer stays as it is) and return the averaged model; resumes from `run_dir`."""
+    """Train `model.dynamics` (its tokenizer stays as it is) and return the averaged model; resumes from `run_dir`.
+
+    `identity` are further facts that make the run what it is, such as the hash of the dataset.
+    """
     torch.manual_seed(settings.loop.seed)
     model.tokenizer.requires_grad_(False)
     if model.config.dynamics.moved:
@@ -299,7 +320,11 @@ def train_world_model(
         module.refresh()
         return evaluate(module) if evaluate else {}
 
-    training = TrainingLoop(model, settings.loop, run_dir, loss, tag="train_world_model", evaluate=checked)
+    own = {name: value for name, value in asdict(settings).items() if name not in ("loop", "compile")}
+    facts = {**own, "model": asdict(replace(model.config, tasks=())), **(identity or {})}
+    training = TrainingLoop(
+        model, settings.loop, run_dir, loss, tag="train_world_model", evaluate=checked, identity=facts
+    )
     forward: Callable[..., Any] = model.dynamics
     if settings.compile:
         forward = _compiled(model.dynamics)

@@ -1,0 +1,88 @@
+"""Checks of numbers and paths that all commands share, done once after the command line was read.
+
+Why here: a library that is handed a NaN, a negative number of steps or a path with `~` in it ends in an error of its
+own, minutes later, that names none of the options.
+
+Example::
+
+    config = tyro.cli(RlConfig, args=expand_home(arguments))
+    check_numbers(config)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from worldgym.errors import ConfigError
+
+AT_LEAST_ONE = frozenset(
+    {
+        "steps", "minutes", "epochs", "batch", "batch_size", "limit", "window", "shift_steps", "tokenizer_steps",
+        "processes", "demos_per_task", "folds", "horizon", "image_size", "episodes", "iterations", "starts", "rounds",
+        "attempts", "threads", "chunk", "group", "updates", "every", "piece", "samples", "shard_episodes", "scale",
+        "practise_horizon", "confirm", "demos_limit", "bc_batch", "concurrent", "cpus", "grace", "batches",
+    }
+)  # fmt: skip
+"""Options that count something of which there must be one, where they are given."""
+POSITIVE = frozenset({"lr", "minutes", "seconds", "imitation_lr"})
+NOT_NEGATIVE = frozenset(
+    {
+        "seed", "seeds", "start_seed", "workers", "patience", "finish_steps", "dream_episodes", "hesitation", "clips",
+        "temperature", "token_temperature", "temperatures", "noises", "gpus", "audit_every", "audit_episodes", "soak",
+        "imitation_steps", "contact_odds", "check_episodes", "branches",
+    }
+)  # fmt: skip
+SEED_LIMIT = 2**63
+
+
+def expand_home(arguments: Sequence[str]) -> list[str]:
+    """`~` and `~user` at the begin of a value replaced, in `--out=~/x` too, which shells leave alone."""
+    out = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--") and equals:
+            out.append(f"{name}={os.path.expanduser(value)}")
+        else:
+            out.append(os.path.expanduser(argument))
+    return out
+
+
+def check_numbers(config: Any, prefix: str = "--") -> None:
+    """Refuse numbers that no command can use.
+
+    Raises:
+        ConfigError: NaN or infinity, a count below one, a rate that is not positive; names the option as it is typed.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        option = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            check_numbers(value, f"{option}.")
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _check(field, option, number)
+
+
+def _check(field: dataclasses.Field[Any], option: str, number: float) -> None:
+    name = field.name
+    if not math.isfinite(number):
+        expected = "a finite number"
+    elif name in AT_LEAST_ONE and name not in POSITIVE and number < 1:
+        expected = "at least 1"
+    elif name in POSITIVE and number <= 0:
+        expected = "a positive number"
+    elif name in NOT_NEGATIVE and number < 0:
+        expected = "0 or more"
+    elif name in ("seed", "seeds", "start_seed") and number >= SEED_LIMIT:
+        expected = f"less than {SEED_LIMIT}"
+    else:
+        return
+    usual = field.default
+    usable = isinstance(usual, int | float) and not isinstance(usual, bool) and usual == usual
+    remedy = f"try {option} {usual:g}" if usable and usual < 10**6 else f"leave {option} out"
+    raise ConfigError(f"{option} is {number:g}, expected {expected}; {remedy}")

@@ -1,0 +1,201 @@
+"""What all trainers share: whose run a folder holds, what the numbers of proprioception mean, checked settings.
+
+A trainer's folder says in `run.json` what was asked for: the settings, and hashes of the data and of the models that
+training begins with. The same command goes on with it or repeats it; another one is refused, so that weights and
+figures of two runs are never mixed.
+
+Example::
+
+    facts = identity(config, dataset, contents=("initial",))
+    claim(config.out, "train tokenizer", facts, own=("checkpoint", "tensorboard", "tokenizer.json"), fresh=config.fresh)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.utils.files import file_sha256, read_sealed, write_sealed
+from worldgym.utils.typed import changes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from worldgym.data import EpisodeDataset
+    from worldgym.data.episode import ActionSpec
+
+logger = logging.getLogger(__name__)
+MARKER = "run.json"
+Hand = Literal["auto", "yes", "no"]
+EXTENDABLE = ("steps", "minutes", "epochs")
+"""Settings that may change when a run goes on: how long it is."""
+ELSEWHERE = ("data", "out", "fresh", "address", "compile")
+"""Settings that do not decide the result, or that are compared by content."""
+
+
+def require_preset(preset: str, presets: Sequence[str] = ("small", "tiny")) -> None:
+    """Raise a ConfigError unless `preset` is one of `presets`."""
+    if preset not in presets:
+        raise ConfigError(
+            f"unknown preset {preset!r}; the presets are {', '.join(presets)}: try --preset small"
+        )
+
+
+def require_square(image_size: int, model_size: int, what: str) -> None:
+    """Raise a ConfigError unless frames of the data are as large as `what` takes them, pixels a side."""
+    if image_size != model_size:
+        raise ConfigError(
+            f"the dataset has frames of {image_size} pixels a side, and {what} takes {model_size}; train it on this "
+            f"dataset, or make the dataset with --image-size {model_size}"
+        )
+
+
+# -- proprioception -----------------------------------------------------------------------------------------------
+
+
+def knows_hand(spec: ActionSpec, state_dim: int, choice: Hand = "auto") -> bool:
+    """Whether proprioception is known to be a hand's: x, y, z first and the opening of its fingers last.
+
+    Only the tabletop's and BridgeData's action specs say so, by names and units; `choice` may force either.
+
+    Raises:
+        ConfigError: `yes` with fewer than four dimensions.
+    """
+    from worldgym.data import TABLETOP_ACTION_SPEC
+    from worldgym.data.bridge import BRIDGE_ACTION_SPEC
+
+    if choice == "yes" and state_dim < 4:
+        raise ConfigError(
+            f"proprioception has {state_dim} dimensions; a hand's has at least four: x, y, z, ..., opening of the "
+            "fingers. Type --hand no"
+        )
+    if choice != "auto":
+        return choice == "yes"
+    known = ((TABLETOP_ACTION_SPEC, 4), (BRIDGE_ACTION_SPEC, 7))
+    return any((spec.names, spec.units, state_dim) == (k.names, k.units, dim) for k, dim in known)
+
+
+# -- whose run a folder holds -------------------------------------------------------------------------------------
+
+
+def identity(
+    config: Any, dataset: EpisodeDataset | None = None, contents: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What decides the result of a training command: settings by option name, data and models by content.
+
+    Args:
+        config: the command's.
+        dataset: what is trained on.
+        contents: fields that name folders of models; their files are compared, not their names.
+    """
+    facts: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if name in contents:
+            facts[option(name)] = None if value is None else content_of(value)
+        elif name not in (*EXTENDABLE, *ELSEWHERE):
+            facts[option(name)] = value
+    if dataset is not None:
+        facts["--data"] = fingerprint(dataset)
+    return dict(json.loads(json.dumps(facts, default=str)))
+
+
+def option(field: str) -> str:
+    """A field as it is typed."""
+    return "--" + field.replace("_", "-")
+
+
+def fingerprint(dataset: EpisodeDataset) -> str:
+    """Hash of what a dataset has committed: file hashes, action spec and split rules; 16 hex digits."""
+    meta = dataset.meta
+    facts = [[f["sha256"] for f in meta.files], meta.action_spec.to_dict(), meta.manifest.hash]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def arrays_hash(*arrays: np.ndarray) -> str:
+    """Hash of the bytes and shapes of arrays; 16 hex digits."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(str((array.shape, array.dtype.str)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def content_of(path: Path | str) -> str:
+    """Hash of the weights and settings in a model's folder; a name that is no folder is itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(path)
+    if (folder / "world_model").is_dir():
+        folder = folder / "world_model"
+    files = [folder / name for name in ("config.json", "tokenizer.json") if (folder / name).is_file()]
+    hashes = [file_sha256(file) for file in (*files, *sorted(folder.glob("*.safetensors")))]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+
+
+def claim(
+    out: Path, command: str, facts: Mapping[str, Any], *, own: Sequence[str], fresh: bool = False
+) -> None:
+    """Note in `out` that it holds the run `facts` of `command`, or refuse.
+
+    Args:
+        out: the run's folder; made when needed.
+        command: such as `train tokenizer`.
+        facts: of `identity`.
+        own: files and folders that the command writes into `out`.
+        fresh: remove what an earlier run of this command made here, and nothing else.
+
+    Raises:
+        ConfigError: `out` is a file, holds a run with other settings or data, or one of another command; or `fresh`,
+            and files of these names are there that no marker lists.
+        CheckpointError: the marker is damaged.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file, and a run needs a folder; give another --out")
+    marker = out / MARKER
+    before = _read(marker)
+    if before is not None and before["command"] != command:
+        raise ConfigError(f"{out} holds a run of `worldgym {before['command']}`; give another --out")
+    if before is not None and fresh:
+        for name in before["own"]:
+            _remove(out / Path(name).name)
+        before = None
+    there = [name for name in own if (out / name).exists()]
+    if before is None and fresh and there:
+        raise ConfigError(
+            f"{out} holds {', '.join(there)}, which no run of this command has noted as its own; nothing was removed. "
+            "Give another --out, or move these away"
+        )
+    if before is not None and (told := changes(before["facts"], facts)):
+        raise ConfigError(
+            f"{out} holds a run with other settings or data ({told}). Type the same settings to go on with it, give "
+            "another --out, or add --fresh, which removes what that run has made and starts over"
+        )
+    mine = before["own"] if before is not None else [name for name in own if name not in there]
+    out.mkdir(parents=True, exist_ok=True)
+    write_sealed(marker, {"command": command, "facts": dict(facts), "own": mine}, indent=1)
+
+
+def _read(marker: Path) -> dict[str, Any] | None:
+    if not marker.is_file():
+        return None
+    remedy = f"Give another --out, or remove {marker}."
+    data = read_sealed(marker, remedy)
+    kinds = {"command": str, "facts": dict, "own": list}
+    if not isinstance(data, dict) or any(not isinstance(data.get(key), kind) for key, kind in kinds.items()):
+        raise CheckpointError(f"{marker} is no marker of a training run. {remedy}")
+    return data
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
