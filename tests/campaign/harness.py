@@ -71,6 +71,9 @@ def options(tool: str, about: str, count: int, quick: int) -> argparse.ArgumentP
     parser.add_argument("--out", type=Path, required=True, help="file of finished cases, one JSON a line")
     parser.add_argument("--case", help="repeat this case and keep its files; nothing is written to --out")
     parser.add_argument("--only", help="only cases whose name begins with this")
+    parser.add_argument(
+        "--part", default="0/1", help="I/N: every N-th case from the I-th on, for N tools side by side"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("/tmp/worldgym-campaign"), help="scratch folder")
     parser.set_defaults(usual=count, few=quick)
@@ -128,6 +131,8 @@ def go(given: argparse.Namespace, cases: Iterable[str], run: Callable[[str, bool
         return Book(Path(os.devnull))
     book = Book(given.out)
     names = [name for name in cases if not given.only or name.startswith(given.only)]
+    first, step = (int(number) for number in given.part.split("/"))
+    names = names[first::step]
     todo = [name for name in names if name not in book.rows]
     print(f"{len(names)} cases, {len(names) - len(todo)} finished before", flush=True)
     began = time.monotonic()
@@ -137,7 +142,7 @@ def go(given: argparse.Namespace, cases: Iterable[str], run: Callable[[str, bool
         left = (time.monotonic() - began) / number * (len(todo) - number) / 60
         mark = "BAD " if row["bad"] else ""
         print(f"{mark}{name}: {row['outcome']} ({row['seconds']:.1f} s; {left:.0f} min left)", flush=True)
-    return book
+    return Book(given.out)
 
 
 def versions() -> dict[str, str]:
@@ -267,6 +272,7 @@ def _child(work: Callable[[], Any], writing: int, log: Path | None, memory: int 
         out = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
         if memory is not None:
             size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -61,17 +62,19 @@ def _prepared(place: Workspace, name: str) -> Any:
     place.make(inputs_of_names(set(subject.needs)))
     settle_settings(place)
     folder = place.folder / "subjects" / name
-    log = folder.with_suffix(".log")
-    if not folder.with_suffix(".made").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        ended = forked(lambda: subject.make(place, folder), log=log, seconds=300)
-        if ended.code:
-            raise SystemExit(f"the subject {name} can't be made: {said(log, 4)}")
-        folder.with_suffix(".made").touch()
-    twice = [_used(place, subject, folder, place.folder / "cases" / f"{name}-whole", None) for _ in range(2)]
+    log, mark = folder.with_suffix(".log"), folder.with_suffix(".made")
+    if mark.is_file():
+        return json.loads(mark.read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    ended = forked(lambda: subject.make(place, folder), log=log, seconds=300)
+    if ended.code:
+        raise SystemExit(f"the subject {name} can't be made: {said(log, 4)}")
+    here = place.folder / "cases" / f"{name}-whole"
+    twice = [_used(place, subject, folder, here, None) for _ in range(2)]
     if twice[0][0] != "ok" or twice[0] != twice[1]:
         raise SystemExit(f"the subject {name} is not steady: {twice}")
+    mark.write_text(json.dumps(twice[0][1]))
     return twice[0][1]
 
 

@@ -17,10 +17,10 @@ PARTS = {
     "kills": (
         "Kills",
         "command",
-        "A command at toy size gets SIGKILL at a random moment (`moment`), or ends before the n-th change of the file "
-        "system (`change`: rename, replace, unlink, mkdir, rmdir, fsync, opening a file for writing, writing "
-        "safetensors or parquet). This happens one to four times in a row; then the command is typed again and runs to "
-        "its end. Checkpoints are written at every step, so that there is something to interrupt.",
+        "A command at toy size gets SIGKILL at a random moment (`moment`), or ends before the n-th change of the "
+        "file system (`change`: rename, replace, unlink, mkdir, rmdir, fsync, opening a file for writing, writing "
+        "safetensors or parquet). This happens one to three times in a row; then the command is typed again and runs "
+        "to its end. Checkpoints are written at every step, so that there is something to interrupt.",
         {
             "equal": "tensors, JSON without times, episodes and the steps that TensorBoard shows are those of a run "
             "that was never stopped, and no temporary file is left",
@@ -100,7 +100,9 @@ def _part(name: str, rows: list[dict[str, Any]]) -> str:
     bad = sum(bool(row.get("bad")) for row in rows)
     minutes = sum(float(row.get("seconds", 0)) for row in rows) / 60
     lines = [f"## {title}", "", *([about, ""] if about else [])]
-    lines += [f"{len(rows)} cases, {bad} bad, {minutes:.0f} minutes of {_versions(rows)}.", ""]
+    kills = [m for row in rows for m in row.get("moments", []) if "it had ended" not in m]
+    counted = f"{len(rows)} cases with {len(kills)} kills" if kills else f"{len(rows)} cases"
+    lines += [f"{counted}, {bad} bad, {minutes:.0f} minutes of {_versions(rows)}.", ""]
     lines += [f"    python -m tests.campaign.{name} --count {len(rows)} --out {name}.jsonl", ""]
     lines += [markdown(rows, group), ""]
     for other in ("kind", "operator"):

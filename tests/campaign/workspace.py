@@ -53,12 +53,12 @@ class Tried:
 COMMANDS: dict[str, Tried] = {
     "collect": Tried("collect --out out --episodes 8 --tasks reach push --horizon 12 --workers 0 --shard-episodes 2"),
     "import": Tried("import --source {lerobot} --out out --image-size 32", weight=3),
-    "train-tokenizer": Tried("train tokenizer --data {data} --out out --preset tiny --steps 12 --batch 8"),
+    "train-tokenizer": Tried("train tokenizer --data {data} --out out --preset tiny --steps 8 --batch 8"),
     "train-world-model": Tried(
-        "train world-model --data {data} --tokenizer {tokenizer} --out out --preset tiny --steps 8 --shift-steps 6 "
+        "train world-model --data {data} --tokenizer {tokenizer} --out out --preset tiny --steps 5 --shift-steps 4 "
         "--batch 4 --window 4"
     ),
-    "train-judge": Tried("train judge --data {data} --out out --preset tiny --steps 12 --batch-size 16"),
+    "train-judge": Tried("train judge --data {data} --out out --preset tiny --steps 8 --batch-size 16 --limit 16"),
     "train-policy": Tried(
         "train policy --data {data} --out out --preset tiny --epochs 5 --demos-per-task 4 --batch-size 32 "
         "--finish-steps 6"
@@ -220,7 +220,7 @@ def _bridge(place: Workspace) -> int:
 
 
 INPUTS: dict[str, str | Callable[[Workspace], Any]] = {
-    "data": "collect --out {out} --episodes 40 --tasks reach push --horizon 24 --workers 0",
+    "data": "collect --out {out} --episodes 24 --tasks reach push --horizon 24 --workers 0",
     "tokenizer": "train tokenizer --data {data} --out {out} --preset tiny --steps 10 --batch 8",
     "world": "train world-model --data {data} --tokenizer {tokenizer} --out {out} --preset tiny --steps 6 "
     "--shift-steps 4 --batch 4 --window 4",
