@@ -12,7 +12,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -26,11 +26,21 @@ class DataCheckConfig:
     Args:
         path: the dataset's folder, ours or in LeRobot's layout.
         camera: cameras of a LeRobot folder, where there are several.
+        state_key: its features of proprioception, as for `worldgym import`.
+        action_key: its features of actions.
+        episodes: numbers such as `0-9,12`; only these are read.
+        skip: numbers of episodes that are left out.
+        frames: which frame belongs to a row, as for `worldgym import`.
         json: also write what was found to this file.
     """
 
     path: Annotated[Path, tyro.conf.Positional]
     camera: tuple[str, ...] = ()
+    state_key: tuple[str, ...] = ()
+    action_key: tuple[str, ...] = ()
+    episodes: str | None = None
+    skip: str | None = None
+    frames: Literal["auto", "timestamp", "index"] = "auto"
     json: Path | None = None
 
 
@@ -40,7 +50,12 @@ def run(config: DataCheckConfig) -> int:
     from worldgym.data.imports import ImportSettings
     from worldgym.utils.files import atomic_write_text
 
-    found = check(config.path, ImportSettings(cameras=config.camera) if config.camera else None)
+    settings = ImportSettings(
+        cameras=config.camera, state_keys=config.state_key, action_keys=config.action_key,
+        episodes=config.episodes, skip=config.skip, frames=config.frames,
+    )  # fmt: skip
+    path = config.path.expanduser()
+    found = check(path, settings)
     text = [f"{key:<16}{json.dumps(value, ensure_ascii=False)}" for key, value in found.facts.items()]
     text += [f"note: {note}" for note in found.notes[:20]]
     text += [f"note: and {len(found.notes) - 20} more"] if len(found.notes) > 20 else []
@@ -50,6 +65,6 @@ def run(config: DataCheckConfig) -> int:
         atomic_write_text(config.json, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     if found.problems:
         listed = "\n".join(f"- {problem}" for problem in found.problems)
-        raise DatasetError(f"{len(found.problems)} problems in {config.path}:\n{listed}")
-    sys.stdout.write(f"{config.path}: no problem found\n")
+        raise DatasetError(f"{len(found.problems)} problems in {path}:\n{listed}")
+    sys.stdout.write(f"{path}: no problem found\n")
     return 0

@@ -96,18 +96,19 @@ def run(config: ImportConfig) -> int:
     from worldgym.data.imports import ImportSettings, import_lerobot
 
     settings, command = config.settings(), shlex.join(["worldgym", *sys.argv[1:]])
-    if any(config.source.glob("*.npz")):
+    source, out = config.source.expanduser(), config.out.expanduser()
+    if not (source / "meta").is_dir() and any(source.glob("*.npz")):
         plain = ImportSettings(image_size=config.image_size, limit=config.limit)
         if settings != plain:
             raise ConfigError(
                 "samples of mp4 + npz have one camera, one kind of action and no success; of the options only "
                 "--image-size and --limit apply to them, leave the others out"
             )
-        count = write_bridge(config.source, config.out, config.image_size, config.limit, command=command)
-        sys.stdout.write(f"{count} episodes imported to {config.out}\n")
+        count = write_bridge(source, out, config.image_size, config.limit, command=command)
+        sys.stdout.write(f"{count} episodes imported to {out}\n")
         return 0
-    report = import_lerobot(config.source, config.out, settings, command=command)
-    sys.stdout.write("\n".join(lines(report)) + f"\n{report['episodes']} episodes imported to {config.out}\n")
+    report = import_lerobot(source, out, settings, command=command)
+    sys.stdout.write("\n".join(lines(report)) + f"\n{report['episodes']} episodes imported to {out}\n")
     return 0
 
 
@@ -118,6 +119,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"rate          {report['hz']:g} rows a second (recorded {report['recorded_hz']:g})",
         f"cameras       {', '.join(report['cameras'])}",
         f"state         {', '.join(report['state']) or 'none'}, {report['state_dim']} dimensions",
+        f"frames        {report['image_size']} px, matched to rows by "
+        + ", ".join(f"{rule} ({count})" for rule, count in report["frames_by"].items()),
         f"success       {report['successes']} of {report['episodes']} episodes, from {report['success_from']}",
         f"instructions  {len(report['instructions'])}",
     ]
@@ -132,7 +135,18 @@ def lines(report: dict[str, Any]) -> list[str]:
     for dim in report["actions"]:
         bounds = f"{dim['low']:.4g} to {dim['high']:.4g}"
         out.append(f"  {dim['name']:<24} {bounds:<24} {dim['bounds']:<10} {dim['cut']:.2%} cut")
-    if report["success_from"] == "auto" and not report["successes"]:
-        out.append("no success is recorded: --success all counts every episode as solved at its end")
+    if report["split_episodes"]:
+        numbers = ", ".join(list(report["split_episodes"])[:10])
+        out.append(
+            f"split         {len(report['split_episodes'])} recorded episodes change their instruction: {numbers}"
+        )
+    if report["rows_lost"]:
+        out.append(
+            f"rows lost     {sum(report['rows_lost'].values())}, alone under their instruction, in episodes "
+            f"{', '.join(list(report['rows_lost'])[:10])}"
+        )
+    if report["success_from"] == "none recorded":
+        more = ", --success next.reward counts a reward from --reward on" if report["reward_recorded"] else ""
+        out.append(f"no success is recorded: --success all counts every episode as solved at its end{more}")
     out += [f"left out: episode {number}: {why}" for number, why in report["skipped"].items()]
     return out

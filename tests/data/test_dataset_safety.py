@@ -217,7 +217,7 @@ def _edit(folder: Path, **changes: object) -> None:
         ({"codebase_version": "v2.1"}, r"v2\.1.*convert"),
         ({"worldgym": None}, "without the 'worldgym' block"),
         ({"worldgym": {"format_version": 99}}, "worldgym format 99"),
-        ({"total_episodes": 7}, "says 7 episodes"),
+        ({"total_episodes": 7}, "changed since it was written"),
     ],
 )
 def test_foreign_versions_are_refused_untouched(

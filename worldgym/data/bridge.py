@@ -12,6 +12,7 @@ Example::
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 from pathlib import Path
@@ -19,9 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from worldgym.data.episode import ActionSpec, Episode, GripperRule
+from worldgym.data.formats.frames import decode_video
 from worldgym.data.splits import SplitManifest
 from worldgym.data.writer import DatasetWriter
 from worldgym.errors import DatasetError
+from worldgym.utils.files import file_sha256, read_sealed, write_sealed
 
 PADDED_DIM, ACTION_DIM = 10, 7
 # Within six episodes no component exceeds 1.7; the gripper is a switch.
@@ -68,21 +71,7 @@ def read_video(path: Path, image_size: int) -> np.ndarray:
     Raises:
         DatasetError: the file can't be decoded.
     """
-    import imageio_ffmpeg
-
-    frames = []
-    try:
-        reader = imageio_ffmpeg.read_frames(
-            str(path), output_params=["-vf", f"scale={image_size}:{image_size}:flags=area"]
-        )
-        next(reader)
-        for raw in reader:
-            frames.append(np.frombuffer(raw, np.uint8).reshape(image_size, image_size, 3))
-    except (OSError, ValueError, RuntimeError, StopIteration) as error:
-        raise DatasetError(f"{path} can't be decoded ({error}); restore that file") from error
-    if not frames:
-        raise DatasetError(f"{path} holds no frame; restore that file")
-    return np.stack(frames)
+    return decode_video(path, image_size, "stretch").frames
 
 
 def bridge_episodes(
@@ -149,14 +138,22 @@ def write_bridge(
         DatasetError: as `bridge_episodes`; also where `out` holds something else.
     """
     episodes = bridge_episodes(folder, image_size, limit)
-    names = [episode.provenance["episode"] for episode in episodes]
+    names = [str(episode.provenance["episode"]) for episode in episodes]
     manifest = SplitManifest(name="bridge_v2", rules={})
+    files = [Path(folder) / f"{name}.{end}" for name in names for end in ("npz", "mp4")]
+    key = hashlib.sha256("".join(f"{file.name} {file_sha256(file)}" for file in files).encode()).hexdigest()
+    notes = Path(out) / "meta/import.json"
+    if notes.is_file():
+        noted = read_sealed(notes, f"Remove the folder {out} to import again")
+        if not isinstance(noted, dict) or noted.get("key") != key:
+            raise DatasetError(f"{out} holds an import of something else; give another --out")
     with DatasetWriter(
         out, BRIDGE_ACTION_SPEC, image_size, ACTION_DIM, manifest, robot_type="widowx", partial=command
     ) as writer:
         done = [record.provenance.get("episode") for record in writer.records]
         if done != names[: len(done)]:
             raise DatasetError(f"{out} holds {len(done)} episodes of something else; give another --out")
+        write_sealed(notes, {"key": key})
         for episode in episodes[len(done) :]:
             writer.append(episode)
         writer.finish()

@@ -1,4 +1,4 @@
-"""Reads a dataset completely and lists everything that is wrong with it, its own layout or LeRobot's.
+"""Reads a dataset completely and lists everything that is wrong with it, its own layout or that of others.
 
 Example::
 
@@ -9,6 +9,8 @@ Example::
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from worldgym.data.imports import ImportSettings, LeRobotFolder, is_foreign
-from worldgym.data.lerobot import read_meta
+from worldgym.data import lerobot
+from worldgym.data.imports import NOTES, ImportSettings, LeRobotFolder, is_foreign
 from worldgym.data.reader import EpisodeDataset
+from worldgym.data.stats import RunningStats
 from worldgym.errors import ConfigError, DatasetError, WorldgymError
-from worldgym.utils.files import file_sha256
+from worldgym.utils.files import file_sha256, read_sealed
 
 STILL = 1e-4  # standard deviation of pixels, of 255, below which all frames of an episode are one picture
+CLOSE = 1e-9  # relative: statistics of datasets that were written in pieces differ by rounding
 
 
 @dataclass
@@ -50,43 +55,52 @@ def check(path: str | os.PathLike[str], settings: ImportSettings | None = None) 
 
     Raises:
         DatasetError: there is no dataset, or its metadata can't be read at all.
+        ConfigError: `settings` for a dataset of this project.
     """
-    root = Path(path)
+    root = Path(path).expanduser()
     if is_foreign(root):
         return _foreign(root, settings)
     if settings is not None and settings != ImportSettings():
         raise ConfigError(f"{root} is a dataset of worldgym; options of reading apply to folders of others")
+    if not (root / lerobot.INFO_PATH).is_file() and any(root.glob("*.npz")):
+        return _bridge(root)
     return _own(root)
 
 
 def _own(root: Path) -> Found:
     found = Found()
-    meta = read_meta(root)
+    meta = lerobot.read_meta(root, sizes=False)
     for entry in meta.files:
-        if file_sha256(root / entry["path"]) != entry["sha256"]:
-            found.problems.append(
-                f"{root / entry['path']} differs from what was committed; restore it from a copy"
-            )
+        try:
+            lerobot.check_size(root / entry["path"], int(entry["bytes"]))
+            if file_sha256(root / entry["path"]) != entry["sha256"]:
+                raise DatasetError(
+                    f"{root / entry['path']} differs from what was committed; restore it from a copy"
+                )
+        except DatasetError as error:
+            found.problems.append(str(error))
+    if "seal" not in meta.info["worldgym"]:
+        found.notes.append(f"{root / lerobot.INFO_PATH} is of an earlier version and has no seal")
+    if found.problems:
+        return found  # what follows would name the same files again
     try:
         dataset = EpisodeDataset(root)
+        _meta_files(found, dataset)
     except WorldgymError as error:
         found.problems.append(str(error))
         return found
     rows = 0
     for position, record in enumerate(dataset.records):
+        where = f"episode {record.index}"
         try:
             episode = dataset[position]
             rows += episode.length
-            _look(
-                found,
-                f"episode {record.index}",
-                episode.frames,
-                episode.actions,
-                episode.succeeded,
-                record.success,
-            )
+            _look(found, where, episode.frames, episode.actions)
+            if episode.succeeded != record.success:
+                said = "solved" if record.success else "unsolved"
+                found.problems.append(f"{where} is listed as {said}, its frames say otherwise")
         except (WorldgymError, ValueError) as error:
-            found.problems.append(f"episode {record.index}: {error}")
+            found.problems.append(f"{where}: {error}")
     found.facts = {
         "layout": f"worldgym format {meta.format_version}", "episodes": len(dataset), "actions": rows,
         "image_size": meta.image_size, "state_dim": meta.state_dim, "hz": meta.fps, "cameras": 1 + len(meta.views),
@@ -101,30 +115,80 @@ def _own(root: Path) -> Found:
     return found
 
 
-def _foreign(root: Path, settings: ImportSettings | None) -> Found:
-    import dataclasses
+def _meta_files(found: Found, dataset: EpisodeDataset) -> None:
+    """Files that `meta/info.json` lists no hash of: they follow from the others, or have a seal."""
+    meta, root = dataset.meta, dataset.root
+    remedy = "restore it from a copy"
+    tasks = lerobot.read_tasks(meta)
+    listed = set(tasks) == {record.instruction for record in dataset.records}
+    if not listed or (tasks and not _same_table(lerobot.read_table(root / lerobot.TASKS_PATH), tasks)):
+        found.problems.append(
+            f"{root / lerobot.TASKS_PATH} lists other instructions than the episodes; {remedy}"
+        )
+    if len(dataset) and meta.padding == 0:
+        stats = RunningStats(meta.action_spec.dim, meta.state_dim, meta.views)
+        stats.add_files(root, meta.files, dataset.records)
+        if not _agree(json.loads(json.dumps(stats.summary())), dataset.stats):
+            found.problems.append(f"{root / lerobot.STATS_PATH} does not fit the data; {remedy}")
+    if (root / NOTES).is_file():
+        read_sealed(root / NOTES, remedy.capitalize())
 
+
+def _same_table(table: pa.Table, tasks: list[str]) -> bool:
+    """Whether `meta/tasks.parquet` is what would be written now, whatever the version of pyarrow."""
+    expected = lerobot.tasks_table(tasks)
+    try:
+        said = [json.loads((t.schema.metadata or {})[b"pandas"]) for t in (table, expected)]
+        for facts in said:
+            facts.pop("creator")
+    except (KeyError, ValueError, AttributeError):
+        return False
+    return bool(table.equals(expected)) and said[0] == said[1]
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Whether two values of JSON are the same, numbers up to rounding."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_agree(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_agree, a, b))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return abs(a - b) <= CLOSE * max(1.0, abs(a), abs(b))
+    return bool(a == b)
+
+
+def _foreign(root: Path, settings: ImportSettings | None) -> Found:
     found = Found()
     base = settings or ImportSettings()
     folder = LeRobotFolder(root, settings=dataclasses.replace(base, skip_bad=True))
+    late: dict[int, str] = {}
     for item in folder.items:
+        where = f"episode {item.place.index}"
         try:
             episode = folder.episode(item, base.image_size)
-            _look(found, f"episode {item.place.index}", episode.frames, episode.actions, True, True)
+            _look(found, where, episode.frames, episode.actions)
         except (DatasetError, ValueError) as error:
-            folder.skipped[item.place.index] = str(error)
-    found.facts = folder.report()
-    found.problems += [f"episode {number}: {why}" for number, why in sorted(folder.skipped.items())]
+            late[item.place.index] = str(error)
+    if len(late) < len({item.place.index for item in folder.items}):
+        found.facts = folder.report(late)
+    bad = sorted({**folder.skipped, **late}.items())
+    found.problems += [f"episode {number}: {why}" for number, why in bad]
     return found
 
 
-def _look(
-    found: Found, where: str, frames: np.ndarray, actions: np.ndarray, solved: bool, listed: bool
-) -> None:
-    if solved != listed:
-        found.problems.append(
-            f"{where} is listed as {'solved' if listed else 'unsolved'}, its frames say otherwise"
-        )
+def _bridge(root: Path) -> Found:
+    from worldgym.data.bridge import bridge_episodes
+
+    found = Found()
+    episodes = bridge_episodes(root)
+    for episode in episodes:
+        _look(found, f"episode {episode.provenance['episode']}", episode.frames, episode.actions)
+    rows = sum(episode.length for episode in episodes)
+    found.facts = {"layout": "BridgeData V2 samples", "episodes": len(episodes), "actions": rows}
+    return found
+
+
+def _look(found: Found, where: str, frames: np.ndarray, actions: np.ndarray) -> None:
     if float(frames.reshape(len(frames), -1).std(0).max()) < STILL:
         found.notes.append(f"{where}: all its frames are the same picture")
     if len(actions) > 1 and float(np.abs(np.diff(actions, axis=0)).max()) == 0.0:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,13 @@ def import_lerobot(
         ConfigError: `out` holds an import with other settings or of other recordings.
     """
     folder = LeRobotFolder(source, settings=settings)
-    target = Path(out)
+    target = Path(out).expanduser()
     key = _identity(folder)
     notes = _notes(target)
     if notes is not None and notes["key"] != key:
         raise ConfigError(
-            f"{target} holds an import with other settings or of other recordings; type the same command as before, or "
-            "give another --out"
+            f"{target} holds an import with other settings or of other recordings; type the same command as before "
+            "(--skip-bad may be added), or give another --out"
         )
     if notes is not None and notes["complete"]:
         logger.info("%s is complete already", target)
@@ -77,7 +78,7 @@ def import_lerobot(
         if begun.partial is None or begun.info["total_episodes"]:
             raise DatasetError(f"{target} holds a dataset that is not this import's; give another --out")
     items, size = folder.items, folder.settings.image_size
-    state_dim = folder.read(items[0].place).state.shape[1]
+    state_dim = folder.scan.state_dim
     manifest = SplitManifest(name=folder.root.name, rules={})
     robot = str(folder.source.info.get("robot_type") or "unknown")
     with DatasetWriter(
@@ -97,19 +98,22 @@ def import_lerobot(
             if str(item.place.index) in late:
                 continue
             try:
-                writer.append(folder.episode(item, size))
-            except DatasetError as error:
+                episode = folder.episode(item, size)
+            except (DatasetError, ValueError) as error:
                 folder.leave_out(item.place, error)
                 late[str(item.place.index)] = str(error)
                 write_sealed(target / NOTES, {"key": key, "complete": False, "late": late, "report": {}})
+                continue
+            writer.append(episode)
         if not len(writer):
             raise DatasetError(f"no episode of {folder.root} could be read: {next(iter(late.values()), '')}")
         writer.finish()
-        report = folder.report()
+        report = folder.report(without=[int(number) for number in late])
         kept = [record.success for record in writer.records]
+        rules = Counter(str(record.provenance["frames"]) for record in writer.records)
         report |= {
             "episodes": len(kept), "successes": int(sum(kept)), "image_size": size, "state_dim": state_dim,
-            "skipped": {**report["skipped"], **late},
+            "frames_by": dict(rules.most_common()), "skipped": {**report["skipped"], **late},
         }  # fmt: skip
         write_sealed(target / NOTES, {"key": key, "complete": True, "late": late, "report": report}, indent=1)
     return report
@@ -127,13 +131,21 @@ def _after(items: Sequence[Item], writer: DatasetWriter, late: dict[str, str]) -
 
 
 def _identity(folder: LeRobotFolder) -> str:
-    """Hash of the settings, the plan and the action spec: what an import's result depends on."""
-    settings = dataclasses.asdict(folder.settings)
+    """Hash of what an import's result depends on: settings, plan, all numbers, sizes of the files of pictures.
+
+    `skip_bad` is not in it: it decides what is in the plan, and may be added when a video turns out to be bad.
+    """
+    settings = {**dataclasses.asdict(folder.settings), "skip_bad": None}
     plan = [
         [i.place.index, i.place.length, i.part.first, i.part.last, i.part.instruction] for i in folder.items
     ]
-    sizes = sorted({(p.name, p.stat().st_size) for p in {item.place.data for item in folder.items}})
-    facts = [settings, plan, sizes, folder.action_spec.to_dict(), folder.root.name]
+    files = {item.place.data for item in folder.items}
+    files |= {video[0] for item in folder.items for video in item.place.videos.values()}
+    sizes = sorted(
+        (path.relative_to(folder.root).as_posix(), path.stat().st_size if path.is_file() else -1)
+        for path in files
+    )
+    facts = [settings, plan, sizes, folder.scan.hash, folder.action_spec.to_dict(), folder.root.name]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

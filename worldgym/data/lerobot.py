@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worldgym.data.episode import ActionSpec
+from worldgym.data.info import check_info, check_record
 from worldgym.data.splits import SplitManifest
 from worldgym.errors import DatasetError
 
@@ -135,8 +136,20 @@ class EpisodeRecord:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Who made it and how."""
-        return json.loads(self.provenance_json)
+        """Who made it and how.
+
+        Raises:
+            DatasetError: not a JSON object.
+        """
+        try:
+            facts = json.loads(self.provenance_json)
+            if not isinstance(facts, dict):
+                raise TypeError(f"got a {type(facts).__name__}")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DatasetError(
+                f"episode {self.index}: its provenance is damaged ({error}); restore meta/episodes from a copy"
+            ) from error
+        return facts
 
 
 # Field of `EpisodeRecord` -> column of `meta/episodes`.
@@ -251,12 +264,13 @@ def tasks_table(instructions: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def read_meta(root: Path, *, partial: bool = False) -> DatasetMeta:
+def read_meta(root: Path, *, partial: bool = False, sizes: bool = True) -> DatasetMeta:
     """Read and check `meta/info.json` and the size of every committed file; nothing is changed.
 
     Args:
         root: the dataset's folder.
         partial: True also reads a dataset whose import is not finished.
+        sizes: False leaves the sizes of the files unchecked.
 
     Raises:
         DatasetError: no dataset there, a foreign version or layout, or damaged; the message names file and remedy.
@@ -296,6 +310,7 @@ def read_meta(root: Path, *, partial: bool = False) -> DatasetMeta:
             f"{root} holds an import that is not finished; to finish it, type:\n  {block['partial']}"
         )
     try:
+        check_info(info)
         manifest = SplitManifest.from_dict(block["manifest"], f"{source} (worldgym.manifest)")
         meta = DatasetMeta(
             root=root,
@@ -311,8 +326,12 @@ def read_meta(root: Path, *, partial: bool = False) -> DatasetMeta:
             partial=block.get("partial"),
         )
         for entry in meta.files:
-            _check_size(root / entry["path"], int(entry["bytes"]))
-        int(info["total_episodes"]), int(info["total_frames"]), int(info["total_tasks"])
+            if not {"kind", "path", "bytes", "sha256"} <= set(entry) or ".." in Path(entry["path"]).parts:
+                raise ValueError(f"it lists {entry!r}, which is no file of the dataset")
+            if sizes:
+                check_size(root / entry["path"], int(entry["bytes"]))
+    except DatasetError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
             f"{source} is damaged ({type(error).__name__}: {error}); restore it from a copy, or collect again"
@@ -320,7 +339,12 @@ def read_meta(root: Path, *, partial: bool = False) -> DatasetMeta:
     return meta
 
 
-def _check_size(path: Path, size: int) -> None:
+def check_size(path: Path, size: int) -> None:
+    """Whether a committed file has the size that the dataset lists.
+
+    Raises:
+        DatasetError: missing, truncated or changed.
+    """
     remedy = "restore that file from a copy, or collect again into another folder"
     if not path.is_file():
         raise DatasetError(f"{path} is missing although the dataset lists it; {remedy}")
@@ -347,8 +371,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 def unreadable(path: Path, error: Exception) -> DatasetError:
     """The error for a file whose content is broken."""
     return DatasetError(
-        f"{path} can't be read ({type(error).__name__}: {error}); restore that file from a copy, or collect again "
-        "into another folder"
+        f"{path} can't be read ({type(error).__name__}: {error}); restore that file from a copy, download it "
+        "again, or collect again into another folder"
     )
 
 
@@ -392,6 +416,10 @@ def read_records(meta: DatasetMeta) -> list[EpisodeRecord]:
         for group, row in enumerate(zip(*columns, starts, strict=True)):
             values = dict(zip([*_RECORD_FIELDS, "video_start"], row, strict=True))
             records.append(EpisodeRecord(row_group=group, **values))
+            try:
+                check_record(records[-1])
+            except ValueError as error:
+                raise unreadable(path, error) from error
     total = int(meta.info["total_episodes"])
     if len(records) != total or [record.index for record in records] != list(range(total)):
         raise DatasetError(

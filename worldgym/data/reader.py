@@ -36,6 +36,7 @@ from worldgym.data.video import decode_mp4
 from worldgym.errors import DatasetError
 from worldgym.utils.files import file_sha256
 
+MAIN_VIEW = IMAGE_KEY.rpartition(".")[2]
 _COLUMNS = ["action", "success", "progress"]
 
 
@@ -247,7 +248,7 @@ class EpisodeDataset(Sequence[Episode]):
         Args:
             limit: at most this many episodes, spread evenly over the selection; None for all.
             progress: show a bar when stderr is a terminal.
-            camera: whose frames, one of `views`; None for the main camera.
+            camera: whose frames, one of `views`; None or `front` for the main camera.
 
         Raises:
             DatasetError: nothing is selected, or a file is damaged.
@@ -278,15 +279,23 @@ class EpisodeDataset(Sequence[Episode]):
                 )
 
     def _load(self, records: list[EpisodeRecord], progress: bool, camera: str | None = None) -> EpisodeArrays:
+        camera = None if camera == MAIN_VIEW else camera
         if camera is not None and camera not in self.views:
             raise DatasetError(
-                f"{self.root} has no camera {camera!r} beside the main one; it has {', '.join(self.views) or 'none'}"
+                f"{self.root} has no camera {camera!r}; it has {', '.join((MAIN_VIEW, *self.views))}"
             )
         offsets = np.zeros(len(records) + 1, np.int64)
         np.cumsum([record.steps + 1 for record in records], out=offsets[1:])
         count, size = int(offsets[-1]), self.image_size
+        try:
+            frames = np.empty((count, size, size, 3), np.uint8)
+        except (MemoryError, ValueError) as error:
+            raise DatasetError(
+                f"{count} frames of {size} px of {self.root} need {count * size * size * 3 / 2**30:.1f} GiB of memory, "
+                "more than there is; load fewer with limit, or import them at a smaller --image-size"
+            ) from error
         arrays = EpisodeArrays(
-            frames=np.empty((count, size, size, 3), np.uint8),
+            frames=frames,
             states=np.empty((count, self.state_dim), np.float32),
             actions=np.empty((count, self.action_spec.dim), np.float32),
             success=np.empty(count, bool),

@@ -12,12 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from worldgym.data.lerobot import STATE_KEY, camera_keys
+from worldgym.data.lerobot import (
+    DATA_PATH,
+    FILES_PER_CHUNK,
+    STATE_KEY,
+    EpisodeRecord,
+    camera_keys,
+    read_table,
+    shard_path,
+)
 
 _EVERY = 8  # frames of an episode look alike; the moments of every eighth are as good
 
@@ -67,20 +76,6 @@ class RunningStats:
         self._actions: list[np.ndarray] = []
         self._images: dict[str, list[ImageMoments]] = {key: [] for key in camera_keys(views)}
 
-    def data_columns(self) -> list[str]:
-        """Columns of a data file that `add_table` reads."""
-        return [*([STATE_KEY] if self._dims[1] else []), "action"]
-
-    def final_columns(self) -> list[str]:
-        """Columns of a file of last frames that `add_final_table` reads."""
-        return [STATE_KEY] if self._dims[1] else []
-
-    def image_columns(self) -> list[str]:
-        """Columns of `meta/episodes` that `add_image_table` reads."""
-        return [
-            f"stats/{key}/{name}" for key in self._images for name in ("count", "mean", "std", "min", "max")
-        ]
-
     def add(self, state: np.ndarray, actions: np.ndarray, images: Mapping[str, ImageMoments]) -> None:
         """Add one episode: `(T+1, S)` states, `(T, A)` actions, moments of its frames by camera."""
         self._states.append(state)
@@ -88,20 +83,43 @@ class RunningStats:
         for key, moments in images.items():
             self._images[key].append(moments)
 
-    def add_table(self, table: pa.Table) -> None:
-        """Add the states and actions of a data file."""
-        state = (
-            flat_column(table[STATE_KEY], self._dims[1]) if self._dims[1] else np.zeros((table.num_rows, 0))
-        )
-        self.add(state.astype(np.float32), flat_column(table["action"], self._dims[0]), {})
+    def add_files(
+        self, root: Path, files: Sequence[Mapping[str, Any]], records: Sequence[EpisodeRecord]
+    ) -> None:
+        """Add what a dataset holds, episode by episode, so that sums come out as if it had been written at once.
 
-    def add_final_table(self, table: pa.Table) -> None:
-        """Add the states of a file of last frames."""
-        if self._dims[1]:
-            self._states.append(flat_column(table[STATE_KEY], self._dims[1]))
+        Raises:
+            DatasetError: a file is damaged.
+        """
+        states = [STATE_KEY] if self._dims[1] else []
+        by_file: dict[str, list[EpisodeRecord]] = {}
+        for record in records:
+            shard = record.chunk * FILES_PER_CHUNK + record.file
+            by_file.setdefault(shard_path(DATA_PATH, shard), []).append(record)
+        data = [entry["path"] for entry in files if entry["kind"] == "data"]
+        last = [entry["path"] for entry in files if entry["kind"] == "final"]
+        for path, final in zip(data, last, strict=True):
+            table = read_table(root / path, [*states, "action"])
+            actions = flat_column(table["action"], self._dims[0])
+            rows, ends = (
+                np.zeros((len(actions), 0), np.float32),
+                np.zeros((len(by_file[path]), 0), np.float32),
+            )
+            if states:
+                rows = flat_column(table[STATE_KEY], self._dims[1])
+                ends = flat_column(read_table(root / final, states)[STATE_KEY], self._dims[1])
+            first = 0
+            for record, end in zip(by_file[path], ends, strict=True):
+                span = slice(first, first + record.steps)
+                self.add(np.concatenate([rows[span], end[None]]), actions[span], {})
+                first += record.steps
+        names = ("count", "mean", "std", "min", "max")
+        columns = [f"stats/{key}/{name}" for key in self._images for name in names]
+        for entry in files:
+            if entry["kind"] == "episodes":
+                self._add_images(read_table(root / entry["path"], columns))
 
-    def add_image_table(self, table: pa.Table) -> None:
-        """Add the image moments of a file of `meta/episodes`."""
+    def _add_images(self, table: pa.Table) -> None:
         for key, kept in self._images.items():
             columns = [
                 table[f"stats/{key}/{name}"].to_pylist() for name in ("count", "mean", "std", "min", "max")

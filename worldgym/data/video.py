@@ -46,18 +46,15 @@ def encode_mp4(path: Path, frames: Iterable[np.ndarray], size: int, fps: float) 
         raise OSError(f"ffmpeg wrote nothing to {path}")
 
 
-def decode_mp4(
-    path: Path, start: float, count: int, size: int, fps: float, *, square: bool = False
-) -> np.ndarray:
+def decode_mp4(path: Path, start: float, count: int, size: int, fps: float) -> np.ndarray:
     """Read `count` frames from second `start` on, `(count, size, size, 3)` uint8.
 
     Args:
         path: the video.
         start: seconds.
         count: frames.
-        size: pixels of a side; the video's own, unless `square`.
+        size: pixels of a side of the video.
         fps: of the video.
-        square: cut frames of any size to the square in their middle, and average it down to `size`.
 
     Raises:
         DatasetError: the video is damaged or too short.
@@ -66,12 +63,11 @@ def decode_mp4(
 
     # Half a frame early: the frame at `start` is then the first one at or after the seek point, whatever the rounding.
     seek = max(0.0, start - 0.5 / fps)
-    cut = ["-vf", rf"crop=min(iw\,ih):min(iw\,ih),scale={size}:{size}:flags=area"] if square else []
     out = np.empty((count, size, size, 3), np.uint8)
     got = 0
     try:
         reader = imageio_ffmpeg.read_frames(
-            str(path), input_params=["-ss", f"{seek:.6f}"], output_params=[*cut, "-frames:v", str(count)]
+            str(path), input_params=["-ss", f"{seek:.6f}"], output_params=["-frames:v", str(count)]
         )
         next(reader)
         for raw in reader:

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from worldgym.data import lerobot
 from worldgym.data.episode import ActionSpec, Episode
 from worldgym.data.files import LOCK_NAME, WriterLock, describe_file, write_json
+from worldgym.data.info import seal
 from worldgym.data.lerobot import IMAGE_KEY, DatasetMeta, EpisodeRecord, Images
 from worldgym.data.splits import SplitManifest
 from worldgym.data.stats import RunningStats
@@ -179,19 +180,7 @@ class DatasetWriter:
         self._tasks = lerobot.read_tasks(meta)
         self._remove_orphans(self._files)
         self._stats = RunningStats(self.action_spec.dim, self.state_dim, self.views)
-        for entry in self._files:
-            if entry["kind"] == "data":
-                self._stats.add_table(
-                    lerobot.read_table(self.root / entry["path"], self._stats.data_columns())
-                )
-            elif entry["kind"] == "final":
-                self._stats.add_final_table(
-                    lerobot.read_table(self.root / entry["path"], self._stats.final_columns())
-                )
-            elif entry["kind"] == "episodes":
-                self._stats.add_image_table(
-                    lerobot.read_table(self.root / entry["path"], self._stats.image_columns())
-                )
+        self._stats.add_files(self.root, self._files, self._records)
         # A commit that was killed half-way may have left the statistics of episodes that don't exist.
         write_json(self.root / lerobot.STATS_PATH, self._stats.summary())
 
@@ -296,6 +285,8 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self.partial is not None:
+            self._pending.clear()  # made again by the same command, in files of the same size as without a stop
         try:
             self.close()
         except DatasetError:
@@ -310,7 +301,7 @@ class DatasetWriter:
         try:
             action()
             self._save_failed = False
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeError, pa.ArrowException) as error:
             self._save_failed = True
             with contextlib.suppress(OSError, DatasetError):
                 # What info.json lists counts, not this object: the failure may have come just after the commit.
@@ -425,6 +416,7 @@ class DatasetWriter:
                 "files": files,
             },
         }
+        info["worldgym"]["seal"] = seal(info)  # type: ignore[index]
         write_json(self.root / lerobot.INFO_PATH, info)
 
 

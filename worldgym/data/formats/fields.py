@@ -27,10 +27,18 @@ def flat_names(names: Any, count: int, prefix: str) -> tuple[str, ...]:
     A dictionary name -> index is ordered by index; `{"motors": [...]}`, lists of lists and a single string are
     flattened. Where that does not give `count` different names, they are `prefix_0`, `prefix_1`, ...
     """
-    found = tuple(_flatten(names))
+    try:
+        found = tuple(name for name in _flatten(names) if is_text(name))
+    except RecursionError:
+        found = ()
     if len(found) == count and len(set(found)) == count and all(found):
         return found
     return tuple(f"{prefix}_{i}" for i in range(count))
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string that can be stored; JSON can spell half of a character."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _flatten(names: Any) -> list[str]:
@@ -96,6 +104,8 @@ def instruction_list(value: Any, sentences: Mapping[int, str]) -> tuple[str, ...
     if value is None:
         return ()
     if isinstance(value, str):
+        if not is_text(value):
+            raise ValueError(f"task {value!r} holds half of a character, which no file can store")
         return (value.strip(),) if value.strip() else ()
     if isinstance(value, (bool, np.bool_)):
         raise ValueError(f"task {value!r} is neither a sentence nor a number of one")
@@ -120,7 +130,7 @@ def number_ranges(text: str) -> tuple[int, ...]:
         if not first.isdecimal() or (dash and not last.isdecimal()) or not part:
             raise ValueError(f"{text!r} is no list of episode numbers; expected something like 0-9,12")
         low, high = int(first), int(last) if dash else int(first)
-        if high < low or high - low > 10_000_000:
+        if high < low or high - low > 1_000_000:
             raise ValueError(f"{part!r} is no range of episode numbers; expected something like 0-9")
         out |= dict.fromkeys(range(low, high + 1))
     return tuple(out)

@@ -9,10 +9,11 @@ Example::
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,13 +23,22 @@ import numpy as np
 from worldgym.data.episode import ActionSpec, Episode
 from worldgym.data.formats.fields import number_ranges
 from worldgym.data.formats.frames import decode_video, match, picture
-from worldgym.data.formats.recording import Part, Recording, action_names, part_success, read_recording
+from worldgym.data.formats.recording import (
+    REWARD_KEY,
+    SUCCESS_KEY,
+    Part,
+    Recording,
+    action_names,
+    part_success,
+    read_recording,
+)
 from worldgym.data.formats.resampling import Rules, keep_rows, resampled
 from worldgym.data.formats.settings import ImportSettings
 from worldgym.data.formats.source import LeRobotSource, Place
 from worldgym.errors import DatasetError
 
 logger = logging.getLogger(__name__)
+SLACK = 0.1  # how much the rate of the rows' timestamps may differ from the one that info.json says
 WIDE = 10.0  # with bounds "auto": how many times the quantiles' range a dimension may span before min and max are used
 
 
@@ -39,6 +49,25 @@ class Item:
     place: Place
     number: int
     part: Part
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What becomes an episode, and what was read of it before the first frame is decoded.
+
+    Args:
+        items: in order.
+        actions: of each, `(T, A)` as recorded or resampled.
+        state_dim: S.
+        lost: rows by episode whose action is in no item.
+        hash: of all numbers that were read.
+    """
+
+    items: list[Item]
+    actions: list[np.ndarray]
+    state_dim: int
+    lost: dict[int, int]
+    hash: str
 
 
 class LeRobotFolder:
@@ -101,40 +130,64 @@ class LeRobotFolder:
         return [place for place in places if place.index not in left_out][: s.limit]
 
     @cached_property
-    def _scan(self) -> tuple[list[Item], list[np.ndarray]]:
-        """What becomes an episode, and its actions as recorded: read before the first frame is decoded."""
+    def scan(self) -> Scan:
+        """What becomes an episode, and its actions: read before the first frame is decoded."""
         items: list[Item] = []
         actions: list[np.ndarray] = []
+        spans: list[np.ndarray] = []
+        dims: tuple[int, int] | None = None
+        lost: dict[int, int] = {}
+        digest = hashlib.sha256()
+        _ = self.source.sentences  # damage there concerns all episodes, so that none can be left out for it
         for place in self._chosen():
             try:
                 recording = self.read(place)
                 found = [(n, part, self._rows(recording, part)[1]) for n, part in enumerate(recording.parts)]
-                if actions and found[0][2].shape[1] != actions[0].shape[1]:
+                got = (recording.actions.shape[1], recording.state.shape[1])
+                if got[0] == 0 or (dims is not None and got != dims):
                     raise DatasetError(
-                        f"{place.data}: episode {place.index} has {found[0][2].shape[1]} action dimensions, the ones "
-                        f"before {actions[0].shape[1]}; leave it out with --skip {place.index}"
+                        f"{place.data}: episode {place.index} has {got[0]} action and {got[1]} state dimensions, the "
+                        f"ones before {dims or 'none'}; all episodes need the same, and at least one of action"
                     )
             except DatasetError as error:
                 self.leave_out(place, error)
                 continue
+            dims = got
             items += [Item(place, number, part) for number, part, _ in found]
             actions += [values for _, _, values in found]
-        if not items:
+            spans.append(np.diff(recording.times))
+            if recording.lost:
+                lost[place.index] = recording.lost
+            for values in (recording.actions, recording.state, recording.times, recording.success):
+                digest.update(np.ascontiguousarray(values).tobytes())
+        if not items or dims is None:
             raise DatasetError(
                 f"no episode of {self.root} is left to import: {len(self.source)} are listed, {len(self.skipped)} "
                 f"could not be read{''.join(f'; {n}: {why}' for n, why in list(self.skipped.items())[:1])}"
             )
-        return items, actions
+        rate = 1.0 / float(np.median(np.concatenate(spans)))
+        if self.settings.fps is None and abs(rate / self.source.fps - 1.0) > SLACK:
+            raise DatasetError(
+                f"{self.root}: the rows' timestamps give {rate:.4g} rows a second, meta/info.json says "
+                f"{self.source.fps:g}; correct one of them, or say which rate you want with --fps and --actions"
+            )
+        return Scan(items, actions, dims[1], lost, digest.hexdigest())
 
     @property
     def items(self) -> list[Item]:
         """What becomes an episode, in order."""
-        return self._scan[0]
+        return self.scan.items
 
     def leave_out(self, place: Place, error: Exception) -> None:
-        """Note a bad episode, or raise `error` unless `skip_bad` is set."""
+        """Note a bad episode; without `skip_bad`, raise `error` with the options that leave the episode out.
+
+        Raises:
+            DatasetError: `skip_bad` is not set.
+        """
         if not self.settings.skip_bad:
-            raise error
+            raise DatasetError(
+                f"{error}. To leave the episode out, type --skip {place.index}; to leave out all such ones, --skip-bad"
+            ) from error
         self.skipped[place.index] = str(error)
         logger.warning("episode %d is left out: %s", place.index, error)
 
@@ -157,19 +210,20 @@ class LeRobotFolder:
 
     @cached_property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        values = np.concatenate(self._scan[1]).astype(np.float64)
+        values = np.concatenate(self.scan.actions).astype(np.float64)
         least, most = values.min(0), values.max(0)
         low, high = np.quantile(values, (0.01, 0.99), axis=0)
         wide = most - least > WIDE * (high - low)
         if self.settings.bounds == "minmax":
             wide[:] = True
         elif self.settings.bounds == "quantiles":
-            wide = high - low < 1e-6  # a range of nothing can't be normalised by
+            wide = _nothing(low, high)  # such a range can't be normalised by
         low, high = np.where(wide, least, low), np.where(wide, most, high)
-        still = high - low < 1e-6  # never moved: any bounds do, as long as they differ
+        still = _nothing(low, high)  # never moved: any bounds do, as long as they differ
+        room = np.maximum(1.0, np.abs(low))
         return (
-            np.where(still, low - 1, low),
-            np.where(still, high + 1, high),
+            np.where(still, low - room, low),
+            np.where(still, high + room, high),
             ["still" if s else "minmax" if w else "quantiles" for s, w in zip(still, wide, strict=True)],
         )
 
@@ -246,9 +300,8 @@ class LeRobotFolder:
         path, start, end = place.videos[camera]
         asked, slack = recording.times + start, 0.25 / self.source.fps
         window = None
-        if end is not None or start > 0:
-            last = end if end is not None else start + place.length / self.source.fps
-            window = (start - slack, max(last, float(asked[-1]) + 2 * slack) - slack)
+        if end is not None or start > 0:  # frames beyond belong to the episodes before and after
+            window = (start - slack, (np.inf if end is None else end) - slack)
         video = decode_video(path, size, s.resize, window)
         where = f"{path}, episode {place.index}"
         frames, rule = match(video, asked, self.source.fps, s.frames, where)
@@ -259,7 +312,10 @@ class LeRobotFolder:
         try:
             data = item["bytes"] if isinstance(item, dict) else item
             if data is None and isinstance(item, dict) and isinstance(item.get("path"), str):
-                data = self.source.inside(item["path"]).read_bytes()
+                file = self.source.inside(item["path"])
+                if file.exists() and not file.is_file():
+                    raise ValueError(f"{file} is no file")
+                data = file.read_bytes()
             if not isinstance(data, bytes):
                 raise ValueError("a row has neither bytes nor the path of a picture")
             return picture(data, size, self.settings.resize)
@@ -270,28 +326,43 @@ class LeRobotFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DatasetError):
                 raise
-            raise DatasetError(f"{where}: {error}; leave it out with --skip {place.index}") from error
+            raise DatasetError(f"{where}: {error}") from error
 
     # ---- what is said of it --------------------------------------------------------------------------------------
 
-    def report(self) -> dict[str, Any]:
-        """What the plan makes of the recordings, as plain JSON."""
-        items, actions = self._scan
+    @property
+    def success_from(self) -> str:
+        """Where success comes from."""
+        if self.settings.success != "auto":
+            return self.settings.success
+        return SUCCESS_KEY if SUCCESS_KEY in self.source.features else "none recorded"
+
+    def report(self, without: Collection[int] = ()) -> dict[str, Any]:
+        """What the plan makes of the recordings, as plain JSON.
+
+        Args:
+            without: episodes whose frames turned out to be bad.
+        """
+        pairs = zip(self.scan.items, self.scan.actions, strict=True)
+        kept = [(item, values) for item, values in pairs if item.place.index not in without]
+        items = [item for item, _ in kept]
         low, high, kinds = self._bounds
-        values = np.concatenate(actions).astype(np.float64)
-        cut = (values < low - 1e-9) | (values > high + 1e-9)
+        values = np.concatenate([values for _, values in kept]).astype(np.float64)
+        spec = self.action_spec
+        cut = np.abs(2.0 * (values - low) / (high - low) - 1.0) > 1.0 + 1e-6
+        parts = Counter(item.place.index for item in items)
         texts = Counter(item.part.instruction for item in items)
         dims = [
             {"name": name, "low": float(a), "high": float(b), "bounds": kind, "cut": round(float(share), 6)}
-            for name, a, b, kind, share in zip(
-                self.action_spec.names, low, high, kinds, cut.mean(0), strict=True
-            )
+            for name, a, b, kind, share in zip(spec.names, low, high, kinds, cut.mean(0), strict=True)
         ]
         return {
             "source": self.root.name,
             "layout": self.source.version,
             "episodes": len(items),
-            "recorded_episodes": len({item.place.index for item in items}),
+            "recorded_episodes": len(parts),
+            "split_episodes": {str(n): count for n, count in sorted(parts.items()) if count > 1},
+            "rows_lost": {str(n): count for n, count in sorted(self.scan.lost.items()) if n in parts},
             "instructions": dict(texts.most_common()),
             "actions": dims,
             "rows_cut": round(float(cut.any(1).mean()), 6),
@@ -299,9 +370,15 @@ class LeRobotFolder:
             "recorded_hz": self.source.fps,
             "cameras": list(self.source.cameras_chosen),
             "state": list(self.source.state_keys),
-            "success_from": self.settings.success,
+            "success_from": self.success_from,
+            "reward_recorded": REWARD_KEY in self.source.features,
             "skipped": {str(n): why for n, why in sorted(self.skipped.items())},
         }
+
+
+def _nothing(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where a range is no wider than the rounding of its ends."""
+    return high - low <= np.maximum(1e-6 * np.maximum(np.abs(low), np.abs(high)), 1e-12)
 
 
 def _short(key: str) -> str:

@@ -56,7 +56,7 @@ def decode_video(
         path: the file.
         size: pixels of a side of the result.
         resize: `crop` the square in the middle, `pad` to a square with black, or `stretch`.
-        window: seconds, begin and end; None for all.
+        window: seconds, begin and end (infinity for the end of the file); None for all.
 
     Raises:
         DatasetError: missing, damaged, or without a frame in the window.
@@ -67,7 +67,8 @@ def decode_video(
         raise DatasetError(f"{path} is missing although the dataset lists it; download it again")
     seek = []
     if window is not None:
-        seek = ["-ss", f"{max(0.0, window[0] - 0.5):.6f}", "-to", f"{window[1] + 0.5:.6f}"]
+        seek = ["-ss", f"{max(0.0, window[0] - 0.5):.6f}"]
+        seek += ["-to", f"{window[1] + 0.5:.6f}"] if np.isfinite(window[1]) else []
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-loglevel", "info", "-copyts", *seek,
         "-i", str(path), "-map", "0:v:0", "-vf", f"{video_filter(size, resize)},showinfo", "-fps_mode", "passthrough",
@@ -124,8 +125,7 @@ def match(video: Video, asked: np.ndarray, fps: float, rule: Matching, where: st
     if rule == "index":
         if len(video.times) < len(asked):
             raise DatasetError(
-                f"{where}: {len(video.times)} frames for {len(asked)} rows; the video ends early: leave the episode "
-                "out with --skip, or match frames by time with --frames timestamp"
+                f"{where}: {len(video.times)} frames for {len(asked)} rows; the video ends early"
             )
         return video.frames[: len(asked)], rule
     if not len(video.times):
@@ -139,10 +139,11 @@ def match(video: Video, asked: np.ndarray, fps: float, rule: Matching, where: st
     tolerance = 0.5 / fps + 1e-3
     if off.max() > tolerance:
         row = int(off.argmax())
+        enough = len(times) >= len(asked)
+        hint = "; to take the k-th frame for the k-th row, type --frames index" if enough else ""
         raise DatasetError(
             f"{where}: row {row} was recorded at {asked[row]:.3f} s, the nearest frame of the video is at "
-            f"{times[nearest[row]]:.3f} s, more than half a row ({tolerance:.3f} s) away; leave the episode out with "
-            "--skip, or take the k-th frame for the k-th row with --frames index"
+            f"{times[nearest[row]]:.3f} s, more than half a row ({tolerance:.3f} s) away{hint}"
         )
     return video.frames[order][nearest], rule
 

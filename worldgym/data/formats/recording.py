@@ -29,11 +29,16 @@ NO_INSTRUCTION = "no instruction recorded"
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `first` to `last`, both included, under one instruction; `last - first` actions."""
+    """Rows `first` to `last`, both included; the `last - first` actions between them are under one instruction.
+
+    `closed` says that the row `last` is under it too: what its action led to was not filmed. Otherwise that row begins
+    the next part.
+    """
 
     first: int
     last: int
     instruction: str
+    closed: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Recording:
         state: `(N, S)` float32, as recorded; S is 0 without proprioception.
         times: `(N,)` float64, seconds from the episode's begin.
         success: `(N,)` bool, whether what follows the row's action is a success.
+        demonstrated: every part counts as solved at its last frame.
         parts: by instruction; at least one.
         table: pictures that are stored in the rows, by camera, or None.
     """
@@ -57,6 +63,13 @@ class Recording:
     success: np.ndarray
     parts: tuple[Part, ...]
     table: pa.Table | None
+    demonstrated: bool = False
+
+    @property
+    def lost(self) -> int:
+        """Rows whose action is in no part, beyond the last one of each: an instruction that only one row has."""
+        closed = sum(part.closed for part in self.parts)
+        return len(self.actions) - sum(part.last - part.first for part in self.parts) - closed
 
 
 def read_recording(
@@ -89,8 +102,7 @@ def read_recording(
     if missing or table.num_rows != place.length or place.length < 2:
         raise DatasetError(
             f"{place.data}: episode {place.index} has {table.num_rows} rows, {place.length} are listed, at least 2 "
-            f"are needed; columns missing: {', '.join(missing) or 'none'}; download it again, or leave it out with "
-            f"--skip {place.index}"
+            f"are needed; columns missing: {', '.join(missing) or 'none'}; download it again"
         )
     actions = _joined(table, source.action_keys, place)
     state = _joined(table, source.state_keys, place)
@@ -99,18 +111,16 @@ def read_recording(
         times = _column(table, "timestamp", place, numbers)
         if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
             raise DatasetError(
-                f"{place.data}: the timestamps of episode {place.index} are not increasing; leave it out with --skip "
-                f"{place.index}, or correct the column"
+                f"{place.data}: the timestamps of episode {place.index} are not increasing; correct the column"
             )
     done = np.zeros(place.length, bool)
     if label == SUCCESS_KEY:
         done = _column(table, label, place, flags)
     elif label == REWARD_KEY:
         done = _column(table, label, place, numbers) >= reward
-    if success == "all":
-        done[-1] = True
     parts = _parts(source, place, table)
-    return Recording(place.index, actions, state, times, done, parts, table if pictures and images else None)
+    shown = table if pictures and images else None
+    return Recording(place.index, actions, state, times, done, parts, shown, success == "all")
 
 
 def part_success(recording: Recording, part: Part) -> np.ndarray:
@@ -121,8 +131,9 @@ def part_success(recording: Recording, part: Part) -> np.ndarray:
     """
     out = np.zeros(part.last - part.first + 1, bool)
     out[1:] = recording.success[part.first : part.last]
-    if part.last == len(recording.success) - 1:
-        out[-1] |= recording.success[-1]
+    if part.closed:
+        out[-1] |= recording.success[part.last]
+    out[-1] |= recording.demonstrated
     return out
 
 
@@ -193,15 +204,14 @@ def _joined(table: pa.Table, keys: tuple[str, ...], place: Place) -> np.ndarray:
         except (ValueError, TypeError) as error:
             raise DatasetError(
                 f"{place.data}: {key} of episode {place.index} is no table of numbers ({error}); choose other features "
-                f"with --state-key and --action-key, or leave it out with --skip {place.index}"
+                "with --state-key and --action-key"
             ) from error
         parts.append(values.reshape(len(values), -1))
     out = np.concatenate(parts, axis=1)
     if not np.isfinite(out).all():
         row = int(np.argwhere(~np.isfinite(out))[0][0])
         raise DatasetError(
-            f"{place.data}: row {row} of episode {place.index} holds NaN or infinity in {' or '.join(keys)}; leave "
-            f"that episode out with --skip {place.index}, or all such ones with --skip-bad"
+            f"{place.data}: row {row} of episode {place.index} holds NaN or infinity in {' or '.join(keys)}"
         )
     return out
 
@@ -215,19 +225,24 @@ def _parts(source: LeRobotSource, place: Place, table: pa.Table) -> tuple[Part, 
             cuts = [0, *(np.flatnonzero(np.diff(numbered)) + 1).tolist()]
             ends = [*cuts[1:], last]  # the frame after the change is what the last action of the part led to
             return tuple(
-                Part(a, b, source.sentences[int(numbered[a])] or NO_INSTRUCTION)
+                Part(
+                    a,
+                    b,
+                    source.sentences[int(numbered[a])] or NO_INSTRUCTION,
+                    bool(numbered[a] == numbered[b]),
+                )
                 for a, b in zip(cuts, ends, strict=True)
                 if b > a
             )
         if not source.listed_instructions(place):
             raise DatasetError(
                 f"{place.data}: episode {place.index} has task_index {unknown[0]}, which is not among the "
-                f"{len(source.sentences)} listed tasks; correct meta/tasks, or leave it out with --skip {place.index}"
+                f"{len(source.sentences)} listed tasks; correct meta/tasks"
             )
     texts = source.listed_instructions(place)
     if len(texts) > 1:
         raise DatasetError(
             f"{source.root}: episode {place.index} names {len(texts)} instructions ({', '.join(texts)}), and its rows "
-            f"do not say which one applies when; correct meta/episodes, or leave it out with --skip {place.index}"
+            "do not say which one applies when; correct meta/episodes"
         )
     return (Part(0, last, texts[0] if texts else NO_INSTRUCTION),)

@@ -74,11 +74,11 @@ def keep_rows(times: np.ndarray, fps: float, where: str) -> np.ndarray:
     if off.max() > 0.75 / fps:
         raise DatasetError(
             f"{where} has no row within {0.75 / fps:.3f} s of {grid[int(off.argmax())]:.3f} s: a gap in the recording; "
-            "leave it out with --skip, or choose a lower --fps"
+            "choose a lower --fps"
         )
     rows = np.unique(rows)
     if len(rows) < 2:
-        raise DatasetError(f"{where} is shorter than two rows at {fps:g} a second; leave it out with --skip")
+        raise DatasetError(f"{where} is shorter than two rows at {fps:g} a second")
     return rows
 
 

@@ -11,7 +11,10 @@ Example::
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import math
 import os
 import string
 from collections.abc import Sequence
@@ -20,12 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from worldgym.data.formats.fields import instruction_list
+from worldgym.data.formats.fields import instruction_list, is_text
 from worldgym.data.lerobot import INFO_PATH, TASKS_PATH, read_table, unreadable
 from worldgym.errors import DatasetError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 STATE_KEY, ACTION_KEY = "observation.state", "action"
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; file systems take no more
 _MALFORMED = (
     OSError,
     ValueError,
@@ -78,7 +82,7 @@ class LeRobotSource:
         state_keys: Sequence[str] | None = None,
         action_keys: Sequence[str] | None = None,
     ) -> None:
-        self.root = Path(path)
+        self.root = Path(path).expanduser()
         source = self.root / INFO_PATH
         try:
             self.info: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
@@ -160,6 +164,13 @@ class LeRobotSource:
             DatasetError: it leads out of the folder, by itself or through a link. Links into the `blobs` folder beside
                 a Hugging Face snapshot are followed: that is how its cache stores files.
         """
+        if len(os.fsencode(relative)) > LONGEST_PATH or any(
+            len(os.fsencode(part)) > LONGEST_NAME for part in Path(relative).parts
+        ):
+            raise DatasetError(
+                f"{self.root / INFO_PATH} names a file of {len(relative)} letters ({relative[:40]}...), longer than a "
+                "path can be; correct it"
+            )
         path = self.root / relative
         root = self.root.resolve()
         allowed = [root]
@@ -281,12 +292,16 @@ class LeRobotSource:
                         place = self._file("video_path", video_key=camera, chunk_index=chunk, file_index=file)
                         end = row.get(ends[camera])
                         videos[camera] = (place, float(start), None if end is None else float(end))
+                        if not math.isfinite(float(start)) or not (end is None or float(end) > float(start)):
+                            raise ValueError(
+                                f"episode {row['episode_index']} lies from second {start} to {end} of {place.name}"
+                            )
                     places.append(self._place(row, data, videos))
             except DatasetError:
                 raise
             except _MALFORMED as error:
                 raise unreadable(path, error) from error
-        return places
+        return _with_ends(places)
 
     @cached_property
     def sentences(self) -> dict[int, str]:
@@ -307,7 +322,7 @@ class LeRobotSource:
                 pairs = ((row["task_index"], row["task"]) for row in rows)  # type: ignore[assignment]
             found = {}
             for number, text in pairs:
-                if isinstance(number, bool) or not isinstance(number, int) or not isinstance(text, str):
+                if isinstance(number, bool) or not isinstance(number, int) or not is_text(text):
                     raise TypeError(f"task {number!r}: {text!r} is no numbered sentence")
                 found[number] = text.strip()
             return found
@@ -328,6 +343,23 @@ class LeRobotSource:
             raise DatasetError(
                 f"{self.root}: episode {place.index}: {error}; correct `tasks` in meta/episodes"
             ) from error
+
+
+def _with_ends(places: list[Place]) -> list[Place]:
+    """Where no end is said, an episode ends in its video where the next one in that file begins."""
+    starts: dict[Path, list[float]] = {}
+    for place in places:
+        for path, start, _ in place.videos.values():
+            starts.setdefault(path, []).append(start)
+    after = {path: dict(itertools.pairwise(sorted(set(begins)))) for path, begins in starts.items()}
+    out = []
+    for place in places:
+        videos = {
+            camera: (path, start, after[path].get(start) if end is None else end)
+            for camera, (path, start, end) in place.videos.items()
+        }
+        out.append(dataclasses.replace(place, videos=videos))
+    return out
 
 
 def is_foreign(path: Path) -> bool:
