@@ -143,7 +143,7 @@ class Practice:
                     improver.save(policy, partial / "grpo", {"history": history, "stream": stream})
                 self._scalars(board, row)
                 if report is not None:
-                    save_policy(average, settings.out / "policy")  # whoever is told may end this process
+                    save_policy(average, settings.out / "policy")  # the receiver may end this process
                     report(row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
                 progress.update(1, imagined_success=round(recent, 3), entropy=row["place_entropy"])

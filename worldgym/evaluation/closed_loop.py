@@ -268,8 +268,8 @@ def run_closed_loop(
     """Act in imagination, execute the same actions in Real from the same start, compare.
 
     Args:
-        policy: acts on imagined frames. One with a method `prepare(starts)` is told each batch's starts before, and is
-            given `observation["row"]`, `(B,)` int64: which of them each row is.
+        policy: acts on imagined frames. One with a method `prepare(starts)` gets each batch's starts before, and then
+            `observation["row"]`, `(B,)` int64: which of them each row is.
         world_model: imagines.
         judge: decides success at chunk ends; the first success stops the episode.
         env: Real, with `reset(seed, options)` and `info["success"]`.
