@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,10 @@ class ChunkDataset:
         images: `(M,H,W,3)` uint8.
         states: `(M,S)` float32.
         instructions: M strings.
-        actions: `(M,K,A)` float32 in [-1,1].
+        actions: `(M,K,A)` float32 in [-1,1]; NaN after the end of an episode, where nobody knows what would follow.
         episode: `(M,)` int64, which episode a row comes from.
-        goals: `(M,S)` float32, proprioception at the next keyframe (see `keyframes`), or where success begins.
+        goals: `(M,S)` float32, proprioception at the next keyframe (see `keyframes`), or where success begins; NaN is
+            unknown.
     """
 
     images: np.ndarray
@@ -83,13 +85,17 @@ class ChunkDataset:
         return observation, self.actions[rows]
 
 
-def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: bool = True) -> ChunkDataset:
+def chunk_dataset(
+    episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: bool = True, hand: bool = True
+) -> ChunkDataset:
     """Cut demonstrations into (frame, next `chunk` actions) rows.
 
     Args:
         episodes: objects with `frames (T+1,H,W,3)`, `actions (T,A)`, `state (T+1,S)`, `instruction`, `success (T+1,)`.
         chunk: actions per row; past the end of an episode the hand stands still and keeps its last gripper command.
         stop_at_success: skip the frames at and after the first success: nothing is left to do there.
+        hand: proprioception is a hand's, x, y, z first, and the last action its gripper. Without that knowledge actions
+            past the end and goals are unknown (NaN).
 
     Raises:
         ValueError: no episodes, or none with an action before success.
@@ -100,24 +106,27 @@ def chunk_dataset(episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: b
         steps = len(actions)
         if steps == 0:
             continue
-        hold = np.zeros((chunk, actions.shape[1]), np.float32)
-        hold[:, -1] = actions[-1, -1]
+        hold = np.full((chunk, actions.shape[1]), 0.0 if hand else np.nan, np.float32)
+        if hand:
+            hold[:, -1] = actions[-1, -1]
         padded = np.concatenate([actions, hold])
         success = np.asarray(episode.success, bool)
         end = int(success.argmax()) if stop_at_success and success.any() else steps
-        turns = keyframes(np.asarray(episode.state), actions, end)
+        state = np.asarray(episode.state, np.float32)
+        turns = keyframes(state, actions, end) if hand else np.zeros(0, np.int64)
         for t in range(min(end, steps)):
             targets.append(padded[t : t + chunk])
             owner.append(number)
             later = turns[turns > t]
-            goals.append(np.asarray(episode.state[later[0] if len(later) else min(end, steps)], np.float32))
+            goal = state[later[0] if len(later) else min(end, steps)]
+            goals.append(goal if hand else np.full_like(goal, np.nan))
         images.append(np.asarray(episode.frames[: min(end, steps)], np.uint8))
-        states.append(np.asarray(episode.state[: min(end, steps)], np.float32))
+        states.append(state[: min(end, steps)])
         texts += [str(episode.instruction)] * min(end, steps)
     if not targets:
         raise DatasetError(
-            "no demonstrated frame found: the episodes are missing or begin with success. "
-            "Type: worldgym collect --help, and collect some with behaviour 'expert'"
+            "no demonstrated frame found: the episodes are missing or begin with success. Type: worldgym collect "
+            "--help; to learn from all frames of recordings, worldgym train policy --no-success-only"
         )
     return ChunkDataset(
         np.concatenate(images),
@@ -193,31 +202,62 @@ def episode_views(arrays: EpisodeArrays) -> list[DemoView]:
 
 
 def demonstrations(
-    arrays: EpisodeArrays, per_task: int | None = None, *, behaviour: str = "expert", seed: int = 0
+    arrays: EpisodeArrays,
+    per_task: int | None = None,
+    *,
+    behaviour: str = "expert",
+    seed: int = 0,
+    success_only: bool = True,
 ) -> list[DemoView]:
-    """Successful episodes of one behaviour.
+    """Episodes of one behaviour, successful ones unless asked otherwise.
 
     Args:
         arrays: from `EpisodeDataset.load_arrays()`.
         per_task: at most so many of each task, drawn by `seed`; all when None.
         behaviour: which behaviour demonstrates.
         seed: of the draw.
+        success_only: leave out episodes without a frame of success.
 
     Raises:
-        ValueError: there is none.
+        DatasetError: there is none; says which behaviours there are and what to type.
     """
     by_task: dict[str, list[DemoView]] = {}
     for view in episode_views(arrays):
-        if view.behaviour == behaviour and bool(view.success.any()):
+        if view.behaviour == behaviour and (not success_only or bool(view.success.any())):
             by_task.setdefault(view.task, []).append(view)
     if not by_task:
-        raise DatasetError(
-            f"no successful episode of behaviour {behaviour!r} among {len(arrays)}; there are "
-            f"{', '.join(sorted(set(arrays.behaviours)))}. Collect demonstrations: worldgym collect --help"
-        )
+        raise DatasetError(_none_of(arrays, behaviour))
     rng = np.random.default_rng(seed)
     chosen = []
     for task in sorted(by_task):
         rows = rng.permutation(len(by_task[task]))[:per_task]
         chosen += [by_task[task][i] for i in sorted(rows)]
     return chosen
+
+
+def _none_of(arrays: EpisodeArrays, behaviour: str) -> str:
+    """Why there is no demonstration, and what to type."""
+    solved = [bool(arrays.success[arrays.rows(i)].any()) for i in range(len(arrays))]
+    counts = {
+        name: (
+            arrays.behaviours.count(name),
+            sum(b == name and s for b, s in zip(arrays.behaviours, solved, strict=True)),
+        )
+        for name in sorted(set(arrays.behaviours))
+    }
+    there = ", ".join(
+        f"{name} ({total} episodes, {good} successful)" for name, (total, good) in counts.items()
+    )
+    said = f"no successful episode of behaviour {behaviour!r} among {len(arrays)}; there are {there}."
+    best = max(counts, key=lambda name: counts[name][::-1])
+    if counts[best][1]:
+        return f"{said} Type --behaviour {shlex.quote(best)} to learn from those"
+    labels = (
+        "worldgym import --success all marks them as such"
+        if best == "imported"
+        else "worldgym collect --help"
+    )
+    return (
+        f"{said} To learn from all episodes, successful or not, type --behaviour {shlex.quote(best)} "
+        f"--no-success-only; or make a dataset with successes ({labels})"
+    )

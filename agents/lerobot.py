@@ -64,7 +64,8 @@ def to_observation(batch: Mapping[str, Any]) -> Observation:
         KeyError: no image, state or instruction under any known key.
     """
     if "image" in batch:
-        return Observation(image=batch["image"], state=batch["state"], instruction=batch["instruction"])
+        state = batch["state"] if "state" in batch else np.zeros((len(batch["image"]), 0), np.float32)
+        return Observation(image=batch["image"], state=state, instruction=batch["instruction"])
     camera = next((key for key in batch if key.startswith("observation.image")), None)
     task = batch.get("task", batch.get("instruction"))
     if camera is None or "observation.state" not in batch or task is None:

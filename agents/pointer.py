@@ -41,6 +41,35 @@ class Pointing(NamedTuple):
     places: Tensor
 
 
+class NoPointer(nn.Module):
+    """In place of `Pointer` where proprioception is not known to hold a place: one cell, that nothing depends on.
+
+    Its calls are those of `Pointer`; probabilities are 1, places are zeros.
+    """
+
+    def forward(self, image: Tensor, text: Tensor, state: Tensor) -> Pointing:
+        """One cell a row."""
+        return Pointing(image.new_zeros(len(image), 1), image.new_zeros(len(image), 1, 2))
+
+    def likeliest(self, pointing: Pointing) -> Tensor:
+        """`(B,2)` zeros."""
+        return pointing.places[:, 0]
+
+    def sample(
+        self, pointing: Pointing, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`(B,2)` zeros; draws nothing."""
+        return pointing.places[:, 0]
+
+    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float = 1.0) -> Tensor:
+        """`(B,)` zeros."""
+        return pointing.scores[:, 0]
+
+    def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
+        """`(B,)` zeros."""
+        return pointing.scores[:, 0]
+
+
 class Pointer(nn.Module):
     """Image, words and proprioception -> mixture of places.
 

@@ -98,16 +98,24 @@ class SFTConfig:
             )
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction must lie in (0, 1); got {self.val_fraction}. Try 0.1")
-        if self.lr <= 0 or not 0 <= self.ema < 1:
+        if self.patience < 0 or self.finish_steps < 0:
+            raise ConfigError(
+                f"patience and finish_steps must not be negative; got {self.patience}, {self.finish_steps}"
+            )
+        if not self.lr > 0 or not 0 <= self.ema < 1:
             raise ConfigError(
                 f"lr must be positive and ema in [0, 1); got {self.lr}, {self.ema}. Try 8e-4, 0.99"
             )
 
 
 def bc_loss(policy: VLAPolicy, observation: Observation, actions: np.ndarray | Tensor) -> Tensor:
-    """Mean cross-entropy of one action dimension, nats, against the nearest bins of `actions (B,K,A)`."""
-    chosen = policy.token_log_probs(observation, policy.tokens_of(actions))[0]
-    return -chosen.mean()
+    """Mean cross-entropy of one action dimension, nats, against the nearest bins of `actions (B,K,A)`.
+
+    Unknown actions (NaN) are left out.
+    """
+    known = ~torch.isnan(torch.as_tensor(actions))
+    chosen = policy.token_log_probs(observation, policy.tokens_of(torch.as_tensor(actions).nan_to_num()))[0]
+    return -(chosen if known.all() else chosen[known]).mean()
 
 
 class SFT:
@@ -142,7 +150,14 @@ class SFT:
             best_score, best_val_loss, best_epoch, epochs, val_accuracy (share of right bins), frames.
         """
         config = self.config
-        train, val = dataset.split(config.val_fraction, config.seed)
+        if len(np.unique(dataset.episode)) > 1:
+            train, val = dataset.split(config.val_fraction, config.seed)
+        else:
+            _log.warning(
+                "one demonstration: nothing is held out, and scores are of the frames that are learned"
+            )
+            train = val = dataset
+        select = config.select if policy.config.goal_dims else "val_loss"
         if config.learn == "all":
             policy.set_state_stats(train.states)
             policy.set_text_stats(train.instructions)
@@ -178,11 +193,11 @@ class SFT:
                 done = epoch * steps_per_epoch + i + 1
                 average_weights(average, policy, min(config.ema, done / (done + 10)))
             scalars = {"epoch": float(epoch), "loss": float(np.mean(losses)), **self.evaluate(average, val)}
-            if scalars[config.select] < best["score"]:
+            if scalars[select] < best["score"]:
                 weights = copy.deepcopy(average.state_dict())
                 accuracy = scalars["val_accuracy"]
                 best = {
-                    "score": scalars[config.select],
+                    "score": scalars[select],
                     "loss": scalars["val_loss"],
                     "epoch": epoch,
                     "weights": weights,
@@ -261,6 +276,10 @@ class SFT:
             observation["state"] = observation["state"] + self.config.state_noise * noise * policy.state_std
         for group in optimizer.param_groups:
             group["lr"] = lr
+        if not policy.config.goal_dims:
+            chosen = self._chosen(policy, policy.run(observation), actions)
+            self._descend(optimizer, policy, -chosen.mean())
+            return -float(chosen.detach().mean())
         known = ~torch.from_numpy(np.isnan(dataset.goals[rows]).any(1))  # imitation may lack the path
         wanted = policy.normalise_state(torch.from_numpy(np.nan_to_num(dataset.goals[rows])))
         wanted = wanted[:, : policy.config.goal_dims]
@@ -275,7 +294,7 @@ class SFT:
             own = policy.pointer.likeliest(pointing).detach()
             aim = torch.where(known[:, None], aim, own)
         out = policy.run(observation, aim=aim)
-        chosen = torch.log_softmax(out.logits, dim=-1).gather(-1, policy.tokens_of(actions)[..., None])
+        chosen = self._chosen(policy, out, actions)
         loss = -chosen.mean()
         if self.config.goal_coef and bool(known.any()):
             goal = out.goal[known], Pointing(*(part[known] for part in out.pointing))
@@ -283,6 +302,14 @@ class SFT:
             loss = loss + self.config.goal_coef * float(known.float().mean()) * goal_loss
         self._descend(optimizer, policy, loss)
         return -float(chosen.detach().mean())
+
+    @staticmethod
+    def _chosen(policy: VLAPolicy, out: PolicyForward, actions: np.ndarray) -> Tensor:
+        """Log-probabilities of the demonstrated tokens; actions that are unknown (NaN) are left out."""
+        known = ~np.isnan(actions)
+        tokens = policy.tokens_of(np.nan_to_num(actions))
+        chosen = torch.log_softmax(out.logits, dim=-1).gather(-1, tokens[..., None])
+        return chosen if known.all() else chosen[..., 0][torch.from_numpy(known)]
 
     def _descend(self, optimizer: torch.optim.Optimizer, policy: VLAPolicy, loss: Tensor) -> float:
         policy.zero_grad(set_to_none=True)
@@ -298,9 +325,12 @@ class SFT:
 
         Returns:
             val_loss (joint negative log-likelihood of place and actions, nats a dimension), val_accuracy (share of
-            right bins), val_entropy, val_place_loss (nats), val_goal_error (metres between true and pointed place).
+            right bins), val_entropy, val_place_loss (nats), val_goal_error (metres between true and pointed place);
+            the last two only for policies with goals.
         """
         policy.eval()
+        if not policy.config.goal_dims:
+            return _evaluate_actions(policy, dataset, batch_size)
         loss = right = entropy = miss = place = 0.0
         for begin in range(0, len(dataset), batch_size):
             rows = np.arange(begin, min(begin + batch_size, len(dataset)))
@@ -327,6 +357,22 @@ class SFT:
             "val_place_loss": place / n,
             "val_goal_error": miss / n,
         }
+
+
+def _evaluate_actions(policy: VLAPolicy, dataset: ChunkDataset, batch_size: int) -> dict[str, float]:
+    """Held-out scores of actions alone; unknown ones (NaN) are left out."""
+    loss = right = entropy = count = 0.0
+    for begin in range(0, len(dataset), batch_size):
+        observation, actions = dataset.batch(np.arange(begin, min(begin + batch_size, len(dataset))))
+        known = torch.from_numpy(~np.isnan(actions))
+        log_probs = torch.log_softmax(policy.run(observation).logits, dim=-1)
+        tokens = policy.tokens_of(np.nan_to_num(actions))
+        loss -= float(log_probs.gather(-1, tokens[..., None])[..., 0][known].sum())
+        right += float((log_probs.argmax(-1) == tokens)[known].sum())
+        entropy -= float((log_probs.exp() * log_probs).sum(-1)[known].sum())
+        count += float(known.sum())
+    n = max(1.0, count)
+    return {"val_loss": loss / n, "val_accuracy": right / n, "val_entropy": entropy / n}
 
 
 def _adamw(policy: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from agents.layers import Block, FiLMBlock
 from agents.lerobot import LeRobotPolicyMixin
-from agents.pointer import Pointer, Pointing
+from agents.pointer import NoPointer, Pointer, Pointing
 from agents.vla_config import PRESETS, VLAPolicyConfig
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, PolicyOutput
@@ -104,14 +104,19 @@ class VLAPolicy(
             nn.Linear(width, width),
             nn.GELU(),
         )
-        self.goal = nn.Linear(width, config.goal_dims)
-        self.pointer = Pointer(config)
-        self.goal_token = nn.Sequential(
-            nn.Linear(2 * config.goal_dims + config.state_dim, width), nn.GELU(), nn.Linear(width, width)
-        )
-        self.state_token = nn.Sequential(
-            nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.pointer: Pointer | NoPointer
+        if not config.goal_dims:
+            self.pointer = NoPointer()
+        else:
+            self.goal = nn.Linear(width, config.goal_dims)
+            self.pointer = Pointer(config)
+            self.goal_token = nn.Sequential(
+                nn.Linear(2 * config.goal_dims + config.state_dim, width), nn.GELU(), nn.Linear(width, width)
+            )
+        if config.state_dim:
+            self.state_token = nn.Sequential(
+                nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width)
+            )
         grid = config.image_size // 8
         self.positions = nn.Parameter(0.02 * torch.randn(1, grid * grid, width))
         self.queries = nn.Parameter(0.02 * torch.randn(1, 3 + config.chunk, width))
@@ -155,9 +160,11 @@ class VLAPolicy(
 
     def set_state_stats(self, states: np.ndarray | Tensor) -> None:
         """Normalise proprioception by the mean and spread of `states (N,S)`; SFT calls this once."""
+        if not self.config.state_dim:
+            return
         states = torch.as_tensor(states, dtype=torch.float32, device=self.device)
         self.state_mean.copy_(states.mean(0))
-        self.state_std.copy_(states.std(0).clamp_min(1e-3))
+        self.state_std.copy_(states.std(0, correction=1 if len(states) > 1 else 0).clamp_min(1e-3))
 
     def set_text_stats(self, instructions: Sequence[str]) -> None:
         """Standardise embeddings by those of the training sentences (each counted once); SFT calls this once."""
@@ -211,13 +218,17 @@ class VLAPolicy(
             named = asked.float().view(batch, -1, 32) @ keys.float().flatten(2)  # (B, M, h*w)
             points = [self._keypoints(maps.float().flatten(2)), self._keypoints(named)]
             where = self.where(torch.cat([*points, state], dim=-1))
-            goal = torch.cat([aim, self.goal(where)[:, 2:]], dim=-1)
-            place = self.goal_token(torch.cat([goal, goal - state[:, : config.goal_dims], state], -1))
+            if config.goal_dims:
+                goal = torch.cat([aim, self.goal(where)[:, 2:]], dim=-1)
+                place = self.goal_token(torch.cat([goal, goal - state[:, : config.goal_dims], state], -1))
+            else:
+                goal, place = aim[:, :0], torch.zeros_like(where)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             x = self.block3(nn.functional.gelu(self.conv3(x)), text)
             tokens = self.to_tokens(x).flatten(2).transpose(1, 2)  # (B, 64, D)
             memory = self.memory_norm(tokens + self.positions)
-            extra = torch.stack([where + place, self.state_token(state), text], dim=1).float()
+            hand = self.state_token(state) if config.state_dim else torch.zeros_like(text)
+            extra = torch.stack([where + place, hand, text], dim=1).float()
             queries = self.queries.expand(batch, -1, -1)
             x = torch.cat([extra + queries[:, :3], queries[:, 3:] + place[:, None]], dim=1)  # (B, 3 + K, D)
             for block in self.blocks:
@@ -228,6 +239,8 @@ class VLAPolicy(
 
     def goal_loss(self, out: PolicyForward, wanted: Tensor) -> Tensor:
         """Negative log-likelihood of the next keyframe's x, y under the pointer, plus smooth L1 on the rest.
+
+        Only for policies with goals.
 
         Args:
             out: of `run`.
@@ -255,7 +268,8 @@ class VLAPolicy(
         """Sample a chunk for each row.
 
         Args:
-            observation: `image (B,H,W,3)` uint8, `state (B,S)` float, `instruction` B strings (or `(B,E)` embeddings).
+            observation: `image (B,H,W,3)` uint8, `state (B,S)` float (may be missing where S is 0), `instruction` B
+                strings (or `(B,E)` embeddings).
             temperature: of the place pointed at and of every bin; 0 takes the likeliest, and then `log_prob` is
                 reported at temperature 1.
             generator: source of randomness; the global one when None.
@@ -356,7 +370,8 @@ class VLAPolicy(
             raise TypeError(f"image must be uint8 in [0, 255], channels last; got {image.dtype}")
         if image.ndim != 4 or tuple(image.shape[1:]) != (size, size, 3):
             raise ConfigError(f"image must be (B, {size}, {size}, 3); got {tuple(image.shape)}")
-        state = torch.as_tensor(observation["state"], dtype=torch.float32, device=self.device)
+        given = observation["state"] if self.config.state_dim else torch.zeros(len(image), 0)
+        state = torch.as_tensor(given, dtype=torch.float32, device=self.device)
         if state.shape != (image.shape[0], self.config.state_dim):
             raise ConfigError(
                 f"state must be ({image.shape[0]}, {self.config.state_dim}); got {tuple(state.shape)}"

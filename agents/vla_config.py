@@ -23,7 +23,7 @@ class VLAPolicyConfig:
 
     Args:
         image_size: side of the square camera image in pixels, a multiple of 8.
-        state_dim: length of the proprioception vector.
+        state_dim: length of the proprioception vector; 0 where there is none.
         action_dim: length of one action.
         chunk: actions per call.
         n_bins: bins of a continuous dimension, odd so that zero motion is one of them; centres span [-1, 1].
@@ -33,7 +33,8 @@ class VLAPolicyConfig:
         heads: attention heads; divides `width`.
         stem: channels of the convolutional stem at 1/2, 1/4 and 1/8 resolution.
         keypoints: soft-argmax maps; as many again are asked for by the instruction.
-        goal_dims: leading dimensions of proprioception (the hand's x, y, z) whose next keyframe is predicted.
+        goal_dims: leading dimensions of proprioception (the hand's x, y, z) whose next keyframe is predicted; 0 for
+            robots whose proprioception is not known to be a hand's: then nothing is pointed at.
         text_dim: length of the instruction embedding.
         dropout: in the transformer, while `policy.train()`.
         bf16: run matmuls and convolutions in bfloat16; probabilities stay float32.
@@ -70,20 +71,24 @@ class VLAPolicyConfig:
             raise ConfigError(
                 f"n_bins must be odd and at least 3, so that one bin is zero; got {self.n_bins}. Try 21"
             )
-        if self.width % self.heads:
-            raise ConfigError(
-                f"heads must divide width; got width={self.width}, heads={self.heads}. Try heads=4"
-            )
         bad = [d for d in self.binary_dims if not 0 <= d < self.action_dim]
         if bad:
             raise ConfigError(f"binary_dims must lie in [0, {self.action_dim}); got {bad}")
         if len(self.stem) != 3 or any(c % 8 for c in self.stem):
             raise ConfigError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 128)")
-        if not 3 <= self.goal_dims <= self.state_dim:
-            raise ConfigError(f"goal_dims must lie in [3, state_dim={self.state_dim}]; got {self.goal_dims}")
-        for name in ("chunk", "layers", "keypoints", "state_dim", "action_dim"):
+        if self.state_dim < 0:
+            raise ConfigError(f"state_dim must not be negative; got {self.state_dim}")
+        if self.goal_dims and not 3 <= self.goal_dims <= self.state_dim:
+            raise ConfigError(
+                f"goal_dims must be 0 or lie in [3, state_dim={self.state_dim}]; got {self.goal_dims}"
+            )
+        for name in ("chunk", "layers", "keypoints", "action_dim", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ConfigError(
+                f"heads must divide width; got width={self.width}, heads={self.heads}. Try heads=4"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.checks import check_numbers
 from experiments.run_folder import finite, versions
+from experiments.training_run import Hand, arrays_hash, knows_hand, require_preset
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
@@ -41,6 +43,8 @@ class BenchVideoConfig:
         tokenizer_steps: updates of the tokenizer a fold.
         shift_steps: of the net that moves latents.
         steps: of the dynamics.
+        hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
+            BridgeData and the tabletop, else no.
         preset: `small` or `tiny`.
         seed: everything random.
         out: run folder.
@@ -54,6 +58,7 @@ class BenchVideoConfig:
     tokenizer_steps: int = 300
     shift_steps: int = 100
     steps: int = 120
+    hand: Hand = "auto"
     preset: str = "small"
     seed: int = 0
     out: Path = Path("runs/video")
@@ -61,24 +66,24 @@ class BenchVideoConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.folds is not None and self.folds < 1:
-            raise ConfigError(f"folds is {self.folds}, expected at least 1, or nothing for all episodes")
-        if min(self.tokenizer_steps, self.shift_steps, self.steps) < 1:
-            raise ConfigError("tokenizer_steps, shift_steps and steps must be at least 1")
+        check_numbers(self)
+        require_preset(self.preset)
         if self.image_size % 8 or self.image_size < 32:
-            raise ConfigError(f"image_size is {self.image_size}, expected a multiple of 8, at least 32")
+            raise ConfigError(
+                f"--image-size is {self.image_size}, expected a multiple of 8, at least 32; try --image-size 64"
+            )
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"--out {self.out} is a file, and a run needs a folder; give another --out")
 
 
 def run(config: BenchVideoConfig) -> int:
     """Train the folds, print, write the json."""
-    episodes = load(config)
+    episodes, hand = load(config)
     folds = len(episodes) if config.folds is None else min(config.folds, len(episodes))
-    if len(episodes) < 2:
-        raise ConfigError(f"{config.source} holds {len(episodes)} episode; leaving one out needs two")
     rows = []
     with Progress(folds, "folds") as bar:
         for fold in range(folds):
-            rows.append(one_fold(episodes, fold, config))
+            rows.append(one_fold(episodes, fold, config, hand))
             bar.update(1)
     facts = {
         "source": config.source.name,
@@ -102,17 +107,26 @@ def run(config: BenchVideoConfig) -> int:
     return 0
 
 
-def load(config: BenchVideoConfig) -> list[Any]:
-    """Episodes of any kind of folder."""
+def load(config: BenchVideoConfig) -> tuple[list[Any], bool]:
+    """Episodes of any kind of folder, and whether their proprioception is known to be a hand's."""
     from worldgym.data import EpisodeDataset
-    from worldgym.data.bridge import bridge_episodes
+    from worldgym.data.bridge import BRIDGE_ACTION_SPEC, bridge_episodes
     from worldgym.data.imports import LeRobotFolder, is_foreign
 
     if any(config.source.glob("*.npz")):
-        return bridge_episodes(config.source, config.image_size)
-    if is_foreign(config.source):
-        return list(LeRobotFolder(config.source, config.camera).episodes(config.image_size))
-    return list(EpisodeDataset(config.source).require_seen())
+        episodes, spec = bridge_episodes(config.source, config.image_size), BRIDGE_ACTION_SPEC
+    elif is_foreign(config.source):
+        recordings = LeRobotFolder(config.source, config.camera)
+        episodes, spec = list(recordings.episodes(config.image_size)), recordings.action_spec
+    else:
+        dataset = EpisodeDataset(config.source).require_seen()
+        episodes, spec = list(dataset), dataset.action_spec
+    if len(episodes) < 2:
+        raise ConfigError(f"{config.source} holds {len(episodes)} episode; leaving one out needs two")
+    hand = knows_hand(spec, episodes[0].state.shape[1], config.hand)
+    if not hand:
+        logger.info("proprioception is not known to be a hand's: no motion of objects in latents")
+    return episodes, hand
 
 
 def arrays_of(episodes: list[Any]) -> Any:
@@ -128,7 +142,7 @@ def arrays_of(episodes: list[Any]) -> Any:
     )
 
 
-def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig) -> dict[str, Any]:
+def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, hand: bool) -> dict[str, Any]:
     """PSNR in dB by horizon on episodes trained on and on the one left out."""
     import torch
 
@@ -142,10 +156,12 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig) -> dict[s
     arrays = arrays_of(seen)
     preset = WorldModelConfig.preset(config.preset)
     size, folder = arrays.frames.shape[1], config.out / f"{arrays.frames.shape[1]}px_fold{fold}"
-    shape = preset.for_data(arrays.states, arrays.actions.shape[1], image_size=size)
+    shape = preset.for_data(arrays.states, arrays.actions.shape[1], image_size=size, hand=hand)
+    facts = {"--source": arrays_hash(arrays.frames, arrays.actions, arrays.states)}
     tokenizer = train_tokenizer(
         arrays.frames, shape.tokenizer,
         LoopConfig(steps=config.tokenizer_steps, lr=2e-3, seed=config.seed), folder / "tokenizer", batch=24,
+        identity=facts,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     model = VideoWorldModel(shape)
@@ -155,7 +171,7 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig) -> dict[s
         loop = LoopConfig(
             steps=config.shift_steps, lr=3e-3, final_lr=0.02, warmup=20, ema=0.98, seed=config.seed
         )
-        train_shift(model, data, loop, folder / "shift")
+        train_shift(model, data, loop, folder / "shift", identity=facts)
     window = min(20, min(len(e.actions) for e in seen))
     training = WorldModelTraining(
         loop=LoopConfig(
@@ -170,7 +186,7 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig) -> dict[s
         batch=12,
         window=window,
     )
-    model = train_world_model(model, data, training, folder / "world_model").eval()
+    model = train_world_model(model, data, training, folder / "world_model", identity=facts).eval()
     return {
         "left_out_episode": fold,
         "trained": curves(model, seen),

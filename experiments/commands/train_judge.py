@@ -19,11 +19,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from worldgym.errors import CheckpointError, ConfigError
+import tyro
+
+from experiments.checks import check_numbers
+from experiments.tokenizers import load_tokenizer
+from experiments.training_run import claim, identity, require_preset, require_square
+from worldgym.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
+OWN = (
+    "checkpoint", "tensorboard", "config.json", "model.safetensors", "open_clip.safetensors", "manifest.json",
+    "training.json",
+)  # fmt: skip
+MODELS = ("world_model", "tokenizer", "eyes", "initial", "teacher")
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class TrainJudgeConfig:
     """Train the success judge on logged episodes; the same command again resumes.
 
     Args:
-        data: dataset folder of `worldgym collect`.
+        data: dataset folder of `worldgym collect` or `worldgym import`, with labels of success.
         out: folder of the judge (config.json, model.safetensors), with TensorBoard logs beside.
         kind: `learned` reads frames, `latent` what the world model hands on, `open_clip` compares frame and sentence.
         world_model: folder or name of a world model whose tokenizer blurs half of the frames; a latent judge reads its
@@ -53,6 +63,7 @@ class TrainJudgeConfig:
         max_fpr: false positives that the threshold allows on held-out hard negatives.
         seed: everything random follows from it.
         limit: read at most so many episodes.
+        fresh: remove what an earlier run of this command made in `out`, and start over.
     """
 
     data: Path
@@ -69,38 +80,50 @@ class TrainJudgeConfig:
     hard_share: float = 0.0
     near_share: float = 0.3
     steps: int = 1500
-    batch_size: int = 128
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 128
     lr: float = 1.2e-3
     max_fpr: float = 0.02
     seed: int = 0
     limit: int | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "world_model", "tokenizer", "eyes", "initial", "teacher"):
+        for name in ("data", "out", *MODELS):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
+        check_numbers(self)
+        require_preset(self.preset)
+        if self.batch_size < 2:
+            raise ConfigError(
+                f"--batch-size is {self.batch_size}, expected at least 2: a success and a failure"
+            )
+        if not 0 <= self.near_share <= 0.75 or not 0 < self.max_fpr < 1:
+            raise ConfigError(
+                f"--near-share is {self.near_share} and --max-fpr {self.max_fpr}; expected in [0, 0.75] and (0, 1); "
+                "try --near-share 0.3 --max-fpr 0.02"
+            )
         if self.world_model is not None and self.tokenizer is not None:
             raise ConfigError(
                 "give --world-model or --tokenizer, not both: a world model brings its own tokenizer"
             )
         if self.dream_episodes < 0 or (self.dream_episodes and self.world_model is None):
             raise ConfigError(
-                f"dream_episodes is {self.dream_episodes}; it needs --world-model, and 0 is off"
+                f"--dream-episodes is {self.dream_episodes}; it needs --world-model, and 0 is off"
             )
         if not 0 <= self.hard_share < 1 or (self.hard_share and self.initial is None):
             raise ConfigError(
-                f"hard_share is {self.hard_share}; expected in [0, 1), with --initial, whose errors are mined"
+                f"--hard-share is {self.hard_share}; expected in [0, 1), with --initial, whose errors are mined"
             )
         if self.kind == "latent" and self.world_model is None:
-            raise ConfigError("a latent judge reads a world model's latents; add --world-model tabletop-small")
+            raise ConfigError(
+                "a latent judge reads a world model's latents; add --world-model tabletop-small"
+            )
         if self.kind != "learned" and (self.initial or self.eyes):
-            raise ConfigError(f"initial and eyes are for --kind learned; got --kind {self.kind}")
+            raise ConfigError(f"--initial and --eyes are for --kind learned; got --kind {self.kind}")
         if self.teacher is not None and self.kind == "learned":
-            raise ConfigError("a teacher is for --kind latent or open_clip; --initial goes on from a learned judge")
-        if self.preset not in ("tiny", "small"):
-            raise ConfigError(f"unknown judge preset {self.preset!r}; the presets are tiny, small")
-        if self.steps < 1:
-            raise ConfigError(f"steps is {self.steps}, expected at least 1")
+            raise ConfigError(
+                "--teacher is for --kind latent or open_clip; --initial goes on from a learned judge"
+            )
 
 
 def run(config: TrainJudgeConfig) -> int:
@@ -122,7 +145,16 @@ def run(config: TrainJudgeConfig) -> int:
     tokenizer = load_tokenizer(config.world_model, config.tokenizer)
     if tokenizer is None:
         logger.warning("no --world-model: the judge sees true frames only and may misread imagined ones")
-    arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
+    dataset = EpisodeDataset(config.data).require_seen()
+    if tokenizer is not None:
+        require_square(dataset.image_size, tokenizer.config.image_size, "this tokenizer")
+    facts = identity(config, dataset, contents=MODELS)
+    facts["--steps"] = (
+        config.steps
+    )  # the learning rate falls to zero with them, and nothing of an end can be extended
+    claim(config.out, "train judge", facts, own=OWN, fresh=config.fresh)
+    arrays = dataset.load_arrays(limit=config.limit, progress=True)
+    require_labels(arrays)
     settings = JudgeTrainConfig(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -132,7 +164,7 @@ def run(config: TrainJudgeConfig) -> int:
         near_share=config.near_share,
         seed=config.seed,
     )
-    state = TrainState(config.out / "checkpoint")
+    state = TrainState(config.out / "checkpoint", identity=facts)
     first = int(state.meta()["step"]) + 1 if state.exists() else 0
     with (
         SummaryWriter(str(config.out / "tensorboard"), purge_step=first) as board,
@@ -149,13 +181,30 @@ def run(config: TrainJudgeConfig) -> int:
         for name, value in report.items():
             board.add_scalar(f"held_out/{name}", value, config.steps)
     judge.save_pretrained(config.out)
-    facts = {
+    written = {
         "held_out": report, "settings": dataclasses.asdict(settings), "data": config.data.name, "episodes": len(arrays),
     }  # fmt: skip
-    atomic_write_text(config.out / "training.json", json.dumps(facts, indent=1))
+    atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))
     state.remove()
     logger.info("judge saved to %s, held-out %s", config.out, {k: round(v, 4) for k, v in report.items()})
     return 0
+
+
+def require_labels(arrays: Any) -> None:
+    """Raise a DatasetError unless a judge can learn from `arrays`: two episodes, solved frames and unsolved ones."""
+    solved, frames = int(arrays.success.sum()), len(arrays.success)
+    if not solved:
+        raise DatasetError(
+            f"none of {frames} frames is labelled as success, so there is nothing that a judge could learn. Collect "
+            "episodes with `worldgym collect`, import with --success next.reward where rewards were recorded, or use a "
+            "judge that needs no labels (see docs/judges.md)"
+        )
+    if solved == frames:
+        raise DatasetError(
+            f"all {frames} frames are labelled as success; a judge needs failures to tell apart as well"
+        )
+    if len(arrays) < 2:
+        raise DatasetError("the dataset has 1 episode; a judge needs at least 2, one of them to be held out")
 
 
 def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
@@ -164,6 +213,13 @@ def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: An
     judge = None
     if config.initial is not None:
         judge = LearnedJudge.from_pretrained(str(config.initial))
+        require_square(int(arrays.frames.shape[1]), judge.config.image_size, f"the judge {config.initial}")
+        dims, there = judge.config.state_dim, arrays.states.shape[1]
+        if dims not in (0, there):
+            raise ConfigError(
+                f"--initial {config.initial} reads {dims} dimensions of proprioception, and the dataset has {there}; "
+                "leave --initial out"
+            )
         judge = judge.with_state(arrays.states) if config.state else judge
     return train_judge(
         arrays,
@@ -236,31 +292,3 @@ def _even(behaviours: list[str]) -> Any:
 
     _, kind, count = np.unique(behaviours, return_inverse=True, return_counts=True)
     return 1.0 / (len(count) * count[kind])
-
-
-def load_tokenizer(world_model: Path | None, tokenizer: Path | None) -> Any | None:
-    """The tokenizer of a world model, or of `worldgym train tokenizer`, or None."""
-    if world_model is not None:
-        from worldgym.models import load_world_model
-
-        return load_world_model(world_model).tokenizer
-    if tokenizer is None:
-        return None
-    import json
-
-    from safetensors.torch import load_file
-
-    from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
-
-    try:
-        settings = json.loads((tokenizer / "tokenizer.json").read_text())
-        settings.pop("metrics", None)
-        model = FrameTokenizer(
-            TokenizerConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
-        )
-        model.load_state_dict(load_file(str(tokenizer / "tokenizer.safetensors")))
-    except Exception as error:
-        raise CheckpointError(
-            f"no usable tokenizer in {tokenizer} ({error}); run `worldgym train tokenizer --out {tokenizer}`"
-        ) from error
-    return model.eval().requires_grad_(False)

@@ -1,24 +1,36 @@
 """`worldgym train policy`: a policy from a few demonstrations (SFT), the start of every arm.
 
-Ctrl-C keeps the last finished epoch; the same command goes on from it. The weights with the lowest loss on held-out
-episodes are the ones that are saved.
+Datasets of any shape serve: only where proprioception is known to be a hand's does the policy point at a place before
+it acts. Ctrl-C keeps the last finished epoch; the same command goes on from it. The weights with the lowest loss on
+held-out episodes are the ones that are saved.
 
 Example::
 
     worldgym train policy --data data/real --demos-per-task 200 --out runs/policy_sft
-    worldgym eval --policies runs/policy_sft
+    worldgym train policy --data data/mine --no-success-only        # recordings without labels of success
+    worldgym eval --policy sft runs/policy_sft
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
+
+from experiments.checks import check_numbers
+from experiments.training_run import Hand, claim, identity, knows_hand, require_preset, require_square
 from worldgym.errors import ConfigError
 
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
+
 logger = logging.getLogger(__name__)
+OWN = ("checkpoint", "tensorboard", "config.json", "model.safetensors", "manifest.json", "training.json")
 
 
 @dataclass(frozen=True)
@@ -26,44 +38,51 @@ class TrainPolicyConfig:
     """Train a policy on demonstrations; the same command again resumes.
 
     Args:
-        data: dataset folder of `worldgym collect`.
+        data: dataset folder of `worldgym collect` or `worldgym import`.
         out: folder of the policy (config.json, model.safetensors), with TensorBoard logs beside.
-        demos_per_task: successful episodes of `behaviour` to learn from, of each task.
-        behaviour: who demonstrates.
+        demos_per_task: episodes of `behaviour` to learn from, of each task.
+        behaviour: who demonstrates; `expert` where the dataset has episodes of that behaviour, else its only one.
+        success_only: learn from successful episodes alone.
         initial: take over how this policy acts, and learn only where to go. Acting towards a given place needs no names
             of things, so it can come from many logs; what words mean comes from the demonstrations.
+        hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
+            the tabletop and BridgeData, else no.
         preset: `small` or `tiny`; that of `initial` where given.
         epochs: at most so many passes; stops early when held-out loss no longer falls.
+        steps: at most so many optimizer steps, rounded up to whole epochs, in place of `epochs`.
         batch_size: frames per step.
         lr: peak learning rate.
         finish_steps: steps at a low rate on all demonstrations, averaged, after the best epoch.
         patience: epochs without improvement before stopping; 0 never stops early.
         seed: everything random follows from it, the choice of demonstrations included.
         limit: read at most so many episodes.
+        fresh: remove what an earlier run of this command made in `out`, and start over.
     """
 
     data: Path
     out: Path = Path("runs/policy_sft")
     demos_per_task: int = 400
-    behaviour: str = "expert"
+    behaviour: str | None = None
+    success_only: bool = True
     initial: Path | None = None
+    hand: Hand = "auto"
     preset: str = "small"
     epochs: int = 60
-    batch_size: int = 128
+    steps: int | None = None
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 128
     lr: float = 8e-4
     finish_steps: int = 240
     patience: int = 12
     seed: int = 0
     limit: int | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         for name in ("data", "out", "initial"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
-        if self.demos_per_task < 1:
-            raise ConfigError(f"demos_per_task is {self.demos_per_task}, expected at least 1")
-        if self.preset not in ("tiny", "small"):
-            raise ConfigError(f"unknown policy preset {self.preset!r}; the presets are tiny, small")
+        check_numbers(self)
+        require_preset(self.preset)
 
 
 def run(config: TrainPolicyConfig) -> int:
@@ -73,34 +92,43 @@ def run(config: TrainPolicyConfig) -> int:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-    from agents import SFT, SFTConfig, VLAPolicy, VLAPolicyConfig, chunk_dataset
-    from agents.pointer import Pointer
+    from agents import SFT, SFTConfig, chunk_dataset
     from agents.sft import demonstrations
     from worldgym.data import EpisodeDataset
     from worldgym.utils.files import atomic_write_text
     from worldgym.utils.progress import Progress
     from worldgym.utils.train_state import TrainState
 
-    arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
+    dataset = EpisodeDataset(config.data).require_seen()
+    hand = knows_hand(dataset.action_spec, dataset.state_dim, config.hand)
+    facts = identity(config, dataset, contents=("initial",))
+    claim(config.out, "train policy", facts, own=OWN, fresh=config.fresh)
+    arrays = dataset.load_arrays(limit=config.limit, progress=True)
+    behaviour = _behaviour(config, arrays)
+    chosen = demonstrations(
+        arrays,
+        config.demos_per_task,
+        behaviour=behaviour,
+        seed=config.seed,
+        success_only=config.success_only,
+    )
     torch.manual_seed(config.seed)
-    if config.initial is None:
-        shape = VLAPolicyConfig.preset(config.preset, image_size=int(arrays.frames.shape[1]))
-        policy = VLAPolicy(shape)
-    else:
-        policy = VLAPolicy.from_pretrained(str(config.initial))
-        shape = policy.config
-        policy.pointer = Pointer(shape)
-    chosen = demonstrations(arrays, config.demos_per_task, behaviour=config.behaviour, seed=config.seed)
+    policy = _policy(config, arrays, hand)
     counts = {
         task: sum(demo.task == task for demo in chosen) for task in sorted({demo.task for demo in chosen})
     }
     for task, count in counts.items():
         if count < config.demos_per_task:
             logger.warning("only %d of %d demonstrations of %s", count, config.demos_per_task, task)
-    demos = chunk_dataset(chosen, shape.chunk)
+    if not hand:
+        logger.info("proprioception is not known to be a hand's: the policy acts without pointing at a place")
+    demos = chunk_dataset(chosen, policy.chunk, hand=hand, stop_at_success=config.success_only)
     del arrays
+    epochs = config.epochs
+    if config.steps is not None:
+        epochs = math.ceil(config.steps / math.ceil(len(demos) / config.batch_size))
     settings = SFTConfig(
-        epochs=config.epochs,
+        epochs=epochs,
         batch_size=config.batch_size,
         lr=config.lr,
         finish_steps=config.finish_steps,
@@ -108,14 +136,14 @@ def run(config: TrainPolicyConfig) -> int:
         seed=config.seed,
         learn="all" if config.initial is None else "pointer",
     )
-    state = TrainState(config.out / "checkpoint")
+    state = TrainState(config.out / "checkpoint", identity=facts)
     first = int(state.meta()["epoch"]) + 1 if state.exists() else 0
     logger.info(
         "%d frames of %s demonstrations%s", len(demos), counts, f", from epoch {first}" if first else ""
     )
     with (
         SummaryWriter(str(config.out / "tensorboard"), purge_step=first) as board,
-        Progress(config.epochs, "train policy", initial=first) as progress,
+        Progress(epochs, "train policy", initial=first) as progress,
     ):
 
         def on_epoch(scalars: dict[str, float]) -> None:
@@ -125,11 +153,52 @@ def run(config: TrainPolicyConfig) -> int:
 
         history = SFT(settings).fit(policy, demos, on_epoch=on_epoch, checkpoint=state)
     policy.save_pretrained(config.out)
-    facts = {
+    written = {
         "demos": counts, "history": history, "settings": dataclasses.asdict(settings), "data": config.data.name,
-        "behaviour": config.behaviour,
+        "behaviour": behaviour,
     }  # fmt: skip
-    atomic_write_text(config.out / "training.json", json.dumps(facts, indent=1))
+    atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))
     state.remove()
     logger.info("policy saved to %s, held-out %s", config.out, {k: round(v, 4) for k, v in history.items()})
     return 0
+
+
+def _behaviour(config: TrainPolicyConfig, arrays: EpisodeArrays) -> str:
+    """Who demonstrates: as asked, or the expert, or the only one there is."""
+    there = sorted(set(arrays.behaviours))
+    if config.behaviour is not None:
+        return config.behaviour
+    if "expert" not in there and len(there) == 1:
+        logger.info("no episode of behaviour 'expert': learning from those of %r", there[0])
+        return there[0]
+    return "expert"
+
+
+def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, hand: bool) -> Any:
+    """A new policy of the data's shape, or `initial` with a pointer that begins anew."""
+    import numpy as np
+
+    from agents import VLAPolicy, VLAPolicyConfig
+    from agents.pointer import Pointer
+
+    size, dims = int(arrays.frames.shape[1]), (arrays.states.shape[1], arrays.actions.shape[1])
+    if config.initial is not None:
+        policy = VLAPolicy.from_pretrained(str(config.initial))
+        shape = policy.config
+        require_square(size, shape.image_size, f"the policy {config.initial}")
+        if (shape.state_dim, shape.action_dim) != dims or not shape.goal_dims:
+            raise ConfigError(
+                f"--initial {config.initial} has {shape.state_dim} dimensions of proprioception, {shape.action_dim} of "
+                f"action and {shape.goal_dims} of goals; the dataset has {dims[0]} and {dims[1]}, and its goals are "
+                "learned. Leave --initial out"
+            )
+        policy.pointer = Pointer(shape)
+        return policy
+    own: dict[str, Any] = {"image_size": size, "state_dim": dims[0], "action_dim": dims[1]}
+    if not hand:
+        own["goal_dims"] = 0
+    if not hand or dims != (4, 4):
+        # A dimension that only ever says -1 or 1 has two values, not a range; nothing else tells a gripper.
+        two = np.abs(np.abs(arrays.actions[~arrays.is_last]) - 1).max(0) < 1e-6
+        own["binary_dims"] = tuple(int(d) for d in np.flatnonzero(two))
+    return VLAPolicy(VLAPolicyConfig.preset(config.preset, **own))

@@ -14,7 +14,16 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
+
+from experiments.checks import check_numbers
+from experiments.training_run import claim, content_of, identity, require_square
+from worldgym.errors import ConfigError
+
+OWN = ("checkpoint", "tensorboard", "export", "probe.json")
+TASKS = ("reach", "push", "pick_place")
 logger = logging.getLogger(__name__)
 
 
@@ -28,19 +37,31 @@ class TrainProbeConfig:
         tasks: verbs whose behaviours the frames come from.
         episodes: episodes of 40 steps, every third frame of them used.
         steps: optimizer steps.
-        batch: frames a step.
+        batch_size: frames a step.
         lr: peak learning rate.
         seed: first start seed, below the evaluation's 10,000,000, and everything random.
+        fresh: remove what an earlier run of this command made in `out`, and start over.
     """
 
     world_model: Path | None = None
     out: Path = Path("runs/probe")
-    tasks: tuple[str, ...] = ("reach", "push", "pick_place")
+    tasks: tuple[str, ...] = TASKS
     episodes: int = 360
     steps: int = 320
-    batch: int = 64
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 64
     lr: float = 3e-3
     seed: int = 5_000_000
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        unknown = [task for task in self.tasks if task not in TASKS]
+        if unknown or not self.tasks:
+            raise ConfigError(
+                f"--tasks is {' '.join(self.tasks) or 'empty'}; expected some of {' '.join(TASKS)}"
+            )
+        if self.episodes < 2:
+            raise ConfigError(f"--episodes is {self.episodes}, expected at least 2: one of them is held out")
 
 
 def run(config: TrainProbeConfig) -> int:
@@ -60,6 +81,11 @@ def run(config: TrainProbeConfig) -> int:
         if config.world_model
         else Bundle.find("tabletop-small").world_model()
     )
+    require_square(64, model.image_size, "the world model's tokenizer")
+    facts = identity(config, contents=("world_model",))
+    if config.world_model is None:
+        facts["--world-model"] = content_of(Bundle.find("tabletop-small").folder)
+    claim(config.out, "train probe", facts, own=OWN, fresh=config.fresh)
     # The first tenth, held out, is of `seen`: that is where the figures are from.
     splits = ("seen", "seen", "unseen_object", "unseen_scene")
     logs = true_logs(config.tasks, config.episodes, seed=config.seed, splits=splits)
@@ -70,28 +96,28 @@ def run(config: TrainProbeConfig) -> int:
     blurred = model.tokenizer.decode(model.tokenizer.encode(flat))
 
     def loss(module, step, generator):  # type: ignore[no-untyped-def]
-        rows = torch.randint(len(flat), (config.batch,), generator=generator)
-        through = torch.rand(config.batch, generator=generator) < 0.5
+        rows = torch.randint(len(flat), (config.batch_size,), generator=generator)
+        through = torch.rand(config.batch_size, generator=generator) < 0.5
         shown = torch.where(through[:, None, None, None], blurred[rows], flat[rows])
         return probe_loss(module, shown, where[rows])
 
     torch.manual_seed(config.seed)
     probe = PositionProbe(PositionProbeConfig(parts=PARTS))
     loop = LoopConfig(steps=config.steps, lr=config.lr, final_lr=0.02, warmup=30, ema=0.99, seed=config.seed)
-    training = TrainingLoop(probe, loop, config.out, loss, tag="train_probe")
+    training = TrainingLoop(probe, loop, config.out, loss, tag="train_probe", identity=facts)
     training.run()
     trained = training.ema_model
-    facts = {}
+    scores = {}
     true = logs.frames[:held, 1:]
     decoded = model.tokenizer.decode(model.tokenizer.encode(torch.from_numpy(true).flatten(0, 1)))
     for name, shown in (("true", true), ("decoded", decoded.numpy().reshape(true.shape))):
         errors = position_errors(trained, shown, logs.positions[:held]).median()
-        facts[name] = {
+        scores[name] = {
             "hand_px": errors["hand"],
             "objects_px": errors["objects"],
             "lost_share": errors["lost_share"],
         }
     trained.save_pretrained(str(config.out / "export"))
-    (config.out / "probe.json").write_text(json.dumps(facts, indent=1) + "\n")
-    logger.info("probe saved to %s; held out: %s", config.out / "export", facts)
+    (config.out / "probe.json").write_text(json.dumps(scores, indent=1) + "\n")
+    logger.info("probe saved to %s; held out: %s", config.out / "export", scores)
     return 0

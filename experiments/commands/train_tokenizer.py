@@ -11,8 +11,15 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.checks import check_numbers
+from experiments.training_run import claim, identity, require_preset, require_square
 
 logger = logging.getLogger(__name__)
+OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -20,16 +27,17 @@ class TrainTokenizerConfig:
     """Train the frame tokenizer; the same command again resumes.
 
     Args:
-        data: dataset folder of `worldgym collect`.
+        data: dataset folder of `worldgym collect` or `worldgym import`.
         out: run folder (checkpoint, TensorBoard, `tokenizer.safetensors`).
         initial: go on from the tokenizer of this world model instead of afresh.
         preset: `small` or `tiny`.
         minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
         steps: optimizer steps; a run with steps resumes to the very same numbers.
-        batch: frames per step.
+        batch_size: frames per step.
         lr: peak learning rate.
         seed: everything random follows from it.
         limit: read at most so many episodes.
+        fresh: remove what an earlier run of this command made in `out`, and start over.
     """
 
     data: Path
@@ -38,10 +46,18 @@ class TrainTokenizerConfig:
     preset: str = "small"
     minutes: float = 12.0
     steps: int | None = None
-    batch: int = 48
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 48
     lr: float = 2e-3
     seed: int = 0
     limit: int | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("data", "out", "initial"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
+        check_numbers(self)
+        require_preset(self.preset)
 
 
 def run(config: TrainTokenizerConfig) -> int:
@@ -50,7 +66,7 @@ def run(config: TrainTokenizerConfig) -> int:
     from safetensors.torch import save
 
     from worldgym.data import EpisodeDataset
-    from worldgym.models import VideoWorldModel, WorldModelConfig
+    from worldgym.models import WorldModelConfig, load_world_model
     from worldgym.training.loop import LoopConfig
     from worldgym.training.tokenizer import reconstruction_psnr, train_tokenizer
     from worldgym.utils.files import atomic_write_bytes, atomic_write_text
@@ -58,16 +74,24 @@ def run(config: TrainTokenizerConfig) -> int:
     torch.set_num_threads(
         torch.get_num_threads() if torch.cuda.is_available() else min(2, torch.get_num_threads())
     )
-    arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
+    dataset = EpisodeDataset(config.data).require_seen()
+    facts = identity(config, dataset, contents=("initial",))
+    initial = None if config.initial is None else load_world_model(config.initial).tokenizer
+    if initial is not None:
+        require_square(dataset.image_size, initial.config.image_size, f"the world model {config.initial}")
+    claim(config.out, "train tokenizer", facts, own=OWN, fresh=config.fresh)
+    arrays = dataset.load_arrays(limit=config.limit, progress=True)
     held = int(arrays.offsets[-1 - max(1, len(arrays) // 20)])  # the last 5 % of the episodes are held out
+    if len(arrays) == 1:
+        logger.warning("one episode: nothing is held out, and the figures are of frames that are learned")
+        held = int(arrays.offsets[-1])
     loop = LoopConfig(
         steps=config.steps or 1_000_000,
         lr=config.lr,
         seed=config.seed,
         max_minutes=None if config.steps else config.minutes,
     )
-    held_out = arrays.frames[held::15]
-    initial = None if config.initial is None else VideoWorldModel.from_pretrained(config.initial).tokenizer
+    held_out = arrays.frames[held::15] if len(arrays) > 1 else arrays.frames[::15]
     preset = replace(WorldModelConfig.preset(config.preset).tokenizer, image_size=arrays.frames.shape[1])
     shape = preset if initial is None else initial.config
     tokenizer = train_tokenizer(
@@ -75,9 +99,10 @@ def run(config: TrainTokenizerConfig) -> int:
         shape,
         loop,
         config.out,
-        batch=config.batch,
+        batch=config.batch_size,
         held_out=held_out,
         initial=initial,
+        identity=facts,
     )
     scores = reconstruction_psnr(tokenizer, held_out)
     tensors = {k: v.contiguous() for k, v in tokenizer.state_dict().items()}

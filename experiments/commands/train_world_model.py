@@ -1,28 +1,39 @@
 """`worldgym train world-model`: the dynamics on a trained tokenizer's latents.
 
+Datasets of any shape serve: any number of actions, any proprioception or none. Only where proprioception is known to be
+a hand's does the model move and hold things in latents, and see contacts more often.
+
 Example::
 
     worldgym train world-model --data data/real --tokenizer runs/tokenizer --out runs/world_model --minutes 60
-    worldgym train world-model --data data/refresh --initial runs/world_model/export --minutes 15   # refresh
+    worldgym train world-model --data data/new --initial runs/world_model/export --out runs/refreshed --minutes 15
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import tyro
+
+from experiments.checks import check_numbers
+from experiments.tokenizers import read_tokenizer
+from experiments.training_run import Hand, claim, identity, knows_hand, require_preset, require_square
+from worldgym.errors import ConfigError
 
 if TYPE_CHECKING:
-    from worldgym.models import VideoWorldModel
+    from worldgym.data import EpisodeDataset
+    from worldgym.data.reader import EpisodeArrays
+    from worldgym.models import FrameTokenizer, VideoWorldModel
     from worldgym.training.world_model import LatentEpisodes
 
 logger = logging.getLogger(__name__)
+OWN = ("checkpoint", "tensorboard", "shift", "export")
 
 
 @dataclass(frozen=True)
@@ -30,14 +41,16 @@ class TrainWorldModelConfig:
     """Train the dynamics; the same command again resumes.
 
     Args:
-        data: dataset folder of `worldgym collect`.
+        data: dataset folder of `worldgym collect` or `worldgym import`.
         tokenizer: run folder of `worldgym train tokenizer`; with `initial` it replaces that model's own.
         out: run folder (checkpoint, TensorBoard, `export/`).
         initial: start from this world model instead of afresh; an older one is grown into today's shape.
+        hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
+            the tabletop and BridgeData, else no.
         preset: `small` or `tiny`.
         minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
         steps: optimizer steps; a run with steps resumes to the very same numbers.
-        batch: windows per step.
+        batch_size: windows per step.
         window: frames per window.
         lr: peak learning rate.
         contact_odds: how many times likelier a training window begins where the hand will hold or push something within
@@ -46,7 +59,7 @@ class TrainWorldModelConfig:
             them is else learned last and forgotten first.
         shift_steps: steps of teaching the net that moves latents, before the dynamics; only for a model that is new or
             gets another tokenizer.
-        processes: train in so many processes, each with `batch` windows a step and its share of the cores. The
+        processes: train in so many processes, each with `batch_size` windows a step and its share of the cores. The
             threads of one process wait for one another at every small product, processes once a step.
         address: let Ray Train place the processes: `local` for this machine alone, `auto` or `ray://HOST:10001` for a
             running cluster, whose nodes must all see `out`. The weights are the same, bit for bit; a process that dies
@@ -54,16 +67,18 @@ class TrainWorldModelConfig:
         compile: torch.compile the training pass: 40 % faster after a minute or two of warm-up.
         seed: everything random follows from it.
         limit: read at most so many episodes.
+        fresh: remove what an earlier run of this command made in `out`, and start over.
     """
 
     data: Path
     tokenizer: Path | None = None
     out: Path = Path("runs/world_model")
     initial: Path | None = None
+    hand: Hand = "auto"
     preset: str = "small"
     minutes: float = 120.0
     steps: int | None = None
-    batch: int = 20
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 20
     window: int = 20
     lr: float = 2e-3
     contact_odds: float = 2.5
@@ -74,109 +89,162 @@ class TrainWorldModelConfig:
     compile: bool = False
     seed: int = 0
     limit: int | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
-        from worldgym.errors import ConfigError
-
-        if self.processes < 1 or self.shift_steps < 1:
+        for name in ("data", "tokenizer", "out", "initial"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
+        check_numbers(self)
+        require_preset(self.preset)
+        if self.contact_odds <= 0:
             raise ConfigError(
-                f"processes and shift_steps must be at least 1; got {self.processes} and {self.shift_steps}"
+                f"--contact-odds is {self.contact_odds}, expected more than 0; try --contact-odds 1"
             )
 
 
 def run(config: TrainWorldModelConfig) -> int:
     """Encode the logs, train, export."""
     import torch
-    from safetensors.torch import load_file
 
     from worldgym.data import EpisodeDataset
-    from worldgym.errors import CheckpointError, ConfigError
-    from worldgym.models import TokenizerConfig, VideoWorldModel, WorldModelConfig
-    from worldgym.models.growth import grown
     from worldgym.training.world_model import LatentEpisodes
 
     if config.tokenizer is None and config.initial is None:
         raise ConfigError("give --tokenizer RUN (from `worldgym train tokenizer`) or --initial WORLD_MODEL")
-    arrays = EpisodeDataset(config.data).require_seen().load_arrays(limit=config.limit, progress=True)
+    dataset = EpisodeDataset(config.data).require_seen()
+    hand = knows_hand(dataset.action_spec, dataset.state_dim, config.hand)
+    facts = identity(config, dataset, contents=("tokenizer", "initial"))
+    tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
+    if tokenizer is not None:
+        require_square(dataset.image_size, tokenizer.config.image_size, f"the tokenizer {config.tokenizer}")
     torch.manual_seed(config.seed)
-    if config.initial is not None:
-        model = grown(VideoWorldModel.from_pretrained(config.initial), arrays.states).requires_grad_(True)
-    weights = config.tokenizer / "tokenizer.safetensors" if config.tokenizer is not None else None
-    if weights is not None and not weights.is_file():
-        raise CheckpointError(
-            f"no tokenizer at {weights}; run `worldgym train tokenizer --out {config.tokenizer}` first"
-        )
-    if config.initial is None:
-        assert config.tokenizer is not None
-        settings = json.loads((config.tokenizer / "tokenizer.json").read_text())
-        settings.pop("metrics", None)
-        tokenizer = TokenizerConfig(**settings)
-        shape = WorldModelConfig.preset(config.preset).for_data(
-            arrays.states, arrays.actions.shape[1], tokenizer.image_size
-        )
-        shape = replace(shape, tokenizer=tokenizer, tasks=tuple(sorted(set(arrays.tasks))))
-        model = VideoWorldModel(shape)
-    if weights is not None:
-        model.tokenizer.load_state_dict(load_file(weights))
+    initial = None if config.initial is None else _initial(config.initial, dataset, tokenizer)
+    claim(config.out, "train world-model", facts, own=OWN, fresh=config.fresh)
+    arrays = dataset.load_arrays(limit=config.limit, progress=True)
+    model = _model(config, arrays, tokenizer, initial, hand)
+    if tokenizer is not None:
+        model.tokenizer.load_state_dict(tokenizer.state_dict())
     data = LatentEpisodes.encode(model.tokenizer, arrays)
-    data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds)
+    if hand:
+        data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds)
+    else:
+        logger.info(
+            "proprioception is not known to be a hand's: no motion of objects in latents, and windows begin anywhere"
+        )
+        data.odds = np.ones(len(arrays.states))
     if config.equal_tasks:
         data.odds = equal_shares(data.odds, np.repeat(np.array(arrays.tasks), np.diff(arrays.offsets)))
+    job = Job(config, facts)
     if config.address is not None:
         from experiments.ray_training import on_ray
 
-        on_ray(train_stages, config, model, data, config.processes, config.address, config.out)
+        on_ray(train_stages, job, model, data, config.processes, config.address, config.out)
     elif config.processes == 1:
-        train_stages(0, config, model, data)
+        train_stages(0, job, model, data)
     else:
         with tempfile.TemporaryDirectory() as folder:  # where the processes find each other
-            arguments = (config, model, data, f"{folder}/group")
+            arguments = (job, model, data, f"{folder}/group")
             torch.multiprocessing.spawn(_process, arguments, nprocs=config.processes)  # type: ignore[no-untyped-call]
     logger.info("world model saved to %s", config.out / "export")
     return 0
 
 
-def _process(
-    rank: int, config: TrainWorldModelConfig, model: VideoWorldModel, data: LatentEpisodes, group: str
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What a process trains: the command's `config`, and the `facts` by which its checkpoints know the run."""
+
+    config: TrainWorldModelConfig
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def _initial(folder: Path, dataset: EpisodeDataset, tokenizer: FrameTokenizer | None) -> VideoWorldModel:
+    """The world model that training goes on from, if the dataset and the tokenizer fit it.
+
+    Raises:
+        ConfigError: they do not; says which sizes differ.
+    """
+    from worldgym.models import load_world_model
+
+    model = load_world_model(folder)
+    require_square(dataset.image_size, model.image_size, f"the world model {folder}")
+    here, there = (dataset.action_spec.dim, dataset.state_dim), (model.action_dim, model.state_dim)
+    if here != there:
+        raise ConfigError(
+            f"--initial {folder} takes {there[0]} dimensions of action and {there[1]} of proprioception, and the "
+            f"dataset has {here[0]} and {here[1]}; leave --initial out, and train afresh with --tokenizer"
+        )
+    if tokenizer is not None and asdict(tokenizer.config) != asdict(model.tokenizer.config):
+        raise ConfigError(
+            f"--initial {folder} has a tokenizer of another shape ({model.tokenizer.config}) than --tokenizer "
+            f"({tokenizer.config}); leave one of the two out"
+        )
+    return model
+
+
+def _model(
+    config: TrainWorldModelConfig,
+    arrays: EpisodeArrays,
+    tokenizer: FrameTokenizer | None,
+    initial: VideoWorldModel | None,
+    hand: bool,
+) -> VideoWorldModel:
+    """A new model of the data's shape, or `initial` grown into today's."""
+    from worldgym.models import VideoWorldModel, WorldModelConfig
+    from worldgym.models.growth import grown
+
+    if initial is not None:
+        return (grown(initial, arrays.states) if hand else initial).requires_grad_(True)
+    assert tokenizer is not None
+    preset, size = WorldModelConfig.preset(config.preset), tokenizer.config.image_size
+    latents = replace(
+        preset,
+        tokenizer=replace(tokenizer.config, image_size=preset.tokenizer.image_size),
+        dynamics=replace(preset.dynamics, latent_channels=tokenizer.config.latent_channels),
+    )
+    shape = latents.for_data(arrays.states, arrays.actions.shape[1], size, hand=hand)
+    return VideoWorldModel(replace(shape, tasks=tuple(sorted(set(arrays.tasks)))))
+
+
+def _process(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes, group: str) -> None:
     """One of several processes on this machine, which find each other by the file `group`."""
     import os
 
     import torch
     import torch.distributed as dist
 
+    processes = job.config.processes
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
-    dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=config.processes)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=processes)
     try:
-        train_stages(rank, config, copy.deepcopy(model), data)  # what was handed over is one memory for all
+        train_stages(rank, job, copy.deepcopy(model), data)  # what was handed over is one memory for all
     finally:
         dist.destroy_process_group()
 
 
-def train_stages(
-    rank: int, config: TrainWorldModelConfig, model: VideoWorldModel, data: LatentEpisodes
-) -> None:
+def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes) -> None:
     """Both stages, alone or as one rank of the process group that there is."""
     from worldgym.training.loop import LoopConfig
     from worldgym.training.shift import train_shift
     from worldgym.training.world_model import WorldModelTraining, train_world_model
 
+    config = job.config
     if model.config.dynamics.moved and (config.initial is None or config.tokenizer is not None):
         shift = LoopConfig(
             steps=config.shift_steps, lr=3e-3, final_lr=0.02, warmup=50, ema=0.99, seed=config.seed
         )
-        train_shift(model, data, shift, config.out / "shift")
+        train_shift(model, data, shift, config.out / "shift", identity=job.facts)
     loop = LoopConfig(
         steps=config.steps or 1_000_000, lr=config.lr, final_lr=0.02, warmup=200, optimizer="muon", ema=0.995,
         weight_decay=0.02, seed=config.seed, max_minutes=None if config.steps else config.minutes,
     )  # fmt: skip
     training = WorldModelTraining(
-        loop=loop, batch=config.batch, window=config.window, compile=config.compile,
+        loop=loop, batch=config.batch_size, window=config.window, compile=config.compile,
         rollout_from=0.0 if config.initial is not None else 0.3,
     )  # fmt: skip
-    trained = train_world_model(model, data, training, config.out)
+    trained = train_world_model(model, data, training, config.out, identity=job.facts)
     if rank == 0:
         trained.save_pretrained(config.out / "export")
 

@@ -1,0 +1,52 @@
+"""The tokenizer in a run folder of `worldgym train tokenizer`, or of a world model.
+
+Example::
+
+    tokenizer = read_tokenizer(Path("runs/tokenizer"))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worldgym.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from worldgym.models import FrameTokenizer
+
+
+def read_tokenizer(folder: Path) -> FrameTokenizer:
+    """The trained tokenizer in `folder`, frozen.
+
+    Raises:
+        CheckpointError: missing, damaged, or with weights that are not finite.
+    """
+    from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
+    from worldgym.utils.files import read_json
+    from worldgym.utils.tensors import load_tensors
+    from worldgym.utils.typed import from_values
+
+    remedy = f"run `worldgym train tokenizer --out {folder}` first, or give the folder of a finished run"
+    lacking = [name for name in ("tokenizer.json", "tokenizer.safetensors") if not (folder / name).is_file()]
+    if lacking:
+        raise CheckpointError(f"no usable tokenizer in {folder}: {', '.join(lacking)} is missing; {remedy}")
+    settings = read_json(folder / "tokenizer.json", remedy)
+    tensors = load_tensors(folder / "tokenizer.safetensors")
+    try:
+        if isinstance(settings, dict):
+            settings.pop("metrics", None)
+        model = FrameTokenizer(from_values(TokenizerConfig, settings, str(folder / "tokenizer.json")))
+        model.load_state_dict(tensors)
+    except (ConfigError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"no usable tokenizer in {folder} ({error}); {remedy}") from error
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(world_model: Path | None, tokenizer: Path | None) -> FrameTokenizer | None:
+    """The tokenizer of a world model, or of `worldgym train tokenizer`, or None."""
+    if world_model is not None:
+        from worldgym.models import load_world_model
+
+        return load_world_model(world_model).tokenizer
+    return None if tokenizer is None else read_tokenizer(tokenizer)
