@@ -129,6 +129,10 @@ class LatentJudge(
         """What reports call this judge."""
         return "latent"
 
+    def warm_up(self) -> None:
+        """Load the sentence encoder, so that the first verdict costs no more than the second."""
+        embed(["nothing yet"])
+
     @property
     def reads_state(self) -> bool:
         """Whether `score` wants proprioception."""

@@ -188,6 +188,13 @@ class LearnedJudge(
         other.set_threshold(threshold)
         return other.train(self.training)
 
+    def warm_up(self) -> None:
+        """Load what the first verdict would load, so that it costs no more than the second."""
+        size, frames = self.config.image_size, 1
+        blank = torch.zeros(frames, 1, size, size, 3, dtype=torch.uint8)
+        states = torch.zeros(frames, self.config.state_dim) if self.reads_state else None
+        self.score(blank, ["nothing yet"], states)
+
     @property
     def reads_state(self) -> bool:
         """Whether `score` wants proprioception."""

@@ -48,6 +48,7 @@ ENVIRONMENTS = {
         "worldgym.imagination.registry:make_imagined_tabletop",
         "worldgym.imagination.registry:make_imagined_tabletop_vec",
     ),
+    "worldgym/Held-v0": ("worldgym.imagination.held:make_held", "worldgym.imagination.held:make_held_vec"),
     "worldgym/Tabletop-v0": ("envs.tabletop.env:TabletopEnv", "envs.tabletop.vector:TabletopVectorEnv"),
 }
 

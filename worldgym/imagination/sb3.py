@@ -68,6 +68,7 @@ def make_sb3_vec_env(
     *,
     held: bool = False,
     wrap: Callable[[VectorEnv], VectorEnv] | None = None,
+    seed: int | None = None,
     **settings: Any,
 ) -> SB3VecEnv:
     """A registered batch of environments for SB3: SAME_STEP autoreset, instructions as embeddings.
@@ -78,6 +79,7 @@ def make_sb3_vec_env(
         num_envs: slots.
         held: one action for all frames of a `chunk`, see `HeldActions`.
         wrap: goes around the batch last, such as `rewards.eyes.SeenByJudge`.
+        seed: slot i starts from `seed + i` at the first reset.
         **settings: of the environment, see `WorldModelVectorEnv`.
 
     Raises:
@@ -88,7 +90,10 @@ def make_sb3_vec_env(
     settings = {"autoreset_mode": "SameStep", "instruction": "embedding", **settings}
     envs = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **settings)
     envs = HeldActions(envs) if held else envs
-    return SB3VecEnv(envs if wrap is None else wrap(envs))
+    made = SB3VecEnv(envs if wrap is None else wrap(envs))
+    if seed is not None:
+        made.seed(seed)
+    return made
 
 
 class SB3VecEnv(VecEnv):
@@ -126,6 +131,7 @@ class SB3VecEnv(VecEnv):
         self._returned, self._length = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
         self._began = time.time()
         super().__init__(envs.num_envs, space, envs.single_action_space)
+        self.metadata = dict(envs.metadata)  # VecVideoRecorder reads the frames a second there
 
     # -- SB3's loop ------------------------------------------------------------------------------
     def reset(self) -> Any:

@@ -145,6 +145,9 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.world_model: Any = resolve_world_model(world_model)
         self.reward = resolve_reward(reward, reward_kwargs)
+        warm_up = getattr(self.reward, "warm_up", None)
+        if warm_up is not None:  # here, not in the middle of the first episode
+            warm_up()
         if success_threshold is None:
             success_threshold = float(getattr(self.reward, "threshold", 0.5))
         ending = (success_threshold, reward_kind, terminate_on_success, uncertainty_bound, discount)
