@@ -159,8 +159,9 @@ def dying_threads() -> Iterator[Drawing]:
     yield attempt()
 
 
-def _child(first: str, connection: Any) -> None:
-    prepare(first)
+def _child(first: str | None, connection: Any) -> None:
+    if first is not None:
+        prepare(first)
     connection.send(attempt())
     connection.close()
 
@@ -168,7 +169,8 @@ def _child(first: str, connection: Any) -> None:
 def _process(start: str) -> Drawing:
     context = multiprocessing.get_context(start)
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(_first, there))  # type: ignore[attr-defined]
+    # A forked child has imported already, and Gymnasium's drawing in it is not what is tried here.
+    process = context.Process(target=_child, args=(None if start == "fork" else _first, there))  # type: ignore[attr-defined]
     process.start()
     there.close()
     try:
