@@ -64,7 +64,16 @@ class ChunkDataset:
         )
 
     def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
-        """(training, validation) by whole episodes; at least one episode on each side."""
+        """(training, validation) by whole episodes; at least one episode on each side.
+
+        Raises:
+            DatasetError: fewer than two episodes.
+        """
+        inside = self.held_out(fraction, seed)
+        return self.select(np.flatnonzero(~inside)), self.select(np.flatnonzero(inside))
+
+    def held_out(self, fraction: float, seed: int) -> np.ndarray:
+        """`(M,)` bool, the rows of the episodes that `split` holds out."""
         episodes = np.unique(self.episode)
         if len(episodes) < 2:
             raise DatasetError(
@@ -72,8 +81,7 @@ class ChunkDataset:
             )
         order = np.random.default_rng(seed).permutation(episodes)
         held = order[: min(max(1, round(fraction * len(order))), len(order) - 1)]
-        inside = np.isin(self.episode, held)
-        return self.select(np.flatnonzero(~inside)), self.select(np.flatnonzero(inside))
+        return np.isin(self.episode, held)
 
     def batch(self, rows: np.ndarray) -> tuple[Observation, np.ndarray]:
         """(observation, actions `(B,K,A)`)."""

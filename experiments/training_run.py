@@ -53,7 +53,7 @@ def require_square(image_size: int, model_size: int, what: str) -> None:
     if image_size != model_size:
         raise ConfigError(
             f"the dataset has frames of {image_size} pixels a side, and {what} takes {model_size}; train it on this "
-            f"dataset, or make the dataset with --image-size {model_size}"
+            f"dataset, or make the dataset anew with `worldgym collect` or `worldgym import` --image-size {model_size}"
         )
 
 

@@ -124,11 +124,8 @@ def run(config: TrainPolicyConfig) -> int:
         logger.info("proprioception is not known to be a hand's: the policy acts without pointing at a place")
     demos = chunk_dataset(chosen, policy.chunk, hand=hand, stop_at_success=config.success_only)
     del arrays
-    epochs = config.epochs
-    if config.steps is not None:
-        epochs = math.ceil(config.steps / math.ceil(len(demos) / config.batch_size))
     settings = SFTConfig(
-        epochs=epochs,
+        epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
         finish_steps=config.finish_steps,
@@ -136,6 +133,12 @@ def run(config: TrainPolicyConfig) -> int:
         seed=config.seed,
         learn="all" if config.initial is None else "pointer",
     )
+    if config.steps is not None:
+        learned = len(demos)
+        if len(chosen) > 1:
+            learned -= int(demos.held_out(settings.val_fraction, settings.seed).sum())
+        epochs = math.ceil(config.steps / math.ceil(learned / config.batch_size))
+        settings = dataclasses.replace(settings, epochs=epochs)
     state = TrainState(config.out / "checkpoint", identity=facts)
     first = int(state.meta()["epoch"]) + 1 if state.exists() else 0
     logger.info(
@@ -143,7 +146,7 @@ def run(config: TrainPolicyConfig) -> int:
     )
     with (
         SummaryWriter(str(config.out / "tensorboard"), purge_step=first) as board,
-        Progress(epochs, "train policy", initial=first) as progress,
+        Progress(settings.epochs, "train policy", initial=first) as progress,
     ):
 
         def on_epoch(scalars: dict[str, float]) -> None:

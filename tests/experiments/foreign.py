@@ -94,3 +94,14 @@ def trained(root: Path, data: Path, *more: str, judge: bool = True) -> dict[str,
         line = ["train", *words, "--data", data, "--preset", "tiny"]
         assert main([str(word) for word in line]) == 0, words
     return parts
+
+
+def few_pairs(monkeypatch: Any) -> None:
+    """Judges are measured on a few pairs: what takes seconds here is measuring."""
+    import functools
+
+    import rewards
+
+    monkeypatch.setattr(
+        rewards, "JudgeTrainConfig", functools.partial(rewards.JudgeTrainConfig, val_pairs=20)
+    )

@@ -18,6 +18,11 @@ from worldgym.data import EpisodeDataset
 from worldgym.models import load_world_model
 
 
+@pytest.fixture(autouse=True)
+def _few_pairs(monkeypatch):
+    foreign.few_pairs(monkeypatch)
+
+
 def imagine(parts: dict[str, Path], data: Path) -> None:
     """One episode in the trained world model, acted by the trained policy."""
     env = gym.make(

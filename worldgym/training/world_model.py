@@ -100,7 +100,7 @@ class LatentEpisodes:
         if frames.shape[1:] != (size, size, 3):
             raise ConfigError(
                 f"the dataset has frames of {frames.shape[1]} pixels a side, this tokenizer takes {size}; train one "
-                f"on this dataset with `worldgym train tokenizer`, or make the dataset with --image-size {size}"
+                f"on this dataset with `worldgym train tokenizer`, or make the dataset anew with --image-size {size}"
             )
         parts = [
             tokenizer.encode(torch.from_numpy(frames[i : i + 512])).half() for i in range(0, len(frames), 512)
