@@ -73,7 +73,7 @@ def _file(path: Path) -> dict[str, str]:
             [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
         )
         leaves = {name: json.dumps(value) for name, value in _leaves(data, "")}
-        return {name: value for name, value in leaves.items() if not CLOCK.search(name)}
+        return {name: value for name, value in leaves.items() if not CLOCK.search(f"{path.stem}{name}")}
     if path.suffix == ".npz":
         return _archive(path)
     if path.suffix == ".parquet":

@@ -197,10 +197,29 @@ def prepare() -> None:
         "experiments.demo",
     ):
         importlib.import_module(name)
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("worldgym.text").embed(["push the cube"])  # loads the encoder of instructions
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     others = [name for name in names if name != "jemalloc_bg_thd"]  # Arrow's allocator, which handles forks
     if len(others) > 1:
         print(f"the parent has threads ({', '.join(others)}); children may hang", file=sys.stderr)
+
+
+def modules() -> list[str]:
+    """What this process has imported."""
+    return sorted(
+        name for name in sys.modules if not name.startswith(("__", "tests", "OpenGL", "ray", "mujoco"))
+    )
+
+
+def learn(names: Iterable[str]) -> None:
+    """Import what a child has imported, so that the next ones need not."""
+    import importlib
+
+    for name in names:
+        if name not in sys.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def forked(

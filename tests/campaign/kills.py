@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import compare, deaths
-from .harness import Ended, forked, go, markdown, options, prepare, raw, said, wanted
+from .harness import Ended, forked, go, learn, markdown, modules, options, prepare, raw, said, wanted
 from .workspace import COMMANDS, Workspace, command, settle_settings
 
 SECONDS = 240.0
@@ -71,9 +71,11 @@ def baseline(place: Workspace, name: str) -> dict[str, Any]:
     """Facts of the uninterrupted run, what differs between two of them, its seconds and its number of changes."""
     kept = place.folder / "baselines" / f"{name}.json"
     if kept.is_file():
-        return dict(json.loads(kept.read_text()))
+        data = dict(json.loads(kept.read_text()))
+        learn(data["modules"])
+        return data
     tried = COMMANDS[name]
-    found, seconds, changes = [], [], 0
+    found, seconds, changes, loaded = [], [], 0, []
     for turn in range(2):
         here = place.folder / "baselines" / f"{name}-{turn}-{os.getpid()}"
         shutil.rmtree(here, ignore_errors=True)
@@ -82,11 +84,18 @@ def baseline(place: Workspace, name: str) -> dict[str, Any]:
         if ended.code or not isinstance(ended.value, dict):
             raise SystemExit(f"{name} does not run uninterrupted: {said(here.with_suffix('.log'), 6)}")
         seconds.append(ended.seconds)
-        changes = ended.value["changes"]
+        changes, loaded = ended.value["changes"], ended.value["modules"]
+        learn(loaded)
         found.append(read(here, tried.skip))
         shutil.rmtree(here)
     unsteady = compare.differences(found[0], found[1])
-    data = {"facts": found[0], "unsteady": unsteady, "seconds": min(seconds), "changes": changes}
+    data = {
+        "facts": found[0],
+        "unsteady": unsteady,
+        "seconds": min(seconds),
+        "changes": changes,
+        "modules": loaded,
+    }
     aside = kept.with_suffix(f".{os.getpid()}")
     aside.write_text(json.dumps(data))
     aside.replace(kept)
@@ -136,7 +145,11 @@ def run(
             prepared()
         seen = deaths.watch(here, at, error) if count or at is not None else None
         code = command(line)
-        return {"changes": seen.count} if count and seen is not None and code == 0 else code
+        return (
+            {"changes": seen.count, "modules": modules()}
+            if count and seen is not None and code == 0
+            else code
+        )
 
     return forked(work, log=here.with_suffix(".log"), seconds=SECONDS, until=until)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from . import operators
-from .harness import forked, go, markdown, options, prepare, said, wanted
+from .harness import forked, go, learn, markdown, modules, options, prepare, said, wanted
 from .subjects import SUBJECTS, Subject
 from .workspace import Workspace, settle_settings
 
@@ -64,17 +64,22 @@ def _prepared(place: Workspace, name: str) -> Any:
     folder = place.folder / "subjects" / name
     log, mark = folder.with_suffix(".log"), folder.with_suffix(".made")
     if mark.is_file():
-        return json.loads(mark.read_text())
+        kept = json.loads(mark.read_text())
+        learn(kept["modules"])
+        return kept["result"]
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     ended = forked(lambda: subject.make(place, folder), log=log, seconds=300)
     if ended.code:
         raise SystemExit(f"the subject {name} can't be made: {said(log, 4)}")
     here = place.folder / "cases" / f"{name}-whole"
+    shutil.copytree(folder, here, dirs_exist_ok=True)
+    loaded = forked(lambda: [subject.use(here, place), modules()][1], log=log).value or []
+    learn(loaded)
     twice = [_used(place, subject, folder, here, None) for _ in range(2)]
     if twice[0][0] != "ok" or twice[0] != twice[1]:
         raise SystemExit(f"the subject {name} is not steady: {twice}")
-    mark.write_text(json.dumps(twice[0][1]))
+    mark.write_text(json.dumps({"result": twice[0][1], "modules": loaded}))
     return twice[0][1]
 
 

@@ -92,9 +92,8 @@ def _world(folder: Path, place: Workspace) -> str:
     frames = _frames(size)[:, None]
     generator = torch.Generator().manual_seed(0)
     actions = torch.rand(2, 2, model.action_dim, generator=generator) - 0.5
-    state = model.init(
-        frames, torch.zeros(2, 0, model.action_dim), torch.zeros(2, 1, model.state_dim), generator
-    )
+    states = torch.zeros(2, 1, model.state_dim)
+    state = model.begin(frames, torch.zeros(2, 0, model.action_dim), generator, states=states)
     _, seen = model.step(state, actions)
     return digest(seen.frames, seen.states)
 
@@ -144,7 +143,7 @@ def _probe(folder: Path, place: Workspace) -> str:
     from worldgym.evaluation.probe import PositionProbe
 
     found = PositionProbe.from_pretrained(folder).locate(_frames(64))
-    return digest(*vars(found).values())
+    return digest(*found)
 
 
 def _archives(place: Workspace, folder: Path) -> None:
@@ -389,7 +388,7 @@ SUBJECTS: dict[str, Subject] = {
     "bundle": Subject(_archives, _bundle, needs=("whole",), only=ARCHIVES),
     "train_state": Subject(_make_state, _state),
     "training_loop": Subject(_make_loop, _loop),
-    "run_folder": Subject(_make_run, _run, needs=("bundle",), weight=1, seconds=60),
+    "run_folder": Subject(_make_run, _run, needs=("bundle",), weight=1, seconds=90),
     "claim_records": Subject(_make_records, _records, weight=3),
     "sweep": Subject(_make_sweep, _sweep, needs=("bundle",), weight=2),
     "dataset": Subject(_copy("data"), _dataset, needs=("data",)),
