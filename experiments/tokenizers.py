@@ -24,13 +24,16 @@ def read_tokenizer(folder: Path) -> FrameTokenizer:
     """
     from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
     from worldgym.utils.files import read_json
+    from worldgym.utils.folders import verify_folder
     from worldgym.utils.tensors import load_tensors
     from worldgym.utils.typed import from_values
 
     remedy = f"run `worldgym train tokenizer --out {folder}` first, or give the folder of a finished run"
-    lacking = [name for name in ("tokenizer.json", "tokenizer.safetensors") if not (folder / name).is_file()]
+    names = ("tokenizer.json", "tokenizer.safetensors")
+    lacking = [name for name in names if not (folder / name).is_file()]
     if lacking:
         raise CheckpointError(f"no usable tokenizer in {folder}: {', '.join(lacking)} is missing; {remedy}")
+    verify_folder(folder, names, remedy)
     settings = read_json(folder / "tokenizer.json", remedy)
     tensors = load_tensors(folder / "tokenizer.safetensors")
     try:

@@ -19,7 +19,7 @@ from experiments.checks import check_numbers
 from experiments.training_run import claim, identity, require_preset, require_square
 
 logger = logging.getLogger(__name__)
-OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json")
+OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class TrainTokenizerConfig:
 def run(config: TrainTokenizerConfig) -> int:
     """Train, save, log the held-out PSNR."""
     import torch
-    from safetensors.torch import save
 
     from worldgym.data import EpisodeDataset
     from worldgym.models import WorldModelConfig, load_world_model
     from worldgym.training.loop import LoopConfig
     from worldgym.training.tokenizer import reconstruction_psnr, train_tokenizer
-    from worldgym.utils.files import atomic_write_bytes, atomic_write_text
+    from worldgym.utils.folders import save_folder
+    from worldgym.utils.tensors import save_tensors
 
     torch.set_num_threads(
         torch.get_num_threads() if torch.cuda.is_available() else min(2, torch.get_num_threads())
@@ -105,10 +105,9 @@ def run(config: TrainTokenizerConfig) -> int:
         identity=facts,
     )
     scores = reconstruction_psnr(tokenizer, held_out)
-    tensors = {k: v.contiguous() for k, v in tokenizer.state_dict().items()}
-    atomic_write_bytes(config.out / "tokenizer.safetensors", save(tensors))
-    atomic_write_text(
-        config.out / "tokenizer.json", json.dumps({**asdict(shape), "metrics": scores}, indent=1)
-    )
+    with save_folder(config.out) as folder:
+        save_tensors(folder / "tokenizer.safetensors", tokenizer.state_dict())
+        settings = json.dumps({**asdict(shape), "metrics": scores}, indent=1)
+        (folder / "tokenizer.json").write_text(settings)
     logger.info("tokenizer saved to %s, held-out %s", config.out, scores)
     return 0
