@@ -222,7 +222,7 @@ def test_damage_names_the_file(tmp_path):
 def test_the_bench_on_video_reads_such_folders_as_they_are(tmp_path):
     from experiments.commands.bench_video import BenchVideoConfig, load
 
-    episodes = load(BenchVideoConfig(make(tmp_path / "x", "v3.0"), image_size=32))
+    episodes, _ = load(BenchVideoConfig(make(tmp_path / "x", "v3.0"), image_size=32))
     assert [len(e.frames) for e in episodes] == [4, 6]
 
 

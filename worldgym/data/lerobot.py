@@ -370,8 +370,9 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def unreadable(path: Path, error: Exception) -> DatasetError:
     """The error for a file whose content is broken."""
+    reason = next(iter(str(error).splitlines()), "")  # pyarrow adds the whole schema
     return DatasetError(
-        f"{path} can't be read ({type(error).__name__}: {error}); restore that file from a copy, download it "
+        f"{path} can't be read ({type(error).__name__}: {reason}); restore that file from a copy, download it "
         "again, or collect again into another folder"
     )
 
