@@ -182,3 +182,12 @@ def test_the_results_in_the_repository_are_of_the_bundled_weights():
     hashes = json.loads((Path("docs/results/data/small") / "C1-sft-0.json").read_text())["hashes"]
     for part in ("world_model", "judge", "policy_sft"):
         assert folder_hash(BUNDLED / part) == hashes[part]
+
+
+def test_a_card_that_changed_places_with_the_manifest_is_refused(tmp_path):
+    shutil.copytree(BUNDLED, tmp_path / "b", ignore=shutil.ignore_patterns("*.npz", "*.safetensors"))
+    card, manifest = tmp_path / "b" / "card.json", tmp_path / "b" / MANIFEST
+    swapped = card.read_bytes(), manifest.read_bytes()
+    manifest.write_bytes(swapped[0]), card.write_bytes(swapped[1])
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        Bundle(tmp_path / "b").card  # noqa: B018

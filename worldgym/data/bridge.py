@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ from worldgym.data.episode import ActionSpec, Episode, GripperRule
 from worldgym.data.formats.frames import decode_video
 from worldgym.data.splits import SplitManifest
 from worldgym.data.writer import DatasetWriter
-from worldgym.errors import DatasetError
+from worldgym.errors import CheckpointError, DatasetError
+from worldgym.utils.arrays import Field, read_arrays
 from worldgym.utils.files import file_sha256, read_sealed, write_sealed
 
 PADDED_DIM, ACTION_DIM = 10, 7
@@ -95,17 +95,21 @@ def bridge_episodes(
         )
     episodes = []
     for name in names[:limit]:
+        file = root / f"{name}.npz"
         try:
-            with np.load(root / f"{name}.npz", allow_pickle=False) as archive:
-                rows = np.asarray(archive["arr_0"], np.float32)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DatasetError(f"{root / name}.npz can't be read ({error}); restore that file") from error
+            found = read_arrays(file, {"arr_0": Field("float", ("T", "C"), finite=False)}, "Restore that file")
+        except CheckpointError as error:
+            raise DatasetError(str(error)) from error
+        rows = np.asarray(found["arr_0"], np.float32)
         frames = read_video(root / f"{name}.mp4", image_size)
         if len(frames) < 2 or len(frames) != len(rows):
             raise DatasetError(
-                f"{name}: {len(frames)} frames and {len(rows)} actions; expected as many, and at least two"
+                f"{file}: {len(frames)} frames and {len(rows)} actions; expected as many, and at least two"
             )
-        actions = bridge_actions(rows)[:-1]  # the last one's outcome was not filmed
+        try:
+            actions = bridge_actions(rows)[:-1]  # the last one's outcome was not filmed
+        except DatasetError as error:
+            raise DatasetError(f"{file}: {error}") from error
         length = len(frames)
         episodes.append(
             Episode(

@@ -21,7 +21,7 @@ from typing import Any
 
 from worldgym.errors import CheckpointError
 from worldgym.utils.files import read_json
-from worldgym.utils.folders import verify_file
+from worldgym.utils.folders import MANIFEST, verify_file, verify_folder
 
 _ROOT = Path(__file__).resolve().parent
 CARD = "card.json"
@@ -111,6 +111,8 @@ def read_card(folder: Path) -> dict[str, Any]:
     verify_file(file, what)
     if not file.is_file():
         return {}
+    if (folder / MANIFEST).is_file():  # here it is always a list of ours, so a card that it lacks is damaged
+        verify_folder(folder, (CARD,), what)
     what = what[:1].upper() + what[1:]
     data = read_json(file, what)
     if not isinstance(data, dict):
