@@ -313,7 +313,7 @@ def said(log: Path, lines: int = 3) -> str:
     """The last lines of a child's output, in one line."""
     text = log.read_text(errors="replace") if log.is_file() else ""
     kept = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return " / ".join(kept[-lines:])[-600:]
+    return " / ".join(line[:600] for line in kept[-lines:])
 
 
 def raw(log: Path) -> bool:

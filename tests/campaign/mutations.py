@@ -152,7 +152,7 @@ def _damage(root: Path, subject: Subject, rng: random.Random) -> dict[str, Any]:
     for _ in range(400):
         kind = rng.choice(kinds)  # every kind of file as often, whatever their numbers
         file = rng.choice([name for name in files if Path(name).suffix == kind])
-        operator = rng.choice(list(operators.OPERATORS))
+        operator = rng.choice(operators.MEANING if rng.random() < 0.5 else list(operators.OPERATORS))
         bare = operator in BARE and Path(file).name != "manifest.json" and rng.random() < 0.5
         manifest = (root / file).parent / "manifest.json"
         bare = bare and subject.sealed and _is_ours(manifest)

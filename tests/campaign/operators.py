@@ -290,6 +290,18 @@ OPERATORS: dict[str, Operator] = {
     "other JSON": _whole, "key twice": _duplicate_key, "BOM": _bom, "not UTF-8": _other_code, "array": _member,
     "header": _header,
 }  # fmt: skip
+MEANING = (
+    "low bit",
+    "value",
+    "number",
+    "key gone",
+    "key renamed",
+    "key added",
+    "other JSON",
+    "array",
+    "header",
+)
+"""Operators that keep the file readable and change what it says; tried more often, as formats notice the rest."""
 
 
 def mutate(root: Path, file: str, operator: str, rng: random.Random) -> str | None:

@@ -105,17 +105,17 @@ def instruction_list(value: Any, sentences: Mapping[int, str]) -> tuple[str, ...
         return ()
     if isinstance(value, str):
         if not is_text(value):
-            raise ValueError(f"task {value!r} holds half of a character, which no file can store")
+            raise ValueError(f"task {value[:60]!r} holds half of a character, which no file can store")
         return (value.strip(),) if value.strip() else ()
     if isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"task {value!r} is neither a sentence nor a number of one")
+        raise ValueError(f"task {str(value)[:60]!r} is neither a sentence nor a number of one")
     if isinstance(value, (int, np.integer)):
         if int(value) not in sentences:
             raise ValueError(f"task number {value} is not among the {len(sentences)} listed tasks")
         return (sentences[int(value)],)
     if isinstance(value, (list, tuple, np.ndarray)):
         return tuple(dict.fromkeys(text for item in value for text in instruction_list(item, sentences)))
-    raise ValueError(f"task {value!r} is neither a sentence nor a number of one")
+    raise ValueError(f"task {str(value)[:60]!r} is neither a sentence nor a number of one")
 
 
 def number_ranges(text: str) -> tuple[int, ...]:

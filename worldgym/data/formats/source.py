@@ -323,7 +323,7 @@ class LeRobotSource:
             found = {}
             for number, text in pairs:
                 if isinstance(number, bool) or not isinstance(number, int) or not is_text(text):
-                    raise TypeError(f"task {number!r}: {text!r} is no numbered sentence")
+                    raise TypeError(f"task {number!r}: {str(text)[:60]!r} is no numbered sentence")
                 found[number] = text.strip()
             return found
         except DatasetError:
