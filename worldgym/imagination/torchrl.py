@@ -36,8 +36,8 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]
 
     Observation keys are the environment's: `image (N, H, W, 3)` uint8, `instruction (N, 384)` float32, `state (N, S)`
     float32. Numbers of the info that TorchRL users log stand beside them: `success`, `success_once`, `invalid`,
-    `p_success` (NaN where nothing was judged), `uncertainty`, `return`, `episode_len`. Drop episodes that are `invalid`:
-    their reward is a placeholder.
+    `p_success` (NaN where nothing was judged), `uncertainty`, `return`, `episode_len`. Drop episodes that are
+    `invalid`: their reward is a placeholder.
 
     Args:
         env_id: a Gymnasium id with a vector entry point, such as `worldgym/ImaginedTabletop-v0`.
@@ -81,10 +81,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]
         low, high = (torch.as_tensor(bound, device=self.device) for bound in (action.low, action.high))
         self.action_spec = Bounded(low=low, high=high, shape=action.shape, dtype=torch.float32)
         self.reward_spec = Unbounded(shape=(num_envs, 1), dtype=torch.float32)
-        flags = {
-            key: Binary(n=1, shape=(num_envs, 1), dtype=torch.bool)
-            for key in ("done", "terminated", "truncated")
-        }
+        flags = {key: self._number(torch.bool) for key in ("done", "terminated", "truncated")}
         self.done_spec = Composite(**flags, shape=self.batch_size)
 
     def _spec_of(self, space: gym.spaces.Box) -> Any:
