@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 # pip asks for news on every call otherwise
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow test-newest test-clip test-notebooks test-claims lint format bench pretrained docs gl clean
+.PHONY: help setup demo test test-slow test-newest test-clip test-clients test-notebooks test-claims campaign lint format bench pretrained docs gl clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,17 @@ $(VENV)/clip/open_clip: | $(TESTED)
 
 test-clip: $(VENV)/clip/open_clip ## the open_clip judge
 	PYTHONPATH=$(VENV)/clip OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/rewards/test_open_clip_judge.py $(ARGS)
+
+# Clients bring a torchvision of another torch, and pins of their own: a folder of its own, without what they depend on.
+# jax is what Minari records with; lancedb and what follows it is what stable-worldmodel imports.
+CLIENTS := torchrl tensordict pyvers orjson cloudpickle minari h5py jax jaxlib ml_dtypes opt_einsum pygame \
+	stable-worldmodel loguru lancedb overrides lance_namespace lance_namespace_urllib3_client deprecation torchvision einops \
+	opencv-python-headless
+$(VENV)/clients/torchrl: | $(TESTED)
+	$(BIN)/pip install --no-compile --quiet --no-deps --target $(VENV)/clients $(CLIENTS)
+
+test-clients: gl $(VENV)/clients/torchrl ## other people's clients on our ids: TorchRL, Minari, stable-worldmodel
+	PYTHONPATH=$(VENV)/clients OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/clients $(ARGS)
 
 $(VENV)/.installed_for_notebooks: $(TESTED)
 	$(BIN)/pip install --no-compile --quiet -c constraints.txt ipykernel nbmake
