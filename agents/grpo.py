@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.pointer import learned_pointer
 from agents.rollouts import Rollouts
 from agents.sft import ChunkDataset, bc_loss
 from agents.vla import VLAPolicy
@@ -146,7 +147,7 @@ class GRPO:
     def optimizer(self, policy: VLAPolicy) -> torch.optim.AdamW:
         """The optimizer of `policy`, made at first use."""
         if self._optimizer is None:
-            learned = policy if self.config.learn == "all" else policy.pointer
+            learned = policy if self.config.learn == "all" else learned_pointer(policy)
             self._optimizer = torch.optim.AdamW(
                 learned.parameters(),
                 lr=self.config.lr,

@@ -16,13 +16,14 @@ Example::
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agents.layers import FiLMBlock
 from agents.vla_config import VLAPolicyConfig
+from worldgym.errors import ConfigError
 
 WIDTH = 64  # of the dot product between words and picture
 REACH = 0.25  # standardised distance within which cells speak of the same thing: about 2 cm on the tabletop
@@ -68,6 +69,19 @@ class NoPointer(nn.Module):
     def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
         """`(B,)` zeros."""
         return pointing.scores[:, 0]
+
+
+def learned_pointer(policy: Any) -> nn.Module:
+    """The pointer of `policy`, to be trained alone.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if isinstance(policy.pointer, NoPointer):
+        raise ConfigError(
+            "this policy has no pointer that could learn alone; set learn='all', or type --learn all"
+        )
+    return policy.pointer
 
 
 class Pointer(nn.Module):

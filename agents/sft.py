@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.demos import ChunkDataset, chunk_dataset, demonstrations, episode_views
-from agents.pointer import Pointing
+from agents.pointer import Pointing, learned_pointer
 from agents.vla import PolicyForward, VLAPolicy
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation
@@ -162,7 +162,7 @@ class SFT:
             policy.set_state_stats(train.states)
             policy.set_text_stats(train.instructions)
         optimizer = _adamw(
-            policy if config.learn == "all" else policy.pointer, config.lr, config.weight_decay
+            policy if config.learn == "all" else learned_pointer(policy), config.lr, config.weight_decay
         )
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = config.epochs * steps_per_epoch
@@ -250,7 +250,7 @@ class SFT:
     def optimizer(self, policy: VLAPolicy) -> torch.optim.AdamW:
         """The optimizer of `policy` for `update` and `steps`, made at first use."""
         if self._optimizer is None:
-            learned = policy if self.config.learn == "all" else policy.pointer
+            learned = policy if self.config.learn == "all" else learned_pointer(policy)
             self._optimizer = _adamw(learned, self.config.lr, self.config.weight_decay)
         return self._optimizer
 

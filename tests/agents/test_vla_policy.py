@@ -114,7 +114,8 @@ def test_save_and_load_give_the_same_policy(tmp_path):
     policy, obs = tiny_policy(seed=3), observation(2)
     policy.set_state_stats(np.random.default_rng(0).normal(2, 3, (50, 4)))
     policy.save_pretrained(tmp_path / "p")
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.json", "model.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "p").iterdir())
+    assert names == ["config.json", "manifest.json", "model.safetensors"]
     again = VLAPolicy.from_pretrained(tmp_path / "p")
     assert again.config == policy.config and not again.training
     assert torch.equal(policy(obs), again(obs))
@@ -137,6 +138,7 @@ def test_an_unknown_key_in_the_config_is_refused_with_a_suggestion(tmp_path):
     tiny_policy().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "widht": 64}))
+    (tmp_path / "manifest.json").unlink()  # which would say that the file was edited
     with pytest.raises(CheckpointError, match="did you mean 'width'"):
         VLAPolicy.from_pretrained(tmp_path)
 
@@ -149,7 +151,7 @@ def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("worldgym.utils.hub.save_file", full)
+    monkeypatch.setattr("worldgym.utils.hub.save_tensors", full)
     with pytest.raises(OSError, match="No space"):
         tiny_policy(seed=2).save_pretrained(tmp_path / "p")
     assert (tmp_path / "p" / "model.safetensors").read_bytes() == before
@@ -191,6 +193,43 @@ def test_lerobot_calls_play_a_chunk_out():
     assert torch.equal(policy.select_action(lerobot), chunk[:, 0])
     with pytest.raises(KeyError, match="observation.state"):
         policy.predict_action_chunk({"pixels": 1})
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 26), st.integers(0, 26), st.integers(1, 4), st.floats(0.2, 2.0))
+def test_any_shape_acts_without_a_pointer(actions, state, batch, temperature):
+    shape = {"action_dim": actions, "state_dim": state, "goal_dims": 0, "binary_dims": (), "image_size": 16}
+    policy = VLAPolicy(VLAPolicyConfig.preset("tiny", **shape)).eval()
+    seen = observation(batch)
+    seen = {"image": seen["image"], "instruction": seen["instruction"]}
+    if state:
+        seen["state"] = np.ones((batch, state), np.float32)
+    out = policy.act(seen, temperature=temperature)
+    assert out.actions.shape == (batch, 5, actions) and not out.trace["place_log_prob"].any()
+    assert torch.allclose(policy.log_prob_of(seen, out), out.log_prob, atol=1e-4)
+    policy.reset()
+    assert policy.select_action(seen).shape == (batch, actions)
+
+
+@pytest.mark.parametrize("state", [0, 2])
+def test_a_policy_without_a_pointer_is_saved_and_loaded(tmp_path, state):
+    shape = {"action_dim": 2, "state_dim": state, "goal_dims": 0, "binary_dims": ()}
+    policy = VLAPolicy(VLAPolicyConfig.preset("tiny", **shape)).eval()
+    policy.save_pretrained(tmp_path / "p")
+    again = VLAPolicy.from_pretrained(tmp_path / "p")
+    assert again.config == policy.config
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in policy.state_dict().items())
+
+
+def test_a_pointer_needs_goals(tmp_path):
+    from agents import SFT, SFTConfig
+    from worldgym.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="goal_dims"):
+        VLAPolicyConfig.preset("tiny", state_dim=2)
+    policy = VLAPolicy(VLAPolicyConfig.preset("tiny", goal_dims=0))
+    with pytest.raises(ConfigError, match="no pointer"):
+        SFT(SFTConfig(learn="pointer")).optimizer(policy)
 
 
 def test_importing_agents_and_rewards_loads_no_torch():
