@@ -19,7 +19,7 @@ PARTS = {
         "command",
         "A command at toy size gets SIGKILL at a random moment (`moment`), or ends before the n-th change of the "
         "file system (`change`: rename, replace, unlink, mkdir, rmdir, fsync, opening a file for writing, writing "
-        "safetensors or parquet). This happens one to three times in a row; then the command is typed again and runs "
+        "safetensors or parquet). This happens one to four times in a row; then the command is typed again and runs "
         "to its end. Checkpoints are written at every step, so that there is something to interrupt.",
         {
             "equal": "tensors, JSON without times, episodes and the steps that TensorBoard shows are those of a run "
@@ -68,7 +68,22 @@ PARTS = {
             "hang": "bad: it did not end",
         },
     ),
-    "judge_endpoint": ("Endpoints of judges that misbehave", "", "", {}),
+    "judge_endpoint": (
+        "Endpoints of judges that misbehave",
+        "fault",
+        "An episode whose only verdict is asked of a server that misbehaves in one way: hangs, drips a byte at a "
+        "time, closes the connection, cuts its answer off, sends HTML, other JSON, 64 MB, a wrong length or compressed zeros, "
+        "redirects, refuses, asks to wait, echoes the key. A verdict has 0.6 s.",
+        {
+            "scored": "a readable answer, and the reward is its score",
+            "invalid": "no verdict: the episode says so, and is to be dropped",
+            "silent": "bad: a failure without a verdict",
+            "wrong": "bad: another reward than the score",
+            "late": "bad: the verdict took longer than its deadline",
+            "key told": "bad: the key is in a log, an error or the judge's own description",
+            "raw error": "bad: the step failed",
+        },
+    ),
     "rendering": ("Threads and processes that render", "", "", {}),
     "processes": ("Processes of killed sweeps", "", "", {}),
 }
