@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldgym.data import TABLETOP_ACTION_SPEC, Episode
-from worldgym.utils.files import file_sha256
 from worldgym.errors import CheckpointError, WorldgymError
+from worldgym.utils.files import file_sha256
 
 if TYPE_CHECKING:
     from experiments.commands.collect import CollectConfig
