@@ -96,6 +96,13 @@ test-claims: gl $(STAMP) ## a published claim on the bundled weights, everything
 	OMP_NUM_THREADS=1 $(BIN)/worldgym claims run C1 --preset tiny --threads 1 --results $(CLAIMS) --work $(CLAIMS)/work $(ARGS)
 	$(BIN)/worldgym claims report --preset tiny --results $(CLAIMS)
 
+CAMPAIGN := runs/campaign
+campaign: gl $(TESTED) ## kills, damaged files, full disks, bad endpoints, rendering (about 2 hours on 2 idle cores); goes on where it stopped
+	mkdir -p $(CAMPAIGN)
+	for tool in mutations judge_endpoint rendering disks kills processes; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign.$$tool --work $(CAMPAIGN)/work --out $(CAMPAIGN)/$$tool.jsonl $(ARGS) || bad=1; done; \
+	$(BIN)/python -m tests.campaign.report --in $(CAMPAIGN) --out docs/reliability.md; test -z "$$bad"
+
 lint: $(TESTED) ## ruff, mypy on the public API, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/mypy
