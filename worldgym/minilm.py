@@ -82,10 +82,12 @@ class MiniLM(nn.Module):
             facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if facts["model_type"] != "bert" or facts["hidden_act"] != "gelu":
                 raise ValueError(f"a {facts['model_type']} with {facts['hidden_act']}")
-            model = cls(
-                facts["vocab_size"], facts["hidden_size"], facts["num_hidden_layers"], facts["num_attention_heads"],
-                facts["intermediate_size"], facts["max_position_embeddings"], facts["layer_norm_eps"],
-            )  # fmt: skip
+            # Else the first sentence would shift the caller's random stream.
+            with torch.random.fork_rng(devices=[]):
+                model = cls(
+                    facts["vocab_size"], facts["hidden_size"], facts["num_hidden_layers"], facts["num_attention_heads"],
+                    facts["intermediate_size"], facts["max_position_embeddings"], facts["layer_norm_eps"],
+                )  # fmt: skip
             found = load_tensors(folder / "model.safetensors")
             ours = {_our_name(name): value for name, value in found.items() if _our_name(name)}
             model.load_state_dict(ours)

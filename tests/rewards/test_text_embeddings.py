@@ -71,3 +71,16 @@ for text, vector in zip(texts, ours):
     assert np.array_equal(torch.nn.functional.normalize(mean, dim=-1).numpy()[0], vector), text
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_the_encoder_leaves_the_random_stream_alone():
+    import torch
+
+    from worldgym import text
+    from worldgym.minilm import MiniLM
+
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    MiniLM.load(text.model_path())
+    assert torch.equal(torch.rand(3), expected)
