@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def cases(count: int, seed: int) -> list[str]:
     """Names `COMMAND.KIND.SEED.NUMBER`: every command meets every kind before any meets one twice."""
-    pairs = [(name, kind) for kind in KINDS for name in COMMANDS]
+    names, turns = list(COMMANDS), range(len(KINDS))
+    pairs = [(name, KINDS[(i + turn) % len(KINDS)]) for turn in turns for i, name in enumerate(names)]
     return [f"{pairs[i % len(pairs)][0]}.{pairs[i % len(pairs)][1]}.{seed}.{i}" for i in range(count)]
 
 
@@ -114,7 +115,8 @@ def case(place: Workspace, name: str, keep: bool) -> dict[str, Any]:
         problem, row["said"] = _meets(place, which, here, how, disk, rng, whole)
         row["began"] = "after a kill" if after_kill else "afresh"
         problem = problem or _goes_on(place, which, here, whole)
-        if problem is None and not (row["said"] == "" or COMMANDS[which].again):
+        tried = COMMANDS[which]
+        if problem is None and row["said"] and not tried.again and not tried.anew:
             problem = _keeps(place, which, here, how, disk, rng, whole)
     finally:
         if not (keep and not disk.mounted):
@@ -129,10 +131,10 @@ def _faulty(
     """Run the command while the fault is there."""
     try:
         if how == "file-size":
-            limit = rng.choice((0, 256, 2048, 16384))
+            limit = rng.choice((0, 0, 256, 2048))
             return run(place, which, here, prepared=lambda: _limit(limit))
         if disk.mounted and how == "full":
-            disk.fill(rng.choice((0, 4096, 16384, 65536, 262144)))
+            disk.fill(rng.choice((0, 0, 4096, 16384, 65536)))
             return run(place, which, here)
         if disk.mounted:
             disk.lock()
