@@ -351,6 +351,9 @@ def test_a_set_of_runs_that_lacked_one_result_ends_as_the_uninterrupted_one(
     monkeypatch.setitem(
         PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], bundle=str(bundle), looked=2, episodes=4)
     )
+    monkeypatch.setattr(
+        "experiments.commands.claims.code_hash", lambda: "the same"
+    )  # sources may be edited meanwhile
     typed = ["claims", "run", "C1", "--preset", "tiny", "--results", str(tmp_path), "--workers", "0"]
     typed += ["--threads", "1", "--work", str(tmp_path / "work"), "--arms", "sft", "bc_only", "filtered_bc"]
     typed += ["imagined_rl"]
