@@ -21,7 +21,7 @@ from experiments import cli
 from experiments.commands import info
 from worldgym import pretrained
 from worldgym.errors import CheckpointError, ConfigError, DependencyError, RenderingError, WorldgymError
-from worldgym.utils import files, gl, optional, progress, shadow
+from worldgym.utils import egl, files, gl, optional, progress, shadow
 
 
 def run_python(code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +51,12 @@ def test_import_is_light_and_registers_every_id():
     assert done.returncode == 0, done.stderr
     heavy, ids = map(json.loads, done.stdout.splitlines())
     assert heavy == []
-    assert ids == ["worldgym/Imagined-v0", "worldgym/ImaginedTabletop-v0", "worldgym/Tabletop-v0"]
+    assert ids == [
+        "worldgym/Held-v0",
+        "worldgym/Imagined-v0",
+        "worldgym/ImaginedTabletop-v0",
+        "worldgym/Tabletop-v0",
+    ]
 
 
 def test_import_takes_less_than_0_4_s_of_cpu():
@@ -106,7 +111,7 @@ def test_a_missing_optional_package_names_its_extra():
 
 def test_missing_egl_names_the_debian_package(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    monkeypatch.setitem(gl._LIBRARIES, "egl", "libNoSuchEGL.so.1")
+    monkeypatch.setattr(egl, "LIBRARY", "libNoSuchEGL.so.1")
     with pytest.raises(RenderingError, match="apt-get install -y libegl1"):
         gl.require_gl()
     report = gl.gl_report()
@@ -392,7 +397,7 @@ def test_info_reports_versions_device_and_gl():
     report = json.loads(done.stdout)
     assert report["worldgym"] == worldgym.__version__
     assert report["packages"]["torch"] and report["torch"]["device"]
-    assert report["gl"]["backend"] and isinstance(report["gl"]["works"], bool)
+    assert report["gl"]["backend"] and report["gl"]["works"] == bool(report["gl"]["driver"])
     assert report["shadowed"] == []
     text = info.as_text(report)
     assert "gymnasium" in text and "worldgym/Tabletop-v0" in text

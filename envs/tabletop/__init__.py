@@ -6,14 +6,9 @@ Example::
     env = TabletopEnv(domain="soft", gap=0.5, task=TASKS[0])
 """
 
-import os
-
 from worldgym.utils.gl import prepare
 
-# Before mujoco is imported, which reads both. llvmpipe's worker threads cost more than they bring at this size:
-# rendering in the caller's thread is twice as fast.
-prepare()
-os.environ.setdefault("LP_NUM_THREADS", "0")
+prepare()  # before anything below imports MuJoCo
 
 from envs.tabletop.env import TabletopEnv  # noqa: E402
 from envs.tabletop.grammar import TASKS  # noqa: E402

@@ -13,11 +13,13 @@ Example::
 
 from __future__ import annotations
 
+from typing import Any
+
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.tabletop.render import drawing, shared_renderer
+from envs.tabletop.render import draw
 from envs.tabletop.scene import (
     BUTTON_TRAVEL,
     COLOURS,
@@ -52,7 +54,10 @@ class Simulation:
         self._fingers = np.array([m.joint(f"finger_{side}").qposadr[0] for side in ("left", "right")])
         self._objects = [int(m.joint(f"object{i}").qposadr[0]) for i in range(len(SLOT_SHAPES))]
         self._geoms = [int(m.geom(f"object{i}").id) for i in range(len(SLOT_SHAPES))]
-        self._drawer, self._button = int(m.joint("drawer").qposadr[0]), int(m.joint("button").qposadr[0])
+        self._drawer, self._button = (
+            int(m.joint("drawer").qposadr[0]),
+            int(m.joint("button").qposadr[0]),
+        )
         self._lamp, self._table = int(m.geom("lamp").id), int(m.geom("table").id)
         # Not what the model shows now: it is shared, and whoever drew last may have left its table dark.
         self._table_rgba = table_rgba(physics)
@@ -67,11 +72,27 @@ class Simulation:
         mujoco.mj_resetData(self.model, d)
         for slot, (address, place) in enumerate(zip(self._objects, scene.positions, strict=True)):
             if place is None:  # an empty slot rests far outside the picture
-                d.qpos[address : address + 7] = (0.6 + 0.2 * slot, -0.9, 0.03, 1, 0, 0, 0)
+                d.qpos[address : address + 7] = (
+                    0.6 + 0.2 * slot,
+                    -0.9,
+                    0.03,
+                    1,
+                    0,
+                    0,
+                    0,
+                )
                 continue
             x, y, yaw = place
             height = HALF_HEIGHT[SLOT_SHAPES[slot]]
-            d.qpos[address : address + 7] = (x, y, height, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
+            d.qpos[address : address + 7] = (
+                x,
+                y,
+                height,
+                np.cos(yaw / 2),
+                0,
+                0,
+                np.sin(yaw / 2),
+            )
         d.mocap_pos[0] = (*scene.tray, 0.0)
         d.qpos[self._hand] = scene.hand
         d.qpos[self._fingers] = FINGER_TRAVEL
@@ -104,18 +125,15 @@ class Simulation:
         self.lamp = self.lamp or bool(d.qpos[self._button] > 0.7 * BUTTON_TRAVEL)
 
     def draw(self, size: int) -> NDArray[np.uint8]:
-        """The front camera, `(size, size, 3)` uint8."""
-        with drawing():  # colours belong to the scene, the model is shared: set before every drawing
-            self._colour()
-            return shared_renderer().draw(self.model, self.data, size)
-
-    def _colour(self) -> None:
-        rgba = self.model.geom_rgba
+        """The front camera, `(size, size, 3)` uint8; the same pixels from any thread."""
+        # Colours belong to the scene, the model is shared: all of them are set at every drawing.
+        shown: dict[int, Any] = {}
         for slot, geom in enumerate(self._geoms):
             colour = self.scene.colours[slot]
-            rgba[geom, :3] = COLOURS[colour] if colour else (0.5, 0.5, 0.5)
-        rgba[self._lamp, :3] = (0.15, 1.0, 0.25) if self.lamp else (0.15, 0.15, 0.15)
-        rgba[self._table] = (0.45, 0.52, 0.45, 1.0) if self.scene.dark_table else self._table_rgba
+            shown[geom] = COLOURS[colour] if colour else (0.5, 0.5, 0.5)
+        shown[self._lamp] = (0.15, 1.0, 0.25) if self.lamp else (0.15, 0.15, 0.15)
+        shown[self._table] = (0.45, 0.52, 0.45, 1.0) if self.scene.dark_table else self._table_rgba
+        return draw(self.model, self.data, size, shown)
 
     def state(self) -> NDArray[np.float32]:
         """Proprioception (4,) float32: hand x, y, z and finger opening, metres."""

@@ -89,7 +89,7 @@ def as_text(info: dict[str, Any]) -> str:
             "device",
             torch.get("error") or f"{torch['device']}, {torch['threads']} threads, {torch['cores']} cores",
         ),
-        ("GL", f"{gl['backend']}, {'works' if gl['works'] else 'does NOT work: ' + gl['detail']}"),
+        ("GL", _gl_text(gl)),
         ("ids", ", ".join(info["ids"])),
     ]
     checkpoints = info["checkpoints"] or [{"text": "none; `make pretrained` in a checkout trains them"}]
@@ -98,6 +98,12 @@ def as_text(info: dict[str, Any]) -> str:
         ("shadowed", "none: envs, rewards, agents, experiments are ours")
     ]
     return "\n".join(f"{name:<11} {text}" for name, text in rows)
+
+
+def _gl_text(gl: dict[str, Any]) -> str:
+    if gl["works"]:
+        return f"{gl['backend']}, works: a frame was drawn by {gl['driver']}"
+    return f"{gl['backend']}, does NOT work: {gl['detail']}"
 
 
 def _checkpoint_text(checkpoint: dict[str, Any]) -> str:
