@@ -74,10 +74,11 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]
         # A short reset shows which numbers the info has; the seed that a user sets comes later.
         observation, info = self.envs.reset(seed=0)
         self._logged = [key for key in _INFO if key in info]
-        spec = {key: self._spec_of(self.envs.single_observation_space[key]) for key in observation}
+        space: Any = self.envs.single_observation_space
+        spec = {key: self._spec_of(space[key]) for key in observation}
         spec |= {key: self._number(torch.as_tensor(np.asarray(info[key])).dtype) for key in self._logged}
         self.observation_spec = Composite(**spec, shape=self.batch_size)
-        action = self.envs.action_space
+        action: Any = self.envs.action_space
         low, high = (torch.as_tensor(bound, device=self.device) for bound in (action.low, action.high))
         self.action_spec = Bounded(low=low, high=high, shape=action.shape, dtype=torch.float32)
         self.reward_spec = Unbounded(shape=(num_envs, 1), dtype=torch.float32)
