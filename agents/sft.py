@@ -180,8 +180,10 @@ class SFT:
             first = int(meta["epoch"]) + 1
             best = {**meta["best"], "weights": checkpoint.load_extra("best")}
             average.load_state_dict(checkpoint.load_extra("average"))
+            torch.set_rng_state(checkpoint.load_extra("random")["torch"])  # dropout of the finish follows from it
         epoch = first - 1
-        for epoch in range(first, config.epochs):
+        stopped = bool(config.patience) and first > 0 and epoch - best["epoch"] >= config.patience
+        for epoch in range(first, first if stopped else config.epochs):
             # One generator an epoch, so that a resumed run sees what an uninterrupted one would have seen.
             rng = np.random.default_rng((config.seed, epoch))
             torch.manual_seed(config.seed * 100_003 + epoch)
@@ -205,7 +207,9 @@ class SFT:
                 }
             if checkpoint is not None:
                 meta = {"epoch": epoch, "best": {k: v for k, v in best.items() if k != "weights"}}
-                checkpoint.save(policy, optimizer, meta, best=best["weights"], average=average.state_dict())
+                random = {"torch": torch.get_rng_state()}
+                parts = {"best": best["weights"], "average": average.state_dict(), "random": random}
+                checkpoint.save(policy, optimizer, meta, **parts)
             if on_epoch is not None:
                 on_epoch(scalars)
             if config.patience and epoch - best["epoch"] >= config.patience:

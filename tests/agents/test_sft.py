@@ -63,9 +63,10 @@ def test_the_split_is_by_episode():
     assert len(train) + len(val) == len(data)
 
 
-def fitted(data: ChunkDataset, epochs: int = 4, **kwargs) -> tuple:
+def fitted(data: ChunkDataset, epochs: int = 4, changes: dict | None = None, **kwargs) -> tuple:
     policy = tiny_policy()
-    config = SFTConfig(epochs=epochs, batch_size=32, lr=3e-3, val_fraction=0.2, state_noise=0.0)
+    values = {"lr": 3e-3, "val_fraction": 0.2, "state_noise": 0.0, **(changes or {})}
+    config = SFTConfig(**{"epochs": epochs, "batch_size": 32, **values})
     history = SFT(config).fit(policy, data, **kwargs)
     return policy, history
 
@@ -105,6 +106,25 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize("changes", [{"finish_steps": 2}, {"epochs": 6, "patience": 1, "lr": 0.5}])
+def test_a_run_killed_after_its_last_epoch_finishes_with_the_same_weights(tmp_path, changes):
+    """Dropout of the finish, and an early stop, are those of the run that was not killed."""
+    data, last = chunk_dataset([demo(i) for i in range(6)]), []
+    whole, history = fitted(data, on_epoch=lambda scalars: last.append(scalars["epoch"]), changes=changes)
+
+    def kill(scalars):
+        if scalars["epoch"] == last[-1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(data, on_epoch=kill, checkpoint=TrainState(tmp_path / "c"), changes=changes)
+    torch.manual_seed(77)
+    resumed, again = fitted(data, checkpoint=TrainState(tmp_path / "c"), changes=changes)
+    assert again == history
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_update_takes_cloning_steps():
