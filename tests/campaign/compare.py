@@ -20,6 +20,8 @@ CLOCK = re.compile(
     r"hostname|pid|token|run_id|spent|duration\w*|bytes|sha256|hash)($|[/._ ])"
 )
 LEFT = re.compile(r"(^|/)(\.tmp-[^/]*|\.commit|[^/]*\.partial|[^/]*\.tmp)(/|$)")
+TRIAL = re.compile(r"\b[0-9a-f]{5}_(\d{5})\b")
+"""Names that Ray Tune gives to trials: the first part is random."""
 OPAQUE = (".html", ".png", ".gif", ".mp4", ".svg", ".log", ".txt", ".csv", ".pkl")
 """Compared by name only: they show seconds, or are drawn from what is compared elsewhere."""
 
@@ -42,7 +44,9 @@ def facts(folder: Path, skip: str | None = None) -> dict[str, str]:
             continue
         try:
             for key, value in _file(path).items():
-                found[f"{name}#{key}"] = value.replace(str(folder), "OUT")
+                found[TRIAL.sub(r"TRIAL_\1", f"{name}#{key}")] = TRIAL.sub(
+                    r"TRIAL_\1", value.replace(str(folder), "OUT")
+                )
         except Exception as error:  # a damaged result is a difference, never the end of the campaign
             found[f"{name}#unreadable"] = f"{type(error).__name__}: {error}"
     for parent in sorted({path.parent for path in events}):

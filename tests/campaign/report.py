@@ -73,7 +73,8 @@ PARTS = {
         "Endpoints of judges that misbehave",
         "fault",
         "An episode whose only verdict is asked of a server that misbehaves in one way: hangs, drips a byte at a "
-        "time, closes the connection, cuts its answer off, sends HTML, other JSON, 64 MB, a wrong length or compressed zeros, "
+        "time, closes the connection, cuts its answer off, sends HTML, other JSON, 64 MB, a wrong length or compressed "
+        "zeros, "
         "redirects, refuses, asks to wait, echoes the key. A verdict has 0.6 s.",
         {
             "scored": "a readable answer, and the reward is its score",
