@@ -41,7 +41,7 @@ def read_tokenizer(folder: Path) -> FrameTokenizer:
             settings.pop("metrics", None)
         model = FrameTokenizer(from_values(TokenizerConfig, settings, str(folder / "tokenizer.json")))
         model.load_state_dict(tensors)
-    except (ConfigError, RuntimeError, MemoryError) as error:
+    except (ConfigError, RuntimeError, MemoryError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"no usable tokenizer in {folder} ({error}); {remedy}") from error
     return model.eval().requires_grad_(False)
 

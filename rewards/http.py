@@ -268,6 +268,8 @@ class HttpJudge:
         file = self.cache / key[:2] / f"{key}.json"
         try:
             said = read_sealed(file, "")
+            if said["key"] != key:
+                return None  # the answer to another question, under this one's name
             return _Answer(
                 [str(t) for t in said["texts"]], [float(s) for s in said["scores"]], None, cached=True
             )
@@ -276,7 +278,7 @@ class HttpJudge:
 
     def _keep(self, key: str, answer: _Answer) -> None:
         if self.cache is not None:
-            said = {"model": self.config.model, "texts": answer.texts, "scores": answer.scores}
+            said = {"key": key, "model": self.config.model, "texts": answer.texts, "scores": answer.scores}
             write_sealed(self.cache / key[:2] / f"{key}.json", said)
 
 

@@ -132,7 +132,7 @@ def case(place: Workspace, whole: dict[str, Any], name: str, keep: bool) -> dict
     if how == "ok":
         same = told == whole[which]
         how = "harmless" if same else "SILENT" if row["sealed"] else "unverified"
-    elif how == "refused" and not _named(told, row["file"], here):
+    elif how == "refused" and not any(_named(told, file, here) for file in (row["file"], _other(row["how"]))):
         how = "unnamed"
     bad = how in BAD
     row["outcome"] = f"{how}: {row['file']}, {row['operator']} ({row['how']}): {told}" if bad else how
@@ -168,6 +168,11 @@ def _damage(root: Path, subject: Subject, rng: random.Random) -> dict[str, Any]:
 
 def _is_ours(manifest: Path) -> bool:
     return manifest.is_file() and '"files"' in manifest.read_text(errors="replace")
+
+
+def _other(how: str) -> str:
+    """The file that the damaged one has changed places with, or ""."""
+    return how.removeprefix("swapped with ") if how.startswith("swapped with ") else ""
 
 
 def _named(told: Any, file: str, here: Path) -> bool:

@@ -232,7 +232,7 @@ def test_foreign_versions_are_refused_untouched(
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", "[" * 5000, '{"a":' * 3000])
 def test_broken_info_is_refused(make_dataset: MakeDataset, content: str) -> None:
     folder = make_dataset(1)
     (folder / "meta/info.json").write_text(content)

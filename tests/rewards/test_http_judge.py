@@ -156,6 +156,17 @@ def test_answers_are_kept_on_disk_and_failures_are_not(serve, tmp_path):
     assert other.spent.cached == 0
 
 
+def test_kept_answers_that_changed_places_are_asked_for_again(serve, tmp_path):
+    server, judge = serve("ok0", "ok1", concurrency=1, cache=tmp_path)
+    assert judge.score(videos(2), words(2)).p_success.tolist() == [0.0, 1.0]
+    one, two = sorted(tmp_path.rglob("*.json"))
+    swapped = one.read_bytes(), two.read_bytes()
+    one.write_bytes(swapped[1]), two.write_bytes(swapped[0])
+    again = HttpJudge(judge.config, tmp_path)
+    again.score(videos(2), words(2))
+    assert again.spent.cached == 0 and len(server.requests) == 4
+
+
 def test_settings_survive_the_disk_without_the_key(serve, tmp_path):
     _, judge = serve()
     judge.save_pretrained(tmp_path)

@@ -284,7 +284,7 @@ def read_meta(root: Path, *, partial: bool = False, sizes: bool = True) -> Datas
     try:
         info = json.loads(source.read_text(encoding="utf-8"))
         version = info["codebase_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"{source} is damaged ({type(error).__name__}: {error}); restore it from a copy, or collect again into "
             "another folder"

@@ -157,7 +157,7 @@ class EpisodeDataset(Sequence[Episode]):
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise lerobot.unreadable(path, error) from error
 
     # ---- selecting -----------------------------------------------------------------------------------------------

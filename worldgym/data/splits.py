@@ -142,6 +142,6 @@ class SplitManifest:
             data = json.loads(source.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise DatasetError(f"no split manifest at {source}; check the path") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DatasetError(f"{source} can't be read as a split manifest: {error}") from error
         return cls.from_dict(data, str(source))

@@ -71,6 +71,7 @@ class HubModel(PyTorchModelHubMixin):
             KeyError,
             AttributeError,
             MemoryError,
+            OverflowError,
         ) as error:
             raise CheckpointError(
                 f"the checkpoint in {folder} is damaged or was made for another model: {error}"
