@@ -75,7 +75,7 @@ COMMANDS: dict[str, Tried] = {
     ),
     "sweep": Tried(
         "sweep --space lr=1e-5,2e-5 --bundle {bundle} --out out --iterations 2 --quick --concurrent 1",
-        again="--resume", going_on="out/sweep_settings.json", skip=r"^out/tune|tfevents", weight=1,
+        again="--resume", going_on="out/sweep_settings.json", skip=r"^out/tune|tfevents|/state/", weight=1,
     ),
     "bundle": Tried(
         "bundle --data {data} --world-model {world} --judge {judge} --policy {policy} --out out --starts 20 "
