@@ -103,8 +103,8 @@ def _after(rest: str, scale: Scale) -> float | None:
     if boxed:
         return scale.value(boxed[-1])
     for line in [line for line in rest.splitlines() if line.strip()][:2]:
-        said = line.rpartition(":")[2] if ":" in line else line
-        said = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", said)  # "0 (not 1)", "[0 or 1] 1"
+        said = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", line)  # "1 (not 0)", "1 (at 12:0)", "[0 or 1] 1"
+        said = said.rpartition(":")[2]
         numbers = _NUMBER.findall(said)
         if numbers:
             return scale.value(numbers[-1])

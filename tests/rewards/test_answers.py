@@ -36,6 +36,11 @@ def test_other_numbers_are_no_verdict(text):
     assert read_score(text, Scale()) is None
 
 
+@pytest.mark.parametrize("note", ["(at 12:0)", "(not 0: it lies there)", "[ratio 1:0]"])
+def test_a_colon_in_brackets_does_not_hide_the_score(note):
+    assert read_score(f"Final Score: 1 {note}", Scale()) == 1.0
+
+
 @given(low=st.integers(0, 5), span=st.integers(1, 100), value=st.integers(0, 200))
 def test_another_scale_takes_its_own_whole_numbers_and_no_others(low, span, value):
     scale = Scale(low, low + span)
