@@ -28,6 +28,7 @@ class TabletopEnv(gym.Env):
 
     def __init__(self, **kwargs: Any) -> None:
         self.batch = TabletopVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
+        self.metadata = {k: v for k, v in self.batch.metadata.items() if k != "autoreset_mode"}
         self.render_mode = self.batch.render_mode
         self.observation_space = self.batch.single_observation_space
         self.action_space = self.batch.single_action_space

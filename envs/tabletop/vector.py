@@ -122,7 +122,8 @@ class TabletopVectorEnv(VectorEnv):
         self._spec: Any = None
         self.terminate_on_success, self.render_mode = terminate_on_success, render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        fps = type(self).metadata["render_fps"] / (chunk or 1)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
         shape = (ACTION_DIM,) if chunk is None else (chunk, ACTION_DIM)
         shape = (int(np.prod(shape)),) if flat_actions else shape
         self.instruction_mode = instruction

@@ -349,6 +349,13 @@ def test_the_limit_of_steps_is_a_setting_and_is_said(env_id):
         gym.make_vec(env_id, num_envs=2, max_episode_steps=4, horizon=5)
 
 
+@pytest.mark.parametrize("env_id", ["worldgym/ImaginedTabletop-v0", "worldgym/Tabletop-v0"])
+def test_the_frame_rate_of_chunks_keeps_the_speed_of_a_video(env_id):
+    env = gym.make(env_id, chunk=5, render_mode="rgb_array")
+    assert env.metadata["render_fps"] == 1.0
+    env.close()
+
+
 @pytest.mark.parametrize(
     "env_id", ["worldgym/ImaginedTabletop-v0", "worldgym/Tabletop-v0", "worldgym/Imagined-v0"]
 )
