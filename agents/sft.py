@@ -180,7 +180,8 @@ class SFT:
             first = int(meta["epoch"]) + 1
             best = {**meta["best"], "weights": checkpoint.load_extra("best")}
             average.load_state_dict(checkpoint.load_extra("average"))
-            torch.set_rng_state(checkpoint.load_extra("random")["torch"])  # dropout of the finish follows from it
+            # Dropout of the finish follows from it.
+            torch.set_rng_state(checkpoint.load_extra("random")["torch"])
         epoch = first - 1
         stopped = bool(config.patience) and first > 0 and epoch - best["epoch"] >= config.patience
         for epoch in range(first, first if stopped else config.epochs):
@@ -205,13 +206,13 @@ class SFT:
                     "weights": weights,
                     "accuracy": accuracy,
                 }
+            if on_epoch is not None:  # before the checkpoint: an epoch that was not noted is done again
+                on_epoch(scalars)
             if checkpoint is not None:
                 meta = {"epoch": epoch, "best": {k: v for k, v in best.items() if k != "weights"}}
                 random = {"torch": torch.get_rng_state()}
                 parts = {"best": best["weights"], "average": average.state_dict(), "random": random}
                 checkpoint.save(policy, optimizer, meta, **parts)
-            if on_epoch is not None:
-                on_epoch(scalars)
             if config.patience and epoch - best["epoch"] >= config.patience:
                 _log.info("early stop after epoch %d, best was %d", epoch, best["epoch"])
                 break

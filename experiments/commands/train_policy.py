@@ -152,6 +152,7 @@ def run(config: TrainPolicyConfig) -> int:
         def on_epoch(scalars: dict[str, float]) -> None:
             for name, value in scalars.items():
                 board.add_scalar(f"sft/{name}", value, int(scalars["epoch"]))
+            board.flush()
             progress.update(1, loss=scalars["loss"], val_loss=scalars["val_loss"])
 
         history = SFT(settings).fit(policy, demos, on_epoch=on_epoch, checkpoint=state)

@@ -114,12 +114,14 @@ def test_a_run_killed_after_its_last_epoch_finishes_with_the_same_weights(tmp_pa
     data, last = chunk_dataset([demo(i) for i in range(6)]), []
     whole, history = fitted(data, on_epoch=lambda scalars: last.append(scalars["epoch"]), changes=changes)
 
-    def kill(scalars):
-        if scalars["epoch"] == last[-1]:
-            raise KeyboardInterrupt
+    class Killed(TrainState):
+        def save(self, module, optimizer, meta, **extra):
+            super().save(module, optimizer, meta, **extra)
+            if meta["epoch"] == last[-1]:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fitted(data, on_epoch=kill, checkpoint=TrainState(tmp_path / "c"), changes=changes)
+        fitted(data, checkpoint=Killed(tmp_path / "c"), changes=changes)
     torch.manual_seed(77)
     resumed, again = fitted(data, checkpoint=TrainState(tmp_path / "c"), changes=changes)
     assert again == history

@@ -207,3 +207,18 @@ def test_seal_folder_lists_files_in_place(tmp_path):
     (tmp_path / "a").write_text("b")
     with pytest.raises(CheckpointError, match="SHA-256"):
         verify_folder(tmp_path, ["a"], REMEDY)
+
+
+def test_a_removal_that_is_interrupted_leaves_the_folder_whole_or_only_a_leftover(tmp_path, monkeypatch):
+    from worldgym.utils import staging
+
+    folder = tmp_path / "checkpoint"
+    (folder / "inner").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            staging.discard(folder)
+    assert not folder.exists() and len(list(tmp_path.iterdir())) == 1
+    staging.sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+    staging.discard(folder)

@@ -92,6 +92,16 @@ def _same(path: Path, descriptor: int) -> bool:
     return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder in one step: a process that dies leaves it whole, or a leftover that `sweep` removes."""
+    aside = folder.with_name(f"{PREFIX}{secrets.token_hex(6)}")
+    try:
+        os.rename(folder, aside)
+    except OSError:  # not there, or not allowed: then it stays
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of an existing file or folder; yields False when it is gone, or in use and `wait` is False."""

@@ -13,7 +13,6 @@ Example::
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import MANIFEST, save_folder, settle, verify_folder
+from worldgym.utils.staging import discard
 from worldgym.utils.tensors import load_tensors, save_tensors
 from worldgym.utils.typed import changes
 
@@ -123,7 +123,7 @@ class TrainState:
 
     def remove(self) -> None:
         """Delete the checkpoint: the run is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        discard(self.folder)
 
 
 def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
