@@ -155,7 +155,7 @@ def test_a_few_damaged_files(tmp_path):
     import subprocess
     import sys
 
-    line = [sys.executable, "-m", "tests.campaign.mutations", "--count", "400", "--only", "train_state."]
+    line = [sys.executable, "-m", "tests.campaign.mutations", "--count", "60", "--only", "train_state."]
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run(
         [*line, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "x.jsonl")],
