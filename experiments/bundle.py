@@ -124,18 +124,26 @@ class Bundle:
 
         return LearnedJudge.from_pretrained(str(self._part("judge")))
 
-    def named_judge(self, name: str, tokenizer: Any | None = None, cache: Path | None = None) -> Any:
+    def named_judge(
+        self,
+        name: str,
+        tokenizer: Any | None = None,
+        cache: Path | None = None,
+        keys: Sequence[str] = (),
+    ) -> Any:
         """A judge by name: `bundled`, `latent`, `open_clip` are this bundle's, anything else is a folder.
 
         Args:
             name: of the judge.
             tokenizer: of the world model, for judges that read latents.
             cache: folder of answers, for judges behind an endpoint.
+            keys: `URL=VARIABLE`, for judges behind an endpoint; see `rewards.loading.judge_keys`.
 
         Raises:
             CheckpointError: no such part, no such folder.
+            ConfigError: `keys` that are none.
         """
-        from rewards import load_judge
+        from rewards.loading import judge_keys, load_judge
 
         folder = Path(name).expanduser()
         if not folder.is_dir() and name not in JUDGES:
@@ -145,7 +153,7 @@ class Bundle:
             )
         if not folder.is_dir():
             folder = self._part(JUDGES[name])
-        return load_judge(folder, tokenizer=tokenizer, cache=cache)
+        return load_judge(folder, tokenizer=tokenizer, cache=cache, keys=judge_keys(keys))
 
     def probe(self) -> Any:
         """The ruler that reads positions off frames."""

@@ -133,16 +133,21 @@ class HttpJudge:
         values = read_json(folder / SETTINGS, remedy)
         if not isinstance(values, dict):
             raise CheckpointError(f"{folder / SETTINGS} holds no settings of an HttpJudge; {remedy}")
-        values = {
-            key: value for key, value in values.items() if key != "key_env"
-        }  # not the folder's to decide
+        named = values.pop("key_env", None)  # not the folder's to decide
         try:
             config = from_values(HttpJudgeConfig, values, str(folder / SETTINGS))
         except ConfigError as error:
             raise CheckpointError(
                 f"{folder / SETTINGS} holds no settings of an HttpJudge ({error})"
             ) from error
-        return cls(config.with_key((keys or {}).get(config.url)), cache)
+        key_env = (keys or {}).get(config.url)
+        if key_env is None and (named is not None or keys):
+            logger.warning(
+                "no key is sent to %s: the caller names no variable for this address, and a folder's own is not "
+                "followed; give keys={%r: 'VARIABLE'}, or type --judge-keys %s=VARIABLE",
+                config.host, config.url, config.url,
+            )  # fmt: skip
+        return cls(config.with_key(key_env), cache)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the settings; neither the key nor the variable that holds it is one of them."""

@@ -8,13 +8,37 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from worldgym.errors import CheckpointError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import settle
+
+
+def judge_keys(pairs: Sequence[str]) -> dict[str, str]:
+    """`URL=VARIABLE` of the command line as `keys` of `load_judge`: which variable holds the key of which address.
+
+    Raises:
+        ConfigError: another form, an address twice, or a variable that is not set.
+    """
+    keys: dict[str, str] = {}
+    for pair in pairs:
+        url, _, name = pair.rpartition("=")
+        if not re.fullmatch(r"https?://[^\s/]\S*", url) or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ConfigError(
+                "a judge's key is given as URL=VARIABLE, the address and the name of an environment variable (never "
+                "the key itself); type --judge-keys http://localhost:8000/v1=MY_KEY"
+            )
+        if keys.setdefault(url, name) != name:
+            raise ConfigError(f"{url} has keys of two variables; name one")
+        if not os.environ.get(name):
+            # The name is not repeated: it may be a key, typed by mistake.
+            raise ConfigError(f"the variable named for {url} is not set; type export NAME=... and {url}=NAME")
+    return keys
 
 
 def load_judge(
@@ -60,6 +84,8 @@ def load_judge(
 
         return ReferenceJudge.from_pretrained(folder)
     remedy = "Give a folder written by a judge's save_pretrained, or a name such as bundled"
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"there is no judge in {folder}. {remedy}")
     facts = read_json(folder / "config.json", remedy)
     if not isinstance(facts, dict):
         raise CheckpointError(

@@ -47,6 +47,8 @@ class AuditConfig:
         judges: `bundled`, `latent`, `open_clip`, or folders that any judge's `save_pretrained` wrote, apart or joined
             by commas. The first one is that whose reward is audited.
         cache: folder of answers of judges behind an endpoint.
+        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
+            address; without one no key is sent.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
         world_model: in place of the bundle's, a folder.
         episodes: imagined episodes a policy, all of them executed in Real.
@@ -60,6 +62,7 @@ class AuditConfig:
     policies: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policy",))] = ("sft",)
     judges: tuple[str, ...] = ("bundled",)
     cache: Path | None = None
+    judge_keys: tuple[str, ...] = ()
     bundle: str = "tabletop-small"
     world_model: Path | None = None
     episodes: int = 300
@@ -93,7 +96,8 @@ def run(config: AuditConfig) -> int:
     tasks = covered_tasks(config.bundle)
     world_model = load_world_model(config.world_model) if config.world_model else bundle.world_model()
     tokenizer = getattr(world_model, "tokenizer", None)
-    judges = {name: bundle.named_judge(name, tokenizer, config.cache) for name in config.judges}
+    keys = config.judge_keys
+    judges = {name: bundle.named_judge(name, tokenizer, config.cache, keys) for name in config.judges}
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
     env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
     seen: dict[str, Watched] = {}

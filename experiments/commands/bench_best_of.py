@@ -45,6 +45,8 @@ class BenchBestOfConfig:
 
     Args:
         judges: `bundled`, `latent`, `open_clip`, folders, `A+B` for agreement, `A~0.1` without the doubtful.
+        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
+            address; without one no key is sent.
         names: what reports call them; as they are typed when empty.
         policy: that attempts: a folder or `sft`.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
@@ -58,6 +60,7 @@ class BenchBestOfConfig:
     """
 
     judges: tuple[str, ...] = ("bundled", "latent", "bundled+latent", "bundled~0.1")
+    judge_keys: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     policy: str = "sft"
     bundle: str = "tabletop-small"
@@ -108,7 +111,8 @@ def run(config: BenchBestOfConfig) -> int:
     tasks = covered_tasks(config.bundle)
     world_model, policy = bundle.world_model(), PolicyChoice.parse(config.policy, config.bundle).ref.load()
     single = dict.fromkeys(name for text in config.judges for name in parse(text)[0])
-    judges = {name: bundle.named_judge(name, world_model.tokenizer) for name in single}
+    keys = config.judge_keys
+    judges = {name: bundle.named_judge(name, world_model.tokenizer, keys=keys) for name in single}
     env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
     seen: list[Watched] = []
     starts_a_call = max(1, AT_ONCE // config.attempts)

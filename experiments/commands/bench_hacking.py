@@ -45,6 +45,8 @@ class BenchHackingConfig:
     Args:
         judges: `bundled`, `latent`, `open_clip`, folders, `A+B` for agreement, `A~0.1` for a stop at the world model's
             doubt.
+        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
+            address; without one no key is sent.
         names: what reports call them; as they are typed when empty.
         seeds: runs of each.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
@@ -67,6 +69,7 @@ class BenchHackingConfig:
     """
 
     judges: tuple[str, ...] = ("bundled",)
+    judge_keys: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     bundle: str = "tabletop-small"
@@ -124,7 +127,7 @@ def run(config: BenchHackingConfig) -> int:
     return 0
 
 
-def make_judge(text: str, bundle: Bundle, tokenizer: Any) -> tuple[Any, float]:
+def make_judge(text: str, bundle: Bundle, tokenizer: Any, keys: Sequence[str] = ()) -> tuple[Any, float]:
     """The judge that `text` names, and the share of episodes to drop for doubt.
 
     Raises:
@@ -134,7 +137,7 @@ def make_judge(text: str, bundle: Bundle, tokenizer: Any) -> tuple[Any, float]:
     from rewards import ComposedJudge, Term
 
     names, drop = parse(text)
-    made = [bundle.named_judge(part, tokenizer) for part in names]
+    made = [bundle.named_judge(part, tokenizer, keys=keys) for part in names]
     if len(made) == 1:
         return made[0], drop
     terms = {f"{i} {judge.name}": Term(judge) for i, judge in enumerate(made)}
@@ -145,7 +148,7 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     """One run: looks at Real before, every few rounds, and at the end."""
     safe = "".join(c if c.isalnum() or c in "+~." else "_" for c in text)
     out = config.out / f"{safe}-{seed}"
-    judge, drop = make_judge(text, bundle, bundle.world_model().tokenizer)
+    judge, drop = make_judge(text, bundle, bundle.world_model().tokenizer, config.judge_keys)
     settings = PracticeSettings(
         seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
         lr=config.lr, updates=config.updates, imitation_steps=config.imitation_steps, demo_share=config.demo_share,

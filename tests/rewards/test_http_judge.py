@@ -34,7 +34,9 @@ def serve(monkeypatch):
     def make(*script, cache=None, otherwise="ok1", **settings):
         server = Server(*script, otherwise=otherwise)
         open_servers.append(server)
-        settings = {"votes": 3, "timeout": 0.3, "retries": 2, "key_env": "TEST_JUDGE_KEY", **settings}
+        settings = {
+            "votes": 3, "timeout": 1.5, "deadline": 15.0, "retries": 2, "key_env": "TEST_JUDGE_KEY", **settings,
+        }  # fmt: skip
         return server, HttpJudge(HttpJudgeConfig(url=server.url, model="tiny-vlm", **settings), cache)
 
     yield make
@@ -94,7 +96,7 @@ def test_what_passes_costs_a_retry_and_no_verdict(serve, trouble):
 
 @pytest.mark.parametrize("trouble", ["429", "500", "slow", "garbage", "half", "schema", "drop", "unsure"])
 def test_what_stays_makes_the_video_invalid_and_not_a_failure(serve, trouble, caplog):
-    _, judge = serve(otherwise=trouble, retries=1)
+    _, judge = serve(otherwise=trouble, retries=1, timeout=0.3 if trouble == "slow" else 1.5)
     with caplog.at_level(logging.WARNING):
         verdict = judge.score(videos(), words())
     assert verdict.valid.tolist() == [False] and verdict.raw[0]["error"]
@@ -313,6 +315,42 @@ def test_a_folder_decides_neither_which_variable_is_read_nor_where_it_goes(serve
         judge.score(videos(), words())
     assert all("sk-something" not in str(key) for key in server.keys) and server.keys
     load_judge(tmp_path, keys={server.url: "SECRET"}).score(videos(), words())
+    assert server.keys[-1] == "Bearer sk-something-else-entirely"
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "SECRET",
+        "sk-abc=",
+        "=SECRET",
+        "ftp://h/v1=SECRET",
+        "https://h/v1=sk-a b",
+        "https://h/v1=NOT_SET_ANYWHERE",
+    ],
+)
+def test_a_key_on_the_command_line_is_an_address_and_a_variable(pair, monkeypatch):
+    from rewards.loading import judge_keys
+
+    monkeypatch.setenv("SECRET", "x")
+    url = "https://h/v1?a=b"
+    assert judge_keys([f"{url}=SECRET"]) == {url: "SECRET"}
+    with pytest.raises(ConfigError, match="URL=VARIABLE|is not set; type export"):
+        judge_keys([pair])
+
+
+def test_a_key_that_a_folder_names_is_not_followed_and_the_remedy_is_said(
+    serve, tmp_path, monkeypatch, caplog
+):
+    from experiments.bundle import Bundle
+
+    monkeypatch.setenv("SECRET", "sk-something-else-entirely")
+    server, _ = serve()
+    (tmp_path / "config.json").write_text(json.dumps({"url": server.url, "model": "m", "key_env": "SECRET"}))
+    bundle = Bundle(tmp_path)
+    bundle.named_judge(str(tmp_path)).score(videos(), words())
+    assert server.keys == ["Bearer none"] and f"--judge-keys {server.url}=VARIABLE" in caplog.text
+    bundle.named_judge(str(tmp_path), keys=[f"{server.url}=SECRET"]).score(videos(), words())
     assert server.keys[-1] == "Bearer sk-something-else-entirely"
 
 
