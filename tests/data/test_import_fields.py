@@ -20,7 +20,6 @@ from test_imports import CAMERA, FPS, _frame, _png, make
 from worldgym.data import EpisodeDataset
 from worldgym.data.check import check
 from worldgym.data.formats.fields import flags, flat_names, instruction_list, number_ranges
-from worldgym.data.formats.resampling import Rules, keep_rows, resampled
 from worldgym.data.imports import ImportSettings, LeRobotFolder, import_lerobot
 from worldgym.data.video import encode_mp4
 from worldgym.errors import ConfigError, DatasetError
@@ -345,45 +344,6 @@ def test_several_cameras_are_stored_and_read_by_name(tmp_path):
         ours.load_arrays(camera="top")
 
 
-# ---- rates -------------------------------------------------------------------------------------------------------
-
-
-@given(ratio=st.integers(2, 5), rows=st.integers(12, 40), seed=st.integers(0, 1000))
-def test_joined_actions_keep_targets_motions_and_rates(ratio, rows, seed):
-    rng = np.random.default_rng(seed)
-    times = np.arange(rows) / 10 + rng.uniform(-0.02, 0.02, rows)
-    times -= times[0]
-    actions = rng.normal(size=(rows - 1, 3)).astype(np.float32)
-    kept = keep_rows(times, 10 / ratio, "here")
-    joined = resampled(actions, kept, Rules.parse(("delta", "a=absolute", "c=rate"), ("a", "b", "c")))
-    assert len(joined) == len(kept) - 1 and np.abs(np.diff(times[kept]) - ratio / 10).max() < 0.1
-    for j, (a, b) in enumerate(zip(kept, kept[1:], strict=False)):
-        expected = [actions[b - 1, 0], actions[a:b, 1].sum(), actions[a:b, 2].mean()]
-        np.testing.assert_allclose(joined[j], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_rates_that_the_rows_do_not_give_are_refused():
-    with pytest.raises(DatasetError, match="would have to invent rows"):
-        keep_rows(np.arange(10) / 10, 20, "here")
-    with pytest.raises(DatasetError, match="a gap in the recording"):
-        keep_rows(np.array([0, 0.1, 0.2, 0.3, 2.0, 2.1]), 5, "here")
-    for bad in (("sideways",), ("x=delta",), ("a=delta",)):
-        with pytest.raises(ConfigError, match="--actions"):
-            Rules.parse(bad, ("a", "b"))
-
-
-def test_a_resampled_import_says_its_rate_and_loses_no_success(tmp_path):
-    root = make(tmp_path / "x", "v2.1", lengths=(9, 11), filmed=False, success=False)
-    for e, n in ((0, 9), (1, 11)):
-        change_rows(root, e, next__success=[t == 2 for t in range(n)], timestamp=[t / FPS for t in range(n)])
-    settings = ImportSettings(image_size=16, fps=5.0, actions=("delta",))
-    report = import_lerobot(root, tmp_path / "out", settings)
-    ours = EpisodeDataset(tmp_path / "out")
-    assert report["hz"] == ours.action_spec.hz == 5.0 and [e.length for e in ours] == [4, 5]
-    assert ours[0].success.tolist() == [False, False, True, False, False] and report["successes"] == 2
-    assert ours[1].state[:, 1].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-
-
 # ---- whole or resumable ------------------------------------------------------------------------------------------
 
 
@@ -419,45 +379,6 @@ def test_a_killed_import_is_refused_by_readers_and_finished_by_the_same_command(
     before = files(tmp_path / "cut")
     assert import_lerobot(root, tmp_path / "cut", TINY)["episodes"] == 60  # typed again: complete
     assert files(tmp_path / "cut") == before
-
-
-def test_a_check_lists_every_problem(tmp_path):
-    root = make(tmp_path / "x", "v2.1", lengths=(4, 6), filmed=False)
-    assert check(root).problems == []
-    change_rows(root, 1, action=[[float("nan"), 0.0]] * 6)
-    found = check(root)
-    assert len(found.problems) == 1 and "episode 1" in found.problems[0] and "NaN" in found.problems[0]
-    with pytest.raises(DatasetError, match="--skip 1; to leave out all such ones, --skip-bad"):
-        import_lerobot(root, tmp_path / "out", TINY)
-    import_lerobot(root, tmp_path / "out", ImportSettings(image_size=16, skip="1"))
-    assert check(tmp_path / "out").problems == []
-    (data,) = (tmp_path / "out/data").rglob("*.parquet")
-    damaged = bytearray(data.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    data.write_bytes(damaged)
-    assert any("differs from what was committed" in problem for problem in check(tmp_path / "out").problems)
-
-
-# ---- damaged metadata --------------------------------------------------------------------------------------------
-
-
-@given(data=st.data())
-def test_damaged_metadata_ends_in_a_sentence(tmp_path_factory, data):
-    version = data.draw(st.sampled_from(["v2.1", "v3.0"]))
-    root = make(tmp_path_factory.mktemp("d") / "x", version, lengths=(2, 2), filmed=False)
-    info = json.loads((root / "meta/info.json").read_text())
-    junk = st.sampled_from([None, True, -1, 1e400, "x", [], {}, [1], {"a": 1}, 10**30])
-    key = data.draw(st.sampled_from(sorted(info)))
-    if data.draw(st.booleans()):
-        info[key] = data.draw(junk)
-    else:
-        feature = data.draw(st.sampled_from(sorted(info["features"])))
-        info["features"][feature] = data.draw(junk)
-    (root / "meta/info.json").write_text(json.dumps(info))
-    try:
-        list(LeRobotFolder(root).episodes(16))
-    except DatasetError as error:
-        assert str(root) in str(error)
 
 
 @pytest.mark.parametrize("folder", ["g1_bottle", "cr5_banana", "cr5_usb"])
