@@ -86,8 +86,28 @@ PARTS = {
             "raw error": "bad: the step failed",
         },
     ),
-    "rendering": ("Threads and processes that render", "", "", {}),
-    "processes": ("Processes of killed sweeps", "", "", {}),
+    "rendering": (
+        "Threads and processes that render",
+        "method",
+        "The tabletop is drawn in a fresh process: in every kind of thread and child process, after every order of "
+        "imports, under every `MUJOCO_GL`.",
+        {
+            "same picture": "bit for bit that of the main thread",
+            "clear error": "a RenderingError that says what to type, where no picture can be had",
+            "black": "bad",
+            "other picture": "bad",
+            "neighbour changed": "bad: a picture of Gymnasium's own environment is another one",
+            "raw error": "bad: an error that is none of the package's",
+            "crash": "bad",
+            "hang": "bad",
+        },
+    ),
+    "processes": (
+        "Processes of killed sweeps",
+        "",
+        "The driver of `worldgym sweep` gets SIGKILL; processes that it began are counted for 20 s.",
+        {"none left": "every process ended", "left": "bad: some did not end"},
+    ),
 }
 
 
