@@ -74,14 +74,15 @@ test-clip: $(VENV)/clip/open_clip ## the open_clip judge
 	PYTHONPATH=$(VENV)/clip OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/rewards/test_open_clip_judge.py $(ARGS)
 
 # Clients bring a torchvision of another torch, and pins of their own: a folder of its own, without what they depend on.
-# jax is what Minari records with; lancedb and what follows it is what stable-worldmodel imports.
+# jax is what Minari records with; lancedb and what follows it is what stable-worldmodel imports, sb3_contrib and
+# what follows it is what rl_zoo3 imports.
 CLIENTS := torchrl tensordict pyvers orjson cloudpickle minari h5py jax jaxlib ml_dtypes opt_einsum pygame \
 	stable-worldmodel loguru lancedb overrides lance_namespace lance_namespace_urllib3_client deprecation torchvision einops \
-	opencv-python-headless
+	opencv-python-headless rl_zoo3 sb3_contrib huggingface_sb3 optuna colorlog wasabi
 $(VENV)/clients/torchrl: | $(TESTED)
 	$(BIN)/pip install --no-compile --quiet --no-deps --target $(VENV)/clients $(CLIENTS)
 
-test-clients: gl $(VENV)/clients/torchrl ## other people's clients on our ids: TorchRL, Minari, stable-worldmodel
+test-clients: gl $(VENV)/clients/torchrl ## other people's clients on our ids: TorchRL, Minari, stable-worldmodel, rl_zoo3
 	PYTHONPATH=$(VENV)/clients OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/clients $(ARGS)
 
 $(VENV)/.installed_for_notebooks: $(TESTED)

@@ -92,3 +92,20 @@ def test_held_actions_are_an_id_that_other_processes_find():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["[5,", "5]", "5"], done.stderr
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_rl_zoo3_enjoys_a_saved_agent(env_id, tmp_path):
+    pytest.importorskip("rl_zoo3", reason="install it with `make test-clients`")
+    pytest.importorskip("pygame", reason="install it with `make test-clients`")
+    from stable_baselines3 import PPO
+
+    name = env_id.replace("/", "-")
+    env = gym.make(env_id, instruction="embedding", horizon=4)
+    agent = PPO("MultiInputPolicy", env, n_steps=2, batch_size=2, policy_kwargs={"net_arch": [8]})
+    agent.save(tmp_path / "ppo" / f"{name}_1" / f"{name}.zip")
+    command = [sys.executable, "-m", "rl_zoo3.enjoy", "--env", env_id, "--algo", "ppo", "-f", str(tmp_path)]
+    command += ["--gym-packages", "worldgym", "--env-kwargs", "instruction:'embedding'", "horizon:4", "-n", "9"]
+    environment = {**os.environ, "SDL_VIDEODRIVER": "dummy"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "2 Episodes" in done.stdout and "Mean episode length: 4.00" in done.stdout, done.stderr[-3000:]
