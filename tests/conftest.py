@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports MuJoCo, torch or transformers: they read these once.
@@ -18,10 +19,27 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_torch_thread() -> None:
-    """Tests run in as many processes as there are cores, so one thread each; and results don't depend on the count."""
+    """Tests run in as many processes as there are cores, so one thread each."""
+    _reset_threads()
+
+
+@pytest.fixture(autouse=True)
+def _threads_are_put_back() -> Iterator[None]:
+    """A command that a test runs sets the thread count of the process: other tests must not notice."""
+    _reset_threads()
+    yield
+    _reset_threads()
+
+
+def _reset_threads() -> None:
+    """One thread, and no sentence embedding of another count: its last bits differ."""
     import torch
 
-    torch.set_num_threads(1)
+    from worldgym import text
+
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+        text._cache.clear()
 
 
 @pytest.fixture(scope="session")
