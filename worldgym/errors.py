@@ -43,3 +43,9 @@ class JudgeUnavailableError(WorldgymError, RuntimeError):
 
 class ShadowedPackageError(WorldgymError, ImportError):
     """One of the project's import names (`envs`, `agents`, ...) resolves to somebody else's package."""
+
+
+UNBUILDABLE = (
+    WorldgymError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError,
+)  # fmt: skip
+"""What building a network from damaged settings or weights raises; loaders turn it into a CheckpointError."""

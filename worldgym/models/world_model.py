@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldgym.errors import CheckpointError, ConfigError, WorldgymError
+from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
 from worldgym.models.config import WorldModelConfig
 from worldgym.models.dynamics import Cache, Dynamics
 from worldgym.models.rows import ImaginedState, cut, in_threads, join, put, take
@@ -325,15 +325,7 @@ class VideoWorldModel(nn.Module):
                 raise ValueError("config.json is not of a VideoWorldModel")
             model = cls(WorldModelConfig.from_dict(config))
             model.load_state_dict({k: v.float() for k, v in tensors.items()})
-        except (
-            WorldgymError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            MemoryError,
-        ) as error:
+        except UNBUILDABLE as error:
             raise CheckpointError(
                 f"the world model at {path} is damaged or of another version: {error}"
             ) from error

@@ -24,7 +24,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from typing_extensions import Self
 
-from worldgym.errors import CheckpointError, WorldgymError
+from worldgym.errors import UNBUILDABLE, CheckpointError
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
@@ -63,16 +63,7 @@ class HubModel(PyTorchModelHubMixin):
             # Weights are never guessed; a buffer that an older version did not save keeps its neutral value.
             buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}  # type: ignore[attr-defined]
             model.load_state_dict({**buffers, **found})  # type: ignore[attr-defined]
-        except (
-            WorldgymError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            MemoryError,
-            OverflowError,
-        ) as error:
+        except UNBUILDABLE as error:
             raise CheckpointError(
                 f"the checkpoint in {folder} is damaged or was made for another model: {error}"
             ) from error
