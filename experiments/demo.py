@@ -26,25 +26,31 @@ from worldgym.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+RESULTS = ("results.json", "evaluations.json", "history.json", "report.html", "policy", "policy_bc_only")
+"""What a finished run has in its folder, for people."""
+
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
-    """Run, or go on after an interruption; returns what `results.json` holds.
+    """Run, or go on after an interruption; returns what `results.json` holds. A finished run is not run again.
 
     Raises:
         CheckpointError: the bundle is missing or incomplete.
-        ConfigError: the folder holds an interrupted run with other settings.
+        ConfigError: the folder holds a run with other settings, or somebody else's files.
     """
-    return _Demo(settings).run()
+    bundle = Bundle.find(settings.bundle)
+    facts = {**settings.key(), "parts": bundle.fingerprint()}
+    folder = RunFolder(settings.out, facts, fresh=settings.fresh, restart=AGAIN)
+    if folder.has("state/results.json", *RESULTS):
+        logger.warning("%s holds this run and its results; --fresh removes them and runs it again", settings.out)
+        return dict(folder.read("results"))
+    return _Demo(settings, bundle, folder).run()
 
 
 class _Demo:
-    def __init__(self, settings: DemoSettings) -> None:
-        self.settings = settings
-        self.bundle = Bundle.find(settings.bundle)
+    def __init__(self, settings: DemoSettings, bundle: Bundle, folder: RunFolder) -> None:
+        self.settings, self.bundle, self.folder = settings, bundle, folder
         self.tasks = settings.tasks or tuple(self.bundle.card.get("tasks", ())) or DEFAULT_TASKS
-        facts = {**settings.key(), "parts": self.bundle.fingerprint()}
-        self.folder = RunFolder(settings.out, facts, fresh=settings.fresh, restart=AGAIN)
-        if self.folder.resumed:
+        if folder.resumed:
             logger.info("going on with the interrupted run in %s", settings.out)
         self.starts = make_starts(self.tasks, max(1, round(settings.episodes / len(self.tasks))))
         self.practice = Practice(settings, self.bundle, self.folder, tasks=self.tasks)
@@ -110,6 +116,7 @@ class _Demo:
         data = {arm: {mode: r.to_dict() for mode, r in modes.items()} for arm, modes in evaluations.items()}
         folder.save("evaluations.json", data)
         write_report(settings.out)
+        folder.write("results", results)
         folder.finish()
         return results
 

@@ -1,7 +1,8 @@
 """A run folder that survives Ctrl-C: finished pieces are remembered as json, and used again when asked for.
 
 Why: a demo takes minutes, and most of them are evaluations and RL iterations that need not be done twice.
-Each piece is a function of the settings alone, so a resumed run ends with an uninterrupted one's numbers.
+Each piece is a function of the settings alone, so a resumed run ends with an uninterrupted one's numbers. A finished
+run is kept until somebody asks for another one.
 
 Example::
 
@@ -51,12 +52,16 @@ class RunFolder:
 
     Args:
         out: the run's folder.
-        settings: json-able; a half-finished run with other settings is not mixed with this one.
-        fresh: forget what an interrupted run has done.
+        settings: json-able; a run with other settings is not mixed with this one, and not replaced by it.
+        fresh: remove what an interrupted or finished run has made.
         restart: what a user does to start over, for messages.
 
+    Attributes:
+        resumed: the folder holds a run of these settings, interrupted or finished.
+        finished: it came to its end; nothing has been written to the folder yet.
+
     Raises:
-        ConfigError: the folder holds an interrupted run with other settings, or files of these names that no run made.
+        ConfigError: the folder holds a run with other settings, or files of these names that no run made.
         CheckpointError: the marker is damaged.
     """
 
@@ -70,19 +75,23 @@ class RunFolder:
         old = self._marker()
         if old is None:
             self._refuse_foreign()
-        elif fresh or old["finished"]:
+        elif fresh:
+            write_sealed(self.state / MARKER, old, indent=1)  # a full disk is met before anything is removed
             self._clear(old)
             old = None
         elif told := changes(old["settings"], self.settings):
             raise ConfigError(
-                f"{self.out} holds an interrupted run with other settings ({told}). Type the same settings to go on, "
+                f"{self.out} holds {'a finished' if old['finished'] else 'an interrupted'} run with other settings "
+                f"({told}). Type the same settings to {'see its results' if old['finished'] else 'go on'}, "
                 f"{self.restart}, or give another --out"
             )
         self.resumed = old is not None
+        self.finished = old is not None and bool(old["finished"])
         self.made: list[str] = old["made"] if old else []
         self.token: str = old["token"] if old else secrets.token_hex(6)
         self.state.mkdir(parents=True, exist_ok=True)
-        self._mark(False)
+        if not self.finished:
+            self._mark(False)
         self.seconds: dict[str, float] = self.read("seconds") or {}
 
     # -- the marker -------------------------------------------------------------------------------
@@ -206,8 +215,12 @@ class RunFolder:
         return atomic_write_text(self.out / name, json.dumps(value, indent=1) + "\n")
 
     def finish(self) -> None:
-        """The next run in this folder starts over."""
+        """Note that the run came to its end."""
         self._mark(True)
+
+    def has(self, *names: str) -> bool:
+        """Whether the run has finished and its results `names`, relative to `out`, are all there."""
+        return self.finished and all((self.out / name).exists() for name in names)
 
 
 def _holds_anything(path: Path) -> bool:

@@ -72,6 +72,9 @@ def run(config: RlConfig) -> int:
     begin = None if config.policy is None else policy_folder(config.policy, config.bundle)
     parts = bundle.fingerprint(policy=begin)
     folder = RunFolder(config.out, {**config.key(), "parts": parts}, fresh=config.fresh, restart=AGAIN)
+    if folder.has("history.json", "policy"):
+        logger.warning("%s holds this run and its results; --fresh removes them and runs it again", config.out)
+        return tell(config, folder.read("history"), bundle.judge().name)
     if folder.resumed:
         logger.info("going on with the interrupted run in %s", config.out)
     practice = Practice(config, bundle, folder, policy=begin)
@@ -90,11 +93,15 @@ def run(config: RlConfig) -> int:
         history = practice.run(board)
     folder.save("history.json", history)
     folder.finish()
+    return tell(config, history, practice.judge.name)
+
+
+def tell(config: RlConfig, history: list[dict[str, float]], judge: str) -> int:
+    """Say how a finished practice went, where the policy is and how to measure it."""
     last = history[-1]
     sys.stdout.write(
         f"{len(history)} rounds, {last['imagined_steps']:,.0f} imagined steps; imagined success "
-        f"{last['success_rate']:.2f}, "
-        f"judged by {practice.judge.name}{audited(history)}\npolicy: {config.out / 'policy'}\n"
+        f"{last['success_rate']:.2f}, judged by {judge}{audited(history)}\npolicy: {config.out / 'policy'}\n"
         f"measure it in Real: worldgym eval --policy sft {config.out / 'policy'}\n"
     )
     return 0

@@ -115,8 +115,7 @@ def case(place: Workspace, name: str, keep: bool) -> dict[str, Any]:
         problem, row["said"] = _meets(place, which, here, how, disk, rng, whole)
         row["began"] = "after a kill" if after_kill else "afresh"
         problem = problem or _goes_on(place, which, here, whole)
-        tried = COMMANDS[which]
-        if problem is None and row["said"] and not tried.again and not tried.anew:
+        if problem is None and row["said"] and not COMMANDS[which].again:
             problem = _keeps(place, which, here, how, disk, rng, whole)
     finally:
         if not (keep and not disk.mounted):

@@ -56,8 +56,7 @@ PARTS = {
         "command",
         "Writing fails from a command's start, or after a kill: a small tmpfs (`full`), an error from the n-th change "
         "on (`no-space`, `quota`), a file system mounted read-only, a limit of the size of files. Then there is space "
-        "and the command is typed again; then the same fault meets the finished run, except of `rl` and `demo`, which "
-        "begin anew when they are typed after their end.",
+        "and the command is typed again; then the same fault meets the finished run.",
         {
             "explained": "a sentence and exit code 2, the results of an undisturbed run once there was space, and a "
             "finished run as it was",

@@ -34,7 +34,6 @@ class Tried:
         going_on: file of the case's folder that shows that there is something to go on with.
         skip: pattern of files that are not compared.
         weight: how often it is tried, relative to the others.
-        anew: typed again after its end, it begins from the start, so its old results are given up by request.
     """
 
     words: str
@@ -42,7 +41,6 @@ class Tried:
     going_on: str = ""
     skip: str | None = None
     weight: int = 4
-    anew: bool = False
 
     def line(self, place: Workspace, here: Path | None = None) -> list[str]:
         """The command line, as it is typed in the case's folder `here`."""
@@ -66,8 +64,8 @@ COMMANDS: dict[str, Tried] = {
         "--finish-steps 6"
     ),
     "train-probe": Tried("train probe --world-model {world} --out out --episodes 12 --steps 12 --batch 8"),
-    "rl": Tried("rl --bundle {bundle} --out out --quick --iterations 3 --piece 1", anew=True),
-    "demo": Tried("demo --bundle {bundle} --out out --quick", anew=True),
+    "rl": Tried("rl --bundle {bundle} --out out --quick --iterations 3 --piece 1"),
+    "demo": Tried("demo --bundle {bundle} --out out --quick"),
     "claims": Tried(
         "claims run C1 --preset tiny --arms sft bc_only imagined_rl --workers 0 --threads 1 --results results "
         "--work out",

@@ -89,6 +89,18 @@ def test_the_table_names_every_arm(demo):
     assert all(word in text for word in ("SFT (before)", "Imagined RL", "BC only", "Language-blind", "FP"))
 
 
+def test_a_finished_run_is_shown_and_not_run_again(bundle, demo, monkeypatch, caplog):
+    out, results = demo
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(Practice, "run", lambda *_: pytest.fail("it practised"))
+        again = run_demo(DemoSettings(out=out, bundle=str(bundle), quick=True))
+    assert table(again) == table(results) and "--fresh" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(ConfigError, match="finished run with other settings.*--fresh"):
+        run_demo(DemoSettings(out=out, bundle=str(bundle), quick=True, seed=9))
+
+
 def test_an_interrupted_run_goes_on_and_ends_the_same(bundle, demo, tmp_path, monkeypatch):
     settings = DemoSettings(out=tmp_path / "run", bundle=str(bundle), quick=True)
     original, calls = Practice.iteration, []
@@ -190,17 +202,19 @@ def test_parts_of_other_shapes_are_named_before_anything_runs(bundle, tmp_path, 
         run_demo(DemoSettings(out=tmp_path / "run", bundle=str(other), quick=True))
 
 
-def test_a_bundle_that_changed_meanwhile_is_not_mixed(bundle, tmp_path):
+def test_a_bundle_that_changed_meanwhile_is_not_mixed(bundle, tmp_path, monkeypatch):
     import shutil
 
     other = shutil.copytree(bundle, tmp_path / "other")
     settings = DemoSettings(out=tmp_path / "run", bundle=str(other), quick=True)
     from experiments.demo import _Demo
 
-    _Demo(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Demo, "run", lambda _: {})
+        run_demo(settings)
     (other / "judge" / "notes.txt").write_text("another judge")
     with pytest.raises(ConfigError, match="parts: there"):
-        _Demo(settings)
+        run_demo(settings)
 
 
 def test_a_missing_or_damaged_bundle_says_what_to_do(bundle, tmp_path):

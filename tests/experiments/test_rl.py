@@ -21,7 +21,7 @@ def weights(folder):
     return load_file(folder / "policy" / "model.safetensors")
 
 
-def test_a_policy_practises_and_the_run_says_how_to_measure_it(bundle, tmp_path, capsys):
+def test_a_policy_practises_and_the_run_says_how_to_measure_it(bundle, tmp_path, capsys, caplog):
     out = tmp_path / "rl"
     assert main(["rl", "--bundle", str(bundle), "--out", str(out), "--quick"]) == 0
     said = capsys.readouterr().out
@@ -29,6 +29,10 @@ def test_a_policy_practises_and_the_run_says_how_to_measure_it(bundle, tmp_path,
     history = json.loads((out / "history.json").read_text())
     assert len(history) == 2 and history[1]["imagined_steps"] > history[0]["imagined_steps"] > 0
     assert (out / "config.yaml").is_file() and list(out.glob("events.out.*"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert main(["rl", "--bundle", str(bundle), "--out", str(out), "--quick"]) == 0
+    assert capsys.readouterr().out == said and "--fresh" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before, "it is shown, not run again"
 
 
 def test_a_stopped_run_goes_on_at_its_last_round_and_ends_the_same(bundle, tmp_path, monkeypatch):

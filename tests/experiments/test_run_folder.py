@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -49,7 +50,7 @@ def test_starting_over_removes_what_the_run_has_made_and_nothing_else(tmp_path, 
         folder.finish()
     before = set(content(tmp_path))
     theirs = other_peoples(tmp_path)
-    again = RunFolder(tmp_path, SETTINGS, fresh=not finished)
+    again = RunFolder(tmp_path, SETTINGS, fresh=True)
     assert not again.resumed and again.read("history") is None
     assert content(tmp_path) == {**theirs, f"state/{MARKER}": (again.state / MARKER).read_bytes()}
     assert "state/history.json" in before
@@ -60,6 +61,31 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path):
     again = RunFolder(tmp_path, dict(reversed(SETTINGS.items())))
     assert again.resumed and str(again.read("history")[0]["success"]) == "nan"
     assert (tmp_path / "videos" / "dream-0.gif").is_file()
+
+
+def test_a_finished_run_is_kept_until_another_one_is_asked_for(tmp_path):
+    run(tmp_path).finish()
+    before = content(tmp_path)
+    again = RunFolder(tmp_path, SETTINGS)
+    assert again.has("state/history.json", "videos") and not again.has("report.html")
+    with pytest.raises(ConfigError, match="a finished run with other settings .*--fresh"):
+        RunFolder(tmp_path, {**SETTINGS, "lr": 2e-3}, restart=AGAIN)
+    assert content(tmp_path) == before
+    again.own("videos/another.gif")  # what makes more is not finished
+    assert not RunFolder(tmp_path, SETTINGS).has("state/history.json")
+
+
+def test_a_full_disk_is_met_before_a_new_run_removes_the_old_one(tmp_path, monkeypatch):
+    run(tmp_path).finish()
+    before = content(tmp_path)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("experiments.run_folder.write_sealed", full)
+        RunFolder(tmp_path, SETTINGS, fresh=True)
+    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize("fresh", [False, True])
