@@ -1,7 +1,8 @@
 """Rollouts for policy improvement: inside a world model, or in a simulator for debugging and the soft-sim arm.
 
-`collect` is the inner loop of imagined RL. Everything is batched over starts x group; only the frame that the
-policy and the judge read is decoded; rows that succeeded leave the batch, so the cost falls as the policy improves.
+`collect` gathers what imagined RL learns from, by the closed loop of `worldgym.imagination.rollout`. Everything is
+batched over starts x group; only the frames that the policy and the judge read are decoded; rows that succeeded leave
+the batch, so the cost falls as the policy improves.
 
 Example::
 
@@ -13,7 +14,6 @@ Example::
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +26,10 @@ from agents.rollouts import Rollouts
 from agents.simulated import RealCollector, collect_real
 from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
-from worldgym.protocols import Observation, RewardModel, WorldModel, settled
+from worldgym.imagination.episodes import ImaginedEpisodes
+from worldgym.imagination.rollout import Decision, rollout
+from worldgym.imagination.rules import Rules
+from worldgym.protocols import Decode, Observation, PolicyOutput, RewardModel, WorldModel, threshold_of
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -192,77 +195,74 @@ def collect(
         )
     k = policy.chunk
     chunks = -(-horizon // k)
-    limit = float(getattr(judge, "threshold", 0.5)) if threshold is None else threshold
+    limit = threshold_of(judge) if threshold is None else threshold
     hot = temperature if token_temperature is None else token_temperature
-    total = len(starts) * group_size
-    image = starts.images.repeat_interleave(group_size, 0)
-    proprio = starts.states.repeat_interleave(group_size, 0).float()
-    words = [text for text in starts.instructions for _ in range(group_size)]
-    shape = (chunks, k, policy.config.action_dim)
-    out = Rollouts.empty(image, proprio, words, group_size, shape, temperature, hot)
-    if keep_frames:
-        out.frames = image[:, None].repeat(1, chunks * k + 1, 1, 1, 1).cpu()
-    assert out.path is not None
-    clock = {"imagine": 0.0, "policy": 0.0, "judge": 0.0}
-    began = time.perf_counter()
-    state = world_model.begin(
-        starts.images[:, None], _no_actions(starts, policy), generator, states=starts.states[:, None]
-    )
-    state = world_model.fork(state, torch.arange(len(starts)).repeat_interleave(group_size))
-    clock["imagine"] += time.perf_counter() - began
-    slots = torch.arange(total)  # which trajectory each row of the imagined batch is
-    running = torch.ones(total, dtype=torch.bool)
-    streak = torch.zeros(total, dtype=torch.int64)
-    spent = 0
-    for c in range(chunks):
-        live = running[slots]
-        if not bool(live.any()):
-            break
-        if float(live.float().mean()) < compact_below:
-            rows = live.nonzero().squeeze(1)
-            state = world_model.fork(state, rows)
-            slots, image, proprio, live = slots[rows], image[rows], proprio[rows], live[rows]
-        began = time.perf_counter()
-        texts = [words[i] for i in slots.tolist()]
-        observation = Observation(image=image, state=proprio, instruction=texts)
-        output = policy.act(
-            observation,
-            temperature=temperature,
-            generator=generator,
-            token_temperature=hot,
-        )
-        clock["policy"] += time.perf_counter() - began
-        out.record(slots[live], c, image, proprio, output, live)
+    rules = Rules(chunks * k, None, 1, limit, uncertainty_bound=max_uncertainty, confirm=confirm)
+    episodes = ImaginedEpisodes.begin(
+        world_model, judge, rules, starts.images, starts.states, starts.instructions, copies=group_size,
+        generator=generator,
+    )  # fmt: skip
+    recorder = TrajectoryRecorder((chunks, k, policy.config.action_dim), group_size, temperature, hot, keep_frames)
 
-        began = time.perf_counter()
-        state, dream = world_model.step(state, output.actions, decode="all" if keep_frames else "last")
-        spent += len(slots) * k
-        image, proprio = dream.frames[:, -1], dream.states[:, -1].float()
-        clock["imagine"] += time.perf_counter() - began
+    def act(observation: Observation, rows: np.ndarray) -> PolicyOutput:
+        return policy.act(observation, temperature=temperature, generator=generator, token_temperature=hot)
 
-        began = time.perf_counter()
-        told = [t for t, on in zip(texts, live.tolist(), strict=True) if on]
-        verdict = settled(judge, image[live][:, None], told, proprio[live], dream.latents[live, -1])
-        clock["judge"] += time.perf_counter() - began
-        rows = slots[live]
-        out.path[rows, c * k : (c + 1) * k] = dream.states[live].cpu().float()
-        if out.frames is not None:
-            out.frames[rows, c * k + 1 : (c + 1) * k + 1] = dream.frames[live].cpu()
-            out.frames[rows, (c + 1) * k + 1 :] = dream.frames[live][:, -1:].cpu()
-        broken = ~verdict.valid.cpu()
-        if max_uncertainty is not None:
-            broken |= ~(dream.uncertainty[live].cpu() <= max_uncertainty)  # NaN is no certainty either
-        p = verdict.p_success.cpu().float()
-        streak[rows] = torch.where(p >= limit, streak[rows] + 1, torch.zeros_like(rows))
-        done = (streak[rows] >= confirm) & ~broken
-        out.p_success[rows, c] = p
-        out.final_images[rows] = image[live].cpu()
-        out.reward[rows[done]] = 1.0
-        out.valid[rows[broken]] = False
-        running[rows[done | broken]] = False
-    out.frames_used, out.seconds = spent, clock
+    result = rollout(act, episodes, observers=[recorder], compact_below=compact_below)
+    out = recorder.rollouts
+    out.reward[torch.from_numpy(result.success)] = 1.0
+    out.valid[torch.from_numpy(result.invalid)] = False
+    out.frames_used, out.seconds = result.frames, result.seconds
     return out
 
 
-def _no_actions(starts: Starts, policy: VLAPolicy) -> Tensor:
-    return torch.zeros(len(starts), 0, policy.config.action_dim)
+class TrajectoryRecorder:
+    """An observer of `worldgym.imagination.rollout` that writes `Rollouts`.
+
+    Args:
+        shape: (C, K, A) of a trajectory.
+        group_size: trajectories a start.
+        temperature: of the policy's choice of places.
+        token_temperature: of its tokens.
+        keep_frames: keep every imagined frame.
+    """
+
+    rollouts: Rollouts
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        group_size: int,
+        temperature: float,
+        token_temperature: float,
+        keep_frames: bool = False,
+    ) -> None:
+        self.shape, self.group_size = shape, group_size
+        self.temperatures, self.keep_frames = (temperature, token_temperature), keep_frames
+        self.decode: Decode = "all" if keep_frames else "last"
+
+    def begin(self, episodes: ImaginedEpisodes) -> None:
+        """Make room for all trajectories."""
+        image, (chunks, k, _) = episodes.image.cpu(), self.shape
+        texts = list(episodes.slots.instruction)
+        self.rollouts = Rollouts.empty(
+            image, episodes.proprio.cpu(), texts, self.group_size, self.shape, *self.temperatures
+        )
+        if self.keep_frames:
+            self.rollouts.frames = image[:, None].repeat(1, chunks * k + 1, 1, 1, 1)
+
+    def __call__(self, decision: Decision) -> None:
+        """Write what the running episodes saw, did and were judged."""
+        out, c, k = self.rollouts, decision.number, self.shape[1]
+        live, imagined = torch.from_numpy(decision.live), decision.step.imagined
+        rows = torch.from_numpy(decision.rows)[live]
+        seen = decision.observation
+        out.record(rows, c, seen["image"], seen["state"], decision.output, live)
+        frames = imagined.frames[live].cpu()
+        assert out.path is not None
+        out.path[rows, c * k : (c + 1) * k] = imagined.states[live].cpu().float()
+        if out.frames is not None:
+            out.frames[rows, c * k + 1 : (c + 1) * k + 1] = frames
+            out.frames[rows, (c + 1) * k + 1 :] = frames[:, -1:]
+        p = torch.from_numpy(np.where(decision.step.hallucination, np.nan, decision.step.p))[live]
+        out.p_success[rows, c] = p.float()
+        out.final_images[rows] = frames[:, -1]

@@ -17,6 +17,7 @@ Example::
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Decode = Literal["all", "last", "none"]
+FrameCount = Literal["last", "episode"] | int
+"""Frames that a judge reads: the last one, the last n, or all since the first observation of the episode."""
 
 
 class Observation(TypedDict):
@@ -126,15 +129,87 @@ class WorldModel(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reads:
+    """What a judge must be given.
+
+    Args:
+        frames: `"last"`, an integer n >= 1 for the last n frames, or `"episode"` for all frames since the first
+            observation. An episode of fewer than n frames is padded at the front with its first frame.
+        state: proprioception `(B,S)` at the last frame, passed as `states`. It is no privileged information: a robot
+            knows where its hand is, and a world model imagines it.
+        latents: the world model's clean latents `(B,C,h,w)` of the last frame, passed as `latents` where there are any.
+
+    Raises:
+        ValueError: another value of `frames`.
+    """
+
+    frames: FrameCount = "last"
+    state: bool = False
+    latents: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        whole = isinstance(self.frames, int) and not isinstance(self.frames, bool)
+        if not (whole and int(self.frames) >= 1) and self.frames not in ("last", "episode"):
+            raise ValueError(
+                f"a judge reads frames={self.frames!r}; expected 'last', 'episode' or a whole number >= 1"
+            )
+
+    @property
+    def depth(self) -> int | None:
+        """Number of frames; None for the whole episode."""
+        return None if self.frames == "episode" else 1 if self.frames == "last" else int(self.frames)
+
+    def __or__(self, other: Reads) -> Reads:
+        """What both together must be given."""
+        depths = (self.depth, other.depth)
+        frames: FrameCount = "episode" if None in depths else max(depth or 1 for depth in depths)
+        return Reads("last" if frames == 1 else frames, self.state or other.state, self.latents or other.latents)
+
+
 @runtime_checkable
 class RewardModel(Protocol):
-    """A judge: looks at video and instruction, says how likely the instruction is fulfilled."""
+    """A judge: looks at video and instruction, says how likely the instruction is fulfilled.
+
+    A judge that needs more than the last frame declares it in an attribute `reads: Reads`; without one it is shown the
+    last frame alone. An optional `threshold: float` is the probability that it counts as success, 0.5 without one.
+    """
 
     name: str
 
     def score(self, frames: Tensor, instructions: Sequence[str]) -> Judgement:
-        """Judge `frames (B,T,H,W,3)` u8 against B instructions."""
+        """Judge `frames (B,T,H,W,3)` u8 against B instructions; also `states`, `latents` where it reads them."""
         ...
+
+
+def reads_of(judge: Any) -> Reads:
+    """What `judge` declares to read; the last frame where it declares nothing.
+
+    Raises:
+        TypeError: its `reads` is no `Reads`.
+    """
+    declared = getattr(judge, "reads", None)
+    if isinstance(declared, Reads):
+        return declared
+    if declared is not None:
+        raise TypeError(
+            f"{type(judge).__name__}.reads is {declared!r}; expected worldgym.protocols.Reads(frames=..., state=...)"
+        )
+    state, latents = (bool(getattr(judge, f"reads_{name}", False)) for name in ("state", "latents"))
+    if state or latents:
+        warnings.warn(
+            f"{type(judge).__name__} declares reads_state or reads_latents; declare "
+            f"reads = worldgym.protocols.Reads(state={state}, latents={latents})",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return Reads(state=state, latents=latents)
+
+
+def threshold_of(judge: Any) -> float:
+    """Probability that `judge` counts as success: its `threshold`, or 0.5."""
+    return float(getattr(judge, "threshold", 0.5))
 
 
 def judged(
@@ -144,19 +219,35 @@ def judged(
     states: Tensor | None,
     latents: Tensor | None = None,
 ) -> Judgement:
-    """What `judge` says of `frames (B,T,H,W,3)` u8, told no more than it reads.
+    """What `judge` says of `frames (B,T,H,W,3)` u8, given no more than it reads (`Reads`).
 
-    One that has `reads_state` is told `states (B,S)`: proprioception is no privileged information, a robot knows where
-    its hand is, and a world model imagines it; without them it says itself what is missing. One that has
-    `reads_latents` is handed the world model's last `latents (B,C,h,w)` where there are some.
+    Args:
+        judge: obeys `RewardModel`.
+        frames: all that there is, the last one last; the judge is shown those that it reads.
+        instructions: B of them.
+        states: `(B,S)` proprioception at the last frame, or None.
+        latents: `(B,C,h,w)` the world model's last latents, or None.
     """
-    told: dict[str, Any] = {}
-    if states is not None and getattr(judge, "reads_state", False):
-        told["states"] = states
-    if latents is not None and getattr(judge, "reads_latents", False):
-        told["latents"] = latents
-    verdict: Judgement = judge.score(frames, instructions, **told)
+    reads = reads_of(judge)
+    given: dict[str, Any] = {}
+    if states is not None and reads.state:
+        given["states"] = states
+    if latents is not None and reads.latents:
+        given["latents"] = latents
+    verdict: Judgement = judge.score(last_frames(frames, reads.depth), instructions, **given)
     return verdict
+
+
+def last_frames(frames: Tensor, depth: int | None) -> Tensor:
+    """The last `depth` of `frames (B,T,H,W,3)`, padded at the front with the first one; all of them when None."""
+    if depth is None:
+        return frames
+    missing = depth - frames.shape[1]
+    if missing <= 0:
+        return frames[:, -depth:]
+    import torch
+
+    return torch.cat([frames[:, :1].expand(-1, missing, *frames.shape[2:]), frames], 1)
 
 
 def settled(

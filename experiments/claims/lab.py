@@ -194,15 +194,15 @@ class Lab:
         """Success as the world model and the judge have it, greedily, from the first frame of each start."""
         import torch
 
-        from worldgym.evaluation.closed_loop import dream
+        from worldgym.imagination.rollout import run_policy
 
         with own_streams("imagine"):
             loaded = policy.load() if isinstance(policy, PolicyRef) else policy
-            dreamt = dream(
+            imagined = run_policy(
                 loaded, self.world_model, self.judge, self._first_frames(starts), horizon=self.preset.measured,
                 temperature=0.0, generator=torch.Generator().manual_seed(0),
             )  # fmt: skip
-        return {"success": pack(dreamt.success), "steps": int(dreamt.steps)}
+        return {"success": pack(imagined.success), "steps": int(imagined.steps)}
 
     def _first_frames(self, starts: list[Start]) -> dict[str, Any]:
         from envs.tabletop import TabletopEnv

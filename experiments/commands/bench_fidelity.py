@@ -290,7 +290,7 @@ def ranking(
     from envs.tabletop import TabletopEnv
     from experiments.graded_policies import graded_policies
     from worldgym.evaluation import EvaluationPool, make_starts
-    from worldgym.evaluation.closed_loop import dream
+    from worldgym.imagination.rollout import run_policy
     from worldgym.evaluation.ranking import agreement
     from worldgym.evaluation.rollouts import first_observations
 
@@ -305,11 +305,11 @@ def ranking(
     with Progress(len(policies) * (1 + len(worlds)), "ranking") as bar:
         for graded in policies:
             generator = torch.Generator().manual_seed(config.seed)
-            dreamt = dream(
+            imagined = run_policy(
                 graded.policy, model, judge, observation, horizon=40, temperature=graded.temperature,
                 generator=generator,
             )  # fmt: skip
-            tables["imagined"].append(dreamt.success)
+            tables["imagined"].append(imagined.success)
             bar.update(1)
         for name, kwargs in worlds:
             settings = {**kwargs, "horizon": 40, "chunk": policies[0].policy.chunk}

@@ -24,7 +24,11 @@ import numpy as np
 from worldgym.evaluation.outcomes import Start
 from worldgym.evaluation.rollouts import first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, paired_bootstrap
-from worldgym.protocols import settled
+from worldgym.imagination.episodes import ImaginedEpisodes
+from worldgym.imagination.frame_buffer import FrameBuffer
+from worldgym.imagination.rollout import ActionRecorder, Decision, rollout
+from worldgym.imagination.rules import Rules
+from worldgym.protocols import Decode, reads_of, settled
 
 
 @dataclass(frozen=True)
@@ -151,77 +155,125 @@ def watch(
         raise ValueError(f"watching needs starts and judges; got {len(starts)} and {len(judges)}")
     generator = torch.Generator().manual_seed(seed)
     observation = first_observations(env, starts)
-    image, proprio = (torch.as_tensor(observation[k]) for k in ("image", "state"))
     texts = [str(text) for text in observation["instruction"]]
-    said: dict[str, list[np.ndarray]] = {name: [] for name in judges}
-    seconds = dict.fromkeys(judges, 0.0)
-    actions: list[Any] = []
-    dreamt: list[np.ndarray] = []
-    doubts: list[np.ndarray] = []
-    with torch.inference_mode():
-        none = torch.zeros(len(texts), 0, world_model.action_dim)
-        state = world_model.begin(image[:, None], none, generator, states=proprio[:, None])
-        while sum(part.shape[1] for part in actions) < horizon:
-            look = {"image": image, "state": proprio, "instruction": texts}
-            actions.append(policy.act(look, temperature=temperature, generator=generator).actions)
-            state, imagined = world_model.step(state, actions[-1], decode="last")
-            image, proprio = imagined.frames[:, -1], imagined.states[:, -1]
-            doubts.append(torch.as_tensor(imagined.uncertainty).float().cpu().numpy())
-            if real_frames:
-                dreamt.append(image.cpu().numpy())
-            for name, judge in judges.items():
-                began = time.perf_counter()
-                said[name].append(verdicts(judge, image, texts, proprio, imagined.latents[:, -1]))
-                seconds[name] += time.perf_counter() - began
-    ends = np.cumsum([part.shape[1] for part in actions]) - 1
-    path = torch.cat(actions, 1).float().cpu().numpy()
+    episodes = ImaginedEpisodes.begin(
+        world_model, None, Rules(horizon), observation["image"], observation["state"], texts, generator=generator
+    )
+    looks, did = Looks(judges, keep_frames=real_frames), ActionRecorder(len(texts))
+
+    def act(seen: Any, rows: Any) -> Any:
+        return policy.act(seen, temperature=temperature, generator=generator)
+
+    rollout(act, episodes, observers=[looks, did])
+    ends = np.cumsum(looks.sizes) - 1
+    video = any(reads_of(judge).depth != 1 for judge in judges.values())
     executed = [
-        _execute(env, start, path[row], ends, progress, row, len(starts)) for row, start in enumerate(starts)
+        _execute(env, start, did.actions[row], progress, row, len(starts), keep=real_frames)
+        for row, start in enumerate(starts)
     ]
     fulfilled = np.stack([row[0] for row in executed])
-    frames = np.stack([row[1] for row in executed]) if real_frames else None
-    states = np.stack([row[2] for row in executed]).astype(np.float32) if real_frames else None
-    of_real: dict[str, np.ndarray] = {}
-    if frames is not None and states is not None:
+    frames, states, of_real = None, None, {}
+    if real_frames:
+        films, paths = (np.stack([row[i] for row in executed]) for i in (1, 2))
+        frames, states = films[:, 1:][:, ends], paths[:, 1:][:, ends].astype(np.float32)
         for name, judge in judges.items():
-            looks = [
-                verdicts(judge, torch.from_numpy(frames[:, c]), texts, torch.from_numpy(states[:, c]))
-                for c in range(len(ends))
+            said = [
+                verdicts(
+                    judge,
+                    torch.from_numpy(films[:, : end + 2] if video else films[:, end + 1 : end + 2]),
+                    texts,
+                    torch.from_numpy(states[:, c]),
+                )
+                for c, end in enumerate(ends)
             ]
-            of_real[name] = np.stack(looks, 1)
+            of_real[name] = np.stack(said, 1)
     return Watched(
         starts=tuple(starts),
         instructions=texts,
-        said={name: np.stack(looks, 1) for name, looks in said.items()},
+        said={name: np.stack(said, 1) for name, said in looks.said.items()},
         now=fulfilled[:, ends],
         by_then=np.maximum.accumulate(fulfilled, 1)[:, ends],
         said_of_real=of_real,
         frames=frames,
         states=states,
-        seconds=seconds,
-        imagined=np.stack(dreamt, 1) if dreamt else None,
-        doubt=np.maximum.accumulate(np.stack(doubts, 1), 1),
+        seconds=looks.seconds,
+        imagined=np.stack(looks.frames, 1) if looks.frames else None,
+        doubt=np.maximum.accumulate(np.stack(looks.uncertainty, 1), 1),
     )
 
 
-def verdicts(judge: Any, image: Any, texts: Sequence[str], states: Any, latents: Any = None) -> np.ndarray:
-    """What a judge says of single frames `image (B,H,W,3)` uint8: `(B,)` float32, nan where it gave no verdict."""
+class Looks:
+    """An observer that asks every judge after each decision.
+
+    Args:
+        judges: by name.
+        keep_frames: keep the frame at each look.
+
+    Attributes:
+        said: of each judge, one array `(B,)` a look, nan where it gave no verdict.
+        seconds: of each judge.
+        sizes: actions before each look.
+        uncertainty: of the world model, one array `(B,)` a look.
+        frames: `(B,H,W,3)` a look, where kept.
+    """
+
+    def __init__(self, judges: Mapping[str, Any], keep_frames: bool = False) -> None:
+        self.judges, self.keep_frames = judges, keep_frames
+        self.said: dict[str, list[np.ndarray]] = {name: [] for name in judges}
+        self.seconds = dict.fromkeys(judges, 0.0)
+        self.sizes: list[int] = []
+        self.uncertainty: list[np.ndarray] = []
+        self.frames: list[np.ndarray] = []
+        self.buffers: dict[str, FrameBuffer] = {}
+        video = any(reads_of(judge).depth != 1 for judge in judges.values())
+        self.decode: Decode = "all" if video else "last"
+
+    def begin(self, episodes: ImaginedEpisodes) -> None:
+        """Remember the first frames for judges of videos."""
+        self.buffers = {
+            name: FrameBuffer(episodes.image, reads_of(judge).frames) for name, judge in self.judges.items()
+        }
+
+    def __call__(self, decision: Decision) -> None:
+        """Ask."""
+        imagined = decision.step.imagined
+        states, texts = imagined.states[:, -1].float(), list(decision.observation["instruction"])
+        latents = None if imagined.latents is None else imagined.latents[:, -1]
+        self.sizes.append(decision.actions.shape[1])
+        self.uncertainty.append(decision.step.uncertainty.astype(np.float32))
+        if self.keep_frames:
+            self.frames.append(imagined.frames[:, -1].cpu().numpy())
+        for name, judge in self.judges.items():
+            buffer = self.buffers[name]
+            buffer.append(imagined.frames if buffer.decode == "all" else imagined.frames[:, -1:])
+            began = time.perf_counter()
+            # nothing ends, so that all episodes are equally long
+            (_, clips) = next(buffer.clips(np.arange(len(texts))))
+            self.said[name].append(verdicts(judge, clips, texts, states, latents))
+            self.seconds[name] += time.perf_counter() - began
+
+
+def verdicts(judge: Any, frames: Any, texts: Sequence[str], states: Any, latents: Any = None) -> np.ndarray:
+    """What a judge says of `frames (B,T,H,W,3)` uint8: `(B,)` float32, nan where it gave no verdict."""
     import torch
 
     with torch.no_grad():
-        verdict = settled(judge, image[:, None], list(texts), states, latents)
+        verdict = settled(judge, frames, list(texts), states, latents)
     p = torch.as_tensor(verdict.p_success).float().cpu().numpy().copy()
     p[~torch.as_tensor(verdict.valid).cpu().numpy().astype(bool)] = np.nan
     return p
 
 
 def _execute(
-    env: Any, start: Start, actions: np.ndarray, ends: np.ndarray, progress: Any, row: int, count: int
+    env: Any, start: Start, actions: np.ndarray, progress: Any, row: int, count: int, *, keep: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Real under `actions (T,A)`: fulfilled `(T,)`, frames and states at `ends`; after its end all stays as it was."""
+    """Real under `actions (T,A)`: fulfilled `(T,)`, and with `keep` frames and states `(T+1,...)`.
+
+    After its end all stays as it was.
+    """
     observation, _ = reset_env(env, start)
     fulfilled = np.zeros(len(actions), bool)
-    looks, states = [], []
+    frames, states = [np.asarray(observation["image"])], [np.asarray(observation["state"])]
     over = False
     for t, action in enumerate(actions):
         if not over:
@@ -230,9 +282,9 @@ def _execute(
             fulfilled[t] = bool(info["success"])
         else:
             fulfilled[t] = fulfilled[t - 1]
-        if t in ends:
-            looks.append(np.asarray(observation["image"]))
+        if keep:
+            frames.append(np.asarray(observation["image"]))
             states.append(np.asarray(observation["state"]))
     if progress is not None:
         progress(row + 1, count)
-    return fulfilled, np.stack(looks), np.stack(states)
+    return fulfilled, np.stack(frames), np.stack(states)

@@ -23,7 +23,7 @@ import numpy as np
 
 from worldgym.evaluation.rollouts import Start, first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, wilson
-from worldgym.protocols import settled
+from worldgym.imagination.rollout import run_policy
 
 
 @dataclass(frozen=True)
@@ -125,109 +125,6 @@ class ClosedLoopResult:
         }
 
 
-@dataclass(frozen=True)
-class Dream:
-    """What a policy did on imagined frames from B starts.
-
-    Args:
-        actions: B arrays `(T_b, A)` float32, up to the imagined stop.
-        success: `(B,)` bool.
-        invalid: `(B,)` bool, before a success the judge failed or the world model was too unsure.
-        frames: B arrays `(T_b+1, H, W, 3)` uint8 when recorded, else None.
-        steps: imagined frames in all.
-    """
-
-    actions: list[np.ndarray]
-    success: np.ndarray
-    invalid: np.ndarray
-    frames: list[np.ndarray] | None
-    steps: int
-
-
-def dream(
-    policy: Any,
-    world_model: Any,
-    judge: Any,
-    observation: dict[str, Any],
-    *,
-    horizon: int = 40,
-    temperature: float = 0.0,
-    threshold: float | None = None,
-    confirm: int = 1,
-    max_uncertainty: float | None = None,
-    generator: Any = None,
-    record: bool = False,
-) -> Dream:
-    """Let a policy act on imagined frames until the judge sees success, chunk by chunk, or the horizon ends.
-
-    Args:
-        policy: obeys `worldgym.protocols.Policy`.
-        world_model: obeys `worldgym.protocols.WorldModel`.
-        judge: obeys `worldgym.protocols.RewardModel`; asked at chunk ends only.
-        observation: true starts: "image" `(B,H,W,3)` uint8, "state" `(B,S)`, "instruction" B strings.
-        horizon: environment steps.
-        temperature: sampling temperature; 0 is greedy.
-        threshold: success is `p_success >= threshold`; the judge's own `threshold`, else 0.5, when None.
-        confirm: successive chunk ends that must be judged successful.
-        max_uncertainty: an episode whose model uncertainty exceeds it before a success is invalid, as in imagined RL.
-        generator: torch generator of policy and world model.
-        record: keep every imagined frame (costs decoding all of them).
-    """
-    import torch
-
-    image = torch.as_tensor(observation["image"])
-    proprio = torch.as_tensor(observation["state"])
-    texts = list(observation["instruction"])
-    n = len(texts)
-    actions: list[list[np.ndarray]] = [[] for _ in range(n)]
-    frames: list[list[np.ndarray]] = [[image[i : i + 1].cpu().numpy()] for i in range(n)]
-    success, invalid = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-    alive = np.arange(n)
-    streak = np.zeros(n, dtype=np.int64)
-    limit = float(getattr(judge, "threshold", 0.5)) if threshold is None else threshold
-    imagined_steps = done = 0
-    with torch.inference_mode():
-        none = torch.zeros(n, 0, world_model.action_dim)
-        state = world_model.begin(image[:, None], none, generator, states=proprio[:, None])
-        while len(alive) and done < horizon:
-            told = [texts[i] for i in alive]
-            look: dict[str, Any] = {"image": image, "state": proprio, "instruction": told}
-            if hasattr(policy, "prepare"):
-                look["row"] = torch.from_numpy(alive)
-            output = policy.act(look, temperature=temperature, generator=generator)
-            chunk = output.actions[:, : horizon - done]
-            state, imagined = world_model.step(state, chunk, decode="all" if record else "last")
-            image, proprio = imagined.frames[:, -1], imagined.states[:, -1]
-            done += chunk.shape[1]
-            imagined_steps += chunk.shape[0] * chunk.shape[1]
-            verdict = settled(judge, imagined.frames[:, -1:], told, proprio, imagined.latents[:, -1])
-            valid = verdict.valid.cpu().numpy().astype(bool)
-            if max_uncertainty is not None:  # NaN is no certainty either
-                valid &= (imagined.uncertainty <= max_uncertainty).cpu().numpy()
-            said = (verdict.p_success >= limit).cpu().numpy() & valid
-            streak[alive] = np.where(said, streak[alive] + 1, 0)
-            won = streak[alive] >= confirm
-            for row, i in enumerate(alive):
-                actions[i].append(chunk[row].float().cpu().numpy())
-                if record:
-                    frames[i].append(imagined.frames[row].cpu().numpy())
-            success[alive[won]] = True
-            invalid[alive[~valid]] = True
-            keep = ~won & valid
-            if not keep.all():
-                index = torch.from_numpy(np.flatnonzero(keep))
-                alive = alive[keep]
-                if len(alive):
-                    state, image, proprio = world_model.fork(state, index), image[index], proprio[index]
-    return Dream(
-        actions=[np.concatenate(rows) for rows in actions],
-        success=success,
-        invalid=invalid,
-        frames=[np.concatenate(rows) for rows in frames] if record else None,
-        steps=imagined_steps,
-    )
-
-
 def replay_actions(
     env: Any, start: Start, actions: np.ndarray, *, record: bool = False
 ) -> tuple[bool, np.ndarray]:
@@ -304,7 +201,7 @@ def run_closed_loop(
         observation = first_observations(env, block)
         if hasattr(policy, "prepare"):
             policy.prepare(block)
-        episode = dream(
+        episode = run_policy(
             policy,
             world_model,
             judge,

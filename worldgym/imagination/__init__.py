@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldgym.imagination.env import WorldModelEnv
-    from worldgym.imagination.slots import SavedState
+    from worldgym.imagination.episodes import SavedState
     from worldgym.imagination.starts import ArrayStarts, DatasetStarts, ImageStarts, Start, StartSet
     from worldgym.imagination.vector import WorldModelVectorEnv
 
 # Resolved on first use: the tabletop takes its spaces from this package, and a simulator needs no torch.
 _LAZY = {
     **dict.fromkeys(("ArrayStarts", "DatasetStarts", "ImageStarts", "Start", "StartSet"), "starts"),
-    "SavedState": "slots",
+    "SavedState": "episodes",
     "WorldModelEnv": "env",
     "WorldModelVectorEnv": "vector",
 }

@@ -22,22 +22,16 @@ import torch
 from gymnasium.utils import seeding
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
-from torch import Tensor
 from typing_extensions import Self
 
+from worldgym.imagination.episodes import ImaginedEpisodes, SavedState
 from worldgym.imagination.options import rekey
-from worldgym.imagination.slots import SavedState, Slots
 
 
 class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
     """The part of `WorldModelVectorEnv` that keeps, restores and multiplies whole episodes."""
 
-    world_model: Any
-    device: torch.device
-    _dream: Any
-    _image: Tensor
-    _proprio: Tensor
-    _slots: Slots
+    _episodes: ImaginedEpisodes | None
     _streams: list[np.random.Generator | None]
     _seeds: list[int]
 
@@ -46,16 +40,10 @@ class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
 
     def save_state(self) -> SavedState:
         """All slots, random streams included, as a value that later steps leave alone."""
-        if self._dream is None:
+        if self._episodes is None:
             raise RuntimeError("nothing to save before reset; call reset(seed=...) first")
-        everyone = np.arange(self.num_envs)
-        return SavedState(
-            dream=self.world_model.fork(self._dream, torch.as_tensor(everyone, device=self.device)),
-            image=self._image.clone(),
-            proprio=self._proprio.clone(),
-            slots=self._slots.take(everyone),
-            streams=[copy.deepcopy(dict(stream.bit_generator.state)) for stream in self.np_random],
-        )
+        streams = [copy.deepcopy(dict(stream.bit_generator.state)) for stream in self.np_random]
+        return SavedState(self._episodes.take(np.arange(self.num_envs)), streams)
 
     def restore_state(self, state: SavedState) -> None:
         """Inverse of `save_state`: the same actions then give the same bits, autoresets included.
@@ -66,10 +54,7 @@ class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
         if not isinstance(state, SavedState) or state.num_envs != self.num_envs:
             got = f"{state.num_envs} slots" if isinstance(state, SavedState) else f"a {type(state).__name__}"
             raise ValueError(f"got {got}; expected what save_state() returned with {self.num_envs} slots")
-        everyone = np.arange(self.num_envs)
-        self._dream = self.world_model.fork(state.dream, torch.as_tensor(everyone, device=self.device))
-        self._image, self._proprio = state.image.clone(), state.proprio.clone()
-        self._slots = state.slots.take(everyone)
+        self._episodes = state.episodes.take(np.arange(self.num_envs))
         for stream, kept in zip(self.np_random, state.streams, strict=True):
             stream.bit_generator.state = copy.deepcopy(kept)
 
@@ -90,18 +75,16 @@ class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
         rows = np.asarray(index, np.int64)
         if rows.ndim != 1 or len(rows) == 0 or rows.min() < 0 or rows.max() >= self.num_envs:
             raise ValueError(f"index={index}; expected a non-empty list of slots in 0..{self.num_envs - 1}")
-        if self._dream is None:
+        if self._episodes is None:
             raise RuntimeError("nothing to fork before reset; call reset(seed=...) first")
         draws = [int(copy.deepcopy(stream).integers(2**62)) for stream in self.np_random]
         twin = copy.copy(self)
         twin._set_size(len(rows))
-        where = torch.as_tensor(rows, device=self.device)
-        twin._dream = self.world_model.fork(self._dream, where)
-        twin._image, twin._proprio = self._image[where], self._proprio[where]
-        twin._slots = self._slots.take(rows)
+        twin._episodes = self._episodes.take(rows)
         streams = [np.random.default_rng([draws[i], j]) for j, i in enumerate(rows)]
         if fresh_noise:
-            twin._dream = rekey(twin._dream, torch.tensor([int(s.integers(2**62)) for s in streams]))
+            seeds = torch.tensor([int(s.integers(2**62)) for s in streams])
+            twin._episodes.state = rekey(twin._episodes.state, seeds)
         twin._streams = list(streams)
         twin._seeds = [-1] * len(rows)
         return twin

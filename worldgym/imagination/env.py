@@ -30,8 +30,8 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from worldgym.imagination.episodes import SavedState
 from worldgym.imagination.settings import limited_spec
-from worldgym.imagination.slots import SavedState
 from worldgym.imagination.starts import StartSet
 from worldgym.imagination.vector import WorldModelVectorEnv
 from worldgym.protocols import RewardModel, WorldModel

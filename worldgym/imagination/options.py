@@ -25,7 +25,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldgym.imagination.slots import SavedState
+from worldgym.imagination.episodes import SavedState
 from worldgym.imagination.spaces import check_image, check_instruction
 from worldgym.imagination.starts import Start, StartSet, read_image, start_from_episode
 
@@ -159,13 +159,13 @@ def _from_saved(
             f"a state of {saved.num_envs} slots for {num_envs}; expected {num_envs}, or 1 for all of them"
         )
     source = np.zeros(len(rows), np.int64) if saved.num_envs == 1 else rows
-    words = [str(text) for text in saved.slots.instruction[source]]
+    words = [str(text) for text in saved.episodes.slots.instruction[source]]
     if options.get("instruction") is not None:
         words = [
             check_instruction(_of_slot("instruction", options["instruction"], int(i), num_envs), space)
             for i in rows
         ]
-    tasks = [str(task) for task in saved.slots.task[source]]
+    tasks = [str(task) for task in saved.episodes.slots.task[source]]
     return ResetPlan(words, tasks, source=saved, source_rows=source)
 
 

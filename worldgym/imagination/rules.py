@@ -49,6 +49,8 @@ class Outcome:
 class Rules:
     """How episodes are judged and ended; see `WorldModelVectorEnv` for the meaning of each field.
 
+    `judge_every=1` judges after every step, whole chunks included.
+
     Raises:
         ValueError: an impossible setting.
     """
@@ -61,11 +63,13 @@ class Rules:
     terminate_on_success: bool = True
     uncertainty_bound: float | None = None
     discount: float = 0.99
+    confirm: int = 1
 
     def __post_init__(self) -> None:
-        if self.judge_every < 1 or (self.chunk is not None and self.chunk < 1):
+        if self.judge_every < 1 or self.confirm < 1 or (self.chunk is not None and self.chunk < 1):
             raise ValueError(
-                f"judge_every={self.judge_every}, chunk={self.chunk}; expected whole numbers >= 1"
+                f"judge_every={self.judge_every}, confirm={self.confirm}, chunk={self.chunk}; expected whole numbers "
+                ">= 1"
             )
         if self.horizon < 1 or self.horizon % (self.chunk or 1):
             raise ValueError(
@@ -101,7 +105,9 @@ class Rules:
         dropped.
         """
         sound = judged & valid
-        success = sound & (p >= self.success_threshold)
+        hit = sound & (p.astype(np.float32) >= np.float32(self.success_threshold))  # judges speak in float32
+        slots.streak[judged] = np.where(hit, slots.streak + 1, 0)[judged]
+        success = hit & (slots.streak >= self.confirm)
         first = (success & ~slots.success_once).astype(np.float64)
         before = np.nan_to_num(slots.last_p)
         if self.reward_kind == "success":

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 Index = Sequence[int] | NDArray[np.int64]
 
@@ -39,6 +38,7 @@ class Slots:
         returned: sum of rewards so far.
         last_p: the judge's last probability of success (the baseline of difference rewards); NaN if it was
             invalid.
+        streak: judgements of success in a row, up to the last one.
         success_once: whether success was judged at any time.
         over: whether the episode has ended and waits for a reset.
     """
@@ -50,6 +50,7 @@ class Slots:
     unjudged: NDArray[np.int64]
     returned: NDArray[np.float64]
     last_p: NDArray[np.float64]
+    streak: NDArray[np.int64]
     success_once: NDArray[np.bool_]
     over: NDArray[np.bool_]
 
@@ -64,6 +65,7 @@ class Slots:
             unjudged=np.zeros(count, np.int64),
             returned=np.zeros(count, np.float64),
             last_p=np.zeros(count, np.float64),
+            streak=np.zeros(count, np.int64),
             success_once=np.zeros(count, np.bool_),
             over=np.zeros(count, np.bool_),
         )
@@ -78,22 +80,6 @@ class Slots:
         rows = np.asarray(index, np.int64)
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(other, field.name)
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """Slots of a `WorldModelVectorEnv` at one moment; in memory only, later steps leave it alone."""
-
-    dream: Any
-    image: Tensor
-    proprio: Tensor
-    slots: Slots
-    streams: list[dict[str, Any]]
-
-    @property
-    def num_envs(self) -> int:
-        """Number of saved slots."""
-        return len(self.streams)
 
 
 def put_info(infos: dict[str, Any], key: str, values: Any, mask: NDArray[np.bool_]) -> None:

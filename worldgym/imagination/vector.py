@@ -34,7 +34,7 @@ from torch import Tensor
 
 from worldgym.imagination import options as reset_options
 from worldgym.imagination.branching import BranchingVectorEnv
-from worldgym.imagination.judging import ask
+from worldgym.imagination.episodes import ImaginedEpisodes
 from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
 from worldgym.imagination.observations import (
     EMBEDDING_DIM,
@@ -47,7 +47,7 @@ from worldgym.imagination.settings import horizon_of, limited_spec, state_bounds
 from worldgym.imagination.slots import Slots, put_info
 from worldgym.imagination.spaces import action_space, check_actions
 from worldgym.imagination.starts import StartSet
-from worldgym.protocols import RewardModel, WorldModel
+from worldgym.protocols import RewardModel, WorldModel, threshold_of
 
 Column = tuple[str, Any, Flags]  # an info entry: key, one value a slot, the slots that have it
 
@@ -80,6 +80,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             say it has come, `rules.potential`.
         discount: of the learner; for "potential" alone.
         terminate_on_success: False lets an episode go on after success.
+        confirm: judgements of success in a row that make a success; 2 lets errors of a single frame pass.
         uncertainty_bound: truncate a slot, unjudged and with info["hallucination"], above this; None for
             never.
         flat_actions: True takes a chunk as one vector (K A,), for libraries that want no matrix.
@@ -125,6 +126,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         reward_kind: RewardKind = "success",
         discount: float = 0.99,
         terminate_on_success: bool = True,
+        confirm: int = 1,
         uncertainty_bound: float | None = None,
         flat_actions: bool = False,
         instruction: InstructionMode = "text",
@@ -149,9 +151,11 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         if warm_up is not None:  # here, not in the middle of the first episode
             warm_up()
         if success_threshold is None:
-            success_threshold = float(getattr(self.reward, "threshold", 0.5))
-        ending = (success_threshold, reward_kind, terminate_on_success, uncertainty_bound, discount)
-        self.rules = Rules(horizon, chunk, judge_every, *ending)
+            success_threshold = threshold_of(self.reward)
+        self.rules = Rules(
+            horizon, chunk, judge_every, success_threshold, reward_kind, terminate_on_success, uncertainty_bound,
+            discount, confirm,
+        )  # fmt: skip
         self.starts = resolve_starts(starts)
         self.device = torch.device(getattr(self.world_model, "device", "cpu"))
         self.instruction_mode, self.render_mode = instruction, render_mode
@@ -169,13 +173,9 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         bounds = [np.broadcast_to(np.asarray(b, np.float32), (model.state_dim,)).copy() for b in (low, high)]
         self._low, self._high = (torch.as_tensor(b, device=self.device) for b in bounds)
         self._spec: Any = None
-        self._dream: Any = None
+        self._episodes: ImaginedEpisodes | None = None
         self._set_size(num_envs)
-        self._slots = Slots.empty(num_envs, EMBEDDING_DIM if instruction == "embedding" else 0)
         self._streams, self._seeds = [None] * num_envs, [-1] * num_envs
-        size = model.image_size
-        self._image = torch.zeros(num_envs, size, size, 3, dtype=torch.uint8, device=self.device)
-        self._proprio = torch.zeros(num_envs, model.state_dim, device=self.device)
 
     def _set_size(self, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -204,7 +204,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         """
         options = dict(options or {})
         mask = reset_options.check_mask(options.pop("reset_mask", None), self.num_envs)
-        if self._dream is None and not mask.all():
+        if self._episodes is None and not mask.all():
             raise ValueError("reset_mask before the first reset; call reset() without a mask once")
         seeds: Sequence[int | None]
         if seed is None or isinstance(seed, (int, np.integer)):
@@ -230,34 +230,28 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             options = {"task": self.task, **options}
         plan = reset_options.plan(options, rows, streams, self.starts, model, self.num_envs, self._words)
         seeds = torch.tensor([int(stream.integers(2**62)) for stream in streams])
-        fresh = Slots.empty(len(rows), self._slots.embedding.shape[1])
-        fresh.instruction[:], fresh.task[:] = plan.instructions, plan.tasks
+        slots = Slots.empty(len(rows), EMBEDDING_DIM if self.instruction_mode == "embedding" else 0)
+        slots.instruction[:], slots.task[:] = plan.instructions, plan.tasks
+        if slots.embedding.shape[1]:
+            from worldgym.text import embed
+
+            slots.embedding[:] = embed([str(text) for text in slots.instruction])
         with torch.no_grad():
-            if plan.source is not None:
-                index = torch.as_tensor(plan.source_rows, device=device)
-                dream = model.fork(plan.source.dream, index)
-                image, proprio = plan.source.image[index], plan.source.proprio[index]
+            if plan.source is not None and plan.source_rows is not None:
+                source = plan.source.episodes.take(plan.source_rows)
+                state, image, proprio = source.state, source.image, source.proprio
             else:
                 frames = torch.as_tensor(plan.frames, device=device)
                 states = None if plan.states is None else torch.as_tensor(plan.states, device=device)
                 actions = torch.as_tensor(plan.actions, device=device)
-                dream = reset_options.begin_rows(model, frames, actions, states, seeds)
-                image, proprio = frames[:, -1], dream.states if states is None else states[:, -1]
-            if len(rows) == self.num_envs:
-                self._dream, self._image, self._proprio = dream, image.clone(), proprio.float().clone()
-            else:
-                index = torch.as_tensor(rows, device=device)
-                self._dream = model.merge(self._dream, index, dream)
-                self._image = self._image.index_copy(0, index, image)
-                self._proprio = self._proprio.index_copy(0, index, proprio.float())
-        if fresh.embedding.shape[1]:
-            from worldgym.text import embed
-
-            fresh.embedding[:] = embed([str(text) for text in fresh.instruction])
-        self._slots.put(rows, fresh)
-        if self.rules.needs_baseline and self.reward is not None:
-            p, valid = self._judge(rows)
-            self._slots.last_p[rows] = np.where(valid, p, np.nan)
+                state = reset_options.begin_rows(model, frames, actions, states, seeds)
+                image, proprio = frames[:, -1], state.states if states is None else states[:, -1]
+        fresh = ImaginedEpisodes(model, self.reward, self.rules, state, image.clone(), proprio, slots)
+        fresh.first_judgement()
+        if self._episodes is None or len(rows) == self.num_envs:
+            self._episodes = fresh
+        else:
+            self._episodes.put(rows, fresh)
         having = np.zeros(self.num_envs, np.bool_)
         having[rows] = True
         nothing, zero = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs)
@@ -265,8 +259,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         columns = self._columns(still, zero, ~nothing, nothing, zero, having)
         if self.info_frames:  # nothing was imagined yet: the start, as often as a step has frames
             count = self.chunk or 1
-            frames = self._image[:, None].expand(-1, count, -1, -1, -1)
-            columns += self._paths(frames, self._proprio[:, None].expand(-1, count, -1), having)
+            frames = self._now.image[:, None].expand(-1, count, -1, -1, -1)
+            columns += self._paths(frames, self._now.proprio[:, None].expand(-1, count, -1), having)
         return columns
 
     # -- stepping ------------------------------------------------------------------------------------------
@@ -282,9 +276,9 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             ValueError: actions of the wrong shape, NaN, or beyond [-1, 1].
             AssertionError: with autoreset disabled, an episode that is over is stepped.
         """
-        if self._dream is None:
+        if self._episodes is None:
             raise RuntimeError("step before reset; call reset(seed=...) first")
-        waiting = self._slots.over.copy()
+        waiting = self._episodes.slots.over.copy()
         if self.autoreset_mode is AutoresetMode.DISABLED and waiting.any():
             raise AssertionError(
                 f"environments {np.flatnonzero(waiting).tolist()} are over and autoreset is disabled; call"
@@ -296,7 +290,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         reward = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
         if not waiting.all():
-            outcome, columns = self._advance(chunk, ~waiting)
+            outcome, columns = self._advance(self._episodes, chunk, ~waiting)
             reward, terminated, truncated = outcome.reward, outcome.terminated, outcome.truncated
         if waiting.any():  # NEXT_STEP: their action was ignored, this step only shows them their new start
             columns += self._begin(np.flatnonzero(waiting), {})
@@ -307,7 +301,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             columns = [(key, values, having & ~over) for key, values, having in columns]
             columns += self._begin(np.flatnonzero(over), {})
         else:
-            self._slots.over[:] = over
+            self._episodes.slots.over[:] = over
         for key, values, having in columns:
             put_info(infos, key, values, having)
         if self.tensors:
@@ -316,35 +310,21 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             return self._observation(), paid, ends[0], ends[1], infos
         return self._observation(), reward, terminated, truncated, infos
 
-    def _advance(self, chunk: Tensor, moving: Flags) -> tuple[Outcome, list[Column]]:
-        """Dream on, judge who is due, decide what ends; rows not `moving` are left to their reset."""
-        slots = self._slots
-        with torch.no_grad():
-            decode = "all" if self.info_frames else "last"
-            self._dream, imagined = self.world_model.step(self._dream, chunk, decode=decode)
-        self._image, self._proprio = imagined.frames[:, -1], imagined.states[:, -1].float()
-        uncertainty = imagined.uncertainty.detach().cpu().numpy().astype(np.float64)
-        slots.elapsed[moving] += chunk.shape[1]
-        slots.unjudged[moving] += chunk.shape[1]
-        judged, hallucination = self.rules.due(slots, moving, uncertainty)
-        p, valid = np.zeros(self.num_envs), np.ones(self.num_envs, np.bool_)
-        if self.reward is None:
-            judged[:] = False
-        elif judged.any():
-            rows = np.flatnonzero(judged)
-            p[rows], valid[rows] = self._judge(rows)
-            valid[rows] &= np.isfinite(slots.last_p[rows])  # without a baseline there is no difference either
-        outcome = self.rules.settle(slots, moving, judged, hallucination, p, valid)
-        columns = self._columns(outcome, uncertainty, valid, hallucination, p, moving)
+    def _advance(
+        self, episodes: ImaginedEpisodes, chunk: Tensor, moving: Flags
+    ) -> tuple[Outcome, list[Column]]:
+        """One step of all episodes; rows not `moving` are left to their reset."""
+        step = episodes.step(chunk, moving=moving, decode="all" if self.info_frames else "last")
+        columns = self._columns(step.outcome, step.uncertainty, step.valid, step.hallucination, step.p, moving)
         if self.info_frames:
-            columns += self._paths(imagined.frames, imagined.states, moving)
-        return outcome, columns
+            columns += self._paths(step.imagined.frames, step.imagined.states, moving)
+        return step.outcome, columns
 
     def _columns(
         self, outcome: Outcome, uncertainty: Any, valid: Flags, hallucination: Flags, p: Any, having: Flags
     ) -> list[Column]:
         """The info entries of the slots `having`, the same ones at a reset and at a step."""
-        slots = self._slots
+        slots = self._now.slots
         columns: list[Column] = [
             ("instruction_text", slots.instruction.copy(), having),
             ("task", slots.task.copy(), having),
@@ -369,15 +349,6 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         if self.tensors:
             return [("frames", frames, having), ("states", path, having)]
         return [("frames", frames.cpu().numpy(), having), ("states", path.cpu().numpy(), having)]
-
-    def _judge(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], Flags]:
-        """Probability of success (n,) and validity (n,) of the current frames of `rows`."""
-        assert self.reward is not None
-        index = torch.as_tensor(rows, device=self.device)
-        words = [str(text) for text in self._slots.instruction[rows]]
-        latents = getattr(self._dream, "latent", None)  # a world model without one is judged by its frames
-        told = None if latents is None else latents[index]
-        return ask(self.reward, self._image[index][:, None], words, self._proprio[index], told)
 
     def _final(self, infos: dict[str, Any], columns: list[Column], over: Flags) -> None:
         """SAME_STEP: last observation and info of ended episodes, in the form of SyncVectorEnv."""
@@ -404,30 +375,37 @@ class WorldModelVectorEnv(BranchingVectorEnv):
     def spec(self, value: Any) -> None:
         self._spec = limited_spec(value, self.horizon, self.chunk)
 
+    @property
+    def _now(self) -> ImaginedEpisodes:
+        if self._episodes is None:
+            raise RuntimeError("nothing was imagined yet; call reset(seed=...) first")
+        return self._episodes
+
     def _observation(self) -> dict[str, Any]:
-        state: Any = self._proprio.clamp(self._low, self._high)
-        words: Any = tuple(str(text) for text in self._slots.instruction)
+        now = self._now
+        state: Any = now.proprio.clamp(self._low, self._high)
+        words: Any = tuple(str(text) for text in now.slots.instruction)
         if self.instruction_mode == "embedding":
-            words = self._slots.embedding.copy()
+            words = now.slots.embedding.copy()
         if self.tensors:
             if self.instruction_mode == "embedding":
                 words = torch.as_tensor(words, device=self.device)
-            image: Any = self._image
+            image: Any = now.image
         else:
-            image, state = self._image.cpu().numpy().copy(), state.cpu().numpy()
+            image, state = now.image.cpu().numpy().copy(), state.cpu().numpy()
         observation = {"image": image, "instruction": words}
         return {**observation, "state": state} if self.world_model.state_dim else observation
 
     @property
     def finished(self) -> bool:
         """Whether every episode is over and waits for a reset."""
-        return self._dream is not None and bool(self._slots.over.all())
+        return self._episodes is not None and bool(self._episodes.slots.over.all())
 
     @property
     def instructions(self) -> list[str]:
         """The words each slot is to obey."""
-        return [str(text) for text in self._slots.instruction]
+        return [str(text) for text in self._now.slots.instruction]
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
         """The current frame of each slot, (H, W, 3) uint8, with `render_mode="rgb_array"`."""
-        return tuple(self._image.cpu().numpy().copy()) if self.render_mode == "rgb_array" else None
+        return tuple(self._now.image.cpu().numpy().copy()) if self.render_mode == "rgb_array" else None

@@ -1,0 +1,225 @@
+"""Imagined episodes that run together: the world model's memory, what the judge is shown, and the book-keeping.
+
+Why: the Gymnasium environment, imagined RL, the closed-loop gate, audits and refresh collection all do the same between
+two actions: imagine, look, judge, decide what ends. This is the one place where that is written.
+
+Example::
+
+    episodes = ImaginedEpisodes.begin(model, judge, Rules(horizon=40), images, states, instructions)
+    step = episodes.step(actions)              # actions (B,K,A)
+    step.outcome.success, step.p, step.valid   # one entry an episode
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Self
+
+from worldgym.imagination.frame_buffer import FrameBuffer
+from worldgym.imagination.rules import Flags, Numbers, Outcome, Rules
+from worldgym.imagination.slots import Slots
+from worldgym.protocols import Decode, Imagined, Observation, reads_of, settled
+
+
+@dataclass(frozen=True)
+class ImaginedStep:
+    """What one call of `ImaginedEpisodes.step` brought, one entry an episode.
+
+    Args:
+        imagined: the world model's output.
+        outcome: reward, success and ends.
+        p: `(B,)` float64, judged probability of success; 0 where nothing was judged or the judge gave no verdict.
+        valid: `(B,)` bool, False where the judge was asked and gave no verdict.
+        uncertainty: `(B,)` float64 of the world model.
+        hallucination: `(B,)` bool, the uncertainty was beyond its bound, so that the episode was not judged.
+    """
+
+    imagined: Imagined
+    outcome: Outcome
+    p: Numbers
+    valid: Flags
+    uncertainty: Numbers
+    hallucination: Flags
+
+
+class ImaginedEpisodes:
+    """B episodes in one batch.
+
+    Args:
+        world_model: obeys `worldgym.protocols.WorldModel`.
+        judge: obeys `worldgym.protocols.RewardModel`, or None: no reward, no success.
+        rules: when episodes are judged, and what ends them.
+        state: the world model's state of B rows.
+        image: `(B,H,W,3)` uint8, the first observations.
+        proprio: `(B,S)` float32, proprioception there.
+        slots: book-keeping of B rows.
+
+    Attributes:
+        state, slots: as above, now.
+        proprio: `(B,S)` float32, now.
+        seconds: wall time of `imagine` and `judge` since they began.
+    """
+
+    def __init__(
+        self, world_model: Any, judge: Any, rules: Rules, state: Any, image: Tensor, proprio: Tensor, slots: Slots
+    ) -> None:
+        self.world_model, self.judge, self.rules = world_model, judge, rules
+        self.state, self.proprio, self.slots = state, proprio.float(), slots
+        self.buffer = FrameBuffer(image, reads_of(judge).frames)
+        self.latents: Tensor | None = getattr(state, "latent", None)
+        self.seconds = {"imagine": 0.0, "judge": 0.0}
+
+    @classmethod
+    @torch.no_grad()
+    def begin(
+        cls,
+        world_model: Any,
+        judge: Any,
+        rules: Rules,
+        images: Tensor,
+        states: Tensor,
+        instructions: Sequence[str],
+        *,
+        copies: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """Episodes from real frames.
+
+        Args:
+            world_model: see the class.
+            judge: see the class.
+            rules: see the class.
+            images: `(M,H,W,3)` uint8 real frames.
+            states: `(M,S)` proprioception.
+            instructions: M of them.
+            copies: episodes a start, next to each other; B is M times this.
+            generator: of the world model's sampling.
+        """
+        began = time.perf_counter()
+        device = getattr(world_model, "device", "cpu")
+        images, states = torch.as_tensor(images, device=device), torch.as_tensor(states, device=device)
+        none = torch.zeros(len(images), 0, world_model.action_dim, device=device)
+        state = world_model.begin(images[:, None], none, generator, states=states[:, None])
+        if copies > 1:
+            state = world_model.fork(state, torch.arange(len(images)).repeat_interleave(copies))
+            images, states = images.repeat_interleave(copies, 0), states.repeat_interleave(copies, 0)
+        slots = Slots.empty(len(images))
+        slots.instruction[:] = [text for text in instructions for _ in range(copies)]
+        episodes = cls(world_model, judge, rules, state, images, states, slots)
+        episodes.seconds["imagine"] += time.perf_counter() - began
+        return episodes
+
+    def __len__(self) -> int:
+        """Number of episodes, B."""
+        return len(self.slots.over)
+
+    @property
+    def image(self) -> Tensor:
+        """`(B,H,W,3)` uint8, the current frames."""
+        return self.buffer.last
+
+    def observation(self) -> Observation:
+        """What a policy sees now."""
+        return Observation(image=self.image, state=self.proprio, instruction=list(self.slots.instruction))
+
+    def step(self, actions: Tensor, *, moving: Flags | None = None, decode: Decode = "last") -> ImaginedStep:
+        """Imagine K frames, judge who is due, decide what ends.
+
+        Args:
+            actions: `(B,K,A)` in [-1, 1].
+            moving: `(B,)` bool; the others are imagined along, but neither judged nor counted. None for all.
+            decode: "all" where somebody wants every frame; what the judge reads is decoded in any case.
+        """
+        slots, count = self.slots, len(self)
+        moving = np.ones(count, np.bool_) if moving is None else moving
+        began = time.perf_counter()
+        with torch.no_grad():
+            wanted: Decode = "all" if "all" in (decode, self.buffer.decode) else "last"
+            self.state, imagined = self.world_model.step(self.state, actions, decode=wanted)
+        self.buffer.append(imagined.frames if self.buffer.decode == "all" else imagined.frames[:, -1:])
+        self.proprio = imagined.states[:, -1].float()
+        self.latents = None if imagined.latents is None else imagined.latents[:, -1]
+        uncertainty = imagined.uncertainty.detach().cpu().numpy().astype(np.float64)
+        self.seconds["imagine"] += time.perf_counter() - began
+        slots.elapsed[moving] += actions.shape[1]
+        slots.unjudged[moving] += actions.shape[1]
+        due, hallucination = self.rules.due(slots, moving, uncertainty)
+        p, valid = np.zeros(count), np.ones(count, np.bool_)
+        if self.judge is None:
+            due[:] = False
+        elif due.any():
+            rows = np.flatnonzero(due)
+            p[rows], valid[rows] = self.judge_rows(rows)
+            valid[rows] &= np.isfinite(slots.last_p[rows])  # without a baseline there is no difference either
+        outcome = self.rules.settle(slots, moving, due, hallucination, p, valid)
+        return ImaginedStep(imagined, outcome, p, valid, uncertainty, hallucination)
+
+    def judge_rows(self, rows: NDArray[np.int64]) -> tuple[Numbers, Flags]:
+        """Judge the episodes `rows (R,)` as they are: probability `(R,)`, 0 without a verdict, and validity `(R,)`."""
+        began = time.perf_counter()
+        p, valid = np.zeros(len(self)), np.zeros(len(self), np.bool_)
+        for alike, clips in self.buffer.clips(rows):
+            index = torch.as_tensor(alike, device=clips.device)
+            latents = None if self.latents is None else self.latents[index]
+            verdict = settled(
+                self.judge, clips, list(self.slots.instruction[alike]), self.proprio[index], latents
+            )
+            p[alike] = verdict.p_success.cpu().numpy().astype(np.float64)
+            valid[alike] = verdict.valid.cpu().numpy()
+        self.seconds["judge"] += time.perf_counter() - began
+        return p[rows], valid[rows]
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Self:
+        """Copies of the episodes `rows`, in any order and as often as wanted; later steps leave the others alone."""
+        chosen = np.asarray(rows, np.int64)
+        index = torch.as_tensor(chosen, device=self.image.device)
+        taken = object.__new__(type(self))
+        taken.world_model, taken.judge, taken.rules = self.world_model, self.judge, self.rules
+        taken.state = self.world_model.fork(self.state, index)
+        taken.proprio, taken.slots = self.proprio[index], self.slots.take(chosen)
+        taken.latents = None if self.latents is None else self.latents[index]
+        taken.buffer, taken.seconds = self.buffer.take(chosen), self.seconds
+        return taken
+
+    def put(self, rows: Sequence[int] | NDArray[np.int64], other: Self) -> None:
+        """Replace the episodes `rows` by all those of `other`, in order."""
+        chosen = np.asarray(rows, np.int64)
+        index = torch.as_tensor(chosen, device=self.image.device)
+        self.state = self.world_model.merge(self.state, index, other.state)
+        self.proprio = self.proprio.index_copy(0, index, other.proprio)
+        if self.latents is not None and other.latents is not None:
+            self.latents = self.latents.index_copy(0, index, other.latents)
+        self.buffer.put(chosen, other.buffer)
+        self.slots.put(chosen, other.slots)
+
+    def first_judgement(self) -> None:
+        """Judge the first frames, where the reward is a difference and needs a baseline."""
+        if self.judge is not None and self.rules.needs_baseline:
+            p, valid = self.judge_rows(np.arange(len(self)))
+            self.slots.last_p[:] = np.where(valid, p, np.nan)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """Slots of a `WorldModelVectorEnv` at one moment; in memory only, later steps leave it alone.
+
+    Args:
+        episodes: of every slot.
+        streams: state of each slot's random generator.
+    """
+
+    episodes: ImaginedEpisodes
+    streams: list[dict[str, Any]]
+
+    @property
+    def num_envs(self) -> int:
+        """Number of saved slots."""
+        return len(self.streams)
