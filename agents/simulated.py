@@ -25,7 +25,8 @@ import torch
 
 from agents.rollouts import Rollouts
 from agents.vla import VLAPolicy
-from worldgym.protocols import Observation, RewardModel, settled
+from worldgym.errors import ConfigError
+from worldgym.protocols import Observation, RewardModel, reads_of, settled, threshold_of
 
 DEFAULT_ENV = "envs.tabletop:TabletopVectorEnv"
 
@@ -158,7 +159,15 @@ class RealCollector:
                 World-Gymnast's simulator arm sums partial rewards; else 1 for success.
             judge: says from the simulator's frames, after each chunk, whether it is a success, in place of the truth:
                 what is learned then lacks the world model's errors and has the judge's.
+
+        Raises:
+            ConfigError: the judge reads more than one frame.
         """
+        if judge is not None and reads_of(judge).depth != 1:
+            raise ConfigError(
+                f"judge {judge.name} reads frames={reads_of(judge).frames!r}, and the simulator shows the frame at the "
+                "end of each chunk; give a judge of single frames, or collect in a world model (agents.collect)"
+            )
         k, a = policy.chunk, policy.config.action_dim
         chunks = -(-horizon // k)
         total = len(seeds) * group_size
@@ -210,7 +219,7 @@ class RealCollector:
             if judge is not None:
                 began = time.perf_counter()
                 verdict = settled(judge, image[rows][:, None], words, state[rows])
-                success = verdict.p_success.cpu() >= float(getattr(judge, "threshold", 0.5))
+                success = verdict.p_success.cpu() >= threshold_of(judge)
                 out.valid[rows[~verdict.valid.cpu()]] = False
                 running[rows[~verdict.valid.cpu()]] = False
                 success &= verdict.valid.cpu()

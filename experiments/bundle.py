@@ -89,9 +89,9 @@ class Bundle:
         """
         return pretrained.read_card(self.folder)
 
-    def fingerprint(self, *, policy: Path | None = None) -> str:
-        """SHA-256 of what a practice depends on: parts, starts and demonstrations; of another policy when given."""
-        folders = [policy or self.policy_folder, *(self._part(name) for name in ("world_model", "judge"))]
+    def fingerprint(self, *, policy: Path | None = None, judge: Path | None = None) -> str:
+        """SHA-256 of what a practice depends on: parts, starts, demonstrations; another policy or judge when given."""
+        folders = [policy or self.policy_folder, self._part("world_model"), judge or self._part("judge")]
         hashes = [folder_hash(folder) for folder in folders]
         hashes += [file_sha256(self.folder / name) for name in ARCHIVES if (self.folder / name).is_file()]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
@@ -119,10 +119,8 @@ class Bundle:
         return load_world_model(self._part("world_model"))
 
     def judge(self) -> Any:
-        """The learned judge."""
-        from rewards import LearnedJudge
-
-        return LearnedJudge.from_pretrained(str(self._part("judge")))
+        """The judge whose reward is learned from, of whatever kind it is."""
+        return self.named_judge("bundled")
 
     def named_judge(
         self,
@@ -145,15 +143,21 @@ class Bundle:
         """
         from rewards.loading import judge_keys, load_judge
 
+        return load_judge(self.judge_folder(name), tokenizer=tokenizer, cache=cache, keys=judge_keys(keys))
+
+    def judge_folder(self, name: str) -> Path:
+        """Where `named_judge` finds a judge.
+
+        Raises:
+            CheckpointError: no such part, no such folder.
+        """
         folder = Path(name).expanduser()
         if not folder.is_dir() and name not in JUDGES:
             raise CheckpointError(
                 f"there is no folder {name}; give a folder that a judge's save_pretrained wrote, or one of the "
                 f"bundle's judges: {', '.join(JUDGES)}"
             )
-        if not folder.is_dir():
-            folder = self._part(JUDGES[name])
-        return load_judge(folder, tokenizer=tokenizer, cache=cache, keys=judge_keys(keys))
+        return folder if folder.is_dir() else self._part(JUDGES[name])
 
     def probe(self) -> Any:
         """The ruler that reads positions off frames."""

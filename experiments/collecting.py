@@ -33,7 +33,6 @@ from worldgym.utils.files import file_sha256
 
 if TYPE_CHECKING:
     from experiments.commands.collect import CollectConfig
-    from worldgym.protocols import Observation
 
 
 @dataclass(frozen=True)
@@ -130,11 +129,13 @@ def make_rollout(config: CollectConfig) -> Rollout:
 def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str, Any], int], np.ndarray]]:
     """Load the policy; `result(seed)` is an action source that asks it for a chunk and plays the chunk out.
 
-    With a world model the policy sees a true frame at the start only, then what the model imagines.
+    With a world model the policy sees a true frame at the start only, then what the model imagines, so that all its
+    actions are known at the start.
     """
     import torch
 
     from agents import VLAPolicy
+    from worldgym.imagination.rollout import run_policy
     from worldgym.models import load_world_model
 
     torch.set_num_threads(1)  # several workers share the cores
@@ -145,28 +146,23 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
     def start(seed: int) -> Callable[[dict[str, Any], int], np.ndarray]:
         generator = torch.Generator().manual_seed(seed)
         chunk = np.zeros((0, TABLETOP_ACTION_SPEC.dim), np.float32)
-        memory: Any = None
 
         @torch.inference_mode()
         def act(observation: dict[str, Any], step: int) -> np.ndarray:
-            nonlocal chunk, memory
-            if step % policy.chunk == 0:
-                image = torch.from_numpy(np.array(observation["image"])[None])
-                state = torch.from_numpy(np.array(observation["state"], np.float32)[None])
-                if world_model is not None and step == 0:
-                    none = torch.zeros(1, 0, TABLETOP_ACTION_SPEC.dim)
-                    memory = world_model.begin(image[:, None], none, generator, states=state[:, None])
-                elif world_model is not None:
-                    memory, dream = world_model.step(memory, torch.from_numpy(chunk)[None], decode="last")
-                    image, state = dream.frames[:, -1], dream.states[:, -1].float()
-                batch: Observation = {
-                    "image": image,
-                    "state": state,
-                    "instruction": [observation["instruction"]],
-                }
-                output = policy.act(batch, temperature=config.temperature, generator=generator)
+            nonlocal chunk
+            batch = {
+                "image": torch.from_numpy(np.array(observation["image"])[None]),
+                "state": torch.from_numpy(np.array(observation["state"], np.float32)[None]),
+                "instruction": [observation["instruction"]],
+            }
+            sampling = {"temperature": config.temperature, "generator": generator}
+            if world_model is not None and step == 0:
+                imagined = run_policy(policy, world_model, None, batch, horizon=config.horizon, **sampling)
+                chunk = imagined.actions[0]
+            elif world_model is None and step % policy.chunk == 0:
+                output = policy.act(batch, **sampling)  # type: ignore[arg-type]
                 chunk = np.clip(output.actions[0].float().numpy(), -1.0, 1.0)
-            return chunk[step % policy.chunk]
+            return chunk[step % len(chunk)]
 
         return act
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from experiments.demo_settings import PracticeSettings
 from worldgym.evaluation import Start, make_starts
+from worldgym.protocols import threshold_of
 
 logger = logging.getLogger(__name__)
 GUARD_SEED0 = 18_500_000
@@ -66,7 +67,7 @@ class Guard:
         steps = env.batch.interactions
         env.close()
         level = settings.threshold
-        threshold = float(getattr(self.judge, "threshold", 0.5)) if level is None else level
+        threshold = threshold_of(self.judge) if level is None else level
         imagined, real, valid = seen.outcomes("judge", threshold)
         found = {
             "audit_episodes": float(len(starts)),

@@ -9,6 +9,7 @@ Example::
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldgym.protocols import Judgement, RewardModel, judged
+from worldgym.protocols import Judgement, Reads, RewardModel, judged, reads_of, threshold_of
 
 
 class CachedJudge:
@@ -43,12 +44,12 @@ class CachedJudge:
     @property
     def threshold(self) -> float:
         """The judge's threshold."""
-        return float(getattr(self.judge, "threshold", 0.5))
+        return threshold_of(self.judge)
 
     @property
-    def reads_state(self) -> bool:
-        """Whether the judge wants proprioception."""
-        return bool(getattr(self.judge, "reads_state", False))
+    def reads(self) -> Reads:
+        """What the judge reads, of frames and proprioception: what is kept belongs to frames, not to latents."""
+        return dataclasses.replace(reads_of(self.judge), latents=False)
 
     def score(self, frames: Tensor, instructions: Sequence[str], states: Tensor | None = None) -> Judgement:
         """As the judge; only unseen (frames, instruction, state) triples reach it."""
@@ -89,6 +90,6 @@ class CachedJudge:
     def _key(self, video: Tensor, text: str, state: Tensor | None) -> str:
         digest = hashlib.sha256(f"{self.judge.name}\0{text}\0{tuple(video.shape)}\0".encode())
         digest.update(video.contiguous().cpu().numpy().tobytes())
-        if state is not None and self.reads_state:
+        if state is not None and self.reads.state:
             digest.update(state.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement, judged
+from worldgym.protocols import Judgement, Reads, judged, reads_of
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.typed import from_values
 
@@ -173,14 +173,9 @@ class CalibratedJudge:
         return self.calibration.threshold
 
     @property
-    def reads_state(self) -> bool:
+    def reads(self) -> Reads:
         """As the judge."""
-        return bool(getattr(self.judge, "reads_state", False))
-
-    @property
-    def reads_latents(self) -> bool:
-        """As the judge."""
-        return bool(getattr(self.judge, "reads_latents", False))
+        return reads_of(self.judge)
 
     def score(
         self,

@@ -15,7 +15,9 @@ Example::
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement, RewardModel, judged
+from worldgym.protocols import Judgement, Reads, RewardModel, judged, reads_of, threshold_of
 from worldgym.utils.folders import save_folder, verify_folder
 
 
@@ -81,14 +83,9 @@ class ComposedJudge:
         return f"{self.how}({', '.join(parts)})"
 
     @property
-    def reads_state(self) -> bool:
-        """Whether a term wants proprioception."""
-        return any(getattr(term.judge, "reads_state", False) for term in self.terms.values())
-
-    @property
-    def reads_latents(self) -> bool:
-        """Whether a term takes the world model's latents in place of frames."""
-        return any(getattr(term.judge, "reads_latents", False) for term in self.terms.values())
+    def reads(self) -> Reads:
+        """What all terms together must be given; each is shown its own part of it."""
+        return functools.reduce(operator.or_, (reads_of(term.judge) for term in self.terms.values()))
 
     def score(
         self,
@@ -110,7 +107,7 @@ class ComposedJudge:
             valid &= sound
             total += torch.where(applies, term.weight * p.nan_to_num(), torch.zeros(()))
             weights += term.weight * applies
-            strict = p / float(getattr(term.judge, "threshold", 0.5))
+            strict = p / threshold_of(term.judge)
             least = torch.where(applies, torch.minimum(least, strict), least)
             for row, value in zip(raw, p.tolist(), strict=True):
                 row[name] = value if value == value else None

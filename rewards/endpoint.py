@@ -22,9 +22,18 @@ from typing import Any, Literal
 
 from rewards.answers import Scale
 from worldgym.errors import ConfigError, JudgeUnavailableError
+from worldgym.protocols import FrameCount, Reads
 from worldgym.utils.optional import require
 
 _DEFAULT_PROMPT = "rewards.http.PROMPT"
+
+
+def check_frames_setting(frames: FrameCount) -> None:
+    """Raise a ConfigError unless a judge can read such frames."""
+    try:
+        Reads(frames)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,8 @@ class HttpJudgeConfig:
         prompt: with `{instruction}` in it; by default the answer must end with `Final Score: 0` or `1`.
         votes: answers asked for; the probability of success is the share that say success.
         min_votes: answers that must be readable; with fewer the verdict is invalid.
-        stride: every so many frames are sent, counted back from the last, which always is.
+        frames: what it is shown: the whole `episode` so far, the `last` frame, or the last so many.
+        stride: of these frames, every so many are sent, counted back from the last, which always is.
         size: pixels that frames are enlarged to.
         temperature: of the answers; None sends none, for models that refuse the parameter.
         max_tokens: of an answer.
@@ -67,6 +77,7 @@ class HttpJudgeConfig:
     prompt: str = _DEFAULT_PROMPT
     votes: int = 5
     min_votes: int = 1
+    frames: FrameCount = "episode"
     stride: int = 3
     size: int = 256
     temperature: float | None = 1.0
@@ -123,6 +134,7 @@ class HttpJudgeConfig:
             raise ConfigError(f"give_up is {self.give_up}, expected at least 1, or None")
         if not 0 < self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1]")
+        check_frames_setting(self.frames)
 
     @property
     def limit(self) -> float:

@@ -38,7 +38,7 @@ from torch import Tensor
 from rewards.answers import read_score
 from rewards.endpoint import Endpoint, HttpJudgeConfig, Refused, Spent, masked
 from worldgym.errors import CheckpointError, ConfigError, JudgeUnavailableError
-from worldgym.protocols import Judgement
+from worldgym.protocols import Judgement, Reads
 from worldgym.utils.files import read_json, write_sealed
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.optional import require
@@ -103,6 +103,11 @@ class HttpJudge:
     def name(self) -> str:
         """What reports call this judge."""
         return f"http:{self.config.model}"
+
+    @property
+    def reads(self) -> Reads:
+        """The frames that the settings say."""
+        return Reads(frames=self.config.frames)
 
     @property
     def threshold(self) -> float:

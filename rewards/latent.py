@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rewards.learned import STATE_FEATURES, WAVES
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement
+from worldgym.protocols import Judgement, Reads
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
 from worldgym.utils.typed import from_values
@@ -88,8 +88,6 @@ class LatentJudge(
         config: sizes; also accepts a plain dict (what `config.json` holds).
     """
 
-    reads_latents = True
-
     def __init__(self, config: LatentJudgeConfig | Mapping[str, Any] | None = None) -> None:
         super().__init__()
         if config is None:
@@ -134,9 +132,9 @@ class LatentJudge(
         embed(["nothing yet"])
 
     @property
-    def reads_state(self) -> bool:
-        """Whether `score` wants proprioception."""
-        return self.config.state_dim > 0
+    def reads(self) -> Reads:
+        """The last frame's latents, and proprioception where it was trained with it."""
+        return Reads(state=self.config.state_dim > 0, latents=True)
 
     @property
     def threshold(self) -> float:
@@ -177,7 +175,7 @@ class LatentJudge(
         weight = match.softmax(-1)
         where, strength = (weight @ self.places.flatten(1).t()).flatten(1), (weight * match).sum(-1)
         parts = [flat.mean(2), flat.amax(2), where, strength, told]
-        if self.reads_state:
+        if self.reads.state:
             assert state is not None
             normal = (state.float() - self.state_mean) / self.state_std
             waves = (normal[:, None] * self.waves[:, None]).flatten(1)
@@ -198,7 +196,7 @@ class LatentJudge(
         Args:
             frames: `(B,T,H,W,3)` uint8; its last frame is encoded unless `latents` are given, and then not looked at.
             instructions: B strings.
-            states: `(B,S)` proprioception at the last frame, data units; wanted where `reads_state`.
+            states: `(B,S)` proprioception at the last frame, data units; wanted where `reads.state`.
             latents: `(B,C,h,w)` of the world model, in place of the frames.
 
         Raises:
@@ -218,7 +216,7 @@ class LatentJudge(
                 f"latents are {tuple(latents.shape)}, expected {wanted}, one for each instruction"
             )
         told = None if states is None else torch.as_tensor(states)
-        if self.reads_state and (told is None or tuple(told.shape) != (len(latents), c.state_dim)):
+        if self.reads.state and (told is None or tuple(told.shape) != (len(latents), c.state_dim)):
             raise ConfigError(
                 f"this judge reads proprioception: expected states {(len(latents), c.state_dim)}, got "
                 f"{None if told is None else tuple(told.shape)}"

@@ -157,7 +157,7 @@ def train_latent_judge(
     words = torch.from_numpy(embed(sorted({t for texts in sources[0].train.texts.values() for t in texts})))
     judge.text_mean.copy_(words.mean(0))
     judge.text_std.copy_(words.std(0, correction=0).clamp_min(0.01))
-    if judge.reads_state:
+    if judge.reads.state:
         judge.state_mean.copy_(torch.from_numpy(arrays.states.mean(0)))
         judge.state_std.copy_(torch.from_numpy(arrays.states.std(0)).clamp_min(1e-4))
     adam = torch.optim.AdamW(
@@ -185,7 +185,7 @@ def train_latent_judge(
             seen, states = torch.cat([seen, more.latents]), torch.cat([states, more.states])
             labels, texts = torch.cat([labels, more.labels]), texts + more.texts
         seen = blur(seen, config.latent_noise)
-        if judge.reads_state:
+        if judge.reads.state:
             states = states + judge.state_std * config.state_noise * torch.randn_like(states)
         warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
         for group in adam.param_groups:

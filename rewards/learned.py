@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement
+from worldgym.protocols import Judgement, Reads
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
 from worldgym.utils.tensors import load_tensors
@@ -192,13 +192,13 @@ class LearnedJudge(
         """Load what the first verdict would load, so that it costs no more than the second."""
         size, frames = self.config.image_size, 1
         blank = torch.zeros(frames, 1, size, size, 3, dtype=torch.uint8)
-        states = torch.zeros(frames, self.config.state_dim) if self.reads_state else None
+        states = torch.zeros(frames, self.config.state_dim) if self.reads.state else None
         self.score(blank, ["nothing yet"], states)
 
     @property
-    def reads_state(self) -> bool:
-        """Whether `score` wants proprioception."""
-        return self.config.state_dim > 0
+    def reads(self) -> Reads:
+        """The last frame, and proprioception where it was trained with it."""
+        return Reads(state=self.config.state_dim > 0)
 
     def set_state_stats(self, states: np.ndarray) -> None:
         """Standardise proprioception by that of the training logs, `(N,S)`; `train_judge` calls this once."""
@@ -211,7 +211,7 @@ class LearnedJudge(
         Args:
             states: `(N,S)` of the training logs.
         """
-        if self.reads_state:
+        if self.reads.state:
             return self
         other = LearnedJudge(dataclasses.replace(self.config, state_dim=states.shape[1]))
         own = self.state_dict()
@@ -286,7 +286,7 @@ class LearnedJudge(
             pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
         with torch.autocast(self.device.type, enabled=False):
             parts = [pooled.float(), where, strength, text.float()]
-            if state is not None and self.reads_state:
+            if state is not None and self.reads.state:
                 normal = (state.float() - self.state_mean) / self.state_std
                 waves = (normal[:, None] * self.waves[:, None]).flatten(1)
                 parts += [normal, waves.sin(), waves.cos()]
@@ -329,7 +329,7 @@ class LearnedJudge(
         Args:
             frames: `(B,T,H,W,3)` uint8.
             instructions: B strings.
-            states: `(B,S)` proprioception at the last frame, data units; wanted where `reads_state`, else left aside.
+            states: `(B,S)` proprioception at the last frame, data units; wanted where `reads.state`, else left aside.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape or number of instructions.
@@ -343,7 +343,7 @@ class LearnedJudge(
         if len(instructions) != len(frames):
             raise ConfigError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
         told: Tensor | None = None
-        if self.reads_state:
+        if self.reads.state:
             told = None if states is None else torch.as_tensor(states)
             wanted = (len(frames), self.config.state_dim)
             if told is None or tuple(told.shape) != wanted:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement
+from worldgym.protocols import Judgement, Reads
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.optional import require
@@ -228,6 +228,12 @@ class OpenClipJudge:
     def threshold(self) -> float:
         """Probability at which it means success."""
         return self.config.threshold
+
+    @property
+    def reads(self) -> Reads:
+        """The frames that it scores, and those between them."""
+        span = (self.config.frames - 1) * self.config.stride + 1
+        return Reads(frames="last" if span == 1 else span)
 
     @property
     def size(self) -> int:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement
+from worldgym.protocols import Judgement, Reads
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
@@ -142,6 +142,11 @@ class ReferenceJudge:
     def name(self) -> str:
         """What reports call this judge."""
         return "reference"
+
+    @property
+    def reads(self) -> Reads:
+        """The whole episode."""
+        return Reads(frames="episode")
 
     @property
     def threshold(self) -> float:

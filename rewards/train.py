@@ -174,7 +174,7 @@ def train_judge(
             judge.borrow_eyes(eyes)
         else:
             judge.set_text_stats([text for texts in train.texts.values() for text in texts])
-        if judge.reads_state:
+        if judge.reads.state:
             judge.set_state_stats(arrays.states)
     optimizer = torch.optim.AdamW(
         judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
@@ -209,7 +209,7 @@ def train_judge(
             warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         state = None
-        if judge.reads_state:
+        if judge.reads.state:
             blur = config.state_noise * rng.standard_normal(states.shape, dtype=np.float32)
             state = torch.from_numpy(states) + judge.state_std * torch.from_numpy(blur)
         logit = judge(to_float(frames), torch.from_numpy(embed(texts)), state)

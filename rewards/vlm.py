@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from rewards.answers import Scale, read_score
+from rewards.endpoint import check_frames_setting
 from rewards.http import PROMPT, checked_videos, shown_frames
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement
+from worldgym.protocols import FrameCount, Judgement, Reads
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.hub import HUB
@@ -71,7 +72,8 @@ class VlmJudgeConfig:
         no: words that count as no.
         votes: answers a video in mode `score`.
         min_votes: of them that must be readable.
-        stride: every so many frames are shown, counted back from the last, which always is.
+        frames: what it is shown: the whole `episode` so far, the `last` frame, or the last so many.
+        stride: of these frames, every so many are shown, counted back from the last, which always is.
         size: pixels that frames are enlarged to.
         temperature: of written answers; 0 is greedy, and wants `votes` of 1.
         max_tokens: of a written answer.
@@ -89,6 +91,7 @@ class VlmJudgeConfig:
     no: tuple[str, ...] = ("no", "No", " no", " No")
     votes: int = 5
     min_votes: int = 1
+    frames: FrameCount = "episode"
     stride: int = 3
     size: int = 256
     temperature: float = 1.0
@@ -117,6 +120,7 @@ class VlmJudgeConfig:
             raise ConfigError(f"{self.votes} greedy answers are all the same; type votes=1, or temperature=1")
         if not 0 < self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1]")
+        check_frames_setting(self.frames)
 
     @property
     def asked(self) -> str:
@@ -169,6 +173,11 @@ class VlmJudge:
     def name(self) -> str:
         """What reports call this judge."""
         return f"vlm:{self.model.config.model_type}"
+
+    @property
+    def reads(self) -> Reads:
+        """The frames that the settings say."""
+        return Reads(frames=self.config.frames)
 
     @property
     def threshold(self) -> float:

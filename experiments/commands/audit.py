@@ -32,6 +32,7 @@ from worldgym.errors import ConfigError
 from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
 from worldgym.evaluation.audit import Watched, balanced_accuracy, verdicts, watch
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.protocols import reads_of, threshold_of
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -130,7 +131,7 @@ def run(config: AuditConfig) -> int:
 
 def report(seen: dict[str, Watched], judges: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
     """All figures, over all policies; each policy's own are under `policies`."""
-    levels = {name: float(getattr(judge, "threshold", 0.5)) for name, judge in judges.items()}
+    levels = {name: threshold_of(judge) for name, judge in judges.items()}
     first = next(iter(judges))
     rows = {name: of_judge(name, judge, levels[name], seen, tasks) for name, judge in judges.items()}
     outcomes = [watched.outcomes(first, levels[first]) for watched in seen.values()]
@@ -211,11 +212,11 @@ def other_words(judge: Any, level: float, watched: Watched) -> tuple[int, int]:
         if others:
             texts.append(watched.instructions[others[0]])
             kept.append(place)
-    if not kept:
+    if not kept or reads_of(judge).depth != 1:  # only the frame at that look is shown
         return 0, 0
     chosen = (rows[kept], looks[kept])
     frames, states = torch.from_numpy(watched.frames[chosen]), torch.from_numpy(watched.states[chosen])
-    said = verdicts(judge, frames, texts, states)
+    said = verdicts(judge, frames[:, None], texts, states)
     known = ~np.isnan(said)
     return int((said[known] < level).sum()), int(known.sum())
 

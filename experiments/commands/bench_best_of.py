@@ -31,6 +31,7 @@ from experiments.run_folder import finite, versions
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts, paired_bootstrap
 from worldgym.evaluation.audit import Watched, watch
+from worldgym.protocols import threshold_of
 from worldgym.utils.files import atomic_path, atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -133,7 +134,7 @@ def run(config: BenchBestOfConfig) -> int:
                     )
                 )  # fmt: skip
     env.close()
-    levels = {name: float(getattr(judge, "threshold", 0.5)) for name, judge in judges.items()}
+    levels = {name: threshold_of(judge) for name, judge in judges.items()}
     rows = {}
     for text, name in zip(config.judges, config.names or config.judges, strict=True):
         rows[name] = curve(*choices(seen, text, levels, config.attempts))

@@ -49,7 +49,10 @@ class BenchClosedLoopConfig:
         gate: precision and recall that pass.
         bundle: a bundled checkpoint's name, or a folder with the same parts.
         world_model: folder of another world model.
-        judge: folder of another judge.
+        judge: `bundled`, `latent`, `open_clip`, or a folder that any judge's `save_pretrained` wrote.
+        cache: folder of answers of judges behind an endpoint.
+        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
+            address; without one no key is sent.
         threshold: judge's probability that counts as success; the judge's own when None.
         confirm: successive looks that must be judged successful.
         max_uncertainty: drop episodes of which the world model is less sure, as `worldgym demo --max-uncertainty` does
@@ -69,7 +72,9 @@ class BenchClosedLoopConfig:
     gate: float = 0.8
     bundle: str = "tabletop-small"
     world_model: Path | None = None
-    judge: Path | None = None
+    judge: str = "bundled"
+    cache: Path | None = None
+    judge_keys: tuple[str, ...] = ()
     threshold: float | None = None
     confirm: int = 1
     max_uncertainty: float | None = None
@@ -99,7 +104,9 @@ def run(config: BenchClosedLoopConfig) -> int:
 
     tasks = config.tasks or covered_tasks(config.bundle)
     choices = [choose(text, config) for text in config.policies]
-    world_model, judge = load_models(config)
+    world_model = load_world_model_of(config.bundle, config.world_model)
+    bundle, tokenizer = Bundle.find(config.bundle), getattr(world_model, "tokenizer", None)
+    judge = bundle.named_judge(config.judge, tokenizer, config.cache, config.judge_keys)
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
     env = TabletopEnv(domain="real", horizon=config.horizon)
     rows: dict[str, Any] = {}
@@ -186,22 +193,19 @@ def check_policy(
         )
 
 
-def load_models(config: BenchClosedLoopConfig) -> tuple[Any, Any]:
-    """World model and judge: the bundle's, or the folders given.
+def load_world_model_of(bundle: str, folder: Path | None) -> Any:
+    """The bundle's world model, or that in `folder`.
 
     Raises:
         CheckpointError: a folder that isn't there.
     """
-    from rewards import LearnedJudge
     from worldgym.models import load_world_model
 
-    for folder in (config.world_model, config.judge):
-        if folder is not None and not folder.is_dir():
-            raise CheckpointError(f"no folder {folder}; give one written by save_pretrained")
-    bundle = Bundle.find(config.bundle) if config.world_model is None or config.judge is None else None
-    world_model = load_world_model(config.world_model) if config.world_model else bundle.world_model()  # type: ignore[union-attr]
-    judge = LearnedJudge.from_pretrained(str(config.judge)) if config.judge else bundle.judge()  # type: ignore[union-attr]
-    return world_model, judge
+    if folder is None:
+        return Bundle.find(bundle).world_model()
+    if not folder.is_dir():
+        raise CheckpointError(f"no folder {folder}; give one written by save_pretrained")
+    return load_world_model(folder)
 
 
 def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:

@@ -27,7 +27,7 @@ from experiments.policies import PolicyChoice
 from experiments.run_folder import finite, versions
 from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
-from worldgym.protocols import settled
+from worldgym.protocols import reads_of, settled
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -246,13 +246,18 @@ def outcomes(judge: Any, frames: np.ndarray, logs: TrueLogs) -> tuple[np.ndarray
     """Success at any chunk end (every fifth step), `(N,)` each: as judged in `frames (N,T,H,W,3)`, and in truth."""
     import torch
 
-    shown = torch.from_numpy(np.ascontiguousarray(frames[:, 4::5]))
-    n, looks = shown.shape[:2]
-    texts = [text for text in logs.instructions for _ in range(looks)]
     # The hand's own place as Real had it: the frames are what is compared.
-    states = torch.from_numpy(np.ascontiguousarray(logs.states[:, 5::5])).flatten(0, 1)
-    verdict = settled(judge, shown.flatten(0, 1)[:, None], texts, states)
-    said = ((verdict.p_success >= judge.threshold) & verdict.valid).cpu().numpy().reshape(n, looks).any(1)
+    states = torch.from_numpy(np.ascontiguousarray(logs.states[:, 5::5]))
+    n, looks = states.shape[:2]
+    if reads_of(judge).depth == 1:
+        shown = torch.from_numpy(np.ascontiguousarray(frames[:, 4::5])).flatten(0, 1)[:, None]
+        texts = [text for text in logs.instructions for _ in range(looks)]
+        verdicts = [settled(judge, shown, texts, states.flatten(0, 1))]
+    else:
+        film = torch.from_numpy(np.concatenate([logs.frames[:, :1], frames], 1))
+        verdicts = [settled(judge, film[:, : 5 * c + 6], logs.instructions, states[:, c]) for c in range(looks)]
+    won = [((v.p_success >= judge.threshold) & v.valid).cpu().numpy() for v in verdicts]
+    said = won[0].reshape(n, looks).any(1) if len(won[0]) > n else np.stack(won).any(0)
     return said, logs.success[:, 5::5].any(1)
 
 
@@ -290,9 +295,9 @@ def ranking(
     from envs.tabletop import TabletopEnv
     from experiments.graded_policies import graded_policies
     from worldgym.evaluation import EvaluationPool, make_starts
-    from worldgym.imagination.rollout import run_policy
     from worldgym.evaluation.ranking import agreement
     from worldgym.evaluation.rollouts import first_observations
+    from worldgym.imagination.rollout import run_policy
 
     policies = graded_policies(bundle.policy(), config.noises, config.temperatures, config.seed)
     starts = make_starts(tasks, max(1, round(config.ranking_starts / len(tasks))), RANK_SEED0)

@@ -40,7 +40,7 @@ class CalibrateConfig:
         out: folder of the judge.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
         world_model: in place of the bundle's, a folder.
-        judge: in place of the bundle's, a folder.
+        judge: `bundled`, or a folder with another learned judge: only its words have thresholds of their own.
         episodes: imagined episodes a policy; half choose, half check.
         start_seed: of the starts; not those of any check.
         at: the threshold that the calibrated judge has.
@@ -52,7 +52,7 @@ class CalibrateConfig:
     out: Path = Path("runs/judge_calibrated")
     bundle: str = "tabletop-small"
     world_model: Path | None = None
-    judge: Path | None = None
+    judge: str = "bundled"
     episodes: int = 600
     start_seed: int = 13_000_000
     at: float = 0.85
@@ -72,12 +72,19 @@ class CalibrateConfig:
 def run(config: CalibrateConfig) -> int:
     """Calibrate, check, write the judge."""
     from envs.tabletop import TabletopEnv
-    from experiments.commands.bench_closed_loop import load_models
+    from experiments.commands.bench_closed_loop import load_world_model_of
+    from rewards import LearnedJudge
     from rewards.calibration import Looks, best_thresholds, calibrate_words
     from worldgym.evaluation.audit import watch
 
     tasks = covered_tasks(config.bundle)
-    world_model, judge = load_models(config)
+    bundle = Bundle.find(config.bundle)
+    world_model, judge = load_world_model_of(config.bundle, config.world_model), bundle.named_judge(config.judge)
+    if not isinstance(judge, LearnedJudge):
+        raise ConfigError(
+            f"{config.judge} is a {type(judge).__name__}; only a LearnedJudge can have thresholds for each verb. "
+            "Calibrate another one with rewards.CalibratedJudge.fit"
+        )
     starts = make_starts(tasks, max(2, round(config.episodes / len(tasks))), config.start_seed)
     half = len(starts) // 2
     env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
@@ -96,7 +103,7 @@ def run(config: CalibrateConfig) -> int:
             bar.update(1)
     env.close()
     thresholds = best_thresholds(choosing)
-    bank = Bundle.find(config.bundle).start_bank(tasks).starts
+    bank = bundle.start_bank(tasks).starts
     calibrated = calibrate_words(judge, bank.instructions, bank.tasks, thresholds, at=config.at)
     calibrated.save_pretrained(config.out)
     facts = {

@@ -37,6 +37,11 @@ class RlConfig(PracticeSettings):
 
     Args:
         policy: folder of the policy that begins; the bundle's SFT policy when None.
+        judge: whose reward is learned from: `bundled`, `latent`, `open_clip`, or a folder that any judge's
+            `save_pretrained` wrote.
+        cache: folder of answers of judges behind an endpoint.
+        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
+            address; without one no key is sent.
         workers: Ray actors that imagine; 0 imagines in this process, without Ray.
         threads: torch threads of each.
         gpus: share of a GPU that each worker asks for.
@@ -46,13 +51,16 @@ class RlConfig(PracticeSettings):
 
     out: Path = Path("runs/rl")
     policy: Path | None = None
+    judge: str = "bundled"
+    cache: Path | None = None
+    judge_keys: tuple[str, ...] = ()
     workers: int = 0
     threads: int = 1
     gpus: float = 0.0
     piece: int = 8
     address: str | None = None
 
-    ELSEWHERE: ClassVar[set[str]] = PracticeSettings.ELSEWHERE | {"gpus", "address"}
+    ELSEWHERE: ClassVar[set[str]] = PracticeSettings.ELSEWHERE | {"gpus", "address", "cache", "judge_keys"}
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -70,14 +78,15 @@ def run(config: RlConfig) -> int:
 
     bundle = Bundle.find(config.bundle)
     begin = None if config.policy is None else policy_folder(config.policy, config.bundle)
-    parts = bundle.fingerprint(policy=begin)
+    judge = bundle.named_judge(config.judge, cache=config.cache, keys=config.judge_keys)
+    parts = bundle.fingerprint(policy=begin, judge=bundle.judge_folder(config.judge))
     folder = RunFolder(config.out, {**config.key(), "parts": parts}, fresh=config.fresh, restart=AGAIN)
     if folder.has("history.json", "policy"):
         logger.warning("%s holds this run and its results; --fresh removes them and runs it again", config.out)
-        return tell(config, folder.read("history"), bundle.judge().name)
+        return tell(config, folder.read("history"), judge.name)
     if folder.resumed:
         logger.info("going on with the interrupted run in %s", config.out)
-    practice = Practice(config, bundle, folder, policy=begin)
+    practice = Practice(config, bundle, folder, policy=begin, judge=judge)
     facts = {
         "settings": config.key(),
         "practised": list(practice.verbs),

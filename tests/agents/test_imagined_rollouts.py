@@ -7,6 +7,7 @@ from line_world import SIZE, BrightJudge, LineWorld, starts, tiny_policy
 from test_sft import made_up_arrays
 
 from agents import Rollouts, StartBank, collect
+from worldgym.protocols import Reads
 
 
 def run(judge=None, world=None, seed=0, **kwargs):
@@ -146,7 +147,7 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
     class Early:
         """Calls it a success when half of the way is gone, and fails to answer for the last start."""
 
-        threshold, reads_state = 0.5, True
+        threshold, reads = 0.5, Reads(state=True)
 
         def score(self, frames, instructions, states):
             from worldgym.protocols import Judgement

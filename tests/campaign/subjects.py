@@ -103,7 +103,7 @@ def _judge(folder: Path, place: Workspace) -> str:
 
     judge = load_judge(folder)
     states = {}
-    if judge.reads_state:
+    if judge.reads.state:
         import torch
 
         states = {"states": torch.zeros(2, 4)}
@@ -118,7 +118,7 @@ def _latent(folder: Path, place: Workspace) -> str:
     from worldgym.models import load_world_model
 
     judge = load_judge(folder, tokenizer=load_world_model(place.at("world")).tokenizer)
-    states = {"states": torch.zeros(2, 4)} if judge.reads_state else {}
+    states = {"states": torch.zeros(2, 4)} if judge.reads.state else {}
     verdict = judge.score(_frames(64)[:, None], ["push the cube", "reach the ball"], **states)
     return digest(verdict.p_success, verdict.valid, judge.threshold)
 

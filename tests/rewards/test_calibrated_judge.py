@@ -18,7 +18,7 @@ from rewards import (
     load_judge,
 )
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.protocols import Judgement
+from worldgym.protocols import Judgement, Reads
 
 
 def overconfident(count=4000, seed=0):
@@ -67,7 +67,7 @@ def test_one_kind_alone_calibrates_nothing(truth):
 
 
 class Says:
-    name, threshold, reads_state = "says", 0.5, True
+    name, threshold, reads = "says", 0.5, Reads(state=True)
 
     def score(self, frames, instructions, states):
         return Judgement(states[:, 0], None, torch.tensor([True, False]), ["a", "b"])
@@ -80,7 +80,7 @@ def test_the_judge_is_asked_as_it_wants_and_failures_stay_failures():
     )
     assert verdict.p_success.tolist() == pytest.approx([0.4, 0.1])
     assert verdict.valid.tolist() == [True, False] and verdict.raw == ["a", "b"]
-    assert judge.reads_state and not judge.reads_latents and judge.threshold == 0.4
+    assert judge.reads == Reads(state=True) and judge.threshold == 0.4
 
 
 def test_calibrated_and_composed_judges_come_back_from_disk(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rewards import ComposedJudge, Term
 from worldgym.errors import ConfigError
-from worldgym.protocols import Judgement, RewardModel
+from worldgym.protocols import Judgement, Reads, RewardModel
 
 
 class Says:
@@ -27,7 +27,7 @@ class Says:
 class Sees(Says):
     """Wants proprioception: says its first number."""
 
-    reads_state = True
+    reads = Reads(state=True)
 
     def score(self, frames, instructions, states) -> Judgement:
         return Judgement(states[:, 0], None, torch.ones(len(states), dtype=torch.bool), [])
@@ -69,10 +69,10 @@ def test_the_least_succeeds_exactly_where_every_judge_would(p, thresholds):
 
 def test_proprioception_reaches_the_terms_that_want_it():
     judge = ComposedJudge({"sees": Term(Sees()), "says": Term(Says(0.5, 0.5))})
-    assert judge.reads_state
+    assert judge.reads.state
     verdict = judge.score(frames(2), ["x", "y"], torch.tensor([[1.0, 9.0], [0.0, 9.0]]))
     assert verdict.p_success.tolist() == [0.75, 0.25]
-    assert not ComposedJudge({"says": Term(Says(0.5))}).reads_state
+    assert not ComposedJudge({"says": Term(Says(0.5))}).reads.state
 
 
 def test_impossible_compositions_are_explained():

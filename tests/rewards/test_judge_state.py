@@ -12,7 +12,7 @@ from judged_world import SIZE, logs
 from rewards import LearnedJudge, LearnedJudgeConfig, train_judge
 from rewards.cache import CachedJudge
 from worldgym.errors import ConfigError
-from worldgym.protocols import RewardModel, judged
+from worldgym.protocols import Reads, RewardModel, judged
 
 TINY = LearnedJudgeConfig.preset("tiny", image_size=SIZE, dropout=0.0)
 
@@ -21,7 +21,7 @@ def test_adding_proprioception_changes_no_verdict_at_first():
     torch.manual_seed(0)
     judge, arrays = LearnedJudge(TINY).eval(), logs(4)
     wider = judge.with_state(arrays.states)
-    assert isinstance(wider, RewardModel) and wider.reads_state and not judge.reads_state
+    assert isinstance(wider, RewardModel) and wider.reads.state and not judge.reads.state
     frames = torch.from_numpy(arrays.frames[:6, None])
     words, states = ["push the red cube to the left"] * 6, torch.randn(6, arrays.states.shape[1])
     before, after = judge.score(frames, words), wider.score(frames, words, states)
@@ -55,7 +55,7 @@ def test_what_the_picture_hides_is_learned_from_proprioception(tmp_path):
         )
     assert tells[0] == 0 and tells[states.shape[1]] > 0.5
     again = LearnedJudge.from_pretrained(judge.save_pretrained(tmp_path / "j") or tmp_path / "j")
-    assert again.reads_state and torch.equal(again.state_std, judge.state_std)
+    assert again.reads.state and torch.equal(again.state_std, judge.state_std)
 
 
 def test_proprioception_that_is_missing_or_of_another_shape_is_asked_for():
@@ -72,7 +72,7 @@ def test_a_cache_keeps_verdicts_by_proprioception_too():
     cached = CachedJudge(judge)
     frames = torch.zeros(2, 1, SIZE, SIZE, 3, dtype=torch.uint8)
     states = torch.tensor([[0.0, 0, 0, 0], [9.0, 9, 9, 9]])
-    assert cached.reads_state
+    assert cached.reads.state
     first = judged(cached, frames, ["x", "x"], states).p_success
     assert cached.misses == 2 and not torch.allclose(first[0], first[1])
     assert torch.equal(judged(cached, frames, ["x", "x"], states).p_success, first) and cached.hits == 2
@@ -81,7 +81,7 @@ def test_a_cache_keeps_verdicts_by_proprioception_too():
 class StateJudge:
     """Success where the hand is far to the right, by what it is told."""
 
-    name, threshold, reads_state = "state", 0.5, True
+    name, threshold, reads = "state", 0.5, Reads(state=True)
 
     def __init__(self) -> None:
         self.told: list[torch.Tensor] = []

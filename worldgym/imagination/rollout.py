@@ -29,7 +29,7 @@ from worldgym.imagination.rules import Flags, Rules
 from worldgym.protocols import Decode, Observation, PolicyOutput, threshold_of
 
 Act = Callable[[Observation, NDArray[np.int64]], PolicyOutput]
-"""Chooses chunks `(B,K,A)` for an observation of B rows; the second argument is the number `(B,)` of each row's episode."""
+"""Chooses chunks `(B,K,A)` for an observation of B rows; the second argument `(B,)` says which episode each row is."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Rules:
             raise ValueError(
                 f"horizon={self.horizon} with chunk={self.chunk}; expected a positive multiple of the chunk"
             )
-        if not 0.0 < self.success_threshold <= 1.0:
+        if not self.success_threshold > 0.0:  # beyond 1 there is no success
             raise ValueError(f"success_threshold={self.success_threshold}; expected a probability in (0, 1]")
         if self.reward_kind not in REWARD_KINDS:
             raise ValueError(

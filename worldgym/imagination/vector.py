@@ -152,6 +152,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             warm_up()
         if success_threshold is None:
             success_threshold = threshold_of(self.reward)
+        if not 0.0 < success_threshold <= 1.0:
+            raise ValueError(f"success_threshold={success_threshold}; expected a probability in (0, 1]")
         self.rules = Rules(
             horizon, chunk, judge_every, success_threshold, reward_kind, terminate_on_success, uncertainty_bound,
             discount, confirm,
