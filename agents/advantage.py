@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.conditioned import ConditionedPolicy, Told
+from agents.conditioned import ConditionedPolicy, condition_vector
 from agents.demos import ChunkDataset
 from agents.rollouts import Rollouts
 from agents.sft import SFT, SFTConfig
@@ -42,7 +41,7 @@ class AdvantageConfig:
         dropout: chance that a row is told nothing of its advantage, and likewise of what is foreseen.
         quantile: of the advantages of a task, above which a chunk is good.
         demo_share: share of demonstrations in a batch.
-        learn: `pointer` conditions where the policy goes and leaves how it goes there as it was cloned; `all` both.
+        learn: `goal` conditions where the policy goes and leaves how it goes there as it was cloned; `all` both.
         seed: of rows and dropout.
     """
 
@@ -51,7 +50,7 @@ class AdvantageConfig:
     dropout: float = 0.2
     quantile: float = 0.7
     demo_share: float = 0.4
-    learn: Literal["pointer", "all"] = "pointer"
+    learn: str = "goal"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -157,8 +156,8 @@ class AdvantageConditioned:
         own = rng.integers(0, len(logs), steps * (c.batch_size - shown))
         demo = rng.integers(0, len(self.demos), steps * shown)
         parts = [
-            self._told(logs, own, good[own], tokens, rng),
-            self._told(self.demos, demo, np.ones(len(demo), bool), demo_tokens, rng),
+            self._conditioned(logs, own, good[own], tokens, rng, policy.size),
+            self._conditioned(self.demos, demo, np.ones(len(demo), bool), demo_tokens, rng, policy.size),
         ]
         from agents.self_imitation import join
 
@@ -167,25 +166,26 @@ class AdvantageConditioned:
         losses = self._sft.steps(policy, mixed, rng.permutation(len(mixed)), steps)
         return {"loss": float(np.mean(losses)), "good": float(good.mean())}
 
-    def _told(
+    def _conditioned(
         self,
         data: ChunkDataset,
         rows: np.ndarray,
         good: np.ndarray,
         tokens: np.ndarray | None,
         rng: np.random.Generator,
+        size: int,
     ) -> ChunkDataset:
         chosen = data.select(rows)
         silent, blind = rng.random((2, len(rows))) < self.config.dropout
-        texts: list[str] = [
-            Told(
-                text,
+        vectors = [
+            condition_vector(
                 None if silent[i] else bool(good[i]),
-                None if tokens is None or blind[i] else tokens[rows[i]],
+                None if tokens is None or blind[i] else tokens[row],
+                size=size,
             )
-            for i, text in enumerate(chosen.instructions)
+            for i, row in enumerate(rows)
         ]
-        return dataclasses.replace(chosen, instructions=texts)
+        return dataclasses.replace(chosen, condition=np.array(vectors, np.float32).reshape(len(rows), -1))
 
 
 def log_rows(rollouts: Rollouts) -> tuple[ChunkDataset, np.ndarray, np.ndarray]:

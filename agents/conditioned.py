@@ -3,14 +3,15 @@
 RECAP (pi*0.6) and RAMP (GigaBrain-0.5M*, arXiv 2602.12099) train a policy on everything that was logged, good and bad,
 each action labelled with `I = 1[advantage > quantile]`; asked for I = 1 it does what was good. RAMP adds tokens z of
 the future that the world model foresees. Both are dropped with probability 0.2 in training, so the policy also runs
-without them. Here the condition is appended to the instruction's embedding (`Told`), through weights that begin at
-zero: at first the policy does what the one it was made of did.
+without them. The condition is a vector in the observation (`condition_vector`), appended to the instruction's
+embedding through weights that begin at zero: at first the policy does what the one it was made of did.
 
 Example::
 
     policy = ConditionedPolicy.of(VLAPolicy.from_pretrained("runs/sft"), tokens=16)
-    policy.act({"image": image, "state": state, "instruction": [Told("reach the red cube", good=True)]})
-    policy.act({"image": image, "state": state, "instruction": ["reach the red cube"]})    # as `standing` says: I = 1
+    seen = {"image": image, "state": state, "instruction": ["reach the red cube"]}
+    policy.act({**seen, "condition": condition_vector(good=True, size=16)[None]})
+    policy.act(seen)                                                                # the default condition: I = 1
 """
 
 from __future__ import annotations
@@ -31,39 +32,31 @@ from worldgym.models.foresight import Foresight
 from worldgym.protocols import Observation
 from worldgym.text import EMBEDDING_DIM, embed
 
-LOUD = 8
-"""Times that a flag is said: one number in four hundred, whose weights begin at zero, took 250 steps to be heard."""
-FLAGS = 3 * LOUD  # good, bad, foreseen
-STRENGTH = 0.2  # of a flag's standardisation: it is heard five times as strongly, as far as a policy's inputs go
+FLAG_REPEATS = 8
+"""How often a flag is repeated: a single number whose weights begin at zero took 250 steps to be learned."""
+FLAGS = 3 * FLAG_REPEATS  # good, bad, foreseen
+STRENGTH = 0.2  # standard deviation that flags are divided by: they weigh five times as much, within an input's bounds
 
 
-class Told(str):
-    """An instruction with a condition.
+def condition_vector(good: bool | None = None, tokens: np.ndarray | None = None, size: int | None = None) -> np.ndarray:
+    """A condition.
 
     Args:
-        text: the instruction.
-        good: what is wanted: an action better than usual, a worse one, or (None) whatever.
+        good: what is wanted: an action better than usual, a worse one, or (None) any.
         tokens: `(Z,)` what the world model foresees; None is nothing.
+        size: Z where there are no tokens.
+
+    Returns:
+        `(FLAGS + Z,)` float32.
     """
-
-    good: bool | None
-    tokens: np.ndarray | None
-
-    def __new__(cls, text: str, good: bool | None = None, tokens: np.ndarray | None = None) -> Told:
-        """A string like any other."""
-        told = super().__new__(cls, text)
-        told.good, told.tokens = good, tokens
-        return told
-
-    def vector(self, size: int) -> np.ndarray:
-        """`(FLAGS + size,)` float32."""
-        out = np.zeros(FLAGS + size, np.float32)
-        if self.good is not None:
-            out[:LOUD] = float(self.good)
-            out[LOUD : 2 * LOUD] = 1.0 - float(self.good)
-        if self.tokens is not None:
-            out[2 * LOUD : FLAGS], out[FLAGS:] = 1.0, self.tokens
-        return out
+    count = len(tokens) if tokens is not None else int(size or 0)
+    out = np.zeros(FLAGS + count, np.float32)
+    if good is not None:
+        out[:FLAG_REPEATS] = float(good)
+        out[FLAG_REPEATS : 2 * FLAG_REPEATS] = 1.0 - float(good)
+    if tokens is not None:
+        out[2 * FLAG_REPEATS : FLAGS], out[FLAGS:] = 1.0, tokens
+    return out
 
 
 class ConditionedPolicy(VLAPolicy):
@@ -82,7 +75,7 @@ class ConditionedPolicy(VLAPolicy):
                 "condition; make one with ConditionedPolicy.of(policy)"
             )
         wanted = torch.zeros(FLAGS + self.size)
-        wanted[:LOUD] = 1.0
+        wanted[:FLAG_REPEATS] = 1.0
         self.standing: Tensor
         self.register_buffer("standing", wanted)
 
@@ -108,16 +101,20 @@ class ConditionedPolicy(VLAPolicy):
         made.load_state_dict({**weights, "standing": made.standing})
         return made.eval()
 
-    def embedding_of(self, instruction: Sequence[str] | np.ndarray | Tensor) -> Tensor:
-        """`(B,E)`: embeddings of B strings, each with its condition (`Told`) or the standing one behind it."""
-        if isinstance(instruction, np.ndarray | Tensor):
-            return super().embedding_of(instruction)
-        standing: Tensor = self.standing.cpu()
-        told = [
-            torch.from_numpy(text.vector(self.size)) if isinstance(text, Told) else standing for text in instruction
-        ]
-        words = torch.from_numpy(embed([str(text) for text in instruction]))
-        return torch.cat([words, torch.stack(told)], 1).to(self.device, torch.float32)
+    def text_of(self, observation: Observation) -> Tensor:
+        """`(B,E)`: embeddings of B strings, each with its condition behind it; with `standing` where none is given."""
+        words = torch.as_tensor(embed([str(text) for text in observation["instruction"]]), device=self.device)
+        given = observation.get("condition")
+        if given is None:
+            condition = self.standing.expand(len(words), -1)
+        else:
+            condition = torch.as_tensor(given, dtype=torch.float32, device=self.device)
+        if tuple(condition.shape) != (len(words), len(self.standing)):
+            raise ConfigError(
+                f"condition must be ({len(words)}, {len(self.standing)}); got {tuple(condition.shape)}. Make rows with "
+                f"condition_vector(good, size={self.size})"
+            )
+        return torch.cat([words, condition], 1)
 
     def set_text_stats(self, instructions: Sequence[str]) -> None:
         """Standardise the words alone."""
@@ -163,6 +160,8 @@ class ForesightPolicy:
         latents = self.foresight.tokenizer.encode(torch.as_tensor(observation["image"]).cpu())
         states = torch.as_tensor(observation["state"]).float().cpu()
         seen = self.foresight(latents, states, torch.from_numpy(embed(texts)))
-        told = [Told(text, True, tokens) for text, tokens in zip(texts, seen.tokens.numpy(), strict=True)]
-        heard = Observation(image=observation["image"], state=observation["state"], instruction=told)
+        asked = np.stack([condition_vector(True, tokens) for tokens in seen.tokens.numpy()])
+        heard = Observation(
+            image=observation["image"], state=observation["state"], instruction=texts, condition=asked
+        )
         return self.policy.act(heard, **how)

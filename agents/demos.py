@@ -11,13 +11,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from worldgym.errors import DatasetError
-from worldgym.protocols import Observation
+from worldgym.protocols import ChunkBatch, Observation
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -39,6 +39,7 @@ class ChunkDataset:
         episode: `(M,)` int64, which episode a row comes from.
         goals: `(M,S)` float32, proprioception at the next keyframe (see `keyframes`), or where success begins; NaN is
             unknown.
+        condition: `(M,F)` float32 of a conditioned policy (`agents.conditioned`), or None.
     """
 
     images: np.ndarray
@@ -47,6 +48,7 @@ class ChunkDataset:
     actions: np.ndarray
     episode: np.ndarray
     goals: np.ndarray
+    condition: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -61,6 +63,7 @@ class ChunkDataset:
             self.actions[rows],
             self.episode[rows],
             self.goals[rows],
+            None if self.condition is None else self.condition[rows],
         )
 
     def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
@@ -90,7 +93,15 @@ class ChunkDataset:
             state=torch.from_numpy(self.states[rows]),
             instruction=[self.instructions[i] for i in rows],
         )
+        if self.condition is not None:
+            observation["condition"] = torch.from_numpy(self.condition[rows])
         return observation, self.actions[rows]
+
+    def chunk_batch(self, rows: np.ndarray, **more: Any) -> ChunkBatch:
+        """What `Policy.loss` is given; `more` are further entries of it."""
+        observation, actions = self.batch(rows)
+        made: Any = {"observation": observation, "actions": actions, "goals": self.goals[rows], **more}
+        return cast(ChunkBatch, made)
 
 
 def chunk_dataset(

@@ -8,13 +8,14 @@ Example::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from agents.rollouts import Rollouts
-from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
 
 
@@ -26,6 +27,7 @@ class FilteredBCConfig:
         lr: AdamW learning rate.
         epochs: passes over the successes.
         batch_size: chunks a step.
+        weights: of the policy's components by name, 1 for those that are not named.
         grad_clip: gradient norm bound.
         seed: of the order.
     """
@@ -33,6 +35,7 @@ class FilteredBCConfig:
     lr: float = 1e-4
     epochs: int = 1
     batch_size: int = 256
+    weights: Mapping[str, float] = field(default_factory=dict)
     grad_clip: float = 1.0
     seed: int = 0
 
@@ -43,7 +46,7 @@ class FilteredBCConfig:
 
 
 class FilteredBC:
-    """Improver: cross-entropy on the chunks of successful, valid trajectories, up to success.
+    """Improver: the log-likelihood of what was chosen in successful, valid trajectories, up to success.
 
     Args:
         config: settings.
@@ -54,7 +57,7 @@ class FilteredBC:
         self.iteration = 0
         self._optimizer: torch.optim.AdamW | None = None
 
-    def update(self, policy: VLAPolicy, rollouts: Rollouts) -> dict[str, float]:
+    def update(self, policy: Any, rollouts: Rollouts) -> dict[str, float]:
         """Clone the successes in place; returns loss, steps, trajectories_kept. Nothing happens without a success."""
         config = self.config
         good = (rollouts.valid & (rollouts.reward > 0.5)).nonzero().squeeze(1)
@@ -72,11 +75,8 @@ class FilteredBC:
             order = torch.from_numpy(rng.permutation(len(row)))
             for part in order.split(config.batch_size):
                 r, c = row[part], chunk[part]
-                aim = rollouts.aims[r, c]
-                chosen, _, pointing = policy.token_log_probs(
-                    rollouts.observation(r, c), rollouts.tokens[r, c], aim=aim
-                )
-                loss = -chosen.mean() - 0.3 * policy.pointer.log_density(pointing, aim).mean()
+                now = policy.evaluate(rollouts.observation(r, c), rollouts.trace_at(r, c)).log_probs
+                loss = -sum(config.weights.get(name, 1.0) * value.mean() for name, value in now.items())
                 self._optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)

@@ -4,9 +4,10 @@ The recipe is World-Gymnast's, with its weak points repaired: chunks after succe
 steps of drift are rewarded), an invalid judgement is left out of its group (there: it counts as failure), one
 update mixes instructions, and several updates use one batch, so that the clip binds (there: one update, ratio 1).
 
-The ratio is taken per *token*, that is per action dimension, as in World-Gymnast: a chunk of 20 tokens has a
-product whose logarithm is 20 times noisier, and clipping that at 0.2 would stop learning after one small step.
-The clipped objective is averaged over all tokens whose chunk lies before success.
+The ratio is taken per *choice*, that is per action dimension for heads of tokens, as in World-Gymnast: a chunk of 20
+tokens has a product whose logarithm is 20 times noisier, and clipping that at 0.2 would stop learning after one small
+step. The clipped objective is averaged over all choices whose chunk lies before success. Which choices there are is the
+policy's business (`Policy.evaluate`): each of its components weighs alike in a chunk, unless `weights` says otherwise.
 
 Example::
 
@@ -18,7 +19,8 @@ Example::
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,16 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.pointer import learned_pointer
+from agents.learned import component_of, learned_parameters
 from agents.rollouts import Rollouts
-from agents.sft import ChunkDataset, bc_loss
-from agents.vla import VLAPolicy
+from agents.sft import ChunkDataset
 from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
 
-TOTALS = (
-    "loss", "clip_fraction", "approx_kl", "entropy", "place_clip_fraction", "place_kl", "place_entropy"
-)  # fmt: skip
+TOTALS = ("clip_fraction", "approx_kl", "entropy")
+"""Scalars of each component; those of actions have no prefix."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class GRPOConfig:
         epochs: passes over a batch of rollouts.
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: and at 1 + clip_high; larger, so that rare actions can grow.
-        average: `token` weighs every token before success alike, as World-Gymnast does; `trajectory` weighs every
+        average: `token` weighs every choice before success alike, as World-Gymnast does; `trajectory` weighs every
             trajectory alike, so that a failure (long) does not outweigh a success (short).
         grad_clip: gradient norm bound.
         weight_decay: AdamW weight decay.
         bc_coef: weight of cloning demonstrations beside; 0 is off.
-        place_coef: weight of the choice of a place, counted as all tokens of its chunk; the gradient of one categorical
-            choice is far less noisy than that of the twenty tokens that follow it.
-        learn: `all`, or `pointer`: only the choice of where to go; how to go there stays as it was cloned.
+        weights: of the policy's components by name, 1 for those that are not named. A component weighs as much in a
+            chunk as another, however many choices it has.
+        learn: `all`, or one component of the policy, such as `goal`: only its weights and its choices.
         kl_coef: weight of the (k3) divergence from the policy that sampled; 0 is off.
         entropy_coef: weight of an entropy bonus; 0 is off.
         min_group: a group with fewer valid trajectories is dropped.
@@ -72,8 +72,8 @@ class GRPOConfig:
     grad_clip: float = 1.0
     weight_decay: float = 0.0
     bc_coef: float = 0.0
-    place_coef: float = 1.0
-    learn: Literal["all", "pointer"] = "all"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    learn: str = "all"
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
     min_group: int = 2
@@ -90,8 +90,8 @@ class GRPOConfig:
             )
         if self.updates < 1 or self.epochs < 1 or self.micro_batch < 1 or self.min_group < 2:
             raise ConfigError("updates, epochs and micro_batch must be at least 1, min_group at least 2")
-        if self.learn not in ("all", "pointer"):
-            raise ConfigError(f"learn must be 'all' or 'pointer'; got {self.learn!r}")
+        if any(not weight >= 0 for weight in self.weights.values()):
+            raise ConfigError(f"weights of components must not be negative; got {dict(self.weights)}")
         if self.average not in ("token", "trajectory"):
             raise ConfigError(f"average must be 'token' or 'trajectory'; got {self.average!r}")
 
@@ -144,29 +144,28 @@ class GRPO:
         self.iteration = 0
         self._optimizer: torch.optim.AdamW | None = None
 
-    def optimizer(self, policy: VLAPolicy) -> torch.optim.AdamW:
+    def optimizer(self, policy: Any) -> torch.optim.AdamW:
         """The optimizer of `policy`, made at first use."""
         if self._optimizer is None:
-            learned = policy if self.config.learn == "all" else learned_pointer(policy)
             self._optimizer = torch.optim.AdamW(
-                learned.parameters(),
+                learned_parameters(policy, self.config.learn),
                 lr=self.config.lr,
                 weight_decay=self.config.weight_decay,
                 betas=(0.9, 0.99),
             )
         return self._optimizer
 
-    def update(self, policy: VLAPolicy, rollouts: Rollouts) -> dict[str, float]:
+    def update(self, policy: Any, rollouts: Rollouts) -> dict[str, float]:
         """One iteration.
 
         Args:
-            policy: the one that sampled `rollouts`.
+            policy: the one that sampled `rollouts`; has `evaluate` of `worldgym.protocols.Policy`.
             rollouts: grouped trajectories.
 
         Returns:
-            loss, clip_fraction (last update), approx_kl (last update, nats a token), entropy (nats a token), the same
-            of the choice of places (`place_...`), ratio_max, grad_norm, groups_kept, groups, trajectories_kept,
-            advantage_abs. Without any mixed group nothing changes and `groups_kept` is 0.
+            loss, grad_norm; clip_fraction (last update), approx_kl (last update, nats a choice) and entropy (nats a
+            choice) of the action, and the same of other components, as `goal_entropy`; ratio_max, groups_kept, groups,
+            trajectories_kept, advantage_abs. Without any mixed group nothing changes and `groups_kept` is 0.
         """
         config = self.config
         advantages, keep = group_advantages(
@@ -182,7 +181,8 @@ class GRPO:
         rng = np.random.default_rng((config.seed, self.iteration))
         self.iteration += 1
         if len(rows) == 0:
-            return {**scalars, **dict.fromkeys((*TOTALS, "grad_norm"), 0.0)}
+            names = [prefix(part) + name for part in rollouts.log_probs for name in TOTALS]
+            return {**scalars, **dict.fromkeys((*names, "loss", "grad_norm"), 0.0)}
         policy.eval()  # dropout would make the ratio differ from 1 before anything was learned
         history = []
         for _ in range(config.epochs):
@@ -191,18 +191,13 @@ class GRPO:
                 history.append(self._step(policy, rollouts, advantages, part, rng))
         last, first = history[-1], history[0]
         mean = {key: float(np.mean([h[key] for h in history])) for key in ("loss", "grad_norm")}
-        return {
-            **scalars,
-            **last,
-            **mean,
-            "entropy": first["entropy"],
-            "place_entropy": first["place_entropy"],
-            "advantage_abs": float(advantages[rows].abs().mean()),
-        }
+        before = {key: value for key, value in first.items() if key.endswith("entropy")}
+        moved = {"advantage_abs": float(advantages[rows].abs().mean())}
+        return {**scalars, **last, **mean, **before, **moved}
 
     def _step(
         self,
-        policy: VLAPolicy,
+        policy: Any,
         rollouts: Rollouts,
         advantages: Tensor,
         part: Tensor,
@@ -211,58 +206,45 @@ class GRPO:
         config, optimizer = self.config, self.optimizer(policy)
         where = rollouts.mask[part].nonzero()  # (M, 2): which trajectory of the part, which chunk
         row, chunk = part[where[:, 0]], where[:, 1]
-        tokens_a_chunk = rollouts.tokens[0, 0].numel()
+        choices = {name: value[0, 0].numel() for name, value in rollouts.log_probs.items()}
+        most = max(choices.values())  # a choice of the finest component weighs 1, of others as many times more
         if config.average == "token":
-            weight = torch.full((len(row),), 1.0 / (len(row) * tokens_a_chunk))
+            weight = torch.full((len(row),), 1.0 / (len(row) * most))
         else:
-            weight = 1.0 / (rollouts.lengths[row].float() * len(part) * tokens_a_chunk)
-        totals = dict.fromkeys(TOTALS, 0.0)
+            weight = 1.0 / (rollouts.lengths[row].float() * len(part) * most)
+        learned = tuple(choices) if config.learn == "all" else (component_of(config.learn),)
+        totals = {prefix(name) + key: 0.0 for name in choices for key in TOTALS} | {"loss": 0.0}
         ratio_max = 1.0
         optimizer.zero_grad(set_to_none=True)
         for begin in range(0, len(row), config.micro_batch):
             r, c = row[begin : begin + config.micro_batch], chunk[begin : begin + config.micro_batch]
-            w = weight[begin : begin + config.micro_batch].view(-1, 1, 1)
-            share = w * tokens_a_chunk
-            observation, loss = rollouts.observation(r, c), torch.zeros(())
-            if config.learn == "pointer":
-                pointing = policy.point(observation)
-                pointing = pointing._replace(places=pointing.places.detach())
-            else:
-                hot = rollouts.token_temperature
-                new, entropy, pointing = policy.token_log_probs(
-                    observation, rollouts.tokens[r, c], hot, rollouts.aims[r, c]
-                )
-                part_loss, kl, binds, high = self._terms(new - rollouts.log_probs[r, c], advantages[r])
-                loss = (w * (part_loss + config.kl_coef * kl - config.entropy_coef * entropy)).sum()
-                totals["clip_fraction"] += float((w * binds).sum())
-                totals["approx_kl"] += float((w * kl.detach()).sum())
-                totals["entropy"] += float((w * entropy.detach()).sum())
+            now = policy.evaluate(rollouts.observation(r, c), rollouts.trace_at(r, c), learned)
+            loss = torch.zeros(())
+            for name in learned:
+                new, entropy = now.log_probs[name].cpu(), now.entropies[name].cpu()
+                w = weight[begin : begin + config.micro_batch] * (most / choices[name])
+                w = w.view(-1, *[1] * (new.ndim - 1))
+                part_loss, kl, binds, high = self._terms(new - rollouts.log_probs[name][r, c], advantages[r])
+                terms = part_loss + config.kl_coef * kl - config.entropy_coef * entropy
+                loss = loss + config.weights.get(name, 1.0) * (w * terms).sum()
+                totals[prefix(name) + "clip_fraction"] += float((w * binds).sum())
+                totals[prefix(name) + "approx_kl"] += float((w * kl.detach()).sum())
+                totals[prefix(name) + "entropy"] += float((w * entropy.detach()).sum())
                 ratio_max = max(ratio_max, high)
-            now = policy.pointer.log_prob(pointing, rollouts.aims[r, c], rollouts.temperature or 1.0)
-            change = (now - rollouts.place_log_probs[r, c]).view(-1, 1, 1)
-            part_loss, kl, binds, high = self._terms(change, advantages[r])
-            place = (pointing.scores / (rollouts.temperature or 1.0)).log_softmax(-1)
-            place_entropy = -(place.exp() * place).sum(-1).view(-1, 1, 1)
-            terms = part_loss + config.kl_coef * kl - config.entropy_coef * place_entropy
-            loss = loss + config.place_coef * (share * terms).sum()
             loss.backward()
             totals["loss"] += float(loss.detach())
-            totals["place_clip_fraction"] += float((share * binds).sum())
-            totals["place_kl"] += float((share * kl.detach()).sum())
-            totals["place_entropy"] += float((share * place_entropy.detach()).sum())
-            ratio_max = max(ratio_max, high)
         if config.bc_coef > 0 and self.demos is not None:
             rows = rng.integers(0, len(self.demos), min(config.micro_batch, len(self.demos)))
-            bc = bc_loss(policy, *self.demos.batch(rows))
+            bc = policy.loss(self.demos.chunk_batch(rows))["action"]
             (config.bc_coef * bc).backward()
             totals["bc_loss"] = float(bc.detach())
-        learned = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(learned, config.grad_clip)
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
         optimizer.step()
         return {**totals, "grad_norm": float(norm), "ratio_max": ratio_max}
 
     def _terms(self, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Clipped loss, k3 divergence, whether the clip binds, each like `log_ratio (M,K,A)`, and the largest ratio."""
+        """Clipped loss, k3 divergence, whether the clip binds, each like `log_ratio (M,...)`, and the largest ratio."""
         config = self.config
         loss, binds = clipped_objective(log_ratio, advantage, config.clip_low, config.clip_high)
         kl = torch.expm1(-log_ratio) + log_ratio  # k3 of old against new: >= 0, unbiased enough
@@ -270,33 +252,38 @@ class GRPO:
 
     # -- resuming ---------------------------------------------------------------------------------------------
 
-    def save(self, policy: VLAPolicy, folder: str | Path, meta: dict[str, Any] | None = None) -> None:
+    def save(self, policy: Any, folder: str | Path, meta: dict[str, Any] | None = None) -> None:
         """Write policy weights, optimizer moments and the iteration count; no pickle."""
         values = {"iteration": self.iteration, "config": dataclasses.asdict(self.config), "user": meta or {}}
         TrainState(folder).save(policy, self.optimizer(policy), values)
 
-    def load(self, policy: VLAPolicy, folder: str | Path) -> dict[str, Any]:
+    def load(self, policy: Any, folder: str | Path) -> dict[str, Any]:
         """Inverse of `save`; returns the `meta` that was given to it."""
         values = TrainState(folder).load(policy, self.optimizer(policy))
         self.iteration = int(values["iteration"])
         return dict(values["user"])
 
 
+def prefix(component: str) -> str:
+    """Of a component's scalars: those of actions have none."""
+    return "" if component == "action" else f"{component}_"
+
+
 def clipped_objective(
     log_ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic loss of each token and whether its clip binds.
+    """PPO's pessimistic loss of each choice and whether its clip binds.
 
     Args:
-        log_ratio: `(M,K,A)` new minus old log-probability.
+        log_ratio: `(M,...)` new minus old log-probability.
         advantage: `(M,)`.
         clip_low: bound below 1.
         clip_high: bound above 1.
 
     Returns:
-        loss `(M,K,A)` and binds `(M,K,A)` float 0/1 (there the gradient is zero).
+        loss and binds, each like `log_ratio`; binds is 0 or 1, and where it is 1 the gradient is zero.
     """
-    a = advantage.view(-1, 1, 1)
+    a = advantage.view(-1, *[1] * (log_ratio.ndim - 1))
     ratio = log_ratio.clamp(-20, 20).exp()
     free, clipped = ratio * a, ratio.clamp(1 - clip_low, 1 + clip_high) * a
     return -torch.minimum(free, clipped), (clipped < free).float()

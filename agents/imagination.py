@@ -24,12 +24,20 @@ from torch import Tensor
 
 from agents.rollouts import Rollouts
 from agents.simulated import RealCollector, collect_real
-from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
 from worldgym.imagination.episodes import ImaginedEpisodes
 from worldgym.imagination.rollout import Decision, rollout
 from worldgym.imagination.rules import Rules
-from worldgym.protocols import Decode, Observation, PolicyOutput, RewardModel, WorldModel, threshold_of
+from worldgym.protocols import (
+    Decode,
+    Observation,
+    Policy,
+    PolicyOutput,
+    RewardModel,
+    Temperature,
+    WorldModel,
+    threshold_of,
+)
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -153,19 +161,18 @@ class StartBank:
 def collect(
     world_model: WorldModel,
     judge: RewardModel,
-    policy: VLAPolicy,
+    policy: Policy,
     starts: Starts,
     *,
     group_size: int = 8,
     horizon: int = 40,
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
     generator: torch.Generator | None = None,
     threshold: float | None = None,
     max_uncertainty: float | None = None,
     confirm: int = 1,
     compact_below: float = 0.75,
     keep_frames: bool = False,
-    token_temperature: float | None = None,
 ) -> Rollouts:
     """Imagine `len(starts) * group_size` trajectories and judge them at every chunk's end.
 
@@ -176,7 +183,7 @@ def collect(
         starts: M real frames.
         group_size: trajectories a start.
         horizon: environment steps; rounded up to whole chunks.
-        temperature: of the policy's choice of places, and of its tokens unless `token_temperature` says otherwise.
+        temperature: of the policy, or of each of its components.
         generator: source of all randomness.
         threshold: probability that counts as success; the judge's own `threshold`, else 0.5.
         max_uncertainty: a trajectory whose model uncertainty exceeds it becomes invalid (hallucination).
@@ -184,7 +191,6 @@ def collect(
         compact_below: finished rows are dropped when the share of running ones falls below this; 0 keeps a
             static batch shape, which `torch.compile` likes.
         keep_frames: decode and keep every imagined frame, for videos.
-        token_temperature: of the policy's tokens alone.
 
     Returns:
         rollouts with rows ordered start by start: row `i` belongs to group `i // group_size`.
@@ -196,16 +202,15 @@ def collect(
     k = policy.chunk
     chunks = -(-horizon // k)
     limit = threshold_of(judge) if threshold is None else threshold
-    hot = temperature if token_temperature is None else token_temperature
     rules = Rules(chunks * k, None, 1, limit, uncertainty_bound=max_uncertainty, confirm=confirm)
     episodes = ImaginedEpisodes.begin(
         world_model, judge, rules, starts.images, starts.states, starts.instructions, copies=group_size,
         generator=generator,
     )  # fmt: skip
-    recorder = TrajectoryRecorder((chunks, k, policy.config.action_dim), group_size, temperature, hot, keep_frames)
+    recorder = TrajectoryRecorder((chunks, k, world_model.action_dim), group_size, keep_frames)
 
     def act(observation: Observation, rows: np.ndarray) -> PolicyOutput:
-        return policy.act(observation, temperature=temperature, generator=generator, token_temperature=hot)
+        return policy.act(observation, temperature=temperature, generator=generator)
 
     result = rollout(act, episodes, observers=[recorder], compact_below=compact_below)
     out = recorder.rollouts
@@ -221,32 +226,20 @@ class TrajectoryRecorder:
     Args:
         shape: (C, K, A) of a trajectory.
         group_size: trajectories a start.
-        temperature: of the policy's choice of places.
-        token_temperature: of its tokens.
         keep_frames: keep every imagined frame.
     """
 
     rollouts: Rollouts
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        group_size: int,
-        temperature: float,
-        token_temperature: float,
-        keep_frames: bool = False,
-    ) -> None:
-        self.shape, self.group_size = shape, group_size
-        self.temperatures, self.keep_frames = (temperature, token_temperature), keep_frames
+    def __init__(self, shape: tuple[int, int, int], group_size: int, keep_frames: bool = False) -> None:
+        self.shape, self.group_size, self.keep_frames = shape, group_size, keep_frames
         self.decode: Decode = "all" if keep_frames else "last"
 
     def begin(self, episodes: ImaginedEpisodes) -> None:
         """Make room for all trajectories."""
         image, (chunks, k, _) = episodes.image.cpu(), self.shape
         texts = list(episodes.slots.instruction)
-        self.rollouts = Rollouts.empty(
-            image, episodes.proprio.cpu(), texts, self.group_size, self.shape, *self.temperatures
-        )
+        self.rollouts = Rollouts.empty(image, episodes.proprio.cpu(), texts, self.group_size, self.shape)
         if self.keep_frames:
             self.rollouts.frames = image[:, None].repeat(1, chunks * k + 1, 1, 1, 1)
 

@@ -16,14 +16,13 @@ Example::
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agents.layers import FiLMBlock
 from agents.vla_config import VLAPolicyConfig
-from worldgym.errors import ConfigError
 
 WIDTH = 64  # of the dot product between words and picture
 REACH = 0.25  # standardised distance within which cells speak of the same thing: about 2 cm on the tabletop
@@ -62,26 +61,13 @@ class NoPointer(nn.Module):
         """`(B,2)` zeros; draws nothing."""
         return pointing.places[:, 0]
 
-    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float = 1.0) -> Tensor:
+    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """`(B,)` zeros."""
         return pointing.scores[:, 0]
 
     def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
         """`(B,)` zeros."""
         return pointing.scores[:, 0]
-
-
-def learned_pointer(policy: Any) -> nn.Module:
-    """The pointer of `policy`, to be trained alone.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if isinstance(policy.pointer, NoPointer):
-        raise ConfigError(
-            "this policy has no pointer that could learn alone; set learn='all', or type --learn all"
-        )
-    return policy.pointer
 
 
 class Pointer(nn.Module):
@@ -164,8 +150,8 @@ class Pointer(nn.Module):
         share = (pointing.scores / temperature).softmax(-1)
         return self.around(pointing, torch.multinomial(share, 1, generator=generator).squeeze(1))
 
-    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float = 1.0) -> Tensor:
-        """`(B,)` log-probability that a cell is drawn which speaks of `place (B,2)`.
+    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+        """`(B,)` log-probability that a cell is drawn which speaks of `place (B,2)`; `temperature` may be `(B,1)`.
 
         All cells around a thing lead to the same place, so their probabilities add up; how much a cell speaks of a
         place falls off as a Gaussian of width `REACH`.

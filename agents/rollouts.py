@@ -26,8 +26,6 @@ class Rollouts:
         images: `(N,C,H,W,3)` uint8, what the policy saw before each chunk.
         states: `(N,C,S)` float32, proprioception before each chunk.
         instructions: N strings.
-        tokens: `(N,C,K,A)` int64, the sampled bins.
-        log_probs: `(N,C,K,A)` float32, their log-probabilities when sampled, at `temperature`.
         actions: `(N,C,K,A)` float32 in [-1,1], zero where `mask` is False.
         mask: `(N,C)` bool, True up to and including the chunk in which success was judged.
         reward: `(N,)` float32, 1 for success.
@@ -35,12 +33,10 @@ class Rollouts:
         groups: `(N,)` int64, which start a row belongs to.
         p_success: `(N,C)` float32, the judge's probability after each chunk, nan where nothing was judged.
         final_images: `(N,H,W,3)` uint8, the last frame that was reached.
-        temperature: at which places were sampled.
+        log_probs: by component of the policy, `(N,C,...)` float32: of its choices, when they were sampled.
+        trace: by name, `(N,C,...)`: what the policy needs to evaluate them again; nobody else reads it.
         frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
         path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
-        aims: `(N,C,2)` standardised places that the policy acted towards.
-        place_log_probs: `(N,C)` float32, their log-probability when sampled, at `temperature`.
-        token_temperature: at which the tokens were sampled; `temperature` is that of the places.
         frames_used: environment or world-model steps spent, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
@@ -48,8 +44,6 @@ class Rollouts:
     images: Tensor
     states: Tensor
     instructions: list[str]
-    tokens: Tensor
-    log_probs: Tensor
     actions: Tensor
     mask: Tensor
     reward: Tensor
@@ -57,10 +51,8 @@ class Rollouts:
     groups: Tensor
     p_success: Tensor
     final_images: Tensor
-    aims: Tensor
-    place_log_probs: Tensor
-    temperature: float = 1.0
-    token_temperature: float = 1.0
+    log_probs: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    trace: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     frames: Tensor | None = None
     path: Tensor | None = None
     frames_used: int = 0
@@ -82,8 +74,6 @@ class Rollouts:
         instructions: list[str],
         group_size: int,
         shape: tuple[int, int, int],
-        temperature: float = 1.0,
-        token_temperature: float = 1.0,
     ) -> Rollouts:
         """Room for one trajectory a row of `images (N,H,W,3)`, `states (N,S)`, `shape` (C, K, A); nothing solved."""
         total, (chunks, k, a) = len(images), shape
@@ -91,8 +81,6 @@ class Rollouts:
             images=torch.zeros((total, chunks, *images.shape[1:]), dtype=torch.uint8),
             states=torch.zeros(total, chunks, states.shape[1]),
             instructions=instructions,
-            tokens=torch.zeros(total, chunks, k, a, dtype=torch.int64),
-            log_probs=torch.zeros(total, chunks, k, a),
             actions=torch.zeros(total, chunks, k, a),
             mask=torch.zeros(total, chunks, dtype=torch.bool),
             reward=torch.zeros(total),
@@ -100,10 +88,6 @@ class Rollouts:
             groups=torch.arange(total) // group_size,
             p_success=torch.full((total, chunks), float("nan")),
             final_images=images.clone(),
-            aims=torch.zeros(total, chunks, 2),
-            place_log_probs=torch.zeros(total, chunks),
-            temperature=temperature,
-            token_temperature=token_temperature,
             path=torch.zeros(total, chunks * k, states.shape[1]),
         )
 
@@ -114,13 +98,11 @@ class Rollouts:
         self.images[rows, chunk] = image[live].cpu()
         self.states[rows, chunk] = state[live].cpu()
         self.actions[rows, chunk] = output.actions[live].cpu()
-        for name, key in (
-            ("tokens", "tokens"),
-            ("log_probs", "token_log_probs"),
-            ("aims", "aim"),
-            ("place_log_probs", "place_log_prob"),
-        ):
-            getattr(self, name)[rows, chunk] = output.trace[key][live].cpu()
+        for kept, given in ((self.log_probs, output.log_probs), (self.trace, output.trace)):
+            for name, value in given.items():
+                if name not in kept:
+                    kept[name] = torch.zeros((*self.mask.shape, *value.shape[1:]), dtype=value.dtype)
+                kept[name][rows, chunk] = value[live].cpu()
         self.mask[rows, chunk] = True
 
     def success_rate(self) -> float:
@@ -135,6 +117,8 @@ class Rollouts:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 values[field.name] = value[index]
+            elif field.name in ("log_probs", "trace"):
+                values[field.name] = {name: part[index] for name, part in value.items()}
             elif field.name == "instructions":
                 values[field.name] = [value[i] for i in index.tolist()]
             else:
@@ -143,17 +127,13 @@ class Rollouts:
 
     @staticmethod
     def concatenate(parts: list[Rollouts]) -> Rollouts:
-        """Join collections sampled at one temperature; group ids are kept apart."""
+        """Join collections of one policy; group ids are kept apart."""
         if not parts:
             raise ValueError("nothing to concatenate: got an empty list of Rollouts")
-        if len({(part.temperature, part.token_temperature) for part in parts}) > 1:
-            raise ValueError(
-                "cannot join rollouts of different temperatures: their log-probabilities differ in meaning"
-            )
-        values: dict[str, object] = {
-            "temperature": parts[0].temperature,
-            "token_temperature": parts[0].token_temperature,
-        }
+        kinds = {(*sorted(part.log_probs), *sorted(part.trace)) for part in parts}
+        if len(kinds) > 1:
+            raise ValueError(f"cannot join rollouts of different policies; their traces hold {sorted(kinds)}")
+        values: dict[str, object] = {}
         offset, groups = 0, []
         for part in parts:
             groups.append(part.groups + offset)
@@ -164,6 +144,8 @@ class Rollouts:
                 values["groups"] = torch.cat(groups)
             elif field.name in ("frames", "path"):
                 values[field.name] = None if any(c is None for c in column) else torch.cat(column)
+            elif field.name in ("log_probs", "trace"):
+                values[field.name] = {name: torch.cat([c[name] for c in column]) for name in column[0]}
             elif isinstance(column[0], Tensor):
                 values[field.name] = torch.cat(column)
             elif field.name == "instructions":
@@ -173,6 +155,10 @@ class Rollouts:
             elif field.name == "seconds":
                 values[field.name] = {k: sum(c.get(k, 0.0) for c in column) for k in column[0]}
         return Rollouts(**values)  # type: ignore[arg-type]
+
+    def trace_at(self, row: Tensor, chunk: Tensor) -> dict[str, Tensor]:
+        """Traces at `(row, chunk)` pairs, each `(M,)` int64."""
+        return {name: value[row, chunk] for name, value in self.trace.items()}
 
     def observation(self, row: Tensor, chunk: Tensor) -> Observation:
         """Policy input at `(row, chunk)` pairs, each `(M,)` int64."""

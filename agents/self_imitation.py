@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ import torch
 from agents.demos import ChunkDataset, keyframes
 from agents.rollouts import Rollouts
 from agents.sft import SFT, SFTConfig
-from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
 
@@ -47,7 +46,7 @@ class SelfImitationConfig:
             began with is a true one; what follows is painted, and cloning it teaches the policy to act on paintings.
         discount: weight of a chunk per chunk that lay between it and success: the last moves of an exploring policy are
             what succeeded, the first ones may have been a detour.
-        learn: `all`, or `pointer`: only where to go.
+        learn: `all`, or one component of the policy, such as `goal`: only where to go.
         capacity: chunks remembered (12 KB each at 64 px); the oldest go first.
         seed: of batches and augmentation.
     """
@@ -60,7 +59,7 @@ class SelfImitationConfig:
     min_rate: float = 0.5
     first_chunks: int = 0
     discount: float = 0.7
-    learn: Literal["all", "pointer"] = "all"
+    learn: str = "all"
     capacity: int = 10_000
     seed: int = 0
 
@@ -107,16 +106,17 @@ class SelfImitation:
             )
         )
 
-    def remember(self, policy: VLAPolicy, rollouts: Rollouts) -> int:
+    def remember(self, policy: Any, rollouts: Rollouts) -> int:
         """Keep the chunks of valid successes of `policy`; returns how many trajectories that were."""
         c = self.config
         rows, weights = success_rows(rollouts, c.floor, c.discount, c.first_chunks, c.min_rate)
         if rows is None:
             return 0
-        if c.learn == "pointer":  # the place that was chosen, whatever the hand made of it
+        if c.learn != "all":  # the place that was chosen, whatever the hand made of it
             chunk = np.arange(len(rows)) - np.searchsorted(rows.episode, rows.episode)
-            aims = rollouts.aims[torch.from_numpy(rows.episode), torch.from_numpy(chunk)].to(policy.device)
-            rows.goals[:, :2] = (aims * policy.state_std[:2] + policy.state_mean[:2]).cpu().numpy()
+            trace = rollouts.trace_at(torch.from_numpy(rows.episode), torch.from_numpy(chunk))
+            chosen = policy.targets_of(trace)["goal"]
+            rows.goals[:, : chosen.shape[1]] = chosen
         self.memory = rows if self.memory is None else join(self.memory, rows)
         self.weight = np.concatenate([self.weight, weights])
         if len(self.weight) > self.config.capacity:
@@ -124,7 +124,7 @@ class SelfImitation:
             self.memory, self.weight = self.memory.select(keep), self.weight[keep]
         return len(np.unique(rows.episode))
 
-    def update(self, policy: VLAPolicy, rollouts: Rollouts | None = None) -> dict[str, float]:
+    def update(self, policy: Any, rollouts: Rollouts | None = None) -> dict[str, float]:
         """Remember `rollouts`, then take `config.steps` steps.
 
         Returns:
@@ -153,17 +153,17 @@ class SelfImitation:
 
     # -- resuming ---------------------------------------------------------------------------------
 
-    def save(self, policy: VLAPolicy, folder: str | Path) -> None:
+    def save(self, policy: Any, folder: str | Path) -> None:
         """Write the optimizer's moments and the memory; no pickle."""
         values: dict[str, Any] = {"iteration": self.iteration, "config": dataclasses.asdict(self.config)}
         extra: dict[str, Any] = {}
         if self.memory is not None:
-            columns = {k: v for k, v in vars(self.memory).items() if k != "instructions"}
+            columns = {k: v for k, v in vars(self.memory).items() if k != "instructions" and v is not None}
             extra["memory"] = {k: torch.from_numpy(v) for k, v in {**columns, "weight": self.weight}.items()}
             values["instructions"] = self.memory.instructions
         TrainState(folder).save(policy, self._sft.optimizer(policy), values, **extra)
 
-    def load(self, policy: VLAPolicy, folder: str | Path) -> None:
+    def load(self, policy: Any, folder: str | Path) -> None:
         """Inverse of `save`; `policy` gets the weights it had then."""
         state = TrainState(folder)
         values = state.load(policy, self._sft.optimizer(policy))
@@ -225,8 +225,14 @@ def success_rows(
 
 
 def join(a: ChunkDataset, b: ChunkDataset) -> ChunkDataset:
-    """Rows of both; episode numbers of `b` follow those of `a`."""
+    """Rows of both; episode numbers of `b` follow those of `a`.
+
+    Raises:
+        ValueError: one of the two has a condition.
+    """
     offset = int(a.episode.max()) + 1 if len(a) else 0
+    if (a.condition is None) != (b.condition is None):
+        raise ValueError("cannot join chunks with a condition and chunks without one")
     return ChunkDataset(
         np.concatenate([a.images, b.images]),
         np.concatenate([a.states, b.states]),
@@ -234,4 +240,5 @@ def join(a: ChunkDataset, b: ChunkDataset) -> ChunkDataset:
         np.concatenate([a.actions, b.actions]),
         np.concatenate([a.episode, b.episode + offset]),
         np.concatenate([a.goals, b.goals]),
+        None if a.condition is None or b.condition is None else np.concatenate([a.condition, b.condition]),
     )

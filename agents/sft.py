@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy on the bins of demonstrated action chunks.
+"""Supervised fine-tuning on demonstrated action chunks, with the policy's own losses (`Policy.loss`).
 
 The starting point of every arm, so it has to be an honest one: episodes are split into training and validation,
 and the weights with the lowest validation loss are kept. Targets are hard: smoothing them puts about one nat of
@@ -27,13 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from agents.demos import ChunkDataset, chunk_dataset, demonstrations, episode_views
-from agents.pointer import Pointing, learned_pointer
-from agents.vla import PolicyForward, VLAPolicy
+from agents.learned import component_of, learned_parameters
 from worldgym.errors import ConfigError
-from worldgym.protocols import Observation
 from worldgym.utils.train_state import TrainState
 
-__all__ = ["SFT", "ChunkDataset", "SFTConfig", "bc_loss", "chunk_dataset", "demonstrations", "episode_views"]
+__all__ = ["SFT", "ChunkDataset", "SFTConfig", "chunk_dataset", "demonstrations", "episode_views"]
 _log = logging.getLogger(__name__)
 
 
@@ -53,10 +51,11 @@ class SFTConfig:
         colour_jitter: strength of brightness, contrast and channel jitter; no shifts, which would change the label.
         noise: standard deviation of pixel noise, in [0,1] units.
         state_noise: noise on normalised proprioception, so that the policy looks at the image too.
-        goal_coef: weight of predicting the hand's next keyframe beside the actions.
+        goal_coef: weight of predicting the hand's next keyframe beside the actions; that of any other component than
+            `action`.
         aim_noise: noise on the true place that acting is trained with, in spreads of proprioception.
-        learn: `all`, or `pointer`: only where to go, while acting and the inputs' statistics stay as they are; rows of
-            unknown goals are skipped.
+        learn: `all`, or one component of the policy, such as `goal` (only where to go), while everything else and the
+            inputs' statistics stay as they are; rows of unknown goals are skipped.
         ema: decay of the averaged weights, which are the ones that are validated and kept: at a few thousand frames the
             weights after any single step are noisy.
         finish_steps: steps at `finish_lr` on all demonstrations, those held out included, after the best weights were
@@ -78,7 +77,7 @@ class SFTConfig:
     state_noise: float = 0.05
     goal_coef: float = 1.0
     aim_noise: float = 0.1
-    learn: Literal["all", "pointer"] = "all"
+    learn: str = "all"
     ema: float = 0.99
     finish_steps: int = 0
     finish_lr: float = 3e-4
@@ -91,11 +90,8 @@ class SFTConfig:
             raise ConfigError(
                 f"epochs and batch_size must be at least 1; got {self.epochs}, {self.batch_size}"
             )
-        if self.learn not in ("all", "pointer") or self.select not in ("val_loss", "val_goal_error"):
-            raise ConfigError(
-                "learn must be 'all' or 'pointer' and select 'val_loss' or 'val_goal_error'; got "
-                f"{self.learn!r} and {self.select!r}"
-            )
+        if self.select not in ("val_loss", "val_goal_error"):
+            raise ConfigError(f"select must be 'val_loss' or 'val_goal_error'; got {self.select!r}")
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction must lie in (0, 1); got {self.val_fraction}. Try 0.1")
         if self.patience < 0 or self.finish_steps < 0:
@@ -106,16 +102,6 @@ class SFTConfig:
             raise ConfigError(
                 f"lr must be positive and ema in [0, 1); got {self.lr}, {self.ema}. Try 8e-4, 0.99"
             )
-
-
-def bc_loss(policy: VLAPolicy, observation: Observation, actions: np.ndarray | Tensor) -> Tensor:
-    """Mean cross-entropy of one action dimension, nats, against the nearest bins of `actions (B,K,A)`.
-
-    Unknown actions (NaN) are left out.
-    """
-    known = ~torch.isnan(torch.as_tensor(actions))
-    chosen = policy.token_log_probs(observation, policy.tokens_of(torch.as_tensor(actions).nan_to_num()))[0]
-    return -(chosen if known.all() else chosen[known]).mean()
 
 
 class SFT:
@@ -132,7 +118,7 @@ class SFT:
 
     def fit(
         self,
-        policy: VLAPolicy,
+        policy: Any,
         dataset: ChunkDataset,
         *,
         on_epoch: Callable[[dict[str, float]], None] | None = None,
@@ -157,13 +143,11 @@ class SFT:
                 "one demonstration: nothing is held out, and scores are of the frames that are learned"
             )
             train = val = dataset
-        select = config.select if policy.config.goal_dims else "val_loss"
         if config.learn == "all":
-            policy.set_state_stats(train.states)
-            policy.set_text_stats(train.instructions)
-        optimizer = _adamw(
-            policy if config.learn == "all" else learned_pointer(policy), config.lr, config.weight_decay
-        )
+            for name, values in (("set_state_stats", train.states), ("set_text_stats", train.instructions)):
+                if hasattr(policy, name):  # those that standardise their inputs
+                    getattr(policy, name)(values)
+        optimizer = _adamw(learned_parameters(policy, config.learn), config.lr, config.weight_decay)
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = config.epochs * steps_per_epoch
         best: dict[str, Any] = {
@@ -196,11 +180,12 @@ class SFT:
                 done = epoch * steps_per_epoch + i + 1
                 average_weights(average, policy, min(config.ema, done / (done + 10)))
             scalars = {"epoch": float(epoch), "loss": float(np.mean(losses)), **self.evaluate(average, val)}
-            if scalars[select] < best["score"]:
+            score = scalars.get(config.select, scalars["val_loss"])
+            if score < best["score"]:
                 weights = copy.deepcopy(average.state_dict())
-                accuracy = scalars["val_accuracy"]
+                accuracy = scalars.get("val_accuracy", math.nan)
                 best = {
-                    "score": scalars[select],
+                    "score": score,
                     "loss": scalars["val_loss"],
                     "epoch": epoch,
                     "weights": weights,
@@ -229,7 +214,7 @@ class SFT:
             "frames": float(len(train)),
         }
 
-    def _finish(self, policy: VLAPolicy, dataset: ChunkDataset) -> None:
+    def _finish(self, policy: Any, dataset: ChunkDataset) -> None:
         config = dataclasses.replace(self.config, lr=self.config.finish_lr, weight_decay=0.0)
         trainer, average = SFT(config), copy.deepcopy(policy).requires_grad_(False)
         for done in range(1, config.finish_steps + 1):
@@ -237,14 +222,14 @@ class SFT:
             average_weights(average, policy, min(config.ema, done / (done + 10)))
         policy.load_state_dict(average.state_dict())
 
-    def update(self, policy: VLAPolicy, rollouts: ChunkDataset, *, steps: int = 1) -> dict[str, float]:
+    def update(self, policy: Any, rollouts: ChunkDataset, *, steps: int = 1) -> dict[str, float]:
         """Take `steps` cloning steps at the constant learning rate; the optimizer lives on between calls."""
         size = min(self.config.batch_size, len(rollouts))
         rows = self._rng.integers(0, len(rollouts), steps * size)
         return {"loss": float(np.mean(self.steps(policy, rollouts, rows, steps)))}
 
-    def steps(self, policy: VLAPolicy, dataset: ChunkDataset, rows: np.ndarray, count: int) -> list[float]:
-        """`count` steps over chosen `rows`, split evenly; returns each step's loss (nats a dimension; a place)."""
+    def steps(self, policy: Any, dataset: ChunkDataset, rows: np.ndarray, count: int) -> list[float]:
+        """`count` steps over chosen `rows`, split evenly; returns their losses, of the action where that is learned."""
         optimizer = self.optimizer(policy)
         policy.train()
         parts = np.array_split(rows, count)
@@ -252,10 +237,10 @@ class SFT:
         policy.eval()
         return losses
 
-    def optimizer(self, policy: VLAPolicy) -> torch.optim.AdamW:
+    def optimizer(self, policy: Any) -> torch.optim.AdamW:
         """The optimizer of `policy` for `update` and `steps`, made at first use."""
         if self._optimizer is None:
-            learned = policy if self.config.learn == "all" else learned_pointer(policy)
+            learned = learned_parameters(policy, self.config.learn)
             self._optimizer = _adamw(learned, self.config.lr, self.config.weight_decay)
         return self._optimizer
 
@@ -265,130 +250,65 @@ class SFT:
 
     def _step(
         self,
-        policy: VLAPolicy,
+        policy: Any,
         optimizer: torch.optim.Optimizer,
         dataset: ChunkDataset,
         rows: np.ndarray,
         rng: np.random.Generator,
         lr: float,
     ) -> float:
-        observation, actions = dataset.batch(rows)
-        observation["image"] = _jitter(
-            observation["image"], rng, self.config.colour_jitter, self.config.noise
-        )
-        if self.config.state_noise:
+        config = self.config
+        batch = dataset.chunk_batch(rows, rng=rng, goal_noise=config.aim_noise)
+        observation = batch["observation"]
+        observation["image"] = _jitter(observation["image"], rng, config.colour_jitter, config.noise)
+        if config.state_noise:
             noise = torch.from_numpy(rng.standard_normal(observation["state"].shape).astype(np.float32))
-            observation["state"] = observation["state"] + self.config.state_noise * noise * policy.state_std
+            spread = getattr(policy, "state_std", 1.0)  # a policy that does not standardise is given unit noise
+            observation["state"] = observation["state"] + config.state_noise * noise * spread
         for group in optimizer.param_groups:
             group["lr"] = lr
-        if not policy.config.goal_dims:
-            chosen = self._chosen(policy, policy.run(observation), actions)
-            self._descend(optimizer, policy, -chosen.mean())
-            return -float(chosen.detach().mean())
-        known = ~torch.from_numpy(np.isnan(dataset.goals[rows]).any(1))  # imitation may lack the path
-        wanted = policy.normalise_state(torch.from_numpy(np.nan_to_num(dataset.goals[rows])))
-        wanted = wanted[:, : policy.config.goal_dims]
-        if self.config.learn == "pointer":
-            density = policy.pointer.log_density(policy.point(observation), wanted[:, :2])
-            loss = -(density * known).sum() / max(1, int(known.sum()))
-            return self._descend(optimizer, policy, loss)
-        jitter = torch.from_numpy(rng.standard_normal((len(rows), 2)).astype(np.float32))
-        aim = wanted[:, :2] + self.config.aim_noise * jitter
-        if not bool(known.all()):
-            pointing = policy.point(observation)
-            own = policy.pointer.likeliest(pointing).detach()
-            aim = torch.where(known[:, None], aim, own)
-        out = policy.run(observation, aim=aim)
-        chosen = self._chosen(policy, out, actions)
-        loss = -chosen.mean()
-        if self.config.goal_coef and bool(known.any()):
-            goal = out.goal[known], Pointing(*(part[known] for part in out.pointing))
-            goal_loss = policy.goal_loss(PolicyForward(out.logits, *goal), wanted[known])
-            loss = loss + self.config.goal_coef * float(known.float().mean()) * goal_loss
-        self._descend(optimizer, policy, loss)
-        return -float(chosen.detach().mean())
-
-    @staticmethod
-    def _chosen(policy: VLAPolicy, out: PolicyForward, actions: np.ndarray) -> Tensor:
-        """Log-probabilities of the demonstrated tokens; actions that are unknown (NaN) are left out."""
-        known = ~np.isnan(actions)
-        tokens = policy.tokens_of(np.nan_to_num(actions))
-        chosen = torch.log_softmax(out.logits, dim=-1).gather(-1, tokens[..., None])
-        return chosen if known.all() else chosen[..., 0][torch.from_numpy(known)]
-
-    def _descend(self, optimizer: torch.optim.Optimizer, policy: VLAPolicy, loss: Tensor) -> float:
+        losses = policy.loss(batch, None if config.learn == "all" else (component_of(config.learn),))
+        first, *others = losses
+        loss = losses[first]
+        for name in others:
+            loss = loss + config.goal_coef * losses[name]
         policy.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), self.config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
         optimizer.step()
-        return float(loss.detach())
+        return float(losses[first].detach())
 
     @staticmethod
     @torch.no_grad()
-    def evaluate(policy: VLAPolicy, dataset: ChunkDataset, batch_size: int = 256) -> dict[str, float]:
-        """Held-out scores without dropout.
+    def evaluate(policy: Any, dataset: ChunkDataset, batch_size: int = 256) -> dict[str, float]:
+        """Held-out scores without dropout: the policy's own `metrics`, or else its losses.
 
         Returns:
-            val_loss (joint negative log-likelihood of place and actions, nats a dimension), val_accuracy (share of
-            right bins), val_entropy, val_place_loss (nats), val_goal_error (metres between true and pointed place);
-            the last two only for policies with goals.
+            val_loss, and what else the policy measures; means over rows.
         """
         policy.eval()
-        if not policy.config.goal_dims:
-            return _evaluate_actions(policy, dataset, batch_size)
-        loss = right = entropy = miss = place = 0.0
+        totals: dict[str, float] = {}
         for begin in range(0, len(dataset), batch_size):
             rows = np.arange(begin, min(begin + batch_size, len(dataset)))
-            observation, actions = dataset.batch(rows)
-            goals = torch.from_numpy(dataset.goals[rows])
-            wanted = policy.normalise_state(goals)[:, :2]
-            pointing = policy.point(observation)
-            pointed = policy.pointer.likeliest(pointing)
-            out = policy.run(observation, aim=wanted)
-            log_probs = torch.log_softmax(out.logits, dim=-1)
-            off = (pointed - wanted) * policy.state_std[:2]
-            miss += float(off.norm(dim=-1).mean()) * len(rows)
-            place -= float(policy.pointer.log_density(pointing, wanted).mean()) * len(rows)
-            tokens = policy.tokens_of(actions)
-            loss -= float(log_probs.gather(-1, tokens[..., None]).mean()) * len(rows)
-            right += float((log_probs.argmax(-1) == tokens).float().mean()) * len(rows)
-            entropy -= float((log_probs.exp() * log_probs).sum(-1).mean()) * len(rows)
-        n = max(1, len(dataset))
-        tokens_a_chunk = policy.chunk * policy.config.action_dim
-        return {
-            "val_loss": (loss + place / tokens_a_chunk) / n,
-            "val_accuracy": right / n,
-            "val_entropy": entropy / n,
-            "val_place_loss": place / n,
-            "val_goal_error": miss / n,
-        }
+            batch = dataset.chunk_batch(rows)
+            if hasattr(policy, "metrics"):
+                found = policy.metrics(batch)
+            else:
+                found = {"val_loss": float(sum(policy.loss(batch).values()))}
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0.0) + value * len(rows)
+        return {name: value / max(1, len(dataset)) for name, value in totals.items()}
 
 
-def _evaluate_actions(policy: VLAPolicy, dataset: ChunkDataset, batch_size: int) -> dict[str, float]:
-    """Held-out scores of actions alone; unknown ones (NaN) are left out."""
-    loss = right = entropy = count = 0.0
-    for begin in range(0, len(dataset), batch_size):
-        observation, actions = dataset.batch(np.arange(begin, min(begin + batch_size, len(dataset))))
-        known = torch.from_numpy(~np.isnan(actions))
-        log_probs = torch.log_softmax(policy.run(observation).logits, dim=-1)
-        tokens = policy.tokens_of(np.nan_to_num(actions))
-        loss -= float(log_probs.gather(-1, tokens[..., None])[..., 0][known].sum())
-        right += float((log_probs.argmax(-1) == tokens)[known].sum())
-        entropy -= float((log_probs.exp() * log_probs).sum(-1)[known].sum())
-        count += float(known.sum())
-    n = max(1.0, count)
-    return {"val_loss": loss / n, "val_accuracy": right / n, "val_entropy": entropy / n}
-
-
-def _adamw(policy: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    decayed = [p for p in policy.parameters() if p.ndim > 1]
-    plain = [p for p in policy.parameters() if p.ndim <= 1]
+def _adamw(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    decayed = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
 @torch.no_grad()
-def average_weights(average: VLAPolicy, policy: VLAPolicy, decay: float) -> None:
+def average_weights(average: Any, policy: Any, decay: float) -> None:
     """Move `average` towards `policy` by 1 - decay; statistics of states and words are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(policy.parameters()), 1 - decay)
     for kept, new in zip(average.buffers(), policy.buffers(), strict=True):

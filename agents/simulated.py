@@ -24,9 +24,8 @@ import numpy as np
 import torch
 
 from agents.rollouts import Rollouts
-from agents.vla import VLAPolicy
 from worldgym.errors import ConfigError
-from worldgym.protocols import Observation, RewardModel, reads_of, settled, threshold_of
+from worldgym.protocols import Observation, Policy, RewardModel, Temperature, reads_of, settled, threshold_of
 
 DEFAULT_ENV = "envs.tabletop:TabletopVectorEnv"
 
@@ -130,16 +129,15 @@ class RealCollector:
     @torch.no_grad()
     def collect(
         self,
-        policy: VLAPolicy,
+        policy: Policy,
         seeds: Sequence[int],
         tasks: Sequence[str],
         *,
         split: str = "seen",
         group_size: int = 8,
         horizon: int = 40,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         generator: torch.Generator | None = None,
-        token_temperature: float | None = None,
         partial: bool = False,
         judge: RewardModel | None = None,
     ) -> Rollouts:
@@ -152,9 +150,8 @@ class RealCollector:
             split: which starts and words.
             group_size: episodes a start.
             horizon: environment steps.
-            temperature: of the policy.
+            temperature: of the policy, or of each of its components.
             generator: source of the policy's randomness.
-            token_temperature: of the policy's tokens alone.
             partial: the reward is the mean over the horizon of task progress at each step, 1 from success on, as
                 World-Gymnast's simulator arm sums partial rewards; else 1 for success.
             judge: says from the simulator's frames, after each chunk, whether it is a success, in place of the truth:
@@ -168,7 +165,7 @@ class RealCollector:
                 f"judge {judge.name} reads frames={reads_of(judge).frames!r}, and the simulator shows the frame at the "
                 "end of each chunk; give a judge of single frames, or collect in a world model (agents.collect)"
             )
-        k, a = policy.chunk, policy.config.action_dim
+        k = policy.chunk
         chunks = -(-horizon // k)
         total = len(seeds) * group_size
         shares = np.array_split(np.arange(total), max(1, len(self._workers)))
@@ -184,9 +181,7 @@ class RealCollector:
         )
         clock["imagine"] += time.perf_counter() - began
         earned = torch.zeros(total)
-        hot = temperature if token_temperature is None else token_temperature
-        out = Rollouts.empty(image, state, texts, group_size, (chunks, k, a), temperature, hot)
-        assert out.path is not None
+        out: Rollouts | None = None
         running = torch.ones(total, dtype=torch.bool)
         for c in range(chunks):
             rows = running.nonzero().squeeze(1)
@@ -195,13 +190,10 @@ class RealCollector:
             began = time.perf_counter()
             words = [texts[i] for i in rows.tolist()]
             observation = Observation(image=image[rows], state=state[rows], instruction=words)
-            output = policy.act(
-                observation,
-                temperature=temperature,
-                generator=generator,
-                token_temperature=hot,
-            )
+            output = policy.act(observation, temperature=temperature, generator=generator)
             clock["policy"] += time.perf_counter() - began
+            if out is None:
+                out = Rollouts.empty(image, state, texts, group_size, (chunks, k, output.actions.shape[2]))
             whole = torch.ones(len(rows), dtype=torch.bool)
             out.record(rows, c, image[rows], state[rows], output, whole)
             began = time.perf_counter()
@@ -214,6 +206,7 @@ class RealCollector:
             image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
             state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
             path = torch.from_numpy(np.concatenate([x["path"] for x in answers])).float()
+            assert out.path is not None
             out.path[rows, c * k : (c + 1) * k] = path[rows]
             success = torch.from_numpy(np.concatenate([x["success"] for x in answers]))[rows]
             if judge is not None:
@@ -232,6 +225,7 @@ class RealCollector:
             earned[rows] += progress[rows]
             earned[rows[success]] += (chunks - c - 1) * k  # and so it stays
             running[rows[success]] = False
+        assert out is not None
         if partial:
             out.reward = earned / (chunks * k)
         out.seconds = clock
@@ -239,7 +233,7 @@ class RealCollector:
 
 
 def collect_real(
-    policy: VLAPolicy,
+    policy: Policy,
     seeds: Sequence[int],
     tasks: Sequence[str],
     *,

@@ -29,36 +29,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.heads import make_head
 from agents.layers import Block, FiLMBlock
 from agents.lerobot import LeRobotPolicyMixin
 from agents.pointer import NoPointer, Pointer, Pointing
 from agents.vla_config import PRESETS, VLAPolicyConfig
+from agents.vla_learning import LearningMixin
 from worldgym.errors import ConfigError
-from worldgym.protocols import Observation, PolicyOutput
+from worldgym.protocols import Observation, PolicyOutput, Temperature
 from worldgym.text import embed
 from worldgym.utils.hub import HubModel
 
 __all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
 # A fifth of an embedding's usual entry: a few training sentences must not blow up what is new in others.
 TEXT_STD_FLOOR = 0.01
-_MASKED = -1e9  # finite: a masked bin has probability exactly 0 in float32 and 0 * log p stays 0, not nan
 
 
 class PolicyForward(NamedTuple):
     """What one pass of the network says.
 
     Args:
-        logits: `(B, chunk, A, n_bins)` float32.
+        features: `(B, chunk, width)`, what the head reads.
         goal: `(B, goal_dims)` next keyframe, standardised; its first two are what is acted towards.
         pointing: where it could be, see `agents.pointer`.
+        hidden: tokens `(B, N, width)` after each transformer layer.
     """
 
-    logits: Tensor
+    features: Tensor
     goal: Tensor
     pointing: Pointing
+    hidden: tuple[Tensor, ...]
 
 
 class VLAPolicy(
+    LearningMixin,
     LeRobotPolicyMixin,
     nn.Module,
     HubModel,
@@ -123,11 +127,10 @@ class VLAPolicy(
         self.memory_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, config.action_dim * config.n_bins)
-        nn.init.normal_(
-            self.head.weight, std=0.02
-        )  # near-uniform at birth: exploration is not lost before learning
-        nn.init.zeros_(self.head.bias)
+        self.head = make_head(
+            config.head, width=width, chunk=config.chunk, action_dim=config.action_dim, n_bins=config.n_bins,
+            binary_dims=config.binary_dims, bf16=config.bf16, settings=config.head_settings,
+        )  # fmt: skip
 
         self.register_buffer("state_mean", torch.zeros(config.state_dim))
         self.register_buffer("state_std", torch.ones(config.state_dim))
@@ -135,14 +138,6 @@ class VLAPolicy(
         # in what they share once each dimension is standardised.
         self.register_buffer("text_mean", torch.zeros(config.text_dim))
         self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
-        centres = torch.linspace(-1, 1, config.n_bins).repeat(config.action_dim, 1)
-        mask = torch.zeros(config.action_dim, config.n_bins)
-        for dim in config.binary_dims:
-            centres[dim] = 1.0
-            centres[dim, 0] = -1.0
-            mask[dim, 2:] = _MASKED
-        self.register_buffer("centres", centres, persistent=False)  # (A, n_bins)
-        self.register_buffer("bin_mask", mask, persistent=False)
         self.register_buffer("pixels", _coordinates(config.image_size), persistent=False)
         self.register_buffer("grid16", _coordinates(config.image_size // 4).flatten(1), persistent=False)
         self.to(memory_format=torch.channels_last)
@@ -174,9 +169,9 @@ class VLAPolicy(
 
     # -- distributions ----------------------------------------------------------------------------------------
 
-    def forward(self, observation: Observation) -> Tensor:
-        """Logits `(B, chunk, A, n_bins)` float32; bins that a dimension lacks hold -1e9."""
-        return self.run(observation).logits
+    def forward(self, observation: Observation) -> PolicyForward:
+        """What the network says when it acts towards the place that it points at most."""
+        return self.run(observation)
 
     def run(self, observation: Observation, *, aim: Tensor | None = None) -> PolicyForward:
         """Everything the network says, for losses.
@@ -194,7 +189,8 @@ class VLAPolicy(
         pointing = self.pointer(picture, words, state)
         if aim is None:
             aim = self.pointer.likeliest(pointing)
-        return PolicyForward(*self._act_towards(aim, picture, words, state), pointing)
+        features, goal, hidden = self._act_towards(aim, picture, words, state)
+        return PolicyForward(features, goal, pointing, hidden)
 
     def point(self, observation: Observation) -> Pointing:
         """What the pointer says, without acting."""
@@ -207,7 +203,8 @@ class VLAPolicy(
 
     def _act_towards(
         self, aim: Tensor, picture: Tensor, words: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Features `(B,K,D)` of the actions, goal `(B,goal_dims)`, and tokens after each layer."""
         config, batch = self.config, len(aim)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             text = self.text(words)
@@ -231,23 +228,12 @@ class VLAPolicy(
             extra = torch.stack([where + place, hand, text], dim=1).float()
             queries = self.queries.expand(batch, -1, -1)
             x = torch.cat([extra + queries[:, :3], queries[:, 3:] + place[:, None]], dim=1)  # (B, 3 + K, D)
+            hidden = []
             for block in self.blocks:
                 x = block(x, memory)
-            out = self.head(self.norm(x[:, 3:]))
-        out = out.float().view(batch, config.chunk, config.action_dim, config.n_bins)
-        return out + self.bin_mask, goal
-
-    def goal_loss(self, out: PolicyForward, wanted: Tensor) -> Tensor:
-        """Negative log-likelihood of the next keyframe's x, y under the pointer, plus smooth L1 on the rest.
-
-        Only for policies with goals.
-
-        Args:
-            out: of `run`.
-            wanted: `(B,goal_dims)` standardised keyframe.
-        """
-        rest = nn.functional.smooth_l1_loss(out.goal[:, 2:], wanted[:, 2:], beta=0.3)
-        return -0.3 * self.pointer.log_density(out.pointing, wanted[:, :2]).mean() + rest
+                hidden.append(x)
+            features = self.norm(x[:, 3:])
+        return features, goal, tuple(hidden)
 
     def normalise_state(self, state: Tensor) -> Tensor:
         """Proprioception `(B,S)` in units of its spread over the demonstrations, bounded."""
@@ -261,105 +247,39 @@ class VLAPolicy(
         self,
         observation: Observation,
         *,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         generator: torch.Generator | None = None,
-        token_temperature: float | None = None,
     ) -> PolicyOutput:
         """Sample a chunk for each row.
 
         Args:
             observation: `image (B,H,W,3)` uint8, `state (B,S)` float (may be missing where S is 0), `instruction` B
                 strings (or `(B,E)` embeddings).
-            temperature: of the place pointed at and of every bin; 0 takes the likeliest, and then `log_prob` is
-                reported at temperature 1.
+            temperature: of the place pointed at (`goal`) and of the actions (`action`), one number or a mapping with
+                both; 0 takes the likeliest, and then log-probabilities are reported at temperature 1.
+                `{"goal": 1.0, "action": 0.0}` explores places and moves there greedily.
             generator: source of randomness; the global one when None.
-            token_temperature: of the bins alone; `temperature` when None. 0 explores places with a steady hand.
 
         Returns:
-            actions `(B,K,A)` in [-1,1], log_prob `(B,)` of place and tokens, trace `tokens (B,K,A)` int64,
-            `aim (B,2)` standardised, `token_log_probs (B,K,A)` and `place_log_prob (B,)`.
+            actions `(B,K,A)` in [-1,1]; log-probabilities of the `action`, as its head gives them (`agents.heads`), and
+            of the `goal`, `(B,)`, where the policy has one.
         """
-        hot = temperature if token_temperature is None else token_temperature
-        if temperature < 0 or hot < 0:
-            raise ConfigError(
-                f"temperature must be >= 0; got {min(temperature, hot)}. 0 is greedy, 1 samples the policy itself"
-            )
+        place_heat, heat = self.temperatures(temperature)
         with torch.no_grad():
             picture, words, state = self._seen(*self._inputs(observation))
             pointing = self.pointer(picture, words, state)
-            if temperature == 0:
+            if place_heat == 0:
                 aim = self.pointer.likeliest(pointing)
             else:
-                aim = self.pointer.sample(pointing, temperature, generator)
-            place = self.pointer.log_prob(pointing, aim, temperature or 1.0)
-            logits, _ = self._act_towards(aim, picture, words, state)
-            log_probs = torch.log_softmax(logits / (hot or 1.0), dim=-1)
-            if hot == 0:
-                tokens = logits.argmax(-1)
-            else:
-                flat = log_probs.exp().flatten(0, -2)
-                tokens = torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
-            chosen = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return PolicyOutput(
-            actions=self.actions_of(tokens),
-            log_prob=chosen.sum((1, 2)) + place,
-            trace={
-                "tokens": tokens,
-                "token_log_probs": chosen,
-                "aim": aim,
-                "place_log_prob": place,
-                "token_temperature": torch.full((len(aim),), hot),
-            },
-            temperature=temperature,
-        )
-
-    def log_prob_of(self, observation: Observation, output: PolicyOutput) -> Tensor:
-        """Differentiable `(B,)` log-probability of `output` under the current weights, at its temperature.
-
-        The place acted towards counts with `Pointer.log_prob`.
-        """
-        trace = output.trace
-        hot = trace["token_temperature"].to(self.device).view(-1, 1, 1, 1)
-        out = self.run(observation, aim=trace["aim"])
-        log_probs = torch.log_softmax(out.logits / torch.where(hot == 0, 1.0, hot), -1)
-        chosen = log_probs.gather(-1, trace["tokens"][..., None])
-        place = self.pointer.log_prob(out.pointing, trace["aim"], output.temperature or 1.0)
-        return chosen.sum((1, 2, 3)) + place
-
-    def token_log_probs(
-        self, observation: Observation, tokens: Tensor, temperature: float = 1.0, aim: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Pointing]:
-        """Log-probability and entropy of every token, each `(B,K,A)`, differentiable (nats), and the pointing.
-
-        Args:
-            observation: as for `act`.
-            tokens: `(B,K,A)` int64.
-            temperature: at which they were sampled.
-            aim: `(B,2)` what was acted towards; where the pointer points most when None.
-        """
-        out = self.run(observation, aim=aim)
-        log_probs = torch.log_softmax(out.logits / (temperature or 1.0), dim=-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy, out.pointing
-
-    def entropy(self, observation: Observation, temperature: float = 1.0) -> Tensor:
-        """`(B,)` mean entropy of one action dimension, nats."""
-        log_probs = torch.log_softmax(self.forward(observation) / (temperature or 1.0), dim=-1)
-        return -(log_probs.exp() * log_probs).sum(-1).mean((1, 2))
-
-    def actions_of(self, tokens: Tensor) -> Tensor:
-        """Bin centres of `tokens (...,A)` -> actions in [-1,1]."""
-        dims = torch.arange(self.config.action_dim, device=tokens.device)
-        return self.centres[dims, tokens]
-
-    def tokens_of(self, actions: np.ndarray | Tensor) -> Tensor:
-        """Nearest bins of `actions (...,A)`; a binary dimension goes by its sign (0 counts as open)."""
-        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
-        half = (self.config.n_bins - 1) / 2
-        tokens = ((actions.clamp(-1, 1) + 1) * half).round().long()
-        for dim in self.config.binary_dims:
-            tokens[..., dim] = (actions[..., dim] >= 0).long()
-        return tokens
+                aim = self.pointer.sample(pointing, place_heat, generator)
+            place = self.pointer.log_prob(pointing, aim, place_heat or 1.0)
+            features, *_ = self._act_towards(aim, picture, words, state)
+            actions, chosen, trace = self.head.sample(features, heat, generator)
+        log_probs, trace = {"action": chosen}, {**trace, "action_temperature": torch.full((len(aim),), heat)}
+        if self.config.goal_dims:
+            log_probs["goal"] = place
+            trace |= {"aim": aim, "goal_temperature": torch.full((len(aim),), place_heat)}
+        return PolicyOutput(actions, log_probs, trace, temperature)
 
     # -- inputs -----------------------------------------------------------------------------------------------
 
@@ -376,12 +296,16 @@ class VLAPolicy(
             raise ConfigError(
                 f"state must be ({image.shape[0]}, {self.config.state_dim}); got {tuple(state.shape)}"
             )
-        text = self.embedding_of(observation["instruction"])
+        text = self.text_of(observation)
         if text.shape[0] != image.shape[0]:
             raise ConfigError(
                 f"{image.shape[0]} images but {text.shape[0]} instructions; give one for each row"
             )
         return image.permute(0, 3, 1, 2).float() / 255, state, text
+
+    def text_of(self, observation: Observation) -> Tensor:
+        """`(B,E)` what is known of the words of an observation."""
+        return self.embedding_of(observation["instruction"])
 
     def embedding_of(self, instruction: Sequence[str] | np.ndarray | Tensor) -> Tensor:
         """`(B,E)` embeddings of B strings; arrays of embeddings pass through."""

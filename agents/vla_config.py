@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from agents.heads import HEADS
 from worldgym.errors import ConfigError
 from worldgym.text import EMBEDDING_DIM
 
@@ -38,6 +39,8 @@ class VLAPolicyConfig:
         text_dim: length of the instruction embedding.
         dropout: in the transformer, while `policy.train()`.
         bf16: run matmuls and convolutions in bfloat16; probabilities stay float32.
+        head: distribution over actions: `bins`, `autoregressive`, `l1` or `flow`, see `agents.heads`.
+        head_settings: more of the head's own: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
 
     Raises:
         ValueError: a value that cannot work; the message says what to type.
@@ -58,6 +61,8 @@ class VLAPolicyConfig:
     text_dim: int = EMBEDDING_DIM
     dropout: float = 0.1
     bf16: bool = False
+    head: str = "bins"
+    head_settings: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Validate, and accept lists where json gave them."""
@@ -91,6 +96,8 @@ class VLAPolicyConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
+        if self.head not in HEADS:
+            raise ConfigError(f"unknown head {self.head!r}; there are {', '.join(HEADS)}")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> VLAPolicyConfig:

@@ -146,7 +146,7 @@ class Practice:
                     save_policy(average, settings.out / "policy")  # the receiver may end this process
                     report(row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
-                progress.update(1, imagined_success=round(recent, 3), entropy=row["place_entropy"])
+                progress.update(1, imagined_success=round(recent, 3), entropy=row.get("goal_entropy", row["entropy"]))
         save_policy(average, settings.out / "policy")
         for stage in (*STAGES, "update"):
             self.folder.seconds[stage] = 0.0
@@ -216,7 +216,7 @@ class Practice:
         rng = np.random.default_rng([settings.seed, number])
         torch.manual_seed(self.stream(number))
         actor = policy if settings.acting == "now" else self.policy()
-        rollouts = self.gather(actor, self.starts_of(actor, rng), number, self.imagining())
+        rollouts = self.gather(actor, self.starts_of(actor, rng), number, self.imagining(actor))
         began = time.perf_counter()
         compared = rollouts if settings.lr else rollouts.select(torch.zeros(len(rollouts), dtype=torch.bool))
         scalars = {**improver.update(policy, compared), **imitation.update(policy, rollouts)}
@@ -241,17 +241,16 @@ class Practice:
         """Seed of round `number`."""
         return self.settings.seed * BATCHES_A_SEED + number
 
-    def imagining(self) -> dict[str, Any]:
-        """What `agents.collect` is told."""
+    def imagining(self, policy: Any) -> dict[str, Any]:
+        """Settings of `agents.collect`."""
         settings = self.settings
         return {
             "group_size": settings.group,
             "horizon": settings.practise_horizon,
-            "temperature": settings.temperature,
+            "temperature": sampling(policy, settings.temperature, settings.token_temperature),
             "threshold": settings.threshold,
             "max_uncertainty": settings.max_uncertainty,
             "confirm": settings.confirm,
-            "token_temperature": settings.token_temperature,
         }
 
     def _gather(self, policy: Any, starts: Any, number: int, settings: dict[str, Any]) -> Any:
@@ -263,20 +262,17 @@ class Practice:
         return collect(self.world_model, self.judge, policy, starts, generator=generator, **settings)
 
     def _starts(self, policy: Any, rng: np.random.Generator) -> Any:
-        """Logged frames at which the pointer hesitates: the half (or less) with least belief in its first choice."""
-        import torch
-
+        """Logged frames at which the policy is least certain of its goal: the half (or less) of those drawn."""
         settings = self.settings
         drawn = self.bank.sample(
             settings.starts * settings.hesitation, rng, middle_fraction=settings.middle_fraction
         )
         if settings.hesitation == 1:
             return drawn
+        if not hasattr(policy, "confidence"):  # one that does not know where it hesitates
+            return drawn.select(np.arange(settings.starts))
         look = {"image": drawn.images, "state": drawn.states, "instruction": drawn.instructions}
-        with torch.no_grad():
-            pointing = policy.point(look)
-            belief = policy.pointer.log_prob(pointing, policy.pointer.likeliest(pointing))
-        return drawn.select(belief.argsort()[: settings.starts].cpu().numpy())
+        return drawn.select(policy.confidence(look).argsort()[: settings.starts].cpu().numpy())
 
     def _scalars(self, board: Any, row: dict[str, float]) -> None:
         step = int(row["imagined_steps"])
@@ -297,15 +293,22 @@ class Practice:
             "entropy",
             "clip_fraction",
             "approx_kl",
-            "place_entropy",
-            "place_clip_fraction",
-            "place_kl",
+            "goal_entropy",
+            "goal_clip_fraction",
+            "goal_approx_kl",
             "grad_norm",
             "groups_kept",
             "imitation_loss",
         ):
             if key in row:
                 board.add_scalar(f"train/{key}", row[key], step)
+
+
+def sampling(policy: Any, temperature: float, token_temperature: float) -> Any:
+    """Temperatures of a policy's goal and actions; of one without goals, `temperature` is that of its actions."""
+    if "goal" in getattr(policy, "components", ()):
+        return {"goal": temperature, "action": token_temperature}
+    return temperature
 
 
 def stream_now() -> str:

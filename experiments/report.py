@@ -246,8 +246,8 @@ def _curves(history: Sequence[Row]) -> str:
         y_range=(0.0, 1.0),
     )
     small = [
-        ("Entropy of the places tried (nats)", "place_entropy"),
-        ("Clipped share of the probability ratios", "place_clip_fraction"),
+        ("Entropy of the places tried (nats)", "goal_entropy"),
+        ("Clipped share of the probability ratios", "goal_clip_fraction"),
         ("Groups with both successes and failures", "groups_kept"),
         ("Imagined steps until success", "ep_len_mean"),
     ]

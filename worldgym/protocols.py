@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
@@ -32,12 +32,16 @@ FrameCount = Literal["last", "episode"] | int
 """Frames that a judge reads: the last one, the last n, or all since the first observation of the episode."""
 
 
-class Observation(TypedDict):
-    """What a policy sees: one batch of camera image, proprioception and instruction."""
-
+class _Seen(TypedDict):
     image: Any  # (B, H, W, 3) uint8, tensor or array
     state: Any  # (B, S) float32, tensor or array
     instruction: Sequence[str]  # B strings
+
+
+class Observation(_Seen, total=False):
+    """What a policy sees: one batch of camera image, proprioception and instruction, and maybe a condition."""
+
+    condition: Any  # (B, F) float32, tensor or array: what else a conditioned policy is asked for
 
 
 @dataclass
@@ -76,21 +80,58 @@ class Judgement:
     raw: list[Any] = field(default_factory=list)
 
 
+Temperature = float | Mapping[str, float]
+"""Of all components of a policy, or of each by name; 0 is greedy."""
+
+
 @dataclass
 class PolicyOutput:
-    """An action chunk and what is needed to score it again.
+    """An action chunk, and what is needed to score it again.
 
     Args:
         actions: `(B, K, A)` float32 in [-1, 1].
-        log_prob: `(B,)` float32, log-probability of the whole chunk under the sampling temperature.
-        trace: what `log_prob_of` needs (for binned heads: `{"tokens": (B, K, A) int64}`).
+        log_probs: by component, such as `action` or `goal`: `(B, ...)` float32, the log-probability of each of its
+            choices under the sampling temperature. A tensor alone is that of `action`.
+        trace: by name, `(B, ...)`: what `Policy.evaluate` needs; nobody but the policy reads it.
         temperature: sampling temperature; 0 is greedy.
     """
 
     actions: Tensor
-    log_prob: Tensor
+    log_probs: dict[str, Tensor]
     trace: dict[str, Tensor] = field(default_factory=dict)
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
+
+    def __post_init__(self) -> None:
+        """Accept the log-probabilities of actions alone."""
+        if not isinstance(self.log_probs, Mapping):
+            self.log_probs = {"action": self.log_probs}
+
+    @property
+    def log_prob(self) -> Tensor:
+        """`(B,)` log-probability of the whole chunk: the sum over all choices of all components."""
+        return total_log_prob(self.log_probs)
+
+
+@dataclass
+class Evaluation:
+    """What a policy thinks now of choices that were made before; differentiable.
+
+    Args:
+        log_probs: by component, shaped as in `PolicyOutput`.
+        entropies: by component, nats, shaped as `log_probs`.
+    """
+
+    log_probs: dict[str, Tensor]
+    entropies: dict[str, Tensor]
+
+
+def total_log_prob(log_probs: Mapping[str, Tensor]) -> Tensor:
+    """`(B,)` sum over all choices of all components."""
+    parts = [value.flatten(1).sum(1) if value.ndim > 1 else value for value in log_probs.values()]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 @runtime_checkable
@@ -287,9 +328,23 @@ def settled(
     return Judgement(torch.where(valid, p, torch.zeros_like(p)), verdict.progress, valid, verdict.raw)
 
 
+class ChunkBatch(TypedDict, total=False):
+    """Demonstrated action chunks, for `Policy.loss`; a policy leaves aside what it does not know."""
+
+    observation: Observation
+    actions: Any  # (B, K, A) float32 array or tensor, NaN where unknown
+    goals: Any  # (B, S) float32, the hand's next keyframe in the units of proprioception, NaN where unknown
+    rng: Any  # numpy Generator, for noise that the policy adds to its own inputs
+    goal_noise: float  # standard deviation of the noise on goals, in spreads of proprioception
+
+
 @runtime_checkable
 class Policy(Protocol):
-    """A policy that samples action chunks with exact log-probabilities."""
+    """A policy that samples action chunks with exact log-probabilities.
+
+    To act, `chunk` and `act` are enough. Policy-gradient algorithms need `evaluate`, supervised training `loss`,
+    auxiliary losses `features`.
+    """
 
     chunk: int
 
@@ -297,14 +352,30 @@ class Policy(Protocol):
         self,
         observation: Observation,
         *,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         generator: torch.Generator | None = None,
     ) -> PolicyOutput:
         """Sample a chunk for each row; `temperature=0` is greedy."""
         ...
 
-    def log_prob_of(self, observation: Observation, output: PolicyOutput) -> Tensor:
-        """Differentiable `(B,)` log-probability of `output` under the current weights."""
+    def evaluate(
+        self, observation: Observation, trace: Mapping[str, Tensor], components: Sequence[str] | None = None
+    ) -> Evaluation:
+        """What the current weights think of a trace of `act`, at the temperature at which it was sampled.
+
+        Args:
+            observation: what `act` saw.
+            trace: of its output.
+            components: those that are wanted; all when None.
+        """
+        ...
+
+    def loss(self, batch: ChunkBatch, components: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Differentiable supervised losses by component, each a scalar."""
+        ...
+
+    def features(self, observation: Observation, layer: int = -1) -> Tensor:
+        """`(B, N, D)` hidden tokens after transformer layer `layer` (0 is the first), for auxiliary losses."""
         ...
 
 

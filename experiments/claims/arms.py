@@ -36,7 +36,7 @@ from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
 from experiments.claims.presets import SPLITS
 from experiments.claims.streams import own_streams
 from experiments.demo_settings import PracticeSettings
-from experiments.practice import Practice, save_policy
+from experiments.practice import Practice, sampling, save_policy
 from experiments.run_folder import RunFolder, finite, versions
 from worldgym.errors import ConfigError
 from worldgym.evaluation import PolicyRef
@@ -194,14 +194,14 @@ def filtered_bc(episodes: int | None = None) -> Callable[[Lab, int, Path], Train
     def train(lab: Lab, seed: int, folder: Path) -> Trained:
         from agents import RealCollector
 
-        settings = lab.preset.practice(seed, folder)
+        settings, policy = lab.preset.practice(seed, folder), lab.bundle.policy()
         starts = some_starts(
             np.random.default_rng([seed, 17]), episodes or lab.preset.real_episodes, lab.tasks, REAL_SEEDS
         )
         with RealCollector(env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
-                lab.bundle.policy(), *starts, group_size=1, horizon=lab.preset.measured, temperature=1.0,
-                token_temperature=settings.token_temperature, generator=_generator(seed),
+                policy, *starts, group_size=1, horizon=lab.preset.measured,
+                temperature=sampling(policy, 1.0, settings.token_temperature), generator=_generator(seed),
             )  # fmt: skip
         budget = {"real_episodes": float(len(rollouts)), "real_steps": float(rollouts.frames_used)}
         return imitate(lab, settings, lab.bundle.demonstrations(), rollouts, budget)
@@ -262,21 +262,18 @@ def _simulate(
 def simulated(
     simulator: Any, tasks: tuple[str, ...], seeds: tuple[int, int], partial: bool, judge: Any = None
 ) -> Callable[..., Any]:
-    """A round's attempts in a simulator: as many starts as in imagination, the pointer hesitating at them as much."""
+    """A round's attempts in a simulator: as many starts as in imagination, the policy as uncertain of its goal."""
 
     def gather(policy: Any, starts: Any, number: int, how: dict[str, Any]) -> Any:
-        import torch
 
         rng = np.random.default_rng([int(starts.seed), 23, number])
         chosen, verbs = some_starts(rng, len(starts) * starts.hesitation, tasks, seeds)
         if starts.hesitation > 1:
             image, state, texts = simulator.first_frames(chosen, verbs)
-            with torch.no_grad():
-                pointing = policy.point({"image": image, "state": state, "instruction": texts})
-                belief = policy.pointer.log_prob(pointing, policy.pointer.likeliest(pointing))
+            belief = policy.confidence({"image": image, "state": state, "instruction": texts})
             rows = belief.argsort()[: len(starts)].tolist()
             chosen, verbs = [chosen[i] for i in rows], [verbs[i] for i in rows]
-        known = ("group_size", "horizon", "temperature", "token_temperature")
+        known = ("group_size", "horizon", "temperature")
         return simulator.collect(
             policy, chosen, verbs, partial=partial, judge=judge,
             generator=_generator(int(starts.seed) * 10_000 + number), **{k: how[k] for k in known},

@@ -42,14 +42,16 @@ def mixture(lab: Lab, seed: int) -> dict[str, Any]:
     def make() -> dict[str, Any]:
         from agents import RealCollector
         from agents.advantage import log_rows, value_targets
+        from experiments.practice import sampling
 
-        settings = lab.preset.practice(seed, lab.work)
+        settings, policy = lab.preset.practice(seed, lab.work), lab.bundle.policy()
         rng = np.random.default_rng([seed, 19])
         chosen, verbs = some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS)
         with RealCollector(env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
-                lab.bundle.policy(), chosen, verbs, group_size=1, horizon=lab.preset.measured, temperature=1.0,
-                token_temperature=settings.token_temperature, generator=torch.Generator().manual_seed(seed),
+                policy, chosen, verbs, group_size=1, horizon=lab.preset.measured,
+                temperature=sampling(policy, 1.0, settings.token_temperature),
+                generator=torch.Generator().manual_seed(seed),
             )  # fmt: skip
         logs, episode, chunk = log_rows(rollouts)
         targets, chunks = value_targets(rollouts, lab.preset.measured)

@@ -1,0 +1,42 @@
+"""Which weights an improver changes: those of the whole policy, or of one of its components.
+
+Example::
+
+    torch.optim.AdamW(learned_parameters(policy, "goal"), lr=1e-4)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from worldgym.errors import ConfigError
+
+ALIASES = {"pointer": "goal"}
+"""Earlier names of components."""
+
+
+def component_of(learn: str) -> str:
+    """The component that a setting `learn` names."""
+    return ALIASES.get(learn, learn)
+
+
+def learned_parameters(policy: Any, learn: str) -> list[nn.Parameter]:
+    """Weights to learn.
+
+    Args:
+        policy: any; with `parameters_of(component)` where `learn` names a component.
+        learn: `all`, or a component.
+
+    Raises:
+        ConfigError: the policy has no such component to learn alone.
+    """
+    if learn == "all":
+        return list(policy.parameters())
+    if not hasattr(policy, "parameters_of"):
+        raise ConfigError(
+            f"learn is {learn!r}, and a {type(policy).__name__} has no parameters_of(component); set learn='all', or "
+            "type --learn all"
+        )
+    return list(policy.parameters_of(component_of(learn)))
