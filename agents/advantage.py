@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.conditioned import ConditionedPolicy, condition_vector
+from agents.conditioned import FLAGS, ConditionedPolicy, condition_vector
 from agents.demos import ChunkDataset
 from agents.rollouts import Rollouts
 from agents.sft import SFT, SFTConfig
@@ -185,7 +185,7 @@ class AdvantageConditioned:
             )
             for i, row in enumerate(rows)
         ]
-        return dataclasses.replace(chosen, condition=np.array(vectors, np.float32).reshape(len(rows), -1))
+        return dataclasses.replace(chosen, condition=np.array(vectors, np.float32).reshape(len(rows), FLAGS + size))
 
 
 def log_rows(rollouts: Rollouts) -> tuple[ChunkDataset, np.ndarray, np.ndarray]:

@@ -22,6 +22,11 @@ def tiny_policy(seed: int = 0, **overrides: Any) -> VLAPolicy:
     return VLAPolicy(VLAPolicyConfig.preset("tiny", **values)).eval()
 
 
+def logits(policy: VLAPolicy, seen: Any, aim: Tensor | None = None) -> Tensor:
+    """`(B,K,A,n_bins)` of a policy with a head of tokens."""
+    return policy.head.logits(policy.run(seen, aim=aim).features)
+
+
 def observation(batch: int, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     words = ["push the red cube to the left", "reach the blue ball", "open the drawer"]

@@ -19,7 +19,7 @@ from agents.advantage import (
     log_rows,
     value_targets,
 )
-from agents.conditioned import FLAGS, LOUD, ConditionedPolicy, ForesightPolicy, Told
+from agents.conditioned import FLAG_REPEATS, FLAGS, ConditionedPolicy, ForesightPolicy, condition_vector
 from agents.demos import ChunkDataset
 from agents.rollouts import Rollouts
 from worldgym.errors import ConfigError
@@ -84,10 +84,17 @@ def test_told_nothing_new_it_does_what_it_did_before():
     policy = plain()
     made = ConditionedPolicy.of(policy, tokens=3)
     texts = [WORDS, "push the blue ball"]
-    for told in (texts, [Told(t, False, np.ones(3)) for t in texts], [Told(t) for t in texts]):
-        assert torch.allclose(made(look(2, told)), policy(look(2, texts)), atol=1e-5)
-    assert Told(WORDS, True).vector(2)[::LOUD].tolist() == [1, 0, 0, 0]
-    assert Told(WORDS, False, np.array([2.0, 3.0])).vector(2)[[0, LOUD, 2 * LOUD, -2, -1]].tolist() == [0, 1, 1, 2, 3]
+    asked = {name: np.stack([condition_vector(*how, size=3)] * 2) for name, how in (
+        ("bad", (False, np.ones(3))), ("nothing", ())
+    )}  # fmt: skip
+    for condition in ({}, *({"condition": value} for value in asked.values())):
+        one, other = made({**look(2, texts), **condition}), policy(look(2, texts))
+        assert torch.allclose(made.head.logits(one.features), policy.head.logits(other.features), atol=1e-5)
+    with pytest.raises(ConfigError, match=r"condition must be \(2, 27\); got \(2, 24\)"):
+        made({**look(2, texts), "condition": np.stack([condition_vector(True)] * 2)})
+    assert condition_vector(True, size=2)[::FLAG_REPEATS].tolist() == [1, 0, 0, 0]
+    seen = condition_vector(False, np.array([2.0, 3.0]))
+    assert seen[[0, FLAG_REPEATS, 2 * FLAG_REPEATS, -2, -1]].tolist() == [0, 1, 1, 2, 3]
     with pytest.raises(ConfigError, match="ConditionedPolicy.of"):
         ConditionedPolicy(policy.config)
 
@@ -111,14 +118,17 @@ def test_asked_for_good_actions_it_does_what_was_good(tmp_path):
     assert last["loss"] < first["loss"] and last["good"] == 0.5
     seen = {"image": torch.from_numpy(images[:16]), "state": torch.zeros(16, 4)}
 
-    def way(told):
-        return float(policy.act({**seen, "instruction": [told] * 16}, temperature=0.0).actions[:, :, 0].mean())
+    def way(good):
+        asked = {} if good is None else {"condition": np.stack([condition_vector(good)] * 16)}
+        out = policy.act({**seen, "instruction": [WORDS] * 16, **asked}, temperature=0.0)
+        return float(out.actions[:, :, 0].mean())
 
-    assert way(Told(WORDS, True)) > 0.5 > -0.5 > way(Told(WORDS, False))
-    assert way(WORDS) > 0.5, "without a word of it, good is what stands"
+    assert way(True) > 0.5 > -0.5 > way(False)
+    assert way(None) > 0.5, "without a condition it does what is good"
     policy.save_pretrained(tmp_path / "p")
     again = ConditionedPolicy.from_pretrained(tmp_path / "p")
-    assert torch.allclose(again(look(2, [WORDS] * 2)), policy(look(2, [WORDS] * 2)), atol=1e-5)
+    one, other = (p(look(2, [WORDS] * 2)).features for p in (again, policy))
+    assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_the_pointer_alone_can_be_told_where_it_is_good_to_go():
@@ -137,14 +147,15 @@ def test_the_pointer_alone_can_be_told_where_it_is_good_to_go():
     changed = {k for k, v in policy.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(name.startswith("pointer.") for name in changed)
 
-    def right(told):
-        seen = {"image": torch.from_numpy(images[:16]), "state": torch.zeros(16, 4), "instruction": [told] * 16}
+    def right(good):
+        seen = {"image": torch.from_numpy(images[:16]), "state": torch.zeros(16, 4), "instruction": [WORDS] * 16}
+        seen |= {} if good is None else {"condition": np.stack([condition_vector(good)] * 16)}
         with torch.no_grad():
             pointing = policy.point(seen)
         return float((pointing.scores.softmax(-1) * (pointing.places[..., 0] > 0)).sum(-1).mean())
 
-    assert right(Told(WORDS, True)) > 0.9 > 0.1 > right(Told(WORDS, False))
-    assert right(WORDS) > 0.9, "without a word of it, good is what stands"
+    assert right(True) > 0.9 > 0.1 > right(False)
+    assert right(None) > 0.9, "without a condition it does what is good"
 
 
 def test_failures_are_rows_too():
@@ -159,9 +170,9 @@ def test_foresight_is_told_before_every_chunk(tmp_path):
     policy = ConditionedPolicy.of(plain(), tokens=3)
     heard = []
     whole = ForesightPolicy(policy, foresight)
-    policy.act = lambda observation, **how: heard.append(observation["instruction"])
+    policy.act = lambda observation, **how: heard.append(observation["condition"])
     whole.act(look(2, [WORDS] * 2), temperature=0.0)
-    assert [told.good for told in heard[0]] == [True, True] and heard[0][0].tokens.shape == (3,)
+    assert heard[0].shape == (2, FLAGS + 3) and (heard[0][:, :FLAG_REPEATS] == 1).all() and heard[0][:, FLAGS:].any()
     del policy.act
     policy.save_pretrained(tmp_path / "policy")
     foresight.save_pretrained(tmp_path / "foresight")

@@ -90,8 +90,8 @@ def test_chunks_after_success_carry_no_gradient():
     batches = [rollouts(policies[0]), rollouts(policies[0])]
     after = ~batches[1].mask
     assert bool(after.any())
-    noise = torch.randint(0, 2, batches[1].tokens.shape)
-    batches[1].tokens = torch.where(after[..., None, None], noise, batches[1].tokens)
+    tokens = batches[1].trace["tokens"]
+    batches[1].trace["tokens"] = torch.where(after[..., None, None], torch.randint(0, 2, tokens.shape), tokens)
     batches[1].images[after] = 77
     for policy, batch in zip(policies, batches, strict=True):
         GRPO().update(policy, batch)

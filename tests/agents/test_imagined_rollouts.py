@@ -54,17 +54,17 @@ def test_dropping_finished_rows_saves_steps_and_loses_nothing(compact_below):
     assert sum(world.rows_stepped) * 5 == r.frames_used
     assert (r.frames_used < 18 * 15) == (compact_below > 0)
     again = run(compact_below=compact_below)
-    assert torch.equal(r.tokens, again.tokens) and torch.equal(r.reward, again.reward)
+    assert torch.equal(r.trace["tokens"], again.trace["tokens"]) and torch.equal(r.reward, again.reward)
 
 
 def test_log_probs_are_those_of_the_policy_that_acted():
     r, policy = run(temperature=1.3), tiny_policy()
     where = r.mask.nonzero()
     rows, chunks = where[:, 0], where[:, 1]
-    chosen = policy.token_log_probs(
-        r.observation(rows, chunks), r.tokens[rows, chunks], 1.3, r.aims[rows, chunks]
-    )[0]
-    assert torch.allclose(chosen, r.log_probs[rows, chunks], atol=1e-4)
+    again = policy.evaluate(r.observation(rows, chunks), r.trace_at(rows, chunks)).log_probs
+    assert set(again) == {"action", "goal"}
+    for name, value in again.items():
+        assert torch.allclose(value, r.log_probs[name][rows, chunks], atol=1e-4), name
 
 
 def test_a_failing_judge_makes_a_trajectory_invalid_not_unsuccessful():
@@ -101,8 +101,6 @@ def test_selection_and_concatenation():
     assert len(both.instructions) == 36 and both.frames_used == a.frames_used + b.frames_used
     won = both.select(both.reward > 0)
     assert bool((won.reward > 0).all()) and len(won.instructions) == len(won)
-    with pytest.raises(ValueError, match="temperatures"):
-        Rollouts.concatenate([a, run(temperature=0.5)])
 
 
 def test_the_start_bank_holds_unsolved_frames_of_all_depths():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from line_world import BrightJudge, LineWorld, observation, starts, tiny_policy
+from line_world import BrightJudge, LineWorld, logits, observation, starts, tiny_policy
 
 from agents import GRPO, GRPOConfig, SelfImitationConfig, collect
 from agents.demos import keyframes
@@ -28,9 +28,9 @@ def explored(policy, seed=0, **kwargs):
 
 def test_a_steady_hand_explores_places_alone():
     policy, look = tiny_policy(), observation(64)
-    out = policy.act(look, token_temperature=0.0, generator=torch.Generator().manual_seed(0))
-    given = policy.run(look, aim=out.trace["aim"])
-    assert torch.equal(given.logits.argmax(-1), out.trace["tokens"])  # the aim is all that was drawn
+    out = policy.act(look, temperature={"action": 0.0}, generator=torch.Generator().manual_seed(0))
+    given = logits(policy, look, out.trace["aim"])
+    assert torch.equal(given.argmax(-1), out.trace["tokens"])  # the aim is all that was drawn
     greedy = policy.act(look, temperature=0.0)
     assert float((out.trace["aim"] - greedy.trace["aim"]).norm(dim=-1).max()) > 0.1
     assert torch.allclose(policy.log_prob_of(look, out), out.log_prob, atol=1e-4)
@@ -59,29 +59,32 @@ def test_the_greedy_place_is_where_most_cells_agree():
     assert float(pointer.likeliest(pointing).norm()) < 0.1
 
 
-def test_rollouts_keep_the_places_and_join_only_with_their_like():
+def test_rollouts_keep_the_places_and_join_only_with_those_of_such_a_policy():
     policy = tiny_policy()
     r = explored(policy)
-    assert r.aims.shape == (24, 3, 2) and r.place_log_probs.shape == (24, 3)
-    assert bool((r.aims[~r.mask] == 0).all()) and bool((r.aims[r.mask] != 0).any())
-    assert Rollouts.concatenate([r, r]).aims.shape == (48, 3, 2)
-    with pytest.raises(ValueError, match="temperatures"):
-        Rollouts.concatenate([r, explored(policy, token_temperature=0.0)])
-    row, chunk = r.mask.nonzero().unbind(1)
-    again = policy.pointer.log_prob(policy.point(r.observation(row, chunk)), r.aims[row, chunk])
-    assert torch.allclose(again, r.place_log_probs[row, chunk], atol=1e-4)
+    aims = r.trace["aim"]
+    assert aims.shape == (24, 3, 2) and r.log_probs["goal"].shape == (24, 3)
+    assert bool((aims[~r.mask] == 0).all()) and bool((aims[r.mask] != 0).any())
+    both = Rollouts.concatenate([r, explored(policy, temperature={"action": 0.0})])
+    assert both.trace["aim"].shape == (48, 3, 2)
+    with pytest.raises(ValueError, match="different policies"):
+        Rollouts.concatenate([r, explored(tiny_policy(goal_dims=0))])
+    row, chunk = both.mask.nonzero().unbind(1)  # each choice at the temperature that it was made at
+    again = policy.evaluate(both.observation(row, chunk), both.trace_at(row, chunk)).log_probs
+    for name, value in again.items():
+        assert torch.allclose(value, both.log_probs[name][row, chunk], atol=1e-4), name
 
 
 def test_grpo_can_train_the_pointer_alone():
     policy = tiny_policy()
-    r = explored(policy, token_temperature=0.0)
+    r = explored(policy, temperature={"goal": 1.0, "action": 0.0})
     r.reward = (torch.arange(24) % 2).float()
     before = {k: v.clone() for k, v in policy.state_dict().items()}
     where = r.mask.nonzero().unbind(1)
-    density = lambda: policy.pointer.log_prob(policy.point(r.observation(*where)), r.aims[where]).detach()  # noqa: E731
+    density = lambda: policy.evaluate(r.observation(*where), r.trace_at(*where)).log_probs["goal"].detach()  # noqa: E731
     good, was = r.reward[where[0]] > 0, density()
     scalars = GRPO(GRPOConfig(lr=1e-3, learn="pointer")).update(policy, r)
-    assert scalars["place_kl"] >= 0 and "place_clip_fraction" in scalars
+    assert scalars["goal_approx_kl"] >= 0 and "goal_clip_fraction" in scalars
     change = density() - was
     assert float(change[good].mean()) > float(change[~good].mean())  # what was rewarded became likelier
     for key, value in policy.state_dict().items():

@@ -69,9 +69,8 @@ def test_imitation_makes_the_successful_actions_likelier():
     rows, _ = success_rows(r, 0.1)
 
     def likelihood():
-        observation, actions = rows.batch(np.arange(len(rows)))
         with torch.no_grad():
-            return float(policy.token_log_probs(observation, policy.tokens_of(actions))[0].mean())
+            return -float(policy.loss(rows.chunk_batch(np.arange(len(rows))))["action"])
 
     before = likelihood()
     imitation = SelfImitation(
@@ -148,4 +147,4 @@ def test_the_pointer_imitates_the_places_that_it_chose():
     assert memory is not None and len(memory) > 1
     aims = torch.from_numpy(memory.goals[:, :2]).sub(policy.state_mean[:2]).div(policy.state_std[:2])
     first = np.flatnonzero(np.diff(memory.episode, prepend=-1))
-    assert torch.allclose(aims[first], r.aims[torch.from_numpy(memory.episode[first]), 0], atol=1e-5)
+    assert torch.allclose(aims[first], r.trace["aim"][torch.from_numpy(memory.episode[first]), 0], atol=1e-5)

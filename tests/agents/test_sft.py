@@ -8,7 +8,7 @@ import torch
 from line_world import SIZE, tiny_policy
 
 from agents import SFT, ChunkDataset, SFTConfig, chunk_dataset
-from agents.sft import bc_loss, demonstrations
+from agents.sft import demonstrations
 from worldgym.utils.train_state import TrainState
 
 
@@ -132,10 +132,10 @@ def test_a_run_killed_after_its_last_epoch_finishes_with_the_same_weights(tmp_pa
 def test_update_takes_cloning_steps():
     data = chunk_dataset([demo(i) for i in range(4)])
     policy, trainer = tiny_policy(), SFT(SFTConfig(lr=1e-3))
-    observation, actions = data.batch(np.arange(len(data)))
-    before = float(bc_loss(policy, observation, actions).detach())
+    everything = data.chunk_batch(np.arange(len(data)))
+    before = float(policy.loss(everything)["action"].detach())
     trainer.update(policy, data, steps=5)
-    assert float(bc_loss(policy, observation, actions).detach()) < before
+    assert float(policy.loss(everything)["action"].detach()) < before
 
 
 def test_demonstrations_are_successful_episodes_of_one_behaviour():
@@ -192,10 +192,11 @@ def test_the_finish_goes_on_from_the_best_weights_and_averages():
     assert 0 < max(gap) < 12 * 1e-4 * 2  # Adam moves a weight by about its rate a step
 
 
-@pytest.mark.parametrize("bad", [{"learn": "eyes"}, {"select": "val_accuracy"}])
-def test_unknown_choices_are_refused(bad):
+def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="must be"):
-        SFTConfig(**bad)
+        SFTConfig(select="val_accuracy")
+    with pytest.raises(ValueError, match="has no 'eyes' that could learn alone"):
+        SFT(SFTConfig(learn="eyes")).optimizer(tiny_policy())
 
 
 def test_learning_the_pointer_leaves_acting_and_statistics_alone():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from line_world import observation, tiny_policy
+from line_world import logits, observation, tiny_policy
 
 from agents import VLAPolicy, VLAPolicyConfig
 from worldgym.errors import CheckpointError
@@ -31,7 +31,7 @@ def test_log_prob_of_gives_back_what_act_reported(temperature, seed, batch):
     again = policy.log_prob_of(obs, out)
     assert again.requires_grad and out.log_prob.shape == (batch,)
     assert torch.allclose(again, out.log_prob, atol=1e-4)
-    parts = out.trace["token_log_probs"].sum((1, 2)) + out.trace["place_log_prob"]
+    parts = out.log_probs["action"].sum((1, 2)) + out.log_probs["goal"]
     assert torch.allclose(parts, out.log_prob, atol=1e-4)
 
 
@@ -39,7 +39,7 @@ def test_greedy_takes_the_mode_and_repeats():
     policy, obs = tiny_policy(), observation(4)
     a, b = policy.act(obs, temperature=0), policy.act(obs, temperature=0)
     assert torch.equal(a.actions, b.actions)
-    assert torch.equal(a.trace["tokens"], policy(obs).argmax(-1))
+    assert torch.equal(a.trace["tokens"], logits(policy, obs).argmax(-1))
 
 
 def test_the_same_generator_gives_the_same_chunk():
@@ -53,7 +53,7 @@ def test_sampling_frequencies_match_the_probabilities():
     one = observation(1)
     with torch.no_grad():
         policy.head.weight.mul_(40)  # a peaked distribution tests more than a flat one
-        p = torch.softmax(policy(one), -1)[0, 0]  # (A, 5)
+        p = torch.softmax(logits(policy, one), -1)[0, 0]  # (A, 5)
     n = 6000
     many = {
         "image": np.repeat(one["image"], n, 0),
@@ -92,22 +92,23 @@ def test_entropy_is_that_of_the_available_bins():
     with torch.no_grad():
         policy.head.weight.zero_()
     expected = (3 * np.log(21) + np.log(2)) / 4
-    assert torch.allclose(policy.entropy(obs), torch.full((3,), float(expected)), atol=1e-5)
+    entropy = policy.evaluate(obs, policy.act(obs).trace).entropies["action"].mean((1, 2))
+    assert torch.allclose(entropy, torch.full((3,), float(expected)), atol=1e-5)
 
 
 def test_words_change_the_answer_and_a_row_ignores_its_neighbours():
     policy, obs = tiny_policy(), observation(3)
     other = {**obs, "instruction": ["press the button"] * 3}
-    assert not torch.allclose(policy(obs), policy(other), atol=1e-5)
+    assert not torch.allclose(logits(policy, obs), logits(policy, other), atol=1e-5)
     alone = {"image": obs["image"][:1], "state": obs["state"][:1], "instruction": obs["instruction"][:1]}
-    assert torch.allclose(policy(obs)[:1], policy(alone), atol=1e-4)
+    assert torch.allclose(logits(policy, obs)[:1], logits(policy, alone), atol=1e-4)
 
 
 def test_embeddings_may_replace_strings():
     from worldgym.text import embed
 
     policy, obs = tiny_policy(), observation(3)
-    assert torch.allclose(policy(obs), policy({**obs, "instruction": embed(obs["instruction"])}))
+    assert torch.allclose(logits(policy, obs), logits(policy, {**obs, "instruction": embed(obs["instruction"])}))
 
 
 def test_save_and_load_give_the_same_policy(tmp_path):
@@ -118,7 +119,7 @@ def test_save_and_load_give_the_same_policy(tmp_path):
     assert names == ["config.json", "manifest.json", "model.safetensors"]
     again = VLAPolicy.from_pretrained(tmp_path / "p")
     assert again.config == policy.config and not again.training
-    assert torch.equal(policy(obs), again(obs))
+    assert torch.equal(logits(policy, obs), logits(again, obs))
 
 
 def test_a_missing_or_damaged_checkpoint_is_named(tmp_path):
@@ -205,7 +206,7 @@ def test_any_shape_acts_without_a_pointer(actions, state, batch, temperature):
     if state:
         seen["state"] = np.ones((batch, state), np.float32)
     out = policy.act(seen, temperature=temperature)
-    assert out.actions.shape == (batch, 5, actions) and not out.trace["place_log_prob"].any()
+    assert out.actions.shape == (batch, 5, actions) and set(out.log_probs) == {"action"}
     assert torch.allclose(policy.log_prob_of(seen, out), out.log_prob, atol=1e-4)
     policy.reset()
     assert policy.select_action(seen).shape == (batch, actions)
@@ -228,7 +229,7 @@ def test_a_pointer_needs_goals(tmp_path):
     with pytest.raises(ConfigError, match="goal_dims"):
         VLAPolicyConfig.preset("tiny", state_dim=2)
     policy = VLAPolicy(VLAPolicyConfig.preset("tiny", goal_dims=0))
-    with pytest.raises(ConfigError, match="no pointer"):
+    with pytest.raises(ConfigError, match="no 'goal' that could learn alone"):
         SFT(SFTConfig(learn="pointer")).optimizer(policy)
 
 
