@@ -222,7 +222,7 @@ def connect(ray: Any, address: str | None, cpus: int | None) -> bool:
     """Be connected to a cluster; True if one of `cpus` (all there are when None) was started for it on this machine.
 
     Raises:
-        ConfigError: nobody answers at `address`.
+        ConfigError: nobody answers at `address`, or Ray does not start here.
     """
     if ray.is_initialized():
         return False
@@ -230,7 +230,14 @@ def connect(ray: Any, address: str | None, cpus: int | None) -> bool:
     if address is None or address == "local":
         _watchers.append(watch(Path(ray.__file__).parent))  # Ray's agents outlive a killed driver by a minute
         # Said outright: a stale address file of a killed cluster would otherwise be followed.
-        ray.init(address="local", num_cpus=cpus, **quiet)
+        try:
+            ray.init(address="local", num_cpus=cpus, **quiet)
+        except Exception as error:  # a full /tmp, a limit of processes or file sizes: Ray only says that it timed out
+            disconnect(ray)
+            raise ConfigError(
+                f"Ray could not start on this machine ({type(error).__name__}: {str(error).splitlines()[0]}). See that "
+                "/tmp has a gigabyte of free space, look into /tmp/ray/session_latest/logs, or leave out the workers"
+            ) from error
         return True
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)

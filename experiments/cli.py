@@ -23,6 +23,7 @@ import logging
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
@@ -189,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found is None:
         return _explain_unknown(given)
     words, rest = found
+    others = threading.excepthook
+    threading.excepthook = _quietly(others)
     try:
         return _run(words, rest)
     except KeyboardInterrupt:
@@ -200,6 +203,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(sys.stderr, f"worldgym {' '.join(words)}: {message}")
         return FAILED
+    finally:
+        if arguments is not None:  # called from Python; else the process ends, and its threads with it
+            threading.excepthook = others
+
+
+def _quietly(others: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A `threading.excepthook` that says in a line which file TensorBoard's thread could not write."""
+
+    def hook(failed: Any) -> None:
+        if isinstance(failed.exc_value, OSError) and _explain_os(failed.exc_value):
+            logging.getLogger(__name__).warning("a file could not be written in the background: %s", failed.exc_value)
+        else:
+            others(failed)
+
+    return hook
 
 
 def _run(words: tuple[str, ...], rest: list[str]) -> int:

@@ -29,7 +29,7 @@ from typing import Any
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.files import atomic_write_text, read_sealed, write_sealed
-from worldgym.utils.staging import PREFIX
+from worldgym.utils.staging import PREFIX, sweep_once
 from worldgym.utils.typed import changes
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "transformers", "safetensors")
@@ -90,6 +90,8 @@ class RunFolder:
         self.made: list[str] = old["made"] if old else []
         self.token: str = old["token"] if old else secrets.token_hex(6)
         self.state.mkdir(parents=True, exist_ok=True)
+        for folder in (self.state, self.out):  # a finished run writes nothing, and so would never meet leftovers
+            sweep_once(folder)
         if not self.finished:
             self._mark(False)
         self.seconds: dict[str, float] = self.read("seconds") or {}
@@ -113,7 +115,7 @@ class RunFolder:
         return facts
 
     def _mark(self, finished: bool) -> None:
-        facts = {"settings": self.settings, "finished": finished, "made": self.made, "token": self.token}
+        facts = {"settings": self.settings, "finished": finished, "made": sorted(self.made), "token": self.token}
         write_sealed(self.state / MARKER, facts, indent=1)
 
     def _refuse_foreign(self) -> None:

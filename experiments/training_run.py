@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.files import file_sha256, read_sealed, write_sealed
+from worldgym.utils.staging import sweep_once
 from worldgym.utils.typed import changes
 
 if TYPE_CHECKING:
@@ -180,7 +181,40 @@ def claim(
         )
     mine = before["own"] if before is not None else [name for name in own if name not in there]
     out.mkdir(parents=True, exist_ok=True)
-    write_sealed(marker, {"command": command, "facts": dict(facts), "own": mine}, indent=1)
+    now = {"command": command, "facts": _plain(facts), "own": mine}
+    if before is None or {key: before[key] for key in now} != now:
+        write_sealed(marker, now, indent=1)
+
+
+def finish(out: Path, config: Any) -> None:
+    """Note that the run in `out`, as `config` says, came to its end, with the results that are there now."""
+    before = _read(out / MARKER)
+    if before is not None:
+        files = [name for name in before["own"] if (out / name).exists() and name != "checkpoint"]
+        facts = {**before, "finished": {"settings": _settings(config), "files": files}}
+        write_sealed(out / MARKER, facts, indent=1)
+
+
+def finished(out: Path, config: Any) -> bool:
+    """Whether `out` holds this very run, finished, with all its results; says so, and what runs it again."""
+    end = (_read(out / MARKER) or {}).get("finished")
+    if not isinstance(end, dict) or end.get("settings") != _settings(config):
+        return False
+    if not all((out / str(name)).exists() for name in end.get("files", [])):
+        return False
+    sweep_once(out)  # a finished run writes nothing, and so would never meet leftovers
+    logger.warning("%s holds this run and its results; --fresh removes them and runs it again", out)
+    return True
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`facts` as JSON gives them back; paths and other objects become strings."""
+    return dict(json.loads(json.dumps(dict(facts), default=str)))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """All settings that could change a result."""
+    return _plain({k: v for k, v in dataclasses.asdict(config).items() if k not in ELSEWHERE})
 
 
 def _read(marker: Path) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ import tyro
 
 from experiments.checks import check_numbers
 from experiments.tokenizers import load_tokenizer
-from experiments.training_run import claim, identity, require_preset, require_square
+from experiments.training_run import claim, finish, finished, identity, require_preset, require_square
 from worldgym.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
@@ -153,6 +153,8 @@ def run(config: TrainJudgeConfig) -> int:
         config.steps
     )  # the learning rate falls to zero with them, and nothing of an end can be extended
     claim(config.out, "train judge", facts, own=OWN, fresh=config.fresh)
+    if finished(config.out, config):
+        return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True)
     require_labels(arrays)
     settings = JudgeTrainConfig(
@@ -186,6 +188,7 @@ def run(config: TrainJudgeConfig) -> int:
     }  # fmt: skip
     atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))
     state.remove()
+    finish(config.out, config)
     logger.info("judge saved to %s, held-out %s", config.out, {k: round(v, 4) for k, v in report.items()})
     return 0
 

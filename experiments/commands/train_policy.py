@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from experiments.checks import check_numbers
-from experiments.training_run import Hand, claim, identity, knows_hand, require_preset, require_square
+from experiments.training_run import (
+    Hand,
+    claim,
+    finish,
+    finished,
+    identity,
+    knows_hand,
+    require_preset,
+    require_square,
+)
 from worldgym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,6 +112,8 @@ def run(config: TrainPolicyConfig) -> int:
     hand = knows_hand(dataset.action_spec, dataset.state_dim, config.hand)
     facts = identity(config, dataset, contents=("initial",))
     claim(config.out, "train policy", facts, own=OWN, fresh=config.fresh)
+    if finished(config.out, config):
+        return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True)
     behaviour = _behaviour(config, arrays)
     chosen = demonstrations(
@@ -163,6 +174,7 @@ def run(config: TrainPolicyConfig) -> int:
     }  # fmt: skip
     atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))
     state.remove()
+    finish(config.out, config)
     logger.info("policy saved to %s, held-out %s", config.out, {k: round(v, 4) for k, v in history.items()})
     return 0
 

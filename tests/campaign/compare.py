@@ -19,6 +19,8 @@ CLOCK = re.compile(
     r"(^|[/._# ])(seconds|wall\w*|elapsed|time\w*|timestamp|date|created\w*|started|ended|fps|\w*per_second|\w*_s|ms|"
     r"hostname|pid|token|run_id|spent|duration\w*|bytes|sha256|hash)($|[/._ ])"
 )
+LOCKS = (".writer.lock",)
+"""Files that nothing is read from: locks of processes."""
 LEFT = re.compile(r"(^|/)(\.tmp-[^/]*|\.commit|[^/]*\.partial|[^/]*\.tmp)(/|$)")
 TRIAL = re.compile(r"\b[0-9a-f]{5}_(\d{5})\b")
 """Names that Ray Tune gives to trials: the first part is random."""
@@ -37,7 +39,7 @@ def facts(folder: Path, skip: str | None = None) -> dict[str, str]:
     events: list[Path] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or LEFT.search(name) or (skip and re.search(skip, name)):
+        if path.is_dir() or path.name in LOCKS or LEFT.search(name) or (skip and re.search(skip, name)):
             continue
         if "tfevents" in path.name:
             events.append(path)
