@@ -98,6 +98,7 @@ class Practice:
             for row in final:
                 self._scalars(board, row)
             restore_stream(self.folder.read("stream"))
+            self._forget_rounds()
             return list(final)
         policy, average = self.policy(), self.policy()
         self._check_demos(policy)
@@ -153,7 +154,7 @@ class Practice:
             self.folder.add_seconds(stage, sum(row[f"seconds_{stage}"] for row in history))
         self.folder.write("stream", stream)
         self.folder.write("history", history)
-        self.folder.disown(*(f"state/{path.name}" for path in self._rounds()))
+        self._forget_rounds()
         restore_stream(stream)
         return history
 
@@ -175,6 +176,11 @@ class Practice:
     def _rounds(self) -> list[Path]:
         """Rounds that are wholly on disk, the last one last."""
         return sorted(self.folder.state.glob("round-[0-9]*"))
+
+    def _forget_rounds(self) -> None:
+        """Remove what only an interrupted practice would need."""
+        if rounds := self._rounds():
+            self.folder.disown(*(f"state/{path.name}" for path in rounds))
 
     @contextmanager
     def _saved(self, number: int) -> Iterator[Path]:
