@@ -98,7 +98,7 @@ class ChunkDataset:
         return observation, self.actions[rows]
 
     def chunk_batch(self, rows: np.ndarray, **more: Any) -> ChunkBatch:
-        """What `Policy.loss` is given; `more` are further entries of it."""
+        """What `TrainablePolicy.loss` is given; `more` are further entries of it."""
         observation, actions = self.batch(rows)
         made: Any = {"observation": observation, "actions": actions, "goals": self.goals[rows], **more}
         return cast(ChunkBatch, made)

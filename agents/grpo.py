@@ -7,7 +7,8 @@ update mixes instructions, and several updates use one batch, so that the clip b
 The ratio is taken per *choice*, that is per action dimension for heads of tokens, as in World-Gymnast: a chunk of 20
 tokens has a product whose logarithm is 20 times noisier, and clipping that at 0.2 would stop learning after one small
 step. The clipped objective is averaged over all choices whose chunk lies before success. Which choices there are is the
-policy's business (`Policy.evaluate`): each of its components weighs alike in a chunk, unless `weights` says otherwise.
+policy's business (`TrainablePolicy.evaluate`): each of its components weighs alike in a chunk, unless `weights` says
+otherwise.
 
 Example::
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrated action chunks, with the policy's own losses (`Policy.loss`).
+"""Supervised fine-tuning on demonstrated action chunks, with the policy's own losses (`TrainablePolicy.loss`).
 
 The starting point of every arm, so it has to be an honest one: episodes are split into training and validation,
 and the weights with the lowest validation loss are kept. Targets are hard: smoothing them puts about one nat of

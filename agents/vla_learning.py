@@ -28,7 +28,7 @@ GOAL_SHARE = 0.3  # of the place's density in the loss of a goal, beside the key
 
 
 class LearningMixin:
-    """The calls of `worldgym.protocols.Policy` that improvers use, and a few that are optional there."""
+    """The calls of `worldgym.protocols.TrainablePolicy` that improvers use, and a few that are optional there."""
 
     if TYPE_CHECKING:
         config: Any

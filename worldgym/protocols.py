@@ -92,7 +92,7 @@ class PolicyOutput:
         actions: `(B, K, A)` float32 in [-1, 1].
         log_probs: by component, such as `action` or `goal`: `(B, ...)` float32, the log-probability of each of its
             choices under the sampling temperature. A tensor alone is that of `action`.
-        trace: by name, `(B, ...)`: what `Policy.evaluate` needs; nobody but the policy reads it.
+        trace: by name, `(B, ...)`: what `TrainablePolicy.evaluate` needs; nobody but the policy reads it.
         temperature: sampling temperature; 0 is greedy.
     """
 
@@ -329,7 +329,7 @@ def settled(
 
 
 class ChunkBatch(TypedDict, total=False):
-    """Demonstrated action chunks, for `Policy.loss`; a policy leaves aside what it does not know."""
+    """Demonstrated action chunks, for `TrainablePolicy.loss`; a policy leaves aside what it does not know."""
 
     observation: Observation
     actions: Any  # (B, K, A) float32 array or tensor, NaN where unknown
@@ -340,11 +340,7 @@ class ChunkBatch(TypedDict, total=False):
 
 @runtime_checkable
 class Policy(Protocol):
-    """A policy that samples action chunks with exact log-probabilities.
-
-    To act, `chunk` and `act` are enough. Policy-gradient algorithms need `evaluate`, supervised training `loss`,
-    auxiliary losses `features`.
-    """
+    """A policy that acts in chunks: enough to be evaluated, audited, and run in imagination."""
 
     chunk: int
 
@@ -357,6 +353,14 @@ class Policy(Protocol):
     ) -> PolicyOutput:
         """Sample a chunk for each row; `temperature=0` is greedy."""
         ...
+
+
+@runtime_checkable
+class TrainablePolicy(Policy, Protocol):
+    """A policy that improvers can change, with exact log-probabilities of its choices.
+
+    Policy-gradient algorithms need `evaluate`, supervised training `loss`, auxiliary losses `features`.
+    """
 
     def evaluate(
         self, observation: Observation, trace: Mapping[str, Tensor], components: Sequence[str] | None = None

@@ -25,7 +25,7 @@ from agents import (
 from agents.demos import ChunkDataset
 from agents.heads import HEADS, FlowHead, L1Head, make_head
 from worldgym.errors import ConfigError
-from worldgym.protocols import Policy
+from worldgym.protocols import TrainablePolicy
 
 HEAD = pytest.mark.parametrize("head", HEADS)
 WIDTH, K, A = 16, 3, 4
@@ -117,7 +117,7 @@ def demos(count=48):
 def test_every_head_learns_from_demonstrations(head, tmp_path):
     data, bright = demos()
     policy = policy_with(head)
-    assert isinstance(policy, Policy)
+    assert isinstance(policy, TrainablePolicy)
     fitted = SFT(SFTConfig(epochs=30, batch_size=16, lr=2e-3, patience=0)).fit(policy, data)
     assert fitted["frames"] > 0 and np.isfinite(fitted["best_val_loss"])
     seen = data.batch(np.arange(len(data)))[0]

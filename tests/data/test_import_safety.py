@@ -252,7 +252,8 @@ def test_a_stopped_import_ends_byte_for_byte_as_one_in_one_go(tmp_path, how):
         change_rows(root, i, task_index=None, **values)
     import_lerobot(root, tmp_path / "whole", TINY)
     code = (
-        "import os, sys, worldgym.data.writer as w\n"
+        "import os, signal, sys, worldgym.data.writer as w\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell's children ignore it
         "from worldgym.data.imports import *\n"
         "real = w.DatasetWriter.append\n"
         "def append(self, episode):\n"
