@@ -179,8 +179,10 @@ class Practice:
 
     def _forget_rounds(self) -> None:
         """Remove what only an interrupted practice would need."""
-        if rounds := self._rounds():
-            self.folder.disown(*(f"state/{path.name}" for path in rounds))
+        names = {f"state/{path.name}" for path in self._rounds()}
+        names |= {name for name in self.folder.made if name.startswith("state/round-")}  # a kill came before the marker
+        if names:
+            self.folder.disown(*sorted(names))
 
     @contextmanager
     def _saved(self, number: int) -> Iterator[Path]:
