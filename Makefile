@@ -98,7 +98,7 @@ test-claims: gl $(STAMP) ## a published claim on the bundled weights, everything
 	$(BIN)/worldgym claims report --preset tiny --results $(CLAIMS)
 
 CAMPAIGN := runs/campaign
-campaign: gl $(TESTED) ## kills, damaged files, full disks, bad endpoints, rendering (about 2 hours on 2 idle cores); goes on where it stopped
+campaign: gl $(TESTED) ## kills, damaged files, full disks, bad endpoints, rendering (about an hour on 2 cores); goes on where it stopped
 	mkdir -p $(CAMPAIGN)
 	for tool in mutations judge_endpoint rendering disks kills processes; do \
 		OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign.$$tool --work $(CAMPAIGN)/work --out $(CAMPAIGN)/$$tool.jsonl $(ARGS) || bad=1; done; \
