@@ -8,15 +8,17 @@ Example::
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """What all heads have in common."""
 
+    @abstractmethod
     def sample(
         self, features: Tensor, temperature: float, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -30,8 +32,9 @@ class Head(nn.Module):
         Returns:
             actions `(B,K,A)` in [-1,1], log-probabilities `(B,...)` of each choice, and the trace for `evaluate`.
         """
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def evaluate(
         self, features: Tensor, trace: Mapping[str, Tensor], temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -42,8 +45,9 @@ class Head(nn.Module):
             trace: of `sample`.
             temperature: `(B,)` at which it was sampled.
         """
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def loss(self, features: Tensor, actions: Tensor, known: Tensor) -> Tensor:
         """Supervised loss, a scalar, over the `known (B,K,A)` entries of `actions (B,K,A)`."""
-        raise NotImplementedError
+        ...

@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,9 +56,10 @@ class Bins(Head):
             tokens[..., dim] = (actions[..., dim] >= 0).long()
         return tokens
 
+    @abstractmethod
     def logits(self, features: Tensor, tokens: Tensor | None = None) -> Tensor:
         """`(B,K,A,n_bins)` float32; bins that a dimension lacks hold -1e9. `tokens (B,K,A)` are those chosen so far."""
-        raise NotImplementedError
+        ...
 
     def evaluate(
         self, features: Tensor, trace: Mapping[str, Tensor], temperature: Tensor

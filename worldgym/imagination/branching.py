@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from gymnasium.utils import seeding
 from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from typing_extensions import Self
 
@@ -36,7 +37,9 @@ class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
     _seeds: list[int]
 
     def _set_size(self, num_envs: int) -> None:
-        raise NotImplementedError
+        self.num_envs = num_envs
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
 
     def save_state(self) -> SavedState:
         """All slots, random streams included, as a value that later steps leave alone."""

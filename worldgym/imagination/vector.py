@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -178,11 +177,6 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         self._episodes: ImaginedEpisodes | None = None
         self._set_size(num_envs)
         self._streams, self._seeds = [None] * num_envs, [-1] * num_envs
-
-    def _set_size(self, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
 
     # -- starting ------------------------------------------------------------------------------------------
     def reset(
