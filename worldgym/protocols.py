@@ -42,18 +42,21 @@ class Observation(_Seen, total=False):
     """What a policy sees: one batch of camera image, proprioception and instruction, and maybe a condition."""
 
     condition: Any  # (B, F) float32, tensor or array: what else a conditioned policy is asked for
+    # Cameras beside the main one are further keys, image_<name> (B, H', W', 3) uint8: ObservationSpec.camera_keys.
 
 
 @dataclass
 class Imagined:
-    """What one call of `WorldModel.step` dreamt.
+    """What one call of `WorldModel.step` imagined.
 
     Args:
-        frames: `(B, K', H, W, 3)` uint8; K' is K with `decode="all"`, 1 with `"last"`, 0 with `"none"`.
+        frames: `(B, K', H, W, 3)` uint8 of the main camera; K' is K with `decode="all"`, 1 with `"last"`, 0 with
+            `"none"`.
         latents: `(B, K, C, h, w)` float32, clean latents of every imagined frame.
         states: `(B, K, S)` float32, imagined proprioception, in the units of the dataset's state.
         uncertainty: `(B,)` float32 >= 0, larger is less sure.
         success_prob: `(B, K)` float32 in [0, 1] for the state's instructions, or None.
+        views: frames of the other cameras, by camera name, each `(B, K', H', W', 3)` uint8.
     """
 
     frames: Tensor
@@ -61,6 +64,7 @@ class Imagined:
     states: Tensor
     uncertainty: Tensor
     success_prob: Tensor | None = None
+    views: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -136,11 +140,14 @@ def total_log_prob(log_probs: Mapping[str, Tensor]) -> Tensor:
 
 @runtime_checkable
 class WorldModel(Protocol):
-    """An action-conditioned video model that can be stepped, copied and corrected."""
+    """An action-conditioned video model that can be stepped, copied and corrected.
 
-    image_size: int
+    It says what it imagines in an attribute `specs: worldgym.specs.Specs`: cameras with their sizes, state fields with
+    their roles, the meaning of actions. Where it imagines more than one camera, `begin` and `observe` are also given
+    the other cameras' frames, `views={name: (B, Tc, H', W', 3)}` (without Tc for `observe`).
+    """
+
     action_dim: int
-    state_dim: int
 
     def begin(
         self,
@@ -150,7 +157,10 @@ class WorldModel(Protocol):
         *,
         states: Tensor | None = None,
     ) -> Any:
-        """Start from real `frames (B,Tc,H,W,3)` u8, `actions (B,Tc-1,A)`; `states (B,Tc,S)` is estimated when None."""
+        """Start from real `frames (B,Tc,H,W,3)` u8, `actions (B,Tc-1,A)`; `states (B,Tc,S)` is estimated when None.
+
+        A model of several cameras also takes `views`.
+        """
         ...
 
     def step(self, state: Any, actions: Tensor, *, decode: Decode = "all") -> tuple[Any, Imagined]:

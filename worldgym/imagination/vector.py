@@ -164,7 +164,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         self.horizon, self.chunk, self.task = horizon, chunk, task
         fps = self.metadata["render_fps"] / (chunk or 1)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
-        model = self.world_model
+        model: Any = self.world_model
         self._words = instruction_space([*getattr(self.starts, "instructions", ()), *instructions])
         low, high = state_bounds(model, self.starts, state_low, state_high)
         self.single_observation_space = observation_space(

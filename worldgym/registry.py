@@ -1,0 +1,204 @@
+"""Registries: world models, judges, policies, heads, improvers, dataset formats and suites, found by name.
+
+A saved part says its `type` in `config.json`; the registry of its kind turns that name into a class and calls its
+`from_pretrained`. Names come from three places, in this order: `register` in the running program, the lazy tables of
+this project's own packages (`register_lazily`, in `<package>/registered.py`), and entry points of installed packages.
+Nothing is loaded from a hub, and no code is taken from a checkpoint.
+
+Example of another package's setup.cfg::
+
+    [options.entry_points]
+    worldgym.policies =
+        my_policy = my_package.policy:MyPolicy
+
+Example::
+
+    from worldgym.registry import JUDGES
+    @JUDGES.register("always")
+    class AlwaysJudge: ...
+    JUDGES.get("always"), JUDGES.names()
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import settle
+
+T = TypeVar("T")
+HOME_PACKAGES = ("worldgym", "rewards", "agents", "envs", "experiments")
+"""Packages whose `registered` module, where there is one, is imported at the first look-up."""
+TYPE = "type"
+
+
+class Registry:
+    """One kind of part.
+
+    Args:
+        kind: singular name for messages, e.g. "world model".
+        group: entry-point group, e.g. "worldgym.world_models".
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, group
+        self._known: dict[str, Any] = {}
+        self._lazy: dict[str, str] = {}
+        self._legacy: Callable[[Path, dict[str, Any]], str | None] | None = None
+
+    # -- registering -----------------------------------------------------------------------------------------------
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that makes a class (or factory) known as `name`.
+
+        Raises:
+            ConfigError: another object has that name.
+        """
+
+        def add(item: T) -> T:
+            old = self._known.get(name)
+            if old is not None and _path(old) != _path(item):
+                raise ConfigError(
+                    f"{self.kind} type {name!r} is already {_path(old)}; register {_path(item)} by another name"
+                )
+            self._known[name] = item
+            return item
+
+        return add
+
+    def register_lazily(self, **paths: str) -> None:
+        """Make names known as "module:attribute", imported when first asked for."""
+        self._lazy.update(paths)
+
+    def legacy(self, find: Callable[[Path, dict[str, Any]], str | None]) -> None:
+        """How to tell the type of a folder that an earlier version wrote without one: `find(folder, config)`."""
+        self._legacy = find
+
+    # -- looking up ------------------------------------------------------------------------------------------------
+    def names(self) -> list[str]:
+        """All known names, sorted."""
+        _discover()
+        return sorted({*self._known, *self._lazy, *_entry_points(self.group)})
+
+    def get(self, name: str) -> Any:
+        """The class (or factory) of that name.
+
+        Raises:
+            ConfigError: unknown; lists what is known.
+        """
+        if name in self._known:
+            return self._known[name]
+        _discover()
+        if name in self._known:
+            return self._known[name]
+        points = _entry_points(self.group)
+        if name in self._lazy:
+            module, _, attribute = self._lazy[name].partition(":")
+            item = getattr(importlib.import_module(module), attribute)
+        elif name in points:
+            item = points[name].load()
+        else:
+            known = self.names()
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"unknown {self.kind} type {name!r}"
+                + (f" (did you mean {near[0]!r}?)" if near else "")
+                + f"; known types are {', '.join(known) or 'none'}. A package of yours registers one with "
+                f"worldgym.registry.{self.constant}.register(...) or the entry-point group {self.group!r}"
+            )
+        self._known[name] = item
+        return item
+
+    @property
+    def constant(self) -> str:
+        """Name of this registry in this module."""
+        return self.group.rpartition(".")[2].upper()
+
+    def name_of(self, item: Any) -> str | None:
+        """The name under which a class, or the class of an object, is known; None if it is not."""
+        wanted = _path(item if isinstance(item, type) else type(item))
+        _discover()
+        for name, known in self._known.items():
+            if _path(known) == wanted:
+                return name
+        for name, path in {
+            **self._lazy,
+            **{n: p.value for n, p in _entry_points(self.group).items()},
+        }.items():
+            if path.rpartition(":")[2] == wanted.rpartition(":")[2] and _path(self.get(name)) == wanted:
+                return name
+        return None
+
+    # -- disk ------------------------------------------------------------------------------------------------------
+    def type_of(self, folder: str | Path) -> str:
+        """The type of the part saved in `folder`.
+
+        Raises:
+            CheckpointError: no folder, no readable config.json, or no type in it.
+        """
+        folder = Path(folder).expanduser()
+        remedy = f"Give a folder that the save_pretrained of a {self.kind} wrote"
+        if not folder.is_dir():
+            raise CheckpointError(f"there is no folder {folder}. {remedy}")
+        settle(folder)
+        file = folder / "config.json"
+        config: Any = read_json(file, remedy) if file.is_file() else {}
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{file} holds a {type(config).__name__}, expected settings. {remedy}")
+        name = config.get(TYPE)
+        if name is None:
+            _discover()
+            name = self._legacy(folder, config) if self._legacy is not None else None
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"there is no {self.kind} in {folder}: "
+                + (f"config.json has no {TYPE!r}" if config else "config.json is missing")
+                + f". {remedy}, of a type among {', '.join(self.names())}"
+            )
+        return name
+
+    def load(self, folder: str | Path, **kwargs: Any) -> Any:
+        """The part saved in `folder`, by the `from_pretrained` of its type.
+
+        Args:
+            folder: written by a `save_pretrained`.
+            **kwargs: for `from_pretrained`.
+
+        Raises:
+            CheckpointError: nothing there, or damaged.
+            ConfigError: its type is unknown here; lists what is known.
+        """
+        return self.get(self.type_of(folder)).from_pretrained(str(Path(folder).expanduser()), **kwargs)
+
+
+def _path(item: Any) -> str:
+    return f"{getattr(item, '__module__', '')}:{getattr(item, '__qualname__', repr(item))}"
+
+
+@lru_cache(maxsize=1)
+def _discover() -> None:
+    for package in HOME_PACKAGES:
+        if importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.registered"):
+            importlib.import_module(f"{package}.registered")
+
+
+@lru_cache(maxsize=32)
+def _entry_points(group: str) -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=group)}
+
+
+WORLD_MODELS = Registry("world model", "worldgym.world_models")
+JUDGES = Registry("judge", "worldgym.judges")
+POLICIES = Registry("policy", "worldgym.policies")
+HEADS = Registry("action head", "worldgym.heads")
+IMPROVERS = Registry("improver", "worldgym.improvers")
+DATASET_FORMATS = Registry("dataset format", "worldgym.dataset_formats")
+SUITES = Registry("suite", "worldgym.suites")
+REGISTRIES = (WORLD_MODELS, JUDGES, POLICIES, HEADS, IMPROVERS, DATASET_FORMATS, SUITES)

@@ -1,0 +1,251 @@
+"""What the numbers of an action mean: names, units, rate, bounds and the gripper's convention.
+
+Example::
+
+    spec.denormalise(np.array([1.0, 0.0, 0.0, -1.0], np.float32))    # e.g. 6 cm to the right, gripper closed
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+# How many of the base unit one of each is; conversion is allowed only within a group.
+_UNITS: dict[str, tuple[str, float]] = {
+    "m": ("m", 1.0),
+    "cm": ("m", 0.01),
+    "mm": ("m", 0.001),
+    "rad": ("rad", 1.0),
+    "deg": ("rad", float(np.pi / 180)),
+}
+
+
+@dataclass(frozen=True)
+class GripperRule:
+    """Which action is the gripper, and which values mean open and closed.
+
+    Args:
+        index: position in the action vector.
+        open: value, in the spec's own units, that opens the gripper.
+        closed: value that closes it. Normalised actions are always +1 open, -1 closed.
+    """
+
+    index: int
+    open: float = 1.0
+    closed: float = -1.0
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What the numbers of an action mean; it travels with every dataset, policy and model.
+
+    Args:
+        names: one name a dimension, e.g. `("dx", "dy", "dz", "gripper")`.
+        units: one unit a dimension, per control step, e.g. `"m"`.
+        hz: control rate, steps a second.
+        low: value at -1, in units, one a dimension.
+        high: value at +1, in units, one a dimension.
+        gripper: the gripper's convention, or None without a gripper.
+        bounds: whether low and high are hard limits or the 1 % and 99 % quantiles of data.
+
+    Raises:
+        ValueError: lengths differ, bounds are not finite or not low < high, or the gripper rule doesn't fit.
+
+    Example:
+        >>> spec = ActionSpec(("dx", "grip"), ("m", "1"), 5.0, (-0.06, -1.0), (0.06, 1.0))
+        >>> spec.denormalise(np.array([0.5, 1], np.float32)).tolist()
+        [0.029999999329447746, 1.0]
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    hz: float
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    gripper: GripperRule | None = None
+    bounds: Literal["limits", "q01/q99"] = "limits"
+
+    def __post_init__(self) -> None:
+        for name in ("names", "units"):
+            object.__setattr__(self, name, tuple(str(value) for value in getattr(self, name)))
+        for name in ("low", "high"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        object.__setattr__(self, "hz", float(self.hz))
+        count = len(self.names)
+        for name in ("units", "low", "high"):
+            if len(getattr(self, name)) != count:
+                raise ValueError(
+                    f"got {len(getattr(self, name))} {name} for {count} action names; give one for each"
+                )
+        if count == 0 or len(set(self.names)) != count:
+            raise ValueError(f"action names must be non-empty and differ, got {self.names}")
+        if not (np.isfinite(self.hz) and self.hz > 0):
+            raise ValueError(f"hz must be a positive number of steps a second, got {self.hz}")
+        if self.bounds not in ("limits", "q01/q99"):
+            raise ValueError(f"bounds must be 'limits' or 'q01/q99', got {self.bounds!r}")
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not (np.isfinite(low) and np.isfinite(high) and low < high):
+                raise ValueError(f"{name}: expected finite low < high, got low {low}, high {high}")
+        rule = self.gripper
+        if rule is None:
+            return
+        if not 0 <= rule.index < count:
+            raise ValueError(f"gripper index {rule.index} is outside 0..{count - 1}")
+        ends = (min(rule.open, rule.closed), max(rule.open, rule.closed))
+        if ends != (self.low[rule.index], self.high[rule.index]):
+            raise ValueError(
+                f"{self.names[rule.index]}: low and high are {self.low[rule.index]} and {self.high[rule.index]}, but "
+                f"the gripper rule says open {rule.open}, closed {rule.closed}; make low and high those two values"
+            )
+
+    @property
+    def dim(self) -> int:
+        """Number of action dimensions, A."""
+        return len(self.names)
+
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values at -1 and at +1, float64; swapped for a gripper whose open value is the smaller one."""
+        low, high = np.array(self.low), np.array(self.high)
+        if self.gripper is not None:
+            low[self.gripper.index], high[self.gripper.index] = self.gripper.closed, self.gripper.open
+        return low, high
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        array = np.asarray(actions, np.float64)
+        if array.ndim == 0 or array.shape[-1] != self.dim:
+            raise ValueError(
+                f"got actions of shape {array.shape}, expected (..., {self.dim}) for {self.names}"
+            )
+        if not np.isfinite(array).all():
+            where = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise ValueError(
+                f"actions hold NaN or infinity, first at index {where}; check what produced them"
+            )
+        return array
+
+    def normalise(self, actions: Any, *, clip: bool = True) -> np.ndarray:
+        """Map `(..., A)` in units to `(..., A)` float32 in [-1, 1].
+
+        Args:
+            actions: `(..., A)` in the spec's units.
+            clip: cut what lies outside low and high; with False it comes out beyond [-1, 1].
+
+        Raises:
+            ValueError: wrong shape, NaN or infinity.
+        """
+        low, high = self._ends()
+        out = 2.0 * (self._checked(actions) - low) / (high - low) - 1.0
+        return (np.clip(out, -1.0, 1.0) if clip else out).astype(np.float32)
+
+    def denormalise(self, actions: Any) -> np.ndarray:
+        """Map `(..., A)` in [-1, 1] to `(..., A)` float32 in units.
+
+        Raises:
+            ValueError: wrong shape, NaN or infinity.
+        """
+        low, high = self._ends()
+        return (low + 0.5 * (self._checked(actions) + 1.0) * (high - low)).astype(np.float32)
+
+    def convert(self, actions: Any, to: ActionSpec, *, clip: bool = False) -> np.ndarray:
+        """Say the same motion in another spec: normalised here to normalised there.
+
+        Dimensions are matched by name, lengths and angles are rescaled, the gripper keeps how far open it is.
+
+        Args:
+            actions: `(..., A)` in [-1, 1] of this spec.
+            to: the spec to convert to.
+            clip: cut motions that `to` can't express; with False they are an error.
+
+        Returns:
+            `(..., A')` float32 in [-1, 1] of `to`.
+
+        Raises:
+            ValueError: the two differ in names, in kind of unit or in rate, or a motion is too large for `to`.
+        """
+        if set(self.names) != set(to.names):
+            raise ValueError(
+                f"can't convert actions {self.names} to {to.names}: only in one of them: "
+                f"{sorted(set(self.names) ^ set(to.names))}; drop or add those dimensions yourself first"
+            )
+        if self.hz != to.hz:
+            raise ValueError(
+                f"can't convert actions at {self.hz:g} Hz to {to.hz:g} Hz: a step lasts differently; resample first"
+            )
+        source, grip = self._checked(actions), self.gripper
+        if (grip and self.names[grip.index]) != (to.gripper and to.names[to.gripper.index]):
+            raise ValueError(
+                "can't convert: the two specs name different gripper dimensions; set gripper in both"
+            )
+        low, high = self._ends()
+        values = low + 0.5 * (source + 1.0) * (high - low)
+        out = np.empty_like(values)
+        to_low, to_high = to._ends()
+        for index, name in enumerate(to.names):
+            origin = self.names.index(name)
+            if grip is not None and origin == grip.index:
+                out[..., index] = source[..., origin]  # normalised, +1 is open in every spec
+                continue
+            scale = _unit_scale(name, self.units[origin], to.units[index])
+            out[..., index] = (
+                2.0 * (values[..., origin] * scale - to_low[index]) / (to_high - to_low)[index] - 1.0
+            )
+        largest = float(np.abs(out).max(initial=0.0))
+        if not clip and largest > 1.0 + 1e-6:
+            raise ValueError(
+                f"a converted action reaches {largest:.3f}, beyond the target's [-1, 1]; pass clip=True to cut it, "
+                "or widen the target's low and high"
+            )
+        return np.clip(out, -1.0, 1.0).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        data = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ActionSpec:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ValueError: unknown or missing fields.
+        """
+        known = {item.name for item in fields(cls)}
+        if (
+            not isinstance(data, dict)
+            or set(data) - known
+            or not {"names", "units", "hz", "low", "high"} <= set(data)
+        ):
+            got = sorted(data) if isinstance(data, dict) else data
+            raise ValueError(f"not an action spec: got {got}, expected the fields {sorted(known)}")
+        values = dict(data)
+        if values.get("gripper") is not None:
+            values["gripper"] = GripperRule(**values["gripper"])
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ActionSpec:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ValueError: not JSON, or not an action spec.
+        """
+        return cls.from_dict(json.loads(text))
+
+
+def _unit_scale(name: str, source: str, target: str) -> float:
+    if source == target:
+        return 1.0
+    base_a, scale_a = _UNITS.get(source, (source, 1.0))
+    base_b, scale_b = _UNITS.get(target, (target, 1.0))
+    if base_a != base_b:
+        raise ValueError(
+            f"{name}: can't convert {source!r} to {target!r}; known units are {', '.join(_UNITS)}"
+        )
+    return scale_a / scale_b

@@ -1,0 +1,329 @@
+"""What is seen: cameras and their sizes, the fields of proprioception and their roles, the alphabet of instructions.
+
+Example::
+
+    state = state_fields(["x", "y", "z"], dict.fromkeys("xyz", "ee_position"))
+    spec = ObservationSpec((Camera("front", 96, 128),), state)
+    spec.columns("ee_position")     # (0, 1, 2)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worldgym.errors import ConfigError
+from worldgym.specs.action import ActionSpec
+
+ROLES = (
+    "ee_position", "ee_rotation", "gripper", "joint", "joint_velocity", "base", "force", "other",
+)  # fmt: skip
+"""What a state field can be: end-effector position (x, y, z in this order) and rotation, gripper opening (larger is
+wider open), joint position or velocity, pose of the base, force or torque, or anything else."""
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"
+MAX_INSTRUCTION = 128
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a robot.
+
+    Args:
+        name: letters, digits and underscores, such as `front` or `wrist`.
+        height: pixels.
+        width: pixels.
+        static: the camera does not move, so its background is the same in every frame.
+
+    Raises:
+        ConfigError: an impossible name or size.
+    """
+
+    name: str
+    height: int
+    width: int
+    static: bool = True
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", self.name):
+            raise ConfigError(
+                f"camera name {self.name!r}; expected letters, digits and underscores, e.g. 'wrist'"
+            )
+        if self.height < 1 or self.width < 1:
+            raise ConfigError(
+                f"camera {self.name}: {self.height} x {self.width} pixels; expected at least 1 x 1"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return self.height, self.width
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class StateField:
+    """One number of proprioception.
+
+    Args:
+        name: unique in its spec, e.g. `x` or `joint_3`.
+        role: one of `ROLES`.
+        unit: e.g. `m`, `rad`; empty when unknown.
+
+    Raises:
+        ConfigError: no name, or an unknown role.
+    """
+
+    name: str
+    role: str = "other"
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("a state field has no name; give one, e.g. StateField('x', 'ee_position', 'm')")
+        if self.role not in ROLES:
+            raise ConfigError(
+                f"state field {self.name!r}: unknown role {self.role!r}; the roles are {', '.join(ROLES)}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.role}" if self.role != "other" else self.name
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """What a policy is shown, a world model imagines and a dataset stores: cameras, proprioception, words.
+
+    Args:
+        cameras: the first one is the main camera, whose frames are `image`; the others are `image_<name>`. May be empty
+            for models of proprioception alone.
+        state: one field for each of the S numbers of proprioception, in order.
+        alphabet: characters that instructions may use.
+        max_instruction: longest instruction, characters.
+
+    Raises:
+        ConfigError: a name used twice, or an empty alphabet.
+    """
+
+    cameras: tuple[Camera, ...] = (Camera("front", 64, 64),)
+    state: tuple[StateField, ...] = ()
+    alphabet: str = ALPHABET
+    max_instruction: int = MAX_INSTRUCTION
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cameras", tuple(self.cameras))
+        object.__setattr__(self, "state", tuple(self.state))
+        for kind, items in (("camera", self.cameras), ("state field", self.state)):
+            names = [item.name for item in items]
+            if len(set(names)) != len(names):
+                raise ConfigError(f"a {kind} name occurs twice in {names}; give every {kind} its own name")
+        if not self.alphabet or self.max_instruction < 1:
+            raise ConfigError("the alphabet of instructions is empty, or max_instruction is below 1")
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+    @property
+    def state_dim(self) -> int:
+        """S."""
+        return len(self.state)
+
+    @property
+    def main(self) -> Camera:
+        """The first camera.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not self.cameras:
+            raise ConfigError("this spec has no camera; a part that reads pictures needs at least one")
+        return self.cameras[0]
+
+    @property
+    def views(self) -> tuple[Camera, ...]:
+        """Cameras beside the main one."""
+        return self.cameras[1:]
+
+    @property
+    def camera_keys(self) -> dict[str, str]:
+        """Key of each camera's frames in an observation, by camera name."""
+        return {
+            camera.name: "image" if i == 0 else f"image_{camera.name}"
+            for i, camera in enumerate(self.cameras)
+        }
+
+    def columns(self, role: str) -> tuple[int, ...]:
+        """Columns of the state with this role, in order; empty where there is none.
+
+        Raises:
+            ConfigError: an unknown role.
+        """
+        if role not in ROLES:
+            raise ConfigError(f"unknown role {role!r}; the roles are {', '.join(ROLES)}")
+        return tuple(i for i, item in enumerate(self.state) if item.role == role)
+
+    @property
+    def has_hand(self) -> bool:
+        """Whether the position (x, y, z) and the gripper opening of one end effector are known."""
+        return len(self.columns("ee_position")) == 3 and len(self.columns("gripper")) == 1
+
+    def select(self, cameras: Sequence[str]) -> ObservationSpec:
+        """This spec with some of its cameras, in the given order.
+
+        Raises:
+            ConfigError: a camera that it lacks.
+        """
+        known = {camera.name: camera for camera in self.cameras}
+        missing = [name for name in cameras if name not in known]
+        if missing:
+            raise ConfigError(f"no camera {', '.join(missing)}; there are {', '.join(known) or 'none'}")
+        return ObservationSpec(
+            tuple(known[name] for name in cameras), self.state, self.alphabet, self.max_instruction
+        )
+
+    def __str__(self) -> str:
+        cameras = ", ".join(map(str, self.cameras)) or "no camera"
+        state = ", ".join(map(str, self.state)) or "no state"
+        return f"cameras [{cameras}]; state [{state}]"
+
+    # -- disk ------------------------------------------------------------------------------------------------------
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ObservationSpec:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ConfigError: unknown or missing fields, or values of another type.
+        """
+        from worldgym.utils.typed import from_values
+
+        return from_values(cls, data, "observation_spec")
+
+
+def state_fields(
+    names: Sequence[str], roles: Mapping[str, str] | None = None, unit: str = ""
+) -> tuple[StateField, ...]:
+    """One field a name; its role as given, else `other`."""
+    return tuple(StateField(str(name), (roles or {}).get(name, "other"), unit) for name in names)
+
+
+def check_observations(given: ObservationSpec, wanted: ObservationSpec, giver: str, reader: str) -> None:
+    """Whether `reader`, made for `wanted`, can read what `giver` gives: its cameras in their sizes, and the same state.
+
+    Args:
+        given: what there is; further cameras do no harm.
+        wanted: what the reader was made for.
+        giver: its name for the message, e.g. "the dataset data/real".
+        reader: likewise, e.g. "the policy runs/policy".
+
+    Raises:
+        ConfigError: they do not fit; says both sides and what to type.
+    """
+    there = {camera.name: camera.size for camera in given.cameras}
+    remedies = []
+    if len(given.cameras) == len(wanted.cameras) == 1:  # the name of an only camera says nothing
+        there = {wanted.main.name: given.main.size}
+    missing = [camera for camera in wanted.cameras if camera.name not in there]
+    resized = [camera for camera in wanted.cameras if there.get(camera.name, camera.size) != camera.size]
+    if missing:
+        remedies.append(f"record the camera {missing[0].name}, or train {reader} without it")
+    if resized:
+        h, w = resized[0].size
+        size = f"{h}" if h == w else f"{h}x{w}"
+        remedies.append(f"type `worldgym import --source DATA --out NEW --image-size {size}` and use NEW")
+    same = [(f.name, f.role) for f in given.state] == [(f.name, f.role) for f in wanted.state]
+    if not same and wanted.state_dim:
+        remedies.append(
+            f"train {reader} on this data, or import the data with the state fields that it was made for "
+            "(`worldgym import --state-key ...`)"
+        )
+    if remedies:
+        raise ConfigError(
+            f"{giver} and {reader} do not fit.\n  {giver} has {given}\n  {reader} needs {wanted}\n"
+            + "; ".join(remedies)
+        )
+
+
+def check_actions_of(given: ActionSpec, wanted: ActionSpec, giver: str, reader: str) -> None:
+    """Whether two parts speak of the same actions: names, units, rate and bounds.
+
+    Raises:
+        ConfigError: they do not; says both sides and what to type.
+    """
+    if given == wanted:
+        return
+    raise ConfigError(
+        f"{giver} and {reader} do not mean the same by an action.\n  {giver} has {given.to_json()}\n  {reader} has "
+        f"{wanted.to_json()}\nConvert the data with ActionSpec.convert (or `worldgym import --source DATA --out NEW` "
+        f"with the same bounds), or train {reader} on this data"
+    )
+
+
+@dataclass(frozen=True)
+class Specs:
+    """Both specs of a part, as they stand under `specs` in its `config.json`.
+
+    Args:
+        observation: what it sees or shows.
+        action: what it does or is told; None where it has nothing to do with actions, as a judge.
+    """
+
+    observation: ObservationSpec
+    action: ActionSpec | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        action = None if self.action is None else self.action.to_dict()
+        return {"observation": self.observation.to_dict(), "action": action}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Specs:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ConfigError: not what `to_dict` gives.
+        """
+        if (
+            not isinstance(data, Mapping)
+            or set(data) - {"observation", "action"}
+            or "observation" not in data
+        ):
+            raise ConfigError(f"specs: got {data!r}, expected an object with observation and action")
+        action = data.get("action")
+        return cls(
+            ObservationSpec.from_dict(data["observation"]),
+            None if action is None else ActionSpec.from_dict(action),
+        )
+
+    def check(self, reader: Specs | None, giver: str, name: str) -> None:
+        """Whether a part with the specs `reader` fits; a part without specs is of an earlier version and passes.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if reader is None:
+            return
+        check_observations(self.observation, reader.observation, giver, name)
+        if self.action is not None and reader.action is not None:
+            check_actions_of(self.action, reader.action, giver, name)
+
+
+def specs_of(part: Any) -> Specs:
+    """The specs of a world model, policy or judge: its `specs`, or what its sizes say where it has none.
+
+    Args:
+        part: with `specs`, or with `image_size` (a number or height and width) and `state_dim`.
+    """
+    specs = getattr(part, "specs", None)
+    if isinstance(specs, Specs):
+        return specs
+    size = getattr(part, "image_size", 0)
+    height, width = (size, size) if isinstance(size, int) else size
+    cameras = (Camera("front", int(height), int(width)),) if height else ()
+    names = [f"state_{i}" for i in range(getattr(part, "state_dim", 0))]
+    return Specs(ObservationSpec(cameras, state_fields(names)))
