@@ -32,10 +32,13 @@ class ImportConfig:
     Args:
         source: a LeRobotDataset folder, or one of BridgeData V2 samples.
         out: new folder of the dataset.
-        image_size: pixels of a side of the frames.
+        image_size: pixels of a side of the frames such as 64, or height x width such as 48x80; one for all cameras, or
+            one for each.
         camera: features that hold pictures, the main camera first; needed where there are several.
         state_key: features of proprioception, joined; `observation.state` by default, where there is one.
-        action_key: features of actions, joined; `action` by default.
+        action_key: features of actions, joined; `action` by default, `none` for video without actions.
+        state_roles: what state fields are, NAME=ROLE, e.g. `x=ee_position` or `grip=gripper`; features that need a role
+            which no field has are left out.
         episodes: numbers such as `0-9,12`; only these are read. All when None.
         skip: numbers of episodes that are left out.
         skip_bad: leave out episodes that can't be read, and list them.
@@ -47,17 +50,18 @@ class ImportConfig:
         fps: resample to so many rows a second; needs `--actions`.
         actions: what actions mean when rows are joined: `absolute`, `delta` or `rate`, and `NAME=RULE` for single
             dimensions.
-        resize: `crop` the square in the middle, `pad` with black, or `stretch`.
+        resize: `crop` the middle in the frames' proportions, `pad` with black, or `stretch`.
         frames: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` is index
             where there are as many frames as rows.
     """
 
     source: Path
     out: Path
-    image_size: int = 64
+    image_size: tuple[str, ...] = ("64",)
     camera: tuple[str, ...] = ()
     state_key: tuple[str, ...] = ()
     action_key: tuple[str, ...] = ()
+    state_roles: tuple[str, ...] = ()
     episodes: str | None = None
     skip: str | None = None
     skip_bad: bool = False
@@ -79,15 +83,16 @@ class ImportConfig:
         from worldgym.data.imports import ImportSettings
 
         return ImportSettings(
-            image_size=self.image_size, cameras=_words(self.camera), state_keys=_words(self.state_key),
-            action_keys=_words(self.action_key), episodes=self.episodes, skip=self.skip, skip_bad=self.skip_bad,
+            image_size=_words(self.image_size), cameras=_words(self.camera), state_keys=_words(self.state_key),
+            action_keys=_words(self.action_key), state_roles=_words(self.state_roles),
+            episodes=self.episodes, skip=self.skip, skip_bad=self.skip_bad,
             limit=self.limit, success=self.success, reward=self.reward, bounds=self.bounds, fps=self.fps,
             actions=_words(self.actions), resize=self.resize, frames=self.frames,
         )  # fmt: skip
 
 
-def _words(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _words(value: int | str | tuple[str, ...]) -> tuple[str, ...]:
+    return (str(value),) if isinstance(value, (int, str)) else tuple(value)
 
 
 def run(config: ImportConfig) -> int:
@@ -98,13 +103,13 @@ def run(config: ImportConfig) -> int:
     settings, command = config.settings(), shlex.join(["worldgym", *sys.argv[1:]])
     source, out = config.source.expanduser(), config.out.expanduser()
     if not (source / "meta").is_dir() and any(source.glob("*.npz")):
-        plain = ImportSettings(image_size=config.image_size, limit=config.limit)
+        plain = ImportSettings(image_size=_words(config.image_size), limit=config.limit)
         if settings != plain:
             raise ConfigError(
                 "samples of mp4 + npz have one camera, one kind of action and no success; of the options only "
                 "--image-size and --limit apply to them, leave the others out"
             )
-        count = write_bridge(source, out, config.image_size, config.limit, command=command)
+        count = write_bridge(source, out, settings.sizes(1)[0], config.limit, command=command)
         sys.stdout.write(f"{count} episodes imported to {out}\n")
         return 0
     report = import_lerobot(source, out, settings, command=command)
@@ -114,14 +119,16 @@ def run(config: ImportConfig) -> int:
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report for people."""
+    unknown = report["success_from"] in ("none", "none recorded")
     out = [
         f"source        {report['source']} ({report['layout']}), {report['recorded_episodes']} recorded episodes",
         f"rate          {report['hz']:g} rows a second (recorded {report['recorded_hz']:g})",
         f"cameras       {', '.join(report['cameras'])}",
         f"state         {', '.join(report['state']) or 'none'}, {report['state_dim']} dimensions",
-        f"frames        {report['image_size']} px, matched to rows by "
+        f"frames        {' '.join(report['image_size'])} px, matched to rows by "
         + ", ".join(f"{rule} ({count})" for rule, count in report["frames_by"].items()),
-        f"success       {report['successes']} of {report['episodes']} episodes, from {report['success_from']}",
+        f"success       {'unknown' if unknown else report['successes']} of {report['episodes']} episodes, from "
+        f"{report['success_from']}",
         f"instructions  {len(report['instructions'])}",
     ]
     shown = list(report["instructions"].items())[:5]

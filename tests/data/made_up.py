@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from worldgym.data import TABLETOP_ACTION_SPEC, DatasetWriter, Episode, SplitManifest
+from worldgym.specs import Camera, ObservationSpec, Specs, StateField
 
 MANIFEST = SplitManifest(name="test", rules={"unseen_object": {"shapes": ["ball"]}})
 
@@ -43,6 +44,13 @@ def same(a: Episode, b: Episode) -> bool:
     ) and all(getattr(a, name) == getattr(b, name) for name in words)
 
 
-def open_writer(path: Path, size: int = 16, **options: Any) -> DatasetWriter:
+def specs(size: int = 16, views: tuple[str, ...] = ()) -> Specs:
+    """Of `episode`, all cameras of one size."""
+    state = (*(StateField(name, "ee_position", "m") for name in "xyz"), StateField("opening", "gripper", "m"))
+    cameras = tuple(Camera(name, size, size) for name in ("front", *views))
+    return Specs(ObservationSpec(cameras, state), TABLETOP_ACTION_SPEC)
+
+
+def open_writer(path: Path, size: int = 16, views: tuple[str, ...] = (), **options: Any) -> DatasetWriter:
     """A writer with the test's manifest, three episodes a file."""
-    return DatasetWriter(path, TABLETOP_ACTION_SPEC, size, 4, MANIFEST, **{"shard_episodes": 3, **options})
+    return DatasetWriter(path, specs(size, views), MANIFEST, **{"shard_episodes": 3, **options})

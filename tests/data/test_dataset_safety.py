@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import MANIFEST, episode, open_writer, same
+from made_up import MANIFEST, episode, open_writer, same, specs
 
-from worldgym.data import TABLETOP_ACTION_SPEC, DatasetWriter, EpisodeDataset, SplitManifest
+from worldgym.data import DatasetWriter, EpisodeDataset, SplitManifest
 from worldgym.errors import DatasetError
 from worldgym.utils import files
 
@@ -47,7 +47,7 @@ def test_append_continues_where_the_last_writer_stopped(make_dataset: MakeDatase
 def test_killed_writer_loses_only_the_open_shard(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     code = (
-        "import sys, time; from pathlib import Path; from made_up import episode, open_writer\n"
+        "import sys, time; from pathlib import Path; from made_up import episode, open_writer, specs\n"
         "import worldgym.data.writer as w\n"
         "writer = open_writer(Path(sys.argv[1]))\n"
         "for i in range(6): writer.append(episode(i))\n"
@@ -76,7 +76,7 @@ def test_killed_writer_loses_only_the_open_shard(tmp_path: Path) -> None:
 def test_killed_at_a_random_moment(tmp_path: Path) -> None:
     folder = tmp_path / "random"
     code = (
-        "import sys; from pathlib import Path; from made_up import episode, open_writer\n"
+        "import sys; from pathlib import Path; from made_up import episode, open_writer, specs\n"
         "with open_writer(Path(sys.argv[1]), shard_episodes=1) as writer:\n"
         "    print('ready', flush=True)\n"
         "    for i in range(len(writer), 100000): writer.append(episode(i))\n"
@@ -253,11 +253,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_other_settings_are_not_mixed_in(make_dataset: MakeDataset) -> None:
     folder = make_dataset(1)
-    with pytest.raises(DatasetError, match="image_size=16, now image_size=32"):
+    with pytest.raises(DatasetError, match="cameras=front 16x16, now cameras=front 32x32"):
         open_writer(folder, 32)
     with pytest.raises(DatasetError, match="split manifest"):
-        DatasetWriter(folder, TABLETOP_ACTION_SPEC, 16, 4, SplitManifest(rules={"other": 1}))
+        DatasetWriter(folder, specs(), SplitManifest(rules={"other": 1}))
     with pytest.raises(ValueError, match="fps is 30"):
-        DatasetWriter(folder, TABLETOP_ACTION_SPEC, 16, 4, MANIFEST, fps=30)
-    with open_writer(folder) as writer, pytest.raises(ValueError, match=r"frames \(8, 8, 3\)"):
+        DatasetWriter(folder, specs(), MANIFEST, fps=30)
+    with open_writer(folder) as writer, pytest.raises(ValueError, match="frames front 8x8"):
         writer.append(episode(0, size=8))

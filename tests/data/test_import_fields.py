@@ -136,7 +136,7 @@ def test_success_comes_from_rewards_or_from_all_or_from_nothing_when_asked(tmp_p
             for e in LeRobotFolder(root, settings=ImportSettings(image_size=16, **settings)).episodes()
         ]
 
-    assert solved() == [False, False] and solved(success="none") == [False, False]
+    assert solved() == [None, None] and solved(success="none") == [None, None]  # unknown, not failed
     assert solved(success="next.reward") == [False, False]
     assert solved(success="next.reward", reward=0.9) == [True, False]
     assert solved(success="all") == [True, True]

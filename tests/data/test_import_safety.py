@@ -287,11 +287,16 @@ def test_paths_of_the_home_folder_are_expanded(tmp_path, monkeypatch, capsys):
 # ---- our own datasets --------------------------------------------------------------------------------------------
 
 
+def size(side):
+    """Specs with a camera of another size."""
+    return {"observation": {"cameras": [{"name": "front", "height": side, "width": side}]}, "action": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 10**6}, "image_size is 1000000"), ({"image_size": -5}, "image_size is -5"),
-        ({"state_dim": -1}, "state_dim is -1"), ({"state_dim": True}, "state_dim is True"), ({"fps": 0}, "fps is 0"),
+        ({"specs": size(10**6)}, "larger than 8192"), ({"specs": size(-5)}, "-5 x -5 pixels"),
+        ({"specs": size("4")}, "height"), ({"specs": {"observation": []}}, "observation"), ({"fps": 0}, "fps is 0"),
         ({"total_episodes": True}, "total_episodes is True"), ({"images": None}, "images is None"),
         ({"views": "ab"}, "views is 'ab'"), ({"files": [{"path": "../x"}]}, "no file of the dataset"),
     ],

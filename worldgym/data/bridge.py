@@ -18,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from worldgym.data.episode import ActionSpec, Episode, GripperRule
+from worldgym.data.episode import Episode
 from worldgym.data.formats.frames import decode_video
 from worldgym.data.splits import SplitManifest
 from worldgym.data.writer import DatasetWriter
 from worldgym.errors import CheckpointError, DatasetError
+from worldgym.specs import ActionSpec, Camera, GripperRule, ObservationSpec, Specs, StateField
 from worldgym.utils.arrays import Field, read_arrays
 from worldgym.utils.files import file_sha256, read_sealed, write_sealed
+from worldgym.utils.sizes import size_of
 
 PADDED_DIM, ACTION_DIM = 10, 7
 # Within six episodes no component exceeds 1.7; the gripper is a switch.
@@ -37,6 +39,14 @@ BRIDGE_ACTION_SPEC = ActionSpec(
     gripper=GripperRule(index=6, open=-1.0, closed=1.0),
 )
 STATE_SCALE = 0.1  # of the added-up motion, so that states are of the order of one
+
+
+def bridge_specs(image_size: int | tuple[int, int] = 64) -> Specs:
+    """One camera; proprioception is the added-up motion and the last gripper command."""
+    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    roles = ("ee_position",) * 3 + ("ee_rotation",) * 3 + ("gripper",)
+    state = tuple(StateField(name, role, "scaled") for name, role in zip(names, roles, strict=True))
+    return Specs(ObservationSpec((Camera("front", *size_of(image_size)),), state), BRIDGE_ACTION_SPEC)
 
 
 def bridge_actions(rows: np.ndarray) -> np.ndarray:
@@ -65,8 +75,8 @@ def bridge_states(actions: np.ndarray) -> np.ndarray:
     return moved
 
 
-def read_video(path: Path, image_size: int) -> np.ndarray:
-    """All frames of an mp4, area-averaged to `(T, image_size, image_size, 3)` uint8.
+def read_video(path: Path, image_size: int | tuple[int, int]) -> np.ndarray:
+    """All frames of an mp4, area-averaged to `(T, H, W, 3)` uint8.
 
     Raises:
         DatasetError: the file can't be decoded.
@@ -75,7 +85,7 @@ def read_video(path: Path, image_size: int) -> np.ndarray:
 
 
 def bridge_episodes(
-    folder: str | os.PathLike[str], image_size: int = 64, limit: int | None = None
+    folder: str | os.PathLike[str], image_size: int | tuple[int, int] = 64, limit: int | None = None
 ) -> list[Episode]:
     """Every episode of a folder, in the order of their names.
 
@@ -97,7 +107,9 @@ def bridge_episodes(
     for name in names[:limit]:
         file = root / f"{name}.npz"
         try:
-            found = read_arrays(file, {"arr_0": Field("float", ("T", "C"), finite=False)}, "Restore that file")
+            found = read_arrays(
+                file, {"arr_0": Field("float", ("T", "C"), finite=False)}, "Restore that file"
+            )
         except CheckpointError as error:
             raise DatasetError(str(error)) from error
         rows = np.asarray(found["arr_0"], np.float32)
@@ -110,15 +122,14 @@ def bridge_episodes(
             actions = bridge_actions(rows)[:-1]  # the last one's outcome was not filmed
         except DatasetError as error:
             raise DatasetError(f"{file}: {error}") from error
-        length = len(frames)
         episodes.append(
             Episode(
                 frames=frames,
                 actions=actions,
                 state=bridge_states(actions),
                 instruction="no instruction recorded",
-                success=np.zeros(length, bool),
-                progress=np.zeros(length, np.float32),
+                success=None,
+                progress=None,
                 domain="real",
                 split="seen",
                 task="bridge",
@@ -131,7 +142,7 @@ def bridge_episodes(
 def write_bridge(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    image_size: int = 64,
+    image_size: int | tuple[int, int] = 64,
     limit: int | None = None,
     *,
     command: str = "worldgym import with the same options",
@@ -152,7 +163,7 @@ def write_bridge(
         if not isinstance(noted, dict) or noted.get("key") != key:
             raise DatasetError(f"{out} holds an import of something else; give another --out")
     with DatasetWriter(
-        out, BRIDGE_ACTION_SPEC, image_size, ACTION_DIM, manifest, robot_type="widowx", partial=command
+        out, bridge_specs(image_size), manifest, robot_type="widowx", partial=command
     ) as writer:
         done = [record.provenance.get("episode") for record in writer.records]
         if done != names[: len(done)]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from worldgym.data import lerobot
 from worldgym.data.imports import NOTES, ImportSettings, LeRobotFolder, is_foreign
 from worldgym.data.reader import EpisodeDataset
+from worldgym.data.schema import camera_keys, tasks_table
 from worldgym.data.stats import RunningStats
 from worldgym.errors import ConfigError, DatasetError, WorldgymError
 from worldgym.utils.files import file_sha256, read_sealed
@@ -103,10 +104,11 @@ def _own(root: Path) -> Found:
             found.problems.append(f"{where}: {error}")
     found.facts = {
         "layout": f"worldgym format {meta.format_version}", "episodes": len(dataset), "actions": rows,
-        "image_size": meta.image_size, "state_dim": meta.state_dim, "hz": meta.fps, "cameras": 1 + len(meta.views),
-        "action_names": list(meta.action_spec.names),
+        "image_size": dataset.image_size, "state_dim": meta.state_dim, "hz": meta.fps, "cameras": len(meta.cameras),
+        "action_names": [] if meta.specs.action is None else list(meta.specs.action.names),
         "instructions": dict(Counter(record.instruction for record in dataset.records).most_common()),
-        "successes": sum(record.success for record in dataset.records),
+        "successes": sum(bool(record.success) for record in dataset.records),
+        "without_success": sum(record.success is None for record in dataset.records),
         "splits": dict(Counter(record.split for record in dataset.records)),
         "behaviours": dict(Counter(record.behaviour for record in dataset.records)),
     }  # fmt: skip
@@ -126,7 +128,7 @@ def _meta_files(found: Found, dataset: EpisodeDataset) -> None:
             f"{root / lerobot.TASKS_PATH} lists other instructions than the episodes; {remedy}"
         )
     if len(dataset) and meta.padding == 0:
-        stats = RunningStats(meta.action_spec.dim, meta.state_dim, meta.views)
+        stats = RunningStats(meta.action_dim, meta.state_dim, camera_keys(meta.specs.observation))
         stats.add_files(root, meta.files, dataset.records)
         if not _agree(json.loads(json.dumps(stats.summary())), dataset.stats):
             found.problems.append(f"{root / lerobot.STATS_PATH} does not fit the data; {remedy}")
@@ -136,7 +138,7 @@ def _meta_files(found: Found, dataset: EpisodeDataset) -> None:
 
 def _same_table(table: pa.Table, tasks: list[str]) -> bool:
     """Whether `meta/tasks.parquet` is what would be written now, whatever the version of pyarrow."""
-    expected = lerobot.tasks_table(tasks)
+    expected = tasks_table(tasks)
     try:
         said = [json.loads((t.schema.metadata or {})[b"pandas"]) for t in (table, expected)]
         for facts in said:
@@ -165,7 +167,7 @@ def _foreign(root: Path, settings: ImportSettings | None) -> Found:
     for item in folder.items:
         where = f"episode {item.place.index}"
         try:
-            episode = folder.episode(item, base.image_size)
+            episode = folder.episode(item)
             _look(found, where, episode.frames, episode.actions)
         except (DatasetError, ValueError) as error:
             late[item.place.index] = str(error)
@@ -188,8 +190,8 @@ def _bridge(root: Path) -> Found:
     return found
 
 
-def _look(found: Found, where: str, frames: np.ndarray, actions: np.ndarray) -> None:
+def _look(found: Found, where: str, frames: np.ndarray, actions: np.ndarray | None) -> None:
     if float(frames.reshape(len(frames), -1).std(0).max()) < STILL:
         found.notes.append(f"{where}: all its frames are the same picture")
-    if len(actions) > 1 and float(np.abs(np.diff(actions, axis=0)).max()) == 0.0:
+    if actions is not None and len(actions) > 1 and float(np.abs(np.diff(actions, axis=0)).max()) == 0.0:
         found.notes.append(f"{where}: all its actions are the same")

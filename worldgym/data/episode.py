@@ -53,30 +53,32 @@ def _expect(name: str, value: Any, dtype: type, shape: tuple[int | str, ...], hi
 class Episode:
     """One logged rollout: T actions and the T+1 frames around them.
 
+    What was not recorded is None, never a made-up value: video from the internet has no actions and no success.
+
     Args:
-        frames: `(T+1, H, W, 3)` uint8, RGB.
+        frames: `(T+1, H, W, 3)` uint8, RGB, of the main camera.
         actions: `(T, A)` float32 in [-1, 1], normalised by the dataset's `ActionSpec`; `actions[t]` leads
-            from frame t to t+1.
+            from frame t to t+1. None where no actions were recorded.
         state: `(T+1, S)` float32, proprioception in the units of the recording; S may be 0.
         instruction: what was asked for, in words.
-        success: `(T+1,)` bool, whether the instruction is fulfilled at each frame.
-        progress: `(T+1,)` float32 in [0, 1].
+        success: `(T+1,)` bool, whether the instruction is fulfilled at each frame; None where nobody noted it.
+        progress: `(T+1,)` float32 in [0, 1], or None.
         domain: `"real"`, `"soft"` or `"imagined"`.
         split: one of `SPLITS`.
         task: short name of the task, e.g. `"push"`.
         provenance: JSON-able facts about its making: behaviour, seed, collector version...
-        views: cameras beside the main one, by name, each `(T+1, H, W, 3)` uint8 of the frames' size.
+        views: cameras beside the main one, by name, each `(T+1, H', W', 3)` uint8 of its own size.
 
     Raises:
         ValueError: anything of the wrong type, shape or range, said with what was expected.
     """
 
     frames: np.ndarray
-    actions: np.ndarray
+    actions: np.ndarray | None
     state: np.ndarray
     instruction: str
-    success: np.ndarray
-    progress: np.ndarray
+    success: np.ndarray | None
+    progress: np.ndarray | None
     domain: str
     split: str
     task: str
@@ -84,41 +86,29 @@ class Episode:
     views: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        actions = _expect("actions", self.actions, np.float32, ("T", "A"), "use actions.astype(np.float32)")
-        steps = len(actions)
-        if steps == 0:
-            raise ValueError("actions: got 0 steps, expected at least 1; drop empty episodes before saving")
-        if not np.isfinite(actions).all():
-            bad = np.argwhere(~np.isfinite(actions))[0].tolist()
-            raise ValueError(
-                f"actions: NaN or infinity at [step, dimension] {bad}, expected finite values in [-1, 1]; "
-                "check the policy that produced them"
-            )
-        if np.abs(actions).max() > 1.0 + 1e-5:
-            raise ValueError(
-                f"actions: got values up to {np.abs(actions).max():.4f} in size, expected [-1, 1]; "
-                "use ActionSpec.normalise, or clip before stepping and log what was executed"
-            )
+        steps = self._check_actions()
         hint = f"one frame more than the {steps} actions: the first observation and one after each action"
         _expect("frames", self.frames, np.uint8, (steps + 1, "H", "W", 3), hint)
         for name, frames in self.views.items():
             _expect(
-                f"views[{name!r}]", frames, np.uint8, self.frames.shape, "as many and as large as the frames"
+                f"views[{name!r}]", frames, np.uint8, (steps + 1, "H", "W", 3), "as many as the main frames"
             )
             if not name or not name.replace("_", "").isalnum() or name == "front":
                 raise ValueError(
                     f"views: got the name {name!r}, expected letters, digits and _, and not 'front'"
                 )
         state = _expect("state", self.state, np.float32, (steps + 1, "S"), hint)
-        _expect("success", self.success, np.bool_, (steps + 1,), hint)
-        progress = _expect("progress", self.progress, np.float32, (steps + 1,), hint)
+        if self.success is not None:
+            _expect("success", self.success, np.bool_, (steps + 1,), hint)
+        if self.progress is not None:
+            progress = _expect("progress", self.progress, np.float32, (steps + 1,), hint)
+            if not (np.isfinite(progress).all() and progress.min() >= -1e-6 and progress.max() <= 1.0 + 1e-6):
+                raise ValueError(
+                    "progress: expected values in [0, 1], got others; clip it with np.clip(progress, 0, 1)"
+                )
         if not np.isfinite(state).all():
             raise ValueError(
                 "state: holds NaN or infinity, expected finite metres; check the simulator or sensor"
-            )
-        if not (np.isfinite(progress).all() and progress.min() >= -1e-6 and progress.max() <= 1.0 + 1e-6):
-            raise ValueError(
-                "progress: expected values in [0, 1], got others; clip it with np.clip(progress, 0, 1)"
             )
         if not isinstance(self.instruction, str) or not self.instruction.strip():
             raise ValueError(
@@ -136,15 +126,40 @@ class Episode:
                 f"provenance: {error}; keep it plain JSON, numpy numbers as int(x) or float(x)"
             ) from error
 
-    @property
-    def length(self) -> int:
-        """Number of actions, T."""
-        return len(self.actions)
+    def _check_actions(self) -> int:
+        """Validate the actions; returns T."""
+        if self.actions is None:
+            frames = _expect("frames", self.frames, np.uint8, ("T+1", "H", "W", 3), "RGB frames")
+            if len(frames) < 2:
+                raise ValueError(
+                    f"frames: got {len(frames)}, expected at least 2; drop episodes of a single frame"
+                )
+            return len(frames) - 1
+        actions = _expect("actions", self.actions, np.float32, ("T", "A"), "use actions.astype(np.float32)")
+        if len(actions) == 0:
+            raise ValueError("actions: got 0 steps, expected at least 1; drop empty episodes before saving")
+        if not np.isfinite(actions).all():
+            bad = np.argwhere(~np.isfinite(actions))[0].tolist()
+            raise ValueError(
+                f"actions: NaN or infinity at [step, dimension] {bad}, expected finite values in [-1, 1]; "
+                "check the policy that produced them"
+            )
+        if np.abs(actions).max(initial=0.0) > 1.0 + 1e-5:
+            raise ValueError(
+                f"actions: got values up to {np.abs(actions).max():.4f} in size, expected [-1, 1]; "
+                "use ActionSpec.normalise, or clip before stepping and log what was executed"
+            )
+        return len(actions)
 
     @property
-    def succeeded(self) -> bool:
-        """Whether the instruction was fulfilled at any frame (`success_once`)."""
-        return bool(self.success.any())
+    def length(self) -> int:
+        """Number of steps between frames, T."""
+        return len(self.frames) - 1
+
+    @property
+    def succeeded(self) -> bool | None:
+        """Whether the instruction was fulfilled at any frame (`success_once`); None where nobody noted it."""
+        return None if self.success is None else bool(self.success.any())
 
     @property
     def behaviour(self) -> str:

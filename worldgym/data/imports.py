@@ -33,6 +33,7 @@ from worldgym.data.splits import SplitManifest
 from worldgym.data.writer import DatasetWriter
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.utils.files import read_sealed, write_sealed
+from worldgym.utils.sizes import text
 
 __all__ = ["ImportSettings", "LeRobotFolder", "import_lerobot", "is_foreign"]
 logger = logging.getLogger(__name__)
@@ -77,18 +78,15 @@ def import_lerobot(
         begun = lerobot.read_meta(target, partial=True)
         if begun.partial is None or begun.info["total_episodes"]:
             raise DatasetError(f"{target} holds a dataset that is not this import's; give another --out")
-    items, size = folder.items, folder.settings.image_size
-    state_dim = folder.scan.state_dim
+    items = folder.items
     manifest = SplitManifest(name=folder.root.name, rules={})
     robot = str(folder.source.info.get("robot_type") or "unknown")
     with DatasetWriter(
         target,
-        folder.action_spec,
-        size,
-        state_dim,
+        folder.specs,
         manifest,
+        fps=folder.rate,
         robot_type=robot,
-        views=folder.views,
         partial=command,
     ) as writer:
         late: dict[str, str] = {} if notes is None else dict(notes["late"])
@@ -98,7 +96,7 @@ def import_lerobot(
             if str(item.place.index) in late:
                 continue
             try:
-                episode = folder.episode(item, size)
+                episode = folder.episode(item)
             except (DatasetError, ValueError) as error:
                 folder.leave_out(item.place, error)
                 late[str(item.place.index)] = str(error)
@@ -110,9 +108,11 @@ def import_lerobot(
         writer.finish()
         report = folder.report(without=[int(number) for number in late])
         kept = [record.success for record in writer.records]
+        sizes = [text(camera.size) for camera in folder.specs.observation.cameras]
         rules = Counter(str(record.provenance["frames"]) for record in writer.records)
         report |= {
-            "episodes": len(kept), "successes": int(sum(kept)), "image_size": size, "state_dim": state_dim,
+            "episodes": len(kept), "successes": sum(map(bool, kept)), "image_size": sizes,
+            "state_dim": folder.scan.state_dim,
             "frames_by": dict(rules.most_common()), "skipped": {**report["skipped"], **late},
         }  # fmt: skip
         write_sealed(target / NOTES, {"key": key, "complete": True, "late": late, "report": report}, indent=1)
@@ -145,7 +145,7 @@ def _identity(folder: LeRobotFolder) -> str:
         (path.relative_to(folder.root).as_posix(), path.stat().st_size if path.is_file() else -1)
         for path in files
     )
-    facts = [settings, plan, sizes, folder.scan.hash, folder.action_spec.to_dict(), folder.root.name]
+    facts = [settings, plan, sizes, folder.scan.hash, folder.specs.to_dict(), folder.root.name]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -39,10 +39,19 @@ def check_info(info: dict[str, Any]) -> None:
     block = info["worldgym"]
     if "seal" in block and block["seal"] != seal(info):
         raise ValueError("it has changed since it was written, its content does not fit its seal")
-    for name, low, high in (("image_size", 1, MAX_IMAGE_SIZE), ("state_dim", 0, MAX_STATE_DIM)):
+    sizes = [("image_size", 1, MAX_IMAGE_SIZE), ("state_dim", 0, MAX_STATE_DIM)]
+    for name, low, high in (
+        [] if "specs" in block else sizes
+    ):  # earlier versions wrote these in place of specs
         value = block[name]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
+    observation = block["specs"]["observation"] if "specs" in block else {}
+    if not isinstance(observation, dict):
+        raise TypeError(f"the specs' observation is a {type(observation).__name__}, expected cameras and state")
+    for camera in observation.get("cameras", ()):
+        if any(isinstance(camera[side], int) and camera[side] > MAX_IMAGE_SIZE for side in ("height", "width")):
+            raise ValueError(f"camera {camera['name']!r} is larger than {MAX_IMAGE_SIZE} pixels")
     for name in ("total_episodes", "total_frames", "total_tasks"):
         if isinstance(info[name], bool) or not isinstance(info[name], int) or info[name] < 0:
             raise ValueError(f"{name} is {info[name]!r}, expected a whole number")
@@ -70,7 +79,7 @@ def check_record(record: Any) -> None:
     for name in _WORDS:
         if not isinstance(getattr(record, name), str):
             raise ValueError(f"{name} is {getattr(record, name)!r}, expected text")
-    if not isinstance(record.success, bool):
-        raise ValueError(f"success is {record.success!r}, expected true or false")
+    if record.success is not None and not isinstance(record.success, bool):
+        raise ValueError(f"success is {record.success!r}, expected true, false or null")
     if not isinstance(record.video_start, (int, float)) or not 0 <= record.video_start < math.inf:
         raise ValueError(f"it begins at second {record.video_start!r} of its video")

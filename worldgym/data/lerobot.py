@@ -3,7 +3,7 @@
 Why this layout: what is collected here opens in the tools that robot-learning people already have. An episode has T
 actions and T+1 frames. Its T rows hold what was seen and what was then sent, as LeRobot's own recordings do; `next.*`
 of row t describe what follows `action[t]`. What a plain LeRobot reader ignores: the frame and state after the last
-action lie in `worldgym/final/`, one row an episode, and `meta/info.json` has a block `worldgym` with the action spec,
+action lie in `worldgym/final/`, one row an episode, and `meta/info.json` has a block `worldgym` with the specs,
 the split manifest, and the size and SHA-256 of every committed file. That file is the commit point: what it doesn't
 list doesn't exist.
 
@@ -20,7 +20,6 @@ Example::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,10 +27,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from worldgym.data.episode import ActionSpec
+from worldgym.data.earlier import specs_of_info
 from worldgym.data.info import check_info, check_record
 from worldgym.data.splits import SplitManifest
 from worldgym.errors import DatasetError
+from worldgym.specs import ActionSpec, Camera, Specs
 
 Images = Literal["png", "mp4"]
 
@@ -41,27 +41,12 @@ READABLE = (1, 2)
 FILES_PER_CHUNK = 1000
 MIN_VIDEO_SIZE = 128  # below this, 4:2:0 chroma smears objects of a few pixels
 IMAGE_PREFIX = "observation.images."
-IMAGE_KEY = f"{IMAGE_PREFIX}front"  # the main camera, which trainers read
 STATE_KEY = "observation.state"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FINAL_PATH = "worldgym/final/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
-
-_SCALARS: tuple[tuple[str, str], ...] = (
-    ("next.reward", "float32"),
-    ("next.done", "bool"),
-    ("next.success", "bool"),
-    ("success", "bool"),
-    ("progress", "float32"),
-    ("timestamp", "float32"),
-    ("frame_index", "int64"),
-    ("episode_index", "int64"),
-    ("index", "int64"),
-    ("task_index", "int64"),
-)
-_ARROW = {"float32": pa.float32(), "bool": pa.bool_(), "int64": pa.int64()}
 
 
 @dataclass(frozen=True)
@@ -71,28 +56,56 @@ class DatasetMeta:
     Args:
         root: the dataset's folder.
         info: the file's content.
-        action_spec: what the actions mean.
+        specs: cameras, state fields and actions; no action spec where no episode has actions.
         manifest: the split rules under which it was collected.
-        image_size: pixels, height and width.
-        state_dim: proprioception dimension, S.
         fps: frames a second.
         images: how frames are stored.
-        views: names of the cameras beside the main one.
         format_version: 1 has a padding row an episode, 2 has none.
         partial: the command that finishes an unfinished import, or None.
     """
 
     root: Path
     info: dict[str, Any]
-    action_spec: ActionSpec
+    specs: Specs
     manifest: SplitManifest
-    image_size: int
-    state_dim: int
     fps: float
     images: Images
-    views: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
     partial: str | None = None
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """What the actions mean.
+
+        Raises:
+            DatasetError: no episode has actions.
+        """
+        if self.specs.action is None:
+            raise DatasetError(
+                f"{self.root} holds video without actions; train on a dataset with actions, or choose a model that "
+                "learns from video alone"
+            )
+        return self.specs.action
+
+    @property
+    def action_dim(self) -> int:
+        """A; 0 where no episode has actions."""
+        return 0 if self.specs.action is None else self.specs.action.dim
+
+    @property
+    def state_dim(self) -> int:
+        """S."""
+        return self.specs.observation.state_dim
+
+    @property
+    def cameras(self) -> tuple[Camera, ...]:
+        """The cameras, the main one first."""
+        return self.specs.observation.cameras
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the cameras beside the main one."""
+        return tuple(camera.name for camera in self.specs.observation.views)
 
     @property
     def padding(self) -> int:
@@ -116,6 +129,7 @@ class EpisodeRecord:
         chunk: chunk index of its data file.
         file: file index of its data file.
         row_group: its row group in that file.
+        success: whether the instruction was fulfilled at any frame; None where nobody noted it.
         provenance_json: provenance as it was stored.
     """
 
@@ -126,7 +140,7 @@ class EpisodeRecord:
     split: str
     domain: str
     behaviour: str
-    success: bool
+    success: bool | None
     first_row: int
     chunk: int
     file: int
@@ -166,102 +180,6 @@ _RECORD_FIELDS = {
 def shard_path(template: str, shard: int, **names: str) -> str:
     """Path of the `shard`-th file, relative to the dataset's folder."""
     return template.format(chunk_index=shard // FILES_PER_CHUNK, file_index=shard % FILES_PER_CHUNK, **names)
-
-
-def camera_keys(views: Iterable[str]) -> list[str]:
-    """Feature names of the main camera and of the others."""
-    return [IMAGE_KEY, *(f"{IMAGE_PREFIX}{name}" for name in views)]
-
-
-def features(
-    action_spec: ActionSpec,
-    image_size: int,
-    state_dim: int,
-    fps: float,
-    images: Images,
-    views: Iterable[str] = (),
-) -> dict[str, Any]:
-    """The `features` block of info.json."""
-    image: dict[str, Any] = {
-        "dtype": "image" if images == "png" else "video",
-        "shape": [image_size, image_size, 3],
-        "names": ["height", "width", "channels"],
-    }
-    if images == "mp4":
-        image["info"] = {
-            "video.height": image_size,
-            "video.width": image_size,
-            "video.channels": 3,
-            "video.codec": "h264",
-            "video.pix_fmt": "yuv420p",
-            "video.fps": fps,
-            "video.is_depth_map": False,
-            "has_audio": False,
-        }
-    state_names = ["x", "y", "z", "opening"] if state_dim == 4 else [f"state_{i}" for i in range(state_dim)]
-    out: dict[str, Any] = dict.fromkeys(camera_keys(views), image)
-    if state_dim:
-        out[STATE_KEY] = {"dtype": "float32", "shape": [state_dim], "names": state_names}
-    out["action"] = {"dtype": "float32", "shape": [action_spec.dim], "names": list(action_spec.names)}
-    for name, dtype in _SCALARS:
-        out[name] = {"dtype": dtype, "shape": [1], "names": None}
-    return out
-
-
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def final_schema(state_dim: int, views: Iterable[str] = ()) -> pa.Schema:
-    """Arrow schema of the file of last frames: one row an episode, pictures as PNG whatever the other frames are."""
-    state = [(STATE_KEY, pa.list_(pa.float32(), state_dim))] if state_dim else []
-    pictures = [(key, PICTURE) for key in camera_keys(views)]
-    scalars = [("episode_index", pa.int64()), ("success", pa.bool_()), ("progress", pa.float32())]
-    return pa.schema([*scalars, *state, *pictures])
-
-
-def data_schema(action_dim: int, state_dim: int, images: Images, views: Iterable[str] = ()) -> pa.Schema:
-    """Arrow schema of a data file; its metadata lets Hugging Face `datasets` decode the images."""
-    hub: dict[str, Any] = {}
-    columns: list[tuple[str, pa.DataType]] = []
-    if images == "png":
-        for key in camera_keys(views):
-            columns.append((key, PICTURE))
-            hub[key] = {"_type": "Image"}
-    for name, size in (*(((STATE_KEY, state_dim),) if state_dim else ()), ("action", action_dim)):
-        columns.append((name, pa.list_(pa.float32(), size)))
-        hub[name] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": size, "_type": "Sequence"}
-    for name, dtype in _SCALARS:
-        columns.append((name, _ARROW[dtype]))
-        hub[name] = {"dtype": dtype, "_type": "Value"}
-    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": hub}})})
-
-
-def tasks_table(instructions: list[str]) -> pa.Table:
-    """`meta/tasks.parquet`: the instruction is the pandas index, as LeRobot expects."""
-    table = pa.table(
-        {
-            "task_index": pa.array(range(len(instructions)), pa.int64()),
-            "task": pa.array(instructions, pa.string()),
-        }
-    )
-    column = {"metadata": None, "field_name": "task_index", "name": "task_index"}
-    pandas = {
-        "index_columns": ["task"],
-        "column_indexes": [],
-        "columns": [
-            {**column, "pandas_type": "int64", "numpy_type": "int64"},
-            {
-                "metadata": None,
-                "field_name": "task",
-                "name": "task",
-                "pandas_type": "unicode",
-                "numpy_type": "object",
-            },
-        ],
-        "creator": {"library": "pyarrow", "version": pa.__version__},
-        "pandas_version": "2.0.0",
-    }
-    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
 def read_meta(root: Path, *, partial: bool = False, sizes: bool = True) -> DatasetMeta:
@@ -315,13 +233,10 @@ def read_meta(root: Path, *, partial: bool = False, sizes: bool = True) -> Datas
         meta = DatasetMeta(
             root=root,
             info=info,
-            action_spec=ActionSpec.from_dict(block["action_spec"]),
+            specs=specs_of_info(info),
             manifest=manifest,
-            image_size=int(block["image_size"]),
-            state_dim=int(block["state_dim"]),
             fps=float(info["fps"]),
             images=block["images"],
-            views=tuple(str(name) for name in block.get("views", ())),
             format_version=int(block["format_version"]),
             partial=block.get("partial"),
         )
@@ -402,7 +317,8 @@ def read_records(meta: DatasetMeta) -> list[EpisodeRecord]:
         DatasetError: an episodes file is unreadable, or the counts disagree.
     """
     records: list[EpisodeRecord] = []
-    video_key = f"videos/{IMAGE_KEY}/from_timestamp"  # all cameras of an episode begin at the same second
+    main = IMAGE_PREFIX + meta.specs.observation.main.name
+    video_key = f"videos/{main}/from_timestamp"  # all cameras of an episode begin at the same second
     for entry in meta.files:
         if entry["kind"] != "episodes":
             continue

@@ -18,7 +18,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,62 +26,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worldgym.data import lerobot
-from worldgym.data.episode import ActionSpec, Episode
-from worldgym.data.lerobot import IMAGE_KEY, DatasetMeta, EpisodeRecord
+from worldgym.data.arrays import EpisodeArrays
+from worldgym.data.episode import Episode
+from worldgym.data.lerobot import DatasetMeta, EpisodeRecord
 from worldgym.data.png import decode_png
+from worldgym.data.schema import camera_key
 from worldgym.data.splits import SPLITS, SplitManifest
 from worldgym.data.stats import flat_column
 from worldgym.data.video import decode_mp4
 from worldgym.errors import DatasetError
+from worldgym.specs import ActionSpec, Camera, Specs
 from worldgym.utils.files import file_sha256
 
-MAIN_VIEW = IMAGE_KEY.rpartition(".")[2]
-_COLUMNS = ["action", "success", "progress"]
-
-
-@dataclass(frozen=True, eq=False)
-class EpisodeArrays:
-    """Many episodes end to end; F counts all frames, N the episodes.
-
-    Args:
-        frames: `(F, H, W, 3)` uint8.
-        states: `(F, S)` float32, metres.
-        actions: `(F, A)` float32 in [-1, 1]; `actions[f]` leads from frame f to f+1, zero at an episode's last frame.
-        success: `(F,)` bool.
-        progress: `(F,)` float32 in [0, 1].
-        is_last: `(F,)` bool, True at an episode's last frame, whose action is padding.
-        offsets: `(N+1,)` int64; episode i owns rows `offsets[i]:offsets[i+1]`.
-        instructions: N sentences.
-        tasks: N task names.
-        behaviours: N behaviour names.
-        provenance: N dicts.
-        indices: `(N,)` int64, number of each episode in its dataset.
-    """
-
-    frames: np.ndarray
-    states: np.ndarray
-    actions: np.ndarray
-    success: np.ndarray
-    progress: np.ndarray
-    is_last: np.ndarray
-    offsets: np.ndarray
-    instructions: list[str]
-    tasks: list[str]
-    behaviours: list[str]
-    provenance: list[dict[str, Any]]
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """`(N,)` int64, actions of each episode, T."""
-        return np.diff(self.offsets) - 1
-
-    def rows(self, episode: int) -> slice:
-        """Rows of one episode, T+1 of them."""
-        return slice(int(self.offsets[episode]), int(self.offsets[episode + 1]))
+_COLUMNS = ["success", "progress"]
 
 
 class EpisodeDataset(Sequence[Episode]):
@@ -113,8 +69,17 @@ class EpisodeDataset(Sequence[Episode]):
         return self.meta.root
 
     @property
+    def specs(self) -> Specs:
+        """Cameras, state fields and actions."""
+        return self.meta.specs
+
+    @property
     def action_spec(self) -> ActionSpec:
-        """What the actions mean."""
+        """What the actions mean.
+
+        Raises:
+            DatasetError: no episode has actions.
+        """
         return self.meta.action_spec
 
     @property
@@ -123,9 +88,10 @@ class EpisodeDataset(Sequence[Episode]):
         return self.meta.manifest
 
     @property
-    def image_size(self) -> int:
-        """Pixels, height and width."""
-        return self.meta.image_size
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels of the main camera: one number where it is square, else height and width."""
+        height, width = self.specs.observation.main.size
+        return height if height == width else (height, width)
 
     @property
     def state_dim(self) -> int:
@@ -143,9 +109,14 @@ class EpisodeDataset(Sequence[Episode]):
         return self.meta.views
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of all cameras, the main one first."""
+        return tuple(camera.name for camera in self.meta.cameras)
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Counts of the selected episodes: environment steps by domain, episodes by behaviour, task, split."""
-        from worldgym.data.writer import summarise
+        from worldgym.data.summary import summarise
 
         return summarise(self.records)
 
@@ -221,17 +192,17 @@ class EpisodeDataset(Sequence[Episode]):
 
     def __getitem__(self, position: int) -> Episode:  # type: ignore[override]
         record = self.records[position]
-        arrays = self._load([record], progress=False)
+        arrays = self._load([record], False, self.cameras)
+        labelled = bool(arrays.has_success[0])
         try:
-            views = {name: self._load([record], False, name).frames for name in self.views}
             return Episode(
-                views=views,
+                views=arrays.views,
                 frames=arrays.frames,
-                actions=arrays.actions[:-1],
+                actions=arrays.actions[:-1] if arrays.has_action[0] else None,
                 state=arrays.states,
                 instruction=record.instruction,
-                success=arrays.success,
-                progress=arrays.progress,
+                success=arrays.success if labelled else None,
+                progress=arrays.progress if np.isfinite(arrays.progress).all() else None,
                 domain=record.domain,
                 split=record.split,
                 task=record.task,
@@ -241,14 +212,19 @@ class EpisodeDataset(Sequence[Episode]):
             raise DatasetError(f"episode {record.index} of {self.root} is damaged: {error}") from error
 
     def load_arrays(
-        self, limit: int | None = None, progress: bool = False, camera: str | None = None
+        self,
+        limit: int | None = None,
+        progress: bool = False,
+        camera: str | None = None,
+        cameras: Sequence[str] | None = None,
     ) -> EpisodeArrays:
         """Decode the selected episodes into memory.
 
         Args:
             limit: at most this many episodes, spread evenly over the selection; None for all.
             progress: show a bar when stderr is a terminal.
-            camera: whose frames, one of `views`; None or `front` for the main camera.
+            camera: whose frames are `frames`; None for the main camera.
+            cameras: several, the first one's frames are `frames` and the others' are `views`; None for `camera` alone.
 
         Raises:
             DatasetError: nothing is selected, or a file is damaged.
@@ -263,7 +239,8 @@ class EpisodeDataset(Sequence[Episode]):
         records = self.records
         if limit is not None and limit < len(records):
             records = [records[(position * len(records)) // limit] for position in range(limit)]
-        return self._load(records, progress, camera)
+        chosen = cameras if cameras is not None else (camera or self.cameras[0],)
+        return self._load(records, progress, tuple(chosen))
 
     def verify(self) -> None:
         """Compare the SHA-256 of every file with the one noted at its commit (reads everything once).
@@ -278,27 +255,28 @@ class EpisodeDataset(Sequence[Episode]):
                     f"{path} differs from what was committed; restore it from a copy, or collect again"
                 )
 
-    def _load(self, records: list[EpisodeRecord], progress: bool, camera: str | None = None) -> EpisodeArrays:
-        camera = None if camera == MAIN_VIEW else camera
-        if camera is not None and camera not in self.views:
-            raise DatasetError(
-                f"{self.root} has no camera {camera!r}; it has {', '.join((MAIN_VIEW, *self.views))}"
-            )
+    def _load(self, records: list[EpisodeRecord], progress: bool, cameras: tuple[str, ...]) -> EpisodeArrays:
+        known = {item.name: item for item in self.meta.cameras}
+        unknown = [name for name in cameras if name not in known]
+        if unknown or not cameras:
+            raise DatasetError(f"{self.root} has no camera {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
         offsets = np.zeros(len(records) + 1, np.int64)
         np.cumsum([record.steps + 1 for record in records], out=offsets[1:])
-        count, size = int(offsets[-1]), self.image_size
+        count, chosen = int(offsets[-1]), [known[name] for name in cameras]
+        pixels = sum(camera.height * camera.width for camera in chosen)
         try:
-            frames = np.empty((count, size, size, 3), np.uint8)
+            frames = [np.empty((count, *camera.size, 3), np.uint8) for camera in chosen]
         except (MemoryError, ValueError) as error:
             raise DatasetError(
-                f"{count} frames of {size} px of {self.root} need {count * size * size * 3 / 2**30:.1f} GiB of memory, "
-                "more than there is; load fewer with limit, or import them at a smaller --image-size"
+                f"{count} frames of {pixels} pixels of {self.root} need {count * pixels * 3 / 2**30:.1f} GiB of "
+                "memory, more than there is; load fewer with limit, or import them at a smaller --image-size"
             ) from error
         arrays = EpisodeArrays(
-            frames=frames,
+            frames=frames[0],
+            views=dict(zip(cameras[1:], frames[1:], strict=True)),
             states=np.empty((count, self.state_dim), np.float32),
-            actions=np.empty((count, self.action_spec.dim), np.float32),
-            success=np.empty(count, bool),
+            actions=np.zeros((count, self.meta.action_dim), np.float32),
+            success=np.zeros(count, bool),
             progress=np.empty(count, np.float32),
             is_last=np.zeros(count, bool),
             offsets=offsets,
@@ -307,6 +285,9 @@ class EpisodeDataset(Sequence[Episode]):
             behaviours=[record.behaviour for record in records],
             provenance=[record.provenance for record in records],
             indices=np.array([record.index for record in records], np.int64),
+            has_action=np.full(len(records), self.meta.action_dim > 0),
+            has_success=np.array([record.success is not None for record in records], bool),
+            specs=Specs(self.specs.observation.select(cameras), self.specs.action),
         )
         arrays.is_last[offsets[1:] - 1] = True
         by_file: dict[tuple[int, int], list[int]] = {}
@@ -315,8 +296,7 @@ class EpisodeDataset(Sequence[Episode]):
         bar = _bar(count, progress)
         for (chunk, file), positions in by_file.items():
             shard = chunk * lerobot.FILES_PER_CHUNK + file
-            key = IMAGE_KEY if camera is None else f"{lerobot.IMAGE_PREFIX}{camera}"
-            self._load_file(arrays, records, shard, positions, key)
+            self._load_file(arrays, records, shard, positions, dict(zip(chosen, frames, strict=True)))
             if bar is not None:
                 bar.update(sum(records[position].steps + 1 for position in positions))
         if bar is not None:
@@ -324,13 +304,19 @@ class EpisodeDataset(Sequence[Episode]):
         return arrays
 
     def _load_file(
-        self, arrays: EpisodeArrays, records: list[EpisodeRecord], shard: int, positions: list[int], key: str
+        self,
+        arrays: EpisodeArrays,
+        records: list[EpisodeRecord],
+        shard: int,
+        positions: list[int],
+        frames: dict[Camera, np.ndarray],
     ) -> None:
         path = self.root / lerobot.shard_path(lerobot.DATA_PATH, shard)
-        video = self.root / lerobot.shard_path(lerobot.VIDEO_PATH, shard, video_key=key)
         stored, padding = self.meta.images == "png", self.meta.padding
         state = [lerobot.STATE_KEY] if self.state_dim else []
-        columns = [*_COLUMNS, *state, *([key] if stored else [])]
+        acted = ["action"] if self.meta.action_dim else []
+        pictures = [camera_key(camera.name) for camera in frames] if stored else []
+        columns = [*_COLUMNS, *acted, *state, *pictures]
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for position in positions:
@@ -342,51 +328,71 @@ class EpisodeDataset(Sequence[Episode]):
                     rows = slice(whole.start, whole.start + count)
                     if self.state_dim:
                         arrays.states[rows] = flat_column(table[lerobot.STATE_KEY], self.state_dim)
-                    arrays.actions[rows] = flat_column(table["action"], self.action_spec.dim)
-                    arrays.success[rows] = table["success"].to_numpy()
-                    arrays.progress[rows] = table["progress"].to_numpy()
-                    if stored:
-                        _decode_into(arrays.frames[rows], table[key], self.image_size)
-                    else:
-                        arrays.frames[rows] = decode_mp4(
-                            video, record.video_start, count, self.image_size, self.meta.fps
-                        )
+                    if acted:
+                        self._actions(arrays, position, rows, table["action"])
+                    if record.success is not None:
+                        arrays.success[rows] = table["success"].to_numpy()
+                    arrays.progress[rows] = table["progress"].to_numpy()  # null becomes NaN
+                    for camera, out in frames.items():
+                        key = camera_key(camera.name)
+                        if stored:
+                            _decode_into(out[rows], table[key], camera.size)
+                            continue
+                        video = self.root / lerobot.shard_path(lerobot.VIDEO_PATH, shard, video_key=key)
+                        out[rows] = decode_mp4(video, record.video_start, count, camera.size, self.meta.fps)
             if not padding:
-                self._load_final(arrays, records, shard, positions, key)
+                self._load_final(arrays, records, shard, positions, frames)
         except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
             if isinstance(error, DatasetError):
                 raise
             raise lerobot.unreadable(path, error) from error
 
+    def _actions(self, arrays: EpisodeArrays, position: int, rows: slice, column: pa.ChunkedArray) -> None:
+        """Actions of one episode; NaN in all of them says that it has none."""
+        actions = flat_column(column, self.meta.action_dim)
+        if np.isnan(actions).all():
+            arrays.has_action[position] = False
+        else:
+            arrays.actions[rows] = actions
+
     def _load_final(
-        self, arrays: EpisodeArrays, records: list[EpisodeRecord], shard: int, positions: list[int], key: str
+        self,
+        arrays: EpisodeArrays,
+        records: list[EpisodeRecord],
+        shard: int,
+        positions: list[int],
+        frames: dict[Camera, np.ndarray],
     ) -> None:
         """Frame and state after the last action of each episode."""
         path = self.root / lerobot.shard_path(lerobot.FINAL_PATH, shard)
         state = [lerobot.STATE_KEY] if self.state_dim else []
-        table = lerobot.read_table(path, ["episode_index", "success", "progress", *state, key])
+        keys = {camera: camera_key(camera.name) for camera in frames}
+        table = lerobot.read_table(path, ["episode_index", *_COLUMNS, *state, *keys.values()])
         try:
             where = {index: row for row, index in enumerate(table["episode_index"].to_pylist())}
-            pictures = table[key].combine_chunks().field("bytes")
+            pictures = {camera: table[key].combine_chunks().field("bytes") for camera, key in keys.items()}
             states = flat_column(table[lerobot.STATE_KEY], self.state_dim) if state else None
             for position in positions:
-                row, last = where[records[position].index], int(arrays.offsets[position + 1]) - 1
+                record = records[position]
+                row, last = where[record.index], int(arrays.offsets[position + 1]) - 1
                 if states is not None:
                     arrays.states[last] = states[row]
                 arrays.actions[last] = 0.0
-                arrays.success[last] = table["success"][row].as_py()
-                arrays.progress[last] = table["progress"][row].as_py()
-                picture = memoryview(pictures[row].as_buffer())
-                arrays.frames[last] = decode_png(picture, self.image_size, self.image_size)
+                if record.success is not None:
+                    arrays.success[last] = table["success"][row].as_py()
+                progress = table["progress"][row].as_py()
+                arrays.progress[last] = np.nan if progress is None else progress
+                for camera, out in frames.items():
+                    out[last] = decode_png(memoryview(pictures[camera][row].as_buffer()), *camera.size)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, pa.ArrowException) as error:
             raise lerobot.unreadable(path, error) from error
 
 
-def _decode_into(out: np.ndarray, column: pa.ChunkedArray, size: int) -> None:
+def _decode_into(out: np.ndarray, column: pa.ChunkedArray, size: tuple[int, int]) -> None:
     row = 0
     for chunk in column.chunks:
         for item in chunk.field("bytes"):
-            out[row] = decode_png(memoryview(item.as_buffer()), size, size)
+            out[row] = decode_png(memoryview(item.as_buffer()), *size)
             row += 1
 
 

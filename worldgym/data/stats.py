@@ -23,7 +23,6 @@ from worldgym.data.lerobot import (
     FILES_PER_CHUNK,
     STATE_KEY,
     EpisodeRecord,
-    camera_keys,
     read_table,
     shard_path,
 )
@@ -67,19 +66,20 @@ class RunningStats:
     Args:
         action_dim: A.
         state_dim: S.
-        views: names of the cameras beside the main one.
+        cameras: feature names of the cameras.
     """
 
-    def __init__(self, action_dim: int, state_dim: int, views: Sequence[str] = ()) -> None:
-        self._dims, self._views = (action_dim, state_dim), tuple(views)
+    def __init__(self, action_dim: int, state_dim: int, cameras: Sequence[str] = ()) -> None:
+        self._dims, self._cameras = (action_dim, state_dim), tuple(cameras)
         self._states: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
-        self._images: dict[str, list[ImageMoments]] = {key: [] for key in camera_keys(views)}
+        self._images: dict[str, list[ImageMoments]] = {key: [] for key in cameras}
 
-    def add(self, state: np.ndarray, actions: np.ndarray, images: Mapping[str, ImageMoments]) -> None:
-        """Add one episode: `(T+1, S)` states, `(T, A)` actions, moments of its frames by camera."""
+    def add(self, state: np.ndarray, actions: np.ndarray | None, images: Mapping[str, ImageMoments]) -> None:
+        """Add one episode: `(T+1, S)` states, `(T, A)` actions or None, moments of its frames by camera."""
         self._states.append(state)
-        self._actions.append(actions)
+        if actions is not None:
+            self._actions.append(actions)
         for key, moments in images.items():
             self._images[key].append(moments)
 
@@ -99,10 +99,11 @@ class RunningStats:
         data = [entry["path"] for entry in files if entry["kind"] == "data"]
         last = [entry["path"] for entry in files if entry["kind"] == "final"]
         for path, final in zip(data, last, strict=True):
-            table = read_table(root / path, [*states, "action"])
-            actions = flat_column(table["action"], self._dims[0])
+            acted = ["action"] if self._dims[0] else []
+            table = read_table(root / path, [*states, *acted, "episode_index"])
+            actions = flat_column(table["action"], self._dims[0]) if acted else None
             rows, ends = (
-                np.zeros((len(actions), 0), np.float32),
+                np.zeros((table.num_rows, 0), np.float32),
                 np.zeros((len(by_file[path]), 0), np.float32),
             )
             if states:
@@ -111,7 +112,8 @@ class RunningStats:
             first = 0
             for record, end in zip(by_file[path], ends, strict=True):
                 span = slice(first, first + record.steps)
-                self.add(np.concatenate([rows[span], end[None]]), actions[span], {})
+                own = None if actions is None or np.isnan(actions[span]).any() else actions[span]
+                self.add(np.concatenate([rows[span], end[None]]), own, {})
                 first += record.steps
         names = ("count", "mean", "std", "min", "max")
         columns = [f"stats/{key}/{name}" for key in self._images for name in names]
@@ -131,7 +133,7 @@ class RunningStats:
 
     def copy(self) -> RunningStats:
         """An independent copy (the arrays themselves are shared, nobody writes them)."""
-        other = RunningStats(*self._dims, self._views)
+        other = RunningStats(*self._dims, self._cameras)
         other._states, other._actions = list(self._states), list(self._actions)
         other._images = {key: list(kept) for key, kept in self._images.items()}
         return other
@@ -142,7 +144,8 @@ class RunningStats:
             return {}
         out: dict[str, Any] = {}
         vectors = [(STATE_KEY, self._states)] if self._dims[1] else []
-        for name, parts in (*vectors, ("action", self._actions)):
+        acted = [("action", self._actions)] if self._actions else []
+        for name, parts in (*vectors, *acted):
             values = np.concatenate(parts).astype(np.float64)
             low, high = np.quantile(values, [0.01, 0.99], axis=0)
             out[name] = {

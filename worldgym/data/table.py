@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from worldgym.data.episode import Episode
-from worldgym.data.lerobot import IMAGE_KEY, IMAGE_PREFIX, STATE_KEY, EpisodeRecord, Images
+from worldgym.data.lerobot import STATE_KEY, EpisodeRecord, Images
 from worldgym.data.png import encode_png
+from worldgym.data.schema import camera_key
 from worldgym.data.stats import ImageMoments, image_moments
 
 
@@ -38,26 +39,32 @@ class Pending:
     pngs: dict[str, list[bytes]]
     frames: dict[str, np.ndarray]
     state: np.ndarray
-    actions: np.ndarray
-    success: np.ndarray
-    progress: np.ndarray
+    actions: np.ndarray | None
+    success: np.ndarray | None
+    progress: np.ndarray | None
     episode_fields: dict[str, Any]
     provenance_json: str
     images: dict[str, ImageMoments]
 
     @classmethod
-    def of(cls, episode: Episode, images: Images) -> Pending:
-        """Encode the frames and copy the rest, so that the caller may reuse its arrays."""
-        cameras = {IMAGE_KEY: episode.frames}
-        cameras |= {f"{IMAGE_PREFIX}{name}": frames for name, frames in episode.views.items()}
+    def of(cls, episode: Episode, images: Images, main: str = "front") -> Pending:
+        """Encode the frames and copy the rest, so that the caller may reuse its arrays.
+
+        Args:
+            episode: what is kept.
+            images: how frames will be stored.
+            main: name of the main camera.
+        """
+        cameras = {camera_key(main): episode.frames}
+        cameras |= {camera_key(name): frames for name, frames in episode.views.items()}
         stored = slice(None) if images == "png" else slice(-1, None)
         return cls(
             pngs={key: [encode_png(frame) for frame in frames[stored]] for key, frames in cameras.items()},
             frames={key: frames[:-1].copy() for key, frames in cameras.items()} if images == "mp4" else {},
             state=episode.state.copy(),
-            actions=episode.actions.copy(),
-            success=episode.success.copy(),
-            progress=episode.progress.copy(),
+            actions=None if episode.actions is None else episode.actions.copy(),
+            success=None if episode.success is None else episode.success.copy(),
+            progress=None if episode.progress is None else episode.progress.copy(),
             episode_fields={
                 "instruction": episode.instruction,
                 "task": episode.task,
@@ -72,8 +79,8 @@ class Pending:
 
     @property
     def steps(self) -> int:
-        """Number of actions, T."""
-        return len(self.actions)
+        """Number of steps, T."""
+        return len(self.state) - 1
 
     def record(
         self, index: int, first_row: int, chunk: int, file: int, row_group: int, video_start: float
@@ -97,45 +104,57 @@ def data_table(
 ) -> pa.Table:
     """The T rows of one episode: what was seen, what was sent, and what followed."""
     rows = item.steps
-    before = np.logical_or.accumulate(item.success)
     done = np.zeros(rows, bool)
     done[-1] = True
     frame_index = np.arange(rows, dtype=np.int64)
     values: dict[str, Any] = {
-        "action": _lists(item.actions),
-        "next.reward": (item.success[1:] & ~before[:-1]).astype(
-            np.float32
-        ),  # 1 on the step of the first success
+        **_outcome(item, rows),
         "next.done": done,
-        "next.success": item.success[1:],
-        "success": item.success[:-1],
-        "progress": item.progress[:-1],
         "timestamp": (frame_index / fps).astype(np.float32),
         "frame_index": frame_index,
         "episode_index": np.full(rows, index, np.int64),
         "index": first_row + frame_index,
         "task_index": np.full(rows, task_index[item.episode_fields["instruction"]], np.int64),
     }
+    if "action" in schema.names:  # NaN where this episode has none
+        dim = schema.field("action").type.list_size
+        values["action"] = _lists(
+            np.full((rows, dim), np.nan, np.float32) if item.actions is None else item.actions
+        )
     if item.state.shape[1]:
         values[STATE_KEY] = _lists(item.state[:-1])
     for key, pngs in item.pngs.items():
         if len(pngs) > 1:
             values[key] = _pictures(pngs[:-1], [f"frame-{number:06d}.png" for number in range(rows)])
-    return pa.table([pa.array(values[field.name]) for field in schema], schema=schema)
+    return pa.table([pa.array(values[field.name], field.type) for field in schema], schema=schema)
+
+
+def _outcome(item: Pending, rows: int) -> dict[str, Any]:
+    """Columns of success, reward and progress; null where nobody noted them."""
+    unknown = [None] * rows
+    out: dict[str, Any] = dict.fromkeys(("next.reward", "next.success", "success", "progress"), unknown)
+    if item.success is not None:
+        before = np.logical_or.accumulate(item.success)
+        first = item.success[1:] & ~before[:-1]  # 1 on the step of the first success
+        out |= {"next.reward": first.astype(np.float32), "next.success": item.success[1:]}
+        out["success"] = item.success[:-1]
+    if item.progress is not None:
+        out["progress"] = item.progress[:-1]
+    return out
 
 
 def final_table(items: list[Pending], records: list[EpisodeRecord], schema: pa.Schema) -> pa.Table:
     """Frame, state, success and progress after the last action, one row an episode."""
     values: dict[str, Any] = {
         "episode_index": [record.index for record in records],
-        "success": [bool(item.success[-1]) for item in items],
-        "progress": np.array([item.progress[-1] for item in items], np.float32),
+        "success": [None if item.success is None else bool(item.success[-1]) for item in items],
+        "progress": [None if item.progress is None else float(item.progress[-1]) for item in items],
         STATE_KEY: _lists(np.stack([item.state[-1] for item in items])) if items[0].state.shape[1] else None,
     }
     for key in items[0].pngs:
         names = [f"episode-{record.index:06d}.png" for record in records]
         values[key] = _pictures([item.pngs[key][-1] for item in items], names)
-    return pa.table([pa.array(values[field.name]) for field in schema], schema=schema)
+    return pa.table([pa.array(values[field.name], field.type) for field in schema], schema=schema)
 
 
 def _pictures(pngs: list[bytes], names: list[str]) -> pa.Array:
@@ -170,8 +189,9 @@ def episodes_table(
     for place in places:  # one data, one video and one episodes file a commit, so they share their number
         columns[f"{place}/chunk_index"] = [record.chunk for record in records]
         columns[f"{place}/file_index"] = [record.file for record in records]
-    for name in ("instruction", "task", "split", "domain", "behaviour", "success", "steps"):
+    for name in ("instruction", "task", "split", "domain", "behaviour", "steps"):
         columns[name] = [getattr(record, name) for record in records]
+    columns["success"] = pa.array([record.success for record in records], pa.bool_())
     columns["provenance"] = [record.provenance_json for record in records]
     for key in cameras:
         columns[f"stats/{key}/count"] = [[item.images[key].count] for item in items]

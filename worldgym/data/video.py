@@ -7,7 +7,7 @@ Example::
 
     from worldgym.data.video import decode_mp4, encode_mp4
     encode_mp4(path, frames, fps=5.0)                              # (F, H, W, 3) uint8
-    decode_mp4(path, start=2.0, count=10, size=128, fps=5.0)       # (10, 128, 128, 3), from second 2 on
+    decode_mp4(path, start=2.0, count=10, size=(128, 160), fps=5.0)  # (10, 128, 160, 3), from second 2 on
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from pathlib import Path
 import numpy as np
 
 from worldgym.errors import DatasetError
+from worldgym.utils.sizes import size_of
 
 
-def encode_mp4(path: Path, frames: Iterable[np.ndarray], size: int, fps: float) -> None:
-    """Write square `(H, W, 3)` uint8 frames; every second one is a key frame, so that seeking is cheap.
+def encode_mp4(path: Path, frames: Iterable[np.ndarray], size: int | tuple[int, int], fps: float) -> None:
+    """Write `(H, W, 3)` uint8 frames of `size`, a side or (H, W); every second one is a key frame, so that seeking is cheap.
 
     Raises:
         OSError: ffmpeg failed or the disk is full.
     """
     import imageio_ffmpeg
 
+    height, width = size_of(size)
     writer = imageio_ffmpeg.write_frames(
         str(path),
-        (size, size),
+        (width, height),
         fps=fps,
         codec="libx264",
         macro_block_size=2,
@@ -46,14 +48,14 @@ def encode_mp4(path: Path, frames: Iterable[np.ndarray], size: int, fps: float) 
         raise OSError(f"ffmpeg wrote nothing to {path}")
 
 
-def decode_mp4(path: Path, start: float, count: int, size: int, fps: float) -> np.ndarray:
-    """Read `count` frames from second `start` on, `(count, size, size, 3)` uint8.
+def decode_mp4(path: Path, start: float, count: int, size: int | tuple[int, int], fps: float) -> np.ndarray:
+    """Read `count` frames from second `start` on, `(count, H, W, 3)` uint8.
 
     Args:
         path: the video.
         start: seconds.
         count: frames.
-        size: pixels of a side of the video.
+        size: of the video: pixels of a side, or (H, W).
         fps: of the video.
 
     Raises:
@@ -63,7 +65,8 @@ def decode_mp4(path: Path, start: float, count: int, size: int, fps: float) -> n
 
     # Half a frame early: the frame at `start` is then the first one at or after the seek point, whatever the rounding.
     seek = max(0.0, start - 0.5 / fps)
-    out = np.empty((count, size, size, 3), np.uint8)
+    height, width = size_of(size)
+    out = np.empty((count, height, width, 3), np.uint8)
     got = 0
     try:
         reader = imageio_ffmpeg.read_frames(
@@ -71,7 +74,7 @@ def decode_mp4(path: Path, start: float, count: int, size: int, fps: float) -> n
         )
         next(reader)
         for raw in reader:
-            out[got] = np.frombuffer(raw, np.uint8).reshape(size, size, 3)
+            out[got] = np.frombuffer(raw, np.uint8).reshape(height, width, 3)
             got += 1
             if got == count:
                 break

@@ -6,8 +6,8 @@ finds stray files when it opens the dataset again, removes them and goes on afte
 
 Example::
 
-    from worldgym.data import DatasetWriter, SplitManifest, TABLETOP_ACTION_SPEC
-    with DatasetWriter("data/real", TABLETOP_ACTION_SPEC, 64, 4, SplitManifest.load("manifest.json")) as writer:
+    from worldgym.data import DatasetWriter, SplitManifest
+    with DatasetWriter("data/real", suite.specs, SplitManifest.load("manifest.json")) as writer:
         for index in range(writer.episodes_committed, 1000):      # resumes by itself
             writer.append(make_episode(index))
 """
@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,15 +28,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worldgym.data import lerobot
-from worldgym.data.episode import ActionSpec, Episode
+from worldgym.data.earlier import earlier_form
+from worldgym.data.episode import Episode
 from worldgym.data.files import LOCK_NAME, WriterLock, describe_file, write_json
 from worldgym.data.info import seal
-from worldgym.data.lerobot import IMAGE_KEY, DatasetMeta, EpisodeRecord, Images
+from worldgym.data.lerobot import DatasetMeta, EpisodeRecord, Images
+from worldgym.data.schema import camera_keys, data_schema, features, final_schema, tasks_table
 from worldgym.data.splits import SplitManifest
 from worldgym.data.stats import RunningStats
+from worldgym.data.summary import said, summarise
 from worldgym.data.table import Pending, data_table, episodes_table, final_table
 from worldgym.data.video import encode_mp4
 from worldgym.errors import DatasetError
+from worldgym.specs import ActionSpec, Specs
 from worldgym.utils.files import atomic_path
 from worldgym.utils.staging import PREFIX, sweep
 
@@ -53,15 +55,14 @@ class DatasetWriter:
 
     Args:
         path: the dataset's folder; made when missing, continued when it holds a dataset of the same kind.
-        action_spec: what the actions mean.
-        image_size: pixels, height and width of every frame.
-        state_dim: proprioception dimension, S.
+        specs: cameras and their sizes, state fields, and what the actions mean; without an action spec the dataset is
+            of video alone. Earlier versions gave `(action_spec, image_size, state_dim, manifest, fps, shard_episodes)`,
+            which still works and is deprecated.
         manifest: the split rules; their hash is stored.
-        fps: frames a second, None for the action spec's rate.
+        fps: frames a second; None for the action spec's rate. Needed without an action spec.
         shard_episodes: episodes a file, >= 1; a kill loses at most that many.
         images: `"png"`, or `"mp4"` for frames of at least 128 px.
         robot_type: free text for info.json.
-        views: names of the cameras beside the main one; every episode must have them.
         partial: the command that finishes what is being written. Until `finish` is called, readers refuse the dataset
             and name that command. None for a dataset that may be read while it grows.
 
@@ -73,37 +74,44 @@ class DatasetWriter:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        action_spec: ActionSpec,
-        image_size: int,
-        state_dim: int,
-        manifest: SplitManifest,
+        specs: Specs | ActionSpec,
+        manifest: SplitManifest | int,
+        *earlier: Any,
         fps: float | None = None,
         shard_episodes: int = 50,
-        *,
         images: Images = "png",
-        robot_type: str = "worldgym_tabletop",
+        robot_type: str = "unknown",
         views: Sequence[str] = (),
         partial: str | None = None,
     ) -> None:
+        if isinstance(specs, ActionSpec):
+            specs, manifest, fps, shard_episodes = earlier_form(
+                specs, (manifest, *earlier), fps, shard_episodes, views
+            )
+        if not isinstance(specs, Specs) or not isinstance(manifest, SplitManifest):
+            raise TypeError(
+                f"DatasetWriter got {type(specs).__name__} and {type(manifest).__name__}; expected "
+                "worldgym.specs.Specs and a SplitManifest: DatasetWriter(path, specs, manifest)"
+            )
         if images not in get_args(Images):
             raise ValueError(f"images: got {images!r}, expected 'png' or 'mp4'")
-        if images == "mp4" and (image_size < lerobot.MIN_VIDEO_SIZE or image_size % 2):
+        sides = [side for camera in specs.observation.cameras for side in camera.size]
+        if images == "mp4" and any(side < lerobot.MIN_VIDEO_SIZE or side % 2 for side in sides):
             raise ValueError(
-                f"mp4 needs an even image_size of at least {lerobot.MIN_VIDEO_SIZE} px, got {image_size}: video stores "
-                "colour at half resolution and smears small objects; use images='png'"
+                f"mp4 needs an even image_size of at least {lerobot.MIN_VIDEO_SIZE} px, got {specs.observation}: video "
+                "stores colour at half resolution and smears small objects; use images='png'"
             )
-        if image_size < 1 or state_dim < 0 or shard_episodes < 1:
+        if not sides or shard_episodes < 1:
             raise ValueError(
-                f"image_size and shard_episodes must be >= 1, state_dim >= 0; got {image_size}, {shard_episodes}, "
-                f"{state_dim}"
+                f"a dataset needs a camera, and shard_episodes >= 1; got {specs.observation}, {shard_episodes}"
             )
         self.root = Path(path)
-        self.action_spec = action_spec
-        self.image_size = image_size
-        self.state_dim = state_dim
-        self.manifest = manifest
-        self.fps = float(action_spec.hz if fps is None else fps)
-        if self.fps != action_spec.hz:
+        self.specs, self.manifest = specs, manifest
+        action_spec = specs.action
+        if fps is None and action_spec is None:
+            raise ValueError("a dataset without actions has no rate of its own; give fps, frames a second")
+        self.fps = float(action_spec.hz if fps is None and action_spec is not None else fps or 0.0)
+        if action_spec is not None and self.fps != action_spec.hz:
             raise ValueError(
                 f"fps is {self.fps:g}, the actions run at {action_spec.hz:g} Hz; a dataset holds one frame an action: "
                 "leave fps out, or give an ActionSpec with that rate"
@@ -111,7 +119,7 @@ class DatasetWriter:
         self.shard_episodes = shard_episodes
         self.images: Images = images
         self.robot_type = robot_type
-        self.views, self.partial = tuple(views), partial
+        self.partial = partial
         self._pending: list[Pending] = []
         self._closed = False
         self._save_failed = False
@@ -124,13 +132,23 @@ class DatasetWriter:
                 self._files: list[dict[str, Any]] = []
                 self._records: list[EpisodeRecord] = []
                 self._tasks: list[str] = []
-                self._stats = RunningStats(action_spec.dim, state_dim, self.views)
+                self._stats = self._no_stats()
                 self._save(self._write_info)
             else:
                 self._resume(lerobot.read_meta(self.root, partial=True))
         except BaseException:
             self._lock.release()
             raise
+
+    def _no_stats(self) -> RunningStats:
+        return RunningStats(
+            self.action_dim, self.specs.observation.state_dim, camera_keys(self.specs.observation)
+        )
+
+    @property
+    def action_dim(self) -> int:
+        """A; 0 for video without actions."""
+        return 0 if self.specs.action is None else self.specs.action.dim
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
@@ -161,11 +179,17 @@ class DatasetWriter:
                 f"{self.root} has format {meta.format_version}, of an earlier version: it can be read, not continued; "
                 "write to another folder"
             )
-        for name in ("action_spec", "image_size", "state_dim", "fps", "images", "views"):
-            if getattr(meta, name) != getattr(self, name):
+        for name, there, here in (
+            ("cameras", meta.cameras, self.specs.observation.cameras),
+            ("state", meta.specs.observation.state, self.specs.observation.state),
+            ("action_spec", meta.specs.action, self.specs.action),
+            ("fps", meta.fps, self.fps),
+            ("images", meta.images, self.images),
+        ):
+            if there != here:
                 raise DatasetError(
-                    f"{self.root} was written with {name}={getattr(meta, name)}, now {name}={getattr(self, name)} is "
-                    "asked for; use the same setting, or write to another folder"
+                    f"{self.root} was written with {name}={said(there)}, now {name}={said(here)} is asked for; use "
+                    "the same setting, or write to another folder"
                 )
         if meta.manifest.hash != self.manifest.hash:
             raise DatasetError(
@@ -179,7 +203,7 @@ class DatasetWriter:
         self._records = lerobot.read_records(meta)
         self._tasks = lerobot.read_tasks(meta)
         self._remove_orphans(self._files)
-        self._stats = RunningStats(self.action_spec.dim, self.state_dim, self.views)
+        self._stats = self._no_stats()
         self._stats.add_files(self.root, self._files, self._records)
         # A commit that was killed half-way may have left the statistics of episodes that don't exist.
         write_json(self.root / lerobot.STATS_PATH, self._stats.summary())
@@ -225,23 +249,27 @@ class DatasetWriter:
         """
         if self._closed:
             raise DatasetError(f"the writer of {self.root} is closed; open a new DatasetWriter to continue")
-        size = (self.image_size, self.image_size, 3)
-        got = (episode.frames.shape[1:], episode.actions.shape[1], episode.state.shape[1])
-        if got != (size, self.action_spec.dim, self.state_dim):
-            raise ValueError(
-                f"the episode has frames {got[0]}, {got[1]} action and {got[2]} state dimensions; the dataset "
-                f"{self.root} holds frames {size}, {self.action_spec.dim} and {self.state_dim}"
-            )
-        if set(episode.views) != set(self.views):
+        spec = self.specs.observation
+        seen = {spec.main.name: episode.frames, **episode.views}
+        if set(seen) != {camera.name for camera in spec.cameras}:
             raise ValueError(
                 f"the episode has the cameras {sorted(episode.views)} beside the main one; the dataset {self.root} "
-                f"holds {sorted(self.views)}"
+                f"holds {sorted(camera.name for camera in spec.views)}"
+            )
+        sizes = {name: frames.shape[1:3] for name, frames in seen.items()}
+        action_dim = self.action_dim if episode.actions is None else episode.actions.shape[1]
+        wanted = {camera.name: camera.size for camera in spec.cameras}
+        if (sizes, action_dim, episode.state.shape[1]) != (wanted, self.action_dim, spec.state_dim):
+            raise ValueError(
+                f"the episode has frames {said(sizes)}, {action_dim} action and {episode.state.shape[1]} state "
+                f"dimensions; the dataset {self.root} holds frames {said(wanted)}, {self.action_dim} and "
+                f"{spec.state_dim}"
             )
         if episode.split not in self.manifest.names:
             raise ValueError(
                 f"split {episode.split!r} is not in the manifest, which has {self.manifest.names}"
             )
-        self._pending.append(Pending.of(episode, self.images))
+        self._pending.append(Pending.of(episode, self.images, spec.main.name))
         index = len(self) - 1
         if len(self._pending) >= self.shard_episodes:
             self.flush()
@@ -322,7 +350,7 @@ class DatasetWriter:
         )
         task_index = {task: number for number, task in enumerate(tasks)}
         paths: dict[str, str] = {"data": lerobot.shard_path(lerobot.DATA_PATH, shard)}
-        schema = lerobot.data_schema(self.action_spec.dim, self.state_dim, self.images, self.views)
+        schema = data_schema(self.specs, self.images)
         records: list[EpisodeRecord] = []
         row, clock = first_row, 0
         with (
@@ -345,14 +373,15 @@ class DatasetWriter:
                 clock += item.steps
         paths["final"] = lerobot.shard_path(lerobot.FINAL_PATH, shard)
         with self._replacing(paths["final"]) as temporary:
-            last = final_table(self._pending, records, lerobot.final_schema(self.state_dim, self.views))
+            last = final_table(self._pending, records, final_schema(self.specs.observation))
             pq.write_table(last, temporary, compression="NONE", write_page_checksum=True)
-        for key in lerobot.camera_keys(self.views) if self.images == "mp4" else ():
-            kind = "video" if key == IMAGE_KEY else f"video {key}"
+        cameras = dict(zip(camera_keys(self.specs.observation), self.specs.observation.cameras, strict=True))
+        for position, (key, camera) in enumerate(cameras.items() if self.images == "mp4" else ()):
+            kind = f"video {key}" if position else "video"
             paths[kind] = lerobot.shard_path(lerobot.VIDEO_PATH, shard, video_key=key)
             with self._replacing(paths[kind]) as temporary:
                 frames = (frame for item in self._pending for frame in item.frames[key])
-                encode_mp4(temporary, frames, self.image_size, self.fps)
+                encode_mp4(temporary, frames, camera.size, self.fps)
         paths["episodes"] = lerobot.shard_path(lerobot.EPISODES_PATH, shard)
         with self._replacing(paths["episodes"]) as temporary:
             pq.write_table(
@@ -362,7 +391,7 @@ class DatasetWriter:
             )
         if tasks != self._tasks:
             with self._replacing(lerobot.TASKS_PATH) as temporary:
-                pq.write_table(lerobot.tasks_table(tasks), temporary, write_page_checksum=True)
+                pq.write_table(tasks_table(tasks), temporary, write_page_checksum=True)
         stats = self._stats.copy()
         for item in self._pending:
             stats.add(item.state, item.actions, item.images)
@@ -399,17 +428,12 @@ class DatasetWriter:
             "splits": {"train": f"0:{len(records)}"},
             "data_path": lerobot.DATA_PATH,
             "video_path": lerobot.VIDEO_PATH if self.images == "mp4" else None,
-            "features": lerobot.features(
-                self.action_spec, self.image_size, self.state_dim, self.fps, self.images, self.views
-            ),
+            "features": features(self.specs, self.fps, self.images),
             "worldgym": {
                 "format_version": lerobot.FORMAT_VERSION,
                 "images": self.images,
-                "image_size": self.image_size,
-                "state_dim": self.state_dim,
-                "views": list(self.views),
                 **({} if self.partial is None else {"partial": self.partial}),
-                "action_spec": self.action_spec.to_dict(),
+                "specs": self.specs.to_dict(),
                 "manifest_hash": self.manifest.hash,
                 "manifest": self.manifest.to_dict(),
                 "summary": summarise(records),
@@ -418,15 +442,3 @@ class DatasetWriter:
         }
         info["worldgym"]["seal"] = seal(info)  # type: ignore[index]
         write_json(self.root / lerobot.INFO_PATH, info)
-
-
-def summarise(records: list[EpisodeRecord]) -> dict[str, Any]:
-    """Count episodes and environment steps; the steps of `real` are interactions with the robot stand-in."""
-    steps: Counter[str] = Counter()
-    for record in records:
-        steps[record.domain] += record.steps
-    out: dict[str, Any] = {"env_steps": dict(steps)}
-    for name in ("behaviour", "task", "split", "domain"):
-        out[f"episodes_by_{name}"] = dict(Counter(getattr(record, name) for record in records))
-    out["successes_by_behaviour"] = dict(Counter(record.behaviour for record in records if record.success))
-    return json.loads(json.dumps(out))

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from worldgym.data.episode import ActionSpec, Episode
+from worldgym.data.episode import Episode
 from worldgym.data.formats.fields import number_ranges
 from worldgym.data.formats.frames import decode_video, match, picture
 from worldgym.data.formats.recording import (
@@ -31,11 +31,14 @@ from worldgym.data.formats.recording import (
     action_names,
     part_success,
     read_recording,
+    state_names,
 )
 from worldgym.data.formats.resampling import Rules, keep_rows, resampled
 from worldgym.data.formats.settings import ImportSettings
 from worldgym.data.formats.source import LeRobotSource, Place
 from worldgym.errors import DatasetError
+from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, state_fields
+from worldgym.utils.sizes import size_of
 
 logger = logging.getLogger(__name__)
 SLACK = 0.1  # how much the rate of the rows' timestamps may differ from the one that info.json says
@@ -89,7 +92,8 @@ class LeRobotFolder:
         settings: ImportSettings | None = None,
     ) -> None:
         self.settings = s = settings or ImportSettings(cameras=() if camera is None else (camera,))
-        self.source = LeRobotSource(path, s.cameras or None, s.state_keys or None, s.action_keys or None)
+        actions = () if s.without_actions else s.action_keys or None
+        self.source = LeRobotSource(path, s.cameras or None, s.state_keys or None, actions)
         self.root, self.camera = self.source.root, self.source.cameras_chosen[0]
         names = [_short(key) for key in self.source.cameras_chosen[1:]]
         if len(set(names)) != len(names) or "front" in names:
@@ -137,14 +141,14 @@ class LeRobotFolder:
         spans: list[np.ndarray] = []
         dims: tuple[int, int] | None = None
         lost: dict[int, int] = {}
-        digest = hashlib.sha256()
+        s, digest = self.settings, hashlib.sha256()
         _ = self.source.sentences  # damage there concerns all episodes, so that none can be left out for it
         for place in self._chosen():
             try:
                 recording = self.read(place)
                 found = [(n, part, self._rows(recording, part)[1]) for n, part in enumerate(recording.parts)]
                 got = (recording.actions.shape[1], recording.state.shape[1])
-                if got[0] == 0 or (dims is not None and got != dims):
+                if (got[0] == 0 and not s.without_actions) or (dims is not None and got != dims):
                     raise DatasetError(
                         f"{place.data}: episode {place.index} has {got[0]} action and {got[1]} state dimensions, the "
                         f"ones before {dims or 'none'}; all episodes need the same, and at least one of action"
@@ -159,7 +163,7 @@ class LeRobotFolder:
             if recording.lost:
                 lost[place.index] = recording.lost
             for values in (recording.actions, recording.state, recording.times, recording.success):
-                digest.update(np.ascontiguousarray(values).tobytes())
+                digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
         if not items or dims is None:
             raise DatasetError(
                 f"no episode of {self.root} is left to import: {len(self.source)} are listed, {len(self.skipped)} "
@@ -228,6 +232,25 @@ class LeRobotFolder:
         )
 
     @cached_property
+    def specs(self) -> Specs:
+        """Cameras in their sizes after the import, state fields with their roles, and the actions' spec."""
+        names = ["front", *self.views]
+        sizes = self.settings.sizes(len(names))
+        cameras = tuple(Camera(name, *size, static=False) for name, size in zip(names, sizes, strict=True))
+        roles: dict[str, str] = {}
+        for item in self.settings.state_roles:
+            name, _, role = item.rpartition("=")
+            roles[name] = role
+        fields = state_names(self.source, self.scan.state_dim)
+        unknown = sorted(set(roles) - set(fields))
+        if unknown:
+            raise DatasetError(
+                f"--state-roles names {', '.join(unknown)}; the state fields are {', '.join(fields) or 'none'}"
+            )
+        observation = ObservationSpec(cameras, state_fields(fields, roles))
+        return Specs(observation, None if self.settings.without_actions else self.action_spec)
+
+    @cached_property
     def action_spec(self) -> ActionSpec:
         """Names as recorded, bounds from the actions of the chosen episodes, the rate of their rows."""
         low, high, kinds = self._bounds
@@ -242,32 +265,36 @@ class LeRobotFolder:
 
     # ---- episodes ------------------------------------------------------------------------------------------------
 
-    def episodes(self, image_size: int | None = None, limit: int | None = None) -> Iterator[Episode]:
+    def episodes(
+        self, image_size: int | tuple[int, int] | None = None, limit: int | None = None
+    ) -> Iterator[Episode]:
         """One after the other, in their order.
 
         Args:
-            image_size: pixels of a side of the frames; the settings' when None.
+            image_size: pixels of a side of the frames, or (H, W); the settings' when None.
             limit: at most so many; None for all.
 
         Raises:
             DatasetError: a file is missing or damaged, or says other than the episode's listing.
         """
         for item in self.items[:limit]:
-            yield self.episode(item, image_size or self.settings.image_size)
+            yield self.episode(item, image_size)
 
-    def episode(self, item: Item, size: int) -> Episode:
+    def episode(self, item: Item, size: int | tuple[int, int] | None = None) -> Episode:
         """One of the plan, with its frames."""
         place, part = item.place, item.part
         recording = self.read(place, pictures=True)
         rows, actions = self._rows(recording, part)
         frames, rules = {}, {}
-        for camera in self.source.cameras_chosen:
-            frames[camera], rules[camera] = self._frames(place, recording, camera, rows, size)
+        cameras = self.source.cameras_chosen
+        sizes = self.settings.sizes(len(cameras)) if size is None else [size_of(size)] * len(cameras)
+        for camera, pixels in zip(cameras, sizes, strict=True):
+            frames[camera], rules[camera] = self._frames(place, recording, camera, rows, pixels)
         solved = part_success(recording, part)
-        kept = rows - part.first
-        begins, ends = [0, *(kept[:-1] + 1)], [*(kept[:-1] + 1), len(solved)]
-        # A success between two kept rows counts at the later one.
-        success = np.array([solved[a:b].any() for a, b in zip(begins, ends, strict=True)], bool)
+        kept, success = rows - part.first, None
+        if solved is not None:  # a success between two kept rows counts at the later one
+            begins, ends = [0, *(kept[:-1] + 1)], [*(kept[:-1] + 1), len(solved)]
+            success = np.array([solved[a:b].any() for a, b in zip(begins, ends, strict=True)], bool)
         provenance: dict[str, Any] = {
             "behaviour": "imported", "source": self.root.name, "episode": place.index,
             "frames": rules[self.camera],
@@ -276,11 +303,11 @@ class LeRobotFolder:
             provenance |= {"part": item.number, "rows": [part.first, part.last]}
         return Episode(
             frames=frames[self.camera],
-            actions=self.action_spec.normalise(actions),
+            actions=None if self.settings.without_actions else self.action_spec.normalise(actions),
             state=recording.state[rows],
             instruction=part.instruction,
             success=success,
-            progress=success.astype(np.float32),
+            progress=None if success is None else success.astype(np.float32),
             domain="real",
             split="seen",
             task="imported",
@@ -289,7 +316,7 @@ class LeRobotFolder:
         )
 
     def _frames(
-        self, place: Place, recording: Recording, camera: str, rows: np.ndarray, size: int
+        self, place: Place, recording: Recording, camera: str, rows: np.ndarray, size: tuple[int, int]
     ) -> tuple[np.ndarray, str]:
         s = self.settings
         if not self.source.filmed(camera):
@@ -307,7 +334,7 @@ class LeRobotFolder:
         frames, rule = match(video, asked, self.source.fps, s.frames, where)
         return frames[rows], rule
 
-    def _picture(self, place: Place, camera: str, item: Any, size: int) -> np.ndarray:
+    def _picture(self, place: Place, camera: str, item: Any, size: tuple[int, int]) -> np.ndarray:
         where = f"{place.data}: {camera} of episode {place.index}"
         try:
             data = item["bytes"] if isinstance(item, dict) else item
@@ -346,15 +373,17 @@ class LeRobotFolder:
         pairs = zip(self.scan.items, self.scan.actions, strict=True)
         kept = [(item, values) for item, values in pairs if item.place.index not in without]
         items = [item for item, _ in kept]
-        low, high, kinds = self._bounds
+        low, high, kinds = (
+            self._bounds if not self.settings.without_actions else (np.zeros(0), np.ones(0), [])
+        )
         values = np.concatenate([values for _, values in kept]).astype(np.float64)
-        spec = self.action_spec
+        names = () if self.settings.without_actions else self.action_spec.names
         cut = np.abs(2.0 * (values - low) / (high - low) - 1.0) > 1.0 + 1e-6
         parts = Counter(item.place.index for item in items)
         texts = Counter(item.part.instruction for item in items)
         dims = [
             {"name": name, "low": float(a), "high": float(b), "bounds": kind, "cut": round(float(share), 6)}
-            for name, a, b, kind, share in zip(spec.names, low, high, kinds, cut.mean(0), strict=True)
+            for name, a, b, kind, share in zip(names, low, high, kinds, cut.mean(0), strict=True)
         ]
         return {
             "source": self.root.name,

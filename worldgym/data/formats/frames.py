@@ -5,7 +5,7 @@ by time, as LeRobot does, or one to one where there are exactly as many frames a
 
 Example::
 
-    video = decode_video(path, size=64, resize="crop")            # times (F,) s, frames (F, 64, 64, 3) u8
+    video = decode_video(path, size=(48, 64), resize="crop")      # times (F,) s, frames (F, 48, 64, 3) u8
     frames, rule = match(video, asked_times, fps=10.0, rule="auto")
 """
 
@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from worldgym.errors import DatasetError
+from worldgym.utils.sizes import size_of
 
 Resize = Literal["crop", "pad", "stretch"]
 Matching = Literal["auto", "timestamp", "index"]
@@ -30,32 +31,38 @@ _PTS = re.compile(rb"pts_time:\s*(-?[0-9.eE+]+|nan|NOPTS)")
 
 
 class Video(NamedTuple):
-    """`times (F,)` float64 seconds of presentation and `frames (F, size, size, 3)` uint8."""
+    """`times (F,)` float64 seconds of presentation and `frames (F, H, W, 3)` uint8."""
 
     times: np.ndarray
     frames: np.ndarray
 
 
-def video_filter(size: int, resize: Resize) -> str:
-    """The filter of ffmpeg that makes a square of `size` pixels."""
-    area = f"scale={size}:{size}:flags=area"
+def video_filter(size: int | tuple[int, int], resize: Resize) -> str:
+    """The filter of ffmpeg that makes pictures of `size`, a side or (H, W), pixels."""
+    height, width = size_of(size)
+    area = f"scale={width}:{height}:flags=area"
     if resize == "crop":
-        return rf"crop=min(iw\,ih):min(iw\,ih),{area}"
+        if height == width:
+            return rf"crop=min(iw\,ih):min(iw\,ih),{area}"
+        return rf"crop=min(iw\,ih*{width}/{height}):min(ih\,iw*{height}/{width}),{area}"
     if resize == "stretch":
         return area
-    fit = f"scale={size}:{size}:flags=area:force_original_aspect_ratio=decrease"
-    return f"{fit},pad={size}:{size}:(ow-iw)/2:(oh-ih)/2"
+    fit = f"scale={width}:{height}:flags=area:force_original_aspect_ratio=decrease"
+    return f"{fit},pad={width}:{height}:(ow-iw)/2:(oh-ih)/2"
 
 
 def decode_video(
-    path: Path, size: int, resize: Resize = "crop", window: tuple[float, float] | None = None
+    path: Path,
+    size: int | tuple[int, int],
+    resize: Resize = "crop",
+    window: tuple[float, float] | None = None,
 ) -> Video:
     """Decode a video, or the part of it between two times.
 
     Args:
         path: the file.
-        size: pixels of a side of the result.
-        resize: `crop` the square in the middle, `pad` to a square with black, or `stretch`.
+        size: of the result: pixels of a side, or (H, W).
+        resize: `crop` the middle in the result's proportions, `pad` with black, or `stretch`.
         window: seconds, begin and end (infinity for the end of the file); None for all.
 
     Raises:
@@ -82,7 +89,8 @@ def decode_video(
         process.wait()
         reader.join()
     frames = np.frombuffer(raw, np.uint8)
-    length = size * size * 3
+    height, width = size_of(size)
+    length = height * width * 3
     log = b"".join(line for line in said)
     found = [m.group(1) for line in said if b"showinfo" in line and (m := _PTS.search(line))]
     if process.returncode or len(frames) % length or len(found) != len(frames) // length or not found:
@@ -96,7 +104,7 @@ def decode_video(
         raise DatasetError(
             f"{path} has frames without a time; convert it with `ffmpeg -i IN -c copy OUT`"
         ) from error
-    frames = frames.reshape(-1, size, size, 3)
+    frames = frames.reshape(-1, height, width, 3)
     if window is not None:
         keep = (times >= window[0] - 1e-6) & (times < window[1] - 1e-6)
         times, frames = times[keep], frames[keep]
@@ -115,7 +123,7 @@ def match(video: Video, asked: np.ndarray, fps: float, rule: Matching, where: st
         where: the episode, for messages.
 
     Returns:
-        `(N, size, size, 3)` uint8, and the rule that was used.
+        `(N, H, W, 3)` uint8, and the rule that was used.
 
     Raises:
         DatasetError: no frame within half a row of an asked time, or fewer frames than rows.
@@ -148,8 +156,8 @@ def match(video: Video, asked: np.ndarray, fps: float, rule: Matching, where: st
     return video.frames[order][nearest], rule
 
 
-def picture(data: bytes, size: int, resize: Resize = "crop") -> np.ndarray:
-    """One encoded picture as `(size, size, 3)` uint8.
+def picture(data: bytes, size: int | tuple[int, int], resize: Resize = "crop") -> np.ndarray:
+    """One encoded picture as `(H, W, 3)` uint8, `size` a side or (H, W).
 
     Raises:
         ValueError: no picture, damaged, or larger than `MAX_PIXELS`.
@@ -160,24 +168,24 @@ def picture(data: bytes, size: int, resize: Resize = "crop") -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"a picture of {image.width} x {image.height} pixels is not read")
-            return _fit(image.convert("RGB"), size, resize)
+            return _fit(image.convert("RGB"), size_of(size), resize)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable picture: {error}") from error
 
 
-def _fit(image: Any, size: int, resize: Resize) -> np.ndarray:
+def _fit(image: Any, size: tuple[int, int], resize: Resize) -> np.ndarray:
     from PIL import Image
 
+    (height, width), box = size, Image.Resampling.BOX
     if resize == "stretch":
-        return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+        return np.asarray(image.resize((width, height), box))
     if resize == "crop":
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        return np.asarray(image.resize((size, size), Image.Resampling.BOX, box=box))
-    scale = size / max(image.size)
-    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    out = Image.new("RGB", (size, size))
-    small = image.resize((width, height), Image.Resampling.BOX)
-    out.paste(small, ((size - width) // 2, (size - height) // 2))
+        wide = min(image.width, image.height * width // height)
+        high = min(image.height, image.width * height // width)
+        left, top = (image.width - wide) // 2, (image.height - high) // 2
+        return np.asarray(image.resize((width, height), box, box=(left, top, left + wide, top + high)))
+    scale = min(width / image.width, height / image.height)
+    new = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    out = Image.new("RGB", (width, height))
+    out.paste(image.resize(new, box), ((width - new[0]) // 2, (height - new[1]) // 2))
     return np.asarray(out)

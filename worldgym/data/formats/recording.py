@@ -50,7 +50,7 @@ class Recording:
         actions: `(N, A)` float32, as recorded.
         state: `(N, S)` float32, as recorded; S is 0 without proprioception.
         times: `(N,)` float64, seconds from the episode's begin.
-        success: `(N,)` bool, whether what follows the row's action is a success.
+        success: `(N,)` bool, whether what follows the row's action is a success; None where nobody noted it.
         demonstrated: every part counts as solved at its last frame.
         parts: by instruction; at least one.
         table: pictures that are stored in the rows, by camera, or None.
@@ -60,7 +60,7 @@ class Recording:
     actions: np.ndarray
     state: np.ndarray
     times: np.ndarray
-    success: np.ndarray
+    success: np.ndarray | None
     parts: tuple[Part, ...]
     table: pa.Table | None
     demonstrated: bool = False
@@ -113,7 +113,7 @@ def read_recording(
             raise DatasetError(
                 f"{place.data}: the timestamps of episode {place.index} are not increasing; correct the column"
             )
-    done = np.zeros(place.length, bool)
+    done = np.zeros(place.length, bool) if success == "all" else None
     if label == SUCCESS_KEY:
         done = _column(table, label, place, flags)
     elif label == REWARD_KEY:
@@ -123,12 +123,14 @@ def read_recording(
     return Recording(place.index, actions, state, times, done, parts, shown, success == "all")
 
 
-def part_success(recording: Recording, part: Part) -> np.ndarray:
-    """`(last - first + 1,)` bool at each frame of a part.
+def part_success(recording: Recording, part: Part) -> np.ndarray | None:
+    """`(last - first + 1,)` bool at each frame of a part; None where nobody noted success.
 
     `next.success` of a row describes what its action led to, so it belongs to the next frame. What the last row's
     action led to was not filmed; a success there counts at the last frame, so that it is not lost.
     """
+    if recording.success is None:
+        return None
     out = np.zeros(part.last - part.first + 1, bool)
     out[1:] = recording.success[part.first : part.last]
     if part.closed:
@@ -139,16 +141,22 @@ def part_success(recording: Recording, part: Part) -> np.ndarray:
 
 def action_names(source: LeRobotSource, dim: int) -> tuple[str, ...]:
     """A name for each action dimension, as recorded where names were recorded and fit."""
+    return _names(source, source.action_keys, dim, "action")
+
+
+def state_names(source: LeRobotSource, dim: int) -> tuple[str, ...]:
+    """A name for each number of proprioception, likewise."""
+    return _names(source, source.state_keys, dim, "state")
+
+
+def _names(source: LeRobotSource, keys: tuple[str, ...], dim: int, prefix: str) -> tuple[str, ...]:
     names: list[str] = []
-    for key in source.action_keys:
-        size = dim if len(source.action_keys) == 1 else _size(source.features[key])
+    for key in keys:
+        size = dim if len(keys) == 1 else _size(source.features[key])
         found = flat_names(source.features[key].get("names"), size, key)
         names += [f"{key}.{name}" if name in names else name for name in found]
-    return (
-        tuple(names)
-        if len(names) == dim and len(set(names)) == dim
-        else tuple(f"action_{i}" for i in range(dim))
-    )
+    fit = len(names) == dim and len(set(names)) == dim
+    return tuple(names) if fit else tuple(f"{prefix}_{i}" for i in range(dim))
 
 
 def _size(feature: dict[str, Any]) -> int:

@@ -68,7 +68,7 @@ class LeRobotSource:
         path: the folder with `meta/info.json`.
         cameras: features that hold pictures, the first one is the main camera; None where there is but one.
         state_keys: features of proprioception, joined; None for `observation.state`, if there is one.
-        action_keys: features of actions, joined; None for `action`.
+        action_keys: features of actions, joined; None for `action`, an empty tuple for none at all.
 
     Raises:
         DatasetError: no such folder, another version, an unknown feature, several cameras and none chosen, a file
@@ -114,7 +114,7 @@ class LeRobotSource:
         self.state_keys = self._keys(
             state_keys, [STATE_KEY] if STATE_KEY in self.features else [], "--state-key"
         )
-        self.action_keys = self._keys(action_keys, [ACTION_KEY], "--action-key")
+        self.action_keys = () if action_keys == () else self._keys(action_keys, [ACTION_KEY], "--action-key")
 
     # ---- features ------------------------------------------------------------------------------------------------
 
@@ -152,6 +152,7 @@ class LeRobotSource:
             raise DatasetError(
                 f"{self.root / INFO_PATH} lists no feature {', '.join(map(repr, missing))} of numbers, only {numeric}; "
                 f"choose with {option}, several are joined"
+                + ("; --action-key none imports the video alone" if option == "--action-key" else "")
             )
         return keys
 

@@ -1,0 +1,94 @@
+"""Many episodes in memory, end to end: what trainers read.
+
+Example::
+
+    arrays = dataset.load_arrays()
+    arrays.frames[arrays.rows(3)]                 # the (T+1, H, W, 3) frames of the fourth episode
+    arrays.keep(arrays.has_action)                # without the episodes that have no actions
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from worldgym.specs import Specs
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeArrays:
+    """Many episodes end to end; F counts all frames, N the episodes.
+
+    Args:
+        frames: `(F, H, W, 3)` uint8 of the main camera.
+        states: `(F, S)` float32, in the units of the recording.
+        actions: `(F, A)` float32 in [-1, 1]; `actions[f]` leads from frame f to f+1, zero at an episode's last frame
+            and in episodes without actions.
+        success: `(F,)` bool; False in episodes of unknown success.
+        progress: `(F,)` float32 in [0, 1]; NaN where unknown.
+        is_last: `(F,)` bool, True at an episode's last frame, whose action is padding.
+        offsets: `(N+1,)` int64; episode i owns rows `offsets[i]:offsets[i+1]`.
+        instructions: N sentences.
+        tasks: N task names.
+        behaviours: N behaviour names.
+        provenance: N dicts.
+        indices: `(N,)` int64, number of each episode in its dataset.
+        views: by name, `(F, H', W', 3)` uint8 of the cameras that were asked for beside the main one.
+        has_action: `(N,)` bool, whether the episode has actions; all where None was given.
+        has_success: `(N,)` bool, whether somebody noted its success; all where None was given.
+        specs: of the dataset, or None for arrays made otherwise.
+    """
+
+    frames: np.ndarray
+    states: np.ndarray
+    actions: np.ndarray
+    success: np.ndarray
+    progress: np.ndarray
+    is_last: np.ndarray
+    offsets: np.ndarray
+    instructions: list[str]
+    tasks: list[str]
+    behaviours: list[str]
+    provenance: list[dict[str, Any]]
+    indices: np.ndarray
+    views: dict[str, np.ndarray] = field(default_factory=dict)
+    has_action: np.ndarray = None  # type: ignore[assignment]
+    has_success: np.ndarray = None  # type: ignore[assignment]
+    specs: Specs | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("has_action", "has_success"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.ones(len(self), bool))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(N,)` int64, actions of each episode, T."""
+        return np.diff(self.offsets) - 1
+
+    def rows(self, episode: int) -> slice:
+        """Rows of one episode, T+1 of them."""
+        return slice(int(self.offsets[episode]), int(self.offsets[episode + 1]))
+
+    def keep(self, chosen: np.ndarray) -> EpisodeArrays:
+        """The episodes where `chosen (N,)` is True; itself where that is all of them."""
+        if chosen.all():
+            return self
+        numbers = np.flatnonzero(chosen)
+        rows = np.flatnonzero(np.repeat(chosen, np.diff(self.offsets)))
+        changes: dict[str, Any] = {
+            name: getattr(self, name)[rows]
+            for name in ("frames", "states", "actions", "success", "progress", "is_last")
+        }
+        for name in ("instructions", "tasks", "behaviours", "provenance"):
+            changes[name] = [getattr(self, name)[i] for i in numbers]
+        for name in ("indices", "has_action", "has_success"):
+            changes[name] = getattr(self, name)[numbers]
+        changes["views"] = {name: frames[rows] for name, frames in self.views.items()}
+        changes["offsets"] = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[numbers])]).astype(np.int64)
+        return replace(self, **changes)

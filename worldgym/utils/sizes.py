@@ -1,0 +1,50 @@
+"""Heights and widths of pictures: a number for a square, `HxW` or a pair for the rest.
+
+Example::
+
+    size_of(64), size_of("48x80"), size_of((48, 80))      # (64, 64), (48, 80), (48, 80)
+    short(size_of(64))                                    # 64
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from worldgym.errors import ConfigError
+
+ImageSize = int | tuple[int, int]
+"""Pixels of a side of a square, or height and width."""
+
+
+def size_of(value: int | str | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels.
+
+    Raises:
+        ConfigError: neither a number, `HxW`, nor a pair of numbers, or below 1.
+    """
+    found: list[int] = []
+    if isinstance(value, bool):
+        pass
+    elif isinstance(value, int):
+        found = [value, value]
+    elif isinstance(value, str):
+        match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", value.strip())
+        found = [int(match[1]), int(match[2] or match[1])] if match else []
+    elif len(value) == 2 and all(isinstance(side, int) and not isinstance(side, bool) for side in value):
+        found = list(value)
+    if len(found) != 2 or min(found) < 1:
+        raise ConfigError(
+            f"image size {value!r}: expected pixels of a side such as 64, or height x width such as 48x80"
+        )
+    return found[0], found[1]
+
+
+def short(size: tuple[int, int]) -> ImageSize:
+    """One number where height and width agree, else both: how sizes are written to files."""
+    return size[0] if size[0] == size[1] else size
+
+
+def text(size: tuple[int, int]) -> str:
+    """As one types it: `64` or `48x80`."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
