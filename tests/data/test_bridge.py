@@ -98,7 +98,13 @@ def test_the_real_samples_load(bridge_data):
 
 def test_damaged_actions_name_their_file(tmp_path):
     encode_mp4(tmp_path / "a.mp4", np.zeros((3, 128, 128, 3), np.uint8), 128, 20)
-    for rows in (np.full((3, 10), np.nan), np.zeros((0, 10)), np.zeros((3, 9)), np.zeros(3), np.zeros((2, 10))):
+    for rows in (
+        np.full((3, 10), np.nan),
+        np.zeros((0, 10)),
+        np.zeros((3, 9)),
+        np.zeros(3),
+        np.zeros((2, 10)),
+    ):
         np.savez(tmp_path / "a.npz", arr_0=rows)
         with pytest.raises(DatasetError, match=r"a\.npz"):
             bridge_episodes(tmp_path, 32)

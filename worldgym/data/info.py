@@ -48,9 +48,13 @@ def check_info(info: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
     observation = block["specs"]["observation"] if "specs" in block else {}
     if not isinstance(observation, dict):
-        raise TypeError(f"the specs' observation is a {type(observation).__name__}, expected cameras and state")
+        raise TypeError(
+            f"the specs' observation is a {type(observation).__name__}, expected cameras and state"
+        )
     for camera in observation.get("cameras", ()):
-        if any(isinstance(camera[side], int) and camera[side] > MAX_IMAGE_SIZE for side in ("height", "width")):
+        if any(
+            isinstance(camera[side], int) and camera[side] > MAX_IMAGE_SIZE for side in ("height", "width")
+        ):
             raise ValueError(f"camera {camera['name']!r} is larger than {MAX_IMAGE_SIZE} pixels")
     for name in ("total_episodes", "total_frames", "total_tasks"):
         if isinstance(info[name], bool) or not isinstance(info[name], int) or info[name] < 0:

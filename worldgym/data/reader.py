@@ -259,7 +259,9 @@ class EpisodeDataset(Sequence[Episode]):
         known = {item.name: item for item in self.meta.cameras}
         unknown = [name for name in cameras if name not in known]
         if unknown or not cameras:
-            raise DatasetError(f"{self.root} has no camera {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
+            raise DatasetError(
+                f"{self.root} has no camera {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+            )
         offsets = np.zeros(len(records) + 1, np.int64)
         np.cumsum([record.steps + 1 for record in records], out=offsets[1:])
         count, chosen = int(offsets[-1]), [known[name] for name in cameras]

@@ -22,7 +22,7 @@ from worldgym.utils.sizes import size_of
 
 
 def encode_mp4(path: Path, frames: Iterable[np.ndarray], size: int | tuple[int, int], fps: float) -> None:
-    """Write `(H, W, 3)` uint8 frames of `size`, a side or (H, W); every second one is a key frame, so that seeking is cheap.
+    """Write `(H, W, 3)` uint8 frames; every second one is a key frame, so that seeking is cheap.
 
     Raises:
         OSError: ffmpeg failed or the disk is full.
