@@ -185,7 +185,9 @@ class AdvantageConditioned:
             )
             for i, row in enumerate(rows)
         ]
-        return dataclasses.replace(chosen, condition=np.array(vectors, np.float32).reshape(len(rows), FLAGS + size))
+        return dataclasses.replace(
+            chosen, condition=np.array(vectors, np.float32).reshape(len(rows), FLAGS + size)
+        )
 
 
 def log_rows(rollouts: Rollouts) -> tuple[ChunkDataset, np.ndarray, np.ndarray]:

@@ -38,7 +38,9 @@ FLAGS = 3 * FLAG_REPEATS  # good, bad, foreseen
 STRENGTH = 0.2  # standard deviation that flags are divided by: they weigh five times as much, within an input's bounds
 
 
-def condition_vector(good: bool | None = None, tokens: np.ndarray | None = None, size: int | None = None) -> np.ndarray:
+def condition_vector(
+    good: bool | None = None, tokens: np.ndarray | None = None, size: int | None = None
+) -> np.ndarray:
     """A condition.
 
     Args:

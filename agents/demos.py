@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 
 from worldgym.errors import DatasetError
 from worldgym.protocols import ChunkBatch, Observation
+from worldgym.specs import Specs
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -40,6 +41,7 @@ class ChunkDataset:
         goals: `(M,S)` float32, proprioception at the next keyframe (see `keyframes`), or where success begins; NaN is
             unknown.
         condition: `(M,F)` float32 of a conditioned policy (`agents.conditioned`), or None.
+        views: by name, `(M,H',W',3)` uint8 of the cameras beside the main one.
     """
 
     images: np.ndarray
@@ -49,6 +51,7 @@ class ChunkDataset:
     episode: np.ndarray
     goals: np.ndarray
     condition: np.ndarray | None = None
+    views: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -64,6 +67,7 @@ class ChunkDataset:
             self.episode[rows],
             self.goals[rows],
             None if self.condition is None else self.condition[rows],
+            {name: frames[rows] for name, frames in self.views.items()},
         )
 
     def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
@@ -95,6 +99,8 @@ class ChunkDataset:
         )
         if self.condition is not None:
             observation["condition"] = torch.from_numpy(self.condition[rows])
+        for name, frames in self.views.items():
+            observation[f"image_{name}"] = torch.from_numpy(frames[rows])  # type: ignore[literal-required]
         return observation, self.actions[rows]
 
     def chunk_batch(self, rows: np.ndarray, **more: Any) -> ChunkBatch:
@@ -104,42 +110,72 @@ class ChunkDataset:
         return cast(ChunkBatch, made)
 
 
+@dataclass(frozen=True)
+class HandColumns:
+    """Where an end effector stands in proprioception and actions.
+
+    Args:
+        height: column of proprioception that is its height.
+        gripper: dimension of the actions that is its gripper command.
+    """
+
+    height: int = 2
+    gripper: int = -1
+
+    @classmethod
+    def of(cls, specs: Specs) -> HandColumns | None:
+        """From the roles of a dataset's specs; None where there is no position of three, or no gripper command."""
+        position = specs.observation.columns("ee_position")
+        if len(position) != 3 or specs.action is None or specs.action.gripper is None:
+            return None
+        return cls(position[2], specs.action.gripper.index)
+
+
 def chunk_dataset(
-    episodes: Iterable[Any], chunk: int = 5, *, stop_at_success: bool = True, hand: bool = True
+    episodes: Iterable[Any],
+    chunk: int = 5,
+    *,
+    stop_at_success: bool = True,
+    hand: bool | HandColumns | None = True,
 ) -> ChunkDataset:
     """Cut demonstrations into (frame, next `chunk` actions) rows.
 
     Args:
-        episodes: objects with `frames (T+1,H,W,3)`, `actions (T,A)`, `state (T+1,S)`, `instruction`, `success (T+1,)`.
+        episodes: objects with `frames (T+1,H,W,3)`, `actions (T,A)`, `state (T+1,S)`, `instruction`, `success (T+1,)`
+            or None, and `views` by camera name where there are any.
         chunk: actions per row; past the end of an episode the hand stands still and keeps its last gripper command.
         stop_at_success: skip the frames at and after the first success: nothing is left to do there.
-        hand: proprioception is a hand's, x, y, z first, and the last action its gripper. Without that knowledge actions
-            past the end and goals are unknown (NaN).
+        hand: where the end effector's height and gripper stand (`HandColumns.of(specs)`). With None or False actions
+            past the end and goals are unknown (NaN). True is height third, gripper last.
 
     Raises:
         ValueError: no episodes, or none with an action before success.
     """
+    place = HandColumns() if hand is True else hand or None
     images, states, texts, targets, owner, goals = [], [], [], [], [], []
+    views: dict[str, list[np.ndarray]] = {}
     for number, episode in enumerate(episodes):
+        if episode.actions is None or len(episode.actions) == 0:
+            continue
         actions = np.asarray(episode.actions, np.float32)
         steps = len(actions)
-        if steps == 0:
-            continue
-        hold = np.full((chunk, actions.shape[1]), 0.0 if hand else np.nan, np.float32)
-        if hand:
-            hold[:, -1] = actions[-1, -1]
+        hold = np.full((chunk, actions.shape[1]), np.nan if place is None else 0.0, np.float32)
+        if place is not None:
+            hold[:, place.gripper] = actions[-1, place.gripper]
         padded = np.concatenate([actions, hold])
-        success = np.asarray(episode.success, bool)
+        success = np.zeros(steps + 1, bool) if episode.success is None else np.asarray(episode.success, bool)
         end = int(success.argmax()) if stop_at_success and success.any() else steps
         state = np.asarray(episode.state, np.float32)
-        turns = keyframes(state, actions, end) if hand else np.zeros(0, np.int64)
+        turns = np.zeros(0, np.int64) if place is None else keyframes(state, actions, end, place)
         for t in range(min(end, steps)):
             targets.append(padded[t : t + chunk])
             owner.append(number)
             later = turns[turns > t]
             goal = state[later[0] if len(later) else min(end, steps)]
-            goals.append(goal if hand else np.full_like(goal, np.nan))
+            goals.append(np.full_like(goal, np.nan) if place is None else goal)
         images.append(np.asarray(episode.frames[: min(end, steps)], np.uint8))
+        for name, frames in getattr(episode, "views", {}).items():
+            views.setdefault(name, []).append(np.asarray(frames[: min(end, steps)], np.uint8))
         states.append(state[: min(end, steps)])
         texts += [str(episode.instruction)] * min(end, steps)
     if not targets:
@@ -154,30 +190,37 @@ def chunk_dataset(
         np.stack(targets),
         np.asarray(owner, np.int64),
         np.stack(goals),
+        views={name: np.concatenate(parts) for name, parts in views.items()},
     )
 
 
-def keyframes(states: np.ndarray, actions: np.ndarray, end: int) -> np.ndarray:
+def keyframes(
+    states: np.ndarray,
+    actions: np.ndarray,
+    end: int,
+    place: HandColumns = HandColumns(),  # noqa: B008
+) -> np.ndarray:
     """Steps at which a demonstration turns: the gripper changes and stays so, or the hand has come down.
 
     The end of a descent is where a hand meets what it was sent to; without it the only keyframe of a push, whose
     gripper never turns, would be its end, and nothing would say where the pushed object is.
 
     Args:
-        states: `(T+1,S)` proprioception, z third.
-        actions: `(T,A)`, the gripper last.
+        states: `(T+1,S)` proprioception.
+        actions: `(T,A)`.
         end: look only before this step.
+        place: which columns are the height and the gripper command.
 
     Returns:
         increasing step numbers in [1, end).
     """
-    sign, grip = np.sign(actions[:, -1]), []
+    sign, grip = np.sign(actions[:, place.gripper]), []
     held = sign[0]
     for t in np.flatnonzero(np.diff(sign[:end])) + 1:
         if sign[t] != held and (sign[t : t + STEADY] == sign[t]).all():
             held = sign[t]
             grip.append(int(t))
-    height = states[: end + 1, 2]
+    height = states[: end + 1, place.height]
     low = height < 0.75 * height.min() + 0.25 * height.max()  # not a dip on the way
     sank = np.zeros(len(height))
     sank[1:] = height[:-1] - height[1:]
@@ -199,12 +242,13 @@ class DemoView:
     instruction: str
     task: str
     behaviour: str
+    views: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def episode_views(arrays: EpisodeArrays) -> list[DemoView]:
-    """Views of all episodes in `EpisodeDataset.load_arrays()`."""
+    """Views of all episodes with actions in `EpisodeDataset.load_arrays()`."""
     views = []
-    for i in range(len(arrays)):
+    for i in np.flatnonzero(arrays.has_action).tolist():
         rows = arrays.rows(i)
         views.append(
             DemoView(
@@ -215,6 +259,7 @@ def episode_views(arrays: EpisodeArrays) -> list[DemoView]:
                 arrays.instructions[i],
                 arrays.tasks[i],
                 arrays.behaviours[i],
+                {name: frames[rows] for name, frames in arrays.views.items()},
             )
         )
     return views

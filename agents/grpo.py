@@ -208,7 +208,9 @@ class GRPO:
         where = rollouts.mask[part].nonzero()  # (M, 2): which trajectory of the part, which chunk
         row, chunk = part[where[:, 0]], where[:, 1]
         choices = {name: value[0, 0].numel() for name, value in rollouts.log_probs.items()}
-        most = max(choices.values())  # a choice of the finest component weighs 1, of others as many times more
+        most = max(
+            choices.values()
+        )  # a choice of the finest component weighs 1, of others as many times more
         if config.average == "token":
             weight = torch.full((len(row),), 1.0 / (len(row) * most))
         else:

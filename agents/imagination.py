@@ -248,8 +248,7 @@ class TrajectoryRecorder:
         out, c, k = self.rollouts, decision.number, self.shape[1]
         live, imagined = torch.from_numpy(decision.live), decision.step.imagined
         rows = torch.from_numpy(decision.rows)[live]
-        seen = decision.observation
-        out.record(rows, c, seen["image"], seen["state"], decision.output, live)
+        out.record(rows, c, decision.observation, decision.output, live)
         frames = imagined.frames[live].cpu()
         assert out.path is not None
         out.path[rows, c * k : (c + 1) * k] = imagined.states[live].cpu().float()

@@ -81,7 +81,7 @@ class Pointer(nn.Module):
         super().__init__()
         c1, c2, _ = config.stem
         width = config.width
-        self.side, self.bf16 = config.image_size // 4, config.bf16
+        self.side, self.bf16 = tuple(-(-side // 4) for side in config.size), config.bf16
         self.text = nn.Sequential(nn.Linear(config.text_dim, width), nn.GELU(), nn.Linear(width, width))
         self.conv1 = nn.Conv2d(5, c1, 5, stride=2, padding=2)
         self.conv2 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
@@ -101,8 +101,8 @@ class Pointer(nn.Module):
             self.warp.weight.copy_(torch.tensor([[2.5, 0.0], [0.0, -2.5]]))
             self.warp.bias.zero_()
         self.log_sigma = nn.Parameter(torch.tensor(-0.7))
-        axis = (torch.arange(self.side) + 0.5) / self.side * 2 - 1
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in self.side)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         self.register_buffer("cells", torch.stack([x, y], -1).flatten(0, 1), persistent=False)
         self.cells: Tensor
 
@@ -125,7 +125,7 @@ class Pointer(nn.Module):
 
     def best(self, pointing: Pointing) -> Tensor:
         """`(B,)` the cell in the middle of what is pointed at most: neighbours speak of the same thing and add up."""
-        share = pointing.scores.softmax(-1).unflatten(-1, (1, self.side, self.side))
+        share = pointing.scores.softmax(-1).unflatten(-1, (1, *self.side))
         return nn.functional.avg_pool2d(share, 3, 1, 1).flatten(1).argmax(-1)
 
     def around(self, pointing: Pointing, cell: Tensor) -> Tensor:

@@ -232,7 +232,9 @@ def connect(ray: Any, address: str | None, cpus: int | None) -> bool:
         # Said outright: a stale address file of a killed cluster would otherwise be followed.
         try:
             ray.init(address="local", num_cpus=cpus, **quiet)
-        except Exception as error:  # a full /tmp, a limit of processes or file sizes: Ray only says that it timed out
+        except (
+            Exception
+        ) as error:  # a full /tmp, a limit of processes or file sizes: Ray only says that it timed out
             disconnect(ray)
             raise ConfigError(
                 f"Ray could not start on this machine ({type(error).__name__}: {str(error).splitlines()[0]}). See that "

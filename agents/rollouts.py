@@ -37,6 +37,7 @@ class Rollouts:
         trace: by name, `(N,C,...)`: what the policy needs to evaluate them again; nobody else reads it.
         frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
         path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
+        views: by name, `(N,C,H',W',3)` uint8: what the policy saw of the cameras beside the main one.
         frames_used: environment or world-model steps spent, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
@@ -55,6 +56,7 @@ class Rollouts:
     trace: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     frames: Tensor | None = None
     path: Tensor | None = None
+    views: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     frames_used: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -92,11 +94,17 @@ class Rollouts:
         )
 
     def record(
-        self, rows: Tensor, chunk: int, image: Tensor, state: Tensor, output: PolicyOutput, live: Tensor
+        self, rows: Tensor, chunk: int, observation: Observation, output: PolicyOutput, live: Tensor
     ) -> None:
         """Write what was seen and done at `chunk` into `rows`; `live` chooses among the rows of the other arguments."""
-        self.images[rows, chunk] = image[live].cpu()
-        self.states[rows, chunk] = state[live].cpu()
+        self.images[rows, chunk] = torch.as_tensor(observation["image"])[live].cpu()
+        self.states[rows, chunk] = torch.as_tensor(observation["state"])[live].cpu()
+        for key, value in observation.items():
+            if key.startswith("image_"):
+                frames, name = torch.as_tensor(value), key.removeprefix("image_")  # type: ignore[arg-type]
+                if name not in self.views:
+                    self.views[name] = torch.zeros((*self.mask.shape, *frames.shape[1:]), dtype=torch.uint8)
+                self.views[name][rows, chunk] = frames[live].cpu()
         self.actions[rows, chunk] = output.actions[live].cpu()
         for kept, given in ((self.log_probs, output.log_probs), (self.trace, output.trace)):
             for name, value in given.items():
@@ -117,7 +125,7 @@ class Rollouts:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 values[field.name] = value[index]
-            elif field.name in ("log_probs", "trace"):
+            elif field.name in ("log_probs", "trace", "views"):
                 values[field.name] = {name: part[index] for name, part in value.items()}
             elif field.name == "instructions":
                 values[field.name] = [value[i] for i in index.tolist()]
@@ -144,7 +152,7 @@ class Rollouts:
                 values["groups"] = torch.cat(groups)
             elif field.name in ("frames", "path"):
                 values[field.name] = None if any(c is None for c in column) else torch.cat(column)
-            elif field.name in ("log_probs", "trace"):
+            elif field.name in ("log_probs", "trace", "views"):
                 values[field.name] = {name: torch.cat([c[name] for c in column]) for name in column[0]}
             elif isinstance(column[0], Tensor):
                 values[field.name] = torch.cat(column)
@@ -162,8 +170,11 @@ class Rollouts:
 
     def observation(self, row: Tensor, chunk: Tensor) -> Observation:
         """Policy input at `(row, chunk)` pairs, each `(M,)` int64."""
-        return Observation(
+        made = Observation(
             image=self.images[row, chunk],
             state=self.states[row, chunk],
             instruction=[self.instructions[i] for i in row.tolist()],
         )
+        for name, frames in self.views.items():
+            made[f"image_{name}"] = frames[row, chunk]  # type: ignore[literal-required]
+        return made

@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.demos import ChunkDataset, keyframes
+from agents.demos import ChunkDataset, HandColumns, keyframes
 from agents.rollouts import Rollouts
 from agents.sft import SFT, SFTConfig
 from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
+
+VIEW = "view."  # before the names of the further cameras' frames among the saved columns
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ class SelfImitation:
     def remember(self, policy: Any, rollouts: Rollouts) -> int:
         """Keep the chunks of valid successes of `policy`; returns how many trajectories that were."""
         c = self.config
-        rows, weights = success_rows(rollouts, c.floor, c.discount, c.first_chunks, c.min_rate)
+        rows, weights = success_rows(
+            rollouts, c.floor, c.discount, c.first_chunks, c.min_rate, hand_columns(policy)
+        )
         if rows is None:
             return 0
         if c.learn != "all":  # the place that was chosen, whatever the hand made of it
@@ -158,7 +162,12 @@ class SelfImitation:
         values: dict[str, Any] = {"iteration": self.iteration, "config": dataclasses.asdict(self.config)}
         extra: dict[str, Any] = {}
         if self.memory is not None:
-            columns = {k: v for k, v in vars(self.memory).items() if k != "instructions" and v is not None}
+            columns = {
+                k: v
+                for k, v in vars(self.memory).items()
+                if k not in ("instructions", "views") and v is not None
+            }
+            columns |= {f"{VIEW}{name}": frames for name, frames in self.memory.views.items()}
             extra["memory"] = {k: torch.from_numpy(v) for k, v in {**columns, "weight": self.weight}.items()}
             values["instructions"] = self.memory.instructions
         TrainState(folder).save(policy, self._sft.optimizer(policy), values, **extra)
@@ -171,7 +180,21 @@ class SelfImitation:
         if "instructions" in values:
             columns = {k: v.numpy() for k, v in state.load_extra("memory", finite=False).items()}
             self.weight = columns.pop("weight")
-            self.memory = ChunkDataset(instructions=list(values["instructions"]), **columns)
+            views = {k.removeprefix(VIEW): columns.pop(k) for k in sorted(columns) if k.startswith(VIEW)}
+            made: dict[str, Any] = {**columns, "views": views}
+            self.memory = ChunkDataset(instructions=list(values["instructions"]), **made)
+
+
+def hand_columns(policy: Any) -> HandColumns | None:
+    """Where the end effector stands in what `policy` sees and does; None where its specs have no such roles.
+
+    A policy of an earlier version has no specs; where it predicts goals, height is the third state and the gripper the
+    last action.
+    """
+    specs = getattr(policy, "specs", None)
+    if specs is not None:
+        return HandColumns.of(specs)
+    return HandColumns() if "goal" in getattr(policy, "components", ()) else None
 
 
 def success_rows(
@@ -180,12 +203,13 @@ def success_rows(
     discount: float = 1.0,
     first_chunks: int = 0,
     min_rate: float = 0.0,
+    hand: HandColumns | None = HandColumns(),  # noqa: B008
 ) -> tuple[ChunkDataset | None, np.ndarray]:
     """Chunks of the valid successes and their weights, `floor + 1 - (success rate of their start)` times
     `discount` to the number of chunks that followed; only the `first_chunks` of each when that is not 0, and
     only of starts at which at least `min_rate` of the valid attempts succeeded.
 
-    Goals are the keyframes of the path that was imagined; nan where the rollouts kept no path.
+    Goals are the keyframes of the path that was imagined; nan where the rollouts kept no path, or without `hand`.
     """
     good = (rollouts.valid & (rollouts.reward > 0.5)).numpy()
     groups, valid = rollouts.groups.numpy(), rollouts.valid.numpy()
@@ -196,22 +220,25 @@ def success_rows(
     lengths = rollouts.lengths.numpy()
     k = rollouts.actions.shape[2]
     images, states, texts, actions, owner, goals, weights = [], [], [], [], [], [], []
+    views: dict[str, list[np.ndarray]] = {name: [] for name in rollouts.views}
     for i in np.flatnonzero(good):
         n = int(lengths[i])
         plan = rollouts.actions[i, :n].numpy()  # (n, K, A)
         kept = min(n, first_chunks) if first_chunks else n
         images.append(rollouts.images[i, :kept].numpy())
+        for name, frames in rollouts.views.items():
+            views[name].append(frames[i, :kept].numpy())
         states.append(rollouts.states[i, :kept].numpy())
         actions.append(plan[:kept])
         texts += [rollouts.instructions[i]] * kept
         owner += [i] * kept
         weight = floor + 1.0 - rates[groups[i]]
         weights += [weight * discount ** (n - 1 - c) for c in range(kept)]
-        if rollouts.path is None:
+        if rollouts.path is None or hand is None:
             goals.append(np.full_like(states[-1], np.nan))
             continue
         path = np.concatenate([states[-1][:1], rollouts.path[i, : n * k].numpy()])
-        turns = np.append(keyframes(path, plan.reshape(n * k, -1), n * k), n * k)
+        turns = np.append(keyframes(path, plan.reshape(n * k, -1), n * k, hand), n * k)
         goals.append(np.stack([path[turns[turns > c * k][0]] for c in range(kept)]))
     data = ChunkDataset(
         np.concatenate(images),
@@ -220,6 +247,7 @@ def success_rows(
         np.concatenate(actions),
         np.asarray(owner, np.int64),
         np.concatenate(goals).astype(np.float32),
+        views={name: np.concatenate(parts) for name, parts in views.items()},
     )
     return data, np.asarray(weights)
 
@@ -228,8 +256,10 @@ def join(a: ChunkDataset, b: ChunkDataset) -> ChunkDataset:
     """Rows of both; episode numbers of `b` follow those of `a`.
 
     Raises:
-        ValueError: one of the two has a condition.
+        ValueError: one of the two has a condition, or they have other cameras.
     """
+    if set(a.views) != set(b.views):
+        raise ValueError(f"cannot join chunks of the cameras {sorted(a.views)} and {sorted(b.views)}")
     offset = int(a.episode.max()) + 1 if len(a) else 0
     if (a.condition is None) != (b.condition is None):
         raise ValueError("cannot join chunks with a condition and chunks without one")
@@ -241,4 +271,5 @@ def join(a: ChunkDataset, b: ChunkDataset) -> ChunkDataset:
         np.concatenate([a.episode, b.episode + offset]),
         np.concatenate([a.goals, b.goals]),
         None if a.condition is None or b.condition is None else np.concatenate([a.condition, b.condition]),
+        {name: np.concatenate([a.views[name], b.views[name]]) for name in a.views},
     )

@@ -263,7 +263,9 @@ class SFT:
         observation["image"] = _jitter(observation["image"], rng, config.colour_jitter, config.noise)
         if config.state_noise:
             noise = torch.from_numpy(rng.standard_normal(observation["state"].shape).astype(np.float32))
-            spread = getattr(policy, "state_std", 1.0)  # a policy that does not standardise is given unit noise
+            spread = getattr(
+                policy, "state_std", 1.0
+            )  # a policy that does not standardise is given unit noise
             observation["state"] = observation["state"] + config.state_noise * noise * spread
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -195,7 +195,7 @@ class RealCollector:
             if out is None:
                 out = Rollouts.empty(image, state, texts, group_size, (chunks, k, output.actions.shape[2]))
             whole = torch.ones(len(rows), dtype=torch.bool)
-            out.record(rows, c, image[rows], state[rows], output, whole)
+            out.record(rows, c, observation, output, whole)
             began = time.perf_counter()
             parts = [
                 {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()}

@@ -37,12 +37,29 @@ from agents.vla_config import PRESETS, VLAPolicyConfig
 from agents.vla_learning import LearningMixin
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, PolicyOutput, Temperature
+from worldgym.specs import Specs
 from worldgym.text import embed
 from worldgym.utils.hub import HubModel
 
 __all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
 # A fifth of an embedding's usual entry: a few training sentences must not blow up what is new in others.
 TEXT_STD_FLOOR = 0.01
+
+
+class Inputs(NamedTuple):
+    """What the network reads.
+
+    Args:
+        picture: `(B,5,H,W)` main camera: colours in [-1, 1] and pixel coordinates.
+        words: `(B,E)` standardised embedding of the instruction.
+        state: `(B,S)` standardised proprioception.
+        views: by camera name, pictures of the further cameras.
+    """
+
+    picture: Tensor
+    words: Tensor
+    state: Tensor
+    views: dict[str, Tensor]
 
 
 class PolicyForward(NamedTuple):
@@ -121,8 +138,7 @@ class VLAPolicy(
             self.state_token = nn.Sequential(
                 nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width)
             )
-        grid = config.image_size // 8
-        self.positions = nn.Parameter(0.02 * torch.randn(1, grid * grid, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, _cells(config.size, 8), width))
         self.queries = nn.Parameter(0.02 * torch.randn(1, 3 + config.chunk, width))
         self.memory_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
@@ -138,8 +154,13 @@ class VLAPolicy(
         # in what they share once each dimension is standardised.
         self.register_buffer("text_mean", torch.zeros(config.text_dim))
         self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
-        self.register_buffer("pixels", _coordinates(config.image_size), persistent=False)
-        self.register_buffer("grid16", _coordinates(config.image_size // 4).flatten(1), persistent=False)
+        self.register_buffer("pixels", coordinates(config.size), persistent=False)
+        self.register_buffer("grid16", coordinates(shrunk(config.size, 4)).flatten(1), persistent=False)
+        self.view_positions = nn.ParameterDict(
+            {camera.name: 0.02 * torch.randn(1, _cells(camera.size, 8), width) for camera in config.views}
+        )
+        for camera in config.views:
+            self.register_buffer(f"pixels_{camera.name}", coordinates(camera.size), persistent=False)
         self.to(memory_format=torch.channels_last)
         self.reset()
 
@@ -147,6 +168,11 @@ class VLAPolicy(
     def chunk(self) -> int:
         """Actions per call."""
         return self.config.chunk
+
+    @property
+    def specs(self) -> Specs | None:
+        """Cameras, state fields and actions that it was made for; None for policies of earlier versions."""
+        return self.config.specs
 
     @property
     def device(self) -> torch.device:
@@ -181,35 +207,31 @@ class VLAPolicy(
             aim: `(B,2)` standardised x, y to act towards; where the pointer points most when None.
 
         A clipped action only says *which way*, the next keyframe says *where*. So the network first points at a place
-        (`agents.pointer`) and then acts towards it. SFT trains the acting with the true place: it learns how to go
-        where it is told from few demonstrations, and mistakes of the pointer are not its business.
+        (`agents.pointer`) and then acts towards it. SFT trains the acting with the true place: it learns from few
+        demonstrations how to go to a given place, and mistakes of the pointer do not disturb it.
         """
-        image, state, text = self._inputs(observation)
-        picture, words, state = self._seen(image, state, text)
-        pointing = self.pointer(picture, words, state)
+        inputs = self._inputs(observation)
+        pointing = self._pointing(inputs)
         if aim is None:
             aim = self.pointer.likeliest(pointing)
-        features, goal, hidden = self._act_towards(aim, picture, words, state)
+        features, goal, hidden = self._act_towards(aim, inputs)
         return PolicyForward(features, goal, pointing, hidden)
 
     def point(self, observation: Observation) -> Pointing:
         """What the pointer says, without acting."""
-        return self.pointer(*self._seen(*self._inputs(observation)))
+        return self._pointing(self._inputs(observation))
 
-    def _seen(self, image: Tensor, state: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Picture with coordinates `(B,5,H,W)`, standardised words and proprioception."""
-        picture = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
-        return picture, ((text - self.text_mean) / self.text_std).clamp(-5, 5), self.normalise_state(state)
+    def _pointing(self, inputs: Inputs) -> Pointing:
+        pointing: Pointing = self.pointer(inputs.picture, inputs.words, inputs.state)
+        return pointing
 
-    def _act_towards(
-        self, aim: Tensor, picture: Tensor, words: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def _act_towards(self, aim: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Features `(B,K,D)` of the actions, goal `(B,goal_dims)`, and tokens after each layer."""
+        picture, words, state = inputs.picture, inputs.words, inputs.state
         config, batch = self.config, len(aim)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             text = self.text(words)
-            x = nn.functional.gelu(self.conv1(picture.contiguous(memory_format=torch.channels_last)))
-            x = self.block2(nn.functional.gelu(self.conv2(x)), text)
+            x = self._stem(picture, text)
             maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
         with torch.autocast(self.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
             named = asked.float().view(batch, -1, 32) @ keys.float().flatten(2)  # (B, M, h*w)
@@ -217,13 +239,17 @@ class VLAPolicy(
             where = self.where(torch.cat([*points, state], dim=-1))
             if config.goal_dims:
                 goal = torch.cat([aim, self.goal(where)[:, 2:]], dim=-1)
-                place = self.goal_token(torch.cat([goal, goal - state[:, : config.goal_dims], state], -1))
+                place = self.goal_token(torch.cat([goal, goal - self.position_of(state), state], -1))
             else:
                 goal, place = aim[:, :0], torch.zeros_like(where)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            x = self.block3(nn.functional.gelu(self.conv3(x)), text)
-            tokens = self.to_tokens(x).flatten(2).transpose(1, 2)  # (B, 64, D)
-            memory = self.memory_norm(tokens + self.positions)
+            tokens = self._tokens(x, text) + self.positions
+            if inputs.views:
+                seen = [tokens]
+                for name, view in inputs.views.items():
+                    seen.append(self._tokens(self._stem(view, text), text) + self.view_positions[name])
+                tokens = torch.cat(seen, 1)
+            memory = self.memory_norm(tokens)
             hand = self.state_token(state) if config.state_dim else torch.zeros_like(text)
             extra = torch.stack([where + place, hand, text], dim=1).float()
             queries = self.queries.expand(batch, -1, -1)
@@ -234,6 +260,23 @@ class VLAPolicy(
                 hidden.append(x)
             features = self.norm(x[:, 3:])
         return features, goal, tuple(hidden)
+
+    def _stem(self, picture: Tensor, text: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.conv1(picture.contiguous(memory_format=torch.channels_last)))
+        stem: Tensor = self.block2(nn.functional.gelu(self.conv2(x)), text)
+        return stem
+
+    def _tokens(self, x: Tensor, text: Tensor) -> Tensor:
+        x = self.block3(nn.functional.gelu(self.conv3(x)), text)
+        tokens: Tensor = self.to_tokens(x).flatten(2).transpose(1, 2)  # (B, h * w / 64, D)
+        return tokens
+
+    def position_of(self, state: Tensor) -> Tensor:
+        """`(B,goal_dims)` the columns of `state (B,S)` whose next keyframe is predicted."""
+        columns = self.config.position
+        if columns == tuple(range(len(columns))):
+            return state[:, : len(columns)]
+        return state[:, list(columns)]
 
     def normalise_state(self, state: Tensor) -> Tensor:
         """Proprioception `(B,S)` in units of its spread over the demonstrations, bounded."""
@@ -266,14 +309,14 @@ class VLAPolicy(
         """
         place_heat, heat = self.temperatures(temperature)
         with torch.no_grad():
-            picture, words, state = self._seen(*self._inputs(observation))
-            pointing = self.pointer(picture, words, state)
+            inputs = self._inputs(observation)
+            pointing = self._pointing(inputs)
             if place_heat == 0:
                 aim = self.pointer.likeliest(pointing)
             else:
                 aim = self.pointer.sample(pointing, place_heat, generator)
             place = self.pointer.log_prob(pointing, aim, place_heat or 1.0)
-            features, *_ = self._act_towards(aim, picture, words, state)
+            features, *_ = self._act_towards(aim, inputs)
             actions, chosen, trace = self.head.sample(features, heat, generator)
         log_probs, trace = {"action": chosen}, {**trace, "action_temperature": torch.full((len(aim),), heat)}
         if self.config.goal_dims:
@@ -283,13 +326,8 @@ class VLAPolicy(
 
     # -- inputs -----------------------------------------------------------------------------------------------
 
-    def _inputs(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        size = self.config.image_size
-        image = torch.as_tensor(observation["image"], device=self.device)
-        if image.dtype != torch.uint8:
-            raise TypeError(f"image must be uint8 in [0, 255], channels last; got {image.dtype}")
-        if image.ndim != 4 or tuple(image.shape[1:]) != (size, size, 3):
-            raise ConfigError(f"image must be (B, {size}, {size}, 3); got {tuple(image.shape)}")
+    def _inputs(self, observation: Observation) -> Inputs:
+        image = self._picture(observation["image"], self.config.size, "pixels", "image")
         given = observation["state"] if self.config.state_dim else torch.zeros(len(image), 0)
         state = torch.as_tensor(given, dtype=torch.float32, device=self.device)
         if state.shape != (image.shape[0], self.config.state_dim):
@@ -301,7 +339,28 @@ class VLAPolicy(
             raise ConfigError(
                 f"{image.shape[0]} images but {text.shape[0]} instructions; give one for each row"
             )
-        return image.permute(0, 3, 1, 2).float() / 255, state, text
+        views = {}
+        for camera in self.config.views:
+            key = f"image_{camera.name}"
+            if key not in observation:
+                raise ConfigError(
+                    f"the observation lacks {key!r}, frames of the camera {camera}; it has {sorted(observation)}"
+                )
+            given = observation[key]  # type: ignore[literal-required]
+            views[camera.name] = self._picture(given, camera.size, f"pixels_{camera.name}", key)
+        words = ((text - self.text_mean) / self.text_std).clamp(-5, 5)
+        return Inputs(image, words, self.normalise_state(state), views)
+
+    def _picture(self, given: Any, size: tuple[int, int], grid: str, name: str) -> Tensor:
+        """`(B,5,H,W)`: colours in [-1, 1] and pixel coordinates."""
+        image = torch.as_tensor(given, device=self.device)
+        if image.dtype != torch.uint8:
+            raise TypeError(f"{name} must be uint8 in [0, 255], channels last; got {image.dtype}")
+        if image.ndim != 4 or tuple(image.shape[1:]) != (*size, 3):
+            raise ConfigError(f"{name} must be (B, {size[0]}, {size[1]}, 3); got {tuple(image.shape)}")
+        pixels: Tensor = getattr(self, grid)
+        colours = image.permute(0, 3, 1, 2).float() / 255
+        return torch.cat([colours * 2 - 1, pixels.expand(len(image), -1, -1, -1)], dim=1)
 
     def text_of(self, observation: Observation) -> Tensor:
         """`(B,E)` what is known of the words of an observation."""
@@ -316,8 +375,18 @@ class VLAPolicy(
         return torch.as_tensor(instruction, dtype=torch.float32, device=self.device)
 
 
-def _coordinates(size: int) -> Tensor:
-    """`(2,size,size)` pixel centres in [-1,1], x then y."""
-    axis = (torch.arange(size) + 0.5) / size * 2 - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
+def coordinates(size: tuple[int, int]) -> Tensor:
+    """`(2,H,W)` pixel centres in [-1,1], x then y."""
+    rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in size)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y])
+
+
+def shrunk(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Size after convolutions of stride `factor` in all: sides are rounded up."""
+    return -(-size[0] // factor), -(-size[1] // factor)
+
+
+def _cells(size: tuple[int, int], factor: int) -> int:
+    height, width = shrunk(size, factor)
+    return height * width

@@ -15,7 +15,9 @@ from typing import Any
 
 from agents.heads import HEADS
 from worldgym.errors import ConfigError
+from worldgym.specs import Camera, Specs
 from worldgym.text import EMBEDDING_DIM
+from worldgym.utils.sizes import short, size_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class VLAPolicyConfig:
     """Shape of a `VLAPolicy`.
 
     Args:
-        image_size: side of the square camera image in pixels, a multiple of 8.
+        image_size: pixels of a side of the main camera's frames, or height and width.
         state_dim: length of the proprioception vector; 0 where there is none.
         action_dim: length of one action.
         chunk: actions per call.
@@ -34,19 +36,21 @@ class VLAPolicyConfig:
         heads: attention heads; divides `width`.
         stem: channels of the convolutional stem at 1/2, 1/4 and 1/8 resolution.
         keypoints: soft-argmax maps; as many again are asked for by the instruction.
-        goal_dims: leading dimensions of proprioception (the hand's x, y, z) whose next keyframe is predicted; 0 for
-            robots whose proprioception is not known to be a hand's: then nothing is pointed at.
+        goal_dims: how many coordinates of the end effector's position its next keyframe is predicted for: 3, or 0 for
+            robots whose proprioception has no such position; then no goal is predicted.
         text_dim: length of the instruction embedding.
         dropout: in the transformer, while `policy.train()`.
         bf16: run matmuls and convolutions in bfloat16; probabilities stay float32.
         head: distribution over actions: `bins`, `autoregressive`, `l1` or `flow`, see `agents.heads`.
         head_settings: more of the head's own: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
+        specs: of the data that it was made for. They say which columns of proprioception are the end effector's
+            position, and which cameras there are beside the main one; None is one camera, and position first.
 
     Raises:
         ValueError: a value that cannot work; the message says what to type.
     """
 
-    image_size: int = 64
+    image_size: int | tuple[int, int] = 64
     state_dim: int = 4
     action_dim: int = 4
     chunk: int = 5
@@ -63,15 +67,15 @@ class VLAPolicyConfig:
     bf16: bool = False
     head: str = "bins"
     head_settings: Mapping[str, float] = field(default_factory=dict)
+    specs: Specs | None = None
 
     def __post_init__(self) -> None:
         """Validate, and accept lists where json gave them."""
         object.__setattr__(self, "binary_dims", tuple(self.binary_dims))
         object.__setattr__(self, "stem", tuple(self.stem))
-        if self.image_size < 16 or self.image_size % 8:
-            raise ConfigError(
-                f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64"
-            )
+        object.__setattr__(self, "image_size", short(size_of(self.image_size)))
+        if min(self.size) < 16:
+            raise ConfigError(f"image_size must be at least 16 pixels a side; got {self.image_size}. Try 64")
         if self.n_bins < 3 or self.n_bins % 2 == 0:
             raise ConfigError(
                 f"n_bins must be odd and at least 3, so that one bin is zero; got {self.n_bins}. Try 21"
@@ -87,6 +91,11 @@ class VLAPolicyConfig:
             raise ConfigError(
                 f"goal_dims must be 0 or lie in [3, state_dim={self.state_dim}]; got {self.goal_dims}"
             )
+        if len(self.position) != self.goal_dims:
+            raise ConfigError(
+                f"goal_dims is {self.goal_dims}, and the specs have {len(self.position)} state fields of the role "
+                "ee_position; set goal_dims=0"
+            )
         for name in ("chunk", "layers", "keypoints", "action_dim", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
@@ -98,6 +107,40 @@ class VLAPolicyConfig:
             raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
         if self.head not in HEADS:
             raise ConfigError(f"unknown head {self.head!r}; there are {', '.join(HEADS)}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the main camera's frames."""
+        return size_of(self.image_size)
+
+    @property
+    def views(self) -> tuple[Camera, ...]:
+        """Cameras beside the main one."""
+        return () if self.specs is None else self.specs.observation.views
+
+    @property
+    def position(self) -> tuple[int, ...]:
+        """Columns of proprioception whose next keyframe is predicted."""
+        if self.specs is None:
+            return tuple(range(self.goal_dims))
+        return self.specs.observation.columns("ee_position")[: self.goal_dims]
+
+    @classmethod
+    def for_data(cls, name: str, specs: Specs, **overrides: Any) -> VLAPolicyConfig:
+        """A named size for data of these specs; goals are predicted where there is an end effector's position.
+
+        Raises:
+            ConfigError: no actions, no camera, or a setting that cannot work.
+        """
+        if specs.action is None:
+            raise ConfigError("a policy needs data with actions, and these specs have none")
+        seen, gripper = specs.observation, specs.action.gripper
+        own: dict[str, Any] = {
+            "image_size": seen.main.size, "state_dim": seen.state_dim, "action_dim": specs.action.dim, "specs": specs,
+            "goal_dims": 3 if len(seen.columns("ee_position")) == 3 else 0,
+            "binary_dims": () if gripper is None else (gripper.index,),
+        }  # fmt: skip
+        return cls.preset(name, **{**own, **overrides})
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> VLAPolicyConfig:
@@ -116,6 +159,11 @@ class VLAPolicyConfig:
                 raise ConfigError(
                     f"unknown policy setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
                 )
+        values = dict(values)
+        if isinstance(values.get("specs"), Mapping):
+            values["specs"] = Specs.from_dict(values["specs"])
+        if isinstance(values.get("image_size"), list):
+            values["image_size"] = tuple(values["image_size"])
         return cls(**values)
 
 

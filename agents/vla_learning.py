@@ -42,6 +42,7 @@ class LearningMixin:
         def run(self, observation: Observation, *, aim: Tensor | None = None) -> Any: ...
         def point(self, observation: Observation) -> Pointing: ...
         def normalise_state(self, state: Tensor) -> Tensor: ...
+        def position_of(self, state: Tensor) -> Tensor: ...
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -71,7 +72,9 @@ class LearningMixin:
         """
         if isinstance(temperature, Mapping):
             if unknown := set(temperature) - {"goal", "action"}:
-                raise ConfigError(f"temperature of {sorted(unknown)}; this policy has {', '.join(self.components)}")
+                raise ConfigError(
+                    f"temperature of {sorted(unknown)}; this policy has {', '.join(self.components)}"
+                )
             both = float(temperature.get("goal", 1.0)), float(temperature.get("action", 1.0))
         else:
             both = float(temperature), float(temperature)
@@ -150,14 +153,17 @@ class LearningMixin:
             return {"action": self._action_loss(self.run(observation), actions)}
         goals = np.asarray(batch["goals"])
         known = ~torch.from_numpy(np.isnan(goals).any(1))  # imitation may lack the path
-        target = self.normalise_state(torch.from_numpy(np.nan_to_num(goals)))[:, : self.config.goal_dims]
+        target = self.position_of(
+            self.normalise_state(torch.from_numpy(np.nan_to_num(goals)).to(self.device))
+        )
+        known = known.to(self.device)
         if wanted == ("goal",):
             density = self.pointer.log_density(self.point(observation), target[:, :2])
             return {"goal": -(density * known).sum() / max(1, int(known.sum()))}
         aim = target[:, :2]
         if (noise := batch.get("goal_noise", 0.0)) and (rng := batch.get("rng")) is not None:
             jitter = torch.from_numpy(rng.standard_normal((len(goals), 2)).astype(np.float32))
-            aim = aim + noise * jitter
+            aim = aim + noise * jitter.to(self.device)
         if not bool(known.all()):
             own = self.pointer.likeliest(self.point(observation)).detach()
             aim = torch.where(known[:, None], aim, own)
@@ -171,7 +177,9 @@ class LearningMixin:
         return losses
 
     def _action_loss(self, out: Any, actions: Tensor) -> Tensor:
-        loss: Tensor = self.head.loss(out.features, actions.to(self.device), ~torch.isnan(actions).to(self.device))
+        loss: Tensor = self.head.loss(
+            out.features, actions.to(self.device), ~torch.isnan(actions).to(self.device)
+        )
         return loss
 
     @torch.no_grad()
@@ -183,12 +191,14 @@ class LearningMixin:
             dimension); for heads of tokens val_accuracy (share of right bins) and val_entropy; with goals
             val_place_loss (nats) and val_goal_error (metres between true and pointed place).
         """
-        observation, actions = batch["observation"], torch.as_tensor(np.asarray(batch["actions"]))
+        observation = batch["observation"]
+        actions = torch.as_tensor(np.asarray(batch["actions"])).to(self.device)
         aim, found = None, {}
         if self.config.goal_dims:
-            wanted = self.normalise_state(torch.as_tensor(np.asarray(batch["goals"])))[:, :2]
+            goals = torch.as_tensor(np.asarray(batch["goals"])).to(self.device)
+            wanted = self.position_of(self.normalise_state(goals))[:, :2]
             pointing, aim = self.point(observation), wanted
-            off = (self.pointer.likeliest(pointing) - wanted) * self.state_std[:2]
+            off = (self.pointer.likeliest(pointing) - wanted) * self.position_of(self.state_std[None])[0, :2]
             found["val_place_loss"] = -float(self.pointer.log_density(pointing, wanted).mean())
             found["val_goal_error"] = float(off.norm(dim=-1).mean())
         out = self.run(observation, aim=aim)
@@ -203,11 +213,14 @@ class LearningMixin:
         return found
 
     def targets_of(self, trace: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """What supervised training should aim at to repeat a trace: `goal (B,2)`, in units of proprioception."""
+        """What supervised training should aim at to repeat a trace: `goal (B,2)`, x and y of the end effector, in the
+        units of proprioception.
+        """
         if "aim" not in trace:
             return {}
         aim = trace["aim"].to(self.device)
-        return {"goal": (aim * self.state_std[:2] + self.state_mean[:2]).cpu().numpy()}
+        std, mean = (self.position_of(value[None])[0, :2] for value in (self.state_std, self.state_mean))
+        return {"goal": (aim * std + mean).cpu().numpy()}
 
     def features(self, observation: Observation, layer: int = -1) -> Tensor:
         """`(B, 3 + chunk, width)`: place, hand, words and the actions' queries after transformer layer `layer`."""

@@ -42,6 +42,7 @@ from worldgym.protocols import Judgement, Reads
 from worldgym.utils.files import read_json, write_sealed
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.optional import require
+from worldgym.utils.sizes import enlarged
 from worldgym.utils.typed import from_values
 
 __all__ = ["PROMPT", "HttpJudge", "HttpJudgeConfig", "Spent", "checked_videos", "shown_frames"]
@@ -343,9 +344,11 @@ def shown_frames(video: np.ndarray, stride: int) -> np.ndarray:
 
 
 def _data_url(frame: np.ndarray, size: int) -> str:
-    """`frame (H,W,3)` uint8 as a JPEG of `size` pixels in a data URL."""
+    """`frame (H,W,3)` uint8 as a JPEG, `size` pixels along its longer side, in a data URL."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+    Image.fromarray(frame).resize(enlarged(frame.shape[:2], size), Image.Resampling.BICUBIC).save(
+        buffer, "JPEG", quality=92
+    )
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

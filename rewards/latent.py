@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from rewards.learned import STATE_FEATURES, WAVES
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, Reads
+from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
+from worldgym.utils.sizes import short, size_of
 from worldgym.utils.typed import from_values
 
 
@@ -39,7 +41,7 @@ class LatentJudgeConfig:
 
     Args:
         channels: of the latents.
-        grid: latents along one side.
+        grid: latents along one side, or rows and columns.
         width: channels of the maps and of the hidden layers.
         asked: soft-argmax maps that the words ask for.
         text_dim: length of the instruction embedding.
@@ -47,13 +49,14 @@ class LatentJudgeConfig:
         dropout: in the head, while training.
         max_batch: latents in one forward pass.
         tokenizer: fingerprint of the tokenizer whose latents it reads; "" for any.
+        specs: of the observations that it was trained on, or None for judges of earlier versions.
 
     Raises:
         ConfigError: a value that cannot work.
     """
 
     channels: int = 16
-    grid: int = 8
+    grid: int | tuple[int, int] = 8
     width: int = 64
     asked: int = 16
     text_dim: int = EMBEDDING_DIM
@@ -61,12 +64,14 @@ class LatentJudgeConfig:
     dropout: float = 0.1
     max_batch: int = 1024
     tokenizer: str = ""
+    specs: Specs | None = None
 
     def __post_init__(self) -> None:
         """Validate."""
-        if min(self.channels, self.grid, self.width, self.asked, self.max_batch) < 1 or self.width % 8:
+        object.__setattr__(self, "grid", short(size_of(self.grid)))
+        if min(self.channels, self.width, self.asked, self.max_batch) < 1 or self.width % 8:
             raise ConfigError(
-                f"channels, grid, asked and max_batch must be at least 1, width a multiple of 8; got {self}"
+                f"channels, asked and max_batch must be at least 1, width a multiple of 8; got {self}"
             )
 
     @classmethod
@@ -107,8 +112,8 @@ class LatentJudge(
             nn.Linear(seen + 2 * w + STATE_FEATURES * c.state_dim, 2 * w), nn.GELU(), nn.Dropout(c.dropout),
             nn.Linear(2 * w, w), nn.GELU(), nn.Linear(w, 1),
         )  # fmt: skip
-        axis = (torch.arange(c.grid) + 0.5) / c.grid * 2 - 1
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in size_of(c.grid))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         self.cut: Tensor
         self.places: Tensor
         self.waves: Tensor
@@ -130,6 +135,11 @@ class LatentJudge(
     def warm_up(self) -> None:
         """Load the sentence encoder, so that the first verdict costs no more than the second."""
         embed(["nothing yet"])
+
+    @property
+    def specs(self) -> Specs | None:
+        """Of the observations that it was trained on."""
+        return self.config.specs
 
     @property
     def reads(self) -> Reads:
@@ -210,7 +220,7 @@ class LatentJudge(
                     "latents=imagined.latents[:, -1]"
                 )
             latents = self._tokenizer[0].encode(torch.as_tensor(frames)[:, -1])
-        wanted = (len(instructions), c.channels, c.grid, c.grid)
+        wanted = (len(instructions), c.channels, *size_of(c.grid))
         if tuple(latents.shape) != wanted:
             raise ConfigError(
                 f"latents are {tuple(latents.shape)}, expected {wanted}, one for each instruction"

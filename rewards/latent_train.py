@@ -151,7 +151,8 @@ def train_latent_judge(
     sizes = model or LatentJudgeConfig()
     judge = LatentJudge(
         LatentJudgeConfig(**{
-            **vars(sizes), "channels": latents.shape[1], "grid": latents.shape[2], "tokenizer": fingerprint(tokenizer),
+            **vars(sizes), "channels": latents.shape[1], "grid": tuple(latents.shape[2:]),
+            "tokenizer": fingerprint(tokenizer),
         })
     )  # fmt: skip
     words = torch.from_numpy(embed(sorted({t for texts in sources[0].train.texts.values() for t in texts})))

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, Reads
+from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
+from worldgym.utils.sizes import short, size_of
 from worldgym.utils.tensors import load_tensors
 from worldgym.utils.typed import from_values
 
@@ -41,7 +43,7 @@ class LearnedJudgeConfig:
     """Shape of a `LearnedJudge`.
 
     Args:
-        image_size: side of the square frame in pixels, a multiple of 8.
+        image_size: pixels of a side of the frames, or height and width.
         stem: channels at 1/2, 1/4 and 1/8 resolution.
         keypoints: soft-argmax maps that are always looked for.
         asked: soft-argmax maps that the instruction asks for.
@@ -53,12 +55,13 @@ class LearnedJudgeConfig:
         dropout: in the head, while training.
         bf16: convolutions and matmuls in bfloat16.
         max_batch: frames in one forward pass; memory, not meaning.
+        specs: of the observations that it was trained on, or None for judges of earlier versions.
 
     Raises:
         ValueError: a value that cannot work.
     """
 
-    image_size: int = 64
+    image_size: int | tuple[int, int] = 64
     stem: tuple[int, int, int] = (32, 64, 96)
     keypoints: int = 48
     asked: int = 32
@@ -69,16 +72,21 @@ class LearnedJudgeConfig:
     dropout: float = 0.1
     bf16: bool = True
     max_batch: int = 512
+    specs: Specs | None = None
 
     def __post_init__(self) -> None:
         """Validate, and accept lists where json gave them."""
         object.__setattr__(self, "stem", tuple(self.stem))
-        if self.image_size < 16 or self.image_size % 8:
-            raise ConfigError(
-                f"image_size must be a multiple of 8, at least 16; got {self.image_size}. Try 64"
-            )
+        object.__setattr__(self, "image_size", short(size_of(self.image_size)))
+        if min(self.size) < 16:
+            raise ConfigError(f"image_size must be at least 16 pixels a side; got {self.image_size}. Try 64")
         if len(self.stem) != 3 or any(c % 8 for c in self.stem):
             raise ConfigError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 96)")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        return size_of(self.image_size)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> LearnedJudgeConfig:
@@ -153,10 +161,10 @@ class LearnedJudge(
             nn.GELU(),
             nn.Linear(width, 1),
         )
-        axis = (torch.arange(config.image_size) + 0.5) / config.image_size * 2 - 1
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in config.size)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         self.register_buffer("pixels", torch.stack([x, y]), persistent=False)
-        grid = nn.functional.avg_pool2d(torch.stack([x, y]), 4).flatten(1)
+        grid = nn.functional.avg_pool2d(torch.stack([x, y]), 4, ceil_mode=True).flatten(1)
         self.register_buffer("grid", grid, persistent=False)
         self.cut: Tensor
         self.register_buffer("cut", torch.tensor(0.5))
@@ -190,10 +198,15 @@ class LearnedJudge(
 
     def warm_up(self) -> None:
         """Load what the first verdict would load, so that it costs no more than the second."""
-        size, frames = self.config.image_size, 1
-        blank = torch.zeros(frames, 1, size, size, 3, dtype=torch.uint8)
+        size, frames = self.config.size, 1
+        blank = torch.zeros(frames, 1, *size, 3, dtype=torch.uint8)
         states = torch.zeros(frames, self.config.state_dim) if self.reads.state else None
         self.score(blank, ["nothing yet"], states)
+
+    @property
+    def specs(self) -> Specs | None:
+        """Of the observations that it was trained on."""
+        return self.config.specs
 
     @property
     def reads(self) -> Reads:
@@ -335,11 +348,13 @@ class LearnedJudge(
             TypeError, ValueError: wrong dtype, shape or number of instructions.
         """
         frames = torch.as_tensor(frames)
-        size = self.config.image_size
+        size = self.config.size
         if frames.dtype != torch.uint8:
             raise TypeError(f"frames must be uint8 in [0, 255]; got {frames.dtype}")
-        if frames.ndim != 5 or frames.shape[1] < 1 or tuple(frames.shape[2:]) != (size, size, 3):
-            raise ConfigError(f"frames must be (B, T >= 1, {size}, {size}, 3); got {tuple(frames.shape)}")
+        if frames.ndim != 5 or frames.shape[1] < 1 or tuple(frames.shape[2:]) != (*size, 3):
+            raise ConfigError(
+                f"frames must be (B, T >= 1, {size[0]}, {size[1]}, 3); got {tuple(frames.shape)}"
+            )
         if len(instructions) != len(frames):
             raise ConfigError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
         told: Tensor | None = None

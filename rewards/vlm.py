@@ -34,6 +34,7 @@ from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.hub import HUB
 from worldgym.utils.optional import require
+from worldgym.utils.sizes import enlarged
 from worldgym.utils.typed import from_values
 
 SETTINGS = "judge.json"
@@ -74,7 +75,7 @@ class VlmJudgeConfig:
         min_votes: of them that must be readable.
         frames: what it is shown: the whole `episode` so far, the `last` frame, or the last so many.
         stride: of these frames, every so many are shown, counted back from the last, which always is.
-        size: pixels that frames are enlarged to.
+        size: pixels that the longer side of a frame is enlarged to.
         temperature: of written answers; 0 is greedy, and wants `votes` of 1.
         max_tokens: of a written answer.
         threshold: of the probability of success.
@@ -256,7 +257,7 @@ class VlmJudge:
         size, pictures, texts = self.config.size, [], []
         for video, instruction in zip(videos, instructions, strict=True):
             shown = [
-                Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
+                Image.fromarray(frame).resize(enlarged(frame.shape[:2], size), Image.Resampling.BICUBIC)
                 for frame in shown_frames(video, self.config.stride)
             ]
             asked = self.config.asked.replace("{instruction}", instruction)

@@ -41,7 +41,11 @@ class FlowHead(Head):
         self.time = nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Linear(width, width))
         self.enter = nn.Linear(chunk * action_dim, width)
         self.body = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width), nn.GELU()
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
+            nn.GELU(),
         )
         self.out = nn.Linear(width, action_dim)
         nn.init.zeros_(self.out.weight)

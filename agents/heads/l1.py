@@ -35,9 +35,7 @@ class L1Head(Head):
         self.mean = nn.Linear(width, action_dim)
         nn.init.normal_(self.mean.weight, std=0.02)
         nn.init.zeros_(self.mean.bias)
-        self.log_scale = nn.Parameter(
-            torch.full((action_dim,), math.log(scale)), requires_grad=learn_scale
-        )
+        self.log_scale = nn.Parameter(torch.full((action_dim,), math.log(scale)), requires_grad=learn_scale)
 
     def _shape(self, features: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
         hot = torch.as_tensor(temperature, dtype=torch.float32, device=features.device).view(-1, 1, 1)
@@ -70,5 +68,7 @@ class L1Head(Head):
     def loss(self, features: Tensor, actions: Tensor, known: Tensor) -> Tensor:
         """Mean absolute error; with a learned scale, the negative log-likelihood."""
         mean, scale = self._shape(features, 1.0)
-        off = -self._log_prob(actions, mean, scale) if self.log_scale.requires_grad else (actions - mean).abs()
+        off = (
+            -self._log_prob(actions, mean, scale) if self.log_scale.requires_grad else (actions - mean).abs()
+        )
         return off[known].mean()

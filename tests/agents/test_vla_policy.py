@@ -172,7 +172,7 @@ def test_bad_observations_say_what_was_expected(change, error, words):
         tiny_policy().act({**observation(2), **change})
 
 
-@pytest.mark.parametrize("bad", [{"n_bins": 20}, {"heads": 5}, {"image_size": 30}, {"binary_dims": (7,)}])
+@pytest.mark.parametrize("bad", [{"n_bins": 20}, {"heads": 5}, {"image_size": 8}, {"binary_dims": (7,)}])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError):
         VLAPolicyConfig.preset("tiny", **bad)

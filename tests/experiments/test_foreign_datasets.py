@@ -150,7 +150,7 @@ def test_the_remedy_for_missing_demonstrations_names_a_behaviour_that_is_there(b
     arrays = SimpleNamespace(
         behaviours=behaviours, success=np.full(count, solved), tasks=["t"] * count,
         instructions=["x"] * count, frames=np.zeros((count, 1)), actions=np.zeros((count, 1)),
-        states=np.zeros((count, 1)), rows=lambda i: slice(i, i + 1),
+        states=np.zeros((count, 1)), rows=lambda i: slice(i, i + 1), has_action=np.ones(count, bool), views={},
     )  # fmt: skip
     arrays = type("Arrays", (SimpleNamespace,), {"__len__": lambda self: count})(**vars(arrays))
     with pytest.raises(DatasetError, match="--behaviour (expert|imported|noisy)") as error:

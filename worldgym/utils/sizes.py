@@ -48,3 +48,9 @@ def short(size: tuple[int, int]) -> ImageSize:
 def text(size: tuple[int, int]) -> str:
     """As one types it: `64` or `48x80`."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def enlarged(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Width and height, as PIL takes them, of a picture of `size` (H, W) whose longer side becomes `longest`."""
+    scale = longest / max(size)
+    return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
