@@ -105,9 +105,16 @@ def test_asked_for_good_actions_it_does_what_was_good(tmp_path):
     actions = np.zeros((n, 5, 4), np.float32)
     good = np.arange(n) % 2 == 0
     actions[good, :, 0], actions[~good, :, 0] = 0.9, -0.9  # what was good went right
-    images = np.repeat(rng.integers(0, 256, (n // 2, 16, 16, 3), dtype=np.uint8), 2, 0)  # either way from each
+    images = np.repeat(
+        rng.integers(0, 256, (n // 2, 16, 16, 3), dtype=np.uint8), 2, 0
+    )  # either way from each
     logs = ChunkDataset(
-        images, np.zeros((n, 4), np.float32), [WORDS] * n, actions, np.arange(n), np.full((n, 4), np.nan, np.float32)
+        images,
+        np.zeros((n, 4), np.float32),
+        [WORDS] * n,
+        actions,
+        np.arange(n),
+        np.full((n, 4), np.nan, np.float32),
     )
     policy = ConditionedPolicy.of(plain())
     policy.train()
@@ -138,7 +145,12 @@ def test_the_pointer_alone_can_be_told_where_it_is_good_to_go():
     goals[:, 0] = np.where(good, 1.0, -1.0)  # in standard deviations: this policy has seen no data
     images = np.repeat(rng.integers(0, 256, (n // 2, 16, 16, 3), dtype=np.uint8), 2, 0)
     logs = ChunkDataset(
-        images, np.zeros((n, 4), np.float32), [WORDS] * n, np.zeros((n, 5, 4), np.float32), np.arange(n), goals
+        images,
+        np.zeros((n, 4), np.float32),
+        [WORDS] * n,
+        np.zeros((n, 5, 4), np.float32),
+        np.arange(n),
+        goals,
     )
     policy = ConditionedPolicy.of(plain())
     before = {k: v.clone() for k, v in policy.state_dict().items()}
@@ -148,7 +160,11 @@ def test_the_pointer_alone_can_be_told_where_it_is_good_to_go():
     assert changed and all(name.startswith("pointer.") for name in changed)
 
     def right(good):
-        seen = {"image": torch.from_numpy(images[:16]), "state": torch.zeros(16, 4), "instruction": [WORDS] * 16}
+        seen = {
+            "image": torch.from_numpy(images[:16]),
+            "state": torch.zeros(16, 4),
+            "instruction": [WORDS] * 16,
+        }
         seen |= {} if good is None else {"condition": np.stack([condition_vector(good)] * 16)}
         with torch.no_grad():
             pointing = policy.point(seen)
@@ -165,14 +181,20 @@ def test_failures_are_rows_too():
 
 
 def test_foresight_is_told_before_every_chunk(tmp_path):
-    tokenizer = FrameTokenizer(TokenizerConfig(image_size=16, latent_channels=4, widths=(8, 8, 8), blocks=(1, 1, 1)))
+    tokenizer = FrameTokenizer(
+        TokenizerConfig(image_size=16, latent_channels=4, widths=(8, 8, 8), blocks=(1, 1, 1))
+    )
     foresight = Foresight.of(tokenizer, futures=1, width=32, depth=1, heads=2, tokens=3).eval()
     policy = ConditionedPolicy.of(plain(), tokens=3)
     heard = []
     whole = ForesightPolicy(policy, foresight)
     policy.act = lambda observation, **how: heard.append(observation["condition"])
     whole.act(look(2, [WORDS] * 2), temperature=0.0)
-    assert heard[0].shape == (2, FLAGS + 3) and (heard[0][:, :FLAG_REPEATS] == 1).all() and heard[0][:, FLAGS:].any()
+    assert (
+        heard[0].shape == (2, FLAGS + 3)
+        and (heard[0][:, :FLAG_REPEATS] == 1).all()
+        and heard[0][:, FLAGS:].any()
+    )
     del policy.act
     policy.save_pretrained(tmp_path / "policy")
     foresight.save_pretrained(tmp_path / "foresight")

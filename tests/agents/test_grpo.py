@@ -91,7 +91,9 @@ def test_chunks_after_success_carry_no_gradient():
     after = ~batches[1].mask
     assert bool(after.any())
     tokens = batches[1].trace["tokens"]
-    batches[1].trace["tokens"] = torch.where(after[..., None, None], torch.randint(0, 2, tokens.shape), tokens)
+    batches[1].trace["tokens"] = torch.where(
+        after[..., None, None], torch.randint(0, 2, tokens.shape), tokens
+    )
     batches[1].images[after] = 77
     for policy, batch in zip(policies, batches, strict=True):
         GRPO().update(policy, batch)

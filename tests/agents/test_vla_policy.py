@@ -108,7 +108,9 @@ def test_embeddings_may_replace_strings():
     from worldgym.text import embed
 
     policy, obs = tiny_policy(), observation(3)
-    assert torch.allclose(logits(policy, obs), logits(policy, {**obs, "instruction": embed(obs["instruction"])}))
+    assert torch.allclose(
+        logits(policy, obs), logits(policy, {**obs, "instruction": embed(obs["instruction"])})
+    )
 
 
 def test_save_and_load_give_the_same_policy(tmp_path):
