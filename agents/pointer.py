@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from agents.layers import FiLMBlock
 from agents.vla_config import VLAPolicyConfig
+from worldgym.utils.devices import multinomial
 
 WIDTH = 64  # of the dot product between words and picture
 REACH = 0.25  # standardised distance within which cells speak of the same thing: about 2 cm on the tabletop
@@ -148,7 +149,7 @@ class Pointer(nn.Module):
         So what is tried are the things that the pointer hesitates between, each of them squarely.
         """
         share = (pointing.scores / temperature).softmax(-1)
-        return self.around(pointing, torch.multinomial(share, 1, generator=generator).squeeze(1))
+        return self.around(pointing, multinomial(share, 1, generator).squeeze(1))
 
     def log_prob(self, pointing: Pointing, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """`(B,)` log-probability that a cell is drawn which speaks of `place (B,2)`; `temperature` may be `(B,1)`.

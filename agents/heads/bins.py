@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.heads.base import Head
+from worldgym.utils.devices import multinomial
 
 MASKED = -1e9  # finite: a masked bin has probability exactly 0 in float32 and 0 * log p stays 0, not nan
 
@@ -116,7 +117,7 @@ class ParallelBins(Bins):
             tokens = logits.argmax(-1)
         else:
             flat = log_probs.exp().flatten(0, -2)
-            tokens = torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
+            tokens = multinomial(flat, 1, generator).view(logits.shape[:-1])
         chosen = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         return self.actions_of(tokens), chosen, {"tokens": tokens}
 
@@ -171,7 +172,7 @@ class AutoregressiveBins(Bins):
             if temperature == 0:
                 before = log_probs.argmax(-1, keepdim=True)
             else:
-                before = torch.multinomial(log_probs.exp(), 1, generator=generator)
+                before = multinomial(log_probs.exp(), 1, generator)
             tokens.append(before)
             chosen.append(log_probs.gather(-1, before))
         shape = (batch, chunk, self.action_dim)

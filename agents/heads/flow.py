@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from agents.heads.base import Head
 from worldgym.errors import ConfigError
+from worldgym.utils.devices import randn
 
 
 class FlowHead(Head):
@@ -69,9 +70,7 @@ class FlowHead(Head):
         return x - drift * dt, spread * math.sqrt(dt)
 
     def _start(self, features: Tensor, generator: torch.Generator | None) -> Tensor:
-        shape = (len(features), self.chunk, self.action_dim)
-        device = generator.device if generator is not None else features.device
-        return torch.randn(shape, generator=generator, device=device).to(features.device)
+        return randn((len(features), self.chunk, self.action_dim), generator, features.device)
 
     def sample(
         self, features: Tensor, temperature: float, generator: torch.Generator | None

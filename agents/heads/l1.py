@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from agents.heads.base import Head
 from worldgym.errors import ConfigError
+from worldgym.utils.devices import rand
 
 
 class L1Head(Head):
@@ -49,8 +50,7 @@ class L1Head(Head):
         mean, scale = self._shape(features, temperature)
         drawn = mean
         if temperature:
-            u = torch.rand(mean.shape, generator=generator, device=generator.device if generator else None)
-            u = (u.to(mean.device) - 0.5).clamp(-0.4999999, 0.4999999)
+            u = (rand(mean.shape, generator, mean.device) - 0.5).clamp(-0.4999999, 0.4999999)
             drawn = mean - scale * u.sign() * torch.log1p(-2 * u.abs())
         return drawn.clamp(-1, 1), self._log_prob(drawn, mean, scale), {"drawn": drawn}
 
