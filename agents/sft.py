@@ -263,9 +263,7 @@ class SFT:
         observation["image"] = _jitter(observation["image"], rng, config.colour_jitter, config.noise)
         if config.state_noise:
             noise = torch.from_numpy(rng.standard_normal(observation["state"].shape).astype(np.float32))
-            spread = getattr(
-                policy, "state_std", 1.0
-            )  # a policy that does not standardise is given unit noise
+            spread = torch.as_tensor(getattr(policy, "state_std", 1.0)).cpu()  # unit noise without statistics
             observation["state"] = observation["state"] + config.state_noise * noise * spread
         for group in optimizer.param_groups:
             group["lr"] = lr
