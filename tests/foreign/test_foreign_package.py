@@ -145,8 +145,8 @@ def test_9_eval(parts: dict[str, Path], tmp_path: Path) -> None:
 
 def test_audit(parts: dict[str, Path], tmp_path: Path) -> None:
     run(
-        "audit", "--bundle", parts["bundle"], "--policy", "sft", "--judges", "bundled", "--episodes", 4, "--horizon", 10,
-        "--json", tmp_path / "audit.json",
+        "audit", "--bundle", parts["bundle"], "--policy", "sft", "--judges", "bundled", "--episodes", 4, "--horizon",
+        10, "--json", tmp_path / "audit.json",
     )  # fmt: skip
     assert (tmp_path / "audit.json").is_file()
 
@@ -198,8 +198,8 @@ def test_the_builtin_parts_take_its_data_as_well(parts: dict[str, Path], tmp_pat
         "--batch-size", 2, "--window", 3, "--shift-steps", 1,
     )  # fmt: skip
     run(
-        "train", "policy", "--data", parts["data"], "--out", policy, "--preset", "tiny", "--epochs", 1, "--finish-steps", 1,
-        "--batch-size", 8,
+        "train", "policy", "--data", parts["data"], "--out", policy, "--preset", "tiny", "--epochs", 1,
+        "--finish-steps", 1, "--batch-size", 8,
     )  # fmt: skip
     run("train", "judge", "--data", parts["data"], "--out", tmp_path / "judge", "--preset", "tiny", *THREE)
     run(

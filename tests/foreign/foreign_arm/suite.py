@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from worldgym.imagination.slot_env import SlotVectorEnv, Status
 
 from worldgym.data import Episode, SplitManifest
 from worldgym.imagination.env import single_view
-from worldgym.imagination.slot_env import SlotVectorEnv, Status
 from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, StateField
 
 CAMERAS = (Camera("table", 24, 40), Camera("side", 16, 32))

@@ -8,7 +8,7 @@ Example::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,10 +70,10 @@ class ImportSettings:
     frames: Matching = "auto"
 
     def __post_init__(self) -> None:
-        for height, width in self.sizes(max(1, len(self.cameras))):
-            for side in (height, width):
-                if side < 8 or side % 8 or side > 1024:
-                    raise ConfigError(f"image_size is {side}, expected a multiple of 8 up to 1024; try 64")
+        object.__setattr__(self, "image_size", _sizes(self.image_size))
+        for side in (side for size in self.sizes(max(1, len(self.cameras))) for side in size):
+            if side < 8 or side % 8 or side > 1024:
+                raise ConfigError(f"image_size is {side}, expected a multiple of 8 up to 1024; try 64")
         for item in self.state_roles:
             name, equals, role = item.rpartition("=")
             if not equals or not name or role not in ROLES:
@@ -102,19 +102,24 @@ class ImportSettings:
         Raises:
             ConfigError: another number of sizes, or one that is none.
         """
-        given = self.image_size
-        each = [given] * cameras
-        if isinstance(given, (tuple, list)) and not (
-            len(given) == 2 and all(type(side) is int for side in given)
-        ):
-            each = list(given) if len(given) != 1 else [given[0]] * cameras
-        if len(each) != cameras:
+        given = _sizes(self.image_size)
+        if len(given) not in (1, cameras):
             raise ConfigError(
-                f"--image-size names {len(each)} sizes for {cameras} cameras; give one for all, or one for each camera"
+                f"--image-size names {len(given)} sizes for {cameras} cameras; give one for all, or one for each camera"
             )
-        return [size_of(size) for size in each]  # type: ignore[arg-type]
+        return list(given) if len(given) == cameras else list(given) * cameras
 
     @property
     def without_actions(self) -> bool:
         """Whether episodes are imported as video alone."""
         return self.action_keys == ("none",)
+
+
+def _sizes(given: Any) -> tuple[tuple[int, int], ...]:
+    """One size for all cameras, or one for each, from a number, `HxW`, a pair, or a sequence of these."""
+    pair = (
+        len(given) == 2 and all(type(side) is int for side in given)
+        if isinstance(given, (tuple, list))
+        else True
+    )
+    return (size_of(given),) if pair else tuple(size_of(item) for item in given)
