@@ -30,7 +30,6 @@ from worldgym.utils.folders import MANIFEST, verify_file
 
 JUDGES = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
 """Judges of a bundle, by name, and the folders where they are."""
-POLICY_CLASS = "agents:VLAPolicy"
 STARTS = {
     "images": Field("uint8", ("N", "H", "W", 3)),
     "states": Field("float", ("N", "S")),
@@ -107,19 +106,19 @@ class Bundle:
         return self.folder / "starts.npz"
 
     def policy(self) -> Any:
-        """A fresh copy of the SFT policy."""
-        from agents import VLAPolicy
+        """A fresh copy of the SFT policy, of whatever type it is."""
+        from agents import load_policy
 
-        return VLAPolicy.from_pretrained(str(self.policy_folder)).eval()
+        return load_policy(self.policy_folder)
 
     def world_model(self) -> Any:
-        """The world model, tokenizer included."""
+        """The world model, of whatever type it is."""
         from worldgym.models import load_world_model
 
         return load_world_model(self._part("world_model"))
 
     def judge(self) -> Any:
-        """The judge whose reward is learned from, of whatever kind it is."""
+        """The judge whose reward is learned from, of whatever type it is."""
         return self.named_judge("bundled")
 
     def named_judge(

@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bundle import POLICY_CLASS
 from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
 from experiments.claims.presets import SPLITS
 from experiments.claims.streams import own_streams
@@ -351,7 +350,7 @@ def _generator(seed: int) -> Any:
 
 def saved(folder: Path) -> PolicyRef:
     """The policy of a working folder."""
-    return PolicyRef(POLICY_CLASS, str(folder / "policy"))
+    return PolicyRef(str(folder / "policy"))
 
 
 def _soft(gap: float, **more: Any) -> Callable[[], dict[str, Any]]:
