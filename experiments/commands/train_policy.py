@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from experiments.checks import check_numbers
+from experiments.registered_training import dataset_specs
 from experiments.training_run import (
     Hand,
     claim,
@@ -34,6 +35,7 @@ from experiments.training_run import (
     require_square,
 )
 from worldgym.errors import ConfigError
+from worldgym.registry import POLICIES
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -52,6 +54,8 @@ class TrainPolicyConfig:
         demos_per_task: episodes of `behaviour` to learn from, of each task.
         behaviour: who demonstrates; `expert` where the dataset has episodes of that behaviour, else its only one.
         success_only: learn from successful episodes alone.
+        type: of the policy: `vla`, or one that another package registers (`worldgym list`) and whose class has
+            `for_data(specs, preset, arrays)` and the `loss` of `worldgym.protocols.TrainablePolicy`.
         initial: take over how this policy acts, and learn only where to go. Acting towards a given place needs no names
             of things, so it can come from many logs; what words mean comes from the demonstrations.
         hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
@@ -73,6 +77,7 @@ class TrainPolicyConfig:
     demos_per_task: int = 400
     behaviour: str | None = None
     success_only: bool = True
+    type: str = "vla"
     initial: Path | None = None
     hand: Hand = "auto"
     preset: str = "small"
@@ -91,7 +96,10 @@ class TrainPolicyConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
-        require_preset(self.preset)
+        if self.type == "vla":
+            require_preset(self.preset)
+        elif self.initial is not None:
+            raise ConfigError(f"--initial is for --type vla, got --type {self.type}; leave it out")
 
 
 def run(config: TrainPolicyConfig) -> int:
@@ -108,6 +116,7 @@ def run(config: TrainPolicyConfig) -> int:
     from worldgym.utils.progress import Progress
     from worldgym.utils.train_state import TrainState
 
+    kind = POLICIES.get(config.type)
     dataset = EpisodeDataset(config.data).require_seen()
     hand = knows_hand(dataset.action_spec, dataset.state_dim, config.hand)
     facts = identity(config, dataset, contents=("initial",))
@@ -124,7 +133,12 @@ def run(config: TrainPolicyConfig) -> int:
         success_only=config.success_only,
     )
     torch.manual_seed(config.seed)
-    policy = _policy(config, arrays, hand)
+    if config.type == "vla":
+        policy = _policy(config, arrays, hand)
+    else:
+        from worldgym.training.generic import fresh_part
+
+        policy = fresh_part(kind, config.type, dataset_specs(dataset), config.preset, arrays)
     counts = {
         task: sum(demo.task == task for demo in chosen) for task in sorted({demo.task for demo in chosen})
     }
@@ -167,7 +181,7 @@ def run(config: TrainPolicyConfig) -> int:
             progress.update(1, loss=scalars["loss"], val_loss=scalars["val_loss"])
 
         history = SFT(settings).fit(policy, demos, on_epoch=on_epoch, checkpoint=state)
-    policy.save_pretrained(config.out)
+    POLICIES.save(policy, config.out)
     written = {
         "demos": counts, "history": history, "settings": dataclasses.asdict(settings), "data": config.data.name,
         "behaviour": behaviour,
