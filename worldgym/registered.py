@@ -18,7 +18,6 @@ WORLD_MODELS.register_lazily(
     ensemble="worldgym.models.ensemble:EnsembleWorldModel",
 )
 DATASET_FORMATS.register_lazily(
-    worldgym="worldgym.data.formats.known:OwnFormat",
     lerobot="worldgym.data.formats.known:LeRobotFormat",
     bridge="worldgym.data.formats.known:BridgeFormat",
 )
