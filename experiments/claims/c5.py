@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.claims.arms import ARMS, REAL_SEEDS, Arm, Trained, saved, some_starts
+from experiments.claims.arms import REAL_SEEDS, Arm, Trained, saved, some_starts
 from experiments.claims.claim import Claim, Ruling, difference, said
 from experiments.claims.figures import gains
 from experiments.claims.lab import Lab
@@ -202,17 +202,12 @@ def _efficient(lab: Lab, seed: int, folder: Path) -> Trained:
     return Trained(trained.policy, trained.budget, settings=trained.settings)
 
 
-ARMS.update(
-    {
-        arm.name: arm
-        for arm in (
-            Arm("bc_mixture", "BC on the mixture, told nothing", _bc),
-            Arm("told_outcome", "told who succeeded, no critic", _outcome),
-            Arm("recap", "RECAP: told the advantage", _recap),
-            Arm("ramp", "RAMP: told what is foreseen too", _ramp),
-            Arm("ramp_efficient", "RAMP, efficient: foresight left out", _efficient),
-        )
-    }
+OWN_ARMS = (
+    Arm("bc_mixture", "BC on the mixture, told nothing", _bc),
+    Arm("told_outcome", "told who succeeded, no critic", _outcome),
+    Arm("recap", "RECAP: told the advantage", _recap),
+    Arm("ramp", "RAMP: told what is foreseen too", _ramp),
+    Arm("ramp_efficient", "RAMP, efficient: foresight left out", _efficient),
 )
 
 
@@ -255,4 +250,5 @@ CLAIM = Claim(
     rule=rule,
     figures=figures,
     tables=tables,
+    own_arms=OWN_ARMS,
 )

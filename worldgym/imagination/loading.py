@@ -66,8 +66,8 @@ def resolve_reward(
 ) -> RewardModel | None:
     """A judge: as given, of a folder, or made by calling `pkg.mod:factory(**kwargs)` when given as an entry point.
 
-    A folder is loaded by the registered type that its config.json names; of `kwargs`, such as `cache`, its type is given
-    those that it knows.
+    A folder is loaded by the registered type that its config.json names; its type is given those of `kwargs`, such as
+    `cache`, that it names.
 
     Raises:
         CheckpointError: a folder without a judge, or a damaged one.
