@@ -28,7 +28,7 @@ from worldgym.utils.arrays import Field, read_arrays
 from worldgym.utils.files import file_sha256
 from worldgym.utils.folders import MANIFEST, verify_file
 
-JUDGES = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
+JUDGE_FOLDERS = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
 """Judges of a bundle, by name, and the folders where they are."""
 STARTS = {
     "images": Field("uint8", ("N", "H", "W", 3)),
@@ -151,12 +151,12 @@ class Bundle:
             CheckpointError: no such part, no such folder.
         """
         folder = Path(name).expanduser()
-        if not folder.is_dir() and name not in JUDGES:
+        if not folder.is_dir() and name not in JUDGE_FOLDERS:
             raise CheckpointError(
                 f"there is no folder {name}; give a folder that a judge's save_pretrained wrote, or one of the "
-                f"bundle's judges: {', '.join(JUDGES)}"
+                f"bundle's judges: {', '.join(JUDGE_FOLDERS)}"
             )
-        return folder if folder.is_dir() else self._part(JUDGES[name])
+        return folder if folder.is_dir() else self._part(JUDGE_FOLDERS[name])
 
     def probe(self) -> Any:
         """The ruler that reads positions off frames."""

@@ -92,3 +92,17 @@ def test_a_policy_offers_its_encoder_to_a_judge():
     assert {"text_mean", "text_std", "text.0.weight", "conv1.weight", "conv2.weight"} <= set(taken)
     assert torch.equal(judge.conv1.weight, policy.pointer.conv1.weight)
     assert torch.equal(judge.text_std, policy.text_std)
+
+
+def test_the_type_is_no_setting_when_a_hub_is_asked(tmp_path, monkeypatch):
+    policy = of_type("vla")
+    policy.save_pretrained(tmp_path)
+
+    def download(repo_id, filename, **how):
+        assert repo_id == "someone/policy"
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
+    loaded = VLAPolicy.from_pretrained("hf:someone/policy")
+    assert loaded.config == policy.config
+    assert torch.equal(loaded.head.weight, policy.head.weight)

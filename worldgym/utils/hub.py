@@ -92,8 +92,16 @@ class HubModel(PyTorchModelHubMixin):
         model.eval()  # type: ignore[attr-defined]
         return model
 
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> Self:  # type: ignore[override]
+        """As the hub's mixin, of a config without the `type`."""
+        if isinstance(config := kwargs.get("config"), Mapping):
+            refuse_other_type(config.get(TYPE), cls, str(kwargs.get("model_id")))
+            kwargs["config"] = {key: value for key, value in config.items() if key != TYPE}
+        return super()._from_pretrained(**kwargs)
 
-def refuse_other_type(written: Any, cls: type, folder: Path) -> None:
+
+def refuse_other_type(written: Any, cls: type, folder: Path | str) -> None:
     """Raise a CheckpointError where `config.json` has a type by which another class than `cls` is known."""
     mine = registered_name(cls)
     if written is not None and mine is not None and written != mine:
