@@ -120,7 +120,7 @@ pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 4600 --tasks reach push pick_place
 	$(BIN)/worldgym train tokenizer --data $(RUNS)/data --out $(RUNS)/tokenizer
 	@# learns from all experts how to go where it is told, which the policy that ships takes over, and what words mean, which
-	@# it does not: that lends eyes to the judge alone
+	@# it does not: only the judge's encoder starts from that one
 	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 1000 --epochs 6 --lr 1e-3 --out $(RUNS)/policy_all
 	@# clumsier policies of few demonstrations: their near misses are what the world model must see
 	$(BIN)/worldgym train policy --data $(RUNS)/data --demos-per-task 45 --epochs 40 --patience 0 --out $(RUNS)/policy_45
@@ -158,7 +158,7 @@ pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint
 		--lr 5e-4 --batch 17 --window 24 --out $(RUNS)/world_model_third --compile --processes 2
 	$(BIN)/worldgym train probe --world-model $(RUNS)/world_model_third/export --out $(RUNS)/probe
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model_third/export --steps 1400 \
-		--max-fpr 0.03 --no-state --eyes $(RUNS)/policy_all --out $(RUNS)/judge
+		--max-fpr 0.03 --no-state --init-policy $(RUNS)/policy_all --out $(RUNS)/judge
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model_third/export \
 		--judge $(RUNS)/judge --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
 		--demos-per-task 25 --demos-limit 1200 --out $(RUNS)/bundle_third
@@ -185,10 +185,10 @@ pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint
 		--steps 700 --lr 9e-4 --max-fpr 0.03 --out $(RUNS)/judge_state
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
 		--initial $(RUNS)/judge_state --hard-share 0.5 --steps 300 --lr 5e-4 --max-fpr 0.03 --out $(RUNS)/judge_mined
-	$(BIN)/worldgym train judge --kind latent --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
+	$(BIN)/worldgym train judge --type latent --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
 		--teacher $(RUNS)/judge_mined --dream-episodes 900 --steps 1800 --batch-size 192 --lr 2e-3 --max-fpr 0.03 \
 		--out $(RUNS)/judge_latent
-	PYTHONPATH=$(VENV)/clip $(BIN)/worldgym train judge --kind open_clip --data $(RUNS)/data \
+	PYTHONPATH=$(VENV)/clip $(BIN)/worldgym train judge --type open_clip --data $(RUNS)/data \
 		--world-model $(RUNS)/world_model/export --teacher $(RUNS)/judge_mined --steps 2500 --batch-size 96 --lr 1e-3 \
 		--max-fpr 0.07 --out $(RUNS)/judge_open_clip
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export \

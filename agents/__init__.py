@@ -6,8 +6,8 @@ rollouts that a world model imagined.
 
 Example::
 
-    from agents import GRPO, GRPOConfig, VLAPolicy, collect
-    policy = VLAPolicy.from_pretrained("runs/policy_sft")
+    from agents import GRPO, GRPOConfig, collect, load_policy
+    policy = load_policy("runs/policy_sft")
     rollouts = collect(world_model, judge, policy, starts, group_size=8, horizon=40)
     GRPO(GRPOConfig()).update(policy, rollouts)
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agents.filtered_bc import FilteredBC, FilteredBCConfig
     from agents.grpo import GRPO, GRPOConfig
     from agents.imagination import RealCollector, StartBank, Starts, collect, collect_real
+    from agents.loading import load_policy
     from agents.rollouts import Rollouts
     from agents.self_imitation import SelfImitation, SelfImitationConfig
     from agents.sft import SFT, ChunkDataset, SFTConfig, average_weights, chunk_dataset
@@ -36,6 +37,7 @@ _WHERE = {
     "Starts": "imagination",
     "collect": "imagination",
     "collect_real": "imagination",
+    "load_policy": "loading",
     "Rollouts": "rollouts",
     "SelfImitation": "self_imitation",
     "SelfImitationConfig": "self_imitation",

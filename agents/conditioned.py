@@ -17,6 +17,7 @@ Example::
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from agents.vla_config import VLAPolicyConfig
 from worldgym.errors import ConfigError
 from worldgym.models.foresight import Foresight
 from worldgym.protocols import Observation
+from worldgym.registry import TYPE
 from worldgym.text import EMBEDDING_DIM, embed
+from worldgym.utils.folders import save_folder
 
 FLAG_REPEATS = 8
 """How often a flag is repeated: a single number whose weights begin at zero took 250 steps to be learned."""
@@ -135,6 +138,13 @@ class ForesightPolicy:
 
     def __init__(self, policy: ConditionedPolicy, foresight: Foresight) -> None:
         self.policy, self.foresight = policy, foresight
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write both parts, in `policy` and `foresight`."""
+        with save_folder(folder) as stage:
+            self.policy.save_pretrained(stage / "policy")
+            self.foresight.save_pretrained(stage / "foresight")
+            (stage / "config.json").write_text(json.dumps({TYPE: "foresight"}) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ForesightPolicy:

@@ -23,9 +23,11 @@ import torch
 from typing_extensions import Self
 
 from agents.imagination import Starts, collect
+from agents.loading import PackedPolicy, pack_policy
 from agents.ray_watch import watch
 from agents.rollouts import Rollouts
 from worldgym.errors import ConfigError
+from worldgym.registry import POLICIES
 from worldgym.utils.memory import resident_mb
 from worldgym.utils.optional import require
 
@@ -138,7 +140,8 @@ class RolloutPool:
         """Imagine `len(starts) * group_size` trajectories, in the order of the starts; see `agents.collect`.
 
         Args:
-            policy: sent to the workers once.
+            policy: sent to the workers once: as files where its type is registered, which the workers' machines must
+                have installed as well.
             starts: where to begin.
             seed: of all randomness, at least 0; with `piece` it decides the result.
             piece: starts that are imagined together on one worker.
@@ -148,7 +151,9 @@ class RolloutPool:
             RuntimeError: a piece killed more workers than `retries` allows.
         """
         ray = self._ray
-        parts, sent = pieces_of(starts, piece), ray.put(policy)
+        # A type that no registry knows is sent as the object that it is.
+        packed = pack_policy(policy) if POLICIES.name_of(policy) else policy
+        parts, sent = pieces_of(starts, piece), ray.put(packed)
         waiting = list(range(len(parts)))[::-1]
         tries, done = [0] * len(parts), dict[int, Rollouts]()
         idle, running = list(self.workers), dict[Any, tuple[int, Any]]()
@@ -205,11 +210,16 @@ class _Imaginer:
     def __init__(self, world_model: Any, judge: Any, threads: int) -> None:
         torch.set_num_threads(threads)
         self.world_model, self.judge = world_model, judge
+        self.read: dict[str, Any] = {}  # the newest packed policy
 
     def imagine(
         self, policy: Any, starts: Starts, seed: int, number: int, settings: dict[str, Any]
     ) -> Rollouts:
         """One piece."""
+        if isinstance(policy, PackedPolicy):
+            if policy.key not in self.read:
+                self.read = {policy.key: policy.load()}
+            policy = self.read[policy.key]
         generator = piece_generator(seed, number)
         return collect(self.world_model, self.judge, policy, starts, generator=generator, **settings)
 

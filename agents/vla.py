@@ -164,6 +164,12 @@ class VLAPolicy(
         self.to(memory_format=torch.channels_last)
         self.reset()
 
+    def encoder_state(self) -> dict[str, Tensor]:
+        """Statistics of words, and weights of what finds the things that words name: a judge can start from them."""
+        parts = ("pointer.text.", "pointer.conv1.", "pointer.conv2.", "pointer.block2.", "text_")
+        found = {name: value for name, value in self.state_dict().items() if name.startswith(parts)}
+        return {name.removeprefix("pointer."): value for name, value in found.items()}
+
     @property
     def chunk(self) -> int:
         """Actions per call."""

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.heads import HEADS
 from worldgym.errors import ConfigError
+from worldgym.registry import HEADS
 from worldgym.specs import Camera, Specs
 from worldgym.text import EMBEDDING_DIM
 from worldgym.utils.sizes import short, size_of
@@ -105,8 +105,7 @@ class VLAPolicyConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
-        if self.head not in HEADS:
-            raise ConfigError(f"unknown head {self.head!r}; there are {', '.join(HEADS)}")
+        HEADS.get(self.head)  # raises ConfigError where nobody knows it
 
     @property
     def size(self) -> tuple[int, int]:

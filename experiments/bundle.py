@@ -28,9 +28,8 @@ from worldgym.utils.arrays import Field, read_arrays
 from worldgym.utils.files import file_sha256
 from worldgym.utils.folders import MANIFEST, verify_file
 
-JUDGES = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
+JUDGE_FOLDERS = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
 """Judges of a bundle, by name, and the folders where they are."""
-POLICY_CLASS = "agents:VLAPolicy"
 STARTS = {
     "images": Field("uint8", ("N", "H", "W", 3)),
     "states": Field("float", ("N", "S")),
@@ -107,19 +106,19 @@ class Bundle:
         return self.folder / "starts.npz"
 
     def policy(self) -> Any:
-        """A fresh copy of the SFT policy."""
-        from agents import VLAPolicy
+        """A fresh copy of the SFT policy, of whatever type it is."""
+        from agents import load_policy
 
-        return VLAPolicy.from_pretrained(str(self.policy_folder)).eval()
+        return load_policy(self.policy_folder)
 
     def world_model(self) -> Any:
-        """The world model, tokenizer included."""
+        """The world model, of whatever type it is."""
         from worldgym.models import load_world_model
 
         return load_world_model(self._part("world_model"))
 
     def judge(self) -> Any:
-        """The judge whose reward is learned from, of whatever kind it is."""
+        """The judge whose reward is learned from, of whatever type it is."""
         return self.named_judge("bundled")
 
     def named_judge(
@@ -152,12 +151,12 @@ class Bundle:
             CheckpointError: no such part, no such folder.
         """
         folder = Path(name).expanduser()
-        if not folder.is_dir() and name not in JUDGES:
+        if not folder.is_dir() and name not in JUDGE_FOLDERS:
             raise CheckpointError(
                 f"there is no folder {name}; give a folder that a judge's save_pretrained wrote, or one of the "
-                f"bundle's judges: {', '.join(JUDGES)}"
+                f"bundle's judges: {', '.join(JUDGE_FOLDERS)}"
             )
-        return folder if folder.is_dir() else self._part(JUDGES[name])
+        return folder if folder.is_dir() else self._part(JUDGE_FOLDERS[name])
 
     def probe(self) -> Any:
         """The ruler that reads positions off frames."""

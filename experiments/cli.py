@@ -56,6 +56,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("info",): Command(
         "info", "InfoConfig", "versions, device, GL backend, bundled checkpoints, shadowed packages"
     ),
+    ("list",): Command("list", "ListConfig", "registered types of parts, and where each comes from"),
     ("demo",): Command(
         "demo",
         "DemoConfig",

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.bundle import folder_hash
 from worldgym.data import TABLETOP_ACTION_SPEC, Episode
 from worldgym.errors import CheckpointError, WorldgymError
 from worldgym.utils.files import file_sha256
@@ -72,13 +73,13 @@ def collection_key(config: CollectConfig) -> str:
 
 
 def _weights_hash(folder: Path, what: str) -> str:
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
+    if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"no {what} at {folder}: model.safetensors is missing; train one with `worldgym train "
+            f"no {what} at {folder}: config.json is missing; train one with `worldgym train "
             f"{what.replace(' ', '-')}`, or give the folder of another checkpoint"
         )
-    return file_sha256(weights)[:12]
+    weights = folder / "model.safetensors"
+    return file_sha256(weights)[:12] if weights.is_file() else folder_hash(folder)[:12]
 
 
 # ---- one process that makes episodes ---------------------------------------------------------------------------------
@@ -134,13 +135,12 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
     """
     import torch
 
-    from agents import VLAPolicy
+    from agents import load_policy
     from worldgym.imagination.rollout import run_policy
     from worldgym.models import load_world_model
 
     torch.set_num_threads(1)  # several workers share the cores
-    policy = VLAPolicy.from_pretrained(str(config.policy))
-    policy.eval()
+    policy = load_policy(config.policy)
     world_model = None if config.world_model is None else load_world_model(config.world_model)
 
     def start(seed: int) -> Callable[[dict[str, Any], int], np.ndarray]:

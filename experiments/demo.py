@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from experiments.bundle import POLICY_CLASS, Bundle
+from experiments.bundle import Bundle
 from experiments.demo_settings import CHECK_SEED0, DEFAULT_TASKS, REAL, DemoSettings
 from experiments.practice import Practice, save_policy
 from experiments.run_folder import AGAIN, RunFolder, versions
@@ -41,7 +41,9 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     facts = {**settings.key(), "parts": bundle.fingerprint()}
     folder = RunFolder(settings.out, facts, fresh=settings.fresh, restart=AGAIN)
     if folder.has("state/results.json", *RESULTS):
-        logger.warning("%s holds this run and its results; --fresh removes them and runs it again", settings.out)
+        logger.warning(
+            "%s holds this run and its results; --fresh removes them and runs it again", settings.out
+        )
         return dict(folder.read("results"))
     return _Demo(settings, bundle, folder).run()
 
@@ -71,7 +73,7 @@ class _Demo:
         with pool, folder.board() as board:
             board.add_text("hparams", "\n".join(f"- {k}: {v}" for k, v in settings.key().items()))
             logger.info("1/5 measuring the SFT policy in Real from %d starts", len(self.starts))
-            sft = PolicyRef(POLICY_CLASS, str(self.bundle.policy_folder))
+            sft = PolicyRef(str(self.bundle.policy_folder))
             evaluations = {"sft": self._measure(pool, "sft", sft)}
             board.add_scalar("eval/success_once", evaluations["sft"]["greedy"].rate().mean, 0)
             verbs = ", ".join(self.practice.verbs)
@@ -83,8 +85,8 @@ class _Demo:
             updates = round(sum(row["updates"] for row in history))
             self._clone(updates)
             logger.info("4/5 measuring every policy in Real from the same starts")
-            improved = PolicyRef(POLICY_CLASS, str(settings.out / "policy"))
-            cloned = PolicyRef(POLICY_CLASS, str(settings.out / "policy_bc_only"))
+            improved = PolicyRef(str(settings.out / "policy"))
+            cloned = PolicyRef(str(settings.out / "policy_bc_only"))
             evaluations["imagined_rl"] = self._measure(pool, "imagined_rl", improved)
             evaluations["bc_only"] = self._measure(pool, "bc_only", cloned)
             sharp = self._evaluate(pool, "sft-sharpened", sft, settings.sharpen_temperature)

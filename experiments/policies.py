@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.bundle import POLICY_CLASS, Bundle
+from experiments.bundle import Bundle
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import PolicyRef
+from worldgym.registry import POLICIES
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class PolicyChoice:
                 temperature = -1.0
             if not 0 <= temperature < float("inf"):
                 raise ConfigError(f"in {text!r}, {number!r} is no temperature; type for example {place}@1.0")
-        return cls(text, PolicyRef(POLICY_CLASS, str(policy_folder(place, bundle))), temperature)
+        return cls(text, PolicyRef(str(policy_folder(place, bundle))), temperature)
 
 
 def policy_folder(place: str | Path, bundle: str) -> Path:
@@ -62,6 +63,7 @@ def policy_folder(place: str | Path, bundle: str) -> Path:
 
     Raises:
         CheckpointError: no such folder, or one without a policy. No hub is asked.
+        ConfigError: a policy of a type that no installed package registers.
     """
     folder = Path(place).expanduser()
     if str(place) == "sft" and not folder.exists():
@@ -71,6 +73,5 @@ def policy_folder(place: str | Path, bundle: str) -> Path:
             f"there is no folder {place}; give a folder written by save_pretrained, or sft for the policy of "
             f"bundle {bundle}"
         )
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no policy in {folder}; give a folder written by save_pretrained, or sft")
+    POLICIES.get(POLICIES.type_of(folder))
     return folder

@@ -25,6 +25,8 @@ from experiments.guard import Guard
 from experiments.run_folder import RunFolder
 from worldgym.errors import CheckpointError
 from worldgym.pretrained import remedy
+from worldgym.registry import POLICIES
+from worldgym.specs import specs_of
 from worldgym.utils.folders import save_folder, verify_listed
 from worldgym.utils.progress import Progress
 
@@ -74,9 +76,9 @@ class Practice:
         """A fresh copy of the policy that practice begins with."""
         if self.begin_with is None:
             return self.bundle.policy()
-        from agents import VLAPolicy
+        from agents import load_policy
 
-        return VLAPolicy.from_pretrained(str(self.begin_with)).eval()
+        return load_policy(self.begin_with)
 
     def run(
         self, board: Any, report: Callable[[dict[str, float]], None] | None = None
@@ -90,7 +92,7 @@ class Practice:
         Returns:
             one row of scalars a round. The improved policy, averaged over the rounds, is in `out/policy`.
         """
-        from agents import GRPO, GRPOConfig, SelfImitation, SelfImitationConfig, VLAPolicy, average_weights
+        from agents import GRPO, GRPOConfig, SelfImitation, SelfImitationConfig, average_weights, load_policy
 
         settings = self.settings
         final = self.folder.read("history")
@@ -126,7 +128,7 @@ class Practice:
             imitation.load(policy, rounds[-1] / "imitation")
             remembered = improver.load(policy, rounds[-1] / "grpo")
             history, stream = remembered["history"], remembered["stream"]
-            average = VLAPolicy.from_pretrained(rounds[-1] / "average")
+            average = load_policy(rounds[-1] / "average")
             for row in history:
                 self._scalars(board, row)
         with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
@@ -147,7 +149,9 @@ class Practice:
                     save_policy(average, settings.out / "policy")  # the receiver may end this process
                     report(row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
-                progress.update(1, imagined_success=round(recent, 3), entropy=row.get("goal_entropy", row["entropy"]))
+                progress.update(
+                    1, imagined_success=round(recent, 3), entropy=row.get("goal_entropy", row["entropy"])
+                )
         save_policy(average, settings.out / "policy")
         for stage in (*STAGES, "update"):
             self.folder.seconds[stage] = 0.0
@@ -180,7 +184,9 @@ class Practice:
     def _forget_rounds(self) -> None:
         """Remove what only an interrupted practice would need."""
         names = {f"state/{path.name}" for path in self._rounds()}
-        names |= {name for name in self.folder.made if name.startswith("state/round-")}  # a kill came before the marker
+        names |= {
+            name for name in self.folder.made if name.startswith("state/round-")
+        }  # a kill came before the marker
         if names:
             self.folder.disown(*sorted(names))
 
@@ -195,14 +201,15 @@ class Practice:
 
     def _check_parts(self) -> None:
         """Raise a CheckpointError when starts or demonstrations do not fit the world model."""
-        size, states = self.world_model.image_size, self.world_model.state_dim
+        spec = specs_of(self.world_model).observation
+        wanted, states = (*spec.main.size, 3), spec.state_dim
         found = {"starts": self.bank.starts, "demonstrations": self.demos}
         for name, data in found.items():
             shape = tuple(data.images.shape[1:]), int(data.states.shape[1])
-            if shape != ((size, size, 3), states):
+            if shape != (wanted, states):
                 raise CheckpointError(
                     f"the {name} of {self.bundle.folder} have images {shape[0]} and states ({shape[1]},), its world "
-                    f"model reads images {(size, size, 3)} and states ({states},); {remedy(self.bundle.folder)}"
+                    f"model reads images {wanted} and states ({states},); {remedy(self.bundle.folder)}"
                 )
 
     def _check_demos(self, policy: Any) -> None:
@@ -335,4 +342,4 @@ def restore_stream(state: str) -> None:
 
 def save_policy(policy: Any, folder: Path) -> None:
     """Write a policy so that the folder holds the old one or the new one, nothing between."""
-    policy.save_pretrained(str(folder))
+    POLICIES.save(policy, folder)

@@ -51,5 +51,8 @@ def load_tokenizer(world_model: Path | None, tokenizer: Path | None) -> FrameTok
     if world_model is not None:
         from worldgym.models import load_world_model
 
-        return load_world_model(world_model).tokenizer
+        found: FrameTokenizer | None = getattr(load_world_model(world_model), "tokenizer", None)
+        if found is None:
+            raise ConfigError(f"the world model {world_model} has no tokenizer; leave --world-model out")
+        return found
     return None if tokenizer is None else read_tokenizer(tokenizer)

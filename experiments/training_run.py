@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from worldgym.errors import CheckpointError, ConfigError
+from worldgym.specs import ActionSpec, GripperRule, Specs
 from worldgym.utils.files import file_sha256, read_sealed, write_sealed
+from worldgym.utils.sizes import ImageSize, size_of, text
 from worldgym.utils.staging import sweep_once
 from worldgym.utils.typed import changes
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from worldgym.data import EpisodeDataset
-    from worldgym.data.episode import ActionSpec
 
 logger = logging.getLogger(__name__)
 MARKER = "run.json"
@@ -49,38 +50,55 @@ def require_preset(preset: str, presets: Sequence[str] = ("small", "tiny")) -> N
         )
 
 
-def require_square(image_size: int, model_size: int, what: str) -> None:
-    """Raise a ConfigError unless frames of the data are as large as `what` takes them, pixels a side."""
-    if image_size != model_size:
+def require_size(image_size: ImageSize, model_size: ImageSize, what: str) -> None:
+    """Raise a ConfigError unless frames of the data are as large as `what` takes them: pixels a side, or (H, W)."""
+    if size_of(image_size) != size_of(model_size):
+        has, takes = text(size_of(image_size)), text(size_of(model_size))
         raise ConfigError(
-            f"the dataset has frames of {image_size} pixels a side, and {what} takes {model_size}; train it on this "
-            f"dataset, or make the dataset anew with `worldgym collect` or `worldgym import` --image-size {model_size}"
+            f"the dataset has frames of {has} pixels a side, and {what} takes {takes}; train it on this dataset, or make "
+            f"the dataset anew with `worldgym collect` or `worldgym import` --image-size {takes}"
         )
+
+
+require_square = require_size
 
 
 # -- proprioception -----------------------------------------------------------------------------------------------
 
 
-def knows_hand(spec: ActionSpec, state_dim: int, choice: Hand = "auto") -> bool:
-    """Whether proprioception is known to be a hand's: x, y, z first and the opening of its fingers last.
+def with_hand(specs: Specs, choice: Hand = "auto") -> Specs:
+    """The specs with the roles of a hand, or without, as a user says; `auto` leaves them as recorded.
 
-    Only the tabletop's and BridgeData's action specs say so, by names and units; `choice` may force either.
+    Args:
+        specs: of a dataset.
+        choice: `yes` says that proprioception is x, y, z, ..., opening of the fingers, and that the last action is the
+            gripper; `no` that nothing is known of it.
 
     Raises:
         ConfigError: `yes` with fewer than four dimensions.
     """
-    from worldgym.data import TABLETOP_ACTION_SPEC
-    from worldgym.data.bridge import BRIDGE_ACTION_SPEC
-
-    if choice == "yes" and state_dim < 4:
+    if choice == "auto":
+        return specs
+    state, action = specs.observation.state, specs.action
+    if choice == "no":
+        fields = [dataclasses.replace(field, role="other") for field in state]
+        action = None if action is None else dataclasses.replace(action, gripper=None)
+        return Specs(dataclasses.replace(specs.observation, state=tuple(fields)), action)
+    if len(state) < 4:
         raise ConfigError(
-            f"proprioception has {state_dim} dimensions; a hand's has at least four: x, y, z, ..., opening of the "
+            f"proprioception has {len(state)} dimensions; a hand's has at least four: x, y, z, ..., opening of the "
             "fingers. Type --hand no"
         )
-    if choice != "auto":
-        return choice == "yes"
-    known = ((TABLETOP_ACTION_SPEC, 4), (BRIDGE_ACTION_SPEC, 7))
-    return any((spec.names, spec.units, state_dim) == (k.names, k.units, dim) for k, dim in known)
+    roles = ["ee_position"] * 3 + ["other"] * (len(state) - 4) + ["gripper"]
+    fields = [dataclasses.replace(field, role=role) for field, role in zip(state, roles, strict=True)]
+    if action is not None and action.gripper is None:
+        last = action.dim - 1
+        action = dataclasses.replace(action, gripper=GripperRule(last, action.high[last], action.low[last]))
+    return Specs(dataclasses.replace(specs.observation, state=tuple(fields)), action)
+
+
+def knows_hand(spec: ActionSpec, state_dim: int, choice: Hand = "auto") -> bool:
+    raise AssertionError("until the next merge")
 
 
 # -- whose run a folder holds -------------------------------------------------------------------------------------

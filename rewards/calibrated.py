@@ -15,7 +15,7 @@ Example::
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewards.loading import load_judge
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, Reads, judged, reads_of
+from worldgym.registry import JUDGES, TYPE
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.typed import from_values
 
@@ -192,18 +194,24 @@ class CalibratedJudge:
     def save_pretrained(self, path: str | Path) -> None:
         """Write the map, and the judge beside it."""
         with save_folder(path) as folder:
-            self.judge.save_pretrained(folder / INNER)
+            JUDGES.save(self.judge, folder / INNER)
             (folder / SETTINGS).write_text(json.dumps(asdict(self.calibration), indent=1) + "\n")
+            (folder / "config.json").write_text(json.dumps({TYPE: "calibrated"}) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **loading: Any) -> CalibratedJudge:
-        """What `save_pretrained` wrote; `**loading` goes to `rewards.loading.load_judge`.
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        tokenizer: Any | None = None,
+        cache: str | Path | None = None,
+        keys: Mapping[str, str] | None = None,
+    ) -> CalibratedJudge:
+        """What `save_pretrained` wrote; all but the path is for the judge inside, see `rewards.loading.load_judge`.
 
         Raises:
             CheckpointError: files are missing or damaged.
         """
-        from rewards.loading import load_judge
-
         try:
             verify_folder(path, (SETTINGS,), "give what save_pretrained wrote")
             facts = json.loads((Path(path) / SETTINGS).read_text())
@@ -212,4 +220,4 @@ class CalibratedJudge:
             raise CheckpointError(
                 f"{path} holds no calibration ({error}); give what save_pretrained wrote"
             ) from error
-        return cls(load_judge(Path(path) / INNER, **loading), calibration)
+        return cls(load_judge(Path(path) / INNER, tokenizer=tokenizer, cache=cache, keys=keys), calibration)

@@ -26,8 +26,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rewards.loading import load_judge
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, Reads, RewardModel, judged, reads_of, threshold_of
+from worldgym.registry import JUDGES, TYPE
 from worldgym.utils.folders import save_folder, verify_folder
 
 
@@ -135,19 +137,24 @@ class ComposedJudge:
         }
         with save_folder(folder) as stage:
             for i, term in enumerate(self.terms.values()):
-                saved: Any = term.judge
-                saved.save_pretrained(stage / str(i))
+                JUDGES.save(term.judge, stage / str(i))
             (stage / "composed.json").write_text(json.dumps(facts, indent=1) + "\n")
+            (stage / "config.json").write_text(json.dumps({TYPE: "composed"}) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **loading: Any) -> ComposedJudge:
-        """What `save_pretrained` wrote; `**loading` goes to `rewards.loading.load_judge`.
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        tokenizer: Any | None = None,
+        cache: str | Path | None = None,
+        keys: Mapping[str, str] | None = None,
+    ) -> ComposedJudge:
+        """What `save_pretrained` wrote; all but the path is for the terms, see `rewards.loading.load_judge`.
 
         Raises:
             CheckpointError: files are missing or damaged.
         """
-        from rewards.loading import load_judge
-
         folder = Path(path)
         try:
             verify_folder(folder, ("composed.json",), "give what save_pretrained wrote")
@@ -159,7 +166,7 @@ class ComposedJudge:
                 f"{folder} holds no composed judge ({error}); give what save_pretrained wrote"
             ) from error
         terms = {
-            name: Term(load_judge(folder / str(i), **loading), weight)
+            name: Term(load_judge(folder / str(i), tokenizer=tokenizer, cache=cache, keys=keys), weight)
             for i, (name, weight) in enumerate(rows)
         }
         return cls(terms, how, threshold)

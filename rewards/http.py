@@ -39,6 +39,7 @@ from rewards.answers import read_score
 from rewards.endpoint import Endpoint, HttpJudgeConfig, Refused, Spent, masked
 from worldgym.errors import CheckpointError, ConfigError, JudgeUnavailableError
 from worldgym.protocols import Judgement, Reads
+from worldgym.registry import TYPE
 from worldgym.utils.files import read_json, write_sealed
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.optional import require
@@ -139,6 +140,7 @@ class HttpJudge:
         values = read_json(folder / SETTINGS, remedy)
         if not isinstance(values, dict):
             raise CheckpointError(f"{folder / SETTINGS} holds no settings of an HttpJudge; {remedy}")
+        values.pop(TYPE, None)
         named = values.pop("key_env", None)  # not the folder's to decide
         try:
             config = from_values(HttpJudgeConfig, values, str(folder / SETTINGS))
@@ -157,7 +159,7 @@ class HttpJudge:
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the settings; neither the key nor the variable that holds it is one of them."""
-        facts = {key: value for key, value in asdict(self.config).items() if key != "key_env"}
+        facts = {TYPE: "http"} | {k: value for k, value in asdict(self.config).items() if k != "key_env"}
         with save_folder(path) as folder:
             (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,14 @@ class LatentJudge(
         if not 0 < value < 1:
             raise ConfigError(f"the threshold must lie in (0, 1); got {value}")
         self.cut.fill_(value)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, path: str | Path, *, tokenizer: Any | None = None, **kwargs: Any
+    ) -> LatentJudge:
+        """What `save_pretrained` wrote, attached to `tokenizer` where one is given; see `HubModel.from_pretrained`."""
+        judge = super().from_pretrained(path, **kwargs)
+        return judge if tokenizer is None else judge.attach(tokenizer)
 
     def attach(self, tokenizer: Any) -> LatentJudge:
         """Say whose latents are read, so that frames can be judged as well; returns self.

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.hub import HubModel
 from worldgym.utils.sizes import short, size_of
-from worldgym.utils.tensors import load_tensors
 from worldgym.utils.typed import from_values
 
 WAVES = (1.0, 2.0, 4.0, 8.0)
@@ -97,7 +95,8 @@ class LearnedJudgeConfig:
         }
         if name not in presets:
             raise ConfigError(f"unknown judge preset {name!r}; there are {', '.join(presets)}")
-        return cls.from_dict({**presets[name], **overrides})
+        specs = overrides.pop("specs", None)
+        return dataclasses.replace(cls.from_dict({**presets[name], **overrides}), specs=specs)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LearnedJudgeConfig:
@@ -235,31 +234,34 @@ class LearnedJudge(
         other.set_state_stats(states)
         return other.train(self.training)
 
-    def borrow_eyes(self, folder: str | Path) -> list[str]:
-        """Start from the first layers and the words of a trained policy, which has learned what the words point at.
+    def init_from_policy(self, policy: Any) -> list[str]:
+        """Start from the image and text encoder of a trained policy, which has learned what the words refer to.
 
         Args:
-            folder: of a policy's `model.safetensors`.
+            policy: with `encoder_state()`: tensors by name, `text_mean`, `text_std`, and those below `text`, `conv1`,
+                `conv2` and `block2` of an encoder that is built as this judge's.
 
         Returns:
-            names of the tensors taken over.
+            names of the tensors taken over; those of another shape are left out.
 
         Raises:
-            CheckpointError: no such file, or nothing in it fits.
+            CheckpointError: the policy offers no encoder, or nothing in it fits.
         """
-        file = Path(folder) / "model.safetensors"
-        if not file.is_file():
-            raise CheckpointError(f"no policy at {folder}: model.safetensors is missing; train one first")
+        if not hasattr(policy, "encoder_state"):
+            raise CheckpointError(
+                f"a {type(policy).__name__} offers no encoder_state(); leave --init-policy out, or give a policy that "
+                "`worldgym train policy` made"
+            )
         own = self.state_dict()
         fits = {
-            key: value
-            for key, value in (
-                (k.removeprefix("pointer."), v) for k, v in load_tensors(file).items() if _sees(k)
-            )
-            if key in own and own[key].shape == value.shape
+            name: value
+            for name, value in policy.encoder_state().items()
+            if name in own and own[name].shape == value.shape
         }
         if not fits:
-            raise CheckpointError(f"no layer of the policy at {folder} fits this judge; use the same preset")
+            raise CheckpointError(
+                f"no layer of the encoder of this {type(policy).__name__} fits this judge; use the same preset"
+            )
         self.load_state_dict({**own, **fits})
         return sorted(fits)
 
@@ -389,11 +391,6 @@ class LearnedJudge(
             valid=torch.isfinite(logit),
             raw=logit.tolist(),
         )
-
-
-def _sees(key: str) -> bool:
-    """Whether a policy's tensor belongs to what finds the things that words name."""
-    return key.startswith(("text_", *(f"pointer.{part}." for part in ("text", "conv1", "conv2", "block2"))))
 
 
 def to_float(frames: Tensor) -> Tensor:

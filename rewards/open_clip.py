@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, Reads
+from worldgym.registry import TYPE
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.optional import require
@@ -217,6 +218,7 @@ class OpenClipJudge:
             save_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
             (folder / MODEL).write_text(json.dumps(facts, indent=1) + "\n")
             (folder / SETTINGS).write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
+            (folder / "config.json").write_text(json.dumps({TYPE: "open_clip"}) + "\n")
 
     # -- facts ------------------------------------------------------------------------------------
     @property

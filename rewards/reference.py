@@ -28,6 +28,7 @@ from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, Reads
+from worldgym.registry import TYPE
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
@@ -202,7 +203,7 @@ class ReferenceJudge:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write settings, instructions and videos; a perceptual distance is a function and stays behind."""
-        facts = {**asdict(self.config), "instructions": self.instructions}
+        facts = {TYPE: "reference", **asdict(self.config), "instructions": self.instructions}
         with save_folder(path) as folder:
             save_tensors(folder / FRAMES, {str(i): v for i, v in enumerate(self.references)})
             (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
@@ -219,6 +220,7 @@ class ReferenceJudge:
         facts = read_json(folder / SETTINGS, remedy)
         videos = load_tensors(folder / FRAMES)
         try:
+            facts.pop(TYPE, None)
             texts = [str(text) for text in facts.pop("instructions")]
             config = from_values(ReferenceJudgeConfig, facts, str(folder / SETTINGS))
             return cls([videos[str(i)] for i in range(len(texts))], texts, config, perceptual)

@@ -119,7 +119,7 @@ def train_judge(
     model: LearnedJudgeConfig | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     checkpoint: TrainState | None = None,
-    eyes: str | None = None,
+    init_policy: Any | None = None,
     dreams: EpisodeArrays | None = None,
     judge: LearnedJudge | None = None,
     **overrides: Any,
@@ -134,8 +134,8 @@ def train_judge(
         model: sizes of the judge.
         on_step: called with (step, scalars) every 25 steps.
         checkpoint: where to save and to resume from.
-        eyes: folder of a trained policy whose first layers the judge starts from: without them it took 400 steps to
-            leave chance, with them 50.
+        init_policy: a trained policy with `encoder_state()`, from whose encoder the judge starts: without it, it took
+            400 steps to leave chance, with it 50.
         dreams: of `rewards.dreams.dream_logs`, from (some of) the same episodes; a dream is held out if its episode is.
         judge: a trained judge to go on from, in place of a new one; it is changed.
         **overrides: replace single settings, e.g. `steps=500`.
@@ -170,8 +170,8 @@ def train_judge(
         hard = HardFrames.mine(judge.eval(), arrays, order[held:], np.random.default_rng(config.seed))
     if judge is None:
         judge = LearnedJudge(model)
-        if eyes is not None:  # borrowed words come with statistics of their own
-            judge.borrow_eyes(eyes)
+        if init_policy is not None:  # the encoder comes with its statistics of words
+            judge.init_from_policy(init_policy)
         else:
             judge.set_text_stats([text for texts in train.texts.values() for text in texts])
         if judge.reads.state:

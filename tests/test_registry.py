@@ -63,3 +63,41 @@ def test_a_folder_of_an_earlier_version_is_recognised(tmp_path: Path) -> None:
     registry.legacy(lambda folder, config: "old" if "grid" in config else None)
     (tmp_path / "config.json").write_text('{"grid": 8}')
     assert registry.type_of(tmp_path) == "old"
+
+
+def test_a_class_is_given_those_offers_that_it_names(tmp_path: Path) -> None:
+    class Named:
+        @classmethod
+        def from_pretrained(cls, folder: str, cache: object = None, **more: object) -> tuple[object, object]:
+            return cache, more
+
+    registry = Registry("part", "worldgym.parts")
+    registry.register("named")(Named)
+    (tmp_path / "config.json").write_text('{"type": "named"}')
+    assert registry.load(tmp_path, offered={"cache": 1, "keys": 2}) == (1, {})
+    assert registry.load(tmp_path, offered={"cache": 1}, other=3) == (1, {"other": 3})
+
+
+def test_a_part_is_saved_only_so_that_it_can_be_loaded(tmp_path: Path) -> None:
+    class Saved:
+        def __init__(self, config: str) -> None:
+            self.config = config
+
+        def save_pretrained(self, folder: str) -> None:
+            (Path(folder) / "config.json").write_text(self.config)
+
+    registry = Registry("part", "worldgym.parts")
+    registry.register("saved")(Saved)
+    registry.save(Saved('{"type": "saved"}'), tmp_path)
+    for config in ('{"type": "other"}', "{}"):
+        with pytest.raises(ConfigError, match="registered as 'saved'"):
+            registry.save(Saved(config), tmp_path)
+    with pytest.raises(ConfigError, match="a Part cannot be saved"):
+        registry.save(Part(), tmp_path)
+
+
+def test_sources_are_told_without_importing_them() -> None:
+    registry = Registry("part", "worldgym.parts")
+    registry.register_lazily(broken="no.such.module:X")
+    registry.register("alpha")(Part)
+    assert registry.sources() == {"alpha": f"{__name__}:Part", "broken": "no.such.module:X"}

@@ -1,4 +1,4 @@
-"""Modules of earlier versions under their earlier names, for one version: imported with a warning that says the new name.
+"""Modules of earlier versions under their earlier names, for one version, with a warning that says the new name.
 
 One table and one finder, in place of a file left behind for every module that moved.
 

@@ -24,7 +24,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any, TypeVar
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.files import read_json
-from worldgym.utils.folders import settle
+from worldgym.utils.folders import settle, verify_file
 
 T = TypeVar("T")
 HOME_PACKAGES = ("worldgym", "rewards", "agents", "envs", "experiments")
@@ -149,6 +150,8 @@ class Registry:
             raise CheckpointError(f"there is no folder {folder}. {remedy}")
         settle(folder)
         file = folder / "config.json"
+        if file.is_file():
+            verify_file(file, remedy[:1].lower() + remedy[1:])
         config: Any = read_json(file, remedy) if file.is_file() else {}
         if not isinstance(config, dict):
             raise CheckpointError(f"{file} holds a {type(config).__name__}, expected settings. {remedy}")
@@ -164,18 +167,62 @@ class Registry:
             )
         return name
 
-    def load(self, folder: str | Path, **kwargs: Any) -> Any:
+    def load(self, folder: str | Path, *, offered: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         """The part saved in `folder`, by the `from_pretrained` of its type.
 
         Args:
             folder: written by a `save_pretrained`.
-            **kwargs: for `from_pretrained`.
+            offered: further keyword arguments; `from_pretrained` is given those of them that it names.
+            **kwargs: for `from_pretrained`, all of them.
 
         Raises:
             CheckpointError: nothing there, or damaged.
             ConfigError: its type is unknown here; lists what is known.
         """
-        return self.get(self.type_of(folder)).from_pretrained(str(Path(folder).expanduser()), **kwargs)
+        read = self.get(self.type_of(folder)).from_pretrained
+        return read(str(Path(folder).expanduser()), **accepted(read, offered or {}), **kwargs)
+
+    def save(self, part: Any, folder: str | Path) -> None:
+        """Write a part with its own `save_pretrained`, and see that `load` will find its type.
+
+        Raises:
+            ConfigError: it cannot be saved, or does not write its type.
+        """
+        name, kind = self.name_of(part), type(part).__name__
+        if not hasattr(part, "save_pretrained"):
+            raise ConfigError(
+                f"a {kind} cannot be saved; give it save_pretrained(folder) and from_pretrained(folder)"
+            )
+        part.save_pretrained(str(folder))
+        try:
+            written: str | None = self.type_of(folder)
+        except CheckpointError:
+            written = None
+        if name is not None and written != name:
+            raise ConfigError(
+                f"{kind}.save_pretrained wrote a config.json with the type {written!r}, and the {self.kind} is "
+                f"registered as {name!r}; write {{{TYPE!r}: {name!r}, ...}} into config.json"
+            )
+
+    # -- for people ------------------------------------------------------------------------------------------------
+    def sources(self) -> dict[str, str]:
+        """Where every known name comes from, as "module:attribute" and without importing it; sorted by name."""
+        _discover()
+        points = {name: point.value for name, point in _entry_points(self.group).items()}
+        known = {name: _path(item) for name, item in self._known.items()}
+        return dict(sorted({**points, **self._lazy, **known}.items()))
+
+
+def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments `offered` that `function` names; a `**kwargs` names none."""
+    parameters = inspect.signature(function).parameters
+    named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in offered.items() if name in named}
+
+
+def registered_name(part: Any) -> str | None:
+    """The name of a part, or of its class, in whichever registry knows it; None where none does."""
+    return next((name for registry in REGISTRIES if (name := registry.name_of(part)) is not None), None)
 
 
 def _path(item: Any) -> str:

@@ -9,6 +9,8 @@ it is: `sample`, `evaluate` of what was sampled, and `loss` on demonstrations.
 - `flow`: flow matching (pi0), integrated by Euler; sampled by its stochastic differential equation, whose steps are
   Gaussian (Flow-GRPO, arXiv 2505.05470, equation 9), so that each number of each step has a log-probability.
 
+Others register in `worldgym.registry.HEADS`.
+
 Example::
 
     head = make_head("flow", width=64, chunk=5, action_dim=4)
@@ -26,10 +28,9 @@ from agents.heads.bins import AutoregressiveBins, Bins, ParallelBins
 from agents.heads.flow import FlowHead
 from agents.heads.l1 import L1Head
 from worldgym.errors import ConfigError
+from worldgym.registry import HEADS, accepted
 
-__all__ = ["HEADS", "AutoregressiveBins", "Bins", "FlowHead", "Head", "L1Head", "ParallelBins", "make_head"]
-
-HEADS = ("bins", "autoregressive", "l1", "flow")
+__all__ = ["AutoregressiveBins", "Bins", "FlowHead", "Head", "L1Head", "ParallelBins", "make_head"]
 
 
 def make_head(
@@ -38,8 +39,10 @@ def make_head(
 ) -> Head:  # fmt: skip
     """A head by name.
 
+    A class registered in `worldgym.registry.HEADS` is given those of the sizes below that its constructor names.
+
     Args:
-        name: one of `HEADS`.
+        name: of a registered head.
         width: D of the features.
         chunk: K.
         action_dim: A.
@@ -51,16 +54,13 @@ def make_head(
     Raises:
         ConfigError: an unknown name or setting.
     """
-    more = dict(settings or {})
+    kind = HEADS.get(name)
+    sizes = {
+        "width": width, "chunk": chunk, "action_dim": action_dim, "n_bins": n_bins, "binary_dims": binary_dims,
+        "bf16": bf16,
+    }  # fmt: skip
     try:
-        if name == "bins":
-            return ParallelBins(width, action_dim, n_bins, binary_dims, bf16, **more)
-        if name == "autoregressive":
-            return AutoregressiveBins(width, action_dim, n_bins, binary_dims, **more)
-        if name == "l1":
-            return L1Head(width, action_dim, **more)
-        if name == "flow":
-            return FlowHead(width, chunk, action_dim, **more)
+        head: Head = kind(**accepted(kind, sizes), **dict(settings or {}))
     except TypeError as error:
         raise ConfigError(f"a head {name!r} has no such setting: {error}") from error
-    raise ConfigError(f"unknown head {name!r}; there are {', '.join(HEADS)}")
+    return head

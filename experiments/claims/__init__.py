@@ -5,13 +5,28 @@ results, which are small JSON files under `docs/results/data`.
 
 Example::
 
-    from experiments.claims import CLAIMS
+    from experiments.claims import CLAIMS, find_arm
     CLAIMS["C1"].refuted_if
+    find_arm("imagined_rl").label
 """
 
 from __future__ import annotations
 
 from experiments.claims import c1, c2, c5, c20, e1, e2
-from experiments.claims.claim import Claim
+from experiments.claims.arms import Arm
+from experiments.claims.claim import Claim, all_arms
+from worldgym.errors import ConfigError
 
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in (c1, c2, c5, c20, e1, e2)}
+ARMS: dict[str, Arm] = all_arms(CLAIMS.values())
+
+
+def find_arm(name: str) -> Arm:
+    """An arm by name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in ARMS:
+        raise ConfigError(f"unknown arm {name!r}; the arms are {', '.join(ARMS)}")
+    return ARMS[name]

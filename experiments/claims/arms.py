@@ -16,7 +16,7 @@ of them succeeded:
 
 Example::
 
-    record = run_arm(lab, ARMS["imagined_rl"], seed=0)
+    record = run_arm(lab, find_arm("imagined_rl"), seed=0)
     record["evaluations"]["seen/greedy"]["success"], record["budget"]["imagined_steps"]
 """
 
@@ -31,14 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bundle import POLICY_CLASS
 from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
 from experiments.claims.presets import SPLITS
 from experiments.claims.streams import own_streams
 from experiments.demo_settings import PracticeSettings
 from experiments.practice import Practice, sampling, save_policy
 from experiments.run_folder import RunFolder, finite, versions
-from worldgym.errors import ConfigError
 from worldgym.evaluation import PolicyRef
 
 REAL_SEEDS, SOFT_SEEDS = (600_000, 1_000_000), (5_000_000, 6_000_000)
@@ -351,44 +349,31 @@ def _generator(seed: int) -> Any:
 
 def saved(folder: Path) -> PolicyRef:
     """The policy of a working folder."""
-    return PolicyRef(POLICY_CLASS, str(folder / "policy"))
+    return PolicyRef(str(folder / "policy"))
 
 
 def _soft(gap: float, **more: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"domain": "soft", "gap": gap, **more}
 
 
-ARMS: dict[str, Arm] = {
-    arm.name: arm
-    for arm in (
-        Arm("sft", "SFT", _sft, seeded=False),
-        Arm("bc_only", "BC only, as many updates", _bc_only),
-        Arm("filtered_bc", "filtered BC, own episodes in Real", filtered_bc()),
-        Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _imagined({"lr": 0.0, "acting": "first"})),
-        Arm("imagined_rl", "imagined RL", _imagined({})),
-        Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),
-        Arm("real_judged", "RL in Real, the judge's reward", _simulate(lambda: {"domain": "real"}, judge=True)),
-        *(Arm(f"soft_rl-{g:g}", f"RL in Soft, gap {g:g}", _simulate(_soft(g))) for g in (0.25, 0.5, 0.75, 1.0)),
-        Arm("soft_rl-dynamics", "RL in Soft, only dynamics wrong (gap 1)", _simulate(_soft(1.0, looks=0.0))),
-        Arm("soft_rl-looks", "RL in Soft, only looks wrong (gap 1)", _simulate(_soft(0.0, looks=1.0))),
-        Arm(
-            "soft_rl-randomised", "RL in Soft, randomised around the frozen gap",
-            _simulate(lambda: {"domain": "soft", "gap": frozen_gap(), "randomise": 1.0}),
-        ),
-        Arm(
-            "soft_rl-partial", "RL in Soft at the frozen gap, partial rewards",
-            _simulate(lambda: {"domain": "soft", "gap": frozen_gap()}, partial=True),
-        ),
-    )
-}  # fmt: skip
-
-
-def find_arm(name: str) -> Arm:
-    """An arm by name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in ARMS:
-        raise ConfigError(f"unknown arm {name!r}; the arms are {', '.join(ARMS)}")
-    return ARMS[name]
+SHARED_ARMS: tuple[Arm, ...] = (
+    Arm("sft", "SFT", _sft, seeded=False),
+    Arm("bc_only", "BC only, as many updates", _bc_only),
+    Arm("filtered_bc", "filtered BC, own episodes in Real", filtered_bc()),
+    Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _imagined({"lr": 0.0, "acting": "first"})),
+    Arm("imagined_rl", "imagined RL", _imagined({})),
+    Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),
+    Arm("real_judged", "RL in Real, the judge's reward", _simulate(lambda: {"domain": "real"}, judge=True)),
+    *(Arm(f"soft_rl-{g:g}", f"RL in Soft, gap {g:g}", _simulate(_soft(g))) for g in (0.25, 0.5, 0.75, 1.0)),
+    Arm("soft_rl-dynamics", "RL in Soft, only dynamics wrong (gap 1)", _simulate(_soft(1.0, looks=0.0))),
+    Arm("soft_rl-looks", "RL in Soft, only looks wrong (gap 1)", _simulate(_soft(0.0, looks=1.0))),
+    Arm(
+        "soft_rl-randomised", "RL in Soft, randomised around the frozen gap",
+        _simulate(lambda: {"domain": "soft", "gap": frozen_gap(), "randomise": 1.0}),
+    ),
+    Arm(
+        "soft_rl-partial", "RL in Soft at the frozen gap, partial rewards",
+        _simulate(lambda: {"domain": "soft", "gap": frozen_gap()}, partial=True),
+    ),
+)  # fmt: skip
+"""Arms that no claim has for itself; a claim's own are in its `own_arms`. `experiments.claims.ARMS` has all of them."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.charts import COLOURS, STYLE
-from experiments.claims.arms import ARMS, Arm, Trained
+from experiments.claims.arms import Arm, Trained
 from experiments.claims.claim import Claim, Ruling
 from experiments.claims.lab import Lab
 from experiments.claims.presets import ClaimPreset
@@ -44,7 +44,7 @@ def _disturbed(share: float) -> Arm:
     return Arm(f"disturbed-{share:g}", f"SFT, weights disturbed by {share:g}", train, splits=("seen",))
 
 
-ARMS.update({arm.name: arm for arm in map(_disturbed, NOISES)})
+OWN_ARMS = tuple(map(_disturbed, NOISES))
 
 
 def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
@@ -132,4 +132,5 @@ CLAIM = Claim(
     needs=arms,
     rule=rule,
     figures=figures,
+    own_arms=OWN_ARMS,
 )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.claims.arms import ARMS, REAL_SEEDS, Arm, Trained, saved, some_starts
+from experiments.claims.arms import REAL_SEEDS, Arm, Trained, saved, some_starts
 from experiments.claims.claim import Claim, Ruling, difference, said
 from experiments.claims.figures import gains
 from experiments.claims.lab import Lab
@@ -33,7 +33,6 @@ SFT, BC, RECAP, RAMP = ("C1", "sft"), (NAME, "bc_mixture"), (NAME, "recap"), (NA
 EFFICIENT, OUTCOME = (NAME, "ramp_efficient"), (NAME, "told_outcome")
 FUTURES = 2  # chunks ahead
 HELD = 0.2  # share of the episodes on which values are scored
-CONDITIONED = "agents.conditioned:ConditionedPolicy"
 
 
 def mixture(lab: Lab, seed: int) -> dict[str, Any]:
@@ -156,8 +155,7 @@ def condition(lab: Lab, seed: int, folder: Path, told: str) -> Trained:
         "updates": float(settings.iterations * settings.imitation_steps), "real_episodes": float(len(rollouts)),
         "real_steps": float(rollouts.frames_used),
     }  # fmt: skip
-    ref = PolicyRef(CONDITIONED, saved(folder).path)
-    return Trained(ref, budget, settings={**settings.key(), "told": told, "scores": scores})
+    return Trained(saved(folder), budget, settings={**settings.key(), "told": told, "scores": scores})
 
 
 def foresee_rows(model: Any, lab: Lab, data: Any) -> np.ndarray:
@@ -192,7 +190,7 @@ def _ramp(lab: Lab, seed: int, folder: Path) -> Trained:
     trained = lab.once(
         f"ramp-{seed}", lambda: condition(lab, seed, lab.folder("ramp_shared", seed), "foresight")
     )
-    whole = PolicyRef("agents.conditioned:ForesightPolicy", str(lab.work / f"ramp_shared-{seed}"))
+    whole = PolicyRef(str(lab.work / f"ramp_shared-{seed}"))
     return Trained(whole, trained.budget, settings=trained.settings)
 
 
@@ -204,17 +202,12 @@ def _efficient(lab: Lab, seed: int, folder: Path) -> Trained:
     return Trained(trained.policy, trained.budget, settings=trained.settings)
 
 
-ARMS.update(
-    {
-        arm.name: arm
-        for arm in (
-            Arm("bc_mixture", "BC on the mixture, told nothing", _bc),
-            Arm("told_outcome", "told who succeeded, no critic", _outcome),
-            Arm("recap", "RECAP: told the advantage", _recap),
-            Arm("ramp", "RAMP: told what is foreseen too", _ramp),
-            Arm("ramp_efficient", "RAMP, efficient: foresight left out", _efficient),
-        )
-    }
+OWN_ARMS = (
+    Arm("bc_mixture", "BC on the mixture, told nothing", _bc),
+    Arm("told_outcome", "told who succeeded, no critic", _outcome),
+    Arm("recap", "RECAP: told the advantage", _recap),
+    Arm("ramp", "RAMP: told what is foreseen too", _ramp),
+    Arm("ramp_efficient", "RAMP, efficient: foresight left out", _efficient),
 )
 
 
@@ -257,4 +250,5 @@ CLAIM = Claim(
     rule=rule,
     figures=figures,
     tables=tables,
+    own_arms=OWN_ARMS,
 )

@@ -10,14 +10,16 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.claims.arms import SHARED_ARMS, Arm
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
+from worldgym.errors import ConfigError
 from worldgym.evaluation.statistics import Interval, seeds_bootstrap, seeds_ratio
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
@@ -72,6 +74,7 @@ class Claim:
         rule: applied to results, on the seeds that all needed arms have.
         figures: name -> SVG, of results.
         tables: markdown of what this claim shows beside success, cost and splits.
+        own_arms: arms that this claim brings, beside the shared ones; each has seeds.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Claim:
     rule: Callable[[Records, ClaimPreset, list[int]], Ruling]
     figures: Callable[[Records, ClaimPreset, list[int]], dict[str, str]]
     tables: Callable[[Records, ClaimPreset, list[int]], str] = lambda records, preset, seeds: ""
+    own_arms: tuple[Arm, ...] = ()
 
     def seeds(self, records: Records, preset: ClaimPreset) -> tuple[list[int], list[str]]:
         """Seeds that all needed arms have, and the needed arms that are absent."""
@@ -120,10 +124,26 @@ def common_seeds(records: Records, arms: Sequence[tuple[str, str]]) -> tuple[lis
 
 
 def unseeded(arm: str) -> bool:
-    """Whether an arm is the same for all seeds."""
-    from experiments.claims.arms import ARMS
+    """Whether an arm is the same for all seeds; only shared arms can be."""
+    return any(shared.name == arm and not shared.seeded for shared in SHARED_ARMS)
 
-    return arm in ARMS and not ARMS[arm].seeded
+
+def all_arms(claims: Iterable[Claim]) -> dict[str, Arm]:
+    """The shared arms and those of `claims`, by name.
+
+    Raises:
+        ConfigError: two arms of one name, or a claim's own arm that is the same for all seeds.
+    """
+    found = {arm.name: arm for arm in SHARED_ARMS}
+    for claim in claims:
+        for arm in claim.own_arms:
+            if arm.name in found or not arm.seeded:
+                raise ConfigError(
+                    f"the arm {arm.name!r} of {claim.name} exists already, or has no seeds; give it another name, or "
+                    "put it into SHARED_ARMS"
+                )
+            found[arm.name] = arm
+    return found
 
 
 def difference(

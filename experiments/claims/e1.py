@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.charts import Series, line_chart, standalone
-from experiments.claims.arms import ARMS, REAL_SEEDS, Arm, Trained, clone, filtered_bc, some_starts
+from experiments.claims.arms import REAL_SEEDS, Arm, Trained, clone, filtered_bc, some_starts
 from experiments.claims.claim import Claim, Ruling, difference, said
 from experiments.claims.lab import Lab
 from experiments.claims.presets import PRESETS, ClaimPreset
@@ -53,15 +53,13 @@ def demos(count: int) -> Callable[[Lab, int, Path], Trained]:
     return train
 
 
-ARMS.update(
-    {
-        arm.name: arm
-        for n in sorted({n for preset in PRESETS.values() for n in preset.budgets})
-        for arm in (
-            Arm(f"demos-{n}", f"{n} more demonstrations", demos(n), MEASURED, evaluators=False),
-            Arm(f"own-{n}", f"filtered BC, {n} own episodes", filtered_bc(n), MEASURED, evaluators=False),
-        )
-    }
+OWN_ARMS = tuple(
+    arm
+    for n in sorted({n for preset in PRESETS.values() for n in preset.budgets})
+    for arm in (
+        Arm(f"demos-{n}", f"{n} more demonstrations", demos(n), MEASURED, evaluators=False),
+        Arm(f"own-{n}", f"filtered BC, {n} own episodes", filtered_bc(n), MEASURED, evaluators=False),
+    )
 )
 
 
@@ -122,4 +120,5 @@ CLAIM = Claim(
     needs=arms,
     rule=rule,
     figures=figures,
+    own_arms=OWN_ARMS,
 )

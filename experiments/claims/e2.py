@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.arms import ARMS, Arm, Trained, clone, practise, saved
+from experiments.claims.arms import Arm, Trained, clone, practise, saved
 from experiments.claims.claim import Claim, Ruling, difference, ratio, said, times
 from experiments.claims.figures import gains, way
 from experiments.claims.lab import Lab
@@ -83,15 +83,10 @@ def _few_rl(lab: Lab, seed: int, folder: Path) -> Trained:
     return practise(lab, settings, None, "imagined_steps", imagined=True, begin=begin, demos=demos)
 
 
-ARMS.update(
-    {
-        arm.name: arm
-        for arm in (
-            Arm(SFT[1], f"SFT, {DEMOS} demonstrations a verb", _few),
-            Arm(BC[1], "the same, as many updates of BC", _few_bc),
-            Arm(RL[1], "the same, imagined RL", _few_rl),
-        )
-    }
+OWN_ARMS = (
+    Arm(SFT[1], f"SFT, {DEMOS} demonstrations a verb", _few),
+    Arm(BC[1], "the same, as many updates of BC", _few_bc),
+    Arm(RL[1], "the same, imagined RL", _few_rl),
 )
 
 
@@ -136,4 +131,5 @@ CLAIM = Claim(
     needs=needs,
     rule=rule,
     figures=figures,
+    own_arms=OWN_ARMS,
 )

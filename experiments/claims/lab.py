@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bundle import POLICY_CLASS, Bundle, folder_hash
+from experiments.bundle import Bundle, folder_hash
 from experiments.claims.presets import SPLITS, ClaimPreset
 from experiments.claims.records import pack
 from experiments.claims.streams import own_streams
@@ -62,7 +62,7 @@ class Lab:
         self.preset, self.work, self.workers = preset, work, workers
         self.bundle = Bundle.find(preset.bundle)
         self.tasks = tuple(self.bundle.card.get("tasks", ())) or DEFAULT_TASKS
-        self.sft = PolicyRef(POLICY_CLASS, str(self.bundle.policy_folder))
+        self.sft = PolicyRef(str(self.bundle.policy_folder))
         self._stack = ExitStack()
         self._pools: dict[str, EvaluationPool] = {}
         self._made: dict[str, Any] = {}
@@ -130,7 +130,7 @@ class Lab:
 
     def policy(self, folder: Path | None = None) -> Any:
         """A fresh copy of a policy; of the SFT policy by default."""
-        return self.bundle.policy() if folder is None else PolicyRef(POLICY_CLASS, str(folder)).load()
+        return self.bundle.policy() if folder is None else PolicyRef(str(folder)).load()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What several arms share, made by the first that needs it."""

@@ -113,7 +113,9 @@ def run(config: BenchBestOfConfig) -> int:
     world_model, policy = bundle.world_model(), PolicyChoice.parse(config.policy, config.bundle).ref.load()
     single = dict.fromkeys(name for text in config.judges for name in parse(text)[0])
     keys = config.judge_keys
-    judges = {name: bundle.named_judge(name, world_model.tokenizer, keys=keys) for name in single}
+    judges = {
+        name: bundle.named_judge(name, getattr(world_model, "tokenizer", None), keys=keys) for name in single
+    }
     env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
     seen: list[Watched] = []
     starts_a_call = max(1, AT_ONCE // config.attempts)

@@ -148,7 +148,9 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     """One run: looks at Real before, every few rounds, and at the end."""
     safe = "".join(c if c.isalnum() or c in "+~." else "_" for c in text)
     out = config.out / f"{safe}-{seed}"
-    judge, drop = make_judge(text, bundle, bundle.world_model().tokenizer, config.judge_keys)
+    judge, drop = make_judge(
+        text, bundle, getattr(bundle.world_model(), "tokenizer", None), config.judge_keys
+    )
     settings = PracticeSettings(
         seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
         lr=config.lr, updates=config.updates, imitation_steps=config.imitation_steps, demo_share=config.demo_share,

@@ -111,13 +111,19 @@ def load(config: BenchVideoConfig) -> tuple[list[Any], bool]:
     """Episodes of any kind of folder, and whether their proprioception is known to be a hand's."""
     from worldgym.data import EpisodeDataset
     from worldgym.data.bridge import BRIDGE_ACTION_SPEC, bridge_episodes
-    from worldgym.data.imports import LeRobotFolder, is_foreign
+    from worldgym.data.formats.known import find_other, read_episodes, read_specs
+    from worldgym.data.imports import ImportSettings, LeRobotFolder, is_foreign
 
     if any(config.source.glob("*.npz")):
         episodes, spec = bridge_episodes(config.source, config.image_size), BRIDGE_ACTION_SPEC
     elif is_foreign(config.source):
         recordings = LeRobotFolder(config.source, config.camera)
         episodes, spec = list(recordings.episodes(config.image_size)), recordings.action_spec
+    elif (kind := find_other(config.source)) is not None:
+        settings = ImportSettings(image_size=config.image_size)
+        found = read_specs(kind, config.source, settings).action
+        assert found is not None
+        episodes, spec = list(read_episodes(kind, config.source, settings)), found
     else:
         dataset = EpisodeDataset(config.source).require_seen()
         episodes, spec = list(dataset), dataset.action_spec

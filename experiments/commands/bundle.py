@@ -19,12 +19,19 @@ from typing import Any
 import numpy as np
 
 from worldgym.pretrained import CARD
+from worldgym.registry import JUDGES, POLICIES, WORLD_MODELS
+from worldgym.specs import Specs
 from worldgym.utils.arrays import write_arrays
-from worldgym.utils.files import atomic_write_text
-from worldgym.utils.folders import MANIFEST, save_folder, seal_folder, verify_folder
+from worldgym.utils.files import atomic_write_text, read_json
+from worldgym.utils.folders import MANIFEST, files_of, save_folder, seal_folder, verify_folder
 
 logger = logging.getLogger(__name__)
 README = "README.md"
+KINDS = {
+    "world_model": WORLD_MODELS, "judge": JUDGES, "policy_sft": POLICIES, "judge_latent": JUDGES,
+    "judge_open_clip": JUDGES,
+}  # fmt: skip
+"""Registries of a bundle's parts, by their folders."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,9 @@ def run(config: BundleConfig) -> int:
 
     sources = parts(config)
     dataset = EpisodeDataset(config.data).require_seen()
+    if isinstance(specs := getattr(dataset, "specs", None), Specs):
+        name = f"the world model {config.world_model}"
+        specs.check(specs_in(config.world_model), f"the dataset {config.data}", name)
     arrays = dataset.load_arrays(progress=True)
     first = arrays if config.demos_limit is None else dataset.load_arrays(limit=config.demos_limit)
     try:
@@ -92,10 +102,11 @@ def run(config: BundleConfig) -> int:
 
 
 def parts(config: BundleConfig) -> dict[str, Path]:
-    """Folders of the parts that are given, each verified.
+    """Folders of the parts that are given, each verified, of a known type, and made for the world model.
 
     Raises:
         CheckpointError: no such folder, a file is missing, or it is not what was saved.
+        ConfigError: a type that is not registered here, or specs that do not fit.
     """
     given = {
         "world_model": config.world_model, "judge": config.judge, "policy_sft": config.policy,
@@ -103,30 +114,52 @@ def parts(config: BundleConfig) -> dict[str, Path]:
     }  # fmt: skip
     found = {name: source for name, source in given.items() if source is not None}
     for name, source in found.items():
-        verify_folder(source, part_files(name), f"give the folder of a trained {name}")
+        verify_part(name, source)
+    world = specs_in(found["world_model"])
+    if world is not None:
+        for name in [name for name in found if name in KINDS and name != "world_model"]:
+            giver = f"the world model {found['world_model']}"
+            world.check(specs_in(found[name]), giver, f"the part {found[name]}")
     return found
 
 
-def part_files(name: str) -> tuple[str, ...]:
-    """Files of a part: config and weights; open_clip has names of its own."""
-    if name == "judge_open_clip":
-        return ("judge.json", "open_clip_config.json", "open_clip_model.safetensors")
-    return ("config.json", "model.safetensors")
+def verify_part(name: str, source: Path) -> None:
+    """Raise an error unless `source` holds a whole part of a registered type; `name` is its folder in a bundle."""
+    remedy = f"give the folder of a trained {name}"
+    if name not in KINDS:
+        verify_folder(source, ("config.json", "model.safetensors"), remedy)
+        return
+    verify_folder(source, (), remedy)
+    verify_folder(source, files_of(source), remedy)
+    KINDS[name].get(KINDS[name].type_of(source))
+    if not (source / MANIFEST).is_file():
+        KINDS[name].load(source)  # nothing lists its files, so only loading tells whether they are all there
+
+
+def specs_in(folder: Path) -> Specs | None:
+    """The specs in the config.json of a part; None where it has none, as those of earlier versions."""
+    file = folder / "config.json"
+    config = read_json(file, f"Save {folder} again") if file.is_file() else {}
+    found = config.get("specs") if isinstance(config, dict) else None
+    return None if found is None else Specs.from_dict(found)
 
 
 def copy_part(name: str, source: Path, target: Path) -> None:
-    """Copy a part with its manifest, and compare the copy with it; a part that has none gets one.
+    """Copy all files of a part with its manifest, and compare the copy with it; a part that has none gets one.
 
     Raises:
         CheckpointError: the copy is not what the source's manifest lists.
     """
     target.mkdir()
-    for file in part_files(name):
+    files = files_of(source)
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, target / file)
     if (source / MANIFEST).is_file():
         shutil.copyfile(source / MANIFEST, target / MANIFEST)
-        verify_folder(target, part_files(name), f"copy {source} again")
-    seal_folder(target)  # lists what is here, which may be less than there
+        verify_folder(target, files, f"copy {source} again")
+    else:
+        seal_folder(target)
 
 
 def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:

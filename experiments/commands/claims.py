@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.claims import CLAIMS
+from experiments.claims import CLAIMS, find_arm
 from experiments.claims.presets import PRESETS
 from experiments.claims.records import Records, code_hash
 from worldgym.errors import ConfigError
@@ -120,7 +120,7 @@ def run(config: ClaimsRunConfig) -> int:
     """
     import torch
 
-    from experiments.claims.arms import find_arm, run_arm
+    from experiments.claims.arms import run_arm
     from experiments.claims.lab import Lab
 
     torch.set_num_threads(config.threads)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,17 @@ def run(config: EvalConfig) -> int:
     choices = [PolicyChoice.parse(text, config.bundle, config.temperature) for text in config.policy]
     per_task = max(1, round(config.episodes / len(tasks)))
     starts = make_starts(tasks, per_task, config.start_seed, config.split)
-    chunk = choices[0].ref.load().chunk
-    kwargs = {"domain": config.domain, "gap": config.gap, "horizon": config.horizon, "chunk": chunk}
+    kwargs = {"domain": config.domain, "gap": config.gap, "horizon": config.horizon}
     results: dict[str, EvalResult] = {}
-    with EvaluationPool(REAL, workers=config.workers, env_kwargs=kwargs) as pool:
+    pools: dict[int, EvaluationPool] = {}  # by the policy's chunk, which one step of an environment executes
+    with ExitStack() as stack:
         for choice in choices:
+            chunk = int(choice.ref.load().chunk)
+            if chunk not in pools:
+                pool = EvaluationPool(REAL, workers=config.workers, env_kwargs={**kwargs, "chunk": chunk})
+                pools[chunk] = stack.enter_context(pool)
             with Progress(len(starts), choice.name) as progress:
-                results[choice.name] = pool.evaluate(
+                results[choice.name] = pools[chunk].evaluate(
                     choice.ref,
                     starts,
                     temperature=choice.temperature,

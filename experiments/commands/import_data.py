@@ -1,8 +1,8 @@
 """`worldgym import`: recorded episodes of others, as a dataset that every trainer here takes.
 
-Reads LeRobotDataset folders, v2.0 to v3.0, and folders of BridgeData V2 samples (mp4 + npz). Nothing in the source is
-changed. What was not recorded is not made up: no instruction, no success. The same command resumes an interrupted
-import.
+Reads LeRobotDataset folders, v2.0 to v3.0, folders of BridgeData V2 samples (mp4 + npz), and formats that other
+packages register (`worldgym list`, `worldgym.data.formats.known`). Nothing in the source is changed. What was not
+recorded is not made up: no instruction, no success. The same command resumes an interrupted import.
 
 Example::
 
@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from worldgym.errors import ConfigError
-
 if TYPE_CHECKING:
     from worldgym.data.imports import ImportSettings
 
@@ -30,8 +28,9 @@ class ImportConfig:
     """Convert a folder; the same command resumes.
 
     Args:
-        source: a LeRobotDataset folder, or one of BridgeData V2 samples.
+        source: a folder of LeRobot's layout, of BridgeData V2 samples, of plain videos, or of a registered format.
         out: new folder of the dataset.
+        format: of the source, as `worldgym list` names it; `auto` asks each format whether the folder is its own.
         image_size: pixels of a side of the frames such as 64, or height x width such as 48x80; one for all cameras, or
             one for each.
         camera: features that hold pictures, the main camera first; needed where there are several.
@@ -57,6 +56,7 @@ class ImportConfig:
 
     source: Path
     out: Path
+    format: str = "auto"
     image_size: tuple[str, ...] = ("64",)
     camera: tuple[str, ...] = ()
     state_key: tuple[str, ...] = ()
@@ -97,23 +97,14 @@ def _words(value: int | str | tuple[str, ...]) -> tuple[str, ...]:
 
 def run(config: ImportConfig) -> int:
     """Convert and say what came of it."""
-    from worldgym.data.bridge import write_bridge
-    from worldgym.data.imports import ImportSettings, import_lerobot
+    from worldgym.data.formats.known import convert, find_format
 
     settings, command = config.settings(), shlex.join(["worldgym", *sys.argv[1:]])
     source, out = config.source.expanduser(), config.out.expanduser()
-    if not (source / "meta").is_dir() and any(source.glob("*.npz")):
-        plain = ImportSettings(image_size=_words(config.image_size), limit=config.limit)
-        if settings != plain:
-            raise ConfigError(
-                "samples of mp4 + npz have one camera, one kind of action and no success; of the options only "
-                "--image-size and --limit apply to them, leave the others out"
-            )
-        count = write_bridge(source, out, settings.sizes(1)[0], config.limit, command=command)
-        sys.stdout.write(f"{count} episodes imported to {out}\n")
-        return 0
-    report = import_lerobot(source, out, settings, command=command)
-    sys.stdout.write("\n".join(lines(report)) + f"\n{report['episodes']} episodes imported to {out}\n")
+    report = convert(find_format(source, config.format), source, out, settings, command)
+    if "layout" in report:
+        sys.stdout.write("\n".join(lines(report)) + "\n")
+    sys.stdout.write(f"{report['episodes']} episodes imported to {out}\n")
     return 0
 
 

@@ -1,6 +1,7 @@
 """`worldgym train judge`: a success judge from Real's logs, calibrated on held-out episodes.
 
-`--kind learned` reads frames, `latent` the world model's latents, `open_clip` is a contrastive image-text model.
+`--type learned` reads frames, `latent` the world model's latents, `open_clip` is a contrastive image-text model; other
+types come from other packages.
 
 With a world model (or tokenizer) half of what the judge sees goes through its decoder, so that it can read imagined
 frames; with `--dream-episodes` it also learns from logged episodes as the world model imagines them. Ctrl-C keeps the
@@ -9,7 +10,7 @@ last checkpoint; the same command goes on from it.
 Example::
 
     worldgym train judge --data data/real --world-model runs/world_model/export --out runs/judge
-    worldgym train judge --kind latent --data data/real --world-model tabletop-small --out runs/latent_judge
+    worldgym train judge --type latent --data data/real --world-model tabletop-small --out runs/latent_judge
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from experiments.checks import check_numbers
+from experiments.registered_training import train_registered
 from experiments.tokenizers import load_tokenizer
-from experiments.training_run import claim, finish, finished, identity, require_preset, require_square
+from experiments.training_run import claim, finish, finished, identity, require_preset, require_size
 from worldgym.errors import ConfigError, DatasetError
+from worldgym.registry import JUDGES
 
 logger = logging.getLogger(__name__)
 OWN = (
     "checkpoint", "tensorboard", "config.json", "model.safetensors", "open_clip.safetensors", "manifest.json",
     "training.json",
 )  # fmt: skip
-MODELS = ("world_model", "tokenizer", "eyes", "initial", "teacher")
+MODELS = ("world_model", "tokenizer", "init_policy", "initial", "teacher")
+BUILT_IN = ("learned", "latent", "open_clip")
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,13 @@ class TrainJudgeConfig:
     Args:
         data: dataset folder of `worldgym collect` or `worldgym import`, with labels of success.
         out: folder of the judge (config.json, model.safetensors), with TensorBoard logs beside.
-        kind: `learned` reads frames, `latent` what the world model hands on, `open_clip` compares frame and sentence.
+        type: `learned` reads frames, `latent` what the world model hands on, `open_clip` compares frame and sentence.
+            Or one that another package registers (`worldgym list`) and whose class offers the training of
+            `worldgym.training.generic`; only the common options apply to those.
         world_model: folder or name of a world model whose tokenizer blurs half of the frames; a latent judge reads its
             latents.
         tokenizer: run folder of `worldgym train tokenizer`, in place of `world_model`.
-        eyes: folder of a trained policy whose first layers the judge starts from.
+        init_policy: folder of a trained policy whose image and text encoder the judge starts from (formerly `--eyes`).
         dream_episodes: so many logged episodes, all behaviours alike, are imagined by `world_model` from their first
             frame and learned from as well, with Real's labels; the threshold then balances precision and recall on
             held-out ones.
@@ -68,10 +74,10 @@ class TrainJudgeConfig:
 
     data: Path
     out: Path = Path("runs/judge")
-    kind: Literal["learned", "latent", "open_clip"] = "learned"
+    type: Annotated[str, tyro.conf.arg(aliases=["--kind"])] = "learned"
     world_model: Path | None = None
     tokenizer: Path | None = None
-    eyes: Path | None = None
+    init_policy: Annotated[Path | None, tyro.conf.arg(aliases=["--eyes"])] = None
     dream_episodes: int = 0
     preset: str = "small"
     state: bool = True
@@ -92,7 +98,8 @@ class TrainJudgeConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
-        require_preset(self.preset)
+        if self.type in BUILT_IN:
+            require_preset(self.preset)
         if self.batch_size < 2:
             raise ConfigError(
                 f"--batch-size is {self.batch_size}, expected at least 2: a success and a failure"
@@ -114,15 +121,15 @@ class TrainJudgeConfig:
             raise ConfigError(
                 f"--hard-share is {self.hard_share}; expected in [0, 1), with --initial, whose errors are mined"
             )
-        if self.kind == "latent" and self.world_model is None:
+        if self.type == "latent" and self.world_model is None:
             raise ConfigError(
                 "a latent judge reads a world model's latents; add --world-model tabletop-small"
             )
-        if self.kind != "learned" and (self.initial or self.eyes):
-            raise ConfigError(f"--initial and --eyes are for --kind learned; got --kind {self.kind}")
-        if self.teacher is not None and self.kind == "learned":
+        if self.type != "learned" and (self.initial or self.init_policy):
+            raise ConfigError(f"--initial and --init-policy are for --type learned; got --type {self.type}")
+        if self.teacher is not None and self.type == "learned":
             raise ConfigError(
-                "--teacher is for --kind latent or open_clip; --initial goes on from a learned judge"
+                "--teacher is for --type latent or open_clip; --initial goes on from a learned judge"
             )
 
 
@@ -138,7 +145,9 @@ def run(config: TrainJudgeConfig) -> int:
     from worldgym.utils.progress import Progress
     from worldgym.utils.train_state import TrainState
 
-    if config.kind == "open_clip":
+    if config.type not in BUILT_IN:
+        return train_registered(JUDGES, config, command="train judge", save_to=config.out)
+    if config.type == "open_clip":
         from worldgym.utils.optional import require
 
         require("open_clip", extra="clip")
@@ -147,7 +156,7 @@ def run(config: TrainJudgeConfig) -> int:
         logger.warning("no --world-model: the judge sees true frames only and may misread imagined ones")
     dataset = EpisodeDataset(config.data).require_seen()
     if tokenizer is not None:
-        require_square(dataset.image_size, tokenizer.config.image_size, "this tokenizer")
+        require_size(dataset.image_size, tokenizer.config.image_size, "this tokenizer")
     facts = identity(config, dataset, contents=MODELS)
     facts["--steps"] = (
         config.steps
@@ -156,6 +165,11 @@ def run(config: TrainJudgeConfig) -> int:
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True)
+    if not arrays.has_success.all():
+        logger.warning(
+            "%d episodes without a label of success are left out", int((~arrays.has_success).sum())
+        )
+        arrays = arrays.keep(arrays.has_success)
     require_labels(arrays)
     settings = JudgeTrainConfig(
         steps=config.steps,
@@ -178,7 +192,7 @@ def run(config: TrainJudgeConfig) -> int:
                 board.add_scalar(f"judge/{name}", value, step)
             progress.update(step + 1 - progress.count, loss=scalars["loss"])
 
-        train = {"learned": _learned, "latent": _latent, "open_clip": _open_clip}[config.kind]
+        train = {"learned": _learned, "latent": _latent, "open_clip": _open_clip}[config.type]
         judge, report = train(config, arrays, tokenizer, settings, on_step=on_step, checkpoint=state)
         for name, value in report.items():
             board.add_scalar(f"held_out/{name}", value, config.steps)
@@ -211,12 +225,13 @@ def require_labels(arrays: Any) -> None:
 
 
 def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
+    from agents import load_policy
     from rewards import LearnedJudge, LearnedJudgeConfig, dream_logs, train_judge
 
     judge = None
     if config.initial is not None:
         judge = LearnedJudge.from_pretrained(str(config.initial))
-        require_square(int(arrays.frames.shape[1]), judge.config.image_size, f"the judge {config.initial}")
+        require_size(arrays.frames.shape[1:3], judge.config.image_size, f"the judge {config.initial}")
         dims, there = judge.config.state_dim, arrays.states.shape[1]
         if dims not in (0, there):
             raise ConfigError(
@@ -230,11 +245,12 @@ def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: An
         settings,
         model=LearnedJudgeConfig.preset(
             config.preset,
-            image_size=int(arrays.frames.shape[1]),
+            image_size=arrays.frames.shape[1:3],
             state_dim=arrays.states.shape[1] if config.state else 0,
+            specs=arrays.specs,
         ),
         judge=judge,
-        eyes=None if config.eyes is None else str(config.eyes),
+        init_policy=None if config.init_policy is None else load_policy(config.init_policy),
         dreams=_dream(config, arrays, dream_logs) if config.dream_episodes else None,
         **how,
     )
@@ -255,7 +271,9 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
         latents,
         tokenizer,
         settings,
-        model=LatentJudgeConfig(**width, state_dim=arrays.states.shape[1] if config.state else 0),
+        model=LatentJudgeConfig(
+            **width, state_dim=arrays.states.shape[1] if config.state else 0, specs=arrays.specs
+        ),
         dreams=_dream(config, arrays, dream_latents) if config.dream_episodes else None,
         teacher=None if config.teacher is None else load_judge(config.teacher),
         on_step=how["on_step"],

@@ -29,14 +29,16 @@ from experiments.training_run import (
     finish,
     finished,
     identity,
-    knows_hand,
     require_preset,
-    require_square,
+    require_size,
+    with_hand,
 )
 from worldgym.errors import ConfigError
+from worldgym.registry import POLICIES
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
+    from worldgym.specs import Specs
 
 logger = logging.getLogger(__name__)
 OWN = ("checkpoint", "tensorboard", "config.json", "model.safetensors", "manifest.json", "training.json")
@@ -52,10 +54,12 @@ class TrainPolicyConfig:
         demos_per_task: episodes of `behaviour` to learn from, of each task.
         behaviour: who demonstrates; `expert` where the dataset has episodes of that behaviour, else its only one.
         success_only: learn from successful episodes alone.
+        type: of the policy: `vla`, or one that another package registers (`worldgym list`) and whose class has
+            `for_data(specs, preset, arrays)` and the `loss` of `worldgym.protocols.TrainablePolicy`.
         initial: take over how this policy acts, and learn only where to go. Acting towards a given place needs no names
             of things, so it can come from many logs; what words mean comes from the demonstrations.
-        hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
-            the tabletop and BridgeData, else no.
+        hand: `auto` takes the roles of the dataset's state fields; `yes` says that proprioception is x, y, z, ...,
+            opening of the fingers and that the last action is the gripper; `no` that nothing is known of it.
         preset: `small` or `tiny`; that of `initial` where given.
         epochs: at most so many passes; stops early when held-out loss no longer falls.
         steps: at most so many optimizer steps, rounded up to whole epochs, in place of `epochs`.
@@ -73,6 +77,7 @@ class TrainPolicyConfig:
     demos_per_task: int = 400
     behaviour: str | None = None
     success_only: bool = True
+    type: str = "vla"
     initial: Path | None = None
     hand: Hand = "auto"
     preset: str = "small"
@@ -91,7 +96,10 @@ class TrainPolicyConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
-        require_preset(self.preset)
+        if self.type == "vla":
+            require_preset(self.preset)
+        elif self.initial is not None:
+            raise ConfigError(f"--initial is for --type vla, got --type {self.type}; leave it out")
 
 
 def run(config: TrainPolicyConfig) -> int:
@@ -102,19 +110,22 @@ def run(config: TrainPolicyConfig) -> int:
     from torch.utils.tensorboard import SummaryWriter
 
     from agents import SFT, SFTConfig, chunk_dataset
+    from agents.demos import HandColumns
     from agents.sft import demonstrations
     from worldgym.data import EpisodeDataset
     from worldgym.utils.files import atomic_write_text
     from worldgym.utils.progress import Progress
     from worldgym.utils.train_state import TrainState
 
+    kind = POLICIES.get(config.type)
     dataset = EpisodeDataset(config.data).require_seen()
-    hand = knows_hand(dataset.action_spec, dataset.state_dim, config.hand)
+    specs = with_hand(dataset.specs, config.hand)
+    hand = HandColumns.of(specs)
     facts = identity(config, dataset, contents=("initial",))
     claim(config.out, "train policy", facts, own=OWN, fresh=config.fresh)
     if finished(config.out, config):
         return 0
-    arrays = dataset.load_arrays(limit=config.limit, progress=True)
+    arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
     behaviour = _behaviour(config, arrays)
     chosen = demonstrations(
         arrays,
@@ -124,15 +135,22 @@ def run(config: TrainPolicyConfig) -> int:
         success_only=config.success_only,
     )
     torch.manual_seed(config.seed)
-    policy = _policy(config, arrays, hand)
+    if config.type == "vla":
+        policy = _policy(config, arrays, specs)
+    else:
+        from worldgym.training.generic import fresh_part
+
+        policy = fresh_part(kind, config.type, specs, config.preset, arrays)
     counts = {
         task: sum(demo.task == task for demo in chosen) for task in sorted({demo.task for demo in chosen})
     }
     for task, count in counts.items():
         if count < config.demos_per_task:
             logger.warning("only %d of %d demonstrations of %s", count, config.demos_per_task, task)
-    if not hand:
-        logger.info("proprioception is not known to be a hand's: the policy acts without pointing at a place")
+    if hand is None:
+        logger.info(
+            "the dataset has no end-effector position and gripper command: the policy predicts no goals"
+        )
     demos = chunk_dataset(chosen, policy.chunk, hand=hand, stop_at_success=config.success_only)
     del arrays
     settings = SFTConfig(
@@ -167,7 +185,7 @@ def run(config: TrainPolicyConfig) -> int:
             progress.update(1, loss=scalars["loss"], val_loss=scalars["val_loss"])
 
         history = SFT(settings).fit(policy, demos, on_epoch=on_epoch, checkpoint=state)
-    policy.save_pretrained(config.out)
+    POLICIES.save(policy, config.out)
     written = {
         "demos": counts, "history": history, "settings": dataclasses.asdict(settings), "data": config.data.name,
         "behaviour": behaviour,
@@ -190,18 +208,18 @@ def _behaviour(config: TrainPolicyConfig, arrays: EpisodeArrays) -> str:
     return "expert"
 
 
-def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, hand: bool) -> Any:
-    """A new policy of the data's shape, or `initial` with a pointer that begins anew."""
+def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> Any:
+    """A new policy for the data's specs, or `initial` with a pointer that begins anew."""
     import numpy as np
 
     from agents import VLAPolicy, VLAPolicyConfig
+    from agents.demos import HandColumns
     from agents.pointer import Pointer
 
-    size, dims = int(arrays.frames.shape[1]), (arrays.states.shape[1], arrays.actions.shape[1])
     if config.initial is not None:
         policy = VLAPolicy.from_pretrained(str(config.initial))
-        shape = policy.config
-        require_square(size, shape.image_size, f"the policy {config.initial}")
+        shape, dims = policy.config, (arrays.states.shape[1], arrays.actions.shape[1])
+        require_size(specs.observation.main.size, shape.size, f"the policy {config.initial}")
         if (shape.state_dim, shape.action_dim) != dims or not shape.goal_dims:
             raise ConfigError(
                 f"--initial {config.initial} has {shape.state_dim} dimensions of proprioception, {shape.action_dim} of "
@@ -210,11 +228,11 @@ def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, hand: bool) -> Any
             )
         policy.pointer = Pointer(shape)
         return policy
-    own: dict[str, Any] = {"image_size": size, "state_dim": dims[0], "action_dim": dims[1]}
-    if not hand:
-        own["goal_dims"] = 0
-    if not hand or dims != (4, 4):
-        # A dimension that only ever says -1 or 1 has two values, not a range; nothing else tells a gripper.
-        two = np.abs(np.abs(arrays.actions[~arrays.is_last]) - 1).max(0) < 1e-6
-        own["binary_dims"] = tuple(int(d) for d in np.flatnonzero(two))
-    return VLAPolicy(VLAPolicyConfig.preset(config.preset, **own))
+    # A dimension that only ever says -1 or 1 has two values, not a range.
+    two = np.abs(np.abs(arrays.actions[~arrays.is_last]) - 1).max(0, initial=0.0) < 1e-6
+    binary = {int(d) for d in np.flatnonzero(two)}
+    if specs.action is not None and specs.action.gripper is not None:
+        binary.add(specs.action.gripper.index)
+    goals = 3 if HandColumns.of(specs) is not None else 0
+    shape = VLAPolicyConfig.for_data(config.preset, specs, goal_dims=goals, binary_dims=tuple(sorted(binary)))
+    return VLAPolicy(shape)

@@ -22,9 +22,11 @@ import numpy as np
 import tyro
 
 from experiments.checks import check_numbers
+from experiments.registered_training import train_registered
 from experiments.tokenizers import read_tokenizer
 from experiments.training_run import Hand, claim, identity, knows_hand, require_preset, require_square
 from worldgym.errors import ConfigError
+from worldgym.registry import WORLD_MODELS
 
 if TYPE_CHECKING:
     from worldgym.data import EpisodeDataset
@@ -44,6 +46,8 @@ class TrainWorldModelConfig:
         data: dataset folder of `worldgym collect` or `worldgym import`.
         tokenizer: run folder of `worldgym train tokenizer`; with `initial` it replaces that model's own.
         out: run folder (checkpoint, TensorBoard, `export/`).
+        type: of the model: `video`, or one that another package registers (`worldgym list`) and whose class offers the
+            training of `worldgym.training.generic`; only the common options apply to those.
         initial: start from this world model instead of afresh; an older one is grown into today's shape.
         hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
             the tabletop and BridgeData, else no.
@@ -73,6 +77,7 @@ class TrainWorldModelConfig:
     data: Path
     tokenizer: Path | None = None
     out: Path = Path("runs/world_model")
+    type: str = "video"
     initial: Path | None = None
     hand: Hand = "auto"
     preset: str = "small"
@@ -97,7 +102,8 @@ class TrainWorldModelConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
-        require_preset(self.preset)
+        if self.type == "video":
+            require_preset(self.preset)
         if self.contact_odds <= 0:
             raise ConfigError(
                 f"--contact-odds is {self.contact_odds}, expected more than 0; try --contact-odds 1"
@@ -111,6 +117,10 @@ def run(config: TrainWorldModelConfig) -> int:
     from worldgym.data import EpisodeDataset
     from worldgym.training.world_model import LatentEpisodes
 
+    if config.type != "video":
+        return train_registered(
+            WORLD_MODELS, config, command="train world-model", save_to=config.out / "export"
+        )
     if config.tokenizer is None and config.initial is None:
         raise ConfigError("give --tokenizer RUN (from `worldgym train tokenizer`) or --initial WORLD_MODEL")
     dataset = EpisodeDataset(config.data).require_seen()
@@ -165,9 +175,13 @@ def _initial(folder: Path, dataset: EpisodeDataset, tokenizer: FrameTokenizer | 
     Raises:
         ConfigError: they do not; says which sizes differ.
     """
-    from worldgym.models import load_world_model
+    from worldgym.models import VideoWorldModel, load_world_model
 
     model = load_world_model(folder)
+    if not isinstance(model, VideoWorldModel):
+        raise ConfigError(
+            f"--initial {folder} is a {type(model).__name__}; training goes on from type video only"
+        )
     require_square(dataset.image_size, model.image_size, f"the world model {folder}")
     here, there = (dataset.action_spec.dim, dataset.state_dim), (model.action_dim, model.state_dim)
     if here != there:

@@ -19,11 +19,12 @@ TENSORS = ("images", "actions", "mask", "reward", "valid", "groups", "final_imag
 
 
 def same(a, b) -> bool:
-    parts = [*((getattr(a, name), getattr(b, name)) for name in TENSORS)]
-    for one, other in ((a.log_probs, b.log_probs), (a.trace, b.trace)):
-        assert set(one) == set(other) and one
-        parts += [(one[name], other[name]) for name in one]
-    return all(torch.equal(one, other) for one, other in parts)
+    tables = [(a.log_probs, b.log_probs), (a.trace, b.trace)]
+    return (
+        all(torch.equal(getattr(a, name), getattr(b, name)) for name in TENSORS)
+        and all(mine.keys() == yours.keys() and mine for mine, yours in tables)
+        and all(torch.equal(mine[name], yours[name]) for mine, yours in tables for name in mine)
+    )
 
 
 def test_pieces_keep_order_and_groups_and_have_randomness_of_their_own():

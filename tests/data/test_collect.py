@@ -143,7 +143,7 @@ def test_impossible_settings_say_what_to_type(
 def test_unknown_task_and_missing_policy_leave_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown task 'juggle'; the tasks are reach"):
         run(config(tmp_path / "d", tasks=("juggle",)))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         run(config(tmp_path / "d", policy=tmp_path, mix=BehaviourMix(policy=1)))
     assert not (tmp_path / "d").exists()
 

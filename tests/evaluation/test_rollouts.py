@@ -59,7 +59,7 @@ def test_sampling_is_fixed_by_the_seed_and_differs_between_seeds():
 def test_worker_processes_give_the_numbers_of_this_process(tmp_path):
     policy = PointPolicy(0.35)
     policy.save_pretrained(tmp_path)
-    ref = PolicyRef("point_world:PointPolicy", str(tmp_path))
+    ref = PolicyRef(str(tmp_path), "point_world:PointPolicy")
     here = evaluate_policy(policy, PointEnv, STARTS, temperature=1.0, seed=3, workers=0, block=4)
     seen = []
     with EvaluationPool("point_world:PointEnv", workers=2, block=4, env_kwargs={"domain": "real"}) as pool:
@@ -97,7 +97,7 @@ def test_bad_requests_say_what_to_do(tmp_path):
         evaluate_policy(PointPolicy(), PointEnv, [], workers=0)
     with pytest.raises(CheckpointError, match="save_pretrained"):
         evaluate_policy(
-            PolicyRef("point_world:PointPolicy", str(tmp_path / "no")), PointEnv, STARTS, workers=0
+            PolicyRef(str(tmp_path / "no"), "point_world:PointPolicy"), PointEnv, STARTS, workers=0
         )
     with pytest.raises(ValueError, match="module:Class"):
         EvaluationPool(PointEnv, workers=1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.cli import main
 from worldgym.data import DatasetWriter, Episode, SplitManifest
-from worldgym.data.episode import ActionSpec
+from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, state_fields
 
 SENTENCES = (
     "抓住红色的方块，然后放进盒子里",
@@ -36,7 +36,8 @@ def write(
     rng = np.random.default_rng(seed)
     names = tuple(f"joint_{i}" for i in range(actions))
     spec = ActionSpec(names, ("rad",) * actions, 10.0, (-2.0,) * actions, (2.0,) * actions)
-    with DatasetWriter(out, spec, size, state, SplitManifest(name="foreign", rules={})) as writer:
+    seen = ObservationSpec((Camera("front", size, size),), state_fields([f"state_{i}" for i in range(state)]))
+    with DatasetWriter(out, Specs(seen, spec), SplitManifest(name="foreign", rules={})) as writer:
         for number in range(episodes):
             success = np.zeros(steps + 1, bool)
             success[-2:] = labels and number % 2 == 0

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from envs.tabletop.grammar import task_of
 from experiments.bundle import folder_hash
-from experiments.claims import CLAIMS, c2, c20, e2
-from experiments.claims.arms import ARMS, find_arm, run_arm
+from experiments.claims import ARMS, CLAIMS, c2, c20, e2, find_arm
+from experiments.claims.arms import run_arm
 from experiments.claims.lab import Lab, frozen_gap
 from experiments.claims.presets import PRESETS, SPLITS
 from experiments.claims.records import Records, code_hash, pack, unpack

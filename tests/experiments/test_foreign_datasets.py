@@ -92,18 +92,19 @@ def test_one_episode_is_too_few_for_a_judge(tmp_path, capsys):
     assert "at least 2" in capsys.readouterr().err
 
 
-def test_a_hand_is_known_by_its_action_spec_or_by_word(tmp_path):
-    from experiments.training_run import knows_hand
-    from worldgym.data import TABLETOP_ACTION_SPEC
-    from worldgym.data.bridge import BRIDGE_ACTION_SPEC
+def test_a_hand_is_known_by_its_roles_or_by_word(tmp_path):
+    from experiments.training_run import with_hand
+    from worldgym.data.bridge import bridge_specs
     from worldgym.errors import ConfigError
 
-    other = EpisodeDataset(foreign.write(tmp_path / "data", 4, 4)).action_spec
-    assert knows_hand(TABLETOP_ACTION_SPEC, 4) and knows_hand(BRIDGE_ACTION_SPEC, 7)
-    assert not knows_hand(TABLETOP_ACTION_SPEC, 6) and not knows_hand(other, 4)
-    assert knows_hand(other, 4, "yes") and not knows_hand(TABLETOP_ACTION_SPEC, 4, "no")
+    other = EpisodeDataset(foreign.write(tmp_path / "data", 4, 4)).specs
+    assert bridge_specs().observation.has_hand and not other.observation.has_hand
+    assert with_hand(other) == other
+    by_word = with_hand(other, "yes")
+    assert by_word.observation.columns("gripper") == (3,) and by_word.action.gripper.index == 3
+    assert not with_hand(bridge_specs(), "no").observation.has_hand
     with pytest.raises(ConfigError, match="--hand no"):
-        knows_hand(other, 3, "yes")
+        with_hand(EpisodeDataset(foreign.write(tmp_path / "three", 4, 3)).specs, "yes")
 
 
 def test_a_hand_by_word_gets_the_tabletops_features(tmp_path):

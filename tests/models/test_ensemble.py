@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldgym.models import EnsembleWorldModel, VideoWorldModel, WorldModelConfig
+from worldgym.errors import CheckpointError
+from worldgym.models import EnsembleWorldModel, VideoWorldModel, WorldModelConfig, load_world_model
 from worldgym.protocols import WorldModel
 
 TINY = WorldModelConfig.preset("tiny")
@@ -109,3 +110,18 @@ def test_what_cannot_disagree_is_refused():
         both.step(_begin(both), torch.zeros(3, 0, 4))
     with pytest.raises(ValueError, match="decode"):
         both.step(_begin(both), _actions(3, 1), decode="some")
+
+
+def test_it_is_saved_and_loaded_by_its_type(ensemble, tmp_path):
+    ensemble.save_pretrained(tmp_path)
+    once = load_world_model(tmp_path)
+    assert isinstance(once, EnsembleWorldModel) and len(once.members) == 3
+    once.save_pretrained(tmp_path / "again")  # saved weights are rounded once
+    again = load_world_model(tmp_path / "again")
+    seen = [model.step(_begin(model), _actions(3, 2))[1] for model in (once, again)]
+    assert torch.equal(seen[0].frames, seen[1].frames)
+    assert torch.equal(seen[0].uncertainty, seen[1].uncertainty)
+    (tmp_path / "again" / "config.json").write_text('{"type": "ensemble", "members": 1}')
+    (tmp_path / "again" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="members=1, expected 2 to 64"):
+        load_world_model(tmp_path / "again")

@@ -6,7 +6,8 @@ over the same list are paired. Worker processes each step about sixteen environm
 policy calls across them; physics is sequential because one process owns one renderer.
 
 The environment arrives as an entry-point string (`"envs.tabletop:TabletopEnv"`), since `worldgym` imports no
-simulator, and so does the policy class, since it crosses a process border without pickled weights.
+simulator. A policy crosses a process border as a folder whose `config.json` says its registered type, not as pickled
+weights.
 
 Determinism: starts are cut into fixed blocks of `block` starts; each block samples from one generator seeded
 by (seed, the block's start seeds). A result therefore depends on seed, starts and block size, and neither on
@@ -16,8 +17,8 @@ Example::
 
     starts = make_starts(["reach", "push"], per_task=100)
     with EvaluationPool("envs.tabletop:TabletopEnv", workers=2) as pool:
-        before = pool.evaluate(PolicyRef("agents:VLAPolicy", "sft/"), starts)
-        after = pool.evaluate(PolicyRef("agents:VLAPolicy", "rl/"), starts)
+        before = pool.evaluate(PolicyRef("sft/"), starts)
+        after = pool.evaluate(PolicyRef("rl/"), starts)
     paired_bootstrap(after.success, before.success)
 """
 
@@ -38,6 +39,7 @@ import numpy as np
 
 from worldgym.errors import CheckpointError
 from worldgym.evaluation.outcomes import EvalResult, Start, make_starts, shuffle_instructions
+from worldgym.registry import POLICIES
 
 __all__ = [
     "EvalResult",
@@ -54,28 +56,40 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PolicyRef:
-    """A saved policy and the class that reads it, as text, so that any process can load it.
+    """A saved policy, as text, so that any process can load it by its registered type.
 
     Args:
-        loader: entry point "module:Class" with a `from_pretrained(path)`, or "module:function" of a path.
         path: folder written by `save_pretrained`.
+        loader: for a class that no registry knows: entry point "module:Class" with a `from_pretrained(path)`, or
+            "module:function" of a path.
     """
 
-    loader: str
     path: str
+    loader: str | None = None
 
     def load(self) -> Any:
-        """Read the policy from disk."""
-        target = resolve(self.loader)
-        return getattr(target, "from_pretrained", target)(self.path)
+        """Read the policy from disk, in evaluation mode.
+
+        Raises:
+            CheckpointError: no policy there, or a damaged one.
+            ConfigError: its type is unknown here.
+        """
+        if self.loader is None:
+            policy = POLICIES.load(self.path)
+        else:
+            target = resolve(self.loader)
+            policy = getattr(target, "from_pretrained", target)(self.path)
+        if hasattr(policy, "eval"):
+            policy.eval()
+        return policy
 
     def stamp(self) -> tuple[str, str, int]:
         """Changes when the files do, so that a worker's cache is never stale."""
         path = Path(self.path)
         if not path.exists():
             raise CheckpointError(f"no policy at {path}; give a folder written by save_pretrained")
-        files = [path, *path.iterdir()] if path.is_dir() else [path]
-        return self.loader, str(path), max(file.stat().st_mtime_ns for file in files)
+        files = [path, *path.rglob("*")] if path.is_dir() else [path]
+        return self.loader or "", str(path), max(file.stat().st_mtime_ns for file in files)
 
 
 def resolve(entry_point: str) -> Any:
@@ -357,8 +371,10 @@ def _as_reference(policy: PolicyRef | Any, workers: int) -> Iterator[PolicyRef |
         yield policy
         return
     with tempfile.TemporaryDirectory(prefix="worldgym-policy-") as folder:
-        policy.save_pretrained(folder)
-        yield PolicyRef(f"{type(policy).__module__}:{type(policy).__qualname__}", folder)
+        POLICIES.save(policy, folder)
+        kind = type(policy)
+        loader = None if POLICIES.name_of(policy) else f"{kind.__module__}:{kind.__qualname__}"
+        yield PolicyRef(folder, loader)
 
 
 def evaluate_policy(

@@ -7,7 +7,7 @@ Example::
 
     from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
     model = resolve_world_model("tabletop-small")
-    judge = resolve_reward("rewards.learned:load_bundled")
+    judge = resolve_reward("rewards.learned:load_bundled")      # or a folder of any registered type
     starts = resolve_starts("tabletop-small")
 """
 
@@ -21,6 +21,7 @@ from typing import Any, cast
 from worldgym import pretrained
 from worldgym.imagination.starts import ArrayStarts, StartSet
 from worldgym.protocols import RewardModel, WorldModel
+from worldgym.registry import JUDGES
 
 # One copy of a checkpoint in a process, for as long as somebody uses it: N single environments share the
 # weights, which is safe because everything that changes lives in the imagined state.
@@ -38,12 +39,10 @@ def resolve_world_model(model: WorldModel | str | Path) -> WorldModel:
         return _load_world_model(str(model))
     if not isinstance(model, WorldModel):
         lacking = [
-            n
-            for n in ("image_size", "action_dim", "state_dim", "begin", "step", "fork")
-            if not hasattr(model, n)
+            n for n in ("action_dim", "begin", "step", "fork", "merge", "observe") if not hasattr(model, n)
         ]
         raise TypeError(
-            f"world_model is a {type(model).__name__} without {lacking or ['observe']}; expected a"
+            f"world_model is a {type(model).__name__} without {', '.join(lacking)}; expected a"
             " worldgym.protocols.WorldModel, or the path or name of a checkpoint"
         )
     return model
@@ -53,7 +52,7 @@ def _load_world_model(name: str) -> WorldModel:
     from worldgym.models import load_world_model
 
     folder = Path(name) if Path(name).exists() else pretrained.path(name)
-    newest = max((file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")), default=0)
+    newest = max((file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()), default=0)
     key = (str(folder.resolve()), newest)
     if key not in _models:
         loaded: Any = load_world_model(folder)
@@ -63,22 +62,30 @@ def _load_world_model(name: str) -> WorldModel:
 
 
 def resolve_reward(
-    reward: RewardModel | str | None, kwargs: dict[str, Any] | None = None
+    reward: RewardModel | str | Path | None, kwargs: dict[str, Any] | None = None
 ) -> RewardModel | None:
-    """A judge, made by calling `pkg.mod:factory(**kwargs)` when given as an entry point.
+    """A judge: as given, of a folder, or made by calling `pkg.mod:factory(**kwargs)` when given as an entry point.
+
+    A folder is loaded by the registered type that its config.json names; its type is given those of `kwargs`, such as
+    `cache`, that it names.
 
     Raises:
-        ValueError: the string is no entry point, or nothing importable.
+        CheckpointError: a folder without a judge, or a damaged one.
+        ConfigError: a folder with a judge of an unknown type.
+        ValueError: the string is no folder, no entry point, or nothing importable.
         TypeError: what came out is not a `worldgym.protocols.RewardModel`.
     """
     if reward is None:
         return None
     made: Any = reward
-    if isinstance(reward, str):
+    if isinstance(reward, Path) or (isinstance(reward, str) and Path(reward).is_dir()):
+        made = JUDGES.load(reward, offered=kwargs)
+    elif isinstance(reward, str):
         module, _, attribute = reward.partition(":")
         if not module or not attribute:
             raise ValueError(
-                f"reward={reward!r}; expected 'package.module:factory', e.g. 'rewards.learned:load_bundled'"
+                f"reward={reward!r}; expected a judge's folder, or 'package.module:factory', e.g. "
+                "'rewards.learned:load_bundled'"
             )
         try:
             factory = getattr(importlib.import_module(module), attribute)

@@ -3,9 +3,10 @@
 from worldgym.models.config import DynamicsConfig, SamplerConfig, WorldModelConfig
 from worldgym.models.dynamics import Dynamics
 from worldgym.models.ensemble import EnsembleWorldModel
+from worldgym.models.loading import load_world_model
 from worldgym.models.rows import ImaginedState
 from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
-from worldgym.models.world_model import VideoWorldModel, load_world_model
+from worldgym.models.world_model import VideoWorldModel
 
 __all__ = [
     "Dynamics",

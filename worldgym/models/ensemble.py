@@ -15,16 +15,21 @@ Example::
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from worldgym.errors import ConfigError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.models.rows import ImaginedState
 from worldgym.models.world_model import VideoWorldModel
 from worldgym.protocols import Decode, Imagined
+from worldgym.registry import TYPE
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import save_folder, verify_folder
 
 
 class EnsembleState(NamedTuple):
@@ -161,3 +166,27 @@ class EnsembleWorldModel:
     def render(self, state: EnsembleState) -> Tensor:
         """The current frame, `(B,H,W,3)` uint8."""
         return self.leader.render(state.members[0])
+
+    # -- disk -------------------------------------------------------------------------------------
+    def save_pretrained(self, path: Path | str) -> Path:
+        """Write every member in a folder of its number, the leader in `0`, and how many there are."""
+        with save_folder(path) as folder:
+            for i, member in enumerate(self.members):
+                member.save_pretrained(folder / str(i))
+            (folder / "config.json").write_text(json.dumps({TYPE: "ensemble", "members": len(self.members)}))
+        return Path(path)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str) -> EnsembleWorldModel:
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: missing or damaged files.
+        """
+        remedy = "give a folder that EnsembleWorldModel.save_pretrained wrote"
+        folder = verify_folder(path, ("config.json",), remedy)
+        config = read_json(folder / "config.json", remedy)
+        count = config.get("members") if isinstance(config, dict) else None
+        if not isinstance(count, int) or not 2 <= count <= 64:
+            raise CheckpointError(f"{folder}/config.json has members={count!r}, expected 2 to 64; {remedy}")
+        return cls([VideoWorldModel.from_pretrained(folder / str(i)) for i in range(count)])

@@ -28,6 +28,7 @@ from worldgym.models.dynamics import Cache, Dynamics
 from worldgym.models.rows import ImaginedState, cut, in_threads, join, put, take
 from worldgym.models.tokenizer import FrameTokenizer, autocast, check_frames, unit_rms
 from worldgym.protocols import Decode, Imagined
+from worldgym.registry import WORLD_MODELS
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
@@ -304,7 +305,7 @@ class VideoWorldModel(nn.Module):
         config = asdict(replace(self.config, sampler=self.sampler))
         with save_folder(path) as folder:
             save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-            (folder / "config.json").write_text(json.dumps({"class": "VideoWorldModel", **config}, indent=1))
+            (folder / "config.json").write_text(json.dumps({"type": "video", **config}, indent=1))
         return Path(path)
 
     @classmethod
@@ -321,8 +322,9 @@ class VideoWorldModel(nn.Module):
         config = read_json(path / "config.json", remedy)
         tensors = load_tensors(path / "model.safetensors")
         try:
-            if not isinstance(config, dict) or config.pop("class", None) != "VideoWorldModel":
+            if not isinstance(config, dict) or WORLD_MODELS.type_of(path) != "video":
                 raise ValueError("config.json is not of a VideoWorldModel")
+            config = {k: v for k, v in config.items() if k not in ("type", "class")}
             model = cls(WorldModelConfig.from_dict(config))
             model.load_state_dict({k: v.float() for k, v in tensors.items()})
         except UNBUILDABLE as error:
@@ -331,15 +333,3 @@ class VideoWorldModel(nn.Module):
             ) from error
         model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.eval().requires_grad_(False)
-
-
-def load_world_model(name_or_path: str | Path) -> VideoWorldModel:
-    """A bundled name such as `"tabletop-small"`, or a folder holding config.json and model.safetensors."""
-    path = Path(name_or_path)
-    if not path.exists():
-        from worldgym import pretrained
-
-        path = pretrained.path(str(name_or_path))
-    if (path / "world_model").is_dir():
-        path = path / "world_model"
-    return VideoWorldModel.from_pretrained(path)

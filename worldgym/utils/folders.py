@@ -34,6 +34,8 @@ from worldgym.utils.files import file_sha256
 from worldgym.utils.staging import fsync, locked, staging, sweep_once
 
 MANIFEST, COMMIT, FORMAT = "manifest.json", ".commit", 1
+RUN_FILES = ("checkpoint", "tensorboard", "run.json", "training.json")
+"""What a training run leaves beside its result."""
 
 
 @contextlib.contextmanager
@@ -204,6 +206,26 @@ def verify_listed(folder: str | os.PathLike[str], remedy: str) -> Path:
     if not (root / MANIFEST).is_file():
         raise CheckpointError(f"{root} holds no {MANIFEST}; {remedy}")
     return verify_folder(root, sorted(_listed(root / MANIFEST)), remedy)
+
+
+def files_of(folder: str | os.PathLike[str]) -> list[str]:
+    """Names, relative to a saved folder, of what belongs to it: what its manifest lists, or all files without one.
+
+    What a training run leaves beside its result (checkpoints, logs, its marker) and hidden files do not belong to it.
+
+    Raises:
+        CheckpointError: no such folder, or a damaged manifest.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise CheckpointError(f"there is no folder {root}; give one written by save_pretrained")
+    settle(root)
+    if (root / MANIFEST).is_file():
+        return sorted(_listed(root / MANIFEST))
+    found = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
+    return [
+        name.as_posix() for name in found if name.parts[0] not in RUN_FILES and name.parts[0][0] not in "._"
+    ]
 
 
 def verify_file(file: str | os.PathLike[str], remedy: str) -> Path:

@@ -2,8 +2,8 @@
 
 The hub's mixin does the work; this adds what users of a folder on disk need: a save that replaces config and weights
 together, a manifest that notices later damage, finite weights, typed configs, and errors that say which file is
-missing. A path is a folder of this machine; the hub is only asked for names with the prefix `hf:`, so a mistyped path
-fails at once.
+missing. `config.json` also holds the `type` under which the class is registered (`worldgym.registry`). A path is a
+folder of this machine; the hub is only asked for names with the prefix `hf:`, so a mistyped path fails at once.
 
 Example::
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from typing_extensions import Self
 
 from worldgym.errors import UNBUILDABLE, CheckpointError
+from worldgym.registry import TYPE, registered_name
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
@@ -34,16 +36,32 @@ HUB = "hf:"
 REMEDY = "give a folder that save_pretrained() wrote, or restore it from a copy"
 
 
+Coders = dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]]
+
+
 class HubModel(PyTorchModelHubMixin):
     """Mixin of an `nn.Module` whose `__init__` takes one frozen dataclass (or its dict) named `config`."""
 
+    def __init_subclass__(cls, *, coders: Coders | None = None, **kwargs: Any) -> None:
+        """As the hub's mixin; the decoders are not shown the `type`, which is no setting."""
+        read = {kind: (encode, _untyped(decode)) for kind, (encode, decode) in (coders or {}).items()}
+        super().__init_subclass__(coders=read or None, **kwargs)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
-        """Write `config.json` and `model.safetensors` into a folder; on any error the old files are as they were."""
+        """Write `config.json` and `model.safetensors` into a folder; on any error the old files are as they were.
+
+        Args:
+            save_directory: of the two files and their manifest.
+            **kwargs: with `push_to_hub=True`, those of `push_to_hub`.
+        """
+        name = registered_name(self)
         with save_folder(save_directory) as folder:
             save_tensors(folder / WEIGHTS, self.state_dict(), metadata={"format": "pt"})  # type: ignore[attr-defined]
-            config = dataclasses.asdict(self.config)  # type: ignore[attr-defined]
+            config = {**dataclasses.asdict(self.config), **({TYPE: name} if name else {})}  # type: ignore[attr-defined]
             (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        return super().save_pretrained(save_directory, **kwargs) if kwargs.get("push_to_hub") else None
+        if not kwargs.pop("push_to_hub", False):
+            return None
+        return str(self.push_to_hub(kwargs.pop("repo_id", None) or Path(save_directory).name, **kwargs))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
@@ -58,6 +76,8 @@ class HubModel(PyTorchModelHubMixin):
         folder = verify_folder(name, (CONFIG, WEIGHTS), REMEDY)
         config = read_json(folder / CONFIG, REMEDY)
         found = load_tensors(folder / WEIGHTS)
+        if isinstance(config, dict):
+            refuse_other_type(config.pop(TYPE, None), cls, folder)
         try:
             model = cls(config)
             # Weights are never guessed; a buffer that an older version did not save keeps its neutral value.
@@ -71,3 +91,30 @@ class HubModel(PyTorchModelHubMixin):
             model.to(torch.device(device))  # type: ignore[attr-defined]
         model.eval()  # type: ignore[attr-defined]
         return model
+
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> Self:  # type: ignore[override]
+        """As the hub's mixin, of a config without the `type`."""
+        if isinstance(config := kwargs.get("config"), Mapping):
+            refuse_other_type(config.get(TYPE), cls, str(kwargs.get("model_id")))
+            kwargs["config"] = {key: value for key, value in config.items() if key != TYPE}
+        return super()._from_pretrained(**kwargs)
+
+
+def refuse_other_type(written: Any, cls: type, folder: Path | str) -> None:
+    """Raise a CheckpointError where `config.json` has a type by which another class than `cls` is known."""
+    mine = registered_name(cls)
+    if written is not None and mine is not None and written != mine:
+        raise CheckpointError(
+            f"{folder} holds a part of type {written!r}, and {cls.__name__} reads {mine!r}; load it by its type, with "
+            "load_judge, load_policy or load_world_model"
+        )
+
+
+def _untyped(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read(values: Any) -> Any:
+        if isinstance(values, Mapping):
+            values = {key: value for key, value in values.items() if key != TYPE}
+        return decode(values)
+
+    return read

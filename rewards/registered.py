@@ -1,0 +1,44 @@
+"""The judges of this package, by name; imported when first asked for.
+
+Example::
+
+    from worldgym.registry import JUDGES
+    JUDGES.get("learned")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from worldgym.registry import JUDGES
+
+JUDGES.register_lazily(
+    learned="rewards.learned:LearnedJudge",
+    latent="rewards.latent:LatentJudge",
+    open_clip="rewards.open_clip:OpenClipJudge",
+    vlm="rewards.vlm:VlmJudge",
+    http="rewards.http:HttpJudge",
+    reference="rewards.reference:ReferenceJudge",
+    calibrated="rewards.calibrated:CalibratedJudge",
+    composed="rewards.compose:ComposedJudge",
+)
+FILES = {
+    "calibrated.json": "calibrated",
+    "composed.json": "composed",
+    "open_clip_config.json": "open_clip",
+    "references.safetensors": "reference",
+}
+"""Files that only one type of judge writes."""
+SETTINGS = {"url": "http", "model_type": "vlm", "grid": "latent", "asked": "learned"}
+"""Settings in config.json that tell the other types, in this order."""
+
+
+def earlier_judge(folder: Path, config: dict[str, Any]) -> str | None:
+    """Type of a judge that an earlier version saved, or that transformers or open_clip wrote."""
+    found = [name for file, name in FILES.items() if (folder / file).is_file()]
+    found += [name for setting, name in SETTINGS.items() if setting in config]
+    return found[0] if found else None
+
+
+JUDGES.legacy(earlier_judge)

@@ -1,0 +1,32 @@
+"""World models and dataset formats of this package, by name; imported when first asked for.
+
+Example::
+
+    from worldgym.registry import WORLD_MODELS
+    WORLD_MODELS.get("video")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from worldgym.registry import DATASET_FORMATS, WORLD_MODELS
+
+WORLD_MODELS.register_lazily(
+    video="worldgym.models.world_model:VideoWorldModel",
+    ensemble="worldgym.models.ensemble:EnsembleWorldModel",
+)
+DATASET_FORMATS.register_lazily(
+    lerobot="worldgym.data.formats.known:LeRobotFormat",
+    bridge="worldgym.data.formats.known:BridgeFormat",
+    video="worldgym.data.formats.known:VideoFormat",
+)
+
+
+def earlier_world_model(folder: Path, config: dict[str, Any]) -> str | None:
+    """Type of a world model that an earlier version saved, which wrote the name of its class."""
+    return {"VideoWorldModel": "video"}.get(str(config.get("class")))
+
+
+WORLD_MODELS.legacy(earlier_world_model)

@@ -1,0 +1,130 @@
+"""Training of world models and judges that other packages register: the seam that their classes offer.
+
+A class that `worldgym train world-model --type NAME` or `worldgym train judge --type NAME` shall train has
+
+- `for_data(specs, preset, arrays)`, a classmethod: a fresh part for a dataset with `worldgym.specs.Specs`;
+- and either `fit(arrays, settings, folder) -> dict[str, float]`, which trains it by its own means and keeps what it
+  needs to resume in `folder`, or, as an `nn.Module`, `loss(batch, generator) -> dict[str, Tensor]`, of a
+  `worldgym.data.batch.Batch`: differentiable
+  scalars by name, whose sum is minimised by `TrainingLoop` (resumable, logged, weights averaged);
+- `save_pretrained(folder)`, which writes its `type` into `config.json`, and `from_pretrained(folder)`.
+
+Example::
+
+    class Mean(nn.Module):
+        @classmethod
+        def for_data(cls, specs, preset, arrays): return cls(specs.observation.state_dim, specs.action.dim)
+        def loss(self, batch, generator): return {"state": (self(batch["state"]) - batch["state"]).square().mean()}
+
+    model, scalars = train_part(Mean.for_data(specs, "small", arrays), arrays, PartTraining(), "runs/mean")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldgym.data.batch import sample_windows, to_device
+from worldgym.errors import ConfigError
+from worldgym.specs import Specs
+from worldgym.training.loop import LoopConfig, TrainingLoop
+
+
+@dataclass(frozen=True)
+class PartTraining:
+    """Settings of a training that knows nothing of the part.
+
+    Args:
+        loop: steps, rates, seed.
+        batch: windows a step.
+        window: actions a window; it has one frame more.
+
+    Raises:
+        ConfigError: a batch or window below 1.
+    """
+
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    batch: int = 20
+    window: int = 20
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.window < 1:
+            raise ConfigError(f"batch and window must be at least 1, got {self.batch} and {self.window}")
+
+
+def fresh_part(kind: Any, name: str, specs: Specs, preset: str, arrays: Any) -> Any:
+    """A new part of the class `kind` that is registered as `name`, made by its `for_data`.
+
+    Raises:
+        ConfigError: the class offers no training.
+    """
+    lacking = [] if hasattr(kind, "for_data") else ["for_data(specs, preset, arrays)"]
+    if not (hasattr(kind, "fit") or hasattr(kind, "loss")):
+        lacking.append("loss(batch, generator) or fit(arrays, settings, folder)")
+    if lacking:
+        raise ConfigError(
+            f"the type {name!r} ({getattr(kind, '__qualname__', kind)}) cannot be trained by this command: it has no "
+            f"{' and no '.join(lacking)}; see worldgym.training.generic, or train it with its own package"
+        )
+    return kind.for_data(specs, preset, arrays)
+
+
+def train_part(
+    part: Any,
+    arrays: Any,
+    settings: PartTraining,
+    run_dir: Path | str,
+    identity: Mapping[str, Any] | None = None,
+    tag: str = "train",
+) -> tuple[Any, dict[str, float]]:
+    """Train a part by its `fit`, or its `loss` by `TrainingLoop`; the same call resumes.
+
+    Args:
+        part: see the module's description.
+        arrays: `worldgym.data.reader.EpisodeArrays`.
+        settings: of the run.
+        run_dir: checkpoints and TensorBoard events.
+        identity: facts beside `settings` that make the run what it is; a checkpoint with others is refused.
+        tag: prefix of the logged scalars.
+
+    Returns:
+        the trained part (with averaged weights, in evaluation mode), and the last scalars.
+
+    Raises:
+        ConfigError: `loss` gave something else than differentiable scalars by name, or the part is no `nn.Module`.
+        CheckpointError: the checkpoint in `run_dir` is damaged or of another part.
+    """
+    if hasattr(part, "fit"):
+        scalars = part.fit(arrays, settings, Path(run_dir))
+        return part, {name: float(value) for name, value in (scalars or {}).items()}
+    if not isinstance(part, nn.Module):
+        raise ConfigError(
+            f"{type(part).__name__} has a loss but is no torch.nn.Module; derive it from one, or give it fit"
+        )
+
+    def loss(model: Any, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        batch = sample_windows([arrays], settings.batch, settings.window, rng)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        terms = model.loss(to_device(batch, device), generator)
+        if (
+            not isinstance(terms, Mapping)
+            or not terms
+            or any(not isinstance(t, Tensor) or t.ndim for t in terms.values())
+        ):
+            raise ConfigError(
+                f"{type(model).__name__}.loss gave {type(terms).__name__}, expected scalar tensors by name"
+            )
+        return torch.stack(list(terms.values())).sum(), {name: float(t.detach()) for name, t in terms.items()}
+
+    facts = {"batch": settings.batch, "window": settings.window, **(identity or {})}
+    loop = TrainingLoop(part, settings.loop, run_dir, loss, tag=tag, identity=facts)
+    scalars = loop.run()
+    part.load_state_dict(loop.ema_model.state_dict())
+    return part.eval(), scalars
