@@ -55,8 +55,8 @@ def require_size(image_size: ImageSize, model_size: ImageSize, what: str) -> Non
     if size_of(image_size) != size_of(model_size):
         has, takes = text(size_of(image_size)), text(size_of(model_size))
         raise ConfigError(
-            f"the dataset has frames of {has} pixels a side, and {what} takes {takes}; train it on this dataset, or make "
-            f"the dataset anew with `worldgym collect` or `worldgym import` --image-size {takes}"
+            f"the dataset has frames of {has} pixels a side, and {what} takes {takes}; train it on this dataset, or "
+            f"make the dataset anew with `worldgym collect` or `worldgym import` --image-size {takes}"
         )
 
 
