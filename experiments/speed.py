@@ -92,7 +92,7 @@ def denoising(model: Any, batch: int, step: Callable[..., Any] | None = None) ->
     def work() -> int:
         with torch.inference_mode():
             step(torch.zeros_like(latent), latent, level, actions, proprio, state.cache)
-            state.cache.count.add_(1)
+            state.cache.ring.advance()
         return batch
 
     return work
@@ -160,8 +160,6 @@ def int8_linear(width: int, rows: int, rounds: int, seconds: float) -> dict[str,
 
 def layers_only(model: Any, batch: int) -> Callable[[], int]:
     """Work of the transformer layers without convolutions in and out: what the matrix-multiply fraction is of."""
-    import torch.nn.functional as F
-
     net = model.inference_network()
     dtype, c = next(net.parameters()).dtype, model.config.dynamics
     x0 = torch.randn(batch, c.tokens, c.width).to(dtype)
@@ -172,11 +170,7 @@ def layers_only(model: Any, batch: int) -> Callable[[], int]:
         with torch.inference_mode():
             x = x0
             for layer in net.layers:
-                h = F.layer_norm(x, (c.width,)) * (1 + six[..., 1, :]) + six[..., 0, :]
-                q, _, _ = layer.qkv(h).chunk(3, -1)
-                score = (layer.split(q) @ past.transpose(-1, -2)) * (past.shape[-1] ** -0.5)
-                attended = (score.float().softmax(-1).to(dtype) @ past).transpose(1, 2).flatten(2)
-                x = net._mlp_and_attention(layer, x, six, attended)
+                x = layer(x, modulation=layer.modulation(six), update=lambda keys, values: (past, past))
         return batch
 
     return work

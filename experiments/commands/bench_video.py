@@ -167,7 +167,7 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, hand: boo
     model = VideoWorldModel(shape)
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     data = LatentEpisodes.encode(model.tokenizer, arrays)
-    if shape.dynamics.moved:
+    if shape.dynamics.motion is not None:
         loop = LoopConfig(
             steps=config.shift_steps, lr=3e-3, final_lr=0.02, warmup=20, ema=0.98, seed=config.seed
         )

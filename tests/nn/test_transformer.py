@@ -132,12 +132,11 @@ def test_a_modulated_network_begins_as_the_identity_under_its_norm():
 def test_rotary_scores_depend_on_differences_of_positions_alone():
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 12)
-    score = lambda a, b: float(  # noqa: E731
-        (
-            Rotary.of(torch.tensor([a]), 12, (4, 4, 4)).turn(q)
-            * Rotary.of(torch.tensor([b]), 12, (4, 4, 4)).turn(k)
-        ).sum()
-    )
+
+    def score(a: list[int], b: list[int]) -> float:
+        turned = [Rotary.of(torch.tensor([place]), 12, (4, 4, 4)).turn(x) for place, x in ((a, q), (b, k))]
+        return float((turned[0] * turned[1]).sum())
+
     assert score([1, 2, 3], [2, 4, 3]) == pytest.approx(score([5, 0, 1], [6, 2, 1]), abs=1e-4)
     assert score([1, 2, 3], [2, 4, 3]) != pytest.approx(score([1, 2, 3], [3, 4, 3]), abs=1e-4)
 

@@ -1,7 +1,7 @@
 """Attention by hand, and rotary positions over one to three axes.
 
 Why by hand: at the few queries of a frame the fused kernel is slower on a CPU; its backward took 41 % of a training
-step. Scores are softmaxed in float32 whatever the dtype of the product.
+step. Scores are softmaxed in float32 unless asked otherwise.
 
 Example::
 
@@ -20,7 +20,9 @@ from torch import Tensor
 from worldgym.errors import ConfigError
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, float_softmax: bool = True
+) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
     Args:
@@ -28,6 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         k: `(B, heads, Lk, E)`.
         v: `(B, heads, Lk, E)`.
         mask: added to the scores, broadcast to `(B, heads, Lq, Lk)`; see `worldgym.nn.kv_cache.additive`.
+        float_softmax: softmax in float32; False keeps the dtype of the scores, whose gradient is then rounded likewise.
 
     Returns:
         `(B, Lq, heads * E)`.
@@ -35,7 +38,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     score = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5)
     if mask is not None:
         score = score + mask
-    return (score.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    score = score.float() if float_softmax else score
+    return (score.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
 class Rotary(NamedTuple):
@@ -68,8 +72,8 @@ class Rotary(NamedTuple):
         split = positions[..., None] if axes is None else positions
         if sum(sizes) != head_dim or any(size % 2 for size in sizes) or split.shape[-1] != len(sizes):
             raise ConfigError(
-                f"rotary axes {sizes} over positions of {split.shape[-1]} axes do not fit a head of {head_dim} numbers; "
-                "give one even number an axis, with that sum"
+                f"rotary axes {sizes} over positions of {split.shape[-1]} axes do not fit a head of {head_dim} "
+                "numbers; give one even number an axis, with that sum"
             )
         angles = []
         for i, size in enumerate(sizes):

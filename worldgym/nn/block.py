@@ -68,6 +68,7 @@ class TransformerBlock(nn.Module):
         memory: keys and values also come from tokens that are given to `forward` and stay as they are.
         context_dim: width of the tokens of a cross-attention between attention and MLP; None for none.
         dropout: of what attention and MLP add.
+        float_softmax: as of `attend`.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class TransformerBlock(nn.Module):
         memory: bool = False,
         context_dim: int | None = None,
         dropout: float = 0.0,
+        float_softmax: bool = True,
     ) -> None:
         super().__init__()
-        self.heads, self.memory = heads, memory
+        self.heads, self.memory, self.float_softmax = heads, memory, float_softmax
         inner = heads * head_dim if head_dim else width
         self.norm1 = nn.LayerNorm(width, elementwise_affine=affine)
         if memory:
@@ -176,7 +178,8 @@ class TransformerBlock(nn.Module):
             q, k = rotary.turn(q), rotary.turn(k)
         if update is not None:
             k, v = update(k, v)
-        return self.finish(x, attend(q, k, v, mask), modulation, context)
+        attended = attend(q, k, v, mask, float_softmax=self.float_softmax)
+        return self.finish(x, attended, modulation, context)
 
 
 class CrossAttention(nn.Module):

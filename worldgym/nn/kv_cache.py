@@ -1,7 +1,7 @@
 """A ring buffer of keys and values, whose rows can be copied, replaced and joined.
 
-Why a ring: a step costs the same however long the episode is, and the memory of a row is constant. Every row has its own
-count, so rows of different ages share one batch (per-slot resets, forks of GRPO groups, planners' candidates).
+Why a ring: a step costs the same however long the episode is, and the memory of a row is constant. Every row has its
+own count, so rows of different ages share one batch (per-slot resets, forks of GRPO groups, planners' candidates).
 
 Example::
 

@@ -165,11 +165,10 @@ class LogitNormalTimes:
 
 @dataclass(frozen=True)
 class PowerTimes:
-    """`t = 1 - s u^(1/a)`, u uniform: the beta(a, 1) of pi0 (arXiv 2410.24164, section IV), which prefers noise for a > 1.
+    """`t = 1 - s (1 - u^(1/a))`, u uniform: pi0's levels (arXiv 2410.24164, section IV), which prefer noise for a > 1.
 
     Args:
-        a: of the beta distribution of (1 - t) / s, whose second parameter is 1. pi0 has beta(1.5, 1) of its own
-            reversed time.
+        a: `1 - (1 - t) / s` is beta(a, 1) distributed.
         s: largest 1 - t.
     """
 

@@ -140,8 +140,8 @@ def renoise(
 ) -> Answer:
     """The network's last answer, after passes between which the clean guess gets fresh noise.
 
-    At t = 1 the network is told nothing; each pass says the clean data, and the next one sees that with noise of a lower
-    level (the stochastic sampler of consistency models: Song et al. 2023, algorithm 1).
+    Each pass says the clean data, and the next one sees that with noise of a lower level
+    (the stochastic sampler of consistency models: Song et al. 2023, algorithm 1).
 
     Args:
         answer: `answer(x_t, t)`, what the network says.

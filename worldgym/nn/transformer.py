@@ -1,9 +1,9 @@
 """One transformer for world models, policies and joint video-action models.
 
 It has adaptive layer norm from per-token conditioning (adaLN-zero: Peebles and Xie 2023, section 3.2; or one shared
-MLP with an offset a layer: PixArt-alpha's adaLN-single, Chen et al. 2023, section 2.3), rotary positions on one to three
-axes, cross-attention, experts per modality (mixture of transformers: own weights, joint attention), a key-value cache
-and taps of intermediate layers. What may attend to what is a layout and a rule (`worldgym.nn.layout`).
+MLP with an offset a layer: PixArt-alpha's adaLN-single, Chen et al. 2023, section 2.3), rotary positions on one to
+three axes, cross-attention, experts per modality (mixture of transformers: own weights, joint attention), a key-value
+cache and taps of intermediate layers. What may attend to what is a layout and a rule (`worldgym.nn.layout`).
 
 Example::
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -217,7 +217,8 @@ class Transformer(nn.Module):
             mask = additive(cache.mask(layout, rule))[:, None]
         kept: dict[int, dict[str, Tensor]] = {}
         shared = self._modulation(condition, where, used)
-        for i, layer in enumerate(self.layers):
+        layers: Any = self.layers
+        for i, layer in enumerate(layers):
             six = {n: layer[names[n]].modulation(self._six(shared, n, i)) for n in used}
             parts = [layer[names[n]].project(tokens[names[n]], six[n]) for n in used]
             q, k, v = (torch.cat(part, 2)[:, :, back.to(device)] for part in zip(*parts, strict=True))
@@ -235,7 +236,7 @@ class Transformer(nn.Module):
         return TransformerOutput({names[n]: self.final[names[n]](tokens[names[n]]) for n in used}, kept)
 
     def _places(self, layout: SequenceLayout) -> tuple[list[Tensor], Tensor]:
-        """Positions of each expert's tokens in the sequence, and where the sequence's tokens stand among the experts'."""
+        """Positions of each expert's tokens, and where each token of the sequence stands among the experts' tokens."""
         owner = torch.tensor([self.config.expert_of(s.role) for s in layout.segments])
         owner = owner.repeat_interleave(layout.lengths)
         where = [(owner == i).nonzero().flatten() for i in range(len(self.config.experts))]
