@@ -3,7 +3,8 @@
 Why so: teacher forcing with a noisy context learns the physics fast; what RL needs is a model that stays right after
 its own mistakes. So from `rollout_from` on, most batches first imagine the window without gradients from its first
 frame alone, then train on these imagined contexts against the true frames (self forcing). A window whose imagination
-has already taken another course (a grasp missed there, made here) teaches only magic; such frames weigh less.
+has already taken another course (a grasp missed there, made here) has targets that do not follow from its contexts;
+such frames weigh less.
 
 Example::
 
