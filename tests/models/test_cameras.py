@@ -266,3 +266,18 @@ def test_configs_of_earlier_versions_become_todays():
     assert WorldModelConfig.from_dict(data).dynamics.motion is None
     with pytest.raises(ConfigError, match="did you mean 'dynamics.window'|did you mean 'window'"):
         WorldModelConfig.from_dict({**data, "dynamics": {**data["dynamics"], "windows": 3}})
+
+
+def test_weights_of_earlier_versions_have_names_of_today():
+    from worldgym.models import load_world_model
+    from worldgym.models.video.compat import renamed
+    from worldgym.pretrained import path
+    from worldgym.utils.tensors import load_tensors
+
+    old = load_tensors(path("tabletop-small") / "world_model" / "model.safetensors")
+    model = load_world_model("tabletop-small")
+    names = {k: "dynamics." + renamed(k.removeprefix("dynamics.")) for k in old if k.startswith("dynamics.")}
+    today = model.state_dict()
+    assert {*names.values()} == {k for k in today if k.startswith("dynamics.")}
+    assert all(torch.equal(today[new], old[k].float()) for k, new in names.items())
+    assert all(renamed(k.removeprefix("dynamics.")) == k.removeprefix("dynamics.") for k in names.values())
