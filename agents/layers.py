@@ -7,8 +7,9 @@ Example::
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from worldgym.nn import TransformerBlock
 
 
 class FiLMBlock(nn.Module):
@@ -28,34 +29,17 @@ class FiLMBlock(nn.Module):
         return x + self.conv2(nn.functional.gelu(h))
 
 
-class Block(nn.Module):
+class Block(TransformerBlock):
     """Pre-norm transformer block: a few tokens attend to themselves and to a fixed image memory.
 
     The convolutions have mixed the image already; not recomputing 64 image tokens in every layer makes the whole
-    policy three times as fast on a CPU.
+    policy three times as fast on a CPU. `forward(x (B,N,D), memory (B,M,D) normalised)` gives `(B,N,D)`.
+
+    Args:
+        width: D.
+        heads: of attention.
+        dropout: of what attention and MLP add.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """`x (B,N,D)`, `memory (B,M,D)` normalised -> `(B,N,D)`."""
-        batch, _, width = x.shape
-        split = (batch, -1, self.heads, width // self.heads)
-        normed = self.norm1(x)
-        q = self.q(normed).view(split).transpose(1, 2)
-        source = torch.cat([memory, normed.to(memory.dtype)], dim=1)
-        k, v = (t.reshape(split).transpose(1, 2) for t in self.kv(source).chunk(2, dim=-1))
-        # By hand: on CPU the fused kernel's backward costs more than everything else at these lengths.
-        weights = torch.softmax(q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5, dim=-1)
-        attended = (weights.to(v.dtype) @ v).transpose(1, 2).reshape(batch, -1, width)
-        x = x + self.drop(self.out(attended))
-        return x + self.drop(self.mlp(self.norm2(x)))
+        super().__init__(width, heads, affine=True, memory=True, dropout=dropout, float_softmax=False)

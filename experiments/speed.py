@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldgym.specs import specs_of
+
 
 def rate(work: Callable[[], int], seconds: float = 2.0, warmup: int = 1) -> float:
     """Units a second of `work`, which returns how many it did, repeated for at least `seconds`."""
@@ -39,8 +41,8 @@ def paired(works: dict[str, Callable[[], int]], rounds: int = 3, seconds: float 
 def start(model: Any, batch: int, seed: int = 0) -> Any:
     """An imagined state of `batch` rows that begins from noise pictures; speed does not depend on what is seen."""
     generator = torch.Generator().manual_seed(seed)
-    size = model.image_size
-    frames = torch.randint(0, 256, (batch, 1, size, size, 3), generator=generator, dtype=torch.uint8)
+    size = specs_of(model).observation.main.size
+    frames = torch.randint(0, 256, (batch, 1, *size, 3), generator=generator, dtype=torch.uint8)
     return model.begin(frames, torch.zeros(batch, 0, model.action_dim), generator)
 
 
@@ -92,7 +94,7 @@ def denoising(model: Any, batch: int, step: Callable[..., Any] | None = None) ->
     def work() -> int:
         with torch.inference_mode():
             step(torch.zeros_like(latent), latent, level, actions, proprio, state.cache)
-            state.cache.count.add_(1)
+            state.cache.ring.advance()
         return batch
 
     return work
@@ -160,8 +162,6 @@ def int8_linear(width: int, rows: int, rounds: int, seconds: float) -> dict[str,
 
 def layers_only(model: Any, batch: int) -> Callable[[], int]:
     """Work of the transformer layers without convolutions in and out: what the matrix-multiply fraction is of."""
-    import torch.nn.functional as F
-
     net = model.inference_network()
     dtype, c = next(net.parameters()).dtype, model.config.dynamics
     x0 = torch.randn(batch, c.tokens, c.width).to(dtype)
@@ -172,11 +172,7 @@ def layers_only(model: Any, batch: int) -> Callable[[], int]:
         with torch.inference_mode():
             x = x0
             for layer in net.layers:
-                h = F.layer_norm(x, (c.width,)) * (1 + six[..., 1, :]) + six[..., 0, :]
-                q, _, _ = layer.qkv(h).chunk(3, -1)
-                score = (layer.split(q) @ past.transpose(-1, -2)) * (past.shape[-1] ** -0.5)
-                attended = (score.float().softmax(-1).to(dtype) @ past).transpose(1, 2).flatten(2)
-                x = net._mlp_and_attention(layer, x, six, attended)
+                x = layer(x, modulation=layer.modulation(six), update=lambda keys, values: (past, past))
         return batch
 
     return work

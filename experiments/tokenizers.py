@@ -22,7 +22,7 @@ def read_tokenizer(folder: Path) -> FrameTokenizer:
     Raises:
         CheckpointError: missing, damaged, or with weights that are not finite.
     """
-    from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
+    from worldgym.models.tokenizers import FrameTokenizer, TokenizerConfig
     from worldgym.utils.files import read_json
     from worldgym.utils.folders import verify_folder
     from worldgym.utils.tensors import load_tensors

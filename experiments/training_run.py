@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.specs import ActionSpec, GripperRule, Specs
+from worldgym.specs import GripperRule, Specs
 from worldgym.utils.files import file_sha256, read_sealed, write_sealed
 from worldgym.utils.sizes import ImageSize, size_of, text
 from worldgym.utils.staging import sweep_once
@@ -60,9 +60,6 @@ def require_size(image_size: ImageSize, model_size: ImageSize, what: str) -> Non
         )
 
 
-require_square = require_size
-
-
 # -- proprioception -----------------------------------------------------------------------------------------------
 
 
@@ -95,10 +92,6 @@ def with_hand(specs: Specs, choice: Hand = "auto") -> Specs:
         last = action.dim - 1
         action = dataclasses.replace(action, gripper=GripperRule(last, action.high[last], action.low[last]))
     return Specs(dataclasses.replace(specs.observation, state=tuple(fields)), action)
-
-
-def knows_hand(spec: ActionSpec, state_dim: int, choice: Hand = "auto") -> bool:
-    raise AssertionError("until the next merge")
 
 
 # -- whose run a folder holds -------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldgym.errors import ConfigError
@@ -40,12 +40,14 @@ FIELDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(CAMERAS, FIELDS)
 def test_specs_return_from_json_unchanged(cameras: list[Camera], fields: list[StateField]) -> None:
     specs = Specs(ObservationSpec(tuple(cameras), tuple(fields)), ACTIONS)
     assert Specs.from_dict(specs.to_dict()) == specs
 
 
+@settings(deadline=None)
 @given(FIELDS)
 def test_every_column_has_exactly_one_role(fields: list[StateField]) -> None:
     spec = ObservationSpec(state=tuple(fields))

@@ -14,7 +14,7 @@ from typing import Any
 from worldgym.registry import DATASET_FORMATS, WORLD_MODELS
 
 WORLD_MODELS.register_lazily(
-    video="worldgym.models.world_model:VideoWorldModel",
+    video="worldgym.models.video.world_model:VideoWorldModel",
     ensemble="worldgym.models.ensemble:EnsembleWorldModel",
 )
 DATASET_FORMATS.register_lazily(

@@ -124,11 +124,12 @@ def worldgym_style(model: Any, config: BenchSpeedConfig, frames: int = 3) -> flo
     """
     import torch
 
-    from worldgym.models.uncached import imagine_uncached
+    from worldgym.models.video.uncached import imagine_uncached
+    from worldgym.specs import specs_of
 
     batch = config.uncached_rows
-    size, window = model.image_size, model.config.dynamics.window
-    first = torch.randint(0, 256, (batch, 1, size, size, 3), dtype=torch.uint8)
+    size, window = specs_of(model).observation.main.size, model.config.dynamics.window
+    first = torch.randint(0, 256, (batch, 1, *size, 3), dtype=torch.uint8)
     states = torch.zeros(batch, 1, model.state_dim)
     generator = torch.Generator().manual_seed(0)
     spent = []
@@ -145,7 +146,7 @@ def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) ->
     import torch
 
     tokenizer = model.tokenizer
-    latents = torch.randn(batch, model.config.dynamics.latent_channels, tokenizer.grid, tokenizer.grid)
+    latents = torch.randn(batch, model.config.dynamics.latent_channels, *tokenizer.grid)
     frames = tokenizer.decode(latents)
     texts, states = ["put the red cube in the tray"] * batch, torch.zeros(batch, model.state_dim)
     net = model.inference_network()
@@ -168,8 +169,8 @@ def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) ->
         "layers_only": speed.layers_only(model, batch),
         "matmul_gflops": speed.matmul_gflops(),
     }
-    if model.config.dynamics.moved:
-        works["move latents"] = count(lambda: net.shift(latents.to(dtype), cells))
+    if net.objects is not None:
+        works["move latents"] = count(lambda: net.objects.shift(latents.to(dtype), cells))
     rates = speed.paired(works, config.rounds, config.seconds / 2)
     return {**rates, "matmul_gflops": rates["matmul_gflops"] / 1000}
 
@@ -206,7 +207,7 @@ def growth(model: Any, config: BenchSpeedConfig) -> dict[str, float]:
     c = model.config
     seconds, tokens = [], []
     for patch in (4, 2, 1):
-        if c.dynamics.grid % patch:
+        if any(side % patch for side in c.dynamics.cells):
             continue
         other = VideoWorldModel(replace(c, dynamics=replace(c.dynamics, patch=patch))).eval()
         assert isinstance(other.dynamics, Dynamics)
@@ -218,8 +219,7 @@ def growth(model: Any, config: BenchSpeedConfig) -> dict[str, float]:
 def memory(model: Any) -> int:
     """Bytes that one imagined environment keeps between steps."""
     state = speed.start(model, 1)
-    parts = [state.latent, state.states, state.keys, *state.cache]
-    return int(sum(part.numel() * part.element_size() for part in parts))
+    return int(sum(part.numel() * part.element_size() for part in state.tensors()))
 
 
 def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, Any]]:
@@ -227,7 +227,7 @@ def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, 
     import torch
 
     from worldgym.evaluation import fidelity
-    from worldgym.models.uncached import imagine_uncached
+    from worldgym.models.video.uncached import imagine_uncached
 
     logs = true_logs(("reach", "push", "pick_place"), config.quality_episodes, seed=LOG_SEED0)
     rows = []

@@ -22,10 +22,12 @@ import numpy as np
 
 from experiments.checks import check_numbers
 from experiments.run_folder import finite, versions
-from experiments.training_run import Hand, arrays_hash, knows_hand, require_preset
+from experiments.training_run import Hand, arrays_hash, require_preset, with_hand
 from worldgym.errors import ConfigError
+from worldgym.specs import Specs
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
+from worldgym.utils.sizes import short, text
 
 logger = logging.getLogger(__name__)
 HORIZONS = (1, 5, 10, 20)
@@ -43,8 +45,8 @@ class BenchVideoConfig:
         tokenizer_steps: updates of the tokenizer a fold.
         shift_steps: of the net that moves latents.
         steps: of the dynamics.
-        hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
-            BridgeData and the tabletop, else no.
+        hand: `auto` takes the roles of the data's state fields; `yes` says that proprioception is x, y, z, ..., opening
+            of the fingers; `no` that nothing is known of it.
         preset: `small` or `tiny`.
         seed: everything random.
         out: run folder.
@@ -78,17 +80,17 @@ class BenchVideoConfig:
 
 def run(config: BenchVideoConfig) -> int:
     """Train the folds, print, write the json."""
-    episodes, hand = load(config)
+    episodes, specs = load(config)
     folds = len(episodes) if config.folds is None else min(config.folds, len(episodes))
     rows = []
     with Progress(folds, "folds") as bar:
         for fold in range(folds):
-            rows.append(one_fold(episodes, fold, config, hand))
+            rows.append(one_fold(episodes, fold, config, specs))
             bar.update(1)
     facts = {
         "source": config.source.name,
         "episodes": len(episodes),
-        "image_size": int(episodes[0].frames.shape[1]),
+        "image_size": short(specs.observation.main.size),
         "folds": rows,
         "mean": {
             kind: {
@@ -107,32 +109,36 @@ def run(config: BenchVideoConfig) -> int:
     return 0
 
 
-def load(config: BenchVideoConfig) -> tuple[list[Any], bool]:
-    """Episodes of any kind of folder, and whether their proprioception is known to be a hand's."""
+def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
+    """Episodes of any kind of folder, and their specs with the main camera alone."""
     from worldgym.data import EpisodeDataset
-    from worldgym.data.bridge import BRIDGE_ACTION_SPEC, bridge_episodes
+    from worldgym.data.bridge import bridge_episodes, bridge_specs
     from worldgym.data.formats.known import find_other, read_episodes, read_specs
     from worldgym.data.imports import ImportSettings, LeRobotFolder, is_foreign
 
+    settings = ImportSettings(
+        image_size=config.image_size, cameras=() if config.camera is None else (config.camera,)
+    )
     if any(config.source.glob("*.npz")):
-        episodes, spec = bridge_episodes(config.source, config.image_size), BRIDGE_ACTION_SPEC
+        episodes, specs = bridge_episodes(config.source, config.image_size), bridge_specs(config.image_size)
     elif is_foreign(config.source):
-        recordings = LeRobotFolder(config.source, config.camera)
-        episodes, spec = list(recordings.episodes(config.image_size)), recordings.action_spec
+        recordings = LeRobotFolder(config.source, settings=settings)
+        episodes, specs = list(recordings.episodes()), recordings.specs
     elif (kind := find_other(config.source)) is not None:
-        settings = ImportSettings(image_size=config.image_size)
-        found = read_specs(kind, config.source, settings).action
-        assert found is not None
-        episodes, spec = list(read_episodes(kind, config.source, settings)), found
+        specs = read_specs(kind, config.source, settings)
+        episodes = list(read_episodes(kind, config.source, settings))
     else:
         dataset = EpisodeDataset(config.source).require_seen()
-        episodes, spec = list(dataset), dataset.action_spec
+        episodes, specs = list(dataset), dataset.specs
+    episodes = [episode for episode in episodes if episode.actions is not None]
     if len(episodes) < 2:
-        raise ConfigError(f"{config.source} holds {len(episodes)} episode; leaving one out needs two")
-    hand = knows_hand(spec, episodes[0].state.shape[1], config.hand)
-    if not hand:
-        logger.info("proprioception is not known to be a hand's: no motion of objects in latents")
-    return episodes, hand
+        raise ConfigError(
+            f"{config.source} holds {len(episodes)} episodes with actions; leaving one out needs two"
+        )
+    specs = with_hand(specs, config.hand)
+    if not specs.observation.has_hand:
+        logger.info("no state field is a gripper beside a position: objects are not moved in latents")
+    return episodes, Specs(specs.observation.select([specs.observation.main.name]), specs.action)
 
 
 def arrays_of(episodes: list[Any]) -> Any:
@@ -148,7 +154,7 @@ def arrays_of(episodes: list[Any]) -> Any:
     )
 
 
-def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, hand: bool) -> dict[str, Any]:
+def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, specs: Specs) -> dict[str, Any]:
     """PSNR in dB by horizon on episodes trained on and on the one left out."""
     import torch
 
@@ -161,8 +167,8 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, hand: boo
     seen = [e for i, e in enumerate(episodes) if i != fold]
     arrays = arrays_of(seen)
     preset = WorldModelConfig.preset(config.preset)
-    size, folder = arrays.frames.shape[1], config.out / f"{arrays.frames.shape[1]}px_fold{fold}"
-    shape = preset.for_data(arrays.states, arrays.actions.shape[1], image_size=size, hand=hand)
+    folder = config.out / f"{text(specs.observation.main.size)}px_fold{fold}"
+    shape = preset.for_data(arrays.states, specs=specs)
     facts = {"--source": arrays_hash(arrays.frames, arrays.actions, arrays.states)}
     tokenizer = train_tokenizer(
         arrays.frames, shape.tokenizer,
@@ -173,7 +179,7 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, hand: boo
     model = VideoWorldModel(shape)
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     data = LatentEpisodes.encode(model.tokenizer, arrays)
-    if shape.dynamics.moved:
+    if shape.dynamics.motion is not None:
         loop = LoopConfig(
             steps=config.shift_steps, lr=3e-3, final_lr=0.02, warmup=20, ema=0.98, seed=config.seed
         )

@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from experiments.checks import check_numbers
-from experiments.training_run import claim, content_of, identity, require_square
+from experiments.training_run import claim, content_of, identity, require_size
 from worldgym.errors import ConfigError
 
 OWN = ("checkpoint", "tensorboard", "export", "probe.json")
@@ -81,7 +81,7 @@ def run(config: TrainProbeConfig) -> int:
         if config.world_model
         else Bundle.find("tabletop-small").world_model()
     )
-    require_square(64, model.image_size, "the world model's tokenizer")
+    require_size(64, model.image_size, "the world model's tokenizer")
     facts = identity(config, contents=("world_model",))
     if config.world_model is None:
         facts["--world-model"] = content_of(Bundle.find("tabletop-small").folder)

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from experiments.checks import check_numbers
-from experiments.training_run import claim, identity, require_preset, require_square
+from experiments.training_run import claim, identity, require_preset, require_size
 
 logger = logging.getLogger(__name__)
 OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json", "manifest.json")
@@ -67,8 +67,10 @@ def run(config: TrainTokenizerConfig) -> int:
     from worldgym.data import EpisodeDataset
     from worldgym.models import WorldModelConfig, load_world_model
     from worldgym.training.loop import LoopConfig
+    from worldgym.training.pictures import Pictures
     from worldgym.training.tokenizer import reconstruction_psnr, train_tokenizer
     from worldgym.utils.folders import save_folder
+    from worldgym.utils.sizes import short
     from worldgym.utils.tensors import save_tensors
 
     torch.set_num_threads(
@@ -77,10 +79,12 @@ def run(config: TrainTokenizerConfig) -> int:
     dataset = EpisodeDataset(config.data).require_seen()
     facts = identity(config, dataset, contents=("initial",))
     initial = None if config.initial is None else load_world_model(config.initial).tokenizer
+    preset, cameras = WorldModelConfig.preset(config.preset), dataset.specs.observation.cameras
     if initial is not None:
-        require_square(dataset.image_size, initial.config.image_size, f"the world model {config.initial}")
+        picture = preset.canvas_for(cameras).size
+        require_size(picture, initial.config.image_size, f"the world model {config.initial}")
     claim(config.out, "train tokenizer", facts, own=OWN, fresh=config.fresh)
-    arrays = dataset.load_arrays(limit=config.limit, progress=True)
+    arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
     held = int(arrays.offsets[-1 - max(1, len(arrays) // 20)])  # the last 5 % of the episodes are held out
     if len(arrays) == 1:
         logger.warning("one episode: nothing is held out, and the figures are of frames that are learned")
@@ -91,11 +95,13 @@ def run(config: TrainTokenizerConfig) -> int:
         seed=config.seed,
         max_minutes=None if config.steps else config.minutes,
     )
-    held_out = arrays.frames[held::15] if len(arrays) > 1 else arrays.frames[::15]
-    preset = replace(WorldModelConfig.preset(config.preset).tokenizer, image_size=arrays.frames.shape[1])
-    shape = preset if initial is None else initial.config
+    pictures = Pictures.of(arrays, preset.canvas_for(cameras))
+    held_out = pictures.select(slice(held if len(arrays) > 1 else 0, None, 15))
+    static = all(camera.static for camera in cameras)
+    fresh = replace(preset.tokenizer, image_size=short(pictures.size), background=static)
+    shape = fresh if initial is None else initial.config
     tokenizer = train_tokenizer(
-        arrays.frames[:held],
+        pictures.select(slice(held)),
         shape,
         loop,
         config.out,

@@ -1,7 +1,7 @@
 """`worldgym train world-model`: the dynamics on a trained tokenizer's latents.
 
-Datasets of any shape serve: any number of actions, any proprioception or none. Only where proprioception is known to be
-a hand's does the model move and hold things in latents, and see contacts more often.
+Datasets of any shape serve: any number of actions, cameras of any size, any proprioception or none. Only where
+proprioception is known to be a hand's do objects move with it in latents, and are contacts sampled more often.
 
 Example::
 
@@ -24,14 +24,16 @@ import tyro
 from experiments.checks import check_numbers
 from experiments.registered_training import train_registered
 from experiments.tokenizers import read_tokenizer
-from experiments.training_run import Hand, claim, identity, knows_hand, require_preset, require_square
-from worldgym.errors import ConfigError
+from experiments.training_run import Hand, claim, identity, require_preset, require_size, with_hand
+from worldgym.errors import ConfigError, DatasetError
 from worldgym.registry import WORLD_MODELS
+from worldgym.specs import check_observations
 
 if TYPE_CHECKING:
     from worldgym.data import EpisodeDataset
     from worldgym.data.reader import EpisodeArrays
     from worldgym.models import FrameTokenizer, VideoWorldModel
+    from worldgym.specs import Specs
     from worldgym.training.world_model import LatentEpisodes
 
 logger = logging.getLogger(__name__)
@@ -49,8 +51,8 @@ class TrainWorldModelConfig:
         type: of the model: `video`, or one that another package registers (`worldgym list`) and whose class offers the
             training of `worldgym.training.generic`; only the common options apply to those.
         initial: start from this world model instead of afresh; an older one is grown into today's shape.
-        hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
-            the tabletop and BridgeData, else no.
+        hand: whether objects move with a hand. `auto` is yes where the dataset says which columns of proprioception are
+            a hand's; `yes` takes x, y, z first and the gripper's opening last where it does not say.
         preset: `small` or `tiny`.
         minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
         steps: optimizer steps; a run with steps resumes to the very same numbers.
@@ -115,6 +117,8 @@ def run(config: TrainWorldModelConfig) -> int:
     import torch
 
     from worldgym.data import EpisodeDataset
+    from worldgym.models import HandColumns, WorldModelConfig
+    from worldgym.models.video.object_motion import window_odds
     from worldgym.training.world_model import LatentEpisodes
 
     if config.type != "video":
@@ -124,24 +128,27 @@ def run(config: TrainWorldModelConfig) -> int:
     if config.tokenizer is None and config.initial is None:
         raise ConfigError("give --tokenizer RUN (from `worldgym train tokenizer`) or --initial WORLD_MODEL")
     dataset = EpisodeDataset(config.data).require_seen()
-    hand = knows_hand(dataset.action_spec, dataset.state_dim, config.hand)
+    specs = with_hand(dataset.specs, config.hand)
+    hand = HandColumns.of(specs.observation)
     facts = identity(config, dataset, contents=("tokenizer", "initial"))
     tokenizer = None if config.tokenizer is None else read_tokenizer(config.tokenizer)
     if tokenizer is not None:
-        require_square(dataset.image_size, tokenizer.config.image_size, f"the tokenizer {config.tokenizer}")
+        picture = WorldModelConfig.preset(config.preset).canvas_for(specs.observation.cameras).size
+        require_size(picture, tokenizer.config.image_size, f"the tokenizer {config.tokenizer}")
     torch.manual_seed(config.seed)
     initial = None if config.initial is None else _initial(config.initial, dataset, tokenizer)
     claim(config.out, "train world-model", facts, own=OWN, fresh=config.fresh)
-    arrays = dataset.load_arrays(limit=config.limit, progress=True)
-    model = _model(config, arrays, tokenizer, initial, hand)
+    arrays = _acted(dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras))
+    model = _model(config, arrays, tokenizer, initial, specs, hand is not None)
     if tokenizer is not None:
         model.tokenizer.load_state_dict(tokenizer.state_dict())
-    data = LatentEpisodes.encode(model.tokenizer, arrays)
-    if hand:
-        data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds)
+    data = LatentEpisodes.encode(model.tokenizer, arrays, model.canvas)
+    if hand is not None:
+        data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds, hand)
     else:
         logger.info(
-            "proprioception is not known to be a hand's: no motion of objects in latents, and windows begin anywhere"
+            "the dataset has no end-effector position and gripper: objects are not moved in latents, and windows begin "
+            "anywhere"
         )
         data.odds = np.ones(len(arrays.states))
     if config.equal_tasks:
@@ -159,6 +166,23 @@ def run(config: TrainWorldModelConfig) -> int:
             torch.multiprocessing.spawn(_process, arguments, nprocs=config.processes)  # type: ignore[no-untyped-call]
     logger.info("world model saved to %s", config.out / "export")
     return 0
+
+
+def _acted(arrays: EpisodeArrays) -> EpisodeArrays:
+    """The episodes with actions: the dynamics are conditioned on them.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if arrays.has_action.all():
+        return arrays
+    if not arrays.has_action.any():
+        raise DatasetError(
+            "no episode of the dataset has actions, and this world model is conditioned on them; add episodes with "
+            "actions, or train a type that learns from video alone (`worldgym list`)"
+        )
+    logger.warning("%d episodes without actions are left out", int((~arrays.has_action).sum()))
+    return arrays.keep(arrays.has_action)
 
 
 @dataclass(frozen=True)
@@ -182,7 +206,10 @@ def _initial(folder: Path, dataset: EpisodeDataset, tokenizer: FrameTokenizer | 
         raise ConfigError(
             f"--initial {folder} is a {type(model).__name__}; training goes on from type video only"
         )
-    require_square(dataset.image_size, model.image_size, f"the world model {folder}")
+    seen = model.specs.observation
+    check_observations(
+        dataset.specs.observation, seen, f"the dataset {dataset.root}", f"the world model {folder}"
+    )
     here, there = (dataset.action_spec.dim, dataset.state_dim), (model.action_dim, model.state_dim)
     if here != there:
         raise ConfigError(
@@ -202,23 +229,25 @@ def _model(
     arrays: EpisodeArrays,
     tokenizer: FrameTokenizer | None,
     initial: VideoWorldModel | None,
+    specs: Specs,
     hand: bool,
 ) -> VideoWorldModel:
     """A new model of the data's shape, or `initial` grown into today's."""
     from worldgym.models import VideoWorldModel, WorldModelConfig
-    from worldgym.models.growth import grown
+    from worldgym.models.video.growth import grown
 
     if initial is not None:
         return (grown(initial, arrays.states) if hand else initial).requires_grad_(True)
     assert tokenizer is not None
-    preset, size = WorldModelConfig.preset(config.preset), tokenizer.config.image_size
+    preset = WorldModelConfig.preset(config.preset)
     latents = replace(
         preset,
         tokenizer=replace(tokenizer.config, image_size=preset.tokenizer.image_size),
         dynamics=replace(preset.dynamics, latent_channels=tokenizer.config.latent_channels),
     )
-    shape = latents.for_data(arrays.states, arrays.actions.shape[1], size, hand=hand)
-    return VideoWorldModel(replace(shape, tasks=tuple(sorted(set(arrays.tasks)))))
+    shape = latents.for_data(arrays.states, specs=specs, hand=hand and tokenizer.config.background)
+    own = replace(tokenizer.config, image_size=shape.tokenizer.image_size)
+    return VideoWorldModel(replace(shape, tokenizer=own, tasks=tuple(sorted(set(arrays.tasks)))))
 
 
 def _process(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes, group: str) -> None:
@@ -245,7 +274,7 @@ def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisod
     from worldgym.training.world_model import WorldModelTraining, train_world_model
 
     config = job.config
-    if model.config.dynamics.moved and (config.initial is None or config.tokenizer is not None):
+    if model.config.dynamics.motion is not None and (config.initial is None or config.tokenizer is not None):
         shift = LoopConfig(
             steps=config.shift_steps, lr=3e-3, final_lr=0.02, warmup=50, ema=0.99, seed=config.seed
         )
@@ -261,38 +290,6 @@ def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisod
     trained = train_world_model(model, data, training, config.out, identity=job.facts)
     if rank == 0:
         trained.save_pretrained(config.out / "export")
-
-
-def window_odds(states: np.ndarray, offsets: np.ndarray, window: int, contact: float) -> np.ndarray:
-    """Relative odds `(F,)` that a training window begins at each frame.
-
-    `contact` where the window holds a step at which the hand moves a thing, its square where it holds one at which the
-    hand carries something, 1 elsewhere. Such steps are told from proprioception alone: the fingers are partly closed
-    (and the hand is high), or the hand slides sideways close to the table.
-
-    Args:
-        states: `(F,S)` hand x, y, z first, finger opening last.
-        offsets: `(E+1,)` where episodes begin.
-        window: frames a window.
-        contact: the odds.
-    """
-    opening, height = states[:, -1], states[:, 2]
-    low, high = np.percentile(opening, (1, 99))
-    holding = (opening > low + 0.2 * (high - low)) & (opening < low + 0.8 * (high - low))
-    speed = np.zeros(len(states))
-    speed[1:] = np.linalg.norm(np.diff(states[:, :2], axis=0), axis=1)
-    speed[offsets[:-1]] = 0.0
-    floor, ceiling = np.percentile(height, (1, 99))
-    pushing = (height < floor + 0.25 * (ceiling - floor)) & (speed > 0.25 * np.percentile(speed, 99))
-    carrying = holding & (height > floor + 0.3 * (ceiling - floor))
-    episode = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    begin = np.arange(len(opening))
-    end = np.minimum(begin + window, offsets[episode + 1])
-    odds = np.ones(len(states))
-    for happens in (holding | pushing, carrying):
-        so_far = np.concatenate([[0], np.cumsum(happens)])
-        odds *= np.where(so_far[end] > so_far[begin], contact, 1.0)
-    return odds
 
 
 def equal_shares(odds: np.ndarray, groups: np.ndarray) -> np.ndarray:

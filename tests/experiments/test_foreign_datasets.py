@@ -56,7 +56,7 @@ def test_any_shape_trains_and_is_imagined(actions, state, size, seed):
         model = load_world_model(parts["world_model"] / "export")
         assert (model.action_dim, model.state_dim) == (actions, state)
         shape = model.config.dynamics
-        assert not shape.moved and not shape.held and shape.low is None
+        assert shape.motion is None
         assert VLAPolicy.from_pretrained(parts["policy"]).config.goal_dims == 0
         imagine(parts, data)
 
@@ -126,7 +126,7 @@ def test_a_hand_by_word_gets_the_tabletops_features(tmp_path):
     line += ["--steps", "1", "--shift-steps", "1", "--batch", "2", "--window", "2", "--preset", "tiny"]
     assert main([*line, "--out", str(tmp_path / "w")]) == 0
     shape = load_world_model(tmp_path / "w" / "export").config.dynamics
-    assert shape.moved and shape.held and shape.low is not None
+    assert shape.motion is not None and shape.motion.warp_anchor and shape.motion.contact_height is not None
 
 
 def test_actions_after_the_end_are_unknown_and_not_learned(tmp_path):

@@ -189,7 +189,8 @@ def test_tasks_get_equal_shares_of_the_windows():
 
 
 def test_windows_that_hold_a_grasp_or_a_push_are_likelier():
-    from experiments.commands.train_world_model import window_odds
+    from worldgym.models import HandColumns
+    from worldgym.models.video.object_motion import window_odds
 
     states = np.zeros((60, 4), np.float32)
     states[:, 0] = np.linspace(0, 0.05, 60)  # drifts slowly, high up and open
@@ -200,7 +201,7 @@ def test_windows_that_hold_a_grasp_or_a_push_are_likelier():
     states[30:34, 1] = (0.0, 0.05, 0.10, 0.15)
     states[34:40, 1] = 0.15
     states[50:52, 2:] = 0.1, 0.06  # third: carries something
-    odds = window_odds(states, np.array([0, 20, 40, 60]), 4, 3.0)
+    odds = window_odds(states, np.array([0, 20, 40, 60]), 4, 3.0, HandColumns((0, 1, 2), 3))
     touching = [28, 29, 30, 31, 32, 33]
     carrying = [7, 8, 9, 10, 11, 12, 47, 48, 49, 50, 51]
     assert np.flatnonzero(odds == 3).tolist() == touching

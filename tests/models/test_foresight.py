@@ -16,7 +16,9 @@ SIZES = {"width": 32, "depth": 2, "heads": 2, "text_dim": 6, "state_dim": 2, "to
 
 def tokenizer():
     torch.manual_seed(0)
-    return FrameTokenizer(TokenizerConfig(image_size=32, latent_channels=4, widths=(8, 8, 8), blocks=(1, 1, 1))).eval()
+    return FrameTokenizer(
+        TokenizerConfig(image_size=32, latent_channels=4, widths=(8, 8, 8), blocks=(1, 1, 1))
+    ).eval()
 
 
 def countdown(episodes=60, steps=6, seed=0):
@@ -36,7 +38,13 @@ def countdown(episodes=60, steps=6, seed=0):
             after.append([min(first + t + k, first + steps - 1) for k in (1, 2)])
             values.append(-(steps - 1 - t) / steps if wins else -1.0)
             episode.append(e)
-    columns = (torch.stack(latents), torch.stack(states), torch.stack(texts), torch.tensor(after), torch.tensor(values))
+    columns = (
+        torch.stack(latents),
+        torch.stack(states),
+        torch.stack(texts),
+        torch.tensor(after),
+        torch.tensor(values),
+    )
     return ForesightData(*columns, np.array(episode))
 
 
@@ -78,4 +86,6 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="heads must divide"):
         ForesightConfig(width=30, heads=4)
     with pytest.raises(DatasetError, match="one row a frame"):
-        ForesightData(torch.zeros(2, 1), torch.zeros(1), torch.zeros(2), torch.zeros(2), torch.zeros(2), np.zeros(2))
+        ForesightData(
+            torch.zeros(2, 1), torch.zeros(1), torch.zeros(2), torch.zeros(2), torch.zeros(2), np.zeros(2)
+        )

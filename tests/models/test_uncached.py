@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldgym.models import SamplerConfig, VideoWorldModel, WorldModelConfig
-from worldgym.models.uncached import imagine_uncached
+from worldgym.models.video.uncached import imagine_uncached
 
 TINY = WorldModelConfig.preset("tiny")
 

@@ -16,12 +16,12 @@ from worldgym.models import (
     Dynamics,
     DynamicsConfig,
     FrameTokenizer,
+    ImaginedState,
     SamplerConfig,
     TokenizerConfig,
     VideoWorldModel,
     WorldModelConfig,
 )
-from worldgym.models.layout import Segment, attention_mask, block_causal
 from worldgym.protocols import WorldModel
 
 TINY = WorldModelConfig.preset("tiny")
@@ -48,15 +48,6 @@ def _actions(n: int, k: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, k, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@given(frames=st.integers(1, 5), length=st.integers(1, 4), window=st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
-def test_block_causal_mask(frames, length, window):
-    mask = attention_mask([Segment("video", f, length) for f in range(frames)], block_causal(window))
-    for q in range(frames * length):
-        for k in range(frames * length):
-            assert bool(mask[q, k]) == (0 <= q // length - k // length < window)
-
-
 def test_tokenizer_latents_have_unit_rms_and_decode_to_frames():
     tokenizer = FrameTokenizer(TINY.tokenizer)
     z = tokenizer.encode(_frames(3))
@@ -74,7 +65,7 @@ def test_cached_steps_equal_the_parallel_pass_beyond_the_ring_buffer(model):
     cache = net.empty_cache(previous[:, 0], states[:, 0], torch.float32)
     for i in range(t):
         one = net.step(noisy[:, i], previous[:, i], level[:, i], actions[:, i], states[:, i], cache)
-        cache.count.add_(1)
+        cache.ring.advance()
         assert torch.allclose(one.latents, whole.latents[:, i], atol=1e-5)
         assert torch.allclose(one.states, whole.states[:, i], atol=1e-5)
 
@@ -101,8 +92,8 @@ def test_half_precision_stays_within_a_bound_of_full_for_five_frames():
 def test_patches_are_folded_as_torch_does_it(n, c, side, by):
     from torch.nn.functional import pixel_unshuffle
 
-    from worldgym.models.dynamics import from_tokens, to_tokens
-    from worldgym.models.shift import unshuffle
+    from worldgym.models.video.latent_shift import unshuffle
+    from worldgym.nn import from_tokens, to_tokens
 
     grid = torch.randn(n, c, side * by, side * by)
     expected = pixel_unshuffle(grid, by)
@@ -130,7 +121,7 @@ def test_the_future_does_not_reach_the_past(model):
 
 def test_the_anchor_is_remembered_beyond_the_window_and_travels_with_forks(model):
     state = _begin(model, 2)
-    other = state._replace(cache=state.cache._replace(anchor=state.cache.anchor.flip(0)))
+    other = state.replace(cache=state.cache.replace(anchor=state.cache.anchor.flip(0)))
     seven = _actions(2, 7)  # the window is 4
     frames, changed = (model.step(s, seven)[1].latents[:, -1] for s in (state, other))
     assert not torch.allclose(frames, changed, atol=1e-3)
@@ -149,50 +140,58 @@ def test_pure_noise_says_nothing(model):
 
 def test_what_was_carried_travels_with_forks_and_merges(model):
     state = _begin(model, 3)
-    state.cache.carried.copy_(torch.arange(6.0).view(3, 2))
+    state.cache.motion.displacement.copy_(torch.arange(6.0).view(3, 2))
     forked = model.fork(state, torch.tensor([2, 0]))
-    assert forked.cache.carried.tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    assert forked.cache.motion.displacement.tolist() == [[4.0, 5.0], [0.0, 1.0]]
     merged = model.merge(state, torch.tensor([1]), model.fork(state, torch.tensor([2])))
-    assert merged.cache.carried.tolist() == [[0.0, 1.0], [4.0, 5.0], [4.0, 5.0]]
+    assert merged.cache.motion.displacement.tolist() == [[0.0, 1.0], [4.0, 5.0], [4.0, 5.0]]
     model.step(forked, _actions(2, 2))
-    assert forked.cache.carried.tolist() == [[4.0, 5.0], [0.0, 1.0]]  # a step leaves its argument alone
+    assert forked.cache.motion.displacement.tolist() == [
+        [4.0, 5.0],
+        [0.0, 1.0],
+    ]  # a step leaves its argument alone
 
 
 def test_a_grown_model_at_first_imagines_what_the_old_one_did():
-    from worldgym.models.growth import grown
+    from worldgym.models.video.growth import grown
 
     torch.manual_seed(0)
-    old = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, held=False))).eval()
+    bare_motion = replace(TINY.dynamics.motion, warp_anchor=False)
+    old = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, motion=bare_motion))).eval()
     states = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     new = grown(old, states).eval()
-    assert new.config.dynamics.held and grown(new, states) is new
+    assert new.config.dynamics.motion.warp_anchor and grown(new, states) is new
     before, after = (m.step(_begin(m, 2), _actions(2, 3))[1].latents for m in (old, new))
     assert 0 < float((before - after).square().mean()) < 0.01  # latents have unit mean square
-    bare = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, held=False, moved=False)))
+    bare = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, motion=None)))
     with pytest.raises(ValueError, match="afresh"):
         grown(bare, states)
 
 
 def test_checkpoints_from_before_the_anchor_still_load(tmp_path):
     torch.manual_seed(0)
-    config = replace(TINY, dynamics=replace(TINY.dynamics, anchor=False, moved=False, held=False))
+    config = replace(TINY, dynamics=replace(TINY.dynamics, anchor=False, motion=None))
     old = VideoWorldModel(config).eval()
     file = old.save_pretrained(tmp_path) / "config.json"
     (tmp_path / "manifest.json").unlink()  # such checkpoints had none
     saved = json.loads(file.read_text())
-    for name in ("anchor", "moved", "held", "holding", "low", "shift"):
+    for name in ("anchor", "motion"):
         del saved["dynamics"][name]
+    del saved["specs"], saved["type"], saved["tokenizer"]["background"]
+    saved["class"] = "VideoWorldModel"
     file.write_text(json.dumps(saved))
     again = VideoWorldModel.from_pretrained(tmp_path)
     shape = again.config.dynamics
-    assert not (shape.anchor or shape.moved or shape.held) and shape.low is None
+    assert not shape.anchor and shape.motion is None
+    assert [field.role for field in again.specs.observation.state] == ["other"] * 4
     assert _begin(again, 2).batch_size == 2
 
 
 def test_checkpoints_that_moved_frames_through_pixels_say_what_to_do(model, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["dynamics"]["moved_width"]
+    del config["dynamics"]["motion"]
+    config["dynamics"] |= {"moved": True, "held": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "manifest.json").unlink()  # such checkpoints had none
     with pytest.raises(CheckpointError, match="through pixels.*worldgym train world-model"):
@@ -212,9 +211,9 @@ def test_world_model_obeys_the_protocol_and_shapes(model):
 
 def test_steps_are_deterministic_and_leave_their_input_alone(model):
     state = _begin(model, 2)
-    saved = state.cache.keys.clone()
+    saved = state.cache.ring.keys.clone()
     first = model.step(state, _actions(2, 3))[1].latents
-    assert torch.equal(state.cache.keys, saved)
+    assert torch.equal(state.cache.ring.keys, saved)
     assert torch.equal(first, model.step(state, _actions(2, 3))[1].latents)
 
 
@@ -237,10 +236,10 @@ def test_forks_share_nothing_that_a_later_step_changes(model):
     state = _begin(model, 3)
     state, _ = model.step(state, _actions(3, 2))
     forked = model.fork(state, torch.tensor([2, 2, 0]))
-    kept = forked.cache.keys.clone()
+    kept = forked.cache.ring.keys.clone()
     model.step(state, _actions(3, 2, seed=3))
     model.step(forked, _actions(3, 2, seed=4))
-    assert torch.equal(forked.cache.keys, kept)
+    assert torch.equal(forked.cache.ring.keys, kept)
     fresh = model.fork(state, torch.tensor([2, 2]), torch.Generator().manual_seed(0))
     assert fresh.keys[0] != fresh.keys[1]
 
@@ -336,12 +335,12 @@ def test_rows_imagined_in_pieces_are_those_imagined_at_once(model, monkeypatch):
     """Several threads, each with its rows; their results keep the order, and the setting of threads is as before."""
     actions = _actions(7, 3)
     state = _begin(model, 7)
-    monkeypatch.setattr("worldgym.models.world_model.ROWS_PER_THREAD", 99)
+    monkeypatch.setattr("worldgym.models.video.world_model.ROWS_PER_THREAD", 99)
     whole_state, whole = model.step(state, actions)
     usual = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        monkeypatch.setattr("worldgym.models.world_model.ROWS_PER_THREAD", 2)
+        monkeypatch.setattr("worldgym.models.video.world_model.ROWS_PER_THREAD", 2)
         after, pieces = model.step(state, actions, decode="all")
         assert torch.get_num_threads() == 3
     finally:
@@ -353,12 +352,8 @@ def test_rows_imagined_in_pieces_are_those_imagined_at_once(model, monkeypatch):
     assert (again.cache.count == 4).all()
 
 
-def test_states_are_cut_and_joined_without_loss(model):
-    from worldgym.models.rows import cut, join
-
+def test_states_are_split_and_joined_without_loss(model):
     state, _ = model.step(_begin(model, 5), _actions(5, 2))
-    again = join(cut(state, 2))
-    for a, b in zip(
-        (*again.cache, *again[:2], again.keys), (*state.cache, *state[:2], state.keys), strict=True
-    ):
+    again = ImaginedState.cat(state.split(2))
+    for a, b in zip(again.tensors(), state.tensors(), strict=True):
         assert torch.equal(a, b)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.training.test_training import TINY, moving_dots
 from worldgym.models import FrameTokenizer, VideoWorldModel
-from worldgym.models.shift import LatentShift, move_bilinearly
+from worldgym.models.video.latent_shift import LatentShift, move_bilinearly
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.shift import shift_by_pixels, shift_loss, train_shift
 from worldgym.training.tokenizer import train_tokenizer
@@ -54,7 +54,7 @@ def test_latents_learn_to_move(world, tmp_path):
     def error() -> float:
         generator = torch.Generator().manual_seed(1)
         background = world.model.tokenizer.encode_background()
-        net = world.model.dynamics.shift
+        net = world.model.dynamics.objects.shift
         z = world.data.latents[:32].float()
         with torch.no_grad():
             return float(shift_loss(net, world.model.tokenizer, z, background, generator)[0])
@@ -67,8 +67,8 @@ def test_latents_learn_to_move(world, tmp_path):
 def test_a_model_without_a_moved_frame_is_refused(world, tmp_path):
     from dataclasses import replace
 
-    still = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, moved=False, held=False)))
-    with pytest.raises(ValueError, match="moved=True"):
+    still = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, motion=None)))
+    with pytest.raises(ValueError, match="no object motion"):
         train_shift(still, world.data, LoopConfig(steps=1), tmp_path)
 
 

@@ -141,7 +141,7 @@ def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):
 
     def error(m: VideoWorldModel) -> float:
         windows = episodes.windows(32, 1, torch.Generator().manual_seed(1))
-        z, actions, states, *_ = windows
+        z, actions, states = windows.latents, windows.actions, windows.states
         level = torch.ones(32, 1)
         with torch.no_grad():
             out = m.dynamics(
@@ -162,7 +162,10 @@ def test_windows_stay_inside_episodes():
         torch.from_numpy(data.states[:15]),
         data.offsets,
     )
-    z, _, states, mask, anchor, before = flat.windows(64, 4, torch.Generator().manual_seed(0))
+    windows = flat.windows(64, 4, torch.Generator().manual_seed(0))
+    z, states, mask, anchor, before = (
+        windows.latents, windows.states, windows.mask, windows.anchor, windows.before
+    )  # fmt: skip
     values = z.reshape(64, 5).long()
     assert ((values // 5) == (values[:, :1] // 5)).all()
     assert mask[:, 0].all() and not mask.all()
@@ -191,7 +194,7 @@ def test_windows_begin_where_the_odds_are():
         data.offsets,
         odds,
     )
-    first = flat.windows(400, 2, torch.Generator().manual_seed(0))[0][:, 0].flatten().long()
+    first = flat.windows(400, 2, torch.Generator().manual_seed(0)).latents[:, 0].flatten().long()
     assert set(first.tolist()) == {1, 7}
     assert 0.65 < float((first == 7).float().mean()) < 0.85
 

@@ -1,21 +1,35 @@
 """Learned parts of the world model: frame tokenizer, dynamics, and both behind the `WorldModel` protocol."""
 
-from worldgym.models.config import DynamicsConfig, SamplerConfig, WorldModelConfig
-from worldgym.models.dynamics import Dynamics
+from worldgym.models.canvas import Canvas
 from worldgym.models.ensemble import EnsembleWorldModel
 from worldgym.models.loading import load_world_model
-from worldgym.models.rows import ImaginedState
-from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
-from worldgym.models.world_model import VideoWorldModel
+from worldgym.models.tokenizers import (
+    DiffusersTokenizer,
+    DiffusersTokenizerConfig,
+    FrameTokenizer,
+    TokenizerConfig,
+    VideoTokenizer,
+)
+from worldgym.models.video.config import DynamicsConfig, SamplerConfig, WorldModelConfig
+from worldgym.models.video.dynamics import Dynamics
+from worldgym.models.video.object_motion import HandColumns, ObjectMotionConfig
+from worldgym.models.video.state import ImaginedState
+from worldgym.models.video.world_model import VideoWorldModel
 
 __all__ = [
+    "Canvas",
+    "DiffusersTokenizer",
+    "DiffusersTokenizerConfig",
     "Dynamics",
     "DynamicsConfig",
     "EnsembleWorldModel",
     "FrameTokenizer",
+    "HandColumns",
     "ImaginedState",
+    "ObjectMotionConfig",
     "SamplerConfig",
     "TokenizerConfig",
+    "VideoTokenizer",
     "VideoWorldModel",
     "WorldModelConfig",
     "load_world_model",

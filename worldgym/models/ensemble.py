@@ -16,23 +16,27 @@ Example::
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.models.rows import ImaginedState
-from worldgym.models.world_model import VideoWorldModel
+from worldgym.models.tokenizers import Size
+from worldgym.models.video.state import ImaginedState
+from worldgym.models.video.world_model import VideoWorldModel
+from worldgym.nn import RowBatch
 from worldgym.protocols import Decode, Imagined
 from worldgym.registry import TYPE
+from worldgym.specs import Specs
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 
 
-class EnsembleState(NamedTuple):
+@dataclass(frozen=True)
+class EnsembleState(RowBatch):
     """Where each member's memory stands; all have seen the leader's frames."""
 
     members: tuple[ImaginedState, ...]
@@ -79,8 +83,18 @@ class EnsembleWorldModel:
                     f"member {i} has another tokenizer than the leader, so their latents can't be compared; train it "
                     "with `worldgym train world-model --tokenizer` on the leader's"
                 )
-        self.image_size, self.tokenizer = self.leader.image_size, self.leader.tokenizer
+        self.tokenizer = self.leader.tokenizer
         self.action_dim, self.state_dim = self.leader.action_dim, self.leader.state_dim
+
+    @property
+    def specs(self) -> Specs:
+        """Those of the leader."""
+        return self.leader.specs
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of the main camera's frames in pixels; one number for a square."""
+        return self.leader.image_size
 
     @property
     def device(self) -> torch.device:
@@ -94,14 +108,15 @@ class EnsembleWorldModel:
         generator: torch.Generator | None = None,
         *,
         states: Tensor | None = None,
+        views: Mapping[str, Tensor] | None = None,
     ) -> EnsembleState:
         """As `VideoWorldModel.begin`; draws as many random numbers as the leader alone."""
-        first = self.leader.begin(frames, actions, generator, states=states)
+        first = self.leader.begin(frames, actions, generator, states=states, views=views)
         rest = [
-            member.begin(frames, actions, torch.Generator().manual_seed(0), states=states)
+            member.begin(frames, actions, torch.Generator().manual_seed(0), states=states, views=views)
             for member in self.members[1:]
         ]
-        return EnsembleState((first, *(state._replace(keys=first.keys) for state in rest)))
+        return EnsembleState((first, *(state.replace(keys=first.keys) for state in rest)))
 
     def step(
         self, state: EnsembleState, actions: Tensor, *, decode: Decode = "all"
@@ -124,7 +139,7 @@ class EnsembleWorldModel:
             members[0], imagined = self.leader.step(before, chunk, decode="none")
             said = [imagined.latents[:, 0]]
             for j, member in enumerate(self.members[1:], 1):
-                seen = members[j]._replace(latent=before.latent, states=before.states)
+                seen = members[j].replace(latent=before.latent, states=before.states)
                 members[j], other = member.step(seen, chunk, decode="none")
                 said.append(other.latents[:, 0])
             doubts.append(torch.stack(said).var(0, correction=0).mean((1, 2, 3)))
@@ -132,15 +147,13 @@ class EnsembleWorldModel:
             states.append(imagined.states)
         every = torch.cat(latents, 1)
         shown = {"all": every, "last": every[:, -1:], "none": every[:, :0]}[decode]
-        if shown.numel():
-            frames = self.tokenizer.decode(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
-        else:
-            frames = torch.empty(len(every), 0, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        frames, views = self.leader.decode(shown)
         return EnsembleState(tuple(members)), Imagined(
             frames=frames,
             latents=every,
             states=torch.cat(states, 1),
             uncertainty=torch.stack(doubts, 1).amax(1),
+            views=views,
         )
 
     def fork(
@@ -149,7 +162,7 @@ class EnsembleWorldModel:
         """As `VideoWorldModel.fork`."""
         first = self.leader.fork(state.members[0], index, generator)
         pairs = zip(self.members[1:], state.members[1:], strict=True)
-        rest = (member.fork(theirs, index)._replace(keys=first.keys) for member, theirs in pairs)
+        rest = (member.fork(theirs, index).replace(keys=first.keys) for member, theirs in pairs)
         return EnsembleState((first, *rest))
 
     def merge(self, state: EnsembleState, rows: Tensor, other: EnsembleState) -> EnsembleState:
@@ -157,15 +170,26 @@ class EnsembleWorldModel:
         parts = zip(self.members, state.members, other.members, strict=True)
         return EnsembleState(tuple(member.merge(mine, rows, yours) for member, mine, yours in parts))
 
-    def observe(self, state: EnsembleState, frames: Tensor, states: Tensor | None = None) -> EnsembleState:
+    def observe(
+        self,
+        state: EnsembleState,
+        frames: Tensor,
+        states: Tensor | None = None,
+        *,
+        views: Mapping[str, Tensor] | None = None,
+    ) -> EnsembleState:
         """As `VideoWorldModel.observe`."""
-        first = self.leader.observe(state.members[0], frames, states)
-        rest = (their._replace(latent=first.latent, states=first.states) for their in state.members[1:])
+        first = self.leader.observe(state.members[0], frames, states, views=views)
+        rest = (their.replace(latent=first.latent, states=first.states) for their in state.members[1:])
         return EnsembleState((first, *rest))
 
     def render(self, state: EnsembleState) -> Tensor:
-        """The current frame, `(B,H,W,3)` uint8."""
+        """The main camera's current frame, `(B,H,W,3)` uint8."""
         return self.leader.render(state.members[0])
+
+    def render_views(self, state: EnsembleState) -> dict[str, Tensor]:
+        """The other cameras' current frames by name, `(B,H',W',3)` uint8."""
+        return self.leader.render_views(state.members[0])
 
     # -- disk -------------------------------------------------------------------------------------
     def save_pretrained(self, path: Path | str) -> Path:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
-from worldgym.models.dynamics import from_tokens, to_tokens
-from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig
+from worldgym.models.tokenizers import FrameTokenizer, Size, TokenizerConfig, pair, short
+from worldgym.nn import FLOW, Modulation, TransformerBlock, from_tokens, to_tokens
 from worldgym.utils.hub import HubModel
 from worldgym.utils.typed import from_values
 
@@ -39,7 +39,7 @@ class ForesightConfig:
 
     Args:
         channels: of a latent.
-        grid: cells along one side.
+        grid: height and width in cells; one number for a square.
         state_dim: of proprioception.
         text_dim: of an instruction's embedding.
         futures: how many future frames are predicted; 0 predicts the value alone, as RECAP's critic does.
@@ -48,13 +48,14 @@ class ForesightConfig:
         depth: its layers.
         heads: of attention.
         tokens: numbers that summarise what is foreseen, for a policy to read.
-        image_size: pixels along one side of a frame.
+        image_size: height and width of a frame in pixels; one number for a square.
         latent_widths: of the tokenizer.
         latent_blocks: of the tokenizer.
+        background: whether the tokenizer knows a background picture.
     """
 
     channels: int = 16
-    grid: int = 8
+    grid: Size = 8
     state_dim: int = 4
     text_dim: int = 384
     futures: int = 2
@@ -63,18 +64,26 @@ class ForesightConfig:
     depth: int = 3
     heads: int = 4
     tokens: int = 16
-    image_size: int = 64
+    image_size: Size = 64
     latent_widths: tuple[int, int, int] = (32, 64, 128)
     latent_blocks: tuple[int, int, int] = (1, 2, 2)
+    background: bool = True
 
     def __post_init__(self) -> None:
         """Validate, and accept lists where json gave them."""
         object.__setattr__(self, "latent_widths", tuple(self.latent_widths))
         object.__setattr__(self, "latent_blocks", tuple(self.latent_blocks))
+        object.__setattr__(self, "grid", short(self.grid))
+        object.__setattr__(self, "image_size", short(self.image_size))
         if self.futures < 0 or min(self.depth, self.heads, self.tokens, self.patch) < 1:
             raise ConfigError("futures must not be negative, depth, heads, tokens and patch at least 1")
-        if self.width % self.heads or self.grid % self.patch:
+        if self.width % self.heads or any(side % self.patch for side in self.cells):
             raise ConfigError(f"heads must divide width and patch the grid; got {self}")
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Height and width of the latent grid."""
+        return pair(self.grid)
 
     @property
     def joint(self) -> int:
@@ -96,25 +105,6 @@ class Foreseen(NamedTuple):
     futures: Tensor
     states: Tensor
     tokens: Tensor
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        """`x (B,L,D)`, `shift (B,6,D)`: adaLN (Peebles and Xie 2023, section 3.2)."""
-        a, b, c, d, e, f = shift[:, :, None].unbind(1)
-        q, k, v = (
-            self.qkv(self.norms[0](x) * (1 + a) + b).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        seen = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(-1).to(v.dtype) @ v
-        x = x + c * self.out(seen.transpose(1, 2).flatten(2))
-        return x + f * self.mlp(self.norms[1](x) * (1 + d) + e)
 
 
 class Foresight(
@@ -147,19 +137,20 @@ class Foresight(
             latent_channels=c.channels,
             widths=c.latent_widths,
             blocks=c.latent_blocks,
+            background=c.background,
         )
         self.tokenizer = FrameTokenizer(settings)
         if tokenizer is not None:
             self.tokenizer.load_state_dict(tokenizer.state_dict())
         self.tokenizer.requires_grad_(False).eval()
-        cells = (c.grid // c.patch) ** 2
+        cells = c.cells[0] * c.cells[1] // c.patch**2
         self.read = nn.Linear((c.channels + c.joint) * c.patch**2, c.width)
         self.place = nn.Parameter(0.02 * torch.randn(1, cells, c.width))
         self.given = nn.Sequential(
             nn.Linear(c.text_dim + c.state_dim + 32, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
         )
         self.shift = nn.Linear(c.width, 6 * c.width)
-        self.blocks = nn.ModuleList(_Block(c.width, c.heads) for _ in range(c.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(c.width, c.heads) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.width)
         self.write = nn.Linear(c.width, c.joint * c.patch**2)
         self.summary = nn.Linear(cells * c.joint, c.tokens)
@@ -178,7 +169,7 @@ class Foresight(
         return cls(
             ForesightConfig(
                 channels=t.latent_channels, grid=tokenizer.grid, image_size=t.image_size,
-                latent_widths=tuple(t.widths), latent_blocks=tuple(t.blocks), **sizes,
+                latent_widths=tuple(t.widths), latent_blocks=tuple(t.blocks), background=t.background, **sizes,
             ),
             tokenizer,
         )  # fmt: skip
@@ -198,10 +189,10 @@ class Foresight(
 
     def joint(self, futures: Tensor, states: Tensor, value: Tensor) -> Tensor:
         """The joint state `(B,J,h,w)`: `futures (B,N,C,h,w)`, `states (B,N,S)` in data units, `value (B,)`."""
-        c, side = self.config, self.config.grid
+        c = self.config
         tiled = ((states - self.state_mean) / self.state_std).flatten(1)[:, : c.futures * c.state_dim]
         scalars = torch.cat([tiled, 2 * value[:, None] + 1], 1)  # a value in [-1, 0] becomes one in [-1, 1]
-        return torch.cat([futures.flatten(1, 2), scalars[:, :, None, None].expand(-1, -1, side, side)], 1)
+        return torch.cat([futures.flatten(1, 2), scalars[:, :, None, None].expand(-1, -1, *c.cells)], 1)
 
     def clean(self, noisy: Tensor, t: Tensor, latents: Tensor, states: Tensor, texts: Tensor) -> Tensor:
         """`E[s | s_t, o, l]`: `noisy (B,J,h,w)`, `t (B,)` in (0, 1], the frame's `latents`, `states`, `texts (B,E)`."""
@@ -210,13 +201,16 @@ class Foresight(
         words = ((texts - self.text_mean) / self.text_std).clamp(-5, 5)
         hand = (states - self.state_mean) / self.state_std
         given = self.given(torch.cat([words, hand, wave.sin(), wave.cos()], 1))
-        shift = self.shift(nn.functional.silu(given)).unflatten(1, (6, -1))
+        scale, shift, gate, *mlp = (
+            self.shift(nn.functional.silu(given)).unflatten(1, (6, -1))[:, :, None].unbind(1)
+        )
+        modulation = Modulation(shift, scale, gate, mlp_scale=mlp[0], mlp_shift=mlp[1], mlp_gate=mlp[2])
         x = self.read(to_tokens(torch.cat([latents, noisy], 1).contiguous(), c.patch)) + self.place
         for block in self.blocks:
-            x = block(x, shift)
-        change = from_tokens(self.write(self.norm(x)), c.patch)
-        still = torch.cat([latents] * c.futures + [latents.new_zeros(len(latents), c.joint - c.futures * c.channels,
-                                                                     c.grid, c.grid)], 1)  # fmt: skip
+            x = block(x, modulation=modulation)
+        change = from_tokens(self.write(self.norm(x)), c.patch, c.cells)
+        rest = latents.new_zeros(len(latents), c.joint - c.futures * c.channels, *c.cells)
+        still = torch.cat([latents] * c.futures + [rest], 1)
         return still + change
 
     def loss(
@@ -226,9 +220,10 @@ class Foresight(
         b = len(joint)
         t = torch.rand(b, generator=generator)
         t[: b // 2] = 1.0
-        level = t[:, None, None, None].clamp_min(0.05)
+        least = t.clamp_min(0.05)
+        level = least[:, None, None, None]
         noise = torch.randn(joint.shape, generator=generator) * (level < 1)
-        said = self.clean((1 - level) * joint + level * noise, t, latents, states, texts)
+        said = self.clean(FLOW.add(joint, noise, least), t, latents, states, texts)
         error = ((said - joint) / level).square().mean((0, 2, 3))  # of velocities: (s_t - s) / t
         rest = error[:-1].mean() if len(error) > 1 else error.new_zeros(())
         return rest + error[-1]
@@ -244,7 +239,7 @@ class Foresight(
         """
         c = self.config
         t = torch.ones(len(latents), device=latents.device)
-        start = torch.zeros(len(latents), c.joint, c.grid, c.grid, device=latents.device)
+        start = torch.zeros(len(latents), c.joint, *c.cells, device=latents.device)
         joint = self.clean(start, t, latents, states, texts)
         split = c.futures * c.channels
         futures = joint[:, :split].unflatten(1, (max(1, c.futures), -1))

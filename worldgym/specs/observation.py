@@ -236,8 +236,7 @@ def check_observations(given: ObservationSpec, wanted: ObservationSpec, giver: s
         h, w = resized[0].size
         size = f"{h}" if h == w else f"{h}x{w}"
         remedies.append(f"type `worldgym import --source DATA --out NEW --image-size {size}` and use NEW")
-    same = [(f.name, f.role) for f in given.state] == [(f.name, f.role) for f in wanted.state]
-    if not same and wanted.state_dim:
+    if wanted.state_dim and not _same_state(given, wanted):
         remedies.append(
             f"train {reader} on this data, or import the data with the state fields that it was made for "
             "(`worldgym import --state-key ...`)"
@@ -247,6 +246,13 @@ def check_observations(given: ObservationSpec, wanted: ObservationSpec, giver: s
             f"{giver} and {reader} do not fit.\n  {giver} has {given}\n  {reader} needs {wanted}\n"
             + "; ".join(remedies)
         )
+
+
+def _same_state(given: ObservationSpec, wanted: ObservationSpec) -> bool:
+    """Whether both have as many fields, and none with two different known roles; names are free."""
+    pairs = zip(given.state, wanted.state, strict=False)
+    fit = all("other" in (a.role, b.role) or a.role == b.role for a, b in pairs)
+    return given.state_dim == wanted.state_dim and fit
 
 
 def check_actions_of(given: ActionSpec, wanted: ActionSpec, giver: str, reader: str) -> None:

@@ -16,7 +16,6 @@ Example::
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -32,6 +31,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
+from worldgym.nn.ema import EMA
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import MANIFEST, save_folder, settle, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
@@ -162,7 +162,7 @@ class TrainingLoop:
         self.identity = plain_facts({**kept, **by_clock, **(identity or {})})
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.optimizers = _optimizers(model, config)
-        self.ema_model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.ema = EMA(model, config.ema)
         self.step = 0
         self.elapsed = 0.0
         grouped = dist.is_available() and dist.is_initialized()
@@ -171,6 +171,11 @@ class TrainingLoop:
         if self.ranks > 1:
             for value in self.model.state_dict().values():
                 dist.broadcast(value, 0)
+
+    @property
+    def ema_model(self) -> nn.Module:
+        """The model with averaged weights."""
+        return self.ema.model
 
     # -- checkpoints ------------------------------------------------------------------------------
     @property
@@ -276,7 +281,7 @@ class TrainingLoop:
                 for optimizer in self.optimizers:
                     optimizer.step()
                 self.step += 1
-                self._average()
+                self.ema.update(self.step)
                 now = time.monotonic()
                 self.elapsed += now - tick
                 tick = now
@@ -327,11 +332,3 @@ class TrainingLoop:
         self.elapsed = float(flat[-1])
         for p, part in zip(trained, flat[:-1].split([g.numel() for g in grads]), strict=True):
             p.grad = part.view_as(p)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        mine: list[Any] = list(self.ema_model.parameters())
-        torch._foreach_lerp_(mine, list(self.model.parameters()), 1 - decay)
-        for average, value in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
-            average.copy_(value)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
-from worldgym.models.shift import LatentShift, move_bilinearly
-from worldgym.models.tokenizer import FrameTokenizer, autocast, unit_rms
-from worldgym.models.world_model import VideoWorldModel
+from worldgym.models.tokenizers.frame import FrameTokenizer, autocast, unit_rms
+from worldgym.models.video.latent_shift import LatentShift, move_bilinearly
+from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.world_model import LatentEpisodes
 
@@ -80,17 +80,25 @@ def train_shift(
     run_dir: Path | str,
     identity: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train `model.dynamics.shift` in place, on frames drawn by `data.odds`; resumes from `run_dir`.
+    """Train `model.dynamics.objects.shift` in place, on frames drawn by `data.odds`; resumes from `run_dir`.
 
     `identity` are further facts that make the run what it is, such as the hash of the dataset.
 
     Raises:
-        ConfigError: a model that moves nothing (`DynamicsConfig.moved` is False).
+        ConfigError: a model without object motion (`DynamicsConfig.motion` is None), or whose tokenizer knows no
+            background, without which nothing says what moves.
     """
-    if not model.config.dynamics.moved:
-        raise ConfigError("this world model has no moved frame; build it with DynamicsConfig(moved=True)")
+    objects = model.dynamics.objects
+    if objects is None:
+        raise ConfigError(
+            "this world model has no object motion; build it with DynamicsConfig(motion=ObjectMotionConfig(...))"
+        )
     tokenizer = model.tokenizer.requires_grad_(False)
     background = tokenizer.encode_background()
+    if background is None or not isinstance(tokenizer, FrameTokenizer):
+        raise ConfigError(
+            "object motion needs a FrameTokenizer with background=True; use motion=None for this tokenizer"
+        )
     odds = torch.ones(len(data.latents)) if data.odds is None else torch.from_numpy(data.odds)
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -101,7 +109,7 @@ def train_shift(
 
     total = odds.double().cumsum(0)
     facts = {"dynamics": asdict(model.config.dynamics), **(identity or {})}
-    training = TrainingLoop(model.dynamics.shift, settings, run_dir, loss, tag="train_shift", identity=facts)
+    training = TrainingLoop(objects.shift, settings, run_dir, loss, tag="train_shift", identity=facts)
     training.run()
-    model.dynamics.shift.load_state_dict(training.ema_model.state_dict())
+    objects.shift.load_state_dict(training.ema_model.state_dict())
     model.refresh()

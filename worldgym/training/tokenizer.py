@@ -20,29 +20,31 @@ import torch
 from torch import Tensor
 
 from worldgym.errors import ConfigError
-from worldgym.models.tokenizer import FrameTokenizer, TokenizerConfig, check_frames, tokenizer_loss
+from worldgym.models.tokenizers.base import check_frames
+from worldgym.models.tokenizers.frame import FrameTokenizer, TokenizerConfig, tokenizer_loss
 from worldgym.training.loop import LoopConfig, TrainingLoop
+from worldgym.training.pictures import Pictures
 
 
 def train_tokenizer(
-    frames: np.ndarray,
+    frames: np.ndarray | Pictures,
     config: TokenizerConfig,
     loop: LoopConfig,
     run_dir: Path | str,
     batch: int = 48,
-    held_out: np.ndarray | None = None,
+    held_out: np.ndarray | Pictures | None = None,
     initial: FrameTokenizer | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> FrameTokenizer:
     """Train to the end of `loop` and return the averaged model.
 
     Args:
-        frames: `(F,H,W,3)` uint8, all of them from `seen` episodes.
+        frames: `(F,H,W,3)` uint8, or pictures of several cameras; all of them from `seen` episodes.
         config: the tokenizer's shape.
         loop: steps, rates, seed.
         run_dir: checkpoints and TensorBoard logs; the same call resumes.
         batch: frames per step.
-        held_out: `(N,H,W,3)` uint8 for the reported PSNR, or None.
+        held_out: N more for the reported PSNR, or None.
         initial: go on from this tokenizer, whose background is taken anew; `config` must be its own.
         identity: further facts that make the run what it is, such as the hash of the dataset.
 
@@ -51,15 +53,14 @@ def train_tokenizer(
     """
     if not len(frames) or batch < 1:
         raise ConfigError(f"got {len(frames)} frames and batches of {batch}, expected at least one of each")
-    check_frames(torch.from_numpy(frames[:1]), config.image_size)
+    pictures = Pictures.of(frames)
+    check_frames(pictures[:1], config.image_size)
     torch.manual_seed(loop.seed)
     model = FrameTokenizer(config)
     if initial is not None:
         model.load_state_dict(initial.state_dict())
     rng = np.random.default_rng(loop.seed)
-    model.set_background(
-        torch.from_numpy(frames[rng.choice(len(frames), min(len(frames), 1500), replace=False)])
-    )
+    model.set_background(pictures[rng.choice(len(frames), min(len(frames), 1500), replace=False)])
     model = model.to(memory_format=torch.channels_last)
 
     def loss(
@@ -67,7 +68,7 @@ def train_tokenizer(
     ) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(frames), (batch,), generator=generator).numpy()
         assert isinstance(module, FrameTokenizer)
-        return tokenizer_loss(module, torch.from_numpy(frames[np.sort(index)]), generator)
+        return tokenizer_loss(module, pictures[np.sort(index)], generator)
 
     def evaluate(module: torch.nn.Module, step: int) -> dict[str, float]:
         assert isinstance(module, FrameTokenizer)
@@ -87,14 +88,14 @@ def train_tokenizer(
     return tokenizer
 
 
-def reconstruction_psnr(tokenizer: FrameTokenizer, frames: np.ndarray) -> dict[str, float]:
-    """PSNR in dB of decoded frames, over all pixels and over those that differ from the background."""
-    real = torch.from_numpy(frames)
+def reconstruction_psnr(tokenizer: Any, frames: np.ndarray | Pictures) -> dict[str, float]:
+    """PSNR in dB of decoded frames, over all pixels and, for static cameras, over those off the background."""
+    real = Pictures.of(frames)[:]
     again = tokenizer.decode(tokenizer.encode(real)).float() / 255
     target = real.float() / 255
     error = (again - target).square()
-    far = (target - tokenizer.background.permute(1, 2, 0)).abs().amax(-1, keepdim=True) > 0.07
-    return {
-        "psnr": float(-10 * error.mean().log10()),
-        "psnr_foreground": float(-10 * ((error * far).sum() / (3 * far.sum() + 1)).log10()),
-    }
+    scores = {"psnr": float(-10 * error.mean().log10())}
+    if tokenizer.static_picture is None:
+        return scores
+    far = (target - tokenizer.static_picture.permute(1, 2, 0)).abs().amax(-1, keepdim=True) > 0.07
+    return {**scores, "psnr_foreground": float(-10 * ((error * far).sum() / (3 * far.sum() + 1)).log10())}

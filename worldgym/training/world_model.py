@@ -3,7 +3,8 @@
 Why so: teacher forcing with a noisy context learns the physics fast; what RL needs is a model that stays right after
 its own mistakes. So from `rollout_from` on, most batches first imagine the window without gradients from its first
 frame alone, then train on these imagined contexts against the true frames (self forcing). A window whose imagination
-has already taken another course (a grasp missed there, made here) teaches only magic; such frames weigh less.
+has already taken another course (a grasp missed there, made here) has targets that do not follow from its contexts;
+such frames weigh less.
 
 Example::
 
@@ -25,10 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
-from worldgym.models.dynamics import Cache
-from worldgym.models.tokenizer import FrameTokenizer, autocast, unit_rms
-from worldgym.models.world_model import VideoWorldModel
+from worldgym.models.canvas import Canvas
+from worldgym.models.tokenizers.base import VideoTokenizer
+from worldgym.models.tokenizers.frame import autocast
+from worldgym.models.video.world_model import VideoWorldModel
+from worldgym.nn import FLOW, MixedTimes
 from worldgym.training.loop import LoopConfig, TrainingLoop, step_generator
+from worldgym.training.pictures import Pictures
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +83,28 @@ class WorldModelTraining:
             )
 
 
+@dataclass(frozen=True)
+class Windows:
+    """B windows of T predicted frames.
+
+    Args:
+        latents: `(B,T+1,C,h,w)` float32.
+        actions: `(B,T,A)` between them.
+        states: `(B,T+1,S)` proprioception, data units.
+        mask: `(B,T)` bool, which predicted frames are real; the others repeat the episode's last.
+        anchor: `(B,C,h,w)` a clean frame of the episode, no later than the window's first.
+        before: `(B,N,S)` proprioception of the N frames up to the window's first, but of none before the anchor (which
+            is repeated).
+    """
+
+    latents: Tensor
+    actions: Tensor
+    states: Tensor
+    mask: Tensor
+    anchor: Tensor
+    before: Tensor
+
+
 @dataclass
 class LatentEpisodes:
     """Encoded logs: flat over frames, `offsets (E+1,)` mark the episodes; the last action of each is padding.
@@ -94,17 +120,24 @@ class LatentEpisodes:
     odds: np.ndarray | None = None
 
     @staticmethod
-    def encode(tokenizer: FrameTokenizer, arrays: Any) -> LatentEpisodes:
-        """From arrays with `frames, actions, states, offsets`."""
-        frames, size = arrays.frames, tokenizer.config.image_size
-        if frames.shape[1:] != (size, size, 3):
+    def encode(tokenizer: VideoTokenizer, arrays: Any, canvas: Canvas | None = None) -> LatentEpisodes:
+        """From arrays with `frames, actions, states, offsets`, and `views` where the canvas has more cameras.
+
+        Args:
+            tokenizer: encodes.
+            arrays: logged episodes end to end.
+            canvas: how frames become the tokenizer's pictures (`WorldModelConfig.canvas`); None takes them as they are.
+
+        Raises:
+            ConfigError: pictures of another size than the tokenizer's.
+        """
+        pictures, size = Pictures.of(arrays, canvas), tokenizer.image_size
+        if pictures.size != size:
             raise ConfigError(
-                f"the dataset has frames of {frames.shape[1]} pixels a side, this tokenizer takes {size}; train one "
-                f"on this dataset with `worldgym train tokenizer`, or make the dataset anew with --image-size {size}"
+                f"the dataset has frames of {pictures.size} pixels, this tokenizer takes {size}; train one on this "
+                f"dataset with `worldgym train tokenizer`, or make the dataset anew with --image-size {size[0]}"
             )
-        parts = [
-            tokenizer.encode(torch.from_numpy(frames[i : i + 512])).half() for i in range(0, len(frames), 512)
-        ]
+        parts = [tokenizer.encode(pictures[i : i + 512]).half() for i in range(0, len(pictures), 512)]
         return LatentEpisodes(
             torch.cat(parts),
             torch.from_numpy(arrays.actions),
@@ -112,13 +145,10 @@ class LatentEpisodes:
             np.asarray(arrays.offsets),
         )
 
-    def windows(
-        self, batch: int, length: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Random windows: latents `(B,T+1,...)`, actions `(B,T,A)`, states `(B,T+1,S)`, mask `(B,T)` of real frames.
+    def windows(self, batch: int, length: int, generator: torch.Generator) -> Windows:
+        """Random windows of `length` predicted frames.
 
-        Also anchors `(B,...)`, half of them the window's first frame, half any frame of the episode before it; and
-        states `(B,N,S)` of the N frames up to the window's first, but of none before the anchor (which is repeated).
+        Half of the anchors are the window's first frame, half any frame of the episode before it.
         """
         episode_of = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         last = self.offsets[1:] - 1
@@ -136,13 +166,13 @@ class LatentEpisodes:
         begin, u = self.offsets[episode_of[start]], torch.rand(batch, generator=generator).numpy()
         anchor = np.where(u < 0.5, start, begin + ((start - begin) * (2 * u - 1)).astype(np.int64))
         back = np.maximum(start[:, None] - np.arange(np.diff(self.offsets).max())[::-1], anchor[:, None])
-        return (
-            self.latents[index].float(),
-            self.actions[index[:, :-1]],
-            self.states[index],
-            mask,
-            self.latents[torch.from_numpy(anchor)].float(),
-            self.states[torch.from_numpy(back)],
+        return Windows(
+            latents=self.latents[index].float(),
+            actions=self.actions[index[:, :-1]],
+            states=self.states[index],
+            mask=mask,
+            anchor=self.latents[torch.from_numpy(anchor)].float(),
+            before=self.states[torch.from_numpy(back)],
         )
 
 
@@ -152,22 +182,31 @@ def imagine_window(
     actions: Tensor,
     states: Tensor,
     anchor: Tensor,
-    carried: Tensor | None,
+    displacement: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Latents and normalised states `(B,T,...)` before each frame, imagined from the window's first frame alone."""
+    """Latents and normalised states `(B,T,...)` before each frame, imagined from the window's first frame alone.
+
+    Args:
+        model: imagines.
+        z: `(B,T+1,C,h,w)` true latents, of which the first is read.
+        actions: `(B,T,A)`.
+        states: `(B,T+1,S)` normalised, of which the first is read.
+        anchor: `(B,C,h,w)`.
+        displacement: `(B,2)` cells by which something was carried since the anchor, or None.
+    """
     model.refresh()
     net = model.inference_network()  # bf16 weights: autocast would cast them anew at each of the T steps
     dtype = next(net.parameters()).dtype
     b, length = actions.shape[:2]
-    cache: Cache = net.empty_cache(anchor, states[:, 0], dtype, carried)
+    cache = net.empty_cache(anchor, states[:, 0], dtype, displacement)
     latent, state = z[:, 0], states[:, 0]
     latents, out_states = [latent], [state]
     level, nothing = torch.ones(b, device=z.device), torch.zeros_like(z[:, 0], dtype=dtype)
     with torch.no_grad(), autocast(z.device, enabled=False):
         for i in range(length - 1):
             out = net.step(nothing, latent.to(dtype), level, actions[:, i], state, cache)
-            cache.count.add_(1)
-            latent, state = unit_rms(out.latents), state + out.states
+            cache.ring.advance()
+            latent, state = model.tokenizer.project(out.latents), state + out.states
             latents.append(latent)
             out_states.append(state)
     return torch.stack(latents, 1), torch.stack(out_states, 1)
@@ -175,9 +214,9 @@ def imagine_window(
 
 def world_model_loss(
     model: VideoWorldModel,
-    windows: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    windows: Windows,
     settings: WorldModelTraining,
-    background: Tensor,
+    background: Tensor | None,
     rollout: bool,
     generator: torch.Generator,
     forward: Callable[..., Any],
@@ -188,15 +227,17 @@ def world_model_loss(
         model: what is trained.
         windows: of `LatentEpisodes.windows`.
         settings: weights and noise.
-        background: `(C,h,w)` latent of the empty scene; what differs from it weighs more.
+        background: `(C,h,w)` latent of the empty scene; what differs from it weighs more. None where there is none.
         rollout: imagine the contexts first.
         generator: all randomness.
         forward: `model.dynamics` or its compiled form.
     """
-    z, actions, states, mask, anchor, before = windows
-    states, before = model.normalise_state(states), model.normalise_state(before)
-    held = model.config.dynamics.held
-    carried = model.dynamics.travel(before)[:, -1] if held else None
+    z, actions, mask, anchor = windows.latents, windows.actions, windows.mask, windows.anchor
+    states, before = model.normalise_state(windows.states), model.normalise_state(windows.before)
+    objects = model.dynamics.objects
+    if objects is not None and not objects.config.warp_anchor:
+        objects = None
+    displacement = None if objects is None else objects.displacement(before)[:, -1]
     target, truth = z[:, 1:], z[:, :-1]
     shape = mask.shape
     rand = lambda *s: torch.rand(*s, generator=generator)  # noqa: E731
@@ -204,23 +245,23 @@ def world_model_loss(
     weight = mask.float()
     with autocast(z.device):
         if rollout:
-            previous, state_in = imagine_window(model, z, actions, states, anchor, carried)
+            previous, state_in = imagine_window(model, z, actions, states, anchor, displacement)
             drift = (previous - truth).square().mean((2, 3, 4))
             weight = weight / (1 + (drift / settings.divergence) ** 2)
         else:
             level = settings.context_noise * rand(*shape, 1, 1, 1).square()
-            previous = unit_rms(truth + level * randn(truth), 2)
+            previous = model.tokenizer.project(truth + level * randn(truth), 2)
             state_in = states[:, :-1] + 0.05 * rand(*shape, 1) * randn(states[:, :-1])
-        t = torch.where(rand(*shape) < settings.pure_noise, torch.ones(shape), rand(*shape))
-        level = t[..., None, None, None]
-        noisy = (1 - level) * target + level * randn(target)
-        out = forward(noisy, previous, t, actions, state_in, anchor, carried)
+        t = MixedTimes(pure=settings.pure_noise)(shape, generator)
+        noisy = FLOW.add(target, randn(target), t)
+        out = forward(noisy, previous, t, actions, state_in, anchor, displacement)
         noisy_clean = z[:, 0] + 0.2 * randn(z[:, 0])
         probed = model.state_probe(noisy_clean).float()
     error = (out.latents - target).square().mean(2)  # (B, T, h, w)
     change = (target - truth).square().mean(2).clamp(max=1.0)
-    foreground = ((target - background).square().mean(2) > 0.25).float()
-    focus = 1.0 + 6.0 * change + 2.0 * foreground
+    focus = 1.0 + 6.0 * change
+    if background is not None:
+        focus = focus + 2.0 * ((target - background).square().mean(2) > 0.25).float()
     cost = 2 * settings.robust * ((1 + error / settings.robust).sqrt() - 1) if settings.robust else error
     per_frame = (focus * cost).sum((2, 3)) / focus.sum((2, 3))
     total = weight.sum() + 1e-6
@@ -236,8 +277,8 @@ def world_model_loss(
     estimate = (weight * (out.log_error - (plain + 1e-4).log()).square()).sum() / total
     loss = latent_loss + 0.3 * state_loss + 0.002 * estimate + 0.1 * probe
     extra: dict[str, float] = {}
-    if held:
-        hand = (mask * model.dynamics.hand_loss(actions, states)).sum() / (mask.sum() + 1e-6)
+    if objects is not None:
+        hand = (mask * objects.loss(actions, states)).sum() / (mask.sum() + 1e-6)
         loss, extra["hand"] = loss + hand, float(hand.detach())
     if settings.pixel_coef:
         count = min(settings.pixel_frames, int(mask.sum()))
@@ -262,8 +303,8 @@ def world_model_loss(
     }
 
 
-def pixel_loss(tokenizer: FrameTokenizer, latents: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error of decoded frames; pixels off the background weigh more, colourful ones most.
+def pixel_loss(tokenizer: VideoTokenizer, latents: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Squared error of decoded frames; where a background is known, pixels off it weigh more, colourful ones most.
 
     Colour is how the words name an object, and an object is a hundredth of a frame. Both pictures' colour counts: what
     should be there and is not, and what is there and should not be.
@@ -275,13 +316,15 @@ def pixel_loss(tokenizer: FrameTokenizer, latents: Tensor, target: Tensor, weigh
         weight: `(N,)` of each frame.
     """
     with autocast(latents.device):
-        said = tokenizer.decode_pixels(unit_rms(latents).contiguous(memory_format=torch.channels_last))
+        said = tokenizer.decode_pixels(
+            tokenizer.project(latents).contiguous(memory_format=torch.channels_last)
+        )
         with torch.no_grad():
             true = tokenizer.decode_pixels(target.contiguous(memory_format=torch.channels_last))
     with torch.no_grad():
         focus = torch.ones_like(true[:, :1])
-        for picture in (true, said):
-            far = ((picture - tokenizer.background).abs().amax(1, keepdim=True) > 0.1).float()
+        for picture in (true, said) if tokenizer.static_picture is not None else ():
+            far = ((picture - tokenizer.static_picture).abs().amax(1, keepdim=True) > 0.1).float()
             chroma = picture.amax(1, keepdim=True) - picture.amin(1, keepdim=True)
             focus = torch.maximum(focus, 1 + far * (4 + 12 * chroma))
     per_frame = (focus * (said - true).square()).mean((1, 2, 3))
@@ -302,8 +345,8 @@ def train_world_model(
     """
     torch.manual_seed(settings.loop.seed)
     model.tokenizer.requires_grad_(False)
-    if model.config.dynamics.moved:
-        model.dynamics.shift.requires_grad_(False)  # knows its trade: see `train_shift`
+    if model.dynamics.objects is not None:
+        model.dynamics.objects.shift.requires_grad_(False)  # trained before, by `train_shift`
     background = model.tokenizer.encode_background()
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -321,7 +364,7 @@ def train_world_model(
         return evaluate(module) if evaluate else {}
 
     own = {name: value for name, value in asdict(settings).items() if name not in ("loop", "compile")}
-    facts = {**own, "model": asdict(replace(model.config, tasks=())), **(identity or {})}
+    facts = {**own, "model": replace(model.config, tasks=()).to_dict(), **(identity or {})}
     training = TrainingLoop(
         model, settings.loop, run_dir, loss, tag="train_world_model", evaluate=checked, identity=facts
     )

@@ -40,9 +40,10 @@ def size_of(value: int | str | Sequence[int]) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def short(size: tuple[int, int]) -> ImageSize:
+def short(size: ImageSize) -> ImageSize:
     """One number where height and width agree, else both: how sizes are written to files."""
-    return size[0] if size[0] == size[1] else size
+    height, width = size_of(size)
+    return height if height == width else (height, width)
 
 
 def text(size: tuple[int, int]) -> str:

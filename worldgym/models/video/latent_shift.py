@@ -3,7 +3,7 @@
 Why it exists: what a hand holds moves as the hand does, so carrying is copying from elsewhere. But a latent vector
 says *where inside its cell* an edge lies; interpolating such vectors, as one would pixels, wipes an object out in two
 steps. Decoding, moving the pixels and encoding again keeps it, and would double the cost of a step. This net is
-taught to give what that detour gives (`worldgym.training.shift`) at a fifth of its cost (`worldgym bench speed`,
+trained to give what that detour gives (`worldgym.training.shift`) at a fifth of its cost (`worldgym bench speed`,
 stages): unfold the latents to a finer grid of features, move those bilinearly, fold them again. Networks that move
 features so that later pixels move are the spatial transformers of Jaderberg et al. 2015; moving what is there to
 predict video is Finn et al. 2016, section 3.
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldgym.models.tokenizer import ResidualBlock, unit_rms
+from worldgym.models.tokenizers.frame import ResidualBlock, unit_rms
 
 FINER = 4  # the finer grid's cells along one latent cell
 

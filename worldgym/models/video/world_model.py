@@ -1,21 +1,23 @@
 """The world model: tokenizer + dynamics behind the `WorldModel` protocol.
 
-Why a class on top: users think in frames and actions; latents, noise, ring buffers and normalised proprioception stay
-in here. Every row of a batch has a noise key of its own, so what a row dreams does not depend on its neighbours.
+Why a class on top: users think in frames and actions; latents, noise, ring buffers, normalised proprioception and the
+canvas of several cameras stay in here. Every row of a batch has a noise key of its own, so what a row imagines does not
+depend on its neighbours.
 
 Example::
 
     model = VideoWorldModel.from_pretrained("worldgym/pretrained/tabletop-small/world_model")
     state = model.begin(frames[:, None], torch.zeros(len(frames), 0, 4), torch.Generator().manual_seed(0))
     state, imagined = model.step(state, actions)         # (B, K, 4) in [-1, 1]
-    imagined.frames, imagined.states, imagined.uncertainty
+    imagined.frames, imagined.states, imagined.uncertainty, imagined.views     # views: the other cameras, by name
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,20 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
-from worldgym.models.config import WorldModelConfig
-from worldgym.models.dynamics import Cache, Dynamics
-from worldgym.models.rows import ImaginedState, cut, in_threads, join, put, take
-from worldgym.models.tokenizer import FrameTokenizer, autocast, check_frames, unit_rms
+from worldgym.models.tokenizers import Size, build_tokenizer, short
+from worldgym.models.tokenizers.frame import autocast
+from worldgym.models.video.config import WorldModelConfig
+from worldgym.models.video.dynamics import Dynamics, DynamicsOutput
+from worldgym.models.video.state import ImaginedState, in_threads
+from worldgym.nn import renoise
 from worldgym.protocols import Decode, Imagined
-from worldgym.registry import WORLD_MODELS
+from worldgym.specs import Specs
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
 
-IMAGINED = ("frames", "latents", "states", "uncertainty")
+TYPE = "video"
+EXACT = ("background", "latent_mean", "latent_std")  # buffers that are saved in their own precision
 # Fewer rows are imagined in one piece. Smaller pieces would still pay, but another cut is another rounding in bfloat16,
 # and the recorded results were made with this one.
 ROWS_PER_THREAD = 12
@@ -48,28 +53,38 @@ class _NoState(nn.Module):
 
 
 class VideoWorldModel(nn.Module):
-    """Imagines video under actions, of the tabletop or of recorded data. Implements `worldgym.protocols.WorldModel`."""
+    """Imagines video of one or more cameras under actions. Implements `worldgym.protocols.WorldModel`.
+
+    Args:
+        config: its shape; the bundled model's when None.
+    """
 
     def __init__(self, config: WorldModelConfig | None = None) -> None:
         super().__init__()
         c = self.config = config or WorldModelConfig.preset("small")
-        self.tokenizer = FrameTokenizer(c.tokenizer)
+        self.tokenizer = build_tokenizer(c.tokenizer)
         self.dynamics = Dynamics(c.dynamics)
-        channels, grid = c.dynamics.latent_channels, c.dynamics.grid
+        self.canvas = c.canvas
+        channels, (rows, columns) = c.dynamics.latent_channels, c.dynamics.cells
         self.state_probe: nn.Module = _NoState()
         if c.dynamics.state_dim:
             self.state_probe = nn.Sequential(
                 nn.Conv2d(channels, 32, 3, padding=1), nn.SiLU(), nn.Flatten(),
-                nn.Linear(32 * grid * grid, 128), nn.SiLU(), nn.Linear(128, c.dynamics.state_dim),
+                nn.Linear(32 * rows * columns, 128), nn.SiLU(), nn.Linear(128, c.dynamics.state_dim),
             )  # fmt: skip
         self._fast: list[Dynamics] = []  # in a list, so that torch does not count it among the weights
         self.sampler = c.sampler
 
     # -- facts ------------------------------------------------------------------------------------
     @property
-    def image_size(self) -> int:
-        """Pixels along one side."""
-        return self.config.tokenizer.image_size
+    def specs(self) -> Specs:
+        """What it shows and is given: cameras, proprioception, actions."""
+        return self.config.described
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of the main camera's frames in pixels; one number for a square."""
+        return short(self.canvas.cameras[0].size)
 
     @property
     def action_dim(self) -> int:
@@ -84,7 +99,7 @@ class VideoWorldModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.tokenizer.background.device
+        return next(self.parameters()).device
 
     def normalise_state(self, states: Tensor) -> Tensor:
         """Data units -> zero mean, unit variance."""
@@ -130,14 +145,16 @@ class VideoWorldModel(nn.Module):
         generator: torch.Generator | None = None,
         *,
         states: Tensor | None = None,
+        views: Mapping[str, Tensor] | None = None,
     ) -> ImaginedState:
         """Start from real frames.
 
         Args:
-            frames: `(B,Tc,H,W,3)` uint8, Tc >= 1.
+            frames: `(B,Tc,H,W,3)` uint8 of the main camera, Tc >= 1.
             actions: `(B,Tc-1,A)` in [-1, 1] between them.
             generator: draws the rows' noise keys; None draws from torch's global generator.
             states: `(B,Tc,S)` proprioception; None estimates it from the pictures.
+            views: `(B,Tc,H',W',3)` uint8 of the other cameras, by name.
 
         Raises:
             ConfigError: wrong shapes, sizes or dtypes.
@@ -146,13 +163,13 @@ class VideoWorldModel(nn.Module):
             raise ConfigError(
                 f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
             )
-        check_frames(frames, self.image_size)
+        picture = self.canvas.pack(frames, views)
         b, context = frames.shape[:2]
         if tuple(actions.shape) != (b, context - 1, self.action_dim):
             raise ConfigError(
                 f"actions have shape {tuple(actions.shape)}, expected {(b, context - 1, self.action_dim)}"
             )
-        latents = self.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, (b, context))
+        latents = self.tokenizer.encode(picture.flatten(0, 1)).unflatten(0, (b, context))
         if states is None:
             with autocast(self.device):
                 normal = self.state_probe(latents.flatten(0, 1)).float().unflatten(0, (b, context))
@@ -172,7 +189,7 @@ class VideoWorldModel(nn.Module):
             clean = latents[:, i + 1].to(dtype)
             time = torch.zeros(b, device=self.device)
             net.step(clean, latents[:, i].to(dtype), time, actions[:, i].float(), normal[:, i], cache)
-            cache.count.add_(1)
+            cache.ring.advance()
         keys = torch.randint(2**62, (b,), generator=generator)
         return ImaginedState(latents[:, -1], self.denormalise_state(normal[:, -1]), cache, keys)
 
@@ -208,10 +225,16 @@ class VideoWorldModel(nn.Module):
         pieces = min(torch.get_num_threads(), state.batch_size // ROWS_PER_THREAD)
         if self.device.type != "cpu" or pieces < 2:
             return self._imagine(net, state, actions, decode)
-        parts = list(zip(cut(state, pieces), actions.chunk(pieces), strict=True))
+        parts = list(zip(state.split(pieces), actions.chunk(pieces), strict=True))
         answers = in_threads(lambda part: self._imagine(net, *part, decode), parts)
-        whole = {f: torch.cat([getattr(imagined, f) for _, imagined in answers]) for f in IMAGINED}
-        return join([after for after, _ in answers]), Imagined(**whole)
+        said = [imagined for _, imagined in answers]
+        return ImaginedState.cat([after for after, _ in answers]), Imagined(
+            frames=torch.cat([imagined.frames for imagined in said]),
+            latents=torch.cat([imagined.latents for imagined in said]),
+            states=torch.cat([imagined.states for imagined in said]),
+            uncertainty=torch.cat([imagined.uncertainty for imagined in said]),
+            views={name: torch.cat([imagined.views[name] for imagined in said]) for name in said[0].views},
+        )
 
     @torch.no_grad()
     def _imagine(
@@ -219,75 +242,93 @@ class VideoWorldModel(nn.Module):
     ) -> tuple[ImaginedState, Imagined]:
         """`step` in one piece."""
         dtype = next(net.parameters()).dtype
-        cache = Cache(*(part.clone() for part in state.cache))
+        cache = state.cache.clone()
         latent, proprio = state.latent, self.normalise_state(state.states)
         latents, states, errors = [], [], []
         times = self.sampler.times()
         for i in range(actions.shape[1]):
             # Drawn for the later passes only: the first begins from nothing (see `dynamics`).
             noise = self._noise(state.keys, cache.count, latent.shape[1:], len(times) - 1)
-            x = torch.zeros_like(latent)
-            for k, t in enumerate(times):
-                if self.sampler.runs(k):
-                    level = torch.full((len(latent),), t, device=self.device)
-                    out = net.step(
-                        x.to(dtype), latent.to(dtype), level, actions[:, i].float(), proprio, cache
-                    )
-                if k + 1 < len(times):
-                    x = (1 - times[k + 1]) * out.latents + times[k + 1] * noise[k]
-            cache.count.add_(1)
-            latent, proprio = unit_rms(out.latents), proprio + out.states
+            before, action, known = latent.to(dtype), actions[:, i].float(), proprio
+
+            def answer(
+                x: Tensor, t: float, before: Tensor = before, action: Tensor = action, known: Tensor = known
+            ) -> DynamicsOutput:
+                level = torch.full((len(x),), t, device=self.device)
+                return net.step(x.to(dtype), before, level, action, known, cache)
+
+            out = renoise(
+                answer, lambda said: said.latents, torch.zeros_like(latent), times, noise.__getitem__,
+                self.sampler.runs,
+            )  # fmt: skip
+            cache.ring.advance()
+            latent, proprio = self.tokenizer.project(out.latents), proprio + out.states
             latents.append(latent)
             states.append(self.denormalise_state(proprio))
             errors.append(out.log_error.exp())
         after = ImaginedState(latent, states[-1], cache, state.keys)
         all_latents = torch.stack(latents, 1)
         shown = {"all": all_latents, "last": all_latents[:, -1:], "none": all_latents[:, :0]}[decode]
-        frames = (
-            self.tokenizer.decode(shown.flatten(0, 1))
-            if shown.numel()
-            else torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
-        )
-        imagined = Imagined(
-            frames=frames.unflatten(0, shown.shape[:2])
-            if shown.numel()
-            else frames.reshape(len(latent), 0, *frames.shape[1:]),
+        frames, views = self.decode(shown)
+        return after, Imagined(
+            frames=frames,
             latents=all_latents,
             states=torch.stack(states, 1),
             uncertainty=torch.stack(errors, 1).amax(1),
+            views=views,
         )
-        return after, imagined
+
+    def decode(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Frames `(B,K,H,W,3)` uint8 of the main camera and of the others, by name, from `latents (B,K,C,h,w)`."""
+        shape = latents.shape[:2]
+        if latents.numel():
+            picture = self.tokenizer.decode(latents.flatten(0, 1)).unflatten(0, shape)
+        else:
+            picture = torch.empty(*shape, *self.canvas.size, 3, dtype=torch.uint8, device=latents.device)
+        return self.canvas.unpack(picture)
 
     def fork(
         self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None
     ) -> ImaginedState:
         """Rows `index (B',)` as a new state. With `generator`, copies get noise of their own; else their source's."""
         keys = None if generator is None else torch.randint(2**62, (len(index),), generator=generator)
-        return take(state, index, keys)
+        forked = state.index(index)
+        return forked if keys is None else forked.replace(keys=keys)
 
     def merge(self, state: ImaginedState, rows: Tensor, other: ImaginedState) -> ImaginedState:
         """`state` with its rows `rows` replaced by all rows of `other`, in order."""
-        return put(state, rows, other)
+        return state.scatter(rows, other)
 
     @torch.no_grad()
-    def observe(self, state: ImaginedState, frames: Tensor, states: Tensor | None = None) -> ImaginedState:
+    def observe(
+        self,
+        state: ImaginedState,
+        frames: Tensor,
+        states: Tensor | None = None,
+        *,
+        views: Mapping[str, Tensor] | None = None,
+    ) -> ImaginedState:
         """Replace what was imagined last by what was really seen.
 
         Args:
             state: where imagination stands.
-            frames: `(B,H,W,3)` uint8.
+            frames: `(B,H,W,3)` uint8 of the main camera.
             states: `(B,S)` proprioception, or None to estimate it.
+            views: `(B,H',W',3)` uint8 of the other cameras, by name.
         """
-        check_frames(frames, self.image_size)
-        latent = self.tokenizer.encode(frames)
+        latent = self.tokenizer.encode(self.canvas.pack(frames, views))
         if states is None:
             with autocast(self.device):
                 states = self.denormalise_state(self.state_probe(latent).float())
-        return state._replace(latent=latent, states=states.float())
+        return state.replace(latent=latent, states=states.float())
 
     def render(self, state: ImaginedState) -> Tensor:
-        """The current frame, `(B,H,W,3)` uint8."""
-        return self.tokenizer.decode(state.latent)
+        """The main camera's current frame, `(B,H,W,3)` uint8."""
+        return self.decode(state.latent[:, None])[0][:, 0]
+
+    def render_views(self, state: ImaginedState) -> dict[str, Tensor]:
+        """The other cameras' current frames by name, `(B,H',W',3)` uint8."""
+        return {name: frames[:, 0] for name, frames in self.decode(state.latent[:, None])[1].items()}
 
     def with_sampler(self, **changes: Any) -> VideoWorldModel:
         """Change the sampler in place, e.g. `with_sampler(steps=1)`; returns self."""
@@ -299,13 +340,13 @@ class VideoWorldModel(nn.Module):
     def save_pretrained(self, path: Path | str) -> Path:
         """Write `config.json` and `model.safetensors` (bf16: half the bytes, the precision it runs at)."""
         tensors = {
-            k: v.detach().to("cpu", v.dtype if k.endswith("background") else torch.bfloat16)
+            k: v.detach().to("cpu", v.dtype if k.endswith(EXACT) else torch.bfloat16)
             for k, v in self.state_dict().items()
         }
-        config = asdict(replace(self.config, sampler=self.sampler))
+        config = {"type": TYPE, **replace(self.config, sampler=self.sampler, specs=self.specs).to_dict()}
         with save_folder(path) as folder:
             save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-            (folder / "config.json").write_text(json.dumps({"type": "video", **config}, indent=1))
+            (folder / "config.json").write_text(json.dumps(config, indent=1))
         return Path(path)
 
     @classmethod
@@ -322,9 +363,10 @@ class VideoWorldModel(nn.Module):
         config = read_json(path / "config.json", remedy)
         tensors = load_tensors(path / "model.safetensors")
         try:
-            if not isinstance(config, dict) or WORLD_MODELS.type_of(path) != "video":
-                raise ValueError("config.json is not of a VideoWorldModel")
-            config = {k: v for k, v in config.items() if k not in ("type", "class")}
+            kind = config.pop("type", TYPE if config.get("class") == "VideoWorldModel" else None)
+            config.pop("class", None)
+            if kind != TYPE:
+                raise ValueError(f"config.json is of the type {kind!r}, not {TYPE!r}")
             model = cls(WorldModelConfig.from_dict(config))
             model.load_state_dict({k: v.float() for k, v in tensors.items()})
         except UNBUILDABLE as error:

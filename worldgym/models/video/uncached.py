@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldgym.models.tokenizer import unit_rms
-from worldgym.models.world_model import VideoWorldModel
+from worldgym.models.video.dynamics import DynamicsOutput
+from worldgym.models.video.world_model import VideoWorldModel
+from worldgym.nn import renoise
 
 
 @torch.no_grad()
@@ -38,38 +39,52 @@ def imagine_uncached(
         states: proprioception at it, in data units.
         generator: noise of all passes but the first, which begins from nothing.
         passes: of denoising a frame.
-        guidance: weight w of `still + w (acting - still)`, where `still` is told no motion; 1 is plain and costs half.
+        guidance: weight w of `still + w (acting - still)`, where `still` has zero actions; 1 is plain and costs half.
     """
     net, window = model.dynamics, model.config.dynamics.window
-    latents = [model.tokenizer.encode(frames[:, 0])]
+    latents = [model.tokenizer.encode(model.canvas.pack(frames[:, 0]))]
     anchor = latents[0]
     proprio = [model.normalise_state(states[:, 0].float())]
     out = []
     for i in range(actions.shape[1]):
         low = max(0, i + 1 - window)
         previous = torch.stack(latents[low : i + 1], 1)
-        told, told_states = actions[:, low : i + 1].float(), torch.stack(proprio[low : i + 1], 1)
-        carried = (
-            net.travel(torch.stack(proprio[: low + 1], 1))[:, -1] if model.config.dynamics.held else None
-        )
+        given, given_states = actions[:, low : i + 1].float(), torch.stack(proprio[low : i + 1], 1)
+        displacement = None
+        if net.objects is not None and net.objects.config.warp_anchor:
+            displacement = net.objects.displacement(torch.stack(proprio[: low + 1], 1))[:, -1]
         # The past is shown clean, at level 0. With one pass the ring buffer keeps what the network saw of a frame when
         # it drew it, which is nothing, at level 1.
         level = torch.full(previous.shape[:2], float(passes == 1), device=previous.device)
-        x = torch.zeros_like(previous[:, -1])
-        for k in range(passes):
-            level[:, -1] = 1.0 - k / passes
+
+        def answer(
+            x: Tensor,
+            t: float,
+            previous: Tensor = previous,
+            level: Tensor = level,
+            given: Tensor = given,
+            given_states: Tensor = given_states,
+            displacement: Tensor | None = displacement,
+        ) -> tuple[Tensor, DynamicsOutput]:
+            level[:, -1] = t
             noisy = torch.cat([previous[:, 1:], x[:, None]], 1)
-            answer = net(noisy, previous, level, told, told_states, anchor, carried)
-            clean = answer.latents[:, -1]
+            said = net(noisy, previous, level, given, given_states, anchor, displacement)
+            clean = said.latents[:, -1]
             if guidance != 1.0:
-                still = net(noisy, previous, level, torch.zeros_like(told), told_states, anchor, carried)
+                still = net(
+                    noisy, previous, level, torch.zeros_like(given), given_states, anchor, displacement
+                )
                 clean = still.latents[:, -1] + guidance * (clean - still.latents[:, -1])
-            if k + 1 < passes:
-                ahead = 1.0 - (k + 1) / passes
-                noise = torch.randn(clean.shape, generator=generator).to(clean)
-                x = (1 - ahead) * clean + ahead * noise
-        latents.append(unit_rms(clean))
-        proprio.append(proprio[-1] + answer.states[:, -1])
+            return clean, said
+
+        clean, said = renoise(
+            answer,
+            lambda both: both[0],
+            torch.zeros_like(previous[:, -1]),
+            [1.0 - k / passes for k in range(passes)],
+            lambda k, like=latents[0]: torch.randn(like.shape, generator=generator).to(like),
+        )
+        latents.append(model.tokenizer.project(clean))
+        proprio.append(proprio[-1] + said.states[:, -1])
         out.append(latents[-1])
-    shape = (len(frames), len(out))
-    return model.tokenizer.decode(torch.stack(out, 1).flatten(0, 1)).unflatten(0, shape)
+    return model.decode(torch.stack(out, 1))[0]

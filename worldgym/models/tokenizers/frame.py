@@ -1,9 +1,9 @@
-"""The frame tokenizer: 64 x 64 pixels to an 8 x 8 grid of 16 numbers, and back.
+"""The frame tokenizer: 8 x 8 pixels to 16 numbers (64 x 64 pixels to an 8 x 8 grid), and back.
 
-Why this shape: everything downstream lives in its latents, so what it drops is lost. It codes the difference to the
-scene's median picture (the static part costs nothing), its losses weigh what differs from that picture (an object
-is 1 % of the pixels), and every latent vector has unit RMS, so that imagined latents can be put back on the sphere
-at each step instead of fading.
+Why this shape: everything downstream lives in its latents, so what it drops is lost. For static cameras it codes the
+difference to the scene's median picture (the static part costs nothing), and its losses weigh what differs from that
+picture (an object is 1 % of the pixels). Every latent vector has unit RMS, so that imagined latents can be put back on
+the sphere at each step instead of fading.
 
 Example::
 
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
+from worldgym.models.tokenizers.base import Size, check_frames, pair, short
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,26 @@ class TokenizerConfig:
     """Shape of the tokenizer.
 
     Args:
-        image_size: pixels, a multiple of 8.
+        image_size: height and width in pixels, multiples of 8; one number for a square.
         latent_channels: numbers per grid cell.
         widths: channels at 1/2, 1/4 and 1/8 resolution.
         blocks: residual blocks at each of these.
+        background: code the difference to the median picture of the training frames. For cameras that do not move; with
+            False every pixel is coded and weighs the same.
+
+    Raises:
+        ConfigError: a size that is no multiple of 8, or widths and blocks that cannot be.
     """
 
-    image_size: int = 64
+    image_size: Size = 64
     latent_channels: int = 16
     widths: tuple[int, int, int] = (32, 64, 128)
     blocks: tuple[int, int, int] = (1, 2, 2)
+    background: bool = True
 
     def __post_init__(self) -> None:
-        if self.image_size % 8 or self.image_size < 8:
+        object.__setattr__(self, "image_size", short(self.image_size))
+        if any(side % 8 or side < 8 for side in self.size):
             raise ConfigError(f"image_size must be a multiple of 8, got {self.image_size}")
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "blocks", tuple(self.blocks))
@@ -48,6 +56,21 @@ class TokenizerConfig:
             raise ConfigError(
                 f"latent_channels and widths must be at least 1, blocks not negative; got {self}"
             )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return pair(self.image_size)
+
+    @property
+    def reduction(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return 8
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the latent grid."""
+        return self.size[0] // 8, self.size[1] // 8
 
 
 class ResidualBlock(nn.Module):
@@ -71,7 +94,7 @@ def unit_rms(z: Tensor, dim: int = 1) -> Tensor:
 
 
 class FrameTokenizer(nn.Module):
-    """Convolutional autoencoder with unit-RMS latents and a background picture."""
+    """Convolutional autoencoder with unit-RMS latents and, for static cameras, a background picture."""
 
     def __init__(self, config: TokenizerConfig | None = None) -> None:
         super().__init__()
@@ -91,19 +114,46 @@ class FrameTokenizer(nn.Module):
             nn.SiLU(), nn.Conv2d(w1, 12, 3, padding=1), nn.PixelShuffle(2),
         )  # fmt: skip
         self.background: Tensor
-        self.register_buffer("background", torch.full((3, c.image_size, c.image_size), 0.5))
+        if c.background:
+            self.register_buffer("background", torch.full((3, *c.size), 0.5))
+        else:  # nothing is known of the scene: middle grey
+            self.register_buffer("background", torch.full((3, 1, 1), 0.5), persistent=False)
 
     @property
-    def grid(self) -> int:
-        """Cells along one side of the latent grid."""
-        return self.config.image_size // 8
+    def latent_channels(self) -> int:
+        """Numbers per grid cell."""
+        return self.config.latent_channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return self.config.size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the latent grid."""
+        return self.config.grid
+
+    @property
+    def static_picture(self) -> Tensor | None:
+        """The median picture `(3,H,W)` in [0, 1], or None for cameras that move."""
+        return self.background if self.config.background else None
+
+    @staticmethod
+    def project(z: Tensor, dim: int = 1) -> Tensor:
+        """Latents whose vectors along `dim` have RMS 1, as all that `encode` gives."""
+        return unit_rms(z, dim)
 
     def set_background(self, frames: Tensor) -> None:
-        """Take the per-pixel median of `frames (N,H,W,3)` u8 as the static picture."""
+        """Take the per-pixel median of `frames (N,H,W,3)` u8 as the static picture, where there is one."""
+        if not self.config.background:
+            return
         self.background.copy_(_pixels(frames).median(0).values)
 
-    def encode_background(self) -> Tensor:
-        """Latent `(C,h,w)` of the static picture."""
+    def encode_background(self) -> Tensor | None:
+        """Latent `(C,h,w)` of the static picture, or None for cameras that move."""
+        if not self.config.background:
+            return None
         return self.encode((self.background.permute(1, 2, 0) * 255).round().to(torch.uint8)[None])[0]
 
     def encode_pixels(self, x: Tensor) -> Tensor:
@@ -121,7 +171,7 @@ class FrameTokenizer(nn.Module):
         Raises:
             ConfigError: another size or dtype.
         """
-        check_frames(frames, self.config.image_size)
+        check_frames(frames, self.config.size)
         with autocast(self.background.device):
             return torch.cat([self.encode_pixels(_pixels(f)) for f in frames.split(batch)]).float()
 
@@ -139,15 +189,6 @@ class FrameTokenizer(nn.Module):
 def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
     """bf16 matrix products and convolutions; 2-4 times faster than fp32 on CPUs that have them."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def check_frames(frames: Tensor, size: int) -> None:
-    """Raise a ConfigError unless `frames` is `(..., size, size, 3)` uint8."""
-    if frames.dtype != torch.uint8 or frames.shape[-3:] != (size, size, 3):
-        raise ConfigError(
-            f"frames are {str(frames.dtype).removeprefix('torch.')} of shape {tuple(frames.shape)}, expected uint8 "
-            f"(..., {size}, {size}, 3); resize with PIL.Image.resize and keep values 0..255"
-        )
 
 
 def _pixels(frames: Tensor) -> Tensor:
@@ -170,13 +211,19 @@ def tokenizer_loss(
         level = 0.25 * torch.rand(len(z), 1, 1, 1, generator=generator)
         noisy = unit_rms(z + level * torch.randn(z.shape, generator=generator))
         y = tokenizer.decode_pixels(noisy)
-    far = (x - tokenizer.background).abs().amax(1, keepdim=True)
-    foreground = F.max_pool2d((far > 0.07).float(), 3, 1, 1)
+    if tokenizer.static_picture is None:
+        foreground = torch.zeros_like(x[:, :1])
+    else:
+        far = (x - tokenizer.static_picture).abs().amax(1, keepdim=True)
+        foreground = F.max_pool2d((far > 0.07).float(), 3, 1, 1)
     weight = 1.0 + 5.0 * foreground
     weight = weight / weight.mean()
     error = y - x
     loss = (weight * (error.abs() + 4.0 * error.square())).mean()
     with torch.no_grad():
         mse = error.square().mean()
-        fg = (error.square() * foreground).sum() / (3 * foreground.sum() + 1)
-    return loss, {"psnr": -10 * float(mse.log10()), "psnr_foreground": -10 * float(fg.log10())}
+        metrics = {"psnr": -10 * float(mse.log10())}
+        if tokenizer.static_picture is not None:
+            fg = (error.square() * foreground).sum() / (3 * foreground.sum() + 1)
+            metrics["psnr_foreground"] = -10 * float(fg.log10())
+    return loss, metrics

@@ -1,0 +1,73 @@
+"""What every tokenizer of frames can do.
+
+Example::
+
+    assert isinstance(tokenizer, VideoTokenizer)
+    z = tokenizer.encode(frames)          # (N, H, W, 3) uint8 -> (N, C, h, w) float32
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from worldgym.errors import ConfigError
+from worldgym.utils.sizes import ImageSize as Size
+from worldgym.utils.sizes import size_of as pair
+
+
+@runtime_checkable
+class VideoTokenizer(Protocol):
+    """Frames as a grid of latents, and back. A `torch.nn.Module`; a world model keeps its weights beside its own."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        ...
+
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the latent grid."""
+        ...
+
+    @property
+    def static_picture(self) -> Tensor | None:
+        """The static background `(3,H,W)` in [0, 1] that it knows, or None."""
+        ...
+
+    def encode(self, frames: Tensor, batch: int = 256) -> Tensor:
+        """`(N,H,W,3)` uint8 -> `(N,C,h,w)` float32 of about unit size."""
+        ...
+
+    def decode(self, z: Tensor, batch: int = 256) -> Tensor:
+        """`(N,C,h,w)` -> `(N,H,W,3)` uint8."""
+        ...
+
+    def decode_pixels(self, z: Tensor) -> Tensor:
+        """`(N,C,h,w)` -> `(N,3,H,W)` float, not clamped; differentiable."""
+        ...
+
+    def encode_background(self) -> Tensor | None:
+        """Latent `(C,h,w)` of the static picture, or None."""
+        ...
+
+    def project(self, z: Tensor, dim: int = 1) -> Tensor:
+        """Predicted latents put where true latents are; `dim` is the axis of the channels."""
+        ...
+
+
+def check_frames(frames: Tensor, size: Size, name: str = "frames") -> None:
+    """Raise a ConfigError unless `frames` is `(..., H, W, 3)` uint8 of this size."""
+    height, width = pair(size)
+    if frames.dtype != torch.uint8 or tuple(frames.shape[-3:]) != (height, width, 3):
+        raise ConfigError(
+            f"{name} are {str(frames.dtype).removeprefix('torch.')} of shape {tuple(frames.shape)}, expected uint8 "
+            f"(..., {height}, {width}, 3); resize with PIL.Image.resize and keep values 0..255"
+        )

@@ -1,0 +1,208 @@
+"""The transformer block: pre-norm attention and MLP, modulated or not, with a memory or cross-attention or without.
+
+Every transformer of the project is made of it: the dynamics (adaLN-single, a key-value cache), the joint predictor of
+value and future (adaLN), the policy (a fixed image memory) and `worldgym.nn.transformer.Transformer`.
+
+Example::
+
+    block = TransformerBlock(width=256, heads=4, activation=nn.SiLU, offset=True)
+    y = block(x, modulation=block.modulation(six), mask=mask, rotary=rotary)      # x (B, L, 256), six (B, G, 6, 256)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldgym.nn.attention import Rotary, attend
+
+Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Modulation(NamedTuple):
+    """Adaptive layer norm of a block: each `(B, G, D)`, where G divides L and group g is of tokens g L/G to (g+1) L/G.
+
+    Args:
+        shift: added to the normed input of attention.
+        scale: 1 + scale multiplies it.
+        gate: multiplies what attention adds.
+        mlp_shift: as `shift`, of the MLP.
+        mlp_scale: as `scale`, of the MLP.
+        mlp_gate: as `gate`, of the MLP.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+    mlp_shift: Tensor
+    mlp_scale: Tensor
+    mlp_gate: Tensor
+
+
+def _by_group(x: Tensor, group: Tensor, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`work(x, group)` for `x (B,L,D)` and `group (B,G,D)`."""
+    if group.shape[1] in (1, x.shape[1]):
+        return work(x, group)
+    return work(x.unflatten(1, (group.shape[1], -1)), group[:, :, None]).flatten(1, 2)
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """`x (B,L,D)` times `1 + scale` plus `shift`, both `(B,G,D)`."""
+    return _by_group(_by_group(x, 1 + scale, torch.mul), shift, torch.add)
+
+
+class TransformerBlock(nn.Module):
+    """Attention and MLP, each added to its input.
+
+    Args:
+        width: D.
+        heads: of attention.
+        head_dim: numbers a head; `width / heads` when None.
+        activation: class of the MLP's nonlinearity; the MLP is four times as wide.
+        affine: layer norms have weights of their own.
+        offset: the block has a learned offset of the modulation, `(6, D)`, and gates are 1 + what is given
+            (adaLN-single).
+        memory: keys and values also come from tokens that are given to `forward` and stay as they are.
+        context_dim: width of the tokens of a cross-attention between attention and MLP; None for none.
+        dropout: of what attention and MLP add.
+        float_softmax: as of `attend`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        affine: bool = False,
+        offset: bool = False,
+        memory: bool = False,
+        context_dim: int | None = None,
+        dropout: float = 0.0,
+        float_softmax: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.memory, self.float_softmax = heads, memory, float_softmax
+        inner = heads * head_dim if head_dim else width
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=affine)
+        if memory:
+            self.q, self.kv = nn.Linear(width, inner), nn.Linear(width, 2 * inner)
+        else:
+            self.qkv = nn.Linear(width, 3 * inner)
+        self.out = nn.Linear(inner, width)
+        self.cross: CrossAttention | None = None
+        if context_dim is not None:
+            self.cross = CrossAttention(width, context_dim, heads, inner)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=affine)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), activation(), nn.Linear(4 * width, width))
+        self.drop = nn.Dropout(dropout)
+        self.offset = nn.Parameter(torch.randn(6, width) / width**0.5) if offset else None
+
+    def modulation(self, six: Tensor | None) -> Modulation | None:
+        """What `six (B, G, 6, D)` says: shift, scale and gate of attention, and of the MLP; the offset is added.
+
+        With an offset, gates are one plus what the sum says (adaLN-single as the dynamics has it).
+        """
+        if six is None:
+            return None
+        if self.offset is None:
+            return Modulation(*six.unbind(-2))
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (six + self.offset).unbind(-2)
+        return Modulation(shift, scale, 1 + gate, mlp_shift, mlp_scale, 1 + mlp_gate)
+
+    def split(self, x: Tensor) -> Tensor:
+        """`(B, L, heads * E)` -> `(B, heads, L, E)`."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def project(
+        self, x: Tensor, modulation: Modulation | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `(B, heads, L, E)` of `x (B,L,D)`; keys and values begin with the memory's."""
+        h = self.norm1(x)
+        if modulation is not None:
+            h = modulated(h, modulation.scale, modulation.shift)
+        if not self.memory:
+            q, k, v = self.qkv(h).chunk(3, -1)
+            return self.split(q), self.split(k), self.split(v)
+        q = self.split(self.q(h))
+        source = h if memory is None else torch.cat([memory, h.to(memory.dtype)], 1)
+        k, v = self.kv(source).chunk(2, -1)
+        return q, self.split(k), self.split(v)
+
+    def finish(
+        self,
+        x: Tensor,
+        attended: Tensor,
+        modulation: Modulation | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """`x (B,L,D)` with what attention found, `(B, L, heads * E)`, cross-attention and the MLP added."""
+        added = self.drop(self.out(attended))
+        x = x + (added if modulation is None else _by_group(added, modulation.gate, torch.mul))
+        if self.cross is not None and context is not None:
+            x = x + self.cross(x, context)
+        h = self.norm2(x)
+        if modulation is not None:
+            h = modulated(h, modulation.mlp_scale, modulation.mlp_shift)
+        added = self.drop(self.mlp(h))
+        return x + (added if modulation is None else _by_group(added, modulation.mlp_gate, torch.mul))
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        modulation: Modulation | None = None,
+        mask: Tensor | None = None,
+        rotary: Rotary | None = None,
+        context: Tensor | None = None,
+        update: Update | None = None,
+    ) -> Tensor:
+        """`(B,L,D)` -> `(B,L,D)`.
+
+        Args:
+            x: tokens.
+            memory: `(B,M,D)` normalised, for blocks with `memory`.
+            modulation: of `modulation`.
+            mask: added to the attention scores.
+            rotary: turns queries and keys.
+            context: `(B,M,context_dim)`, for blocks with cross-attention.
+            update: `update(keys, values)` gives those to attend to: a cache's `write`.
+        """
+        q, k, v = self.project(x, modulation, memory)
+        if rotary is not None:
+            q, k = rotary.turn(q), rotary.turn(k)
+        if update is not None:
+            k, v = update(k, v)
+        attended = attend(q, k, v, mask, float_softmax=self.float_softmax)
+        return self.finish(x, attended, modulation, context)
+
+
+class CrossAttention(nn.Module):
+    """Attention to other tokens, such as words; adds nothing at first.
+
+    Args:
+        width: of the tokens.
+        context_dim: of the others.
+        heads: of attention.
+        inner: numbers of all heads.
+    """
+
+    def __init__(self, width: int, context_dim: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.q, self.kv = nn.Linear(width, inner), nn.Linear(context_dim, 2 * inner)
+        self.out = nn.Linear(inner, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """`x (B,L,D)`, `context (B,M,context_dim)` -> `(B,L,D)`."""
+        split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
+        k, v = self.kv(context).chunk(2, -1)
+        return self.out(attend(split(self.q(self.norm(x))), split(k), split(v)))  # type: ignore[no-any-return]

@@ -1,0 +1,153 @@
+"""A ring buffer of keys and values, whose rows can be copied, replaced and joined.
+
+Why a ring: a step costs the same however long the episode is, and the memory of a row is constant. Every row has its
+own count, so rows of different ages share one batch (per-slot resets, forks of GRPO groups, planners' candidates).
+
+Example::
+
+    cache = KVCache.empty(depth=4, batch=8, heads=4, slots=12, tokens=16, head_dim=64)
+    keys, values = cache.write(layer=0, keys=k, values=v)      # k, v (8, 4, 16, 64) -> (8, 4, 192, 64) each
+    cache.valid(1)                                             # (8, 192) bool: which of these to attend to
+    cache.advance()                                            # once all layers have written
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldgym.errors import ConfigError
+from worldgym.nn.layout import Kind, Rule, Segment, SequenceLayout
+from worldgym.nn.rows import RowBatch, row_field
+
+MASKED = -1e4  # added to the score of what may not be attended to; its softmax weight is exactly 0
+
+
+@dataclass(frozen=True)
+class KVCache(RowBatch):
+    """Keys and values of the last tokens, as attention multiplies them, without a copy.
+
+    Args:
+        keys: `(depth, B, heads, slots, tokens, head_dim)`.
+        values: likewise.
+        count: `(B,)` int64, slots that a row has written in all.
+        marks: `(B, slots)` int64, which segment a slot's tokens belong to; -1 where nothing was noted.
+        kinds: role and cleanness that `marks` refer to.
+    """
+
+    keys: Tensor = row_field(1)
+    values: Tensor = row_field(1)
+    count: Tensor = row_field()
+    marks: Tensor = row_field()
+    kinds: tuple[Kind, ...] = ()
+
+    @classmethod
+    def empty(
+        cls,
+        depth: int,
+        batch: int,
+        heads: int,
+        slots: int,
+        head_dim: int,
+        tokens: int = 1,
+        kinds: tuple[Kind, ...] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> KVCache:
+        """A cache that holds nothing.
+
+        Args:
+            depth: layers.
+            batch: B.
+            heads: of attention.
+            slots: length of the ring; slot i is overwritten by slot i + slots.
+            head_dim: of keys and values.
+            tokens: per slot; 1 where segments have different lengths.
+            kinds: role and cleanness of the segments to come; empty where the caller masks by itself.
+            device: of all tensors.
+            dtype: of keys and values.
+        """
+        shape = (depth, batch, heads, slots, tokens, head_dim)
+        return cls(
+            torch.zeros(shape, device=device, dtype=dtype),
+            torch.zeros(shape, device=device, dtype=dtype),
+            torch.zeros(batch, dtype=torch.long, device=device),
+            torch.full((batch, slots), -1, dtype=torch.long, device=device),
+            kinds,
+        )
+
+    @property
+    def slots(self) -> int:
+        """Length of the ring."""
+        return self.keys.shape[3]
+
+    def _where(self, written: int) -> tuple[Tensor, Tensor]:
+        """Rows `(B,1)` and slots `(B,n)` of the next `written` slots."""
+        if written > self.slots:
+            raise ConfigError(f"{written} slots do not fit into a ring of {self.slots}; make a longer cache")
+        after = self.count[:, None] + torch.arange(written, device=self.count.device)
+        return torch.arange(len(self.count), device=self.count.device)[:, None], after % self.slots
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one layer's `keys` and `values (B, heads, L, head_dim)` in place; all that the layer holds.
+
+        The count stays: writing again overwrites the same slots, and `advance` commits them.
+
+        Returns:
+            keys and values `(B, heads, slots * tokens, head_dim)`.
+        """
+        tokens = self.keys.shape[4]
+        rows, slots = self._where(keys.shape[2] // tokens)
+        for ring, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            ring[rows, :, slots] = new.to(ring.dtype).unflatten(2, (-1, tokens)).transpose(1, 2)
+        return self.keys[layer].flatten(2, 3), self.values[layer].flatten(2, 3)
+
+    def valid(self, written: int = 1) -> Tensor:
+        """`(B, slots * tokens)` bool: what was ever written, the next `written` slots included."""
+        slots = torch.arange(self.slots, device=self.count.device)  # they fill in order, then all are valid
+        return (slots < self.count[:, None] + written).repeat_interleave(self.keys.shape[4], 1)
+
+    def advance(self, written: int = 1) -> None:
+        """Commit the slots that were written; in place."""
+        self.count.add_(written)
+
+    def note(self, layout: SequenceLayout) -> None:
+        """Note in place which segments the next slots hold; for caches of one token a slot.
+
+        Raises:
+            ConfigError: a kind of segment that this cache was not made for.
+        """
+        marks = []
+        for segment in layout.segments:
+            if (segment.role, segment.clean) not in self.kinds:
+                raise ConfigError(
+                    f"this cache is for {self.kinds}, got {segment}; make it with kinds=layout.kinds"
+                )
+            mark = segment.block * len(self.kinds) + self.kinds.index((segment.role, segment.clean))
+            marks += [mark] * segment.length
+        rows, slots = self._where(layout.length)
+        self.marks[rows, slots] = torch.tensor(marks, device=self.marks.device)
+
+    def mask(self, layout: SequenceLayout, rule: Rule) -> Tensor:
+        """`(B, L, slots)` bool: which slot each token of `layout`, already noted, may attend to by `rule`."""
+        distinct, where = torch.unique(self.marks, return_inverse=True)
+        rows = []
+        for query in layout.segments:
+            row = []
+            for mark in distinct.tolist():
+                block, kind = divmod(mark, max(1, len(self.kinds)))
+                row.append(
+                    mark >= 0 and rule(query, Segment(self.kinds[kind][0], block, 1, self.kinds[kind][1]))
+                )
+            rows.append(row)
+        allowed = torch.tensor(rows, device=self.marks.device)[:, where].transpose(
+            0, 1
+        )  # (B, segments, slots)
+        return allowed.repeat_interleave(layout.lengths.to(allowed.device), 1)
+
+
+def additive(allowed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A bool mask as what is added to attention scores."""
+    return torch.zeros(allowed.shape, device=allowed.device, dtype=dtype).masked_fill_(~allowed, MASKED)

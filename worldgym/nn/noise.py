@@ -1,0 +1,222 @@
+"""Noise processes and samplers of noise levels, in one convention: t in [0, 1], t = 0 clean, t = 1 pure noise.
+
+Flow matching (Lipman et al. 2023; Liu et al. 2023) is the project's own: `x_t = (1 - t) x + t eps`, `v = eps - x`.
+`DiffusersNoise` gives the processes of diffusers' schedulers (DDPM with epsilon or v prediction) the same face.
+
+Example::
+
+    noisy = FLOW.add(x, eps, t)                 # t (B,) or (B, T), one level a frame
+    loss = (net(noisy, t) - FLOW.target(x, eps, t)).square().mean()
+    t = MixedTimes(uniform, pure=0.8)((8, 20), generator)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from worldgym.errors import ConfigError
+
+TimeSampler = Callable[[Sequence[int], "torch.Generator | None"], Tensor]
+"""`sampler(shape, generator)` draws noise levels in [0, 1], float32, one a token group."""
+
+
+@runtime_checkable
+class NoiseProcess(Protocol):
+    """How clean data becomes noise, and what a network is asked for."""
+
+    def add(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """`x_t`; `t` has the leading axes of `x`."""
+        ...
+
+    def target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network predicts."""
+        ...
+
+    def clean(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """The clean data that a prediction says."""
+        ...
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """`t` with axes of length 1 appended up to those of `like`."""
+    return t.reshape(*t.shape, *(1,) * (like.ndim - t.ndim))
+
+
+@dataclass(frozen=True)
+class FlowNoise:
+    """Flow matching along straight lines: `x_t = (1 - t) x + t eps`.
+
+    Args:
+        predicts: `velocity`, `v = eps - x`, or `clean`, x itself.
+        least: t below which it counts as `least` where something is divided by it.
+
+    Raises:
+        ConfigError: another prediction.
+    """
+
+    predicts: str = "velocity"
+    least: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.predicts not in ("velocity", "clean"):
+            raise ConfigError(f"predicts must be 'velocity' or 'clean', got {self.predicts!r}")
+
+    def add(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """`x_t`; `t` has the leading axes of `x`."""
+        level = expand(t, x)
+        return (1 - level) * x + level * eps
+
+    def target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network predicts."""
+        return x if self.predicts == "clean" else eps - x
+
+    def clean(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """The clean data that a prediction at `x_t` says: `x = x_t - t v`."""
+        return predicted if self.predicts == "clean" else x_t - expand(t, x_t) * predicted
+
+    def velocity(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """The velocity that a prediction at `x_t` says: `v = (x_t - x) / t`."""
+        if self.predicts == "velocity":
+            return predicted
+        return (x_t - predicted) / expand(t, x_t).clamp_min(self.least)
+
+
+FLOW = FlowNoise()
+
+
+class DiffusersNoise:
+    """The process of a diffusers scheduler with `add_noise` and `get_velocity`, such as `DDPMScheduler`.
+
+    Args:
+        scheduler: its `config.prediction_type` is `epsilon`, `v_prediction` or `sample`.
+
+    Raises:
+        ConfigError: another prediction, or a scheduler without noise levels.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ConfigError(
+                f"{type(scheduler).__name__} has no alphas_cumprod; give a DDPM-like scheduler, or use FlowNoise()"
+            )
+        if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ConfigError(f"unknown prediction_type {scheduler.config.prediction_type!r}")
+        self.scheduler = scheduler
+
+    def steps(self, t: Tensor) -> Tensor:
+        """The scheduler's integer step of each level t: 0 is its cleanest, the last its noisiest."""
+        return (t * (self.scheduler.config.num_train_timesteps - 1)).round().long()
+
+    def _signal(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.scheduler.alphas_cumprod.to(like.device)[self.steps(t)]
+        return expand(alpha.sqrt(), like), expand((1 - alpha).sqrt(), like)
+
+    def add(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """`x_t`; `t` has the leading axes of `x`."""
+        signal, noise = self._signal(t, x)
+        return signal * x + noise * eps
+
+    def target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network predicts."""
+        kind = self.scheduler.config.prediction_type
+        if kind == "sample":
+            return x
+        if kind == "epsilon":
+            return eps
+        signal, noise = self._signal(t, x)
+        return signal * eps - noise * x
+
+    def clean(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """The clean data that a prediction at `x_t` says."""
+        kind = self.scheduler.config.prediction_type
+        if kind == "sample":
+            return predicted
+        signal, noise = self._signal(t, x_t)
+        return (x_t - noise * predicted) / signal if kind == "epsilon" else signal * x_t - noise * predicted
+
+
+# -- levels ------------------------------------------------------------------------------------------------------------
+def uniform(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """Levels evenly from [0, 1)."""
+    return torch.rand(*shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class LogitNormalTimes:
+    """`t = sigmoid(n)`, n normal (Esser et al. 2024, section 3.1).
+
+    Args:
+        mean: of n; above 0 prefers noise.
+        std: of n.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Draw levels."""
+        return (self.mean + self.std * torch.randn(*shape, generator=generator)).sigmoid()
+
+
+@dataclass(frozen=True)
+class PowerTimes:
+    """`t = 1 - s (1 - u^(1/a))`, u uniform: pi0's levels (arXiv 2410.24164, section IV), which prefer noise for a > 1.
+
+    Args:
+        a: `1 - (1 - t) / s` is beta(a, 1) distributed.
+        s: largest 1 - t.
+    """
+
+    a: float = 1.5
+    s: float = 0.999
+
+    def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Draw levels."""
+        u = torch.rand(*shape, generator=generator)
+        return 1 - self.s * (1 - u ** (1 / self.a))
+
+
+@dataclass(frozen=True)
+class ShiftedTimes:
+    """Levels of another sampler, moved towards noise: `t' = s t / (1 + (s - 1) t)` (Esser et al. 2024, section 5.3.2).
+
+    Args:
+        inner: the other sampler.
+        shift: s; 1 leaves them.
+    """
+
+    inner: TimeSampler = uniform
+    shift: float = 3.0
+
+    def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Draw levels."""
+        t = self.inner(shape, generator)
+        return shifted(t, self.shift)
+
+
+@dataclass(frozen=True)
+class MixedTimes:
+    """Pure noise for a share of the groups, levels of another sampler for the rest.
+
+    Args:
+        inner: the other sampler.
+        pure: share of t = 1, in [0, 1].
+    """
+
+    inner: TimeSampler = uniform
+    pure: float = 0.5
+
+    def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Draw levels."""
+        chosen = torch.rand(*shape, generator=generator) < self.pure
+        return torch.where(chosen, torch.ones(*shape), self.inner(shape, generator))
+
+
+def shifted(t: Any, shift: float) -> Any:
+    """`s t / (1 + (s - 1) t)`, of a number or a tensor."""
+    return shift * t / (1 + (shift - 1) * t)

@@ -1,0 +1,279 @@
+"""One transformer for world models, policies and joint video-action models.
+
+It has adaptive layer norm from per-token conditioning (adaLN-zero: Peebles and Xie 2023, section 3.2; or one shared
+MLP with an offset a layer: PixArt-alpha's adaLN-single, Chen et al. 2023, section 2.3), rotary positions on one to
+three axes, cross-attention, experts per modality (mixture of transformers: own weights, joint attention), a key-value
+cache and taps of intermediate layers. What may attend to what is a layout and a rule (`worldgym.nn.layout`).
+
+Example::
+
+    config = TransformerConfig(experts=(Expert("video", 256), Expert("action", 128)), depth=4, heads=4, head_dim=32,
+                               modulation="zero", condition_dim=64)
+    net = Transformer(config)
+    out = net({"video": x, "action": a}, layout, block_causal(), condition=c)       # c (B, L, 64)
+    out.tokens["action"], out.taps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldgym.errors import ConfigError
+from worldgym.nn.attention import Rotary, attend
+from worldgym.nn.block import TransformerBlock
+from worldgym.nn.kv_cache import KVCache, additive
+from worldgym.nn.layout import Kind, Rule, SequenceLayout
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Weights of one modality.
+
+    Args:
+        name: of the modality; also the role of its segments, unless `roles` says others.
+        width: of its tokens.
+        roles: of the segments that it serves.
+        context_dim: width of the tokens that it cross-attends to; None for no cross-attention.
+    """
+
+    name: str
+    width: int
+    roles: tuple[str, ...] = ()
+    context_dim: int | None = None
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """Roles of its segments."""
+        return self.roles or (self.name,)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a transformer.
+
+    Args:
+        experts: at least one; a single one serves all roles.
+        depth: layers.
+        heads: of attention, shared by all experts.
+        head_dim: numbers a head; the width of the first expert over the heads when None.
+        modulation: `none`; `zero`, an adaLN of its own a layer whose gates begin at 0; or `single`, one MLP for all
+            layers with a learned offset a layer.
+        condition_dim: numbers of conditioning a token; needed unless `modulation` is `none`.
+        axes: how many numbers of a head each axis of rotary positions turns; None is one axis, the block.
+        activation: of the MLPs, `gelu` or `silu`.
+
+    Raises:
+        ConfigError: a shape that cannot be.
+    """
+
+    experts: tuple[Expert, ...]
+    depth: int = 4
+    heads: int = 4
+    head_dim: int | None = None
+    modulation: Literal["none", "zero", "single"] = "none"
+    condition_dim: int = 0
+    axes: tuple[int, ...] | None = None
+    activation: Literal["gelu", "silu"] = "gelu"
+
+    def __post_init__(self) -> None:
+        if not self.experts or self.depth < 1 or self.heads < 1:
+            raise ConfigError("a transformer needs at least one expert, layer and head")
+        roles = [role for expert in self.experts for role in expert.serves]
+        if len(set(roles)) != len(roles):
+            raise ConfigError(f"two experts serve one role: {roles}; give every role to one expert")
+        if self.head_dim is None and self.experts[0].width % self.heads:
+            raise ConfigError(
+                f"width {self.experts[0].width} is no multiple of {self.heads} heads; give head_dim"
+            )
+        if self.size % 2:
+            raise ConfigError(
+                f"head_dim is {self.size}, expected an even number: rotary positions turn pairs"
+            )
+        if (self.modulation == "none") != (self.condition_dim == 0):
+            raise ConfigError(
+                f"modulation={self.modulation!r} with condition_dim={self.condition_dim}; conditioning needs both"
+            )
+
+    @property
+    def size(self) -> int:
+        """Numbers a head."""
+        return self.head_dim or self.experts[0].width // self.heads
+
+    def expert_of(self, role: str) -> int:
+        """Which expert serves a role.
+
+        Raises:
+            ConfigError: none.
+        """
+        if len(self.experts) == 1:
+            return 0
+        for i, expert in enumerate(self.experts):
+            if role in expert.serves:
+                return i
+        raise ConfigError(
+            f"no expert serves the role {role!r}; they serve {[e.serves for e in self.experts]}"
+        )
+
+
+class TransformerOutput(NamedTuple):
+    """Hidden tokens.
+
+    Args:
+        tokens: by expert, `(B, Le, De)`, in the order of the layout.
+        taps: by layer, tokens likewise, after that layer.
+    """
+
+    tokens: dict[str, Tensor]
+    taps: dict[int, dict[str, Tensor]]
+
+
+class Transformer(nn.Module):
+    """See the module docstring."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        activation: Callable[[], nn.Module] = nn.GELU if config.activation == "gelu" else nn.SiLU
+        self.layers = nn.ModuleList()
+        self.modulate, self.final = nn.ModuleDict(), nn.ModuleDict()
+        for _ in range(config.depth):
+            self.layers.append(
+                nn.ModuleDict(
+                    {
+                        e.name: TransformerBlock(
+                            e.width, config.heads, head_dim=config.size, activation=activation,
+                            affine=config.modulation == "none", offset=config.modulation == "single",
+                            context_dim=e.context_dim,
+                        )
+                        for e in config.experts
+                    }
+                )
+            )  # fmt: skip
+        for e in config.experts:
+            self.final[e.name] = nn.LayerNorm(e.width)
+            if config.modulation != "none":
+                count = 1 if config.modulation == "single" else config.depth
+                linear = nn.Linear(config.condition_dim, count * 6 * e.width)
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
+                self.modulate[e.name] = nn.Sequential(nn.SiLU(), linear)
+
+    def empty_cache(
+        self, batch: int, slots: int, kinds: tuple[Kind, ...], dtype: torch.dtype = torch.float32
+    ) -> KVCache:
+        """A cache for `slots` tokens of segments of these `kinds` (`SequenceLayout.kinds`)."""
+        c, device = self.config, next(self.parameters()).device
+        return KVCache.empty(c.depth, batch, c.heads, slots, c.size, kinds=kinds, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        x: Tensor | Mapping[str, Tensor],
+        layout: SequenceLayout,
+        rule: Rule,
+        *,
+        condition: Tensor | None = None,
+        positions: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: KVCache | None = None,
+        taps: Collection[int] = (),
+    ) -> TransformerOutput:
+        """Hidden tokens of a sequence, or of its next segments where a cache holds those before.
+
+        Args:
+            x: tokens `(B, L, D)`, or by expert `(B, Le, De)` where there are several, each in the order of the layout.
+            layout: what the tokens are.
+            rule: who may attend to whom.
+            condition: `(B, L, condition_dim)` of every token, or `(B, 1, condition_dim)` of all.
+            positions: `(L, axes)` or `(B, L, axes)` rotary positions; the block where there is one axis and None.
+            context: `(B, M, context_dim)`, for experts with cross-attention.
+            cache: what was fed before; these segments are written into it and committed, in place.
+            taps: layers, counted from 0, whose output is wanted.
+
+        Raises:
+            ConfigError: tokens that the layout does not speak of.
+        """
+        c = self.config
+        names = [e.name for e in c.experts]
+        tokens = {names[0]: x} if isinstance(x, Tensor) else dict(x)
+        where, back = self._places(layout)
+        for name, index in zip(names, where, strict=True):
+            given = tokens[name].shape[1] if name in tokens else 0
+            if given != len(index):
+                raise ConfigError(
+                    f"the layout has {len(index)} tokens for {name!r}, got {given}; x needs as many"
+                )
+        used = [i for i, index in enumerate(where) if len(index)]
+        device = tokens[names[used[0]]].device
+        rotary = self._rotary(layout, positions, device)
+        if cache is None:
+            mask = additive(layout.mask(rule)).to(device)
+        else:
+            cache.note(layout)
+            mask = additive(cache.mask(layout, rule))[:, None]
+        kept: dict[int, dict[str, Tensor]] = {}
+        shared = self._modulation(condition, where, used)
+        layers: Any = self.layers
+        for i, layer in enumerate(layers):
+            six = {n: layer[names[n]].modulation(self._six(shared, n, i)) for n in used}
+            parts = [layer[names[n]].project(tokens[names[n]], six[n]) for n in used]
+            q, k, v = (torch.cat(part, 2)[:, :, back.to(device)] for part in zip(*parts, strict=True))
+            q, k = rotary.turn(q), rotary.turn(k)
+            if cache is not None:
+                k, v = cache.write(i, k, v)
+            attended = attend(q, k, v, mask)
+            for n in used:
+                mine = attended[:, where[n].to(device)]
+                tokens[names[n]] = layer[names[n]].finish(tokens[names[n]], mine, six[n], context)
+            if i in taps:
+                kept[i] = {names[n]: tokens[names[n]] for n in used}
+        if cache is not None:
+            cache.advance(layout.length)
+        return TransformerOutput({names[n]: self.final[names[n]](tokens[names[n]]) for n in used}, kept)
+
+    def _places(self, layout: SequenceLayout) -> tuple[list[Tensor], Tensor]:
+        """Positions of each expert's tokens, and where each token of the sequence stands among the experts' tokens."""
+        owner = torch.tensor([self.config.expert_of(s.role) for s in layout.segments])
+        owner = owner.repeat_interleave(layout.lengths)
+        where = [(owner == i).nonzero().flatten() for i in range(len(self.config.experts))]
+        return where, torch.cat(where).argsort()
+
+    def _rotary(self, layout: SequenceLayout, positions: Tensor | None, device: torch.device) -> Rotary:
+        c = self.config
+        if positions is None:
+            positions = layout.positions()
+            positions = positions[:, 0] if c.axes is None else positions[:, : len(c.axes)]
+        elif c.axes is None:
+            positions = positions.squeeze(-1) if positions.shape[-1:] == (1,) else positions
+        rotary = Rotary.of(positions.to(device), c.size, c.axes)
+        return rotary.heads() if rotary.cos.ndim == 3 else rotary
+
+    def _modulation(
+        self, condition: Tensor | None, where: list[Tensor], used: list[int]
+    ) -> dict[int, Tensor]:
+        c = self.config
+        if (condition is None) != (c.modulation == "none"):
+            given = "missing" if condition is None else "given"
+            raise ConfigError(
+                f"modulation is {c.modulation!r}, and the condition is {given}; give both or none"
+            )
+        if condition is None:
+            return {}
+        each = condition.shape[1] > 1
+        return {
+            n: self.modulate[c.experts[n].name](
+                condition[:, where[n].to(condition.device)] if each else condition
+            )
+            for n in used
+        }
+
+    def _six(self, shared: dict[int, Tensor], expert: int, layer: int) -> Tensor | None:
+        if expert not in shared:
+            return None
+        width = 6 * self.config.experts[expert].width
+        first = layer * width if self.config.modulation == "zero" else 0
+        return shared[expert][..., first : first + width].unflatten(-1, (6, -1))
