@@ -19,9 +19,10 @@ from worldgym.models import (
     VideoWorldModel,
     WorldModelConfig,
 )
-from worldgym.models.tokenizers import build_tokenizer, pair, short, tokenizer_config
+from worldgym.models.tokenizers import build_tokenizer, tokenizer_config
 from worldgym.training.loop import LoopConfig
 from worldgym.training.world_model import LatentEpisodes, WorldModelTraining, train_world_model
+from worldgym.utils.sizes import short, size_of
 
 
 def frames(n: int, h: int, w: int) -> torch.Tensor:
@@ -124,7 +125,7 @@ def test_a_world_model_on_a_diffusers_autoencoder_trains_and_survives_disk(tmp_p
 
 
 def test_sizes_are_one_number_for_squares():
-    assert (short((64, 64)), short(64), short([48, 80]), pair(64), pair((48, 80))) == (
+    assert (short((64, 64)), short(64), short([48, 80]), size_of(64), size_of((48, 80))) == (
         64, 64, (48, 80), (64, 64), (48, 80),
     )  # fmt: skip
     assert TokenizerConfig(image_size=(64, 64)) == TokenizerConfig(image_size=64)

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.models.tokenizers import Size
 from worldgym.models.video.state import ImaginedState
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.nn import RowBatch
@@ -33,6 +32,7 @@ from worldgym.registry import TYPE
 from worldgym.specs import Specs
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.sizes import ImageSize
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class EnsembleWorldModel:
         return self.leader.specs
 
     @property
-    def image_size(self) -> Size:
+    def image_size(self) -> ImageSize:
         """Height and width of the main camera's frames in pixels; one number for a square."""
         return self.leader.image_size
 

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
-from worldgym.models.tokenizers import FrameTokenizer, Size, TokenizerConfig, pair, short
+from worldgym.models.tokenizers import FrameTokenizer, TokenizerConfig
 from worldgym.nn import FLOW, Modulation, TransformerBlock, from_tokens, to_tokens
 from worldgym.utils.hub import HubModel
+from worldgym.utils.sizes import ImageSize, short, size_of
 from worldgym.utils.typed import from_values
 
 
@@ -55,7 +56,7 @@ class ForesightConfig:
     """
 
     channels: int = 16
-    grid: Size = 8
+    grid: ImageSize = 8
     state_dim: int = 4
     text_dim: int = 384
     futures: int = 2
@@ -64,7 +65,7 @@ class ForesightConfig:
     depth: int = 3
     heads: int = 4
     tokens: int = 16
-    image_size: Size = 64
+    image_size: ImageSize = 64
     latent_widths: tuple[int, int, int] = (32, 64, 128)
     latent_blocks: tuple[int, int, int] = (1, 2, 2)
     background: bool = True
@@ -83,7 +84,7 @@ class ForesightConfig:
     @property
     def cells(self) -> tuple[int, int]:
         """Height and width of the latent grid."""
-        return pair(self.grid)
+        return size_of(self.grid)
 
     @property
     def joint(self) -> int:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from worldgym.models.tokenizers.base import Size, VideoTokenizer, check_frames, pair, short
+from worldgym.models.tokenizers.base import VideoTokenizer, check_frames
 from worldgym.models.tokenizers.diffusers import DiffusersTokenizer, DiffusersTokenizerConfig
 from worldgym.models.tokenizers.frame import FrameTokenizer, TokenizerConfig
+from worldgym.utils.sizes import ImageSize, short, size_of
 from worldgym.utils.typed import from_values
 
 AnyTokenizerConfig = TokenizerConfig | DiffusersTokenizerConfig
@@ -41,12 +42,9 @@ __all__ = [
     "DiffusersTokenizer",
     "DiffusersTokenizerConfig",
     "FrameTokenizer",
-    "Size",
     "TokenizerConfig",
     "VideoTokenizer",
     "build_tokenizer",
     "check_frames",
-    "pair",
-    "short",
     "tokenizer_config",
 ]

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from worldgym.errors import ConfigError
-from worldgym.utils.sizes import ImageSize as Size
-from worldgym.utils.sizes import size_of as pair
+from worldgym.utils.sizes import ImageSize, size_of
 
 
 @runtime_checkable
@@ -63,9 +62,9 @@ class VideoTokenizer(Protocol):
         ...
 
 
-def check_frames(frames: Tensor, size: Size, name: str = "frames") -> None:
+def check_frames(frames: Tensor, size: ImageSize, name: str = "frames") -> None:
     """Raise a ConfigError unless `frames` is `(..., H, W, 3)` uint8 of this size."""
-    height, width = pair(size)
+    height, width = size_of(size)
     if frames.dtype != torch.uint8 or tuple(frames.shape[-3:]) != (height, width, 3):
         raise ConfigError(
             f"{name} are {str(frames.dtype).removeprefix('torch.')} of shape {tuple(frames.shape)}, expected uint8 "

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
-from worldgym.models.tokenizers.base import Size, check_frames, pair, short
+from worldgym.models.tokenizers.base import check_frames
+from worldgym.utils.sizes import ImageSize, short, size_of
 
 KINDS = ("AutoencoderTiny", "AutoencoderDC", "AutoencoderKL")
 
@@ -41,7 +42,7 @@ class DiffusersTokenizerConfig:
     """
 
     kind: str
-    image_size: Size = 64
+    image_size: ImageSize = 64
     settings: dict[str, Any] = field(default_factory=dict)
     latent_channels: int = 4
     reduction: int = 8
@@ -56,7 +57,7 @@ class DiffusersTokenizerConfig:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, pixels."""
-        return pair(self.image_size)
+        return size_of(self.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -92,12 +93,12 @@ class DiffusersTokenizer(nn.Module):
         self.register_buffer("latent_std", torch.ones(channels, 1, 1))
 
     @classmethod
-    def of(cls, autoencoder: nn.Module, image_size: Size) -> DiffusersTokenizer:
+    def of(cls, autoencoder: nn.Module, image_size: ImageSize) -> DiffusersTokenizer:
         """A tokenizer of a loaded autoencoder."""
         values: Any = autoencoder.config
         settings = json.loads(json.dumps({k: v for k, v in dict(values).items() if not k.startswith("_")}))
-        channels, rows, _ = _latent_shape(autoencoder, pair(image_size))
-        kind, reduction = type(autoencoder).__name__, pair(image_size)[0] // rows
+        channels, rows, _ = _latent_shape(autoencoder, size_of(image_size))
+        kind, reduction = type(autoencoder).__name__, size_of(image_size)[0] // rows
         return cls(DiffusersTokenizerConfig(kind, image_size, settings, channels, reduction), autoencoder)
 
     @property

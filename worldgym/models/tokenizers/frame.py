@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
-from worldgym.models.tokenizers.base import Size, check_frames, pair, short
+from worldgym.models.tokenizers.base import check_frames
+from worldgym.utils.sizes import ImageSize, short, size_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TokenizerConfig:
         ConfigError: a size that is no multiple of 8, or widths and blocks that cannot be.
     """
 
-    image_size: Size = 64
+    image_size: ImageSize = 64
     latent_channels: int = 16
     widths: tuple[int, int, int] = (32, 64, 128)
     blocks: tuple[int, int, int] = (1, 2, 2)
@@ -60,7 +61,7 @@ class TokenizerConfig:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, pixels."""
-        return pair(self.image_size)
+        return size_of(self.image_size)
 
     @property
     def reduction(self) -> int:

@@ -18,11 +18,11 @@ import numpy as np
 
 from worldgym.errors import ConfigError
 from worldgym.models.canvas import Canvas
-from worldgym.models.tokenizers import AnyTokenizerConfig, TokenizerConfig, pair, short, tokenizer_config
-from worldgym.models.tokenizers.base import Size
+from worldgym.models.tokenizers import AnyTokenizerConfig, TokenizerConfig, tokenizer_config
 from worldgym.models.video.compat import upgraded
 from worldgym.models.video.object_motion import HandColumns, ObjectMotionConfig, bounds_of
 from worldgym.specs import Camera, ObservationSpec, Specs, StateField
+from worldgym.utils.sizes import ImageSize, short, size_of
 from worldgym.utils.typed import from_values
 
 PRESETS = ("small", "tiny")
@@ -57,7 +57,7 @@ class DynamicsConfig:
     """
 
     latent_channels: int = 16
-    grid: Size = 8
+    grid: ImageSize = 8
     patch: int = 2
     width: int = 256
     depth: int = 4
@@ -83,7 +83,7 @@ class DynamicsConfig:
     @property
     def cells(self) -> tuple[int, int]:
         """Height and width of the latent grid."""
-        return pair(self.grid)
+        return size_of(self.grid)
 
     @property
     def tokens(self) -> int:
@@ -250,7 +250,7 @@ class WorldModelConfig:
         self,
         states: np.ndarray,
         action_dim: int | None = None,
-        image_size: Size = 64,
+        image_size: ImageSize = 64,
         *,
         hand: bool | None = None,
         specs: Specs | None = None,
@@ -286,7 +286,7 @@ class WorldModelConfig:
                     f"proprioception has {size} dimensions; a hand's has at least four: x, y, z, ..., opening"
                 )
             columns = None if hand is False else HandColumns((0, 1, 2), size - 1)
-            observation = _observation((Camera("front", *pair(image_size)),), size, columns)
+            observation = _observation((Camera("front", *size_of(image_size)),), size, columns)
         if action_dim is None:
             raise ConfigError(
                 "how many actions there are is not known; give action_dim, or specs with an action spec"

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
-from worldgym.models.tokenizers import Size, build_tokenizer, short
+from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.config import WorldModelConfig
 from worldgym.models.video.dynamics import Dynamics, DynamicsOutput
@@ -35,6 +35,7 @@ from worldgym.protocols import Decode, Imagined
 from worldgym.specs import Specs
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.sizes import ImageSize, short
 from worldgym.utils.tensors import load_tensors, save_tensors
 
 TYPE = "video"
@@ -82,7 +83,7 @@ class VideoWorldModel(nn.Module):
         return self.config.described
 
     @property
-    def image_size(self) -> Size:
+    def image_size(self) -> ImageSize:
         """Height and width of the main camera's frames in pixels; one number for a square."""
         return short(self.canvas.cameras[0].size)
 
