@@ -24,9 +24,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
 
+from envs.tabletop.engine import mujoco
 from envs.tabletop.specs import MAX_SIZE, ImageSize, height_width
 from worldgym.errors import RenderingError
 from worldgym.utils.gl import imported_without_backend, open_context

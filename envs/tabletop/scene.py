@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import mujoco
 import numpy as np
+
+from envs.tabletop.engine import mujoco
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.10),

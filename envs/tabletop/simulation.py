@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.tabletop.engine import mujoco
 from envs.tabletop.render import draw
 from envs.tabletop.scene import (
     BUTTON_TRAVEL,

@@ -36,6 +36,7 @@ def check_actions(actions: Any, shape: tuple[int, ...], used: NDArray[np.bool_])
         ValueError: wrong shape, not numeric, NaN or infinity, values beyond [-1, 1].
     """
     tensor = hasattr(actions, "detach")
+    batch: Any
     try:
         batch = actions.detach().float() if tensor else np.asarray(actions).astype(np.float32)
     except (TypeError, ValueError) as error:

@@ -238,8 +238,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         columns = self._columns(still, zero, ~nothing, nothing, zero, having)
         if self.info_frames:  # nothing was imagined yet: the start, as often as a step has frames
             count = self.chunk or 1
-            frames = {name: _repeat(view, count) for name, view in self._pictures().items()}
-            columns += self._paths(frames, _repeat(self._now.proprio, count), having)
+            films = {name: _repeat(view, count) for name, view in self._pictures().items()}
+            columns += self._paths(films, _repeat(self._now.proprio, count), having)
         return columns
 
     # -- stepping ------------------------------------------------------------------------------------------

@@ -135,6 +135,7 @@ _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tasks": (_words, "a list of words"),
     "tasks_thin": (_words, "a list of words"),
     "name": (lambda value: isinstance(value, str), "a string"),
+    "suite": (lambda value: isinstance(value, str), "the name of a suite"),
     "split_manifest": (lambda value: isinstance(value, str), "a string"),
     "real_episodes": (lambda value: value is None or (type(value) is int and value >= 0), "a count"),
     "data": (lambda value: value is None or isinstance(value, dict), "an object"),

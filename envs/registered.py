@@ -1,0 +1,7 @@
+"""The suites of this package, by name; `worldgym.registry` reads this module at the first look-up."""
+
+from worldgym.registry import SUITES
+from worldgym.suite import declare_default
+
+SUITES.register_lazily(tabletop="envs.tabletop.suite:TabletopSuite")
+declare_default("tabletop")
