@@ -1,12 +1,12 @@
 """Rollouts in a software simulator with its true reward, in worker processes.
 
 Two uses: debugging an improver where the reward cannot lie, before any world model is trusted, and the soft-sim
-arm of a comparison. The environment arrives as an entry-point string, since `agents` imports no simulator; the
+arm of a comparison. The environment arrives as the name of a suite, since `agents` imports no simulator; the
 policy stays in this process and is called on the whole batch.
 
 Example::
 
-    with RealCollector("envs.tabletop:TabletopVectorEnv", {"domain": "soft", "gap": 0.5}) as simulator:
+    with RealCollector(env_kwargs={"domain": "soft", "gap": 0.5}) as simulator:
         rollouts = simulator.collect(policy, seeds=range(5_000_000, 5_000_016), tasks=["reach"] * 16)
 """
 
@@ -26,26 +26,28 @@ import torch
 from agents.rollouts import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, Policy, RewardModel, Temperature, reads_of, settled, threshold_of
-
-DEFAULT_ENV = "envs.tabletop:TabletopVectorEnv"
+from worldgym.suite import BATCH, default_suite, load_suite
 
 
 class RealCollector:
     """A pool of simulator processes that roll out grouped starts in lockstep.
 
     Args:
-        env: entry point `module:VectorEnv`, called as `(num_envs=1, chunk=K, horizon=H, terminate_on_success=B,
-            **env_kwargs)`; its `info` tells of each step of a chunk (`path`, `path_success`, `path_progress`).
+        env: name of a suite, the default one when None; or an entry point `module:VectorEnv`, called as `(num_envs=1,
+            chunk=K, horizon=H, terminate_on_success=B, **env_kwargs)`, whose `info` tells of each step of a chunk
+            (`path`, `path_success`, `path_progress`), as `worldgym.suite.Suite.make` says.
         env_kwargs: for the environment, e.g. `{"domain": "soft", "gap": 0.5}`.
         processes: worker processes; 0 runs the environment in this one.
     """
 
     def __init__(
-        self, env: str = DEFAULT_ENV, env_kwargs: Mapping[str, Any] | None = None, *, processes: int = 2
+        self, env: str | None = None, env_kwargs: Mapping[str, Any] | None = None, *, processes: int = 2
     ) -> None:
-        if ":" not in env:
-            raise ValueError(f"env must be an entry point like {DEFAULT_ENV!r}; got {env!r}")
-        self._env, self._kwargs = env, dict(env_kwargs or {})
+        self._kwargs = dict(env_kwargs or {})
+        if env is None or ":" not in env:
+            self._kwargs["suite"], env = default_suite() if env is None else env, BATCH
+            load_suite(self._kwargs["suite"])  # an unknown one is an error here, not in a worker
+        self._env = env
         self._processes = processes
         self._workers: list[tuple[Any, Connection]] = []
         self._local: dict[str, Any] = {}
@@ -237,7 +239,7 @@ def collect_real(
     seeds: Sequence[int],
     tasks: Sequence[str],
     *,
-    env: str = DEFAULT_ENV,
+    env: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     processes: int = 2,
     **kwargs: Any,

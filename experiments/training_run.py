@@ -64,13 +64,13 @@ def require_square(image_size: int, model_size: int, what: str) -> None:
 def knows_hand(spec: ActionSpec, state_dim: int, choice: Hand = "auto") -> bool:
     """Whether proprioception is known to be a hand's: x, y, z first and the opening of its fingers last.
 
-    Only the tabletop's and BridgeData's action specs say so, by names and units; `choice` may force either.
+    Only the action specs of the default suite and of BridgeData say so, by names and units; `choice` may force either.
 
     Raises:
         ConfigError: `yes` with fewer than four dimensions.
     """
-    from worldgym.data import TABLETOP_ACTION_SPEC
     from worldgym.data.bridge import BRIDGE_ACTION_SPEC
+    from worldgym.suite import load_suite
 
     if choice == "yes" and state_dim < 4:
         raise ConfigError(
@@ -79,7 +79,10 @@ def knows_hand(spec: ActionSpec, state_dim: int, choice: Hand = "auto") -> bool:
         )
     if choice != "auto":
         return choice == "yes"
-    known = ((TABLETOP_ACTION_SPEC, 4), (BRIDGE_ACTION_SPEC, 7))
+    specs = load_suite().specs
+    known = [(BRIDGE_ACTION_SPEC, 7)]
+    if specs.action is not None and specs.observation.has_hand:
+        known.append((specs.action, specs.observation.state_dim))
     return any((spec.names, spec.units, state_dim) == (k.names, k.units, dim) for k, dim in known)
 
 

@@ -11,7 +11,8 @@ What a suite may have beyond the protocol is asked for by `extra`, which says so
 * `watched(**settings) -> env`, with an attribute `positions (T+1, K, 2)` in pixels, and `parts`, their K names: a ruler
   for what a world model drew;
 * `measure_gap(gap, episodes=...) -> dict` and `frozen_gap() -> float`: how wrong the software simulator is;
-* `task_of(instruction) -> str`: the task that an instruction names.
+* `task_of(instruction) -> str`: the task that an instruction names;
+* `unseen_tasks`: tasks of the split `unseen_task`.
 
 Example::
 

@@ -30,6 +30,7 @@ class TabletopSuite:
     name = "tabletop"
     tasks = TASKS
     default_tasks = ("reach", "push", "pick_place")
+    unseen_tasks = ("stack",)
     domains = ("real", "soft")
     gap_knobs = ("gap", "looks", "randomise")
     horizon = HORIZON

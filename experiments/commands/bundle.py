@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from worldgym.pretrained import CARD
+from worldgym.suite import load_suite
 from worldgym.utils.arrays import write_arrays
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.folders import MANIFEST, save_folder, seal_folder, verify_folder
@@ -44,6 +45,7 @@ class BundleConfig:
         demos_per_task: demonstrations that the policy was trained on, per task.
         demos_limit: the demonstrations are drawn from so many first episodes, as `worldgym train policy --limit` did.
         seed: which frames are kept.
+        suite: that the data are of, for the card; the default one when None.
     """
 
     data: Path
@@ -58,6 +60,7 @@ class BundleConfig:
     demos_per_task: int = 25
     demos_limit: int | None = None
     seed: int = 0
+    suite: str | None = None
 
 
 def run(config: BundleConfig) -> int:
@@ -65,7 +68,7 @@ def run(config: BundleConfig) -> int:
     from agents.sft import demonstrations
     from worldgym.data import EpisodeDataset
 
-    sources = parts(config)
+    sources, suite = parts(config), load_suite(config.suite).name
     dataset = EpisodeDataset(config.data).require_seen()
     arrays = dataset.load_arrays(progress=True)
     first = arrays if config.demos_limit is None else dataset.load_arrays(limit=config.demos_limit)
@@ -76,7 +79,7 @@ def run(config: BundleConfig) -> int:
             write_starts(folder / "starts.npz", arrays, config.starts, config.seed)
             write_demos(folder / "demos.npz", demonstrations(first, config.demos_per_task))
             tasks = sorted(set(arrays.tasks))
-            write_card(folder, config.out.name, tasks, dataset.manifest.hash, len(arrays), dataset.summary)
+            write_card(folder, config.out.name, tasks, dataset.manifest.hash, len(arrays), dataset.summary, suite)
             if (
                 config.out / README
             ).is_file():  # the model card is written by people, beside what is made here
@@ -169,13 +172,14 @@ def write_demos(path: Path, demos: list[Any] | Any) -> None:
 
 
 def write_card(
-    folder: Path, name: str, tasks: list[str], manifest: str, real_episodes: int, summary: Any
+    folder: Path, name: str, tasks: list[str], manifest: str, real_episodes: int, summary: Any, suite: str
 ) -> None:
     """`card.json` for programs; the README beside it is for people."""
     from worldgym import __version__
 
     card = {
         "name": name,
+        "suite": suite,
         "tasks": tasks,
         "tasks_thin": [],
         "licence": "Apache-2.0",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -35,15 +33,7 @@ def fake_rollout(config: CollectConfig) -> Rollout:
 
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the tabletop by made-up episodes."""
-    tabletop, behaviours = ModuleType("envs.tabletop"), ModuleType("envs.tabletop.collect")
-    tabletop.__file__ = "manifest"
-    tabletop.TASKS = ("reach", "push", "pick_place")  # type: ignore[attr-defined]
-    behaviours.BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")  # type: ignore[attr-defined]
-    envs = ModuleType("envs")
-    envs.tabletop = tabletop  # type: ignore[attr-defined]
-    for name, module in (("envs", envs), ("envs.tabletop", tabletop), ("envs.tabletop.collect", behaviours)):
-        monkeypatch.setitem(sys.modules, name, module)
+    """Replace the simulator by made-up episodes."""
     monkeypatch.setattr(SplitManifest, "load", classmethod(lambda cls, path: MANIFEST))
     monkeypatch.setattr(collecting, "make_rollout", fake_rollout)
 

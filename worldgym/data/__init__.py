@@ -7,7 +7,11 @@ Example::
         print(episode.task, episode.instruction, episode.succeeded)
 """
 
-from worldgym.data.episode import DOMAINS, TABLETOP_ACTION_SPEC, ActionSpec, Episode, GripperRule
+from __future__ import annotations
+
+from typing import Any
+
+from worldgym.data.episode import DOMAINS, ActionSpec, Episode, GripperRule
 from worldgym.data.reader import EpisodeArrays, EpisodeDataset
 from worldgym.data.splits import SPLITS, SplitManifest
 from worldgym.data.writer import DatasetWriter
@@ -15,7 +19,6 @@ from worldgym.data.writer import DatasetWriter
 __all__ = [
     "DOMAINS",
     "SPLITS",
-    "TABLETOP_ACTION_SPEC",
     "ActionSpec",
     "DatasetWriter",
     "Episode",
@@ -24,3 +27,19 @@ __all__ = [
     "GripperRule",
     "SplitManifest",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`TABLETOP_ACTION_SPEC`, which moved to its suite: `worldgym.suite.load_suite("tabletop").specs.action`."""
+    if name == "TABLETOP_ACTION_SPEC":
+        import warnings
+
+        from worldgym.suite import load_suite
+
+        warnings.warn(
+            'worldgym.data.TABLETOP_ACTION_SPEC moves; type worldgym.suite.load_suite("tabletop").specs.action',
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return load_suite("tabletop").specs.action
+    raise AttributeError(f"module 'worldgym.data' has no attribute {name!r}; it has {', '.join(__all__)}")

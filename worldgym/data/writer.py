@@ -60,7 +60,7 @@ class DatasetWriter:
         fps: frames a second, None for the action spec's rate.
         shard_episodes: episodes a file, >= 1; a kill loses at most that many.
         images: `"png"`, or `"mp4"` for frames of at least 128 px.
-        robot_type: free text for info.json.
+        robot_type: free text for info.json; `worldgym_` and the name of the manifest when None.
         views: names of the cameras beside the main one; every episode must have them.
         partial: the command that finishes what is being written. Until `finish` is called, readers refuse the dataset
             and name that command. None for a dataset that may be read while it grows.
@@ -81,7 +81,7 @@ class DatasetWriter:
         shard_episodes: int = 50,
         *,
         images: Images = "png",
-        robot_type: str = "worldgym_tabletop",
+        robot_type: str | None = None,
         views: Sequence[str] = (),
         partial: str | None = None,
     ) -> None:
@@ -110,7 +110,7 @@ class DatasetWriter:
             )
         self.shard_episodes = shard_episodes
         self.images: Images = images
-        self.robot_type = robot_type
+        self.robot_type = f"worldgym_{manifest.name}" if robot_type is None else robot_type
         self.views, self.partial = tuple(views), partial
         self._pending: list[Pending] = []
         self._closed = False

@@ -25,6 +25,8 @@ from worldgym.utils.folders import MANIFEST, verify_file, verify_folder
 
 _ROOT = Path(__file__).resolve().parent
 CARD = "card.json"
+DEFAULT = "tabletop-small"
+"""The checkpoint of commands that name none."""
 
 
 @dataclass(frozen=True)
