@@ -35,6 +35,8 @@ class Rollouts:
         final_images: `(N,H,W,3)` uint8, the last frame that was reached.
         log_probs: by component of the policy, `(N,C,...)` float32: of its choices, when they were sampled.
         trace: by name, `(N,C,...)`: what the policy needs to evaluate them again; nobody else reads it.
+        views: pictures of the cameras beside the main one, by their key in an observation (`image_<name>`), each
+            `(N,C,H',W',3)` uint8, before each chunk.
         frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
         path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
         frames_used: environment or world-model steps spent, for the budget.
@@ -53,6 +55,7 @@ class Rollouts:
     final_images: Tensor
     log_probs: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     trace: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    views: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     frames: Tensor | None = None
     path: Tensor | None = None
     frames_used: int = 0
@@ -92,13 +95,18 @@ class Rollouts:
         )
 
     def record(
-        self, rows: Tensor, chunk: int, image: Tensor, state: Tensor, output: PolicyOutput, live: Tensor
+        self, rows: Tensor, chunk: int, observation: Observation, output: PolicyOutput, live: Tensor
     ) -> None:
         """Write what was seen and done at `chunk` into `rows`; `live` chooses among the rows of the other arguments."""
-        self.images[rows, chunk] = image[live].cpu()
-        self.states[rows, chunk] = state[live].cpu()
+        self.images[rows, chunk] = observation["image"][live].cpu()
+        self.states[rows, chunk] = observation["state"][live].cpu()
         self.actions[rows, chunk] = output.actions[live].cpu()
-        for kept, given in ((self.log_probs, output.log_probs), (self.trace, output.trace)):
+        views = {key: value for key, value in observation.items() if key.startswith("image_")}
+        for kept, given in (
+            (self.log_probs, output.log_probs),
+            (self.trace, output.trace),
+            (self.views, views),
+        ):
             for name, value in given.items():
                 if name not in kept:
                     kept[name] = torch.zeros((*self.mask.shape, *value.shape[1:]), dtype=value.dtype)
@@ -117,7 +125,7 @@ class Rollouts:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 values[field.name] = value[index]
-            elif field.name in ("log_probs", "trace"):
+            elif field.name in ("log_probs", "trace", "views"):
                 values[field.name] = {name: part[index] for name, part in value.items()}
             elif field.name == "instructions":
                 values[field.name] = [value[i] for i in index.tolist()]
@@ -130,7 +138,7 @@ class Rollouts:
         """Join collections of one policy; group ids are kept apart."""
         if not parts:
             raise ValueError("nothing to concatenate: got an empty list of Rollouts")
-        kinds = {(*sorted(part.log_probs), *sorted(part.trace)) for part in parts}
+        kinds = {(*sorted(part.log_probs), *sorted(part.trace), *sorted(part.views)) for part in parts}
         if len(kinds) > 1:
             raise ValueError(f"cannot join rollouts of different policies; their traces hold {sorted(kinds)}")
         values: dict[str, object] = {}
@@ -144,7 +152,7 @@ class Rollouts:
                 values["groups"] = torch.cat(groups)
             elif field.name in ("frames", "path"):
                 values[field.name] = None if any(c is None for c in column) else torch.cat(column)
-            elif field.name in ("log_probs", "trace"):
+            elif field.name in ("log_probs", "trace", "views"):
                 values[field.name] = {name: torch.cat([c[name] for c in column]) for name in column[0]}
             elif isinstance(column[0], Tensor):
                 values[field.name] = torch.cat(column)
@@ -162,8 +170,10 @@ class Rollouts:
 
     def observation(self, row: Tensor, chunk: Tensor) -> Observation:
         """Policy input at `(row, chunk)` pairs, each `(M,)` int64."""
-        return Observation(
+        seen = Observation(
             image=self.images[row, chunk],
             state=self.states[row, chunk],
             instruction=[self.instructions[i] for i in row.tolist()],
         )
+        seen.update({key: view[row, chunk] for key, view in self.views.items()})  # type: ignore[typeddict-item]
+        return seen

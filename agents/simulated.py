@@ -51,6 +51,7 @@ class RealCollector:
         self._processes = processes
         self._workers: list[tuple[Any, Connection]] = []
         self._local: dict[str, Any] = {}
+        self._views: dict[str, torch.Tensor] = {}
         context = multiprocessing.get_context("spawn")  # a forked OpenGL context is broken
         for _ in range(processes):
             ours, theirs = context.Pipe()
@@ -107,7 +108,7 @@ class RealCollector:
             goes_on: a true success does not end the episode.
 
         Returns:
-            images `(N,H,W,3)` uint8, proprioception `(N,S)` float32, instructions.
+            images of the main camera `(N,H,W,3)` uint8, proprioception `(N,S)` float32, instructions.
 
         Raises:
             ValueError: other numbers of seeds and tasks.
@@ -124,8 +125,7 @@ class RealCollector:
             for share in np.array_split(np.arange(len(seeds)), max(1, len(self._workers)))
         ]
         answers = self._ask("reset", parts)
-        image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
-        state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+        image, state, self._views = _seen(answers)
         return image, state, [text for x in answers for text in x["instruction"]]
 
     @torch.no_grad()
@@ -192,12 +192,14 @@ class RealCollector:
             began = time.perf_counter()
             words = [texts[i] for i in rows.tolist()]
             observation = Observation(image=image[rows], state=state[rows], instruction=words)
+            views = {key: view[rows] for key, view in self._views.items()}
+            observation.update(views)  # type: ignore[typeddict-item]
             output = policy.act(observation, temperature=temperature, generator=generator)
             clock["policy"] += time.perf_counter() - began
             if out is None:
                 out = Rollouts.empty(image, state, texts, group_size, (chunks, k, output.actions.shape[2]))
             whole = torch.ones(len(rows), dtype=torch.bool)
-            out.record(rows, c, image[rows], state[rows], output, whole)
+            out.record(rows, c, observation, output, whole)
             began = time.perf_counter()
             parts = [
                 {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()}
@@ -205,8 +207,7 @@ class RealCollector:
             ]
             answers = self._ask("step", parts)
             clock["imagine"] += time.perf_counter() - began
-            image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
-            state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+            image, state, self._views = _seen(answers)
             path = torch.from_numpy(np.concatenate([x["path"] for x in answers])).float()
             assert out.path is not None
             out.path[rows, c * k : (c + 1) * k] = path[rows]
@@ -247,6 +248,17 @@ def collect_real(
     """One collection with processes of its own; use `RealCollector` to collect again and again."""
     with RealCollector(env, env_kwargs, processes=processes) as simulator:
         return simulator.collect(policy, seeds, tasks, **kwargs)
+
+
+def _seen(answers: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Main frames `(N,H,W,3)`, states `(N,S)`, and frames of further cameras by their key in an observation."""
+    pictures = {
+        key: torch.from_numpy(np.concatenate([x[key] for x in answers]))
+        for key in answers[0]
+        if key == "image" or key.startswith("image_")
+    }
+    state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+    return pictures.pop("image"), state, pictures
 
 
 def _serve(pipe: Connection, env: str, kwargs: Mapping[str, Any]) -> None:
@@ -293,8 +305,9 @@ def _answer(
             earned[i] = np.where(won, 1.0, info["path_progress"][0]).sum()
             memory["path"][i] = info["path"][0]
     seen = memory["observations"]
+    pictures = [key for key in seen[0] if key == "image" or key.startswith("image_")]
     return {
-        "image": np.stack([o["image"][0] for o in seen]),
+        **{key: np.stack([o[key][0] for o in seen]) for key in pictures},
         "state": np.stack([o["state"][0] for o in seen]),
         "instruction": [str(o["instruction"][0]) for o in seen],
         "success": memory["success"].copy(),

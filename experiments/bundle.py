@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from worldgym import pretrained
-from worldgym.errors import CheckpointError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.arrays import Field, read_arrays
 from worldgym.utils.files import file_sha256
 from worldgym.utils.folders import MANIFEST, verify_file
@@ -31,13 +31,6 @@ from worldgym.utils.folders import MANIFEST, verify_file
 JUDGES = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
 """Judges of a bundle, by name, and the folders where they are."""
 POLICY_CLASS = "agents:VLAPolicy"
-STARTS = {
-    "images": Field("uint8", ("N", "H", "W", 3)),
-    "states": Field("float", ("N", "S")),
-    "instructions": Field("text", ("N",)),
-    "tasks": Field("text", ("N",)),
-    "steps": Field("int", ("N",), required=False),
-}
 DEMOS = {
     "images": Field("uint8", ("M", "H", "W", 3)),
     "background": Field("uint8", ("H", "W", 3), required=False),
@@ -47,7 +40,7 @@ DEMOS = {
     "episode": Field("int", ("M",), required=False),
     "goals": Field("float", ("M", "S"), required=False, finite=False),  # NaN where none was recorded
 }
-"""What the two archives must hold."""
+"""What the archive of demonstrations must hold; that of starts is read by `ArrayStarts`."""
 ARCHIVES = ("starts.npz", "demos.npz")
 
 
@@ -171,26 +164,13 @@ class Bundle:
         Raises:
             CheckpointError: no such archive, or no start of these tasks.
         """
-        import torch
-
         from agents import StartBank, Starts
+        from worldgym.imagination.starts import ArrayStarts
 
-        data = self._arrays("starts.npz", STARTS)
-        names = np.asarray(data["tasks"]).astype(str)
-        rows = np.flatnonzero(np.isin(names, list(tasks))) if tasks is not None else np.arange(len(names))
-        if len(rows) == 0:
-            known = ", ".join(sorted(set(names.tolist())))
-            raise CheckpointError(f"{self.folder} has no start of {', '.join(tasks or ())}; it has {known}")
-        steps = np.asarray(data.get("steps", np.zeros(len(names))), np.int64)
-        return StartBank(
-            Starts(
-                torch.from_numpy(np.ascontiguousarray(data["images"][rows])),
-                torch.from_numpy(np.ascontiguousarray(data["states"][rows], np.float32)),
-                [str(data["instructions"][i]) for i in rows],
-                names[rows].tolist(),
-                torch.from_numpy(steps[rows]),
-            )
-        )
+        try:
+            return StartBank(Starts.of(ArrayStarts.load(self.starts_file, pretrained.remedy(self.folder)), tasks))
+        except ConfigError as error:
+            raise CheckpointError(f"{self.starts_file}: {error}") from error
 
     def demonstrations(self) -> Any:
         """The demonstrations behind the SFT policy, as `agents.ChunkDataset`; goals are nan when not recorded."""

@@ -24,7 +24,7 @@ from experiments.suites import chosen_suite, domain_settings
 from worldgym.evaluation import Start
 from worldgym.evaluation.rollouts import reset_env
 from worldgym.protocols import PolicyOutput
-from worldgym.suite import Suite, extra
+from worldgym.suite import Suite, extra, load_suite
 
 NAMES = ("random", "gaussian", "weak", "scripted")
 WEAK = 0.2
@@ -85,16 +85,16 @@ class ScriptedPolicy:
     Args:
         chunk: actions a call, K.
         env_kwargs: of the environment in which the experts act.
-        suite: whose experts.
+        suite: whose experts; the default one when None.
 
     Raises:
         ConfigError: the suite has no scripted expert.
     """
 
-    def __init__(self, chunk: int, env_kwargs: dict[str, Any], suite: Suite) -> None:
-        self.chunk, self.suite = chunk, suite
-        self.env_kwargs = {**domain_settings(suite), **env_kwargs, "terminate_on_success": False}
-        self.expert = extra(suite, "expert_action", "scripted expert")
+    def __init__(self, chunk: int, env_kwargs: dict[str, Any], suite: Suite | None = None) -> None:
+        self.chunk, self.suite = chunk, suite or load_suite()
+        self.env_kwargs = {**domain_settings(self.suite), **env_kwargs, "terminate_on_success": False}
+        self.expert = extra(self.suite, "expert_action", "scripted expert")
         self.plans, self.calls = torch.zeros(0, 0, 0), 0
 
     def prepare(self, starts: Sequence[Start]) -> None:

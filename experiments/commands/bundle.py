@@ -138,16 +138,7 @@ def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:
 
     bank = StartBank.from_arrays(arrays)
     chosen = bank.sample(count, np.random.default_rng(seed))
-    write_arrays(
-        path,
-        {
-            "images": chosen.images.numpy(),
-            "states": chosen.states.numpy(),
-            "instructions": np.array(chosen.instructions),
-            "tasks": np.array(chosen.tasks),
-            "steps": chosen.steps.numpy(),
-        },
-    )
+    chosen.start_set().save(path)
 
 
 def write_demos(path: Path, demos: list[Any] | Any) -> None:

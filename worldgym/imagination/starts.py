@@ -117,10 +117,10 @@ class ArrayStarts:
                 raise ValueError(f"{length} {name} for {count} images; expected one for each image")
 
     @classmethod
-    def load(cls, path: str | Path) -> ArrayStarts:
+    def load(cls, path: str | Path, remedy: str | None = None) -> ArrayStarts:
         """Read `images`, `instructions` and optionally `states`, `tasks`, `steps`, `views_<camera>` from an .npz file.
 
-        Nothing is unpickled.
+        Nothing is unpickled. `remedy` is what the message of a damaged file says to do.
 
         Raises:
             CheckpointError: there is no such file, it is damaged, or it is no start set.
@@ -131,7 +131,9 @@ class ArrayStarts:
                 f"no start set at {path}; `make pretrained` rebuilds the bundled one, ArrayStarts.save writes"
                 " another"
             )
-        remedy = "restore it from a copy, write it again with ArrayStarts.save, or type `make pretrained`"
+        remedy = (
+            remedy or "restore it from a copy, write it again with ArrayStarts.save, or type `make pretrained`"
+        )
         verify_file(path, remedy)
         more = {
             name: Field("uint8", ("N", f"H of {name}", f"W of {name}", 3))
