@@ -226,6 +226,18 @@ class ImaginedEpisodes:
             self.slots.last_p[:] = np.where(valid, p, np.nan)
 
 
+def views_of(world_model: Any, observation: Mapping[str, Any]) -> dict[str, Any]:
+    """The frames in an observation of the cameras beside the main one that `world_model` imagines, by camera name.
+
+    Raises:
+        ValueError: one of them is missing; says which.
+    """
+    keys = specs_of(world_model).observation.camera_keys
+    seen = {name: observation[key] for name, key in keys.items() if key in observation and key != "image"}
+    check_views(world_model, seen)
+    return seen
+
+
 def check_views(world_model: Any, views: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Names of the cameras beside the main one that `world_model` imagines.
 

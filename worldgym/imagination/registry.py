@@ -36,7 +36,8 @@ def make_imagined(**settings: Any) -> WorldModelEnv:
     Args:
         **settings: `checkpoint` (the name of a bundled one, or a folder that holds `world_model/`, `judge/` and
             `starts.npz`), which fills `world_model`, `reward` and `starts` where they are not given; `suite`, whose
-            bounds the state has, the one in the checkpoint's card without; and any keyword of `WorldModelEnv`.
+            bounds the state has, the one in the checkpoint's card without; and any keyword of `WorldModelEnv`. Without
+            `checkpoint` and `world_model` the checkpoint is the bundled `worldgym.pretrained.DEFAULT`.
 
     Raises:
         CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
@@ -65,6 +66,8 @@ def filled(checkpoint: str | Path | None = None, suite: str | None = None, **set
         CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
         ConfigError: a suite is named that nobody registered.
     """
+    if checkpoint is None and "world_model" not in settings:
+        checkpoint = pretrained.DEFAULT
     if checkpoint is not None and not all(key in settings for key in PARTS):
         folder = _folder(checkpoint)
         for key, name in PARTS.items():

@@ -6,7 +6,7 @@ little imagined depth, hence little model error, before the contact that decides
 Example::
 
     from worldgym.imagination.starts import ArrayStarts
-    starts = ArrayStarts.load("worldgym/pretrained/tabletop-small/starts.npz")
+    starts = ArrayStarts.load("runs/bundle/starts.npz")
     start = starts.sample(np.random.default_rng(0))
     start.frames.shape, start.instruction  # (1, 64, 64, 3), "push the red cube ..."
 """
