@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class Rollouts:
         self.images[rows, chunk] = observation["image"][live].cpu()
         self.states[rows, chunk] = observation["state"][live].cpu()
         self.actions[rows, chunk] = output.actions[live].cpu()
-        views = {key: value for key, value in observation.items() if key.startswith("image_")}
+        views: dict[str, Any] = {k: value for k, value in observation.items() if k.startswith("image_")}
         for kept, given in (
             (self.log_probs, output.log_probs),
             (self.trace, output.trace),

@@ -12,7 +12,8 @@ What a suite may have beyond the protocol is asked for by `extra`, which says so
   for what a world model drew;
 * `measure_gap(gap, episodes=...) -> dict` and `frozen_gap() -> float`: how wrong the software simulator is;
 * `task_of(instruction) -> str`: the task that an instruction names;
-* `unseen_tasks`: tasks of the split `unseen_task`.
+* `unseen_tasks`: tasks of the split `unseen_task`;
+* `driver() -> str`: name of the OpenGL driver that drew, for `worldgym info`.
 
 Example::
 

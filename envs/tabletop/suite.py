@@ -114,6 +114,12 @@ class TabletopSuite:
 
         return float(frozen()["gap"])
 
+    def driver(self) -> str:
+        """The name of the OpenGL driver that drew, "" before the first drawing."""
+        from envs.tabletop.render import driver
+
+        return driver()
+
     def task_of(self, instruction: str) -> str:
         """The verb that an instruction names."""
         return task_of(instruction)

@@ -44,7 +44,7 @@ class BenchVideoConfig:
         shift_steps: of the net that moves latents.
         steps: of the dynamics.
         hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
-            BridgeData and the tabletop, else no.
+            BridgeData and the default suite, else no.
         preset: `small` or `tiny`.
         seed: everything random.
         out: run folder.

@@ -55,7 +55,7 @@ class TrainPolicyConfig:
         initial: take over how this policy acts, and learn only where to go. Acting towards a given place needs no names
             of things, so it can come from many logs; what words mean comes from the demonstrations.
         hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
-            the tabletop and BridgeData, else no.
+            the default suite and BridgeData, else no.
         preset: `small` or `tiny`; that of `initial` where given.
         epochs: at most so many passes; stops early when held-out loss no longer falls.
         steps: at most so many optimizer steps, rounded up to whole epochs, in place of `epochs`.

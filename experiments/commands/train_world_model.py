@@ -46,7 +46,7 @@ class TrainWorldModelConfig:
         out: run folder (checkpoint, TensorBoard, `export/`).
         initial: start from this world model instead of afresh; an older one is grown into today's shape.
         hand: whether proprioception is a hand's: x, y, z first and the opening of its fingers last. `auto` is yes for
-            the tabletop and BridgeData, else no.
+            the default suite and BridgeData, else no.
         preset: `small` or `tiny`.
         minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
         steps: optimizer steps; a run with steps resumes to the very same numbers.
