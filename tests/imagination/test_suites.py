@@ -29,9 +29,11 @@ from agents.imagination import StartBank, Starts, collect
 from agents.simulated import RealCollector
 from envs.tabletop.suite import TabletopSuite
 from experiments.suites import domain_settings, evaluation_pool, known_tasks
+from worldgym.data import EpisodeDataset
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import make_starts
 from worldgym.imagination import ArrayStarts, WorldModelEnv, WorldModelVectorEnv
+from worldgym.imagination.recording import RecordDataset
 from worldgym.imagination.registry import make_imagined
 from worldgym.protocols import PolicyOutput
 from worldgym.registry import SUITES
@@ -306,3 +308,36 @@ def test_the_wrist_can_be_recorded():
     alone = suite.make_single(horizon=6, terminate_on_success=False)
     same = suite.demonstrate(alone, "noisy", **{**more, "rng": np.random.default_rng(3)})
     assert np.array_equal(same.frames, episode.frames) and not same.views
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_recorder_keeps_every_camera(tmp_path, mode):
+    envs = load_suite("tabletop").make(
+        2, cameras=("front", "wrist"), wrist_size=64, horizon=3, autoreset_mode=mode
+    )
+    wanted = []
+    with RecordDataset(envs, tmp_path / "data") as recorded:
+        seen, _ = recorded.reset(seed=0)
+        wanted.append(seen["image_wrist"][0])
+        for _ in range(3):
+            seen, _, _, _, info = recorded.step(np.full((2, 4), 0.5, np.float32))
+            wanted.append(
+                (info["final_obs"][0] if "final_obs" in info else {"image_wrist": seen["image_wrist"][0]})[
+                    "image_wrist"
+                ]
+            )
+    episode = EpisodeDataset(tmp_path / "data")[0]
+    assert np.array_equal(episode.views["wrist"], np.stack(wanted))
+
+
+def test_a_world_model_that_forgets_a_camera_is_named():
+    class Forgetful(JointsWorldModel):
+        def step(self, state, actions, *, decode="all"):
+            state, imagined = super().step(state, actions, decode=decode)
+            imagined.views = {}
+            return state, imagined
+
+    envs = WorldModelVectorEnv(Forgetful(), None, starts())
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="Forgetful.step imagined no frames of camera wrist"):
+        envs.step(np.zeros((1, JOINTS), np.float32))

@@ -161,6 +161,11 @@ class ImaginedEpisodes:
             wanted: Decode = "all" if "all" in (decode, self.buffer.decode) else "last"
             self.state, imagined = self.world_model.step(self.state, actions, decode=wanted)
         self.buffer.append(imagined.frames if self.buffer.decode == "all" else imagined.frames[:, -1:])
+        if missing := [name for name in self.views if name not in imagined.views]:
+            raise ValueError(
+                f"{type(self.world_model).__name__}.step imagined no frames of camera {missing[0]}, which its specs "
+                "name; return Imagined(..., views={name: frames (B,K,H,W,3)})"
+            )
         self.views = {name: imagined.views[name][:, -1] for name in self.views}
         self.proprio = imagined.states[:, -1].float()
         self.latents = None if imagined.latents is None else imagined.latents[:, -1]
