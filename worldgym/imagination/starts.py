@@ -132,7 +132,8 @@ class ArrayStarts:
                 " another"
             )
         remedy = (
-            remedy or "restore it from a copy, write it again with ArrayStarts.save, or type `make pretrained`"
+            remedy
+            or "restore it from a copy, write it again with ArrayStarts.save, or type `make pretrained`"
         )
         verify_file(path, remedy)
         more = {
