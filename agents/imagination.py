@@ -15,7 +15,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,7 @@ from worldgym.errors import ConfigError
 from worldgym.imagination.episodes import ImaginedEpisodes
 from worldgym.imagination.rollout import Decision, rollout
 from worldgym.imagination.rules import Rules
+from worldgym.imagination.starts import ArrayStarts
 from worldgym.protocols import (
     Decode,
     Observation,
@@ -55,6 +56,7 @@ class Starts:
         instructions: M strings.
         tasks: M task names, for tables.
         steps: `(M,)` int64, how deep in its episode a frame lies.
+        views: real frames of the cameras beside the main one, by camera name, each `(M,H',W',3)` uint8.
     """
 
     images: Tensor
@@ -62,6 +64,7 @@ class Starts:
     instructions: list[str]
     tasks: list[str]
     steps: Tensor
+    views: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of starts."""
@@ -77,7 +80,39 @@ class Starts:
             [self.instructions[i] for i in chosen],
             [self.tasks[i] for i in chosen],
             self.steps[index],
+            {name: view[index] for name, view in self.views.items()},
         )
+
+    @classmethod
+    def of(cls, starts: ArrayStarts, tasks: Sequence[str] | None = None) -> Starts:
+        """The starts of a start set, of these tasks where given.
+
+        Raises:
+            ConfigError: a set without states, or without a start of these tasks.
+        """
+        if starts.states is None:
+            raise ConfigError("the start set has no states, from which policies act; save it with states")
+        rows = [i for i, task in enumerate(starts.tasks) if tasks is None or task in tasks]
+        if not rows:
+            known = ", ".join(sorted(set(starts.tasks)))
+            raise ConfigError(f"there is no start of {', '.join(tasks or ())}; there are starts of {known}")
+        every = cls(
+            torch.from_numpy(starts.images),
+            torch.from_numpy(starts.states),
+            starts.instructions,
+            starts.tasks,
+            torch.from_numpy(starts.steps),
+            {name: torch.from_numpy(view) for name, view in starts.views.items()},
+        )
+        return every.select(rows)
+
+    def start_set(self) -> ArrayStarts:
+        """The same as a start set of the imagined environments, which has a file format."""
+        views = {name: view.numpy() for name, view in self.views.items()}
+        return ArrayStarts(
+            self.images.numpy(), self.instructions, self.states.numpy(), self.tasks, views=views,
+            steps=self.steps.numpy(),
+        )  # fmt: skip
 
 
 class StartBank:
@@ -139,6 +174,7 @@ class StartBank:
                 [arrays.instructions[i] for i in owner],
                 [arrays.tasks[i] for i in owner],
                 torch.from_numpy(np.concatenate(depth) if depth else np.zeros(0, np.int64)),
+                {name: torch.from_numpy(view[index]) for name, view in getattr(arrays, "views", {}).items()},
             )
         )
 
@@ -205,7 +241,7 @@ def collect(
     rules = Rules(chunks * k, None, 1, limit, uncertainty_bound=max_uncertainty, confirm=confirm)
     episodes = ImaginedEpisodes.begin(
         world_model, judge, rules, starts.images, starts.states, starts.instructions, copies=group_size,
-        generator=generator,
+        generator=generator, views=starts.views,
     )  # fmt: skip
     recorder = TrajectoryRecorder((chunks, k, world_model.action_dim), group_size, keep_frames)
 

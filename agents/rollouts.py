@@ -138,7 +138,7 @@ class Rollouts:
         """Join collections of one policy; group ids are kept apart."""
         if not parts:
             raise ValueError("nothing to concatenate: got an empty list of Rollouts")
-        kinds = {(*sorted(part.log_probs), *sorted(part.trace)) for part in parts}
+        kinds = {(*sorted(part.log_probs), *sorted(part.trace), *sorted(part.views)) for part in parts}
         if len(kinds) > 1:
             raise ValueError(f"cannot join rollouts of different policies; their traces hold {sorted(kinds)}")
         values: dict[str, object] = {}

@@ -1,12 +1,12 @@
 """Rollouts in a software simulator with its true reward, in worker processes.
 
 Two uses: debugging an improver where the reward cannot lie, before any world model is trusted, and the soft-sim
-arm of a comparison. The environment arrives as an entry-point string, since `agents` imports no simulator; the
+arm of a comparison. The environment arrives as the name of a suite, since `agents` imports no simulator; the
 policy stays in this process and is called on the whole batch.
 
 Example::
 
-    with RealCollector("envs.tabletop:TabletopVectorEnv", {"domain": "soft", "gap": 0.5}) as simulator:
+    with RealCollector(env_kwargs={"domain": "soft", "gap": 0.5}) as simulator:
         rollouts = simulator.collect(policy, seeds=range(5_000_000, 5_000_016), tasks=["reach"] * 16)
 """
 
@@ -26,29 +26,32 @@ import torch
 from agents.rollouts import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, Policy, RewardModel, Temperature, reads_of, settled, threshold_of
-
-DEFAULT_ENV = "envs.tabletop:TabletopVectorEnv"
+from worldgym.suite import BATCH, default_suite, load_suite
 
 
 class RealCollector:
     """A pool of simulator processes that roll out grouped starts in lockstep.
 
     Args:
-        env: entry point `module:VectorEnv`, called as `(num_envs=1, chunk=K, horizon=H, terminate_on_success=B,
-            **env_kwargs)`; its `info` tells of each step of a chunk (`path`, `path_success`, `path_progress`).
+        env: name of a suite, the default one when None; or an entry point `module:VectorEnv`, called as `(num_envs=1,
+            chunk=K, horizon=H, terminate_on_success=B, **env_kwargs)`, whose `info` tells of each step of a chunk
+            (`path`, `path_success`, `path_progress`), as `worldgym.suite.Suite.make` says.
         env_kwargs: for the environment, e.g. `{"domain": "soft", "gap": 0.5}`.
         processes: worker processes; 0 runs the environment in this one.
     """
 
     def __init__(
-        self, env: str = DEFAULT_ENV, env_kwargs: Mapping[str, Any] | None = None, *, processes: int = 2
+        self, env: str | None = None, env_kwargs: Mapping[str, Any] | None = None, *, processes: int = 2
     ) -> None:
-        if ":" not in env:
-            raise ValueError(f"env must be an entry point like {DEFAULT_ENV!r}; got {env!r}")
-        self._env, self._kwargs = env, dict(env_kwargs or {})
+        self._kwargs = dict(env_kwargs or {})
+        if env is None or ":" not in env:
+            self._kwargs["suite"], env = default_suite() if env is None else env, BATCH
+            load_suite(self._kwargs["suite"])  # an unknown one is an error here, not in a worker
+        self._env = env
         self._processes = processes
         self._workers: list[tuple[Any, Connection]] = []
         self._local: dict[str, Any] = {}
+        self._views: dict[str, torch.Tensor] = {}
         context = multiprocessing.get_context("spawn")  # a forked OpenGL context is broken
         for _ in range(processes):
             ours, theirs = context.Pipe()
@@ -105,7 +108,7 @@ class RealCollector:
             goes_on: a true success does not end the episode.
 
         Returns:
-            images `(N,H,W,3)` uint8, proprioception `(N,S)` float32, instructions.
+            images of the main camera `(N,H,W,3)` uint8, proprioception `(N,S)` float32, instructions.
 
         Raises:
             ValueError: other numbers of seeds and tasks.
@@ -122,8 +125,7 @@ class RealCollector:
             for share in np.array_split(np.arange(len(seeds)), max(1, len(self._workers)))
         ]
         answers = self._ask("reset", parts)
-        image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
-        state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+        image, state, self._views = _seen(answers)
         return image, state, [text for x in answers for text in x["instruction"]]
 
     @torch.no_grad()
@@ -190,6 +192,8 @@ class RealCollector:
             began = time.perf_counter()
             words = [texts[i] for i in rows.tolist()]
             observation = Observation(image=image[rows], state=state[rows], instruction=words)
+            views = {key: view[rows] for key, view in self._views.items()}
+            observation.update(views)  # type: ignore[typeddict-item]
             output = policy.act(observation, temperature=temperature, generator=generator)
             clock["policy"] += time.perf_counter() - began
             if out is None:
@@ -203,8 +207,7 @@ class RealCollector:
             ]
             answers = self._ask("step", parts)
             clock["imagine"] += time.perf_counter() - began
-            image = torch.from_numpy(np.concatenate([x["image"] for x in answers]))
-            state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+            image, state, self._views = _seen(answers)
             path = torch.from_numpy(np.concatenate([x["path"] for x in answers])).float()
             assert out.path is not None
             out.path[rows, c * k : (c + 1) * k] = path[rows]
@@ -237,7 +240,7 @@ def collect_real(
     seeds: Sequence[int],
     tasks: Sequence[str],
     *,
-    env: str = DEFAULT_ENV,
+    env: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     processes: int = 2,
     **kwargs: Any,
@@ -245,6 +248,17 @@ def collect_real(
     """One collection with processes of its own; use `RealCollector` to collect again and again."""
     with RealCollector(env, env_kwargs, processes=processes) as simulator:
         return simulator.collect(policy, seeds, tasks, **kwargs)
+
+
+def _seen(answers: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Main frames `(N,H,W,3)`, states `(N,S)`, and frames of further cameras by their key in an observation."""
+    pictures = {
+        key: torch.from_numpy(np.concatenate([x[key] for x in answers]))
+        for key in answers[0]
+        if key == "image" or key.startswith("image_")
+    }
+    state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+    return pictures.pop("image"), state, pictures
 
 
 def _serve(pipe: Connection, env: str, kwargs: Mapping[str, Any]) -> None:
@@ -291,8 +305,9 @@ def _answer(
             earned[i] = np.where(won, 1.0, info["path_progress"][0]).sum()
             memory["path"][i] = info["path"][0]
     seen = memory["observations"]
+    pictures = [key for key in seen[0] if key == "image" or key.startswith("image_")]
     return {
-        "image": np.stack([o["image"][0] for o in seen]),
+        **{key: np.stack([o[key][0] for o in seen]) for key in pictures},
         "state": np.stack([o["state"][0] for o in seen]),
         "instruction": [str(o["instruction"][0]) for o in seen],
         "success": memory["success"].copy(),

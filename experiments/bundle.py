@@ -15,7 +15,7 @@ Example::
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,14 @@ from typing import Any
 import numpy as np
 
 from worldgym import pretrained
-from worldgym.errors import CheckpointError
-from worldgym.utils.arrays import Field, read_arrays
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.imagination.starts import VIEWS
+from worldgym.utils.arrays import Field, array_names, read_arrays
 from worldgym.utils.files import file_sha256
 from worldgym.utils.folders import MANIFEST, verify_file
 
 JUDGE_FOLDERS = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
 """Judges of a bundle, by name, and the folders where they are."""
-STARTS = {
-    "images": Field("uint8", ("N", "H", "W", 3)),
-    "states": Field("float", ("N", "S")),
-    "instructions": Field("text", ("N",)),
-    "tasks": Field("text", ("N",)),
-    "steps": Field("int", ("N",), required=False),
-}
 DEMOS = {
     "images": Field("uint8", ("M", "H", "W", 3)),
     "background": Field("uint8", ("H", "W", 3), required=False),
@@ -46,7 +40,7 @@ DEMOS = {
     "episode": Field("int", ("M",), required=False),
     "goals": Field("float", ("M", "S"), required=False, finite=False),  # NaN where none was recorded
 }
-"""What the two archives must hold."""
+"""What the archive of demonstrations must hold; that of starts is read by `ArrayStarts`."""
 ARCHIVES = ("starts.npz", "demos.npz")
 
 
@@ -170,32 +164,26 @@ class Bundle:
         Raises:
             CheckpointError: no such archive, or no start of these tasks.
         """
-        import torch
-
         from agents import StartBank, Starts
+        from worldgym.imagination.starts import ArrayStarts
 
-        data = self._arrays("starts.npz", STARTS)
-        names = np.asarray(data["tasks"]).astype(str)
-        rows = np.flatnonzero(np.isin(names, list(tasks))) if tasks is not None else np.arange(len(names))
-        if len(rows) == 0:
-            known = ", ".join(sorted(set(names.tolist())))
-            raise CheckpointError(f"{self.folder} has no start of {', '.join(tasks or ())}; it has {known}")
-        steps = np.asarray(data.get("steps", np.zeros(len(names))), np.int64)
-        return StartBank(
-            Starts(
-                torch.from_numpy(np.ascontiguousarray(data["images"][rows])),
-                torch.from_numpy(np.ascontiguousarray(data["states"][rows], np.float32)),
-                [str(data["instructions"][i]) for i in rows],
-                names[rows].tolist(),
-                torch.from_numpy(steps[rows]),
-            )
-        )
+        try:
+            return StartBank(Starts.of(ArrayStarts.load(self.starts_file, pretrained.remedy(self.folder)), tasks))
+        except ConfigError as error:
+            raise CheckpointError(f"{self.starts_file}: {error}") from error
 
     def demonstrations(self) -> Any:
         """The demonstrations behind the SFT policy, as `agents.ChunkDataset`; goals are nan when not recorded."""
         from agents import ChunkDataset
 
-        data = self._arrays("demos.npz", DEMOS)
+        remedy = pretrained.remedy(self.folder)
+        file = verify_file(self.folder / "demos.npz", remedy)
+        views = {
+            name: Field("uint8", ("M", f"H of {name}", f"W of {name}", 3))
+            for name in array_names(file)
+            if name.startswith(VIEWS)
+        }
+        data = read_arrays(file, {**DEMOS, **views}, remedy[:1].upper() + remedy[1:])
         images = data["images"]
         if "background" in data:  # stored as wrapped differences from the median picture
             images = images + data["background"]
@@ -206,6 +194,7 @@ class Bundle:
             actions=np.asarray(data["actions"], np.float32),
             episode=np.asarray(data.get("episode", np.zeros(len(data["images"]))), np.int64),
             goals=np.asarray(data.get("goals", np.full_like(data["states"], np.nan)), np.float32),
+            views={name.removeprefix(VIEWS): data[name] for name in views},
         )
 
     def _part(self, name: str) -> Path:
@@ -213,8 +202,3 @@ class Bundle:
         if not folder.is_dir():
             raise CheckpointError(f"{self.folder} has no {name}/; {pretrained.remedy(self.folder)}")
         return folder
-
-    def _arrays(self, name: str, fields: Mapping[str, Field]) -> dict[str, np.ndarray]:
-        remedy = pretrained.remedy(self.folder)
-        file = verify_file(self.folder / name, remedy)
-        return read_arrays(file, fields, remedy[:1].upper() + remedy[1:])

@@ -231,7 +231,8 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
         require_own_packages()
     choose_backend()
     config_class, run = _load(command)
-    config = _parse(config_class, expand_home(rest), f"worldgym {' '.join(words)}")
+    rewrite = getattr(config_class, "rewrite_arguments", list)
+    config = _parse(config_class, rewrite(expand_home(rest)), f"worldgym {' '.join(words)}")
     check_numbers(config)
     if command.draws:
         require_gl()

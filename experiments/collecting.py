@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.bundle import folder_hash
-from worldgym.data import TABLETOP_ACTION_SPEC, Episode
+from experiments.suites import domain_settings
+from worldgym.data import Episode
 from worldgym.errors import CheckpointError, WorldgymError
+from worldgym.suite import POLICY, default_suite
 from worldgym.utils.files import file_sha256
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ Rollout = Callable[[Job], Episode]
 
 def job(config: CollectConfig, index: int) -> Job:
     """What episode `index` of a collection is."""
-    weights = config.effective_mix.weights()
+    weights = config.weights
     chances = np.array(list(weights.values())) / sum(weights.values())
     rng = np.random.default_rng([config.seed, index, 1])
     behaviour = list(weights)[int(rng.choice(len(chances), p=chances))]
@@ -61,7 +63,7 @@ def job(config: CollectConfig, index: int) -> Job:
 def collection_key(config: CollectConfig) -> str:
     """Twelve hex digits that name a collection: all settings that change an episode, but not how many there are."""
     settings: dict[str, Any] = {
-        "mix": config.effective_mix.weights(),
+        "mix": config.weights,
         "policy": _weights_hash(config.policy, "policy") if config.policy else None,
         "temperature": config.temperature if config.policy else None,
     }
@@ -69,6 +71,13 @@ def collection_key(config: CollectConfig) -> str:
         settings["world_model"] = _weights_hash(config.world_model, "world model")
     for name in ("tasks", "domain", "gap", "seed", "split", "horizon", "image_size"):
         settings[name] = getattr(config, name)
+    if config.suite not in (
+        None,
+        default_suite(),
+    ):  # collections of earlier versions go on under their old names
+        settings["suite"] = config.suite
+    if config.cameras:
+        settings["cameras"] = config.cameras
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -87,12 +96,11 @@ def _weights_hash(folder: Path, what: str) -> str:
 
 def make_rollout(config: CollectConfig) -> Rollout:
     """Build a simulator (and load the policy) once; the result makes one episode per call."""
-    from envs.tabletop import TabletopEnv
-    from envs.tabletop.collect import rollout
-
-    env = TabletopEnv(
-        domain=config.domain,
-        gap=config.gap,
+    suite = config.loaded_suite
+    more: dict[str, Any] = {"cameras": config.cameras} if config.cameras else {}
+    env = suite.make_single(
+        **domain_settings(suite, config.domain, config.gap),
+        **more,
         horizon=config.horizon,
         image_size=config.image_size,
         terminate_on_success=False,
@@ -111,13 +119,13 @@ def make_rollout(config: CollectConfig) -> Rollout:
     )
 
     def make(what: Job) -> Episode:
-        acting = what.behaviour == "policy" and act is not None
-        episode = rollout(
+        acting = what.behaviour == POLICY and act is not None
+        episode = suite.demonstrate(
             env,
-            what.task,
-            what.seed,
             what.behaviour,
-            np.random.default_rng([what.seed, 2]),
+            seed=what.seed,
+            task=what.task,
+            rng=np.random.default_rng([what.seed, 2]),
             split=config.split,
             act=act(what.seed) if acting and act else None,
         )
@@ -136,6 +144,7 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
     import torch
 
     from agents import load_policy
+    from worldgym.evaluation.rollouts import batch_observations
     from worldgym.imagination.rollout import run_policy
     from worldgym.models import load_world_model
 
@@ -145,16 +154,12 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
 
     def start(seed: int) -> Callable[[dict[str, Any], int], np.ndarray]:
         generator = torch.Generator().manual_seed(seed)
-        chunk = np.zeros((0, TABLETOP_ACTION_SPEC.dim), np.float32)
+        chunk = np.zeros((0, 0), np.float32)
 
         @torch.inference_mode()
         def act(observation: dict[str, Any], step: int) -> np.ndarray:
             nonlocal chunk
-            batch = {
-                "image": torch.from_numpy(np.array(observation["image"])[None]),
-                "state": torch.from_numpy(np.array(observation["state"], np.float32)[None]),
-                "instruction": [observation["instruction"]],
-            }
+            batch = batch_observations([observation])
             sampling = {"temperature": config.temperature, "generator": generator}
             if world_model is not None and step == 0:
                 imagined = run_policy(policy, world_model, None, batch, horizon=config.horizon, **sampling)

@@ -17,10 +17,12 @@ import logging
 from typing import Any
 
 from experiments.bundle import Bundle
-from experiments.demo_settings import CHECK_SEED0, DEFAULT_TASKS, REAL, DemoSettings
+from experiments.demo_settings import CHECK_SEED0, DEFAULT_TASKS, DemoSettings
 from experiments.practice import Practice, save_policy
 from experiments.run_folder import AGAIN, RunFolder, versions
+from experiments.suites import chosen_suite, domain_settings
 from worldgym.evaluation import EvalResult, EvaluationPool, PolicyRef, make_starts, shuffle_instructions
+from worldgym.suite import SINGLE
 from worldgym.text import embed
 from worldgym.utils.progress import Progress
 
@@ -69,7 +71,7 @@ class _Demo:
         settings, folder = self.settings, self.folder
         torch.manual_seed(settings.seed)
         chunk = self.bundle.policy().chunk
-        pool = EvaluationPool(REAL, workers=settings.workers, env_kwargs=self._env_kwargs(chunk))
+        pool = EvaluationPool(SINGLE, workers=settings.workers, env_kwargs=self._env_kwargs(chunk))
         with pool, folder.board() as board:
             board.add_text("hparams", "\n".join(f"- {k}: {v}" for k, v in settings.key().items()))
             logger.info("1/5 measuring the SFT policy in Real from %d starts", len(self.starts))
@@ -126,7 +128,8 @@ class _Demo:
 
     def _env_kwargs(self, chunk: int | None = None) -> dict[str, Any]:
         # With a chunk, Real draws only the frames that the policy looks at.
-        return {"domain": "real", "horizon": self.settings.horizon, "chunk": chunk}
+        suite = chosen_suite(None, self.settings.bundle)
+        return {"suite": suite.name, **domain_settings(suite), "horizon": self.settings.horizon, "chunk": chunk}
 
     def _measure(
         self, pool: EvaluationPool, name: str, policy: PolicyRef, starts: Any = None
@@ -192,7 +195,7 @@ class _Demo:
         settings = self.settings
         per_task = max(1, round(settings.check_episodes / len(self.tasks)))
         starts = make_starts(self.tasks, per_task, seed0=CHECK_SEED0)
-        env = make_env(REAL, self._env_kwargs())
+        env = make_env(SINGLE, self._env_kwargs())
         with self.folder.clock("check"), Progress(len(starts), "  imagined, then real") as progress:
             done = 0
 
@@ -227,7 +230,7 @@ class _Demo:
 
         before, after = evaluations["sft"]["greedy"], evaluations["imagined_rl"]["greedy"]
         with self.folder.clock("videos"):
-            env = make_env(REAL, self._env_kwargs())
+            env = make_env(SINGLE, self._env_kwargs())
             return before_after_clips(
                 env, before, after, sft.load(), improved.load(), self.settings.out, own=self.folder.own
             )

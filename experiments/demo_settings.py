@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from worldgym.errors import ConfigError
+from worldgym.pretrained import DEFAULT
 
-REAL = "envs.tabletop:TabletopEnv"
 DEFAULT_TASKS = ("reach", "push", "pick_place")
 CHECK_SEED0 = 11_000_000
 """Starts of the imagination check: held out, and other than the evaluation's."""
@@ -67,7 +67,7 @@ class PracticeSettings:
 
     seed: int = 0
     out: Path = Path("runs/practice")
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
     practise: tuple[str, ...] = ()
     iterations: int = 20
     starts: int = 48

@@ -18,6 +18,7 @@ import logging
 from typing import Any
 
 from experiments.demo_settings import PracticeSettings
+from experiments.suites import chosen_suite, real_env
 from worldgym.evaluation import Start, make_starts
 from worldgym.protocols import threshold_of
 
@@ -54,12 +55,12 @@ class Guard:
 
     def audit(self, policy: Any) -> dict[str, float]:
         """Act in imagination, greedily; execute in Real; compare. The same starts every time, all of them paired."""
-        from envs.tabletop import TabletopEnv
         from worldgym.evaluation.audit import watch
 
         settings = self.settings
         starts = self.starts()
-        env = TabletopEnv(domain="real", horizon=settings.practise_horizon, terminate_on_success=False)
+        suite = chosen_suite(None, settings.bundle)
+        env = real_env(suite, horizon=settings.practise_horizon, terminate_on_success=False)
         seen = watch(
             policy, self.world_model, {"judge": self.judge}, env, starts, horizon=settings.practise_horizon,
             seed=settings.seed,

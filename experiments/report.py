@@ -307,7 +307,7 @@ def _next_steps(folder: Path, results: Row) -> str:
         "worldgym train world-model --help               # a better world model is the strongest lever"
         "</code></pre>"
         "<p>In Python the imagined world is an ordinary environment: "
-        '<code>gym.make("worldgym/ImaginedTabletop-v0")</code>.</p>'
+        '<code>gym.make("worldgym/Imagined-v0")</code>.</p>'
     )
 
 

@@ -20,29 +20,35 @@ import torch
 
 from experiments.bundle import Bundle
 from experiments.graded_policies import graded_policies
+from experiments.suites import chosen_suite, domain_settings
 from worldgym.evaluation import Start
 from worldgym.evaluation.rollouts import reset_env
 from worldgym.protocols import PolicyOutput
+from worldgym.suite import Suite, extra, load_suite
 
 NAMES = ("random", "gaussian", "weak", "scripted")
 WEAK = 0.2
 """Noise of `weak`, in the spread of each tensor of weights."""
 
 
-def simple_policy(name: str, bundle: Bundle, env_kwargs: dict[str, Any] | None = None) -> Any:
+def simple_policy(
+    name: str, bundle: Bundle, env_kwargs: dict[str, Any] | None = None, suite: Suite | None = None
+) -> Any:
     """One of `NAMES`.
 
     Args:
         name: which.
         bundle: whose SFT policy `weak` disturbs, and whose chunk length the others have.
-        env_kwargs: of the tabletop in which `scripted` makes its plans.
+        env_kwargs: of the environment in which `scripted` makes its plans.
+        suite: whose experts and actions; that of the bundle when None.
     """
-    sft = bundle.policy()
+    suite, sft = chosen_suite(None, bundle.folder) if suite is None else suite, bundle.policy()
     if name == "weak":
         return graded_policies(sft, (WEAK,), ())[0].policy
     if name == "scripted":
-        return ScriptedPolicy(sft.chunk, env_kwargs or {})
-    return NoisePolicy(name, sft.chunk)
+        return ScriptedPolicy(sft.chunk, env_kwargs or {}, suite)
+    assert suite.specs.action is not None
+    return NoisePolicy(name, sft.chunk, suite.specs.action.dim)
 
 
 class NoisePolicy:
@@ -54,7 +60,7 @@ class NoisePolicy:
         size: numbers an action, A.
     """
 
-    def __init__(self, kind: str, chunk: int, size: int = 4) -> None:
+    def __init__(self, kind: str, chunk: int, size: int) -> None:
         self.kind, self.chunk, self.size = kind, chunk, size
 
     def act(
@@ -78,24 +84,27 @@ class ScriptedPolicy:
 
     Args:
         chunk: actions a call, K.
-        env_kwargs: of the tabletop in which the experts act.
+        env_kwargs: of the environment in which the experts act.
+        suite: whose experts; the default one when None.
+
+    Raises:
+        ConfigError: the suite has no scripted expert.
     """
 
-    def __init__(self, chunk: int, env_kwargs: dict[str, Any]) -> None:
-        self.chunk, self.env_kwargs = chunk, {"domain": "real", **env_kwargs, "terminate_on_success": False}
-        self.plans, self.calls = torch.zeros(0, 0, 4), 0
+    def __init__(self, chunk: int, env_kwargs: dict[str, Any], suite: Suite | None = None) -> None:
+        self.chunk, self.suite = chunk, suite or load_suite()
+        self.env_kwargs = {**domain_settings(self.suite), **env_kwargs, "terminate_on_success": False}
+        self.expert = extra(self.suite, "expert_action", "scripted expert")
+        self.plans, self.calls = torch.zeros(0, 0, 0), 0
 
     def prepare(self, starts: Sequence[Start]) -> None:
         """Let the experts act from each start, for a whole episode."""
-        from envs.tabletop import TabletopEnv
-        from envs.tabletop.experts import expert_action
-
-        env, plans = TabletopEnv(**self.env_kwargs), []
+        env, plans = self.suite.make_single(**self.env_kwargs), []
         for start in starts:
             reset_env(env, start)
             actions, over = [], False
             while not over:
-                actions.append(expert_action(env.batch.scene(), env.batch.simulation().privileged()))
+                actions.append(self.expert(env))
                 _, _, terminated, truncated, _ = env.step(actions[-1])
                 over = bool(terminated or truncated)
             plans.append(np.stack(actions))

@@ -178,16 +178,16 @@ def layers_only(model: Any, batch: int) -> Callable[[], int]:
     return work
 
 
-def _simulate(seconds: float, queue: Any) -> None:
-    from envs.tabletop import TabletopEnv
+def _simulate(suite: str | None, seconds: float, queue: Any) -> None:
+    from experiments.suites import chosen_suite, real_env
 
-    env = TabletopEnv(domain="real", horizon=40)
+    env = real_env(chosen_suite(suite), horizon=40)
     rng = np.random.default_rng()
     env.reset(seed=0)
     for measured in (False, True):
         steps, began = 0, time.perf_counter()
         while (passed := time.perf_counter() - began) < (seconds if measured else 0.5):
-            _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 4).astype(np.float32))
+            _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
             steps += 1
             if terminated or truncated:
                 env.reset()
@@ -195,11 +195,11 @@ def _simulate(seconds: float, queue: Any) -> None:
             queue.put(steps / passed)
 
 
-def simulator_fps(processes: int = 2, seconds: float = 8.0) -> float:
+def simulator_fps(processes: int = 2, seconds: float = 8.0, suite: str | None = None) -> float:
     """Rendered steps a second of Real, resets included, in so many processes at once."""
     context = get_context("spawn")
     queue = context.Queue()
-    workers = [context.Process(target=_simulate, args=(seconds, queue)) for _ in range(processes)]
+    workers = [context.Process(target=_simulate, args=(suite, seconds, queue)) for _ in range(processes)]
     for worker in workers:
         worker.start()
     total = sum(queue.get(timeout=120) for _ in workers)

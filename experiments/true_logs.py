@@ -13,7 +13,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# They go on for the whole horizon; experts stop when they are done.
+from experiments.suites import domain_settings
+from worldgym.suite import Suite, extra, load_suite
+
+# They go on for the whole horizon; experts stop when they are done. Those that a suite lacks are left out.
 BEHAVIOURS = ("noisy", "near_miss", "noisy", "distracted", "noisy", "random")
 
 
@@ -23,10 +26,10 @@ class TrueLogs:
 
     Args:
         frames: `(N,T+1,H,W,3)` uint8.
-        actions: `(N,T,4)` in [-1, 1].
-        states: `(N,T+1,4)` proprioception.
+        actions: `(N,T,A)` in [-1, 1].
+        states: `(N,T+1,S)` proprioception.
         success: `(N,T+1)` bool, success at that step.
-        positions: `(N,T+1,K,2)` pixels of `envs.tabletop.positions.PARTS`, nan where a colour is absent.
+        positions: `(N,T+1,K,2)` pixels of the suite's `parts`, nan where one is absent.
         instructions, tasks, splits: N each.
     """
 
@@ -51,9 +54,10 @@ def true_logs(
     seed: int,
     horizon: int = 40,
     splits: Sequence[str] = ("seen",),
+    suite: Suite | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrueLogs:
-    """Roll scripted hands of mixed skill out in Real; tasks, splits and behaviours take turns.
+    """Roll demonstrators of mixed skill out in Real; tasks, splits and behaviours take turns.
 
     Args:
         tasks: verbs.
@@ -61,19 +65,24 @@ def true_logs(
         seed: of the first start; each next one is one higher.
         horizon: steps of each.
         splits: which start states and words.
+        suite: whose; the default one when None.
         progress: called with (episodes done, episodes in all).
-    """
-    from envs.tabletop.collect import rollout
-    from envs.tabletop.positions import WatchedTabletop
 
-    env = WatchedTabletop(terminate_on_success=False, horizon=horizon)
+    Raises:
+        ConfigError: the suite has no ruler of positions, or none of the behaviours.
+    """
+    suite = load_suite() if suite is None else suite
+    watched = extra(suite, "watched", "ruler of positions")
+    env = watched(**domain_settings(suite), terminate_on_success=False, horizon=horizon)
+    behaviours = [name for name in BEHAVIOURS if name in suite.behaviours] or list(suite.behaviours)
     logs, positions = [], []
     for i in range(episodes):
         rng = np.random.default_rng(seed + i)
         # Each cycle through the tasks takes the next behaviour, each cycle through those the next split.
-        behaviour = BEHAVIOURS[i // len(tasks) % len(BEHAVIOURS)]
-        split = splits[i // (len(tasks) * len(BEHAVIOURS)) % len(splits)]
-        logs.append(rollout(env, tasks[i % len(tasks)], seed + i, behaviour, rng, split=split))
+        behaviour = behaviours[i // len(tasks) % len(behaviours)]
+        split = splits[i // (len(tasks) * len(behaviours)) % len(splits)]
+        task = tasks[i % len(tasks)]
+        logs.append(suite.demonstrate(env, behaviour, seed=seed + i, task=task, rng=rng, split=split))
         positions.append(env.positions)
         if progress is not None:
             progress(i + 1, episodes)

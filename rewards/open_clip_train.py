@@ -1,4 +1,4 @@
-"""Training a small open_clip model to be a judge of the tabletop: contrast by what is fulfilled, not by what is named.
+"""Training a small open_clip model to be a judge: contrast by what is fulfilled, not by what is named.
 
 CLIP's batch contrast takes every other caption as false, but "reach the red cube" is true of a frame in which that cube
 has just been pushed. So the pairs are those of `rewards.negatives`, whose labels are known: a frame with words that are
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-TABLETOP: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 2},
@@ -55,7 +55,7 @@ def train_open_clip(
     tokenizer: Any | None = None,
     config: JudgeTrainConfig | None = None,
     *,
-    description: Mapping[str, Any] = TABLETOP,
+    description: Mapping[str, Any] = SMALL,
     teacher: Any | None = None,
     lessons: int = 12_000,
     on_step: Callable[[int, dict[str, float]], None] | None = None,

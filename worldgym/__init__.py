@@ -8,13 +8,15 @@ Example::
     import gymnasium as gym
     import worldgym
 
-    env = gym.make("worldgym/ImaginedTabletop-v0")
+    env = gym.make("worldgym/Imagined-v0", checkpoint="runs/bundle")
     observation, info = env.reset(seed=0)
 """
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldgym._version import __version__
@@ -37,19 +39,24 @@ _LAZY = {
     "SplitManifest": "worldgym.data",
 }
 
-# id -> (single entry point, vector entry point). Strings: nothing is imported until an environment is made, and
-# `envs` (which imports worldgym) is named here without being imported.
+SUITE_IDS = Path(__file__).resolve().parent.parent / "envs" / "environments.json"
+"""Ids of the suites in this project, read as text: the simulators themselves are not imported."""
+
+
+def _suite_environments() -> dict[str, tuple[str, str]]:
+    if not SUITE_IDS.is_file():
+        return {}
+    return {name: (single, batch) for name, (single, batch) in json.loads(SUITE_IDS.read_text()).items()}
+
+
+# id -> (single entry point, vector entry point). Strings: nothing is imported until an environment is made.
 ENVIRONMENTS = {
     "worldgym/Imagined-v0": (
-        "worldgym.imagination.env:WorldModelEnv",
-        "worldgym.imagination.vector:WorldModelVectorEnv",
-    ),
-    "worldgym/ImaginedTabletop-v0": (
-        "worldgym.imagination.registry:make_imagined_tabletop",
-        "worldgym.imagination.registry:make_imagined_tabletop_vec",
+        "worldgym.imagination.registry:make_imagined",
+        "worldgym.imagination.registry:make_imagined_vec",
     ),
     "worldgym/Held-v0": ("worldgym.imagination.held:make_held", "worldgym.imagination.held:make_held_vec"),
-    "worldgym/Tabletop-v0": ("envs.tabletop.env:TabletopEnv", "envs.tabletop.vector:TabletopVectorEnv"),
+    **_suite_environments(),
 }
 
 __all__ = [

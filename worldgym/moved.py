@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MOVED: dict[str, str] = {}
 """Earlier name of a module -> its name now."""
+NAMES: dict[str, str] = {}
+"""Earlier "module:name" -> "module:name" now; packages add theirs in their `registered` module."""
 
 
 class _Alias(Loader):
@@ -57,3 +60,20 @@ def install() -> None:
     """Make earlier names importable; once a process."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())
+
+
+def earlier(module: str, name: str) -> Any:
+    """An object that `module` had in an earlier version, for its `__getattr__`.
+
+    Raises:
+        AttributeError: it never had one of that name.
+    """
+    from worldgym.registry import discover
+
+    discover()  # packages register their earlier names
+    new = NAMES.get(f"{module}:{name}")
+    if new is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    place, _, attribute = new.partition(":")
+    warnings.warn(f"{module}.{name} is now {place}.{attribute}; use that", DeprecationWarning, stacklevel=3)
+    return getattr(importlib.import_module(place), attribute)

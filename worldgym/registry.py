@@ -85,7 +85,7 @@ class Registry:
     # -- looking up ------------------------------------------------------------------------------------------------
     def names(self) -> list[str]:
         """All known names, sorted."""
-        _discover()
+        discover()
         return sorted({*self._known, *self._lazy, *_entry_points(self.group)})
 
     def get(self, name: str) -> Any:
@@ -96,7 +96,7 @@ class Registry:
         """
         if name in self._known:
             return self._known[name]
-        _discover()
+        discover()
         if name in self._known:
             return self._known[name]
         points = _entry_points(self.group)
@@ -125,7 +125,7 @@ class Registry:
     def name_of(self, item: Any) -> str | None:
         """The name under which a class, or the class of an object, is known; None if it is not."""
         wanted = _path(item if isinstance(item, type) else type(item))
-        _discover()
+        discover()
         for name, known in self._known.items():
             if _path(known) == wanted:
                 return name
@@ -157,7 +157,7 @@ class Registry:
             raise CheckpointError(f"{file} holds a {type(config).__name__}, expected settings. {remedy}")
         name = config.get(TYPE)
         if name is None:
-            _discover()
+            discover()
             name = self._legacy(folder, config) if self._legacy is not None else None
         if not isinstance(name, str):
             raise CheckpointError(
@@ -207,7 +207,7 @@ class Registry:
     # -- for people ------------------------------------------------------------------------------------------------
     def sources(self) -> dict[str, str]:
         """Where every known name comes from, as "module:attribute" and without importing it; sorted by name."""
-        _discover()
+        discover()
         points = {name: point.value for name, point in _entry_points(self.group).items()}
         known = {name: _path(item) for name, item in self._known.items()}
         return dict(sorted({**points, **self._lazy, **known}.items()))
@@ -230,7 +230,8 @@ def _path(item: Any) -> str:
 
 
 @lru_cache(maxsize=1)
-def _discover() -> None:
+def discover() -> None:
+    """Import the `registered` modules of this project's packages, once."""
     for package in HOME_PACKAGES:
         if importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.registered"):
             importlib.import_module(f"{package}.registered")

@@ -134,13 +134,13 @@ def rollout(
         for step in range(warmup):
             observation, _, _, _, info = env.step(stray.act(env, step))
     hand = None if behaviour == "policy" else Hand(env.batch.scene(), behaviour, rng)
-    frames, states, actions = [observation["image"]], [observation["state"]], []
+    seen, states, actions = [observation], [observation["state"]], []
     success, progress = [info["success"]], [info["progress"]]
     since = 0
     for step in range(env.batch.horizon - warmup):
         action = hand.act(env, step) if hand else act(observation, step)  # type: ignore[misc]
         observation, _, _, truncated, info = env.step(action)
-        frames.append(observation["image"])
+        seen.append(observation)
         states.append(observation["state"])
         actions.append(action)
         success.append(info["success"])
@@ -153,10 +153,13 @@ def rollout(
         if truncated:
             break
     batch = env.batch
+    keys = batch.specs.observation.camera_keys
+    films = {name: np.stack([each[key] for each in seen]) for name, key in keys.items()}
     return Episode(
-        frames=np.stack(frames),
+        frames=films.pop(batch.specs.observation.main.name),
         actions=np.stack(actions).astype(np.float32),
         state=np.stack(states).astype(np.float32),
+        views=films,
         instruction=env.instruction,
         success=np.array(success, bool),
         progress=np.array(progress, np.float32),

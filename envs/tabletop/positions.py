@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import COLOURS
 from envs.tabletop.simulation import Simulation
+from envs.tabletop.specs import ImageSize, height_width
 
 PARTS = ("hand", *COLOURS)
+FRONT = 0  # number of the front camera in the model
 
 
-def pixel_positions(simulation: Simulation, size: int = 64) -> NDArray[np.float32]:
+def pixel_positions(simulation: Simulation, size: ImageSize = 64) -> NDArray[np.float32]:
     """Pixels right and down `(len(PARTS), 2)` of the finger tips and the objects' centres; nan for absent colours."""
     truth, scene = simulation.privileged(), simulation.scene
     world = np.full((len(PARTS), 3), np.nan)
@@ -32,11 +34,12 @@ def pixel_positions(simulation: Simulation, size: int = 64) -> NDArray[np.float3
     for slot, (colour, place) in enumerate(zip(scene.colours, scene.positions, strict=True)):
         if colour is not None and place is not None:
             world[PARTS.index(colour)] = truth.objects[slot]
-    axes = simulation.data.cam_xmat[0].reshape(3, 3)  # columns: right, up, backwards
-    eye = (world - simulation.data.cam_xpos[0]) @ axes
-    scale = size / 2 / np.tan(np.deg2rad(simulation.model.cam_fovy[0]) / 2)
+    axes = simulation.data.cam_xmat[FRONT].reshape(3, 3)  # columns: right, up, backwards
+    eye = (world - simulation.data.cam_xpos[FRONT]) @ axes
+    height, width = height_width(size)
+    scale = height / 2 / np.tan(np.deg2rad(simulation.model.cam_fovy[FRONT]) / 2)
     right, up = scale * eye[:, 0] / -eye[:, 2], scale * eye[:, 1] / -eye[:, 2]
-    return np.stack([size / 2 + right, size / 2 - up], 1).astype(np.float32)
+    return np.stack([width / 2 + right, height / 2 - up], 1).astype(np.float32)
 
 
 class WatchedTabletop(TabletopEnv):

@@ -24,16 +24,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
 
-from worldgym.errors import ConfigError, RenderingError
+from envs.tabletop.engine import mujoco
+from envs.tabletop.specs import MAX_SIZE, ImageSize, height_width
+from worldgym.errors import RenderingError
 from worldgym.utils.gl import imported_without_backend, open_context
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MIN_SIZE, MAX_SIZE = 16, 256
 LOADER_SECONDS = 10  # setting a renderer up takes a tenth of one
 BROKEN = (
     "MuJoCo was imported without a way to draw, something else tried to draw with it and failed, and MuJoCo can't draw "
@@ -51,7 +51,7 @@ _unfreed: list[OffscreenRenderer] = []
 
 
 class OffscreenRenderer:
-    """Draws the `front` camera of tabletop models; `draw` of this module sees to threads.
+    """Draws the cameras of tabletop models; `draw` of this module sees to threads.
 
     Raises:
         RenderingError: no OpenGL context can be made; the message names the cause and the remedy.
@@ -84,8 +84,11 @@ class OffscreenRenderer:
         self._camera.fixedcamid = 0
         self._perturb = mujoco.MjvPerturb()
 
-    def read(self, model: mujoco.MjModel, data: mujoco.MjData, full: int) -> NDArray[np.uint8]:
-        """Return `(full, full, 3)` uint8 as OpenGL has it, bottom row first."""
+    def read(
+        self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int, camera: int = 0
+    ) -> NDArray[np.uint8]:
+        """Return `(height, width, 3)` uint8 as OpenGL has it, bottom row first."""
+        self._camera.fixedcamid = camera
         mujoco.mjv_updateScene(
             model,
             data,
@@ -95,8 +98,8 @@ class OffscreenRenderer:
             mujoco.mjtCatBit.mjCAT_ALL.value,
             self._scene,
         )
-        pixels = np.zeros((full, full, 3), np.uint8)  # what is not read must not pass for a picture
-        view = mujoco.MjrRect(0, 0, full, full)
+        pixels = np.zeros((height, width, 3), np.uint8)  # what is not read must not pass for a picture
+        view = mujoco.MjrRect(0, 0, width, height)
         self.gl.bind()
         try:
             mujoco.mjr_render(view, self._scene, self._context)
@@ -107,7 +110,7 @@ class OffscreenRenderer:
         finally:
             self.gl.restore()
         # Every picture shows the table, so a row of zeros means that nothing was drawn.
-        if failure or not bound or not pixels[full // 2].any():
+        if failure or not bound or not pixels[height // 2].any():
             raise RenderingError(
                 f"{self.gl.driver} drew no picture (OpenGL error {failure:#x}). Draw again; if that fails too, "
                 "type: worldgym info"
@@ -126,28 +129,29 @@ class OffscreenRenderer:
 def draw(
     model: mujoco.MjModel,
     data: mujoco.MjData,
-    size: int = 64,
+    size: ImageSize = 64,
     colours: Mapping[int, Sequence[float]] | None = None,
+    camera: int = 0,
 ) -> NDArray[np.uint8]:
     """Draw the state `data` of `model`; the same pixels from any thread.
 
     Args:
         model: a tabletop's.
         data: its state.
-        size: pixels a side, in 16..256.
+        size: pixels a side, or (height, width), in 16..256.
         colours: geom to RGB or RGBA in [0, 1]; set in `model`, which scenes share, for this drawing.
+        camera: number of the camera in the model.
 
     Returns:
-        `(size, size, 3)` uint8.
+        `(height, width, 3)` uint8.
 
     Raises:
         ConfigError: `size` is out of range.
         RenderingError: nothing can be drawn here, or nothing was; there is never a black or an old picture instead.
     """
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise ConfigError(f"image_size must be in {MIN_SIZE}..{MAX_SIZE} pixels, got {size}")
+    height, width = height_width(size)
     with _lock:
-        pixels = _read(model, data, 2 * size, colours or {})
+        pixels = _read(model, data, (2 * height, 2 * width, camera), colours or {})
     total = pixels[0::2, 0::2].astype(np.uint16)
     total += pixels[1::2, 0::2]
     total += pixels[0::2, 1::2]
@@ -163,7 +167,7 @@ def driver() -> str:
 def _read(
     model: mujoco.MjModel,
     data: mujoco.MjData,
-    full: int,
+    view: tuple[int, int, int],
     colours: Mapping[int, Sequence[float]],
 ) -> NDArray[np.uint8]:
     global _renderer, _drawing
@@ -184,7 +188,7 @@ def _read(
             _renderer = OffscreenRenderer(model)
         for geom, colour in colours.items():
             model.geom_rgba[geom, : len(colour)] = colour
-        return _renderer.read(model, data, full)
+        return _renderer.read(model, data, *view)
     except RenderingError:
         _discard()  # the next drawing starts from nothing
         raise

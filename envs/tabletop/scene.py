@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import mujoco
 import numpy as np
+
+from envs.tabletop.engine import mujoco
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.10),
@@ -48,6 +49,7 @@ DRAWER_TRAVEL = 0.08
 BUTTON_TRAVEL = 0.016
 DRAWER_X, DRAWER_Y = -0.115, 0.245
 BUTTON_X, BUTTON_Y = 0.14, 0.215
+WRIST_CAMERA, WRIST_LOOK = (0.0, -0.10, 0.15), (0.0, 0.01, 0.0)  # from the point between the finger tips
 
 
 @dataclass(frozen=True)
@@ -153,15 +155,19 @@ def table_rgba(p: Physics) -> np.ndarray:
     return np.append(np.clip(np.array([0.78, 0.74, 0.68]) + p.tint, 0, 1), 1.0)
 
 
-def _xml(p: Physics) -> str:
-    cam = np.array([0.0, -0.40, 0.56]) + np.array(p.camera_shift)
-    look = np.array([0.0, 0.035, 0.03])
-    back = cam - look
+def _axes(camera: np.ndarray, look: np.ndarray) -> str:
+    """MuJoCo's `xyaxes` of a camera at `camera (3,)` that looks at `look (3,)`."""
+    back = camera - look
     back /= np.linalg.norm(back)
     right = np.cross([0, 0, 1.0], back)
     right /= np.linalg.norm(right)
     up = np.cross(back, right)
-    axes = " ".join(f"{v:.6f}" for v in (*right, *up))
+    return " ".join(f"{v:.6f}" for v in (*right, *up))
+
+
+def _xml(p: Physics) -> str:
+    cam = np.array([0.0, -0.40, 0.56]) + np.array(p.camera_shift)
+    axes = _axes(cam, np.array([0.0, 0.035, 0.03]))
     table = table_rgba(p)
     objects = "".join(_object_xml(i, s, p) for i, s in enumerate(SLOT_SHAPES))
     lit = 0.42 * p.light
@@ -215,6 +221,7 @@ def _xml(p: Physics) -> str:
       <joint name="hand_x" type="slide" axis="1 0 0" range="-0.25 0.25" damping="2"/>
       <joint name="hand_y" type="slide" axis="0 1 0" range="-0.2 0.25" damping="2"/>
       <joint name="hand_z" type="slide" axis="0 0 1" range="0.002 0.25" damping="2"/>
+      <camera name="wrist" pos="{WRIST_CAMERA[0]} {WRIST_CAMERA[1]} {WRIST_CAMERA[2]}" xyaxes="{_axes(np.array(WRIST_CAMERA), np.array(WRIST_LOOK))}" fovy="68"/>
       <geom name="palm" type="box" pos="0 0 0.082" size="0.084 0.014 0.008" mass="0.5" rgba="0.20 0.20 0.24 1"/>
       <geom name="wrist" type="cylinder" pos="0 0 0.105" size="0.016 0.016" mass="0.1" rgba="0.55 0.55 0.60 1"/>
       <body name="finger_left" pos="-0.005 0 0" gravcomp="1">

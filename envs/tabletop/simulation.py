@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.tabletop.engine import mujoco
 from envs.tabletop.render import draw
 from envs.tabletop.scene import (
     BUTTON_TRAVEL,
@@ -33,6 +33,7 @@ from envs.tabletop.scene import (
     build_model,
     table_rgba,
 )
+from envs.tabletop.specs import ImageSize
 from envs.tabletop.tasks import Scene, Truth, judge_truth
 
 SUBSTEPS = 32  # of 6.25 ms: 5 Hz
@@ -124,8 +125,8 @@ class Simulation:
         self._refresh()
         self.lamp = self.lamp or bool(d.qpos[self._button] > 0.7 * BUTTON_TRAVEL)
 
-    def draw(self, size: int) -> NDArray[np.uint8]:
-        """The front camera, `(size, size, 3)` uint8; the same pixels from any thread."""
+    def draw(self, size: ImageSize, camera: str = "front") -> NDArray[np.uint8]:
+        """What a camera sees, `(height, width, 3)` uint8; the same pixels from any thread."""
         # Colours belong to the scene, the model is shared: all of them are set at every drawing.
         shown: dict[int, Any] = {}
         for slot, geom in enumerate(self._geoms):
@@ -133,7 +134,7 @@ class Simulation:
             shown[geom] = COLOURS[colour] if colour else (0.5, 0.5, 0.5)
         shown[self._lamp] = (0.15, 1.0, 0.25) if self.lamp else (0.15, 0.15, 0.15)
         shown[self._table] = (0.45, 0.52, 0.45, 1.0) if self.scene.dark_table else self._table_rgba
-        return draw(self.model, self.data, size, shown)
+        return draw(self.model, self.data, size, shown, int(self.model.camera(camera).id))
 
     def state(self) -> NDArray[np.float32]:
         """Proprioception (4,) float32: hand x, y, z and finger opening, metres."""

@@ -196,7 +196,7 @@ def filtered_bc(episodes: int | None = None) -> Callable[[Lab, int, Path], Train
         starts = some_starts(
             np.random.default_rng([seed, 17]), episodes or lab.preset.real_episodes, lab.tasks, REAL_SEEDS
         )
-        with RealCollector(env_kwargs={"domain": "real"}, processes=lab.workers) as real:
+        with RealCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
                 policy, *starts, group_size=1, horizon=lab.preset.measured,
                 temperature=sampling(policy, 1.0, settings.token_temperature), generator=_generator(seed),
@@ -248,7 +248,7 @@ def _simulate(
         where = domain()
         real = where["domain"] == "real"
         settings = lab.preset.practice(seed, folder)
-        with RealCollector(env_kwargs=where, processes=lab.workers) as simulator:
+        with RealCollector(lab.suite.name, env_kwargs=where, processes=lab.workers) as simulator:
             seeds = REAL_SEEDS if real else SOFT_SEEDS
             gather = simulated(simulator, lab.tasks, seeds, partial, lab.judge if judge else None)
             trained = practise(lab, settings, gather, "real_steps" if real else "soft_steps", imagined=False)

@@ -46,7 +46,7 @@ def mixture(lab: Lab, seed: int) -> dict[str, Any]:
         settings, policy = lab.preset.practice(seed, lab.work), lab.bundle.policy()
         rng = np.random.default_rng([seed, 19])
         chosen, verbs = some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS)
-        with RealCollector(env_kwargs={"domain": "real"}, processes=lab.workers) as real:
+        with RealCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
                 policy, chosen, verbs, group_size=1, horizon=lab.preset.measured,
                 temperature=sampling(policy, 1.0, settings.token_temperature),

@@ -23,6 +23,7 @@ from experiments.claims.claim import Claim, Ruling, difference, said
 from experiments.claims.lab import Lab
 from experiments.claims.presets import PRESETS, ClaimPreset
 from experiments.claims.records import Records
+from experiments.suites import real_env
 
 NAME = "E1"
 RL, SFT = ("C1", "imagined_rl"), ("C1", "sft")
@@ -35,13 +36,12 @@ def demos(count: int) -> Callable[[Lab, int, Path], Trained]:
     def train(lab: Lab, seed: int, folder: Path) -> Trained:
         from agents import chunk_dataset
         from agents.self_imitation import join
-        from envs.tabletop import TabletopEnv
-        from envs.tabletop.collect import rollout
 
         settings, rng = lab.preset.practice(seed, folder), np.random.default_rng([seed, 13])
-        env = TabletopEnv(domain="real", horizon=lab.preset.measured, terminate_on_success=False)
+        suite = lab.suite
+        env = real_env(suite, horizon=lab.preset.measured, terminate_on_success=False)
         starts = zip(*some_starts(rng, count, lab.tasks, REAL_SEEDS), strict=True)
-        shown = [rollout(env, task, start, "expert", rng) for start, task in starts]
+        shown = [suite.demonstrate(env, "expert", seed=start, task=task, rng=rng) for start, task in starts]
         steps = env.batch.interactions
         env.close()
         more = chunk_dataset(

@@ -23,6 +23,7 @@ from experiments.claims.figures import gains, way
 from experiments.claims.lab import Lab
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
+from worldgym.suite import extra
 
 NAME = "E2"
 DEMOS = 10  # a verb
@@ -32,8 +33,7 @@ SFT, BC, RL = ((NAME, f"{arm}-{DEMOS}") for arm in ("few", "few_bc", "few_rl"))
 
 def few_demonstrations(lab: Lab) -> Any:
     """The first few of the bundle's demonstrations of each verb."""
-    from envs.tabletop.grammar import task_of
-
+    task_of = extra(lab.suite, "task_of", "grammar that says which task an instruction names")
     demos = lab.bundle.demonstrations()
     episodes, first = np.unique(demos.episode, return_index=True)
     verbs = [task_of(demos.instructions[i]) for i in first]

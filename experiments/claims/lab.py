@@ -27,10 +27,12 @@ from experiments.bundle import Bundle, folder_hash
 from experiments.claims.presets import SPLITS, ClaimPreset
 from experiments.claims.records import pack
 from experiments.claims.streams import own_streams
-from experiments.demo_settings import DEFAULT_TASKS, REAL
+from experiments.demo_settings import DEFAULT_TASKS
+from experiments.suites import chosen_suite, evaluation_pool, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvaluationPool, PolicyRef, Start, make_starts
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.suite import extra, load_suite
 from worldgym.utils.files import read_sealed, write_sealed
 from worldgym.utils.typed import changes
 
@@ -44,9 +46,7 @@ WAY_SEED0 = 14_500_000
 
 def frozen_gap() -> float:
     """The gap at which C2 is decided: fixed by what it does to experts, before any policy was trained."""
-    from envs.tabletop.gap import frozen
-
-    return float(frozen()["gap"])
+    return float(extra(load_suite(), "frozen_gap", "gap")())
 
 
 class Lab:
@@ -61,6 +61,7 @@ class Lab:
     def __init__(self, preset: ClaimPreset, work: Path, workers: int = 2) -> None:
         self.preset, self.work, self.workers = preset, work, workers
         self.bundle = Bundle.find(preset.bundle)
+        self.suite = chosen_suite(None, preset.bundle)
         self.tasks = tuple(self.bundle.card.get("tasks", ())) or DEFAULT_TASKS
         self.sft = PolicyRef(str(self.bundle.policy_folder))
         self._stack = ExitStack()
@@ -145,8 +146,9 @@ class Lab:
         if key not in self._pools:
             with own_streams("pool"):
                 chunk = self.bundle.policy().chunk
-            kwargs = {**domain, "horizon": self.preset.measured, "chunk": chunk}
-            self._pools[key] = EvaluationPool(REAL, workers=self.workers, env_kwargs=kwargs)
+            self._pools[key] = evaluation_pool(
+                self.suite, workers=self.workers, **domain, horizon=self.preset.measured, chunk=chunk
+            )
             self._stack.callback(self._pools[key].close)
         return self._pools[key]
 
@@ -205,10 +207,9 @@ class Lab:
         return {"success": pack(imagined.success), "steps": int(imagined.steps)}
 
     def _first_frames(self, starts: list[Start]) -> dict[str, Any]:
-        from envs.tabletop import TabletopEnv
         from worldgym.evaluation.rollouts import first_observations
 
-        env = TabletopEnv(domain="real")
+        env = real_env(self.suite)
         seen = first_observations(env, starts)
         env.close()
         return seen

@@ -28,10 +28,12 @@ from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
 from experiments.policies import PolicyChoice
 from experiments.run_folder import finite, versions
+from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
 from worldgym.evaluation.audit import Watched, balanced_accuracy, verdicts, watch
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.pretrained import DEFAULT
 from worldgym.protocols import reads_of, threshold_of
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
@@ -51,6 +53,7 @@ class AuditConfig:
         judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
             address; without one no key is sent.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
+        suite: where the truth comes from; that of the bundle when None.
         world_model: in place of the bundle's, a folder.
         episodes: imagined episodes a policy, all of them executed in Real.
         start_seed: of the starts.
@@ -64,7 +67,8 @@ class AuditConfig:
     judges: tuple[str, ...] = ("bundled",)
     cache: Path | None = None
     judge_keys: tuple[str, ...] = ()
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
+    suite: str | None = None
     world_model: Path | None = None
     episodes: int = 300
     start_seed: int = AUDIT_SEED0
@@ -90,7 +94,6 @@ class AuditConfig:
 
 def run(config: AuditConfig) -> int:
     """Watch, print, write the json."""
-    from envs.tabletop import TabletopEnv
     from worldgym.models import load_world_model
 
     bundle = Bundle.find(config.bundle)
@@ -100,7 +103,7 @@ def run(config: AuditConfig) -> int:
     keys = config.judge_keys
     judges = {name: bundle.named_judge(name, tokenizer, config.cache, keys) for name in config.judges}
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
-    env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
+    env = real_env(chosen_suite(config.suite, config.bundle), horizon=config.horizon, terminate_on_success=False)
     seen: dict[str, Watched] = {}
     with Progress(len(config.policies) * len(starts), "audit") as bar:
         for text in config.policies:

@@ -28,9 +28,11 @@ from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
 from experiments.policies import PolicyChoice
 from experiments.run_folder import finite, versions
+from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts, paired_bootstrap
 from worldgym.evaluation.audit import Watched, watch
+from worldgym.pretrained import DEFAULT
 from worldgym.protocols import threshold_of
 from worldgym.utils.files import atomic_path, atomic_write_text
 from worldgym.utils.progress import Progress
@@ -51,6 +53,7 @@ class BenchBestOfConfig:
         names: what reports call them; as they are typed when empty.
         policy: that attempts: a folder or `sft`.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
+        suite: where the truth comes from; that of the bundle when None.
         attempts: from each start.
         starts: of a seed.
         seeds: each has starts and attempts of its own.
@@ -64,7 +67,8 @@ class BenchBestOfConfig:
     judge_keys: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     policy: str = "sft"
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
+    suite: str | None = None
     attempts: int = 32
     starts: int = 60
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -105,8 +109,6 @@ def run(config: BenchBestOfConfig) -> int:
     """Attempt, choose, execute; table, json, picture."""
     import torch
 
-    from envs.tabletop import TabletopEnv
-
     torch.set_num_threads(config.threads)
     bundle = Bundle.find(config.bundle)
     tasks = covered_tasks(config.bundle)
@@ -116,7 +118,7 @@ def run(config: BenchBestOfConfig) -> int:
     judges = {
         name: bundle.named_judge(name, getattr(world_model, "tokenizer", None), keys=keys) for name in single
     }
-    env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
+    env = real_env(chosen_suite(config.suite, config.bundle), horizon=config.horizon, terminate_on_success=False)
     seen: list[Watched] = []
     starts_a_call = max(1, AT_ONCE // config.attempts)
     total = len(config.seeds) * config.starts * config.attempts

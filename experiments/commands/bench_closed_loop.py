@@ -27,10 +27,12 @@ from experiments.demo_settings import CHECK_SEED0
 from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
 from experiments.simple_policies import NAMES, simple_policy
+from experiments.suites import chosen_suite, real_env
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import ClosedLoopResult, Start, make_starts, run_closed_loop
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.evaluation.statistics import wilson
+from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -48,6 +50,7 @@ class BenchClosedLoopConfig:
         start_seed: first of the starts' seeds; another one than the default gives starts that chose nothing.
         gate: precision and recall that pass.
         bundle: a bundled checkpoint's name, or a folder with the same parts.
+        suite: where the truth comes from; that of the bundle when None.
         world_model: folder of another world model.
         judge: `bundled`, `latent`, `open_clip`, or a folder that any judge's `save_pretrained` wrote.
         cache: folder of answers of judges behind an endpoint.
@@ -70,7 +73,8 @@ class BenchClosedLoopConfig:
     split: str = "seen"
     start_seed: int = CHECK_SEED0
     gate: float = 0.8
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
+    suite: str | None = None
     world_model: Path | None = None
     judge: str = "bundled"
     cache: Path | None = None
@@ -100,15 +104,13 @@ class BenchClosedLoopConfig:
 
 def run(config: BenchClosedLoopConfig) -> int:
     """Print every policy's matrix, write the json; 0 when all pass the gate, 1 when one doesn't."""
-    from envs.tabletop import TabletopEnv
-
     tasks = config.tasks or covered_tasks(config.bundle)
     choices = [choose(text, config) for text in config.policies]
     world_model = load_world_model_of(config.bundle, config.world_model)
     bundle, tokenizer = Bundle.find(config.bundle), getattr(world_model, "tokenizer", None)
     judge = bundle.named_judge(config.judge, tokenizer, config.cache, config.judge_keys)
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
-    env = TabletopEnv(domain="real", horizon=config.horizon)
+    env = real_env(chosen_suite(config.suite, config.bundle), horizon=config.horizon)
     rows: dict[str, Any] = {}
     passed = True
     for choice in choices:
@@ -155,8 +157,8 @@ class SimpleChoice:
 
     def load(self) -> Any:
         """The policy."""
-        kwargs = {"horizon": self.config.horizon}
-        return simple_policy(self.name, Bundle.find(self.config.bundle), kwargs)
+        suite, kwargs = chosen_suite(self.config.suite, self.config.bundle), {"horizon": self.config.horizon}
+        return simple_policy(self.name, Bundle.find(self.config.bundle), kwargs, suite)
 
     @property
     def ref(self) -> SimpleChoice:

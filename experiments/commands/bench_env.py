@@ -26,6 +26,7 @@ from experiments import speed
 from experiments.bundle import Bundle
 from experiments.run_folder import finite, versions
 from worldgym.errors import ConfigError
+from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
 
 LONG = 1_000_000  # frames: no episode ends while it is timed
@@ -50,7 +51,7 @@ class BenchEnvConfig:
     """
 
     checkpoint: Path | None = None
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
     json: Path = Path("runs/env.json")
     batches: tuple[int, ...] = (1, 64)
     branches: int = 64

@@ -25,8 +25,10 @@ from experiments.commands.evaluate import covered_tasks
 from experiments.demo_settings import CHECK_SEED0
 from experiments.policies import PolicyChoice
 from experiments.run_folder import finite, versions
+from experiments.suites import chosen_suite, domain_settings, evaluation_pool, real_env
 from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
+from worldgym.pretrained import DEFAULT
 from worldgym.protocols import reads_of, settled
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
@@ -44,6 +46,7 @@ class BenchFidelityConfig:
         checkpoint: folder of a world model; the bundle's when None.
         members: further world models of the same tokenizer; their disagreement with the first is then the uncertainty.
         bundle: where judge, policies and probe come from: a bundled checkpoint's name, or a folder.
+        suite: where the truth comes from; that of the bundle when None.
         json: where the figures go; the report goes beside it as .html.
         episodes: held-out episodes of split `seen`, 40 steps each.
         unseen_episodes: of each unseen split; 0 leaves them out.
@@ -59,7 +62,8 @@ class BenchFidelityConfig:
 
     checkpoint: Path | None = None
     members: tuple[Path, ...] = ()
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
+    suite: str | None = None
     json: Path = Path("runs/fidelity.json")
     episodes: int = 120
     unseen_episodes: int = 36
@@ -94,13 +98,16 @@ def run(config: BenchFidelityConfig) -> int:
     judge, probe, tasks = bundle.judge(), bundle.probe(), covered_tasks(config.bundle)
     facts: dict[str, Any] = {"by_split": {}}
     plans = [("seen", tasks, config.episodes)]
-    plans += [(s, ("stack",) if s == "unseen_task" else tasks, config.unseen_episodes) for s in UNSEEN]
+    suite = chosen_suite(config.suite, config.bundle)
+    for split in (split for split in UNSEEN if split in suite.splits):
+        verbs = getattr(suite, "unseen_tasks", tasks) if split == "unseen_task" else tasks
+        plans.append((split, verbs, config.unseen_episodes))
     for i, (split, verbs, count) in enumerate(plans):
         if not count:
             continue
         with Progress(count, f"Real, {split}") as bar:
             logs = true_logs(
-                verbs, count, seed=LOG_SEED0 + 10_000 * i, splits=(split,),
+                verbs, count, seed=LOG_SEED0 + 10_000 * i, splits=(split,), suite=suite,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.count),
             )  # fmt: skip
         seen = facts["by_split"].get("seen", {})
@@ -263,11 +270,10 @@ def outcomes(judge: Any, frames: np.ndarray, logs: TrueLogs) -> tuple[np.ndarray
 
 def closed_loop(config: BenchFidelityConfig, model: Any, judge: Any, tasks: Any) -> dict[str, Any]:
     """Precision and recall of imagined success over all policies, and of each."""
-    from envs.tabletop import TabletopEnv
     from worldgym.evaluation import Confusion, make_starts
 
     starts = make_starts(tasks, max(1, round(config.closed_loop_episodes / len(tasks))), CHECK_SEED0)
-    env = TabletopEnv(domain="real", horizon=40)
+    env = real_env(chosen_suite(config.suite, config.bundle), horizon=40)
     total, rows = Confusion(), {}
     for text in config.policies:
         choice = PolicyChoice.parse(text, config.bundle)
@@ -292,9 +298,8 @@ def ranking(
     """Success of graded policies in imagination, in Real and in the software simulator, and how the rankings agree."""
     import torch
 
-    from envs.tabletop import TabletopEnv
     from experiments.graded_policies import graded_policies
-    from worldgym.evaluation import EvaluationPool, make_starts
+    from worldgym.evaluation import make_starts
     from worldgym.evaluation.ranking import agreement
     from worldgym.evaluation.rollouts import first_observations
     from worldgym.imagination.rollout import run_policy
@@ -302,11 +307,13 @@ def ranking(
     policies = graded_policies(bundle.policy(), config.noises, config.temperatures, config.seed)
     starts = make_starts(tasks, max(1, round(config.ranking_starts / len(tasks))), RANK_SEED0)
     tables: dict[str, list[np.ndarray]] = {"imagined": []}
-    env = TabletopEnv(domain="real", horizon=40)
+    suite = chosen_suite(config.suite, config.bundle)
+    env = real_env(suite, horizon=40)
     observation = first_observations(env, starts)
     env.close()
-    worlds = [("real", {"domain": "real"})]
-    worlds += [(f"soft {g:g}", {"domain": "soft", "gap": g}) for g in config.gaps]
+    worlds = [("real", domain_settings(suite))]
+    for gap in config.gaps if len(suite.domains) > 1 else ():
+        worlds.append((f"{suite.domains[1]} {gap:g}", domain_settings(suite, suite.domains[1], gap)))
     with Progress(len(policies) * (1 + len(worlds)), "ranking") as bar:
         for graded in policies:
             generator = torch.Generator().manual_seed(config.seed)
@@ -318,9 +325,7 @@ def ranking(
             bar.update(1)
         for name, kwargs in worlds:
             settings = {**kwargs, "horizon": 40, "chunk": policies[0].policy.chunk}
-            with EvaluationPool(
-                "envs.tabletop:TabletopEnv", workers=config.workers, env_kwargs=settings
-            ) as pool:
+            with evaluation_pool(suite, workers=config.workers, **settings) as pool:
                 rows = []
                 for graded in policies:
                     result = pool.evaluate(

@@ -1,6 +1,6 @@
 """`worldgym bench gap`: how wrong the software simulator is, measured by scripted experts.
 
-What is frozen lies in `envs/tabletop/gap.json`; this measures it again, on other starts when asked for.
+What is frozen lies beside the suite (`Suite.frozen_gap`); this measures it again, on other starts when asked for.
 
 Example::
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worldgym.errors import ConfigError
+from worldgym.suite import extra, load_suite
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -26,11 +27,13 @@ class BenchGapConfig:
     Args:
         gaps: to measure.
         episodes: of each verb.
+        suite: whose; the default one when None.
         json: where the figures go; nowhere when None.
     """
 
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     episodes: int = 60
+    suite: str | None = None
     json: Path | None = None
 
     def __post_init__(self) -> None:
@@ -43,8 +46,8 @@ class BenchGapConfig:
 
 def run(config: BenchGapConfig) -> int:
     """Measure, print."""
-    from envs.tabletop.gap import frozen, measure_gap
-
+    suite = load_suite(config.suite)
+    measure_gap = extra(suite, "measure_gap", "gap to measure")
     rows = []
     with Progress(len(config.gaps), "measure gaps") as bar:
         for gap in config.gaps:
@@ -56,7 +59,7 @@ def run(config: BenchGapConfig) -> int:
             lines.append(
                 f"{row['gap']:>5g}  {task:<12}{t['real']:>7.2f}{t['soft']:>7.2f}{t['replay']:>10.2f}"
             )
-    sys.stdout.write("\n".join([*lines, f"frozen gap: {frozen()['gap']:g}"]) + "\n")
+    sys.stdout.write("\n".join([*lines, f"frozen gap: {suite.frozen_gap():g}"]) + "\n")
     if config.json is not None:
         atomic_write_text(config.json, json.dumps(rows, indent=1) + "\n")
     return 0

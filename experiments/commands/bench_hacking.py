@@ -31,8 +31,11 @@ from experiments.commands.bench_best_of import parse
 from experiments.demo_settings import PracticeSettings
 from experiments.practice import Practice
 from experiments.run_folder import RunFolder, finite, versions
+from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Start, paired_bootstrap
+from worldgym.pretrained import DEFAULT
+from worldgym.suite import Suite
 from worldgym.utils.files import atomic_path, atomic_write_text
 
 logger = logging.getLogger(__name__)
@@ -72,7 +75,7 @@ class BenchHackingConfig:
     judge_keys: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
     rounds: int = 12
     stop: float = 0.95
     every: int = 3
@@ -168,7 +171,7 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
         bound = doubt(practice, 1 - drop)
         practice.settings = replace(settings, max_uncertainty=bound)
     practice.guard.start_seed += 10_000 * seed
-    practice.bank = bank_of(practice.guard.starts())
+    practice.bank = bank_of(practice.guard.starts(), chosen_suite(None, practice.settings.bundle))
     looks = [{"round": 0.0, "steps": 0.0, **practice.guard.audit(practice.policy())}]
     practice.stop_at = config.stop
     with practice.folder.board() as board:
@@ -185,15 +188,14 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     return row
 
 
-def bank_of(starts: Sequence[Start]) -> Any:
+def bank_of(starts: Sequence[Start], suite: Suite) -> Any:
     """These starts as the only ones to practise from: what Real shows of them, and what is asked."""
     import torch
 
     from agents import StartBank, Starts
-    from envs.tabletop import TabletopEnv
     from worldgym.evaluation.rollouts import first_observations
 
-    env = TabletopEnv()
+    env = real_env(suite)
     seen = first_observations(env, starts)
     env.close()
     tasks, steps = [start.task for start in starts], torch.zeros(len(starts), dtype=torch.int64)

@@ -23,8 +23,10 @@ import numpy as np
 from experiments import speed
 from experiments.bundle import Bundle
 from experiments.run_folder import finite, versions
+from experiments.suites import chosen_suite
 from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
+from worldgym.pretrained import DEFAULT
 from worldgym.protocols import judged
 from worldgym.utils.files import atomic_write_text
 
@@ -39,6 +41,7 @@ class BenchSpeedConfig:
     Args:
         checkpoint: folder of a world model; the bundle's when None.
         bundle: a bundled checkpoint's name, or a folder with the same parts.
+        suite: where the truth comes from; that of the bundle when None.
         json: where the figures go.
         batches: rows imagined at once.
         seconds: that each timing takes at least.
@@ -51,7 +54,8 @@ class BenchSpeedConfig:
     """
 
     checkpoint: Path | None = None
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
+    suite: str | None = None
     json: Path = Path("runs/speed.json")
     batches: tuple[int, ...] = (1, 8, 64)
     seconds: float = 2.0
@@ -84,7 +88,8 @@ def run(config: BenchSpeedConfig) -> int:
     biggest = max(config.batches)
     works = {f"imagined {b}": speed.imagining(model, b) for b in config.batches}
     fps = speed.paired(works, config.rounds, config.seconds)
-    simulator = [speed.simulator_fps(config.processes, 2 * config.seconds) for _ in range(config.rounds)]
+    suite = chosen_suite(config.suite, config.bundle)
+    simulator = [speed.simulator_fps(config.processes, 2 * config.seconds, suite.name) for _ in range(config.rounds)]
     style = worldgym_style(model, config)
     imagined = fps[f"imagined {biggest}"]
     stages = stage_rates(model, bundle.judge(), biggest, config)
@@ -229,7 +234,8 @@ def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, 
     from worldgym.evaluation import fidelity
     from worldgym.models.video.uncached import imagine_uncached
 
-    logs = true_logs(("reach", "push", "pick_place"), config.quality_episodes, seed=LOG_SEED0)
+    suite = chosen_suite(config.suite, config.bundle)
+    logs = true_logs(suite.default_tasks, config.quality_episodes, seed=LOG_SEED0, suite=suite)
     rows = []
     usual = model.sampler
     half = (True, False)

@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from worldgym.imagination.starts import VIEWS
 from worldgym.pretrained import CARD
-from worldgym.registry import JUDGES, POLICIES, WORLD_MODELS
+from worldgym.registry import JUDGES, POLICIES, SUITES, WORLD_MODELS
 from worldgym.specs import Specs
+from worldgym.suite import load_suite
 from worldgym.utils.arrays import write_arrays
 from worldgym.utils.files import atomic_write_text, read_json
 from worldgym.utils.folders import MANIFEST, files_of, save_folder, seal_folder, verify_folder
@@ -51,6 +53,7 @@ class BundleConfig:
         demos_per_task: demonstrations that the policy was trained on, per task.
         demos_limit: the demonstrations are drawn from so many first episodes, as `worldgym train policy --limit` did.
         seed: which frames are kept.
+        suite: that the data are of, for the card; the one whose split manifest they have, or the default, when None.
     """
 
     data: Path
@@ -65,6 +68,7 @@ class BundleConfig:
     demos_per_task: int = 25
     demos_limit: int | None = None
     seed: int = 0
+    suite: str | None = None
 
 
 def run(config: BundleConfig) -> int:
@@ -74,19 +78,22 @@ def run(config: BundleConfig) -> int:
 
     sources = parts(config)
     dataset = EpisodeDataset(config.data).require_seen()
-    if isinstance(specs := getattr(dataset, "specs", None), Specs):
-        name = f"the world model {config.world_model}"
-        specs.check(specs_in(config.world_model), f"the dataset {config.data}", name)
-    arrays = dataset.load_arrays(progress=True)
-    first = arrays if config.demos_limit is None else dataset.load_arrays(limit=config.demos_limit)
+    suite = load_suite(config.suite or suite_of(dataset)).name
+    name = f"the world model {config.world_model}"
+    dataset.specs.check(specs_in(config.world_model), f"the dataset {config.data}", name)
+    arrays = dataset.load_arrays(progress=True, cameras=dataset.cameras)
+    first = arrays
+    if config.demos_limit is not None:
+        first = dataset.load_arrays(limit=config.demos_limit, cameras=dataset.cameras)
     try:
         with save_folder(config.out) as folder:
             for name, source in sources.items():
                 copy_part(name, source, folder / name)
             write_starts(folder / "starts.npz", arrays, config.starts, config.seed)
-            write_demos(folder / "demos.npz", demonstrations(first, config.demos_per_task))
+            chosen = demonstrations(first, config.demos_per_task)
+            write_demos(folder / "demos.npz", chosen, POLICIES.load(config.policy).chunk, dataset.specs)
             tasks = sorted(set(arrays.tasks))
-            write_card(folder, config.out.name, tasks, dataset.manifest.hash, len(arrays), dataset.summary)
+            write_card(folder, config.out.name, tasks, dataset.manifest.hash, len(arrays), dataset.summary, suite)
             if (
                 config.out / README
             ).is_file():  # the model card is written by people, beside what is made here
@@ -99,6 +106,11 @@ def run(config: BundleConfig) -> int:
     size = sum(f.stat().st_size for f in config.out.rglob("*") if f.is_file()) / 1e6
     logger.info("bundle in %s, %.1f MB", config.out, size)
     return 0
+
+
+def suite_of(dataset: Any) -> str | None:
+    """The suite that a dataset was collected in, by the name of its split manifest; None when that is no suite's."""
+    return dataset.manifest.name if dataset.manifest.name in SUITES.names() else None
 
 
 def parts(config: BundleConfig) -> dict[str, Path]:
@@ -168,23 +180,22 @@ def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:
 
     bank = StartBank.from_arrays(arrays)
     chosen = bank.sample(count, np.random.default_rng(seed))
-    write_arrays(
-        path,
-        {
-            "images": chosen.images.numpy(),
-            "states": chosen.states.numpy(),
-            "instructions": np.array(chosen.instructions),
-            "tasks": np.array(chosen.tasks),
-            "steps": chosen.steps.numpy(),
-        },
-    )
+    chosen.start_set().save(path)
 
 
-def write_demos(path: Path, demos: list[Any] | Any) -> None:
-    """The demonstrated chunks; pictures as differences from their median, which deflate to a fifth."""
+def write_demos(path: Path, demos: list[Any] | Any, chunk: int, specs: Specs) -> None:
+    """The demonstrated chunks; pictures as differences from their median, which deflate to a fifth.
+
+    Args:
+        path: of the archive.
+        demos: episodes.
+        chunk: actions a row, as many as the policy gives.
+        specs: of the dataset, which say where an end effector stands.
+    """
     from agents import chunk_dataset
+    from agents.demos import HandColumns
 
-    chunks = chunk_dataset(demos)
+    chunks = chunk_dataset(demos, chunk, hand=HandColumns.of(specs))
     sample = chunks.images[:: max(1, len(chunks.images) // 500)]
     background = np.median(sample, 0).astype(np.uint8)
     write_arrays(
@@ -197,18 +208,20 @@ def write_demos(path: Path, demos: list[Any] | Any) -> None:
             "instructions": np.array(chunks.instructions),
             "episode": chunks.episode,
             "goals": chunks.goals,
+            **{f"{VIEWS}{name}": frames for name, frames in chunks.views.items()},
         },
     )
 
 
 def write_card(
-    folder: Path, name: str, tasks: list[str], manifest: str, real_episodes: int, summary: Any
+    folder: Path, name: str, tasks: list[str], manifest: str, real_episodes: int, summary: Any, suite: str
 ) -> None:
     """`card.json` for programs; the README beside it is for people."""
     from worldgym import __version__
 
     card = {
         "name": name,
+        "suite": suite,
         "tasks": tasks,
         "tasks_thin": [],
         "licence": "Apache-2.0",

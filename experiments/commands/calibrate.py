@@ -24,9 +24,11 @@ from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
 from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
+from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -39,6 +41,7 @@ class CalibrateConfig:
         policies: that act: folders, or `sft`; `@T` sets a temperature.
         out: folder of the judge.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
+        suite: where the truth comes from; that of the bundle when None.
         world_model: in place of the bundle's, a folder.
         judge: `bundled`, or a folder with another learned judge: only its words have thresholds of their own.
         episodes: imagined episodes a policy; half choose, half check.
@@ -50,7 +53,8 @@ class CalibrateConfig:
 
     policies: tuple[str, ...] = ("sft",)
     out: Path = Path("runs/judge_calibrated")
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
+    suite: str | None = None
     world_model: Path | None = None
     judge: str = "bundled"
     episodes: int = 600
@@ -71,7 +75,6 @@ class CalibrateConfig:
 
 def run(config: CalibrateConfig) -> int:
     """Calibrate, check, write the judge."""
-    from envs.tabletop import TabletopEnv
     from experiments.commands.bench_closed_loop import load_world_model_of
     from rewards import LearnedJudge
     from rewards.calibration import Looks, best_thresholds, calibrate_words
@@ -87,7 +90,8 @@ def run(config: CalibrateConfig) -> int:
         )
     starts = make_starts(tasks, max(2, round(config.episodes / len(tasks))), config.start_seed)
     half = len(starts) // 2
-    env = TabletopEnv(domain="real", horizon=config.horizon, terminate_on_success=False)
+    suite = chosen_suite(config.suite, config.bundle)
+    env = real_env(suite, horizon=config.horizon, terminate_on_success=False)
     choosing, checking = [], []
     with Progress(len(config.policies), "policies") as bar:
         for text in config.policies:

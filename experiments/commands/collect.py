@@ -1,4 +1,4 @@
-"""`worldgym collect`: logs of Real (or Soft), made by experts, blunderers and policies, counted and resumable.
+"""`worldgym collect`: logs of a suite's domains, made by demonstrators and policies, counted and resumable.
 
 Episode i of a collection is decided by (seed + i, settings) alone and written in order, so the same command run
 again goes on where it stopped, and a larger `--episodes` extends it. Different settings into the same folder add
@@ -7,146 +7,174 @@ another collection to it, e.g. rollouts of the current policy to refresh a world
 Example::
 
     worldgym collect --out data/real --episodes 3000 --tasks reach push pick_place
-    worldgym collect --out data/real --episodes 300 --seed 100000 --policy runs/sft --mix.policy 1
-    # naming one weight leaves the others at zero: in the second collection only the policy acts
+    worldgym collect --out data/real --episodes 300 --seed 100000 --policy runs/sft --mix policy=1
+    # naming one weight leaves the others at zero: in the second collection only the policy acts. `--mix.policy 1` is
+    # the same
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+import re
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from experiments.collecting import collection_key, episodes_in_order
-from worldgym.data import SPLITS, TABLETOP_ACTION_SPEC, DatasetWriter, SplitManifest
+from experiments.suites import domain_settings, known_tasks
+from worldgym.data import DatasetWriter
 from worldgym.data.files import write_json
 from worldgym.data.lerobot import EpisodeRecord
 from worldgym.errors import ConfigError
+from worldgym.suite import POLICY, Suite, load_suite
 from worldgym.utils.progress import Progress
+from worldgym.utils.sizes import short
 
 logger = logging.getLogger(__name__)
 
 SEED_LIMIT = 1_000_000  # seeds from here on belong to debugging and to evaluation
-STATE_DIM = 4
 LOG_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class BehaviourMix:
-    """Relative weights of who acts; they need not sum to 1.
+class BehaviourMix(dict[str, float]):
+    """Relative weights of who acts, by behaviour; they need not sum to 1. `policy` is the checkpoint of `--policy`.
 
-    Args:
-        expert: the scripted expert, with little noise.
-        noisy: the expert with strong noise and slips of the gripper.
-        near_miss: grasps, placements and pushes that fail by a few pixels.
-        distracted: something sensible with the wrong object, so that the words matter.
-        random: random motion.
-        policy: the checkpoint given as `--policy`.
+    Raises:
+        ConfigError: a weight below 0, or none.
     """
 
-    expert: float = 0.0
-    noisy: float = 0.0
-    near_miss: float = 0.0
-    distracted: float = 0.0
-    random: float = 0.0
-    policy: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, weight in self.weights().items():
+    def __init__(self, *weights: Any, **more: float) -> None:
+        super().__init__(*weights, **more)
+        for name, weight in self.items():
             if not (np.isfinite(weight) and weight >= 0):
                 raise ConfigError(f"mix.{name} is {weight}, expected a weight >= 0")
-
-    def weights(self) -> dict[str, float]:
-        """Name to weight, as given."""
-        return dataclasses.asdict(self)
-
-
-DEFAULT_MIX = BehaviourMix(expert=0.35, noisy=0.2, near_miss=0.25, distracted=0.1, random=0.1)
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Collect logged episodes on the tabletop.
+    """Collect logged episodes.
 
     Args:
         out: folder of the dataset; made, continued or added to.
         episodes: size of this collection, counting what an earlier run of it already saved.
-        tasks: verbs, dealt in turn.
-        mix: who acts how often; all zero means the default mix (0.35 expert, 0.2 noisy, 0.25 near_miss,
-            0.1 distracted, 0.1 random).
-        policy: checkpoint folder of the policy for `--mix.policy`.
+        suite: whose tasks and demonstrators; the default one when None.
+        tasks: dealt in turn; those that the suite records by default when None.
+        mix: who acts how often, by behaviour: `--mix expert=1 policy=0.5`, or `--mix.expert 1`; the suite's default mix
+            when nothing is named.
+        policy: checkpoint folder of the policy for the behaviour `policy`.
         temperature: sampling temperature of the policy; 0 is greedy.
         world_model: let the policy look at what this world model imagines while its actions are executed in the domain.
             What a policy does when imagination misleads it, and what then really happens, is what a world model and a
             judge most need to see; with it the world model is refreshed and the judge's dreams are closed-loop ones.
-        domain: `real` is the robot stand-in, whose steps are counted; `soft` the misspecified simulator.
-        gap: how wrong `soft` is, 0..1.
+        domain: of the suite; `real` is the robot stand-in, whose steps are counted, `soft` a misspecified simulator.
+        gap: how wrong `soft` is, 0..1, where the suite has such a gap.
         seed: start seed of episode 0; episode i uses seed + i, below 1,000,000.
         workers: simulator processes; 0 runs in this one.
         split: which scenes and words; only `seen` may be trained on.
-        horizon: most steps an episode, at 5 Hz.
-        image_size: pixels, height and width.
+        horizon: most steps an episode; the suite's when None.
+        image_size: pixels of the main camera, a number or height and width; the suite's when None.
+        cameras: the first one is the main camera; the suite's default when empty.
         images: `png`, or `mp4` for at least 128 px.
         shard_episodes: episodes a file; a kill loses at most these.
     """
 
     out: Path = Path("data/real")
     episodes: int = 1000
-    tasks: tuple[str, ...] = ("reach", "push", "pick_place")
-    mix: BehaviourMix = field(default_factory=BehaviourMix)
+    suite: str | None = None
+    tasks: tuple[str, ...] | None = None
+    mix: dict[str, float] = field(default_factory=dict)
     policy: Path | None = None
     temperature: float = 1.0
     world_model: Path | None = None
-    domain: Literal["real", "soft"] = "real"
+    domain: str = "real"
     gap: float = 0.0
     seed: int = 0
     workers: int = 2
     split: str = "seen"
-    horizon: int = 40
-    image_size: int = 64
+    horizon: int | None = None
+    image_size: int | tuple[int, int] | None = None
+    cameras: tuple[str, ...] = ()
     images: Literal["png", "mp4"] = "png"
     shard_episodes: int = 50
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "tasks", tuple(self.tasks))
+        suite = self.loaded_suite
+        tasks = known_tasks(suite, suite.default_tasks if self.tasks is None else self.tasks)
+        if not tasks:
+            raise ConfigError(f"no task given; try --tasks {' '.join(suite.default_tasks)}")
+        object.__setattr__(self, "tasks", tasks)
+        if self.horizon is None:
+            object.__setattr__(self, "horizon", suite.horizon)
+        size = suite.specs_for(self.cameras or None, self.image_size).observation.main.size
+        object.__setattr__(self, "image_size", short(size))
+        object.__setattr__(self, "mix", BehaviourMix(self.mix))
+        if unknown := [name for name in self.mix if name not in (*suite.behaviours, POLICY)]:
+            raise ConfigError(
+                f"suite {suite.name} has no behaviour {unknown[0]!r}; it has {', '.join((*suite.behaviours, POLICY))}"
+            )
         for name in ("episodes", "horizon", "shard_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.workers < 0:
             raise ConfigError(f"workers is {self.workers}, expected 0 (this process) or more")
-        if not self.tasks:
-            raise ConfigError("no task given; try --tasks reach push pick_place")
-        if self.split not in SPLITS:
-            raise ConfigError(f"unknown split {self.split!r}; the splits are {', '.join(SPLITS)}")
+        if self.split not in suite.splits:
+            raise ConfigError(f"unknown split {self.split!r}; the splits are {', '.join(suite.splits)}")
         if self.seed < 0 or self.seed + self.episodes > SEED_LIMIT:
             raise ConfigError(
                 f"seeds {self.seed}..{self.seed + self.episodes - 1} leave 0..{SEED_LIMIT - 1}, what data may use "
                 "(evaluation starts lie above); take a smaller --seed"
             )
-        if not 0.0 <= self.gap <= 1.0 or (self.domain == "real" and self.gap != 0.0):
+        domain_settings(suite, self.domain, self.gap)
+        if not 0.0 <= self.gap <= 1.0 or (self.domain == suite.domains[0] and self.gap != 0.0):
             raise ConfigError(f"gap is {self.gap} in domain {self.domain!r}; expected 0..1, and 0 in real")
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if self.world_model is not None and self.policy is None:
             raise ConfigError(
-                "--world-model says what a policy looks at: give --policy and --mix.policy 1 as well"
+                "--world-model says what a policy looks at: give --policy and --mix policy=1 as well"
             )
-        if (self.effective_mix.policy > 0) != (self.policy is not None):
+        if (self.weights[POLICY] > 0) != (self.policy is not None):
             raise ConfigError(
-                "--mix.policy and --policy belong together: give the weight and the checkpoint, or neither"
+                "--mix policy=WEIGHT and --policy belong together: give the weight and the checkpoint, or neither"
             )
 
     @property
-    def effective_mix(self) -> BehaviourMix:
-        """The mix that counts: the default one when every weight is zero."""
-        return self.mix if any(self.mix.weights().values()) else DEFAULT_MIX
+    def loaded_suite(self) -> Suite:
+        """The suite."""
+        return load_suite(self.suite)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every behaviour of the suite and of the policy: as given, else those of its default mix."""
+        suite = self.loaded_suite
+        given = self.mix if any(self.mix.values()) else suite.mix
+        return {name: given.get(name, 0.0) for name in (*suite.behaviours, POLICY)}
+
+    @staticmethod
+    def rewrite_arguments(arguments: Sequence[str]) -> list[str]:
+        """`--mix.NAME W` and `--mix NAME=W`, as typed, in the one form that tyro reads: `--mix NAME W ...`."""
+        weights: list[str] = []
+        others: list[str] = []
+        left = list(arguments)
+        while left:
+            word = left.pop(0)
+            name, equals, value = word.partition("=")
+            if name.startswith("--mix."):
+                if not equals and left:
+                    value = left.pop(0)
+                weights += [name.removeprefix("--mix."), value]
+            elif word == "--mix":
+                while left and not left[0].startswith("--"):
+                    weights += re.split("=", left.pop(0), maxsplit=1)
+            else:
+                others.append(word)
+        return [*others, "--mix", *weights] if weights else others
 
 
 def summary_table(records: list[EpisodeRecord]) -> str:
@@ -165,22 +193,12 @@ def _row(name: str, records: list[EpisodeRecord]) -> str:
 
 def run(config: CollectConfig) -> int:
     """Collect; 0 when complete, 130 after Ctrl-C (what was made is saved)."""
-    import envs.tabletop
-    from envs.tabletop.collect import BEHAVIOURS
-
-    for task in config.tasks:
-        if task not in envs.tabletop.TASKS:
-            raise ConfigError(f"unknown task {task!r}; the tasks are {', '.join(envs.tabletop.TASKS)}")
-    for name, weight in config.effective_mix.weights().items():
-        if weight and name not in (*BEHAVIOURS, "policy"):
-            raise ConfigError(f"the tabletop has no behaviour {name!r}; it has {', '.join(BEHAVIOURS)}")
-    key = collection_key(config)
-    manifest = SplitManifest.load(Path(envs.tabletop.__file__).parent / "manifest.json")
+    suite, key = config.loaded_suite, collection_key(config)
+    specs = suite.specs_for(config.cameras or None, config.image_size)
     interrupted = False
     with DatasetWriter(
-        config.out, TABLETOP_ACTION_SPEC, config.image_size, STATE_DIM, manifest,
-        shard_episodes=config.shard_episodes, images=config.images,
-    ) as writer:  # fmt: skip
+        config.out, specs, suite.manifest(), shard_episodes=config.shard_episodes, images=config.images
+    ) as writer:
         start = sum(record.provenance.get("collection") == key for record in writer.records)
         _warn_of_used_seeds(config, key, writer.records)
         if start:
@@ -190,7 +208,7 @@ def run(config: CollectConfig) -> int:
         settings = {
             name: getattr(config, name) for name in ("episodes", "tasks", "domain", "gap", "seed", "split")
         }
-        settings |= {"mix": config.effective_mix.weights(), "horizon": config.horizon}
+        settings |= {"mix": config.weights, "horizon": config.horizon}
         write_json(config.out / "meta" / f"collect-{key}.json", settings)
         try:
             with (

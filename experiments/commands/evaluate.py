@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bundle import Bundle
-from experiments.demo_settings import DEFAULT_TASKS, REAL
+from experiments.demo_settings import DEFAULT_TASKS
 from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
+from experiments.suites import chosen_suite, domain_settings, evaluation_pool, known_tasks
 from worldgym import pretrained
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, make_starts, paired_bootstrap
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
-BUNDLED = "tabletop-small"
+BUNDLED = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ class EvalConfig:
         temperature: of policies without `@T`; 0 is greedy.
         seed: of sampling; the starts are always the same.
         start_seed: first of the starts' seeds; another one than the demo's gives starts that chose nothing.
-        domain: `real` or `soft`.
-        gap: misspecification of `soft`, 0 to 1.
+        domain: of the suite, such as `real` or `soft`; the one that plays the robot when None.
+        gap: misspecification of the other domain, 0 to 1, where the suite has one.
         horizon: steps of 0.2 s in an episode.
         bundle: what `sft` refers to: a bundled checkpoint's name, or a folder.
+        suite: where policies are measured; that of the bundle when None.
         workers: processes; 0 uses this one.
         out: where the json goes.
     """
@@ -57,10 +60,11 @@ class EvalConfig:
     temperature: float = 0.0
     seed: int = 0
     start_seed: int = EVALUATION_SEED0
-    domain: str = "real"
+    domain: str | None = None
     gap: float = 0.0
     horizon: int = 40
     bundle: str = BUNDLED
+    suite: str | None = None
     workers: int = 2
     out: Path = Path("runs/eval.json")
 
@@ -80,22 +84,21 @@ class EvalConfig:
 
 def run(config: EvalConfig) -> int:
     """Evaluate, print a table, write the json."""
-    from envs.tabletop import TASKS
-
-    tasks = config.tasks or covered_tasks(config.bundle)
-    if unknown := [task for task in tasks if task not in TASKS]:
-        raise ConfigError(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASKS)}")
+    suite = chosen_suite(config.suite, config.bundle)
+    tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
     choices = [PolicyChoice.parse(text, config.bundle, config.temperature) for text in config.policy]
     per_task = max(1, round(config.episodes / len(tasks)))
     starts = make_starts(tasks, per_task, config.start_seed, config.split)
-    kwargs = {"domain": config.domain, "gap": config.gap, "horizon": config.horizon}
+    where = domain_settings(suite, config.domain, config.gap)
     results: dict[str, EvalResult] = {}
     pools: dict[int, EvaluationPool] = {}  # by the policy's chunk, which one step of an environment executes
     with ExitStack() as stack:
         for choice in choices:
             chunk = int(choice.ref.load().chunk)
             if chunk not in pools:
-                pool = EvaluationPool(REAL, workers=config.workers, env_kwargs={**kwargs, "chunk": chunk})
+                pool = evaluation_pool(
+                    suite, workers=config.workers, horizon=config.horizon, chunk=chunk, **where
+                )
                 pools[chunk] = stack.enter_context(pool)
             with Progress(len(starts), choice.name) as progress:
                 results[choice.name] = pools[chunk].evaluate(
@@ -130,7 +133,8 @@ def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any
         for name in others
     ]
     policies = {name: result.to_dict() for name, result in results.items()}
-    facts = {"split": config.split, "domain": config.domain, "gap": config.gap, "seed": config.seed}
+    domain = config.domain or chosen_suite(config.suite, config.bundle).domains[0]
+    facts = {"split": config.split, "domain": domain, "gap": config.gap, "seed": config.seed}
     return {"policies": policies, "differences": differences, **facts, "versions": versions()}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,14 @@ class PictureConfig:
         episodes: start states, verbs in turn.
         horizon: steps imagined from the first frame alone.
         every: steps between the frames shown.
+        suite: whose true frames are shown; that of the bundle when None.
         seed: first start seed; 10,000,000 and above are held out.
         scale: pixels shown per pixel.
     """
 
     out: Path = Path("docs/imagined.png")
-    bundle: str = "tabletop-small"
+    bundle: str = DEFAULT
+    suite: str | None = None
     episodes: int = 3
     horizon: int = 40
     every: int = 4
@@ -48,19 +51,19 @@ def run(config: PictureConfig) -> int:
     import torch
     from PIL import Image
 
-    from envs.tabletop import TabletopEnv
-    from envs.tabletop.collect import rollout
     from experiments.bundle import Bundle
+    from experiments.suites import chosen_suite, real_env
 
-    bundle = Bundle.find(config.bundle)
+    bundle, suite = Bundle.find(config.bundle), chosen_suite(config.suite, config.bundle)
     model = bundle.world_model()
-    tasks = bundle.card.get("tasks") or ["reach", "push", "pick_place"]
-    env = TabletopEnv(terminate_on_success=False, horizon=config.horizon)
+    tasks = bundle.card.get("tasks") or list(suite.default_tasks)
+    env = real_env(suite, terminate_on_success=False, horizon=config.horizon)
+    behaviour = "noisy" if "noisy" in suite.behaviours else suite.behaviours[0]
     rows = []
     for i in range(config.episodes):
         seed = config.seed + i
         task = tasks[-1 - i % len(tasks)]
-        episode = rollout(env, task, seed, "noisy", np.random.default_rng(seed))
+        episode = suite.demonstrate(env, behaviour, seed=seed, task=task, rng=np.random.default_rng(seed))
         frames, actions = torch.from_numpy(episode.frames), torch.from_numpy(episode.actions)
         state = model.begin(
             frames[None, :1],

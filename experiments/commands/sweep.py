@@ -27,6 +27,7 @@ from typing import Any
 from experiments.bundle import Bundle
 from experiments.demo_settings import PracticeSettings
 from worldgym.errors import ConfigError
+from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text, read_sealed, write_sealed
 from worldgym.utils.typed import changes
 
@@ -83,7 +84,7 @@ class SweepConfig:
             parse_space(self.space)
 
 
-DEFAULTS = {"bundle": "tabletop-small", "samples": 1, "iterations": 20, "grace": 5, "cpus": 1, "seed": 0}
+DEFAULTS = {"bundle": DEFAULT, "samples": 1, "iterations": 20, "grace": 5, "cpus": 1, "seed": 0}
 """Of what a resumed sweep takes from the one that it goes on with."""
 SETTINGS = "sweep_settings.json"
 

@@ -1,6 +1,6 @@
 """`worldgym train probe`: the ruler that reads from a frame where the hand and the objects are.
 
-Trained on true frames of the tabletop with their true positions, half of them seen through a world model's tokenizer.
+Trained on true frames of a suite with their true positions, half of them seen through a world model's tokenizer.
 It measures world models; nothing that learns to act or to judge sees it or its labels.
 
 Example::
@@ -21,9 +21,10 @@ import tyro
 from experiments.checks import check_numbers
 from experiments.training_run import claim, content_of, identity, require_size
 from worldgym.errors import ConfigError
+from worldgym.pretrained import DEFAULT
+from worldgym.suite import extra, load_suite
 
 OWN = ("checkpoint", "tensorboard", "export", "probe.json")
-TASKS = ("reach", "push", "pick_place")
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +35,8 @@ class TrainProbeConfig:
     Args:
         world_model: folder of the world model whose tokenizer frames are also seen through; the bundled one when None.
         out: run folder (checkpoint, TensorBoard, `export/`).
-        tasks: verbs whose behaviours the frames come from.
+        suite: whose frames; the default one when None.
+        tasks: verbs whose behaviours the frames come from; the suite's default ones when None.
         episodes: episodes of 40 steps, every third frame of them used.
         steps: optimizer steps.
         batch_size: frames a step.
@@ -45,7 +47,8 @@ class TrainProbeConfig:
 
     world_model: Path | None = None
     out: Path = Path("runs/probe")
-    tasks: tuple[str, ...] = TASKS
+    suite: str | None = None
+    tasks: tuple[str, ...] | None = None
     episodes: int = 360
     steps: int = 320
     batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 64
@@ -55,11 +58,11 @@ class TrainProbeConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown or not self.tasks:
-            raise ConfigError(
-                f"--tasks is {' '.join(self.tasks) or 'empty'}; expected some of {' '.join(TASKS)}"
-            )
+        known = load_suite(self.suite).default_tasks
+        tasks = known if self.tasks is None else tuple(self.tasks)
+        object.__setattr__(self, "tasks", tasks)
+        if not tasks or set(tasks) - set(known):
+            raise ConfigError(f"--tasks is {' '.join(tasks) or 'empty'}; expected some of {' '.join(known)}")
         if self.episodes < 2:
             raise ConfigError(f"--episodes is {self.episodes}, expected at least 2: one of them is held out")
 
@@ -68,7 +71,6 @@ def run(config: TrainProbeConfig) -> int:
     """Render, train, export, and say how exact it is on frames that it was not trained on."""
     import torch
 
-    from envs.tabletop.positions import PARTS
     from experiments.bundle import Bundle
     from experiments.true_logs import true_logs
     from worldgym.evaluation.fidelity import position_errors
@@ -79,16 +81,20 @@ def run(config: TrainProbeConfig) -> int:
     model = (
         load_world_model(config.world_model)
         if config.world_model
-        else Bundle.find("tabletop-small").world_model()
+        else Bundle.find(DEFAULT).world_model()
     )
     require_size(64, model.image_size, "the world model's tokenizer")
     facts = identity(config, contents=("world_model",))
+    if config.suite is None:  # as before there were others
+        del facts["--suite"]
     if config.world_model is None:
-        facts["--world-model"] = content_of(Bundle.find("tabletop-small").folder)
+        facts["--world-model"] = content_of(Bundle.find(DEFAULT).folder)
     claim(config.out, "train probe", facts, own=OWN, fresh=config.fresh)
     # The first tenth, held out, is of `seen`: that is where the figures are from.
     splits = ("seen", "seen", "unseen_object", "unseen_scene")
-    logs = true_logs(config.tasks, config.episodes, seed=config.seed, splits=splits)
+    suite = load_suite(config.suite)
+    splits = tuple(name for name in splits if name in suite.splits)
+    logs = true_logs(config.tasks, config.episodes, seed=config.seed, splits=splits, suite=suite)
     held = max(1, len(logs.frames) // 10)
     frames = torch.from_numpy(logs.frames[:, ::3])
     positions = torch.from_numpy(logs.positions[:, ::3])
@@ -102,7 +108,7 @@ def run(config: TrainProbeConfig) -> int:
         return probe_loss(module, shown, where[rows])
 
     torch.manual_seed(config.seed)
-    probe = PositionProbe(PositionProbeConfig(parts=PARTS))
+    probe = PositionProbe(PositionProbeConfig(parts=tuple(extra(suite, "parts", "ruler of positions"))))
     loop = LoopConfig(steps=config.steps, lr=config.lr, final_lr=0.02, warmup=30, ema=0.99, seed=config.seed)
     training = TrainingLoop(probe, loop, config.out, loss, tag="train_probe", identity=facts)
     training.run()

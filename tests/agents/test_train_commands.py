@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.tabletop import TABLETOP_ACTION_SPEC
 from experiments.commands import train_judge, train_policy
 from experiments.commands.train_judge import TrainJudgeConfig
 from experiments.commands.train_policy import TrainPolicyConfig
-from worldgym.data import TABLETOP_ACTION_SPEC, DatasetWriter, Episode, SplitManifest
+from worldgym.data import DatasetWriter, Episode, SplitManifest
 from worldgym.errors import CheckpointError, ConfigError, DatasetError
 
 

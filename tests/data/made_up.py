@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from worldgym.data import TABLETOP_ACTION_SPEC, DatasetWriter, Episode, SplitManifest
+from envs.tabletop import TABLETOP_ACTION_SPEC
+from worldgym.data import DatasetWriter, Episode, SplitManifest
 from worldgym.specs import Camera, ObservationSpec, Specs, StateField
 
 MANIFEST = SplitManifest(name="test", rules={"unseen_object": {"shapes": ["ball"]}})

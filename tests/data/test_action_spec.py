@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from worldgym.data import TABLETOP_ACTION_SPEC, ActionSpec, GripperRule
+from envs.tabletop import TABLETOP_ACTION_SPEC
+from worldgym.data import ActionSpec, GripperRule
 
 finite = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -35,15 +33,7 @@ def fake_rollout(config: CollectConfig) -> Rollout:
 
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the tabletop by made-up episodes."""
-    tabletop, behaviours = ModuleType("envs.tabletop"), ModuleType("envs.tabletop.collect")
-    tabletop.__file__ = "manifest"
-    tabletop.TASKS = ("reach", "push", "pick_place")  # type: ignore[attr-defined]
-    behaviours.BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")  # type: ignore[attr-defined]
-    envs = ModuleType("envs")
-    envs.tabletop = tabletop  # type: ignore[attr-defined]
-    for name, module in (("envs", envs), ("envs.tabletop", tabletop), ("envs.tabletop.collect", behaviours)):
-        monkeypatch.setitem(sys.modules, name, module)
+    """Replace the simulator by made-up episodes."""
     monkeypatch.setattr(SplitManifest, "load", classmethod(lambda cls, path: MANIFEST))
     monkeypatch.setattr(collecting, "make_rollout", fake_rollout)
 
@@ -209,3 +199,42 @@ def test_summary_counts_by_behaviour_and_task(make_dataset: Callable[..., Path])
     assert table.splitlines()[-1].split() == ["all", "5", "40.0%", "20"]
     assert "expert" in table
     assert "push" in table
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--mix.expert", "1", "--mix.noisy=0.5"],
+        ["--mix", "expert=1", "noisy=0.5"],
+        ["--mix", "expert", "1", "noisy", "0.5"],
+        ["--mix", "expert=1", "--mix.noisy", "0.5"],
+    ],
+)
+def test_weights_are_typed_in_any_of_three_ways(tmp_path: Path, typed: list[str]) -> None:
+    import tyro
+
+    words = ["--out", str(tmp_path), *typed[:2], "--episodes", "5", *typed[2:]]
+    if typed[0] == "--mix":
+        words = ["--out", str(tmp_path), *typed, "--episodes", "5"]
+    read = tyro.cli(CollectConfig, args=CollectConfig.rewrite_arguments(words))
+    assert read.mix == {"expert": 1.0, "noisy": 0.5} and read.episodes == 5
+    assert read.weights == {
+        "expert": 1.0, "noisy": 0.5, "near_miss": 0.0, "distracted": 0.0, "random": 0.0, "policy": 0.0
+    }  # fmt: skip
+
+
+def test_unknown_behaviours_and_domains_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="suite tabletop has no behaviour 'clumsy'; it has expert"):
+        config(tmp_path, mix={"clumsy": 1.0})
+    with pytest.raises(ConfigError, match="suite tabletop has no domain 'moon'; its domains are real, soft"):
+        config(tmp_path, domain="moon")
+    with pytest.raises(ConfigError, match="unknown suite type"):
+        config(tmp_path, suite="kitchen")
+
+
+def test_collections_of_earlier_versions_go_on_under_their_old_names(tmp_path: Path) -> None:
+    """The key of these settings as version 0.1.0 computed it."""
+    old = CollectConfig(out=tmp_path, episodes=6, tasks=("push", "reach"))
+    assert collecting.collection_key(old) == "8c476d13e688"
+    assert collecting.collection_key(dataclasses.replace(old, suite="tabletop")) == "8c476d13e688"
+    assert collecting.collection_key(dataclasses.replace(old, cameras=("front", "wrist"))) != "8c476d13e688"

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up import MANIFEST, episode, open_writer, same
 
-from worldgym.data import TABLETOP_ACTION_SPEC, EpisodeDataset
+from envs.tabletop import TABLETOP_ACTION_SPEC
+from worldgym.data import EpisodeDataset
 from worldgym.errors import DatasetError
 
 MakeDataset = Callable[..., Path]

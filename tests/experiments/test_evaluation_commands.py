@@ -98,7 +98,7 @@ def test_noise_is_bounded_repeatable_and_of_its_kind():
 
     look = {"instruction": ["a"] * 500}
     for kind, spread in (("random", 0.577), ("gaussian", 0.72)):
-        policy = NoisePolicy(kind, 5)
+        policy = NoisePolicy(kind, 5, 4)
         first, again = (
             policy.act(look, generator=torch.Generator().manual_seed(1)).actions for _ in range(2)
         )

@@ -198,7 +198,7 @@ def test_ids_make_the_batched_class_and_serialise(registered):
 
 def test_spaces_equal_the_tabletops():
     tabletop = pytest.importorskip("envs.tabletop.vector")
-    from worldgym.imagination.registry import STATE_HIGH, STATE_LOW
+    from envs.tabletop.specs import STATE_HIGH, STATE_LOW
 
     env = WorldModelEnv(DotWorldModel(), state_low=STATE_LOW, state_high=STATE_HIGH)
     assert env.observation_space == tabletop.observation_space(64)

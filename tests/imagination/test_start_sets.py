@@ -10,10 +10,10 @@ from fakes import DotJudge, DotWorldModel, make_starts
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.tabletop.imagined import make_imagined_tabletop, make_imagined_tabletop_vec
 from worldgym.errors import CheckpointError
 from worldgym.imagination import ArrayStarts, DatasetStarts, StartSet, WorldModelEnv
 from worldgym.imagination.loading import resolve_reward, resolve_starts
-from worldgym.imagination.registry import make_imagined_tabletop, make_imagined_tabletop_vec
 from worldgym.imagination.starts import start_from_episode
 
 

@@ -7,15 +7,19 @@ Example::
         print(episode.task, episode.instruction, episode.succeeded)
 """
 
-from worldgym.data.episode import DOMAINS, TABLETOP_ACTION_SPEC, ActionSpec, Episode, GripperRule
+from __future__ import annotations
+
+from typing import Any
+
+from worldgym.data.episode import DOMAINS, Episode
 from worldgym.data.reader import EpisodeArrays, EpisodeDataset
 from worldgym.data.splits import SPLITS, SplitManifest
 from worldgym.data.writer import DatasetWriter
+from worldgym.specs import ActionSpec, GripperRule
 
 __all__ = [
     "DOMAINS",
     "SPLITS",
-    "TABLETOP_ACTION_SPEC",
     "ActionSpec",
     "DatasetWriter",
     "Episode",
@@ -24,3 +28,10 @@ __all__ = [
     "GripperRule",
     "SplitManifest",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names of earlier versions, with a warning."""
+    from worldgym.moved import earlier
+
+    return earlier(__name__, name)

@@ -1,13 +1,7 @@
-"""The two things every part exchanges: what an action means, and what happened in one episode.
-
-An action in [-1, 1] says nothing by itself; `ActionSpec` carries names, units, rate, bounds and the gripper's
-convention, so that a dataset, a policy and a model disagree loudly instead of silently. `Episode` is one logged
-rollout, checked when it is made.
+"""What happened in one episode: `Episode` is one logged rollout, checked when it is made.
 
 Example::
 
-    from worldgym.data import TABLETOP_ACTION_SPEC as spec
-    spec.denormalise(np.array([1.0, 0.0, 0.0, -1.0], np.float32))    # 6 cm to the right, gripper closed
     episode = Episode(frames, actions, state, "push the red cube to the left", success, progress,
                       domain="real", split="seen", task="push", provenance={"behaviour": "expert", "seed": 7})
     episode.length, episode.succeeded
@@ -23,17 +17,8 @@ from typing import Any
 import numpy as np
 
 from worldgym.data.splits import SPLITS
-from worldgym.specs import ActionSpec, GripperRule
 
 DOMAINS: tuple[str, ...] = ("real", "soft", "imagined")
-TABLETOP_ACTION_SPEC = ActionSpec(
-    names=("dx", "dy", "dz", "gripper"),
-    units=("m", "m", "m", "open=+1/close=-1"),
-    hz=5.0,
-    low=(-0.06, -0.06, -0.06, -1.0),
-    high=(0.06, 0.06, 0.06, 1.0),
-    gripper=GripperRule(index=3, open=1.0, closed=-1.0),
-)
 
 
 def _expect(name: str, value: Any, dtype: type, shape: tuple[int | str, ...], hint: str) -> np.ndarray:
@@ -165,3 +150,10 @@ class Episode:
     def behaviour(self) -> str:
         """Who acted, from the provenance; `"unknown"` if nobody noted it."""
         return str(self.provenance.get("behaviour", "unknown"))
+
+
+def __getattr__(name: str) -> Any:
+    """Names of earlier versions, with a warning."""
+    from worldgym.moved import earlier
+
+    return earlier(__name__, name)

@@ -7,7 +7,7 @@ datasets made under different rules can't be mixed unnoticed.
 Example::
 
     from worldgym.data import SplitManifest
-    manifest = SplitManifest(name="tabletop", rules={"unseen_object": {"shapes": ["ball"]}})
+    manifest = SplitManifest(name="kitchen", rules={"unseen_object": {"shapes": ["ball"]}})
     manifest.save("manifest.json")
     assert SplitManifest.load("manifest.json").hash == manifest.hash
 """
@@ -39,7 +39,7 @@ class SplitManifest:
     """The rules that say which episode belongs to which split.
 
     Args:
-        name: whose rules these are, e.g. `"tabletop"`.
+        name: whose rules these are, e.g. the name of a suite.
         version: raised whenever the rules change.
         rules: anything JSON can hold, usually one entry a split; copied, so later changes of the argument don't count.
         names: the splits that exist, all from `SPLITS`.
@@ -52,7 +52,7 @@ class SplitManifest:
         True
     """
 
-    name: str = "tabletop"
+    name: str = "unnamed"
     version: int = 1
     rules: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = SPLITS

@@ -62,7 +62,7 @@ class DatasetWriter:
         fps: frames a second; None for the action spec's rate. Needed without an action spec.
         shard_episodes: episodes a file, >= 1; a kill loses at most that many.
         images: `"png"`, or `"mp4"` for frames of at least 128 px.
-        robot_type: free text for info.json.
+        robot_type: free text for info.json; `worldgym_` and the name of the manifest when None.
         partial: the command that finishes what is being written. Until `finish` is called, readers refuse the dataset
             and name that command. None for a dataset that may be read while it grows.
 
@@ -80,7 +80,7 @@ class DatasetWriter:
         fps: float | None = None,
         shard_episodes: int = 50,
         images: Images = "png",
-        robot_type: str = "unknown",
+        robot_type: str | None = None,
         views: Sequence[str] = (),
         partial: str | None = None,
     ) -> None:
@@ -118,7 +118,7 @@ class DatasetWriter:
             )
         self.shard_episodes = shard_episodes
         self.images: Images = images
-        self.robot_type = robot_type
+        self.robot_type = f"worldgym_{manifest.name}" if robot_type is None else robot_type
         self.partial = partial
         self._pending: list[Pending] = []
         self._closed = False

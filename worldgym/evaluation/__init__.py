@@ -7,7 +7,7 @@ Example::
 
     from worldgym.evaluation import EvaluationPool, PolicyRef, make_starts
     starts = make_starts(["reach", "push"], per_task=100)
-    with EvaluationPool("envs.tabletop:TabletopEnv", workers=2) as pool:
+    with EvaluationPool("worldgym.suite:make_env", workers=2) as pool:
         print(pool.evaluate(PolicyRef("policy/"), starts).rate())
 """
 

@@ -24,7 +24,7 @@ import numpy as np
 from worldgym.evaluation.outcomes import Start
 from worldgym.evaluation.rollouts import first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, paired_bootstrap
-from worldgym.imagination.episodes import ImaginedEpisodes
+from worldgym.imagination.episodes import ImaginedEpisodes, views_of
 from worldgym.imagination.frame_buffer import FrameBuffer
 from worldgym.imagination.rollout import ActionRecorder, Decision, rollout
 from worldgym.imagination.rules import Rules
@@ -157,7 +157,14 @@ def watch(
     observation = first_observations(env, starts)
     texts = [str(text) for text in observation["instruction"]]
     episodes = ImaginedEpisodes.begin(
-        world_model, None, Rules(horizon), observation["image"], observation["state"], texts, generator=generator
+        world_model,
+        None,
+        Rules(horizon),
+        observation["image"],
+        observation["state"],
+        texts,
+        generator=generator,
+        views=views_of(world_model, observation),
     )
     looks, did = Looks(judges, keep_frames=real_frames), ActionRecorder(len(texts))
 

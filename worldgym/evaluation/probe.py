@@ -7,7 +7,7 @@ position in pixels and how sure it is that the part is there at all.
 
 Example::
 
-    probe = PositionProbe.from_pretrained("worldgym/pretrained/tabletop-small/probe")
+    probe = PositionProbe.from_pretrained("runs/bundle/probe")
     found = probe.locate(frames)          # (N, 64, 64, 3) uint8
     found.positions, found.present        # (N, K, 2) pixels right and down, (N, K) in [0, 1]
 """

@@ -5,9 +5,9 @@ before a difference means anything. A start is wholly determined by (seed, task,
 over the same list are paired. Worker processes each step about sixteen environments in turn and batch the
 policy calls across them; physics is sequential because one process owns one renderer.
 
-The environment arrives as an entry-point string (`"envs.tabletop:TabletopEnv"`), since `worldgym` imports no
-simulator. A policy crosses a process border as a folder whose `config.json` says its registered type, not as pickled
-weights.
+The environment arrives as an entry-point string (`worldgym.suite.SINGLE` with the keyword `suite`, or a class), since
+`worldgym` imports no simulator. A policy crosses a process border as a folder whose `config.json` says its registered
+type, not as pickled weights.
 
 Determinism: starts are cut into fixed blocks of `block` starts; each block samples from one generator seeded
 by (seed, the block's start seeds). A result therefore depends on seed, starts and block size, and neither on
@@ -16,7 +16,7 @@ the number of workers nor on which worker ran what.
 Example::
 
     starts = make_starts(["reach", "push"], per_task=100)
-    with EvaluationPool("envs.tabletop:TabletopEnv", workers=2) as pool:
+    with EvaluationPool("worldgym.suite:make_env", workers=2) as pool:
         before = pool.evaluate(PolicyRef("sft/"), starts)
         after = pool.evaluate(PolicyRef("rl/"), starts)
     paired_bootstrap(after.success, before.success)
@@ -127,11 +127,12 @@ def reset_env(env: Any, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def batch_observations(observations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stack single observations into what a policy's `act` takes."""
+    """Stack single observations into what a policy's `act` takes, pictures of all cameras included."""
     import torch
 
+    pictures = [key for key in observations[0] if key == "image" or key.startswith("image_")]
     return {
-        "image": torch.from_numpy(np.stack([np.asarray(o["image"]) for o in observations])),
+        **{key: torch.from_numpy(np.stack([np.asarray(o[key]) for o in observations])) for key in pictures},
         "state": torch.from_numpy(np.stack([np.asarray(o["state"], dtype=np.float32) for o in observations])),
         "instruction": [str(o["instruction"]) for o in observations],
     }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from worldgym.imagination.starts import ArrayStarts, DatasetStarts, ImageStarts, Start, StartSet
     from worldgym.imagination.vector import WorldModelVectorEnv
 
-# Resolved on first use: the tabletop takes its spaces from this package, and a simulator needs no torch.
+# Resolved on first use: simulators take their spaces from this package, and need no torch.
 _LAZY = {
     **dict.fromkeys(("ArrayStarts", "DatasetStarts", "ImageStarts", "Start", "StartSet"), "starts"),
     "SavedState": "episodes",

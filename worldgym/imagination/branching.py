@@ -15,31 +15,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.utils import seeding
-from gymnasium.vector import VectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from worldgym.imagination.batched_env import BatchedEnv
 from worldgym.imagination.episodes import ImaginedEpisodes, SavedState
 from worldgym.imagination.options import rekey
 
 
-class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
+class BranchingVectorEnv(BatchedEnv):
     """The part of `WorldModelVectorEnv` that keeps, restores and multiplies whole episodes."""
 
     _episodes: ImaginedEpisodes | None
-    _streams: list[np.random.Generator | None]
-    _seeds: list[int]
-
-    def _set_size(self, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
 
     def save_state(self) -> SavedState:
         """All slots, random streams included, as a value that later steps leave alone."""
@@ -65,12 +55,12 @@ class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
         """A new environment of `len(index)` slots: slot j continues slot `index[j]` of this one, mid-episode.
 
         Copies share weights, judge and starts, and nothing that a later step changes. The model's noise is
-        copied, so equal actions dream equal frames in all copies of a slot; the starts that copies draw later
+        copied, so equal actions give equal frames in all copies of a slot; the starts that copies draw later
         differ, because copy j gets a stream of its own, made from its parent's stream and j.
 
         Args:
             index: slots to continue, in any order and as often as wanted.
-            fresh_noise: True gives each copy noise of its own, so that equal actions dream different futures.
+            fresh_noise: True gives each copy noise of its own, so that equal actions imagine different futures.
 
         Raises:
             ValueError: an index outside 0..num_envs-1, or none at all; fresh noise from a model without keys.
@@ -91,23 +81,3 @@ class BranchingVectorEnv(VectorEnv[Any, Any, Any]):
         twin._streams = list(streams)
         twin._seeds = [-1] * len(rows)
         return twin
-
-    def _seed_slot(self, i: int, seed: int | None) -> None:
-        self._streams[i], self._seeds[i] = seeding.np_random(seed)
-
-    @property  # type: ignore[override]
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """One generator a slot, as `SyncVectorEnv` has them; all starts and noise seeds are drawn from it."""
-        for i, stream in enumerate(self._streams):
-            if stream is None:
-                self._seed_slot(i, None)
-        return tuple(stream for stream in self._streams if stream is not None)
-
-    @np_random.setter  # type: ignore[override]
-    def np_random(self, streams: Sequence[np.random.Generator]) -> None:
-        self._streams, self._seeds = list(streams), [-1] * self.num_envs
-
-    @property
-    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The seed of each slot's generator, -1 where it is unknown."""
-        return tuple(self._seeds) if self.np_random else ()

@@ -13,7 +13,7 @@ Example::
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from worldgym.imagination.frame_buffer import FrameBuffer
 from worldgym.imagination.rules import Flags, Numbers, Outcome, Rules
 from worldgym.imagination.slots import Slots
 from worldgym.protocols import Decode, Imagined, Observation, reads_of, settled
+from worldgym.specs import specs_of
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,23 @@ class ImaginedEpisodes:
         image: `(B,H,W,3)` uint8, the first observations.
         proprio: `(B,S)` float32, proprioception there.
         slots: book-keeping of B rows.
+        views: first observations of the cameras beside the main one, by camera name, each `(B,H',W',3)` uint8. Judges
+            are shown the main camera alone.
 
     Attributes:
-        state, slots: as above, now.
+        state, slots, views: as above, now.
         proprio: `(B,S)` float32, now.
         seconds: wall time of `imagine` and `judge` since they began.
     """
 
     def __init__(
-        self, world_model: Any, judge: Any, rules: Rules, state: Any, image: Tensor, proprio: Tensor, slots: Slots
-    ) -> None:
+        self, world_model: Any, judge: Any, rules: Rules, state: Any, image: Tensor, proprio: Tensor, slots: Slots,
+        views: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.world_model, self.judge, self.rules = world_model, judge, rules
         self.state, self.proprio, self.slots = state, proprio.float(), slots
+        self.keys = specs_of(world_model).observation.camera_keys
+        self.views = dict(views or {})
         self.buffer = FrameBuffer(image, reads_of(judge).frames)
         self.latents: Tensor | None = getattr(state, "latent", None)
         self.seconds = {"imagine": 0.0, "judge": 0.0}
@@ -90,6 +96,7 @@ class ImaginedEpisodes:
         *,
         copies: int = 1,
         generator: torch.Generator | None = None,
+        views: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """Episodes from real frames.
 
@@ -102,18 +109,25 @@ class ImaginedEpisodes:
             instructions: M of them.
             copies: episodes a start, next to each other; B is M times this.
             generator: of the world model's sampling.
+            views: real frames of the world model's further cameras, by camera name, each `(M,H',W',3)` uint8.
+
+        Raises:
+            ValueError: a camera of the world model is missing; says which.
         """
         began = time.perf_counter()
         device = getattr(world_model, "device", "cpu")
         images, states = torch.as_tensor(images, device=device), torch.as_tensor(states, device=device)
         none = torch.zeros(len(images), 0, world_model.action_dim, device=device)
-        state = world_model.begin(images[:, None], none, generator, states=states[:, None])
+        seen = {name: torch.as_tensor(views[name], device=device) for name in check_views(world_model, views)}  # type: ignore[index]
+        more: Any = {"views": {name: frames[:, None] for name, frames in seen.items()}} if seen else {}
+        state = world_model.begin(images[:, None], none, generator, states=states[:, None], **more)
         if copies > 1:
             state = world_model.fork(state, torch.arange(len(images)).repeat_interleave(copies))
             images, states = images.repeat_interleave(copies, 0), states.repeat_interleave(copies, 0)
+            seen = {name: frames.repeat_interleave(copies, 0) for name, frames in seen.items()}
         slots = Slots.empty(len(images))
         slots.instruction[:] = [text for text in instructions for _ in range(copies)]
-        episodes = cls(world_model, judge, rules, state, images, states, slots)
+        episodes = cls(world_model, judge, rules, state, images, states, slots, seen)
         episodes.seconds["imagine"] += time.perf_counter() - began
         return episodes
 
@@ -127,8 +141,10 @@ class ImaginedEpisodes:
         return self.buffer.last
 
     def observation(self) -> Observation:
-        """What a policy sees now."""
-        return Observation(image=self.image, state=self.proprio, instruction=list(self.slots.instruction))
+        """What a policy sees now: `image`, and `image_<name>` of each further camera of the world model."""
+        seen = Observation(image=self.image, state=self.proprio, instruction=list(self.slots.instruction))
+        seen.update({self.keys[name]: frames for name, frames in self.views.items()})  # type: ignore[typeddict-item]
+        return seen
 
     def step(self, actions: Tensor, *, moving: Flags | None = None, decode: Decode = "last") -> ImaginedStep:
         """Imagine K frames, judge who is due, decide what ends.
@@ -145,6 +161,12 @@ class ImaginedEpisodes:
             wanted: Decode = "all" if "all" in (decode, self.buffer.decode) else "last"
             self.state, imagined = self.world_model.step(self.state, actions, decode=wanted)
         self.buffer.append(imagined.frames if self.buffer.decode == "all" else imagined.frames[:, -1:])
+        if missing := [name for name in self.views if name not in imagined.views]:
+            raise ValueError(
+                f"{type(self.world_model).__name__}.step imagined no frames of camera {missing[0]}, which its specs "
+                "name; return Imagined(..., views={name: frames (B,K,H,W,3)})"
+            )
+        self.views = {name: imagined.views[name][:, -1] for name in self.views}
         self.proprio = imagined.states[:, -1].float()
         self.latents = None if imagined.latents is None else imagined.latents[:, -1]
         uncertainty = imagined.uncertainty.detach().cpu().numpy().astype(np.float64)
@@ -183,7 +205,8 @@ class ImaginedEpisodes:
         index = torch.as_tensor(chosen, device=self.image.device)
         taken = object.__new__(type(self))
         taken.world_model, taken.judge, taken.rules = self.world_model, self.judge, self.rules
-        taken.state = self.world_model.fork(self.state, index)
+        taken.state, taken.keys = self.world_model.fork(self.state, index), self.keys
+        taken.views = {name: frames[index] for name, frames in self.views.items()}
         taken.proprio, taken.slots = self.proprio[index], self.slots.take(chosen)
         taken.latents = None if self.latents is None else self.latents[index]
         taken.buffer, taken.seconds = self.buffer.take(chosen), self.seconds
@@ -195,6 +218,7 @@ class ImaginedEpisodes:
         index = torch.as_tensor(chosen, device=self.image.device)
         self.state = self.world_model.merge(self.state, index, other.state)
         self.proprio = self.proprio.index_copy(0, index, other.proprio)
+        self.views = {name: view.index_copy(0, index, other.views[name]) for name, view in self.views.items()}
         if self.latents is not None and other.latents is not None:
             self.latents = self.latents.index_copy(0, index, other.latents)
         self.buffer.put(chosen, other.buffer)
@@ -205,6 +229,33 @@ class ImaginedEpisodes:
         if self.judge is not None and self.rules.needs_baseline:
             p, valid = self.judge_rows(np.arange(len(self)))
             self.slots.last_p[:] = np.where(valid, p, np.nan)
+
+
+def views_of(world_model: Any, observation: Mapping[str, Any]) -> dict[str, Any]:
+    """The frames in an observation of the cameras beside the main one that `world_model` imagines, by camera name.
+
+    Raises:
+        ValueError: one of them is missing; says which.
+    """
+    keys = specs_of(world_model).observation.camera_keys
+    seen = {name: observation[key] for name, key in keys.items() if key in observation and key != "image"}
+    check_views(world_model, seen)
+    return seen
+
+
+def check_views(world_model: Any, views: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Names of the cameras beside the main one that `world_model` imagines.
+
+    Raises:
+        ValueError: `views` lack one of them.
+    """
+    wanted = tuple(camera.name for camera in specs_of(world_model).observation.views)
+    if missing := [name for name in wanted if name not in (views or {})]:
+        raise ValueError(
+            f"no frames of camera {', '.join(missing)}, which the world model imagines; there are those of the main "
+            f"camera{''.join(f' and of {name}' for name in views or {})}. Give views={{{missing[0]!r}: frames}}"
+        )
+    return wanted
 
 
 @dataclass(frozen=True)

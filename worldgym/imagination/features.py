@@ -24,7 +24,7 @@ KEYS = 24  # channels by which words and places are matched
 
 
 class ImageLanguageFeatures(nn.Module):
-    """`Dict(image (B,H,W,3) u8, state (B,S), instruction (B,D))` to `(B, dim)`.
+    """`Dict(image (B,H,W,3) u8, state (B,S), instruction (B,D))` to `(B, dim)`; the main camera alone is looked at.
 
     Args:
         space: of one observation; the picture channels last, or channels first as SB3 has it.
@@ -57,14 +57,14 @@ class ImageLanguageFeatures(nn.Module):
             )
         image, state, words = (space[k] for k in ("image", "state", "instruction"))
         assert isinstance(state, spaces.Box) and image.shape is not None and words.shape is not None
-        size = sorted(image.shape)[-1]
+        height, width_px = image.shape[:2] if image.shape[-1] == 3 else image.shape[1:]
         self.conv1, self.conv2 = nn.Conv2d(5, 16, 5, 2, 2), nn.Conv2d(16, 32, 3, 2, 1)
         self.keys = nn.Conv2d(32, KEYS, 3, 1, 1)
         self.words = nn.Sequential(nn.Linear(words.shape[0], width), nn.Tanh())
         self.queries = nn.Linear(width, asked * KEYS)
         self.joint = nn.Sequential(nn.Linear(3 * asked + state.shape[0] + width, width), nn.Tanh())
-        axis = (torch.arange(size) + 0.5) / size * 2 - 1
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        rows, columns = ((torch.arange(size) + 0.5) / size * 2 - 1 for size in (height, width_px))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         self.pixels: Tensor
         self.grid: Tensor
         self.reach: Tensor

@@ -5,7 +5,7 @@ five independent ones has twenty dimensions. Held for a chunk there are four aga
 
 Example::
 
-    envs = HeldActions(gym.make_vec("worldgym/ImaginedTabletop-v0", num_envs=16, chunk=5))
+    envs = HeldActions(gym.make_vec("worldgym/Imagined-v0", num_envs=16, chunk=5))
     envs.single_action_space    # Box(-1, 1, (4,))
 """
 

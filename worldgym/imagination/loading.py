@@ -6,9 +6,9 @@ nothing of files. Everything that reads a disk on the way to an imagined environ
 Example::
 
     from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
-    model = resolve_world_model("tabletop-small")
-    judge = resolve_reward("rewards.learned:load_bundled")      # or a folder of any registered type
-    starts = resolve_starts("tabletop-small")
+    model = resolve_world_model("runs/bundle/world_model")
+    judge = resolve_reward("rewards.learned:load_bundled")
+    starts = resolve_starts("runs/bundle/starts.npz")
 """
 
 from __future__ import annotations

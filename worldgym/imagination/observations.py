@@ -1,12 +1,14 @@
-"""The observation space that imagined environments and the tabletop share: keys, their order, words, bounds.
+"""The spaces that imagined environments and simulators share: keys of observations, their order, words, bounds.
 
 Why one function: spaces that compare equal can still flatten in different orders, and a policy that reads flat vectors
 would then read garbage without a word. No torch in here: a simulator needs none.
 
 Example::
 
-    from worldgym.imagination.observations import observation_space
-    observation_space(64, 4, state_low=-1.0, state_high=1.0)        # Dict(image, instruction, state)
+    from worldgym.specs import Camera, ObservationSpec, StateField
+    spec = ObservationSpec((Camera("front", 96, 128), Camera("wrist", 48, 64)), (StateField("x"),))
+    observation_space(spec)                         # Dict(image, image_wrist, instruction, state)
+    action_space(4, chunk=5).shape                  # (5, 4)
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from gymnasium import spaces
 from gymnasium.error import CustomSpaceError
 from gymnasium.vector.utils import create_shared_memory
 
+from worldgym.specs import ALPHABET, MAX_INSTRUCTION, ObservationSpec
+
 InstructionMode = Literal["text", "embedding"]
-CHARSET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"
-MAX_INSTRUCTION = 128
+Bound = float | Sequence[float]
 EMBEDDING_DIM = 384
 
 
@@ -41,51 +44,65 @@ def _refuse(space: Instruction, n: int = 1, ctx: Any = None) -> Any:
     )
 
 
-def instruction_space(known: Sequence[str] = ()) -> Instruction:
-    """Words of 1 to 128 of the default characters, or of as many and such as the `known` sentences need."""
-    strange = sorted(set("".join(known)) - set(CHARSET))
-    longest = max((len(text) for text in known), default=0)
-    return Instruction(max_length=max(MAX_INSTRUCTION, longest), charset=CHARSET + "".join(strange))
+def instruction_space(
+    known: Sequence[str] = (), alphabet: str = ALPHABET, longest: int = MAX_INSTRUCTION
+) -> Instruction:
+    """Words of 1 to `longest` characters of `alphabet`, or of as many and such as the `known` sentences need."""
+    strange = sorted(set("".join(known)) - set(alphabet))
+    longest = max(longest, max((len(text) for text in known), default=0))
+    return Instruction(max_length=longest, charset=alphabet + "".join(strange))
 
 
 def observation_space(
-    image_size: int,
-    state_dim: int,
+    spec: ObservationSpec,
     instruction: InstructionMode = "text",
-    state_low: float | Sequence[float] = -np.inf,
-    state_high: float | Sequence[float] = np.inf,
+    state_low: Bound = -np.inf,
+    state_high: Bound = np.inf,
     words: spaces.Text | None = None,
 ) -> spaces.Dict:
-    """`Dict(image (H,W,3) u8, instruction, state (S,) f32)`, keys in this order; no state where S is 0.
+    """`Dict(image (H,W,3) u8, image_<name> (H',W',3) u8 ..., instruction, state (S,) f32)`, keys in this order.
+
+    There is one picture for each camera of the spec, and no state where S is 0.
 
     Args:
-        image_size: pixels of a side.
-        state_dim: S.
+        spec: cameras with their sizes, state fields, and the alphabet of instructions.
         instruction: `"text"`, or `"embedding"` for a sentence embedding (384,) f32.
         state_low: bound of the state, a number or S numbers; minus infinity for none.
         state_high: upper bound.
-        words: space of the text; None for the default characters.
+        words: space of the text; None for the alphabet of the spec.
 
     Raises:
-        ValueError: unknown `instruction` mode, or bounds that do not fit `state_dim` or are not low < high.
+        ValueError: unknown `instruction` mode, or bounds that do not fit the state or are not low < high.
     """
+    size = spec.state_dim
     try:
-        low = np.broadcast_to(np.asarray(state_low, np.float32), (state_dim,)).copy()
-        high = np.broadcast_to(np.asarray(state_high, np.float32), (state_dim,)).copy()
+        low = np.broadcast_to(np.asarray(state_low, np.float32), (size,)).copy()
+        high = np.broadcast_to(np.asarray(state_high, np.float32), (size,)).copy()
     except ValueError:
-        low = high = np.full(max(1, state_dim), np.nan, np.float32)
+        low = high = np.full(max(1, size), np.nan, np.float32)
     if not (low < high).all():
         raise ValueError(
-            f"state_low={state_low}, state_high={state_high}; expected low < high, a number or {state_dim} numbers "
+            f"state_low={state_low}, state_high={state_high}; expected low < high, a number or {size} numbers "
             "each (infinite for no bound)"
         )
     if instruction not in ("text", "embedding"):
         raise ValueError(f"instruction={instruction!r}; expected 'text' or 'embedding'")
-    parts: dict[str, spaces.Space[Any]] = {"image": spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)}
+    parts: dict[str, spaces.Space[Any]] = {
+        spec.camera_keys[camera.name]: spaces.Box(0, 255, (*camera.size, 3), np.uint8)
+        for camera in spec.cameras
+    }
     if instruction == "text":
-        parts["instruction"] = words if words is not None else instruction_space()
+        parts["instruction"] = (
+            instruction_space((), spec.alphabet, spec.max_instruction) if words is None else words
+        )
     else:
         parts["instruction"] = spaces.Box(-1.0, 1.0, (EMBEDDING_DIM,), np.float32)
-    if state_dim:
+    if size:
         parts["state"] = spaces.Box(low, high, dtype=np.float32)
     return spaces.Dict(parts)
+
+
+def action_space(action_dim: int, chunk: int | None = None, flat: bool = False) -> spaces.Box:
+    """`Box(-1, 1, (A,))`, or `Box(-1, 1, (K, A))` when actions come in chunks of K frames, `(K A,)` if `flat`."""
+    shape = (action_dim,) if chunk is None else (chunk * action_dim,) if flat else (chunk, action_dim)
+    return spaces.Box(-1.0, 1.0, shape, np.float32)

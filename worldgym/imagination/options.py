@@ -7,6 +7,7 @@ Example::
 
     envs.reset(options={"task": "push"})
     envs.reset(options={"initial_image": photo, "instruction": "push the red cube to the left"})
+    envs.reset(options={"initial_image": {"front": photo, "wrist": other}, "instruction": "open the drawer"})
     envs.reset(options={"episode": 12, "frame": 20, "reset_mask": mask})
     envs.reset(options={"state": envs.save_state()})
 """
@@ -14,8 +15,8 @@ Example::
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worldgym.imagination.checks import check_image, check_instruction
 from worldgym.imagination.episodes import SavedState
-from worldgym.imagination.spaces import check_image, check_instruction
 from worldgym.imagination.starts import Start, StartSet, read_image, start_from_episode
+from worldgym.specs import ObservationSpec, specs_of
 
 KEYS = ("instruction", "initial_image", "episode", "frame", "state", "task", "reset_mask")
 
@@ -42,6 +44,7 @@ class ResetPlan:
         frames: (R, Tc, H, W, 3) uint8.
         actions: (R, Tc-1, A) float32.
         states: (R, Tc, S) float32, or None for the model's estimate.
+        views: frames of further cameras, by camera name, each (R, Tc, H', W', 3) uint8.
         source: a `SavedState` instead of frames, or None.
         source_rows: its rows, R of them.
     """
@@ -51,31 +54,9 @@ class ResetPlan:
     frames: NDArray[np.uint8] | None = None
     actions: NDArray[np.float32] | None = None
     states: NDArray[np.float32] | None = None
+    views: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     source: SavedState | None = None
     source_rows: NDArray[np.int64] | None = None
-
-
-def check_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
-    """The slots to reset, (num_envs,) bool; None means all.
-
-    Raises:
-        ValueError: not such an array, or all False.
-    """
-    if mask is None:
-        return np.ones(num_envs, np.bool_)
-    if hasattr(mask, "detach"):
-        mask = mask.detach().cpu().numpy()
-    if (
-        not isinstance(mask, np.ndarray)
-        or mask.shape != (num_envs,)
-        or mask.dtype != np.bool_
-        or not mask.any()
-    ):
-        got = f"{mask.dtype} {mask.shape}, {mask.tolist()}" if isinstance(mask, np.ndarray) else repr(mask)
-        raise ValueError(
-            f"reset_mask is {got}; expected a bool array of shape ({num_envs},) with at least one True"
-        )
-    return mask
 
 
 def plan(
@@ -117,36 +98,48 @@ def plan(
         frames=np.stack([start.frames for start in made]),
         actions=np.stack([blank if start.actions is None else start.actions for start in made]),
         states=np.stack([np.asarray(start.states, np.float32) for start in made]) if known else None,
+        views={
+            camera.name: np.stack([start.views[camera.name] for start in made])
+            for camera in specs_of(model).observation.views
+        },
     )
 
 
-def begin_rows(model: Any, frames: Tensor, actions: Tensor, states: Tensor | None, seeds: Tensor) -> Any:
-    """`model.begin` with one noise seed a row, so that a row's dream does not depend on its neighbours.
+def begin_rows(
+    model: Any,
+    frames: Tensor,
+    actions: Tensor,
+    states: Tensor | None,
+    seeds: Tensor,
+    views: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """`model.begin` with one noise seed a row, so that what a row imagines does not depend on its neighbours.
 
     A model whose state has no `keys` gets a generator made from the first row's seed instead: runs stay
     reproducible, but a slot's noise then depends on which slots are reset with it.
     """
-    dream = model.begin(frames, actions, torch.Generator().manual_seed(int(seeds[0])), states=states)
-    return rekey(dream, seeds) if has_keys(dream) else dream
+    more: Any = {"views": views} if views else {}
+    state = model.begin(frames, actions, torch.Generator().manual_seed(int(seeds[0])), states=states, **more)
+    return rekey(state, seeds) if has_keys(state) else state
 
 
-def has_keys(dream: Any) -> bool:
+def has_keys(state: Any) -> bool:
     """Whether a state is a named tuple with `keys (B,) int64`, from which each row draws its noise."""
-    return "keys" in getattr(dream, "_fields", ())
+    return "keys" in getattr(state, "_fields", ())
 
 
-def rekey(dream: Any, seeds: Tensor) -> Any:
-    """`dream` with other noise keys `(B,)`.
+def rekey(state: Any, seeds: Tensor) -> Any:
+    """`state` with other noise keys `(B,)`.
 
     Raises:
         ValueError: the model's state has none.
     """
-    if not has_keys(dream):
+    if not has_keys(state):
         raise ValueError(
-            f"a {type(dream).__name__} has no noise keys; expected a NamedTuple with keys (B,) int64, as"
+            f"a {type(state).__name__} has no noise keys; expected a NamedTuple with keys (B,) int64, as"
             " VideoWorldModel's"
         )
-    return dream._replace(keys=seeds.to(dream.keys.device))
+    return state._replace(keys=seeds.to(state.keys.device))
 
 
 def _from_saved(
@@ -178,13 +171,11 @@ def _start(
 ) -> Start:
     """One slot's start; `options` hold this slot's values only."""
     image, episode, text = options.get("initial_image"), options.get("episode"), options.get("instruction")
+    spec = specs_of(model).observation
     if image is not None and episode is not None:
         raise ValueError("options hold both 'initial_image' and 'episode'; expected one of them")
     if image is not None:
-        pixels = read_image(image) if isinstance(image, (str, Path)) else image
-        start = Start(
-            check_image(pixels, model.image_size)[None], states=_proprio(options.get("state"), model)
-        )
+        start = _pictured(image, _proprio(options.get("state"), spec.state_dim), spec)
     elif options.get("state") is not None:
         raise ValueError(
             "option 'state' is proprioception without an 'initial_image'; pass both, or a saved state"
@@ -200,26 +191,57 @@ def _start(
         start = starts.get(int(episode), int(options.get("frame") or 0))
     else:
         start = starts.sample(stream, task=options.get("task"))
-    check_image(start.frames[-1], model.image_size, "a start's frame")
+    check_image(start.frames[-1], spec.main.size, "a start's frame")
+    for camera in spec.views:
+        if camera.name not in start.views:
+            raise ValueError(
+                f"a start has no frames of camera {camera.name}, which the world model imagines; it has those of "
+                f"{spec.main.name}{''.join(f' and {name}' for name in start.views)}. Record that camera, or give "
+                f"options={{'initial_image': {{{spec.main.name!r}: ..., {camera.name!r}: ...}}}}"
+            )
+        check_image(start.views[camera.name][-1], camera.size, f"a start's frame of camera {camera.name}")
     if text is None and start.instruction is None:
         raise ValueError("an initial_image comes without words; add options={'instruction': 'push the ...'}")
     words = check_instruction(start.instruction if text is None else text, space)
-    return Start(start.frames, words, start.states, start.actions, start.task)
+    return Start(start.frames, words, start.states, start.actions, start.task, start.views)
 
 
-def _proprio(state: Any, model: Any) -> NDArray[np.float32] | None:
+def _pictured(image: Any, states: NDArray[np.float32] | None, spec: ObservationSpec) -> Start:
+    """A start from one picture, or from one of each camera by name."""
+    names = [camera.name for camera in spec.cameras]
+    pictures = image if isinstance(image, Mapping) else {names[0]: image}
+    missing, strange = set(names) - set(pictures), set(pictures) - set(names)
+    if missing or strange:
+        wrong = [f"no picture of camera {name}" for name in names if name in missing]
+        wrong += [f"an unknown camera {name}" for name in sorted(map(str, strange))]
+        raise ValueError(
+            f"option 'initial_image' has {' and '.join(wrong)}; the world model imagines {', '.join(names)}: give "
+            f"{{{', '.join(f'{name!r}: (H, W, 3) uint8' for name in names)}}}"
+        )
+    seen: dict[str, NDArray[np.uint8]] = {}
+    for camera in spec.cameras:
+        picture = pictures[camera.name]
+        pixels = read_image(picture) if isinstance(picture, (str, Path)) else picture
+        called = "initial_image" if len(names) == 1 else f"initial_image of camera {camera.name}"
+        seen[camera.name] = check_image(pixels, camera.size, called)[None]
+    return Start(seen.pop(names[0]), states=states, views=seen)
+
+
+def _proprio(state: Any, state_dim: int) -> NDArray[np.float32] | None:
     if state is None:
         return None
     array = np.asarray(state, np.float32)
-    if array.shape != (model.state_dim,) or not np.isfinite(array).all():
+    if array.shape != (state_dim,) or not np.isfinite(array).all():
         raise ValueError(
-            f"option 'state' is {array.tolist()}; expected {model.state_dim} finite numbers or a saved state"
+            f"option 'state' is {array.tolist()}; expected {state_dim} finite numbers or a saved state"
         )
     return array[None]
 
 
 def _of_slot(key: str, value: Any, i: int, num_envs: int) -> Any:
     """Slot i's share of an option: sequences, and arrays of one dimension more than a value, are per slot."""
+    if isinstance(value, Mapping):  # pictures by camera
+        return {name: _of_slot(key, part, i, num_envs) for name, part in value.items()}
     single = {"initial_image": 3, "state": 1}.get(key, 0)
     array = hasattr(value, "ndim") and value.ndim > single
     if not array and not isinstance(value, (list, tuple)):

@@ -1,15 +1,15 @@
 """Keep what an environment showed: every finished episode of a batch becomes an episode of a dataset.
 
-Why: dreams are data. A recorded imagined episode can be looked at, replayed in Real, or learned from by whatever
-reads a LeRobotDataset; `domain` says that it was imagined and the provenance who judged it, so that nobody takes it
-for a log. Works around `worldgym/Tabletop-v0` too, whose episodes are logs.
+Why: a recorded imagined episode can be looked at, replayed in Real, or learned from by whatever reads a LeRobotDataset;
+`domain` says that it was imagined and the provenance who judged it, so that nobody takes it for a log. Works around
+simulators of a suite too, whose episodes are logs. All cameras are recorded.
 
 Example::
 
     import gymnasium as gym
     from worldgym.imagination.recording import RecordDataset
-    envs = gym.make_vec("worldgym/ImaginedTabletop-v0", num_envs=16, chunk=5, info_frames=True)
-    with RecordDataset(envs, "data/dreams", behaviour="sft") as envs:
+    envs = gym.make_vec("worldgym/Imagined-v0", num_envs=16, checkpoint="runs/bundle", chunk=5, info_frames=True)
+    with RecordDataset(envs, "data/imagined", behaviour="sft") as envs:
         ...  # reset and step as ever
 """
 
@@ -24,14 +24,16 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from worldgym.data import TABLETOP_ACTION_SPEC, ActionSpec, DatasetWriter, Episode, SplitManifest
+from worldgym.data import ActionSpec, DatasetWriter, Episode, SplitManifest
+from worldgym.specs import Camera, ObservationSpec, Specs, specs_of, state_fields
+from worldgym.suite import load_suite
 
 
 @dataclass
 class _Open:
-    """One episode under way: frames and states are one more than actions."""
+    """One episode under way: frames, by the camera's key, and states are one more than actions."""
 
-    frames: list[NDArray[np.uint8]]
+    frames: dict[str, list[NDArray[np.uint8]]]
     states: list[NDArray[np.float32]]
     instruction: str
     task: str
@@ -55,7 +57,7 @@ class RecordDataset(VectorWrapper):
         path: the dataset's folder, made or continued.
         behaviour: who acts, for the provenance.
         split: which split the starts are of.
-        action_spec: what the actions mean.
+        action_spec: what the actions mean; as the environment or its world model says when None.
         manifest: the split rules; None for one that says only which environment was recorded.
         shard_episodes: episodes a file; a kill loses at most so many.
 
@@ -71,7 +73,7 @@ class RecordDataset(VectorWrapper):
         *,
         behaviour: str = "policy",
         split: str = "seen",
-        action_spec: ActionSpec = TABLETOP_ACTION_SPEC,
+        action_spec: ActionSpec | None = None,
         manifest: SplitManifest | None = None,
         shard_episodes: int = 50,
     ) -> None:
@@ -100,12 +102,27 @@ class RecordDataset(VectorWrapper):
         )
         self._open = [None] * env.num_envs
         self._waiting = np.zeros(env.num_envs, np.bool_)
-        size, state_dim = spaces["image"].shape[0], spaces["state"].shape[0]
+        self._keys = [key for key in spaces if key == "image" or key.startswith("image_")]
+        self._names = {key: key.removeprefix("image_") for key in self._keys[1:]}
+        if action_spec is None:
+            action_spec = _actions_of(base)
         if manifest is None:
             manifest = SplitManifest(name="recorded", rules={"domain": self.domain, "split": split})
         self._writer = DatasetWriter(
-            path, action_spec, size, state_dim, manifest, shard_episodes=shard_episodes
+            path, Specs(self._seen(base, spaces), action_spec), manifest, shard_episodes=shard_episodes
         )
+
+    def _seen(self, base: Any, spaces: Any) -> ObservationSpec:
+        """What is recorded: the environment's spec where it has one, else the sizes of its spaces."""
+        sizes = {"front": spaces["image"].shape[:2]}
+        sizes |= {name: spaces[key].shape[:2] for key, name in self._names.items()}
+        known = getattr(base, "specs", None) or specs_of(getattr(base, "world_model", None))
+        cameras, state = known.observation.cameras, known.observation.state
+        if [camera.size for camera in cameras] != list(sizes.values()):
+            cameras = tuple(Camera(name, *size) for name, size in sizes.items())
+        if len(state) != spaces["state"].shape[0]:
+            state = state_fields([f"state_{i}" for i in range(spaces["state"].shape[0])])
+        return ObservationSpec(cameras, state)
 
     def reset(  # type: ignore[override]
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -144,7 +161,7 @@ class RecordDataset(VectorWrapper):
         if self._open[i] is not None and self._open[i].actions:  # type: ignore[union-attr]
             self.dropped += 1
         self._open[i] = _Open(
-            [_numpy(observation["image"][i]).copy()],
+            {key: [_numpy(observation[key][i]).copy()] for key in self._keys},
             [_numpy(observation["state"][i]).astype(np.float32)],
             str(_entry(info, "instruction_text", i) or ""),
             str(_entry(info, "task", i) or "unknown"),
@@ -155,14 +172,19 @@ class RecordDataset(VectorWrapper):
         assert episode is not None
         if self.chunk is None:
             # SAME_STEP hands out one observation a slot, tensors one for all slots
-            shown = {key: last[key][i] for key in ("image", "state")} if isinstance(last, dict) else last[i]
-            frames, states = _numpy(shown["image"])[None], _numpy(shown["state"])[None]
+            shown = (
+                {key: last[key][i] for key in (*self._keys, "state")} if isinstance(last, dict) else last[i]
+            )
+            films = {key: _numpy(shown[key])[None] for key in self._keys}
+            states = _numpy(shown["state"])[None]
         else:
-            frames, states = _numpy(info["frames"][i]), _numpy(info["states"][i])
-        episode.frames += list(frames.copy())
+            films = {key: _numpy(info[key.replace("image", "frames", 1)][i]) for key in self._keys}
+            states = _numpy(info["states"][i])
+        for key, film in films.items():
+            episode.frames[key] += list(film.copy())
         episode.states += list(states.astype(np.float32))
         episode.actions += list(actions)
-        quiet = len(frames) - 1
+        quiet = len(states) - 1
         progress = _entry(info, "p_success" if self.domain == "imagined" else "progress", i)
         if progress is not None and not np.isfinite(progress):  # this frame was not judged
             progress = None
@@ -188,7 +210,8 @@ class RecordDataset(VectorWrapper):
         assert self._writer is not None
         self._writer.append(
             Episode(
-                frames=np.stack(episode.frames),
+                frames=np.stack(episode.frames["image"]),
+                views={name: np.stack(episode.frames[key]) for key, name in self._names.items()},
                 actions=np.stack(episode.actions),
                 state=np.stack(episode.states),
                 instruction=episode.instruction,
@@ -220,6 +243,22 @@ class RecordDataset(VectorWrapper):
 
 def _numpy(value: Any) -> NDArray[Any]:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _actions_of(env: Any) -> ActionSpec:
+    """What an environment's actions mean: as it says, else as its world model says, else as the default suite says.
+
+    Raises:
+        ValueError: none of them speaks of so many numbers.
+    """
+    size = int(getattr(getattr(env, "world_model", None), "action_dim", 0))
+    specs = getattr(env, "specs", None) or specs_of(getattr(env, "world_model", None))
+    found = specs.action or load_suite().specs.action  # world models of earlier versions do not say
+    if found is None or (size and found.dim != size):
+        raise ValueError(
+            f"nothing says what the {size} numbers of an action mean; give action_spec=ActionSpec(...)"
+        )
+    return found
 
 
 def _entry(info: dict[str, Any], key: str, i: int) -> Any:

@@ -1,78 +1,105 @@
-"""Constructors behind `worldgym/ImaginedTabletop-v0`: the bundled world model, judge and starts.
+"""Constructors behind `worldgym/Imagined-v0`: any world model, or any checkpoint folder with its judge and its starts.
 
-Why: `gym.make` takes an id and JSON-able keywords, so that an `EnvSpec` can be sent to a worker; these two
-functions turn them into environments and say what to run when the weights are not there.
+Why: `gym.make` takes an id and JSON-able keywords, so that an `EnvSpec` can be sent to a worker; these functions turn
+them into environments and say what to run when the weights are not there.
 
 Example::
 
     import gymnasium as gym, worldgym
-    env = gym.make("worldgym/ImaginedTabletop-v0", horizon=40)
-    envs = gym.make_vec("worldgym/ImaginedTabletop-v0", num_envs=16)
-    observation, info = envs.reset(seed=0)
+    env = gym.make("worldgym/Imagined-v0", checkpoint="runs/bundle", horizon=40)
+    envs = gym.make_vec("worldgym/Imagined-v0", num_envs=16, world_model="runs/wm", starts="runs/starts.npz")
+    observation, info = env.reset(seed=0)
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 from worldgym import pretrained
-from worldgym.errors import CheckpointError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.imagination.env import WorldModelEnv
+from worldgym.imagination.loading import resolve_world_model
 from worldgym.imagination.vector import WorldModelVectorEnv
+from worldgym.suite import load_suite
 
-CHECKPOINT = "tabletop-small"
-JUDGE = "rewards.learned:load_bundled"
-# The tabletop's proprioception: hand x, y, z and finger opening, metres. Equal spaces let a policy move over
-# unchanged.
-STATE_LOW = (-0.3, -0.3, -0.05, -0.01)
-STATE_HIGH = (0.3, 0.3, 0.3, 0.15)
+JUDGE = "rewards.loading:load_judge"
+"""Entry point of the loader that the commands use too."""
+METADATA, VECTOR_METADATA = WorldModelEnv.metadata, WorldModelVectorEnv.metadata
+PARTS = {"world_model": "world_model", "reward": "judge", "starts": "starts.npz"}
 
 
-def make_imagined_tabletop(**settings: Any) -> WorldModelEnv:
-    """One imagined tabletop.
+def make_imagined(**settings: Any) -> WorldModelEnv:
+    """One imagined environment.
 
     Args:
-        **settings: `checkpoint` (bundled name, default "tabletop-small"; or a folder that holds
-            `world_model/` and `starts.npz`), and any keyword of `WorldModelEnv`.
+        **settings: `checkpoint` (the name of a bundled one, or a folder that holds `world_model/`, `judge/` and
+            `starts.npz`), which fills `world_model`, `reward` and `starts` where they are not given; `suite`, whose
+            bounds the state has, the one in the checkpoint's card without; and any keyword of `WorldModelEnv`. Without
+            `checkpoint` and `world_model` the checkpoint is the bundled `worldgym.pretrained.DEFAULT`.
 
     Raises:
-        CheckpointError: the checkpoint is missing; `make pretrained` builds it.
+        CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
     """
-    return WorldModelEnv(**tabletop_settings(**settings))
+    return WorldModelEnv(**filled(**settings))
 
 
-def make_imagined_tabletop_vec(num_envs: int = 1, **settings: Any) -> WorldModelVectorEnv:
-    """`num_envs` imagined tabletops, stepped as one batch; keywords as in `make_imagined_tabletop`.
+def make_imagined_vec(num_envs: int = 1, **settings: Any) -> WorldModelVectorEnv:
+    """`num_envs` imagined environments, stepped as one batch; keywords as in `make_imagined`.
 
     Raises:
-        CheckpointError: the checkpoint is missing; `make pretrained` builds it.
+        CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
     """
-    return WorldModelVectorEnv(num_envs=num_envs, **tabletop_settings(**settings))
+    return WorldModelVectorEnv(num_envs=num_envs, **filled(**settings))
 
 
 # Gymnasium looks for render modes at the entry point, to add its own wrappers for "human" and "rgb_array_list".
-make_imagined_tabletop.metadata = WorldModelEnv.metadata  # type: ignore[attr-defined]
-make_imagined_tabletop_vec.metadata = WorldModelVectorEnv.metadata  # type: ignore[attr-defined]
+make_imagined.metadata = METADATA  # type: ignore[attr-defined]
+make_imagined_vec.metadata = VECTOR_METADATA  # type: ignore[attr-defined]
 
 
-def tabletop_settings(checkpoint: str = CHECKPOINT, **settings: Any) -> dict[str, Any]:
-    """Complete an imagined tabletop's keywords by the bundled world model, judge, starts and bounds.
+def filled(checkpoint: str | Path | None = None, suite: str | None = None, **settings: Any) -> dict[str, Any]:
+    """Complete an environment's keywords by the parts of a checkpoint, and by the bounds of its suite.
 
     Raises:
-        CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds it.
+        CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
+        ConfigError: a suite is named that nobody registered.
     """
-    settings.setdefault("reward", JUDGE)
-    settings.setdefault("state_low", STATE_LOW)
-    settings.setdefault("state_high", STATE_HIGH)
-    if "world_model" not in settings or "starts" not in settings:
-        folder = Path(checkpoint) if Path(checkpoint).is_dir() else pretrained.path(checkpoint)
-        for key, name in (("world_model", "world_model"), ("starts", "starts.npz")):
-            if key not in settings:
-                if not (folder / name).exists():
-                    raise CheckpointError(
-                        f"checkpoint {checkpoint!r} has no {name} in {folder}; run `make pretrained`, or pass"
-                        f" {key}=..."
-                    )
-                settings[key] = str(folder / name)
+    if checkpoint is None and "world_model" not in settings:
+        checkpoint = pretrained.DEFAULT
+    if checkpoint is not None and not all(key in settings for key in PARTS):
+        folder = _folder(checkpoint)
+        for key, name in PARTS.items():
+            if key not in settings and not (folder / name).exists():
+                raise CheckpointError(
+                    f"checkpoint {str(checkpoint)!r} has no {name} in {folder}; run `make pretrained`, or pass"
+                    f" {key}=..."
+                )
+        settings.setdefault("starts", str(folder / PARTS["starts"]))
+        model = settings.setdefault("world_model", str(folder / PARTS["world_model"]))
+        settings["world_model"] = resolve_world_model(model)
+        if "reward" not in settings:
+            module, _, attribute = JUDGE.partition(":")
+            load = getattr(importlib.import_module(module), attribute)
+            tokenizer = getattr(settings["world_model"], "tokenizer", None)
+            settings["reward"] = load(folder / PARTS["reward"], tokenizer=tokenizer)
+    if suite is None and checkpoint is not None:
+        suite = _suite_of(checkpoint)
+    if suite is not None:
+        low, high = load_suite(suite).state_bounds
+        settings = {"state_low": low, "state_high": high, **settings}
     return settings
+
+
+def _folder(checkpoint: str | Path) -> Path:
+    return Path(checkpoint) if Path(checkpoint).is_dir() else pretrained.path(str(checkpoint))
+
+
+def _suite_of(checkpoint: str | Path) -> str | None:
+    """The suite in a checkpoint's card, if it is known here: what is imagined needs no simulator."""
+    name = pretrained.read_card(_folder(checkpoint)).get("suite")
+    try:
+        return None if name is None else load_suite(name).name
+    except ConfigError:
+        return None

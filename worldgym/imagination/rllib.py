@@ -8,7 +8,7 @@ numbers and no room for a matrix of actions, and its remote runners know an id o
 Example::
 
     from worldgym.imagination.rllib import rllib_config
-    config = rllib_config("worldgym/ImaginedTabletop-v0", num_envs=16, chunk=5).training(lr=3e-4)
+    config = rllib_config("worldgym/Imagined-v0", num_envs=16, chunk=5).training(lr=3e-4)
     algorithm = config.build_algo()
     algorithm.train()["env_runners"]["episode_return_mean"]
 """
@@ -38,7 +38,7 @@ HELD = "worldgym:worldgym/Held-v0"  # a Gymnasium id, so that other processes an
 
 
 def rllib_config(
-    env_id: str = "worldgym/ImaginedTabletop-v0",
+    env_id: str = "worldgym/Imagined-v0",
     num_envs: int = 8,
     *,
     algorithm: type[AlgorithmConfig] = PPOConfig,

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldgym.imagination.episodes import ImaginedEpisodes, ImaginedStep
+from worldgym.imagination.episodes import ImaginedEpisodes, ImaginedStep, views_of
 from worldgym.imagination.rules import Flags, Rules
 from worldgym.protocols import Decode, Observation, PolicyOutput, threshold_of
 
@@ -226,7 +226,8 @@ def run_policy(
             int64, the start that each row is.
         world_model: obeys `worldgym.protocols.WorldModel`.
         judge: obeys `worldgym.protocols.RewardModel`, or None: nothing ends before the horizon.
-        observation: true starts: "image" `(B,H,W,3)` uint8, "state" `(B,S)`, "instruction" B strings.
+        observation: true starts: "image" `(B,H,W,3)` uint8, "state" `(B,S)`, "instruction" B strings, and
+            "image_<name>" of each further camera of the world model.
         horizon: environment steps.
         temperature: sampling temperature; 0 is greedy.
         threshold: success is `p_success >= threshold`; the judge's own `threshold`, else 0.5, when None.
@@ -239,7 +240,14 @@ def run_policy(
     rules = Rules(horizon, None, 1, limit, uncertainty_bound=max_uncertainty, confirm=confirm)
     texts = list(observation["instruction"])
     episodes = ImaginedEpisodes.begin(
-        world_model, judge, rules, observation["image"], observation["state"], texts, generator=generator
+        world_model,
+        judge,
+        rules,
+        observation["image"],
+        observation["state"],
+        texts,
+        generator=generator,
+        views=views_of(world_model, observation),
     )
 
     def act(seen: Observation, rows: NDArray[np.int64]) -> PolicyOutput:

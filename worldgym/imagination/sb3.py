@@ -13,7 +13,7 @@ Example::
 
     from stable_baselines3 import PPO
     from worldgym.imagination.sb3 import make_sb3_vec_env
-    envs = make_sb3_vec_env("worldgym/ImaginedTabletop-v0", num_envs=16, reward_kind="difference")
+    envs = make_sb3_vec_env("worldgym/Imagined-v0", num_envs=16, reward_kind="difference")
     PPO("MultiInputPolicy", envs, n_steps=40).learn(20_000)
 """
 
@@ -63,7 +63,7 @@ class ImageLanguageExtractor(BaseFeaturesExtractor):
 
 
 def make_sb3_vec_env(
-    env_id: str = "worldgym/ImaginedTabletop-v0",
+    env_id: str = "worldgym/Imagined-v0",
     num_envs: int = 8,
     *,
     held: bool = False,
@@ -74,8 +74,8 @@ def make_sb3_vec_env(
     """A registered batch of environments for SB3: SAME_STEP autoreset, instructions as embeddings.
 
     Args:
-        env_id: a Gymnasium id with a vector entry point, such as `worldgym/ImaginedTabletop-v0` or
-            `worldgym/Tabletop-v0`.
+        env_id: a Gymnasium id with a vector entry point, such as `worldgym/Imagined-v0` (with `checkpoint`; the bundled
+            one where none is given) or that of a simulator.
         num_envs: slots.
         held: one action for all frames of a `chunk`, see `HeldActions`.
         wrap: goes around the batch last, such as `rewards.eyes.SeenByJudge`.

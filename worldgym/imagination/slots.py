@@ -16,10 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Index = Sequence[int] | NDArray[np.int64]
@@ -80,27 +78,3 @@ class Slots:
         rows = np.asarray(index, np.int64)
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(other, field.name)
-
-
-def put_info(infos: dict[str, Any], key: str, values: Any, mask: NDArray[np.bool_]) -> None:
-    """Write `values[mask]` under `key` and the mask under `_key`, as Gymnasium's own vector environments do.
-
-    Args:
-        infos: the batched info dictionary, changed in place.
-        key: name of the entry; absent while no slot has it.
-        values: one value a slot: an array or tensor whose first dimension is the number of slots.
-        mask: (num_envs,) bool, the slots that have this entry.
-    """
-    if not mask.any():
-        return
-    if not isinstance(values, np.ndarray):  # a tensor, under tensors=True
-        if key in infos:
-            where = torch.as_tensor(mask, device=values.device).view(-1, *[1] * (values.dim() - 1))
-            values, mask = torch.where(where, values, infos[key]), mask | infos[f"_{key}"]
-        infos[key], infos[f"_{key}"] = values, mask.copy()
-        return
-    if key not in infos:
-        blank = np.full(values.shape, None, object) if values.dtype == object else np.zeros_like(values)
-        infos[key], infos[f"_{key}"] = blank, np.zeros(len(mask), np.bool_)
-    infos[key][mask] = values[mask]
-    infos[f"_{key}"] = infos[f"_{key}"] | mask

@@ -6,15 +6,15 @@ little imagined depth, hence little model error, before the contact that decides
 Example::
 
     from worldgym.imagination.starts import ArrayStarts
-    starts = ArrayStarts.load("worldgym/pretrained/tabletop-small/starts.npz")
+    starts = ArrayStarts.load("runs/bundle/starts.npz")
     start = starts.sample(np.random.default_rng(0))
     start.frames.shape, start.instruction  # (1, 64, 64, 3), "push the red cube ..."
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldgym.errors import CheckpointError
-from worldgym.utils.arrays import Field, read_arrays, write_arrays
+from worldgym.utils.arrays import Field, array_names, read_arrays, write_arrays
 from worldgym.utils.folders import verify_file
 
 START_FIELDS = {
@@ -30,13 +30,15 @@ START_FIELDS = {
     "instructions": Field("text", ("N",)),
     "states": Field("float", ("N", "S"), required=False),
     "tasks": Field("text", ("N",), required=False),
+    "steps": Field("int", ("N",), required=False),
 }
-"""Arrays of a start set's file."""
+"""Arrays of a start set's file; further cameras are `views_<name>`, uint8 (N, H', W', 3)."""
+VIEWS = "views_"
 
 
 @dataclass(frozen=True)
 class Start:
-    """One moment from which a dream can begin.
+    """One moment from which an imagined episode can begin.
 
     Args:
         frames: (Tc, H, W, 3) uint8, the last one is the first observation, earlier ones are context.
@@ -44,6 +46,7 @@ class Start:
         states: (Tc, S) float32 proprioception in the dataset's units, or None to let the model estimate it.
         actions: (Tc-1, A) float32 in [-1, 1] between the frames; None means Tc = 1.
         task: name of the task, "" when unknown.
+        views: frames of the cameras beside the main one, by camera name, each (Tc, H', W', 3) uint8.
     """
 
     frames: NDArray[np.uint8]
@@ -51,6 +54,7 @@ class Start:
     states: NDArray[np.float32] | None = None
     actions: NDArray[np.float32] | None = None
     task: str = ""
+    views: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -78,6 +82,8 @@ class ArrayStarts:
         instructions: N strings.
         states: (N, S) float32, or None to let the model estimate them.
         tasks: N strings, or None.
+        views: frames of further cameras, by camera name, each (N, H', W', 3) uint8.
+        steps: (N,) how deep in its logged episode each image lies; 0 for all when None.
 
     Raises:
         ValueError: arrays of different lengths, wrong dtype, no row at all.
@@ -89,19 +95,21 @@ class ArrayStarts:
         instructions: Sequence[str] | NDArray[np.str_],
         states: NDArray[np.float32] | None = None,
         tasks: Sequence[str] | NDArray[np.str_] | None = None,
+        *,
+        views: Mapping[str, NDArray[np.uint8]] | None = None,
+        steps: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> None:
-        self.images = np.asarray(images)
-        if self.images.ndim != 4 or self.images.shape[-1] != 3 or self.images.dtype != np.uint8:
-            raise ValueError(
-                f"images are {self.images.dtype} {self.images.shape}; expected uint8 (N, H, W, 3)"
-            )
+        self.images = _pictures("images", images)
+        self.views = {name: _pictures(f"views of {name}", frames) for name, frames in (views or {}).items()}
         count = len(self.images)
         if count == 0:
             raise ValueError("the start set is empty; expected at least one image")
         self.instructions = [str(text) for text in instructions]
         self.states = None if states is None else np.asarray(states, np.float32)
         self.tasks = [""] * count if tasks is None else [str(task) for task in tasks]
-        lengths = {"instructions": len(self.instructions), "tasks": len(self.tasks)}
+        self.steps = np.zeros(count, np.int64) if steps is None else np.asarray(steps, np.int64)
+        lengths = {"instructions": len(self.instructions), "tasks": len(self.tasks), "steps": len(self.steps)}
+        lengths |= {f"views of {name}": len(frames) for name, frames in self.views.items()}
         if self.states is not None:
             lengths["states"] = len(self.states)
         for name, length in lengths.items():
@@ -109,8 +117,10 @@ class ArrayStarts:
                 raise ValueError(f"{length} {name} for {count} images; expected one for each image")
 
     @classmethod
-    def load(cls, path: str | Path) -> ArrayStarts:
-        """Read `images`, `instructions` and optionally `states`, `tasks` from an .npz file; nothing pickled.
+    def load(cls, path: str | Path, remedy: str | None = None) -> ArrayStarts:
+        """Read `images`, `instructions` and optionally `states`, `tasks`, `steps`, `views_<camera>` from an .npz file.
+
+        Nothing is unpickled. `remedy` is what the message of a damaged file says to do.
 
         Raises:
             CheckpointError: there is no such file, it is damaged, or it is no start set.
@@ -121,10 +131,22 @@ class ArrayStarts:
                 f"no start set at {path}; `make pretrained` rebuilds the bundled one, ArrayStarts.save writes"
                 " another"
             )
-        remedy = "restore it from a copy, write it again with ArrayStarts.save, or type `make pretrained`"
+        remedy = (
+            remedy
+            or "restore it from a copy, write it again with ArrayStarts.save, or type `make pretrained`"
+        )
         verify_file(path, remedy)
-        arrays = read_arrays(path, START_FIELDS, f"Expected a start set: {remedy}")
-        return cls(arrays["images"], arrays["instructions"], arrays.get("states"), arrays.get("tasks"))
+        more = {
+            name: Field("uint8", ("N", f"H of {name}", f"W of {name}", 3))
+            for name in array_names(path)
+            if name.startswith(VIEWS)
+        }
+        arrays = read_arrays(path, {**START_FIELDS, **more}, f"Expected a start set: {remedy}")
+        views = {name.removeprefix(VIEWS): arrays[name] for name in more}
+        return cls(
+            arrays["images"], arrays["instructions"], arrays.get("states"), arrays.get("tasks"), views=views,
+            steps=arrays.get("steps"),
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write the set as a compressed .npz file of plain arrays; on any error the old file is as it was."""
@@ -132,6 +154,9 @@ class ArrayStarts:
         arrays["tasks"] = np.array(self.tasks, np.str_)
         if self.states is not None:
             arrays["states"] = self.states
+        if self.steps.any():
+            arrays["steps"] = self.steps
+        arrays |= {f"{VIEWS}{name}": frames for name, frames in self.views.items()}
         write_arrays(path, arrays)
 
     @property
@@ -167,7 +192,14 @@ class ArrayStarts:
                 f"episode {episode}, frame {frame}; expected episode 0..{len(self) - 1} and frame 0"
             )
         states = None if self.states is None else self.states[episode][None]
-        return Start(self.images[episode][None], self.instructions[episode], states, task=self.tasks[episode])
+        views = {name: frames[episode][None] for name, frames in self.views.items()}
+        return Start(
+            self.images[episode][None],
+            self.instructions[episode],
+            states,
+            task=self.tasks[episode],
+            views=views,
+        )
 
 
 class DatasetStarts:
@@ -177,7 +209,7 @@ class DatasetStarts:
         dataset: an `EpisodeDataset`, or any sequence of `Episode`s; read lazily.
         context: frames handed to the model, >= 1; the last one is the first observation.
         middle: False restricts starts to the first frame of an episode.
-        margin: frames left before the logged success (and before the end), >= 0, so that a dream never begins
+        margin: frames left before the logged success (and before the end), >= 0, so that an episode never begins
             with its goal already reached.
 
     Raises:
@@ -281,7 +313,15 @@ def start_from_episode(episode: Any, frame: int = 0, context: int = 1) -> Start:
         if t >= 0:
             between[row] = actions[t]
     states = None if episode.state is None else np.asarray(episode.state, np.float32)[kept]
-    return Start(frames[kept], str(episode.instruction), states, between, str(episode.task or ""))
+    views = {name: np.asarray(view)[kept] for name, view in (getattr(episode, "views", None) or {}).items()}
+    return Start(frames[kept], str(episode.instruction), states, between, str(episode.task or ""), views)
+
+
+def _pictures(name: str, frames: Any) -> NDArray[np.uint8]:
+    array = np.asarray(frames)
+    if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
+        raise ValueError(f"{name} are {array.dtype} {array.shape}; expected uint8 (N, H, W, 3)")
+    return array
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ Instructions come as sentence embeddings, because a TensorDict holds no text.
 Example::
 
     from worldgym.imagination.torchrl import TorchRLEnv
-    env = TorchRLEnv("worldgym/ImaginedTabletop-v0", num_envs=16, chunk=5)
+    env = TorchRLEnv("worldgym/Imagined-v0", num_envs=16, chunk=5)
     batch = env.rollout(8)                      # TensorDict of batch size (16, 8)
 """
 
@@ -40,7 +40,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]
     `invalid`: their reward is a placeholder.
 
     Args:
-        env_id: a Gymnasium id with a vector entry point, such as `worldgym/ImaginedTabletop-v0`.
+        env_id: a Gymnasium id with a vector entry point, such as `worldgym/Imagined-v0`.
         num_envs: slots.
         device: where the tensors are handed out.
         **settings: of the environment, see `WorldModelVectorEnv`.
@@ -53,7 +53,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]
 
     def __init__(
         self,
-        env_id: str = "worldgym/ImaginedTabletop-v0",
+        env_id: str = "worldgym/Imagined-v0",
         num_envs: int = 8,
         *,
         device: str | torch.device | None = None,

@@ -32,32 +32,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldgym.imagination import options as reset_options
+from worldgym.imagination.batched_env import BatchStep, Column, Flags, check_settings
 from worldgym.imagination.branching import BranchingVectorEnv
 from worldgym.imagination.episodes import ImaginedEpisodes
 from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
 from worldgym.imagination.observations import (
     EMBEDDING_DIM,
     InstructionMode,
+    action_space,
     instruction_space,
     observation_space,
 )
-from worldgym.imagination.rules import Flags, Outcome, RewardKind, Rules
-from worldgym.imagination.settings import horizon_of, limited_spec, state_bounds
-from worldgym.imagination.slots import Slots, put_info
-from worldgym.imagination.spaces import action_space, check_actions
+from worldgym.imagination.rules import Outcome, RewardKind, Rules
+from worldgym.imagination.settings import horizon_of, state_bounds
+from worldgym.imagination.slots import Slots
 from worldgym.imagination.starts import StartSet
 from worldgym.protocols import RewardModel, WorldModel, threshold_of
-
-Column = tuple[str, Any, Flags]  # an info entry: key, one value a slot, the slots that have it
+from worldgym.specs import specs_of
 
 
 class WorldModelVectorEnv(BranchingVectorEnv):
     """`num_envs` episodes imagined together.
 
-    Observation: `Dict(image (H,W,3) u8, instruction, state (S,) f32)`; no state where the model has none. Info has
-    the same keys from the reset on: `p_success` is NaN at frames that were not judged, `success_once`, `return` and
+    Observation: `Dict(image (H,W,3) u8, instruction, state (S,) f32)`; no state where the model has none, and one more
+    picture `image_<name>` for each further camera of its `specs`. Judges are shown the main camera alone. Info has the
+    same keys from the reset on: `p_success` is NaN at frames that were not judged, `success_once`, `return` and
     `episode_len` are those of the episode so far, `instruction_text` are the words. Action: `(A,)` in [-1, 1], or
-    `(K, A)` stepped as K frames with `chunk=K`.
+    `(K, A)` stepped as K frames with `chunk=K`. An
+    invalid judgement truncates with info["invalid"]; its reward of 0 is a placeholder: drop the episode.
 
     Args:
         world_model: a `protocols.WorldModel` with `merge`, or the path or name of a checkpoint.
@@ -89,8 +91,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         autoreset_mode: one of Gymnasium's three, or its value ("NextStep", "SameStep", "Disabled").
         render_mode: None or "rgb_array".
         tensors: True keeps images, states, rewards and dones as torch tensors on the model's device.
-        info_frames: True adds info["frames"] (num_envs, K, H, W, 3) uint8, every imagined frame of the step, and
-            info["states"] (num_envs, K, S) float32 with them.
+        info_frames: True adds info["frames"] (num_envs, K, H, W, 3) uint8, every imagined frame of the step,
+            info["frames_<name>"] of each further camera, and info["states"] (num_envs, K, S) float32 with them.
         state_low: lower bound of the state, a number or S numbers; imagined states are clipped to it. None for the
             least recorded value and ten standard deviations below the mean, whichever is lower, where the model or the
             starts know them, else no bound.
@@ -102,12 +104,6 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         TypeError: an object does not follow its protocol.
         ValueError: an impossible setting.
     """
-
-    metadata: dict[str, Any] = {
-        "render_modes": ["rgb_array"],
-        "render_fps": 5,
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
 
     def __init__(
         self,
@@ -138,12 +134,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         state_high: float | Sequence[float] | None = None,
         reward_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs}; expected at least 1")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r}; expected None or 'rgb_array'")
+        check_settings(num_envs, None, render_mode)  # Rules check the chunk, with the horizon
         horizon = horizon_of(horizon, max_episode_steps, chunk)
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.world_model: Any = resolve_world_model(world_model)
         self.reward = resolve_reward(reward, reward_kwargs)
         warm_up = getattr(self.reward, "warm_up", None)
@@ -159,24 +151,28 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         )  # fmt: skip
         self.starts = resolve_starts(starts)
         self.device = torch.device(getattr(self.world_model, "device", "cpu"))
-        self.instruction_mode, self.render_mode = instruction, render_mode
+        self.instruction_mode, self.task = instruction, task
         self.tensors, self.info_frames = tensors, info_frames
-        self.horizon, self.chunk, self.task = horizon, chunk, task
-        fps = self.metadata["render_fps"] / (chunk or 1)
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": fps}
         model: Any = self.world_model
-        self._words = instruction_space([*getattr(self.starts, "instructions", ()), *instructions])
-        low, high = state_bounds(model, self.starts, state_low, state_high)
-        self.single_observation_space = observation_space(
-            model.image_size, model.state_dim, instruction, low, high, self._words
+        self.observed = specs_of(model).observation
+        self._words = instruction_space(
+            [*getattr(self.starts, "instructions", ()), *instructions],
+            self.observed.alphabet,
+            self.observed.max_instruction,
         )
-        self.single_action_space = action_space(model.action_dim, chunk, flat_actions)
+        low, high = state_bounds(model, self.starts, state_low, state_high)
+        super().__init__(
+            num_envs,
+            observation_space(self.observed, instruction, low, high, self._words),
+            action_space(model.action_dim, chunk, flat_actions),
+            horizon=horizon,
+            chunk=chunk,
+            render_mode=render_mode,
+            autoreset_mode=autoreset_mode,
+        )
         bounds = [np.broadcast_to(np.asarray(b, np.float32), (model.state_dim,)).copy() for b in (low, high)]
         self._low, self._high = (torch.as_tensor(b, device=self.device) for b in bounds)
-        self._spec: Any = None
         self._episodes: ImaginedEpisodes | None = None
-        self._set_size(num_envs)
-        self._streams, self._seeds = [None] * num_envs, [-1] * num_envs
 
     # -- starting ------------------------------------------------------------------------------------------
     def reset(
@@ -190,7 +186,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         Args:
             seed: slot i is seeded `seed + i`, or `seed[i]`; None goes on with the present streams.
             options: each value for all slots, or a list with one a slot. `instruction`: str. `task`: a task
-                of the start set. `initial_image`: (H,W,3) uint8 or the path of a picture. `episode`: an
+                of the start set. `initial_image`: (H,W,3) uint8 or the path of a picture, or one of each
+                camera by name. `episode`: an
                 `Episode` or the number of one in the start set, with `frame`: int. `state`: a `SavedState`
                 to begin from, or the (S,) proprioception that goes with `initial_image`. `reset_mask`:
                 (num_envs,) bool, the slots to reset.
@@ -198,34 +195,18 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         Raises:
             ValueError: an unknown option, or one that does not fit.
         """
-        options = dict(options or {})
-        mask = reset_options.check_mask(options.pop("reset_mask", None), self.num_envs)
-        if self._episodes is None and not mask.all():
-            raise ValueError("reset_mask before the first reset; call reset() without a mask once")
-        seeds: Sequence[int | None]
-        if seed is None or isinstance(seed, (int, np.integer)):
-            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        else:
-            seeds = seed
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"{len(seeds)} seeds; expected {self.num_envs}, one an environment, or an int")
-        for i, chosen in enumerate(seeds):
-            if chosen is not None and mask[i]:
-                self._seed_slot(i, int(chosen))
-        infos: dict[str, Any] = {}
-        for key, values, having in self._begin(np.flatnonzero(mask), options):
-            put_info(infos, key, values, having)
-        return self._observation(), infos
+        return super().reset(seed=seed, options=options)
 
-    def _begin(self, rows: NDArray[np.int64], options: dict[str, Any]) -> list[Column]:
-        """Give the slots `rows` a new episode each; returns their info."""
+    def _start(
+        self, rows: NDArray[np.int64], options: dict[str, Any], seeds: Sequence[int | None]
+    ) -> list[Column]:
         everyone = self.np_random
         streams = [everyone[i] for i in rows]
         model, device = self.world_model, self.device
         if self.task is not None:
             options = {"task": self.task, **options}
         plan = reset_options.plan(options, rows, streams, self.starts, model, self.num_envs, self._words)
-        seeds = torch.tensor([int(stream.integers(2**62)) for stream in streams])
+        noise = torch.tensor([int(stream.integers(2**62)) for stream in streams])
         slots = Slots.empty(len(rows), EMBEDDING_DIM if self.instruction_mode == "embedding" else 0)
         slots.instruction[:], slots.task[:] = plan.instructions, plan.tasks
         if slots.embedding.shape[1]:
@@ -235,14 +216,16 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         with torch.no_grad():
             if plan.source is not None and plan.source_rows is not None:
                 source = plan.source.episodes.take(plan.source_rows)
-                state, image, proprio = source.state, source.image, source.proprio
+                state, image, proprio, views = source.state, source.image, source.proprio, source.views
             else:
                 frames = torch.as_tensor(plan.frames, device=device)
                 states = None if plan.states is None else torch.as_tensor(plan.states, device=device)
                 actions = torch.as_tensor(plan.actions, device=device)
-                state = reset_options.begin_rows(model, frames, actions, states, seeds)
+                context = {name: torch.as_tensor(view, device=device) for name, view in plan.views.items()}
+                state = reset_options.begin_rows(model, frames, actions, states, noise, context)
                 image, proprio = frames[:, -1], state.states if states is None else states[:, -1]
-        fresh = ImaginedEpisodes(model, self.reward, self.rules, state, image.clone(), proprio, slots)
+                views = {name: view[:, -1].clone() for name, view in context.items()}
+        fresh = ImaginedEpisodes(model, self.reward, self.rules, state, image.clone(), proprio, slots, views)
         fresh.first_judgement()
         if self._episodes is None or len(rows) == self.num_envs:
             self._episodes = fresh
@@ -255,66 +238,30 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         columns = self._columns(still, zero, ~nothing, nothing, zero, having)
         if self.info_frames:  # nothing was imagined yet: the start, as often as a step has frames
             count = self.chunk or 1
-            frames = self._now.image[:, None].expand(-1, count, -1, -1, -1)
-            columns += self._paths(frames, self._now.proprio[:, None].expand(-1, count, -1), having)
+            films = {name: _repeat(view, count) for name, view in self._pictures().items()}
+            columns += self._paths(films, _repeat(self._now.proprio, count), having)
         return columns
 
     # -- stepping ------------------------------------------------------------------------------------------
-    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
-        """Imagine one frame, or one chunk of K, in every slot.
-
-        Returns:
-            Observation, reward (num_envs,) float64, terminated and truncated (num_envs,) bool, info. An
-            invalid judgement truncates with info["invalid"]; its reward of 0 is a placeholder: drop the
-            episode.
-
-        Raises:
-            ValueError: actions of the wrong shape, NaN, or beyond [-1, 1].
-            AssertionError: with autoreset disabled, an episode that is over is stepped.
-        """
-        if self._episodes is None:
-            raise RuntimeError("step before reset; call reset(seed=...) first")
-        waiting = self._episodes.slots.over.copy()
-        if self.autoreset_mode is AutoresetMode.DISABLED and waiting.any():
-            raise AssertionError(
-                f"environments {np.flatnonzero(waiting).tolist()} are over and autoreset is disabled; call"
-                " reset(options={'reset_mask': mask}) first"
-            )
-        chunk = check_actions(actions, self.action_space.shape or (), ~waiting, self.device)
-        chunk = chunk.reshape(self.num_envs, -1, self.world_model.action_dim)
-        columns: list[Column] = []
-        reward = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
-        if not waiting.all():
-            outcome, columns = self._advance(self._episodes, chunk, ~waiting)
-            reward, terminated, truncated = outcome.reward, outcome.terminated, outcome.truncated
-        if waiting.any():  # NEXT_STEP: their action was ignored, this step only shows them their new start
-            columns += self._begin(np.flatnonzero(waiting), {})
-        over = terminated | truncated
-        infos: dict[str, Any] = {}
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
-            self._final(infos, columns, over)
-            columns = [(key, values, having & ~over) for key, values, having in columns]
-            columns += self._begin(np.flatnonzero(over), {})
-        else:
-            self._episodes.slots.over[:] = over
-        for key, values, having in columns:
-            put_info(infos, key, values, having)
-        if self.tensors:
-            paid = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
-            ends = [torch.as_tensor(flags, device=self.device) for flags in (terminated, truncated)]
-            return self._observation(), paid, ends[0], ends[1], infos
-        return self._observation(), reward, terminated, truncated, infos
-
-    def _advance(
-        self, episodes: ImaginedEpisodes, chunk: Tensor, moving: Flags
-    ) -> tuple[Outcome, list[Column]]:
+    def _advance(self, actions: Any, moving: Flags) -> BatchStep:
         """One step of all episodes; rows not `moving` are left to their reset."""
-        step = episodes.step(chunk, moving=moving, decode="all" if self.info_frames else "last")
-        columns = self._columns(step.outcome, step.uncertainty, step.valid, step.hallucination, step.p, moving)
+        chunk = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
+        chunk = chunk.reshape(self.num_envs, -1, self.world_model.action_dim)
+        step = self._now.step(chunk, moving=moving, decode="all" if self.info_frames else "last")
+        columns = self._columns(
+            step.outcome, step.uncertainty, step.valid, step.hallucination, step.p, moving
+        )
         if self.info_frames:
-            columns += self._paths(step.imagined.frames, step.imagined.states, moving)
-        return step.outcome, columns
+            frames = {self.observed.main.name: step.imagined.frames, **step.imagined.views}
+            columns += self._paths(frames, step.imagined.states, moving)
+        return BatchStep(step.outcome.reward, step.outcome.terminated, step.outcome.truncated, columns)
+
+    def _paid(self, reward: Any, terminated: Any, truncated: Any) -> tuple[Any, Any, Any]:
+        if not self.tensors:
+            return reward, terminated, truncated
+        paid = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+        ends = [torch.as_tensor(flags, device=self.device) for flags in (terminated, truncated)]
+        return paid, ends[0], ends[1]
 
     def _columns(
         self, outcome: Outcome, uncertainty: Any, valid: Flags, hallucination: Flags, p: Any, having: Flags
@@ -339,37 +286,25 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             columns.append((f"reward_terms/{self.reward.name}", outcome.reward, having))
         return columns
 
-    def _paths(self, frames: Tensor, states: Tensor, having: Flags) -> list[Column]:
-        """Every frame `(num_envs, K, H, W, 3)` of a step, and every state."""
-        path = states.float().clamp(self._low, self._high)
-        if self.tensors:
-            return [("frames", frames, having), ("states", path, having)]
-        return [("frames", frames.cpu().numpy(), having), ("states", path.cpu().numpy(), having)]
-
-    def _final(self, infos: dict[str, Any], columns: list[Column], over: Flags) -> None:
-        """SAME_STEP: last observation and info of ended episodes, in the form of SyncVectorEnv."""
-        last = self._observation()
-        final_info: dict[str, Any] = {}
-        for key, values, having in columns:
-            put_info(final_info, key, values, having & over)
-        if self.tensors:
-            infos["final_obs"] = last
-        else:
-            infos["final_obs"] = np.full(self.num_envs, None, object)
-            for i in np.flatnonzero(over):
-                infos["final_obs"][i] = {key: value[i] for key, value in last.items()}
-        infos["final_info"] = final_info
-        infos["_final_obs"], infos["_final_info"] = over.copy(), over.copy()
+    def _paths(self, frames: dict[str, Tensor], states: Tensor, having: Flags) -> list[Column]:
+        """Every frame `(num_envs, K, H, W, 3)` of a step by camera, and every state."""
+        path = {
+            self.observed.camera_keys[name].replace("image", "frames", 1): film
+            for name, film in frames.items()
+        }
+        path["states"] = states.float().clamp(self._low, self._high)
+        return [(key, film if self.tensors else film.cpu().numpy(), having) for key, film in path.items()]
 
     # -- reading -------------------------------------------------------------------------------------------
-    @property  # type: ignore[override]
-    def spec(self) -> Any:
-        """What `gym.make_vec` made it from, with the limit of steps that is in force."""
-        return self._spec
+    @property
+    def over(self) -> Flags:
+        """(num_envs,) bool, episodes that have ended and wait for a reset."""
+        return self._now.slots.over
 
-    @spec.setter
-    def spec(self, value: Any) -> None:
-        self._spec = limited_spec(value, self.horizon, self.chunk)
+    @property
+    def started(self) -> bool:
+        """Whether there was a reset."""
+        return self._episodes is not None
 
     @property
     def _now(self) -> ImaginedEpisodes:
@@ -377,25 +312,27 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             raise RuntimeError("nothing was imagined yet; call reset(seed=...) first")
         return self._episodes
 
+    def _pictures(self) -> dict[str, Tensor]:
+        """Current frames `(num_envs, H, W, 3)` by camera, the main one first."""
+        return {self.observed.main.name: self._now.image, **self._now.views}
+
     def _observation(self) -> dict[str, Any]:
         now = self._now
         state: Any = now.proprio.clamp(self._low, self._high)
         words: Any = tuple(str(text) for text in now.slots.instruction)
         if self.instruction_mode == "embedding":
             words = now.slots.embedding.copy()
+        seen: dict[str, Any] = {
+            self.observed.camera_keys[name]: picture for name, picture in self._pictures().items()
+        }
         if self.tensors:
             if self.instruction_mode == "embedding":
                 words = torch.as_tensor(words, device=self.device)
-            image: Any = now.image
         else:
-            image, state = now.image.cpu().numpy().copy(), state.cpu().numpy()
-        observation = {"image": image, "instruction": words}
-        return {**observation, "state": state} if self.world_model.state_dim else observation
-
-    @property
-    def finished(self) -> bool:
-        """Whether every episode is over and waits for a reset."""
-        return self._episodes is not None and bool(self._episodes.slots.over.all())
+            seen = {key: picture.cpu().numpy().copy() for key, picture in seen.items()}
+            state = state.cpu().numpy()
+        seen["instruction"] = words
+        return {**seen, "state": state} if self.world_model.state_dim else seen
 
     @property
     def instructions(self) -> list[str]:
@@ -405,3 +342,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
         """The current frame of each slot, (H, W, 3) uint8, with `render_mode="rgb_array"`."""
         return tuple(self._now.image.cpu().numpy().copy()) if self.render_mode == "rgb_array" else None
+
+
+def _repeat(values: Tensor, count: int) -> Tensor:
+    """`(B, ...)` as `(B, count, ...)`."""
+    return values[:, None].expand(-1, count, *[-1] * (values.dim() - 1))

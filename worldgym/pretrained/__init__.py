@@ -25,6 +25,8 @@ from worldgym.utils.folders import MANIFEST, verify_file, verify_folder
 
 _ROOT = Path(__file__).resolve().parent
 CARD = "card.json"
+DEFAULT = "tabletop-small"
+"""The checkpoint of commands that name none."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tasks": (_words, "a list of words"),
     "tasks_thin": (_words, "a list of words"),
     "name": (lambda value: isinstance(value, str), "a string"),
+    "suite": (lambda value: isinstance(value, str), "the name of a suite"),
     "split_manifest": (lambda value: isinstance(value, str), "a string"),
     "real_episodes": (lambda value: value is None or (type(value) is int and value >= 0), "a count"),
     "data": (lambda value: value is None or isinstance(value, dict), "an object"),

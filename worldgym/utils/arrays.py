@@ -115,6 +115,15 @@ def read_arrays(
     return arrays
 
 
+def array_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the arrays in an .npz file; none where it cannot be read, which `read_arrays` then explains."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return []
+
+
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)

@@ -36,10 +36,10 @@ _PROBE = """
 import json, sys
 from worldgym.errors import WorldgymError
 try:
-    import gymnasium, worldgym
-    frame = gymnasium.make("worldgym/Tabletop-v0").reset(seed=0)[0]["image"]
-    from envs.tabletop.render import driver
-    said = {"mean": float(frame.mean()), "driver": driver()}
+    from worldgym.suite import load_suite
+    suite = load_suite()
+    frame = suite.make_single().reset(seed=0)[0]["image"]
+    said = {"mean": float(frame.mean()), "driver": getattr(suite, "driver", str)()}
 except WorldgymError as error:
     said = {"error": str(error)}
 except BaseException as error:
@@ -103,7 +103,7 @@ def check_backend(backend: str) -> None:
     """
     given = os.environ.get("MUJOCO_GL", "")
     if backend == "off":
-        raise RenderingError(f"MUJOCO_GL={given} switches rendering off, and the tabletop draws. {USE_EGL}.")
+        raise RenderingError(f"MUJOCO_GL={given} switches rendering off, and simulators draw. {USE_EGL}.")
     if backend == "egl":
         egl.load()
     elif backend == "osmesa":
@@ -139,7 +139,7 @@ def prepare() -> None:
     Raises:
         RenderingError: MuJoCo can't be imported under the present `MUJOCO_GL`; the message says what to type.
     """
-    # Read when the driver starts. llvmpipe's worker threads cost more than they bring at the tabletop's size:
+    # Read when the driver starts. llvmpipe's worker threads cost more than they bring at 64 px:
     # rendering in the caller's thread is twice as fast, and it can be forked.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     backend = choose_backend()
@@ -244,7 +244,7 @@ class MujocoContext:
 
 
 def gl_report(timeout: float = 60.0) -> GlReport:
-    """Draw a tabletop frame in a child process, as `gym.make` does it, and report how it went.
+    """Draw a frame of the default suite in a child process, as its environment does it, and report how it went.
 
     Args:
         timeout: seconds after which the child is ended and the report says so.

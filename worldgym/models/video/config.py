@@ -26,8 +26,8 @@ from worldgym.utils.sizes import ImageSize, short, size_of
 from worldgym.utils.typed import from_values
 
 PRESETS = ("small", "tiny")
-# The tabletop's camera: what a unit of (dx, dy, dz, gripper) moves in the image, latent cells right and down.
-TABLETOP_MOTION = ObjectMotionConfig(
+# The bundled checkpoint's camera: what a unit of (dx, dy, dz, gripper) moves in the image, latent cells right and down.
+BUNDLED_MOTION = ObjectMotionConfig(
     hand=HandColumns((0, 1, 2), 3),
     projection=((0.95, 0.0, 0.0, 0.0), (0.0, -0.73, -0.61, 0.0)),
     grasp_range=(-2.0, 0.0),
@@ -236,12 +236,12 @@ class WorldModelConfig:
     def preset(name: str) -> WorldModelConfig:
         """`"small"` (bundled, 2 CPU cores) or `"tiny"` (tests), both for the tabletop until `for_data`."""
         if name == "small":
-            return WorldModelConfig(dynamics=DynamicsConfig(motion=TABLETOP_MOTION))
+            return WorldModelConfig(dynamics=DynamicsConfig(motion=BUNDLED_MOTION))
         if name == "tiny":
             return WorldModelConfig(
                 TokenizerConfig(widths=(8, 16, 32), blocks=(1, 1, 1), latent_channels=8),
                 DynamicsConfig(
-                    latent_channels=8, width=64, depth=2, heads=2, window=4, motion=TABLETOP_MOTION
+                    latent_channels=8, width=64, depth=2, heads=2, window=4, motion=BUNDLED_MOTION
                 ),
             )
         raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")

@@ -1,0 +1,10 @@
+"""The suites of this package, by name; `worldgym.registry` reads this module at the first look-up."""
+
+from worldgym.moved import NAMES
+from worldgym.registry import SUITES
+from worldgym.suite import declare_default
+
+SUITES.register_lazily(tabletop="envs.tabletop.suite:TabletopSuite")
+declare_default("tabletop")
+NAMES["worldgym.data:TABLETOP_ACTION_SPEC"] = "envs.tabletop.specs:TABLETOP_ACTION_SPEC"
+NAMES["worldgym.data.episode:TABLETOP_ACTION_SPEC"] = "envs.tabletop.specs:TABLETOP_ACTION_SPEC"

@@ -1,0 +1,79 @@
+"""What the tabletop's numbers mean: cameras, proprioception, actions, and the bounds of the hand.
+
+Nothing here needs MuJoCo: what is imagined of the tabletop takes its bounds from here.
+
+Example::
+
+    from envs.tabletop.specs import tabletop_specs
+    tabletop_specs(("front", "wrist")).observation.camera_keys     # {"front": "image", "wrist": "image_wrist"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from worldgym.errors import ConfigError
+from worldgym.specs import ActionSpec, Camera, GripperRule, ObservationSpec, Specs, StateField
+
+ImageSize = int | Sequence[int]
+"""Pixels: a number for height and width alike, or (height, width)."""
+CAMERAS = {"front": (64, 64), "wrist": (48, 64)}
+"""Cameras by name, with their default height and width; `wrist` moves with the hand."""
+MIN_SIZE, MAX_SIZE = 16, 256
+HORIZON, CHUNK = 40, 5
+
+TABLETOP_ACTION_SPEC = ActionSpec(
+    names=("dx", "dy", "dz", "gripper"),
+    units=("m", "m", "m", "open=+1/close=-1"),
+    hz=5.0,
+    low=(-0.06, -0.06, -0.06, -1.0),
+    high=(0.06, 0.06, 0.06, 1.0),
+    gripper=GripperRule(index=3, open=1.0, closed=-1.0),
+)
+STATE = (
+    StateField("x", "ee_position", "m"),
+    StateField("y", "ee_position", "m"),
+    StateField("z", "ee_position", "m"),
+    StateField("opening", "gripper", "m"),
+)
+"""Proprioception: the point between the finger tips, and the opening of the fingers."""
+STATE_LOW, STATE_HIGH = (-0.3, -0.3, -0.05, -0.01), (0.3, 0.3, 0.3, 0.15)
+"""Bounds of the state, metres: the workspace and the fingers' travel, with 2 cm to spare."""
+
+
+def tabletop_specs(
+    cameras: Sequence[str] = ("front",),
+    image_size: ImageSize = CAMERAS["front"],
+    wrist_size: ImageSize = CAMERAS["wrist"],
+) -> Specs:
+    """Specs of a tabletop with these cameras.
+
+    Args:
+        cameras: names among `CAMERAS`; the first one is the main camera.
+        image_size: of `front`, pixels.
+        wrist_size: of `wrist`, pixels.
+
+    Raises:
+        ConfigError: no camera, an unknown one, or a size out of range.
+    """
+    if isinstance(cameras, str) or not cameras or set(cameras) - set(CAMERAS):
+        raise ConfigError(
+            f"cameras={cameras!r}; expected some of {', '.join(CAMERAS)}, e.g. cameras=('front', 'wrist')"
+        )
+    sizes = {"front": height_width(image_size, "image_size"), "wrist": height_width(wrist_size, "wrist_size")}
+    found = tuple(Camera(name, *sizes[name], static=name == "front") for name in cameras)
+    return Specs(ObservationSpec(found, STATE), TABLETOP_ACTION_SPEC)
+
+
+def height_width(size: ImageSize, name: str = "image_size") -> tuple[int, int]:
+    """Height and width in pixels.
+
+    Raises:
+        ConfigError: not one or two whole numbers in range.
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and MIN_SIZE <= n <= MAX_SIZE for n in pair):
+        raise ConfigError(
+            f"{name} must be in {MIN_SIZE}..{MAX_SIZE} pixels, a number or (height, width), got {size}"
+        )
+    return pair

@@ -1,0 +1,87 @@
+"""Which suite a command means, and its environments.
+
+A command takes `--suite NAME`; without it the suite is the one in the bundle's card, and where no bundle says, the
+default one. No simulator is named here.
+
+Example::
+
+    suite = chosen_suite(config.suite, config.bundle)
+    env = real_env(suite, horizon=config.horizon)
+    with evaluation_pool(suite, workers=2, horizon=40, chunk=5) as pool:
+        pool.evaluate(policy, starts)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from worldgym import pretrained
+from worldgym.errors import ConfigError
+from worldgym.evaluation import EvaluationPool
+from worldgym.suite import SINGLE, Suite, load_suite
+
+__all__ = ["chosen_suite", "domain_settings", "evaluation_pool", "known_tasks", "real_env", "suite_of_bundle"]
+
+
+def chosen_suite(name: str | None = None, bundle: str | Path | None = None) -> Suite:
+    """The suite called `name`, else that of the bundle, else the default one.
+
+    Raises:
+        ConfigError: no suite of that name.
+        CheckpointError: the bundle's card is damaged.
+    """
+    return load_suite(name if name is not None or bundle is None else suite_of_bundle(bundle))
+
+
+def suite_of_bundle(bundle: str | Path) -> str | None:
+    """The suite in the card of a bundle; None where it has no card, or one of an earlier version."""
+    folder = Path(bundle).expanduser()
+    if not folder.is_dir():
+        if str(bundle) not in pretrained.names():
+            return None  # whoever needs the bundle says so
+        folder = pretrained.path(str(bundle))
+    found = pretrained.read_card(folder).get("suite")
+    return None if found is None else str(found)
+
+
+def domain_settings(suite: Suite, domain: str | None = None, gap: float = 0.0) -> dict[str, Any]:
+    """Settings of `Suite.make` for a domain; the one that plays the robot when None.
+
+    Raises:
+        ConfigError: the suite has no such domain, or no gap.
+    """
+    domain = suite.domains[0] if domain is None else domain
+    if domain not in suite.domains:
+        raise ConfigError(
+            f"suite {suite.name} has no domain {domain!r}; its domains are {', '.join(suite.domains)}"
+        )
+    if gap and "gap" not in suite.gap_knobs:
+        raise ConfigError(f"suite {suite.name} has no gap between its domains; leave --gap out")
+    return {"domain": domain, "gap": gap} if gap else {"domain": domain}
+
+
+def real_env(suite: Suite, **settings: Any) -> Any:
+    """A single environment of the domain that plays the robot."""
+    return suite.make_single(**domain_settings(suite), **settings)
+
+
+def evaluation_pool(suite: Suite, *, workers: int, **settings: Any) -> EvaluationPool:
+    """Evaluation in worker processes; `settings` as of `Suite.make`, `domain` as in `domain_settings`."""
+    where = {} if "domain" in settings else domain_settings(suite)
+    return EvaluationPool(SINGLE, workers=workers, env_kwargs={"suite": suite.name, **where, **settings})
+
+
+def known_tasks(suite: Suite, tasks: Sequence[str]) -> tuple[str, ...]:
+    """`tasks`, all of which the suite has.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    for task in tasks:
+        if task not in suite.tasks:
+            raise ConfigError(
+                f"unknown task {task!r}; the tasks are {', '.join(suite.tasks)}, those of suite {suite.name}"
+            )
+    return tuple(tasks)
