@@ -83,6 +83,12 @@ class Starts:
             {name: view[index] for name, view in self.views.items()},
         )
 
+    def observation(self) -> Observation:
+        """What a policy is shown at all of them."""
+        seen = Observation(image=self.images, state=self.states, instruction=self.instructions)
+        seen.update({f"image_{name}": view for name, view in self.views.items()})  # type: ignore[typeddict-item]
+        return seen
+
     @classmethod
     def of(cls, starts: ArrayStarts, tasks: Sequence[str] | None = None) -> Starts:
         """The starts of a start set, of these tasks where given.

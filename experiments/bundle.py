@@ -35,7 +35,7 @@ DEMOS = {
     "images": Field("uint8", ("M", "H", "W", 3)),
     "background": Field("uint8", ("H", "W", 3), required=False),
     "states": Field("float", ("M", "S")),
-    "actions": Field("float", ("M", "K", "A")),
+    "actions": Field("float", ("M", "K", "A"), finite=False),  # NaN behind the end of an episode
     "instructions": Field("text", ("M",)),
     "episode": Field("int", ("M",), required=False),
     "goals": Field("float", ("M", "S"), required=False, finite=False),  # NaN where none was recorded

@@ -286,8 +286,7 @@ class Practice:
             return drawn
         if not hasattr(policy, "confidence"):  # one that does not know where it hesitates
             return drawn.select(np.arange(settings.starts))
-        look = {"image": drawn.images, "state": drawn.states, "instruction": drawn.instructions}
-        return drawn.select(policy.confidence(look).argsort()[: settings.starts].cpu().numpy())
+        return drawn.select(policy.confidence(drawn.observation()).argsort()[: settings.starts].cpu().numpy())
 
     def _scalars(self, board: Any, row: dict[str, float]) -> None:
         step = int(row["imagined_steps"])

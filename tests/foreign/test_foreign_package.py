@@ -137,7 +137,7 @@ def test_8_rl_on_two_ray_workers(parts: dict[str, Path], tmp_path: Path) -> None
 
 def test_9_eval(parts: dict[str, Path], tmp_path: Path) -> None:
     run(
-        "eval", "--bundle", parts["bundle"], "--policies", "sft", "--episodes", 4, "--horizon", 10, "--workers", 0,
+        "eval", "--bundle", parts["bundle"], "--policy", "sft", "--episodes", 4, "--horizon", 10, "--workers", 0,
         "--out", tmp_path / "eval.json",
     )  # fmt: skip
     assert (tmp_path / "eval.json").is_file()

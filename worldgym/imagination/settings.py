@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from worldgym.specs import specs_of
+
 HORIZON = 40
 SPREADS = (
     10.0  # standard deviations around the mean that states are bounded by; beyond, a model has lost its way
@@ -57,12 +59,13 @@ def state_bounds(model: Any, starts: Any, low: Bound | None, high: Bound | None)
     """
     config = getattr(model, "config", None)
     mean, std = (getattr(config, f"state_{name}", None) for name in ("mean", "std"))
-    least, most = np.full(model.state_dim, np.inf), np.full(model.state_dim, -np.inf)
-    if mean is not None and std is not None and len(mean) == model.state_dim:
+    dim = specs_of(model).observation.state_dim
+    least, most = np.full(dim, np.inf), np.full(dim, -np.inf)
+    if mean is not None and std is not None and len(mean) == dim:
         spread = SPREADS * np.asarray(std, np.float64)
         least, most = np.asarray(mean) - spread, np.asarray(mean) + spread
         known = getattr(starts, "state_range", None)
-        if known is not None and len(known[0]) == model.state_dim:
+        if known is not None and len(known[0]) == dim:
             least, most = np.minimum(least, known[0]), np.maximum(most, known[1])
     found_low = np.where(np.isfinite(least), least, -np.inf).astype(np.float32)
     found_high = np.where(np.isfinite(most), most, np.inf).astype(np.float32)

@@ -170,7 +170,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             render_mode=render_mode,
             autoreset_mode=autoreset_mode,
         )
-        bounds = [np.broadcast_to(np.asarray(b, np.float32), (model.state_dim,)).copy() for b in (low, high)]
+        bounds = [np.broadcast_to(np.asarray(b, np.float32), (self.observed.state_dim,)).copy() for b in (low, high)]
         self._low, self._high = (torch.as_tensor(b, device=self.device) for b in bounds)
         self._episodes: ImaginedEpisodes | None = None
 
@@ -332,7 +332,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             seen = {key: picture.cpu().numpy().copy() for key, picture in seen.items()}
             state = state.cpu().numpy()
         seen["instruction"] = words
-        return {**seen, "state": state} if self.world_model.state_dim else seen
+        return {**seen, "state": state} if self.observed.state_dim else seen
 
     @property
     def instructions(self) -> list[str]:

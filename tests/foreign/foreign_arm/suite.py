@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from worldgym.imagination.slot_env import SlotVectorEnv, Status
 
 from worldgym.data import Episode, SplitManifest
-from worldgym.imagination.env import single_view
+from worldgym.imagination.batch_of_one import BatchOfOne
+from worldgym.imagination.slot_env import SlotVectorEnv, Status
 from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, StateField
 
 CAMERAS = (Camera("table", 24, 40), Camera("side", 16, 32))
@@ -99,7 +99,7 @@ class ForeignArm:
         return ArmEnv(num_envs, **settings)
 
     def make_single(self, **settings: Any) -> Any:
-        return single_view(ArmEnv(1, **settings))
+        return BatchOfOne(ArmEnv(1, autoreset_mode="Disabled", **settings))
 
     def demonstrate(
         self, env: Any, behaviour: str, *, seed: int, task: str, rng: np.random.Generator, split: str = "seen",
