@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agents.filtered_bc import FilteredBC, FilteredBCConfig
     from agents.grpo import GRPO, GRPOConfig
     from agents.imagination import RealCollector, StartBank, Starts, collect, collect_real
+    from agents.imagined_rl import ImaginedRLConfig, ImaginedRLTrainer, RolloutConfig
     from agents.loading import load_policy
     from agents.rollouts import Rollouts
     from agents.self_imitation import SelfImitation, SelfImitationConfig
@@ -32,6 +33,9 @@ _WHERE = {
     "FilteredBCConfig": "filtered_bc",
     "GRPO": "grpo",
     "GRPOConfig": "grpo",
+    "ImaginedRLConfig": "imagined_rl",
+    "ImaginedRLTrainer": "imagined_rl",
+    "RolloutConfig": "imagined_rl",
     "RealCollector": "imagination",
     "StartBank": "imagination",
     "Starts": "imagination",

@@ -26,7 +26,7 @@ from agents.rollouts import Rollouts
 from agents.simulated import RealCollector, collect_real
 from worldgym.errors import ConfigError
 from worldgym.imagination.episodes import ImaginedEpisodes
-from worldgym.imagination.rollout import Decision, rollout
+from worldgym.imagination.rollout import Decision, Observer, rollout
 from worldgym.imagination.rules import Rules
 from worldgym.imagination.starts import ArrayStarts
 from worldgym.protocols import (
@@ -215,6 +215,7 @@ def collect(
     confirm: int = 1,
     compact_below: float = 0.75,
     keep_frames: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> Rollouts:
     """Imagine `len(starts) * group_size` trajectories and judge them at every chunk's end.
 
@@ -233,6 +234,7 @@ def collect(
         compact_below: finished rows are dropped when the share of running ones falls below this; 0 keeps a
             static batch shape, which `torch.compile` likes.
         keep_frames: decode and keep every imagined frame, for videos.
+        observers: further ones of `worldgym.imagination.rollout`.
 
     Returns:
         rollouts with rows ordered start by start: row `i` belongs to group `i // group_size`.
@@ -254,7 +256,7 @@ def collect(
     def act(observation: Observation, rows: np.ndarray) -> PolicyOutput:
         return policy.act(observation, temperature=temperature, generator=generator)
 
-    result = rollout(act, episodes, observers=[recorder], compact_below=compact_below)
+    result = rollout(act, episodes, observers=[recorder, *observers], compact_below=compact_below)
     out = recorder.rollouts
     out.reward[torch.from_numpy(result.success)] = 1.0
     out.valid[torch.from_numpy(result.invalid)] = False

@@ -90,6 +90,13 @@ class Bundle:
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that it covers: those of its card, else those that its suite records by default."""
+        from worldgym.suite import load_suite
+
+        return tuple(self.card.get("tasks", ())) or load_suite(self.card.get("suite")).default_tasks
+
+    @property
     def policy_folder(self) -> Path:
         """Folder of the SFT policy."""
         return self._part("policy_sft")

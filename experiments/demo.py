@@ -17,8 +17,8 @@ import logging
 from typing import Any
 
 from experiments.bundle import Bundle
-from experiments.demo_settings import CHECK_SEED0, DEFAULT_TASKS, DemoSettings
-from experiments.practice import Practice, save_policy
+from experiments.demo_settings import CHECK_SEED0, DemoSettings
+from experiments.finetune import FineTuning, save_policy
 from experiments.run_folder import AGAIN, RunFolder, versions
 from experiments.suites import chosen_suite, domain_settings
 from worldgym.evaluation import EvalResult, EvaluationPool, PolicyRef, make_starts, shuffle_instructions
@@ -53,13 +53,13 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
 class _Demo:
     def __init__(self, settings: DemoSettings, bundle: Bundle, folder: RunFolder) -> None:
         self.settings, self.bundle, self.folder = settings, bundle, folder
-        self.tasks = settings.tasks or tuple(self.bundle.card.get("tasks", ())) or DEFAULT_TASKS
+        self.tasks = settings.tasks or self.bundle.tasks
         if folder.resumed:
             logger.info("going on with the interrupted run in %s", settings.out)
         self.starts = make_starts(self.tasks, max(1, round(settings.episodes / len(self.tasks))))
-        self.practice = Practice(settings, self.bundle, self.folder, tasks=self.tasks)
+        self.tuning = FineTuning(settings, self.bundle, self.folder, tasks=self.tasks)
         # The workers load the text encoder too; done here first, its modules are compiled only once.
-        embed(self.practice.bank.starts.instructions[:1])
+        embed(self.tuning.starts.starts.instructions[:1])
         self._write_config()
 
     def run(self) -> dict[str, Any]:
@@ -78,11 +78,11 @@ class _Demo:
             sft = PolicyRef(str(self.bundle.policy_folder))
             evaluations = {"sft": self._measure(pool, "sft", sft)}
             board.add_scalar("eval/success_once", evaluations["sft"]["greedy"].rate().mean, 0)
-            verbs = ", ".join(self.practice.verbs)
+            verbs = ", ".join(self.tuning.tasks)
             logger.info(
                 "2/5 practising inside the world model: %s, %d iterations", verbs, settings.iterations
             )
-            history = self.practice.run(board)
+            history = self.tuning.run(board)
             logger.info("3/5 training the BC-only control for as many updates")
             updates = round(sum(row["updates"] for row in history))
             self._clone(updates)
@@ -113,9 +113,9 @@ class _Demo:
             check,
             folder.seconds,
             self.bundle.card,
-            self.practice.judge.name,
+            self.tuning.judge.name,
         )
-        results["practised"] = list(self.practice.verbs)
+        results["practised"] = list(self.tuning.tasks)
         folder.save("results.json", results)
         data = {arm: {mode: r.to_dict() for mode, r in modes.items()} for arm, modes in evaluations.items()}
         folder.save("evaluations.json", data)
@@ -181,7 +181,7 @@ class _Demo:
             )
             trainer = SFT(config)
             for done in range(1, updates + 1):
-                scalars = trainer.update(policy, self.practice.demos)
+                scalars = trainer.update(policy, self.tuning.demos)
                 average_weights(average, policy, min(decay, done / (done + 10)))
                 progress.update(1, loss=scalars["loss"])
             save_policy(average, target)
@@ -206,8 +206,8 @@ class _Demo:
 
             result = run_closed_loop(
                 improved.load(),
-                self.practice.world_model,
-                self.practice.judge,
+                self.tuning.world_model,
+                self.tuning.judge,
                 env,
                 starts,
                 temperature=settings.check_temperature,
@@ -243,7 +243,7 @@ class _Demo:
         data = {
             "settings": self.settings.key(),
             "tasks": list(self.tasks),
-            "practised": list(self.practice.verbs),
+            "practised": list(self.tuning.tasks),
             "bundle": self.bundle.card,
             "versions": versions(),
         }

@@ -1,4 +1,4 @@
-"""Settings of imagined practice and of the demo: what they mean, their defaults, and what `quick` shrinks.
+"""Settings of fine-tuning inside a world model and of the demo, their defaults, and what `quick` shrinks.
 
 Example::
 
@@ -12,20 +12,21 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from worldgym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agents import ImaginedRLConfig
 from worldgym.pretrained import DEFAULT
 
-DEFAULT_TASKS = ("reach", "push", "pick_place")
 CHECK_SEED0 = 11_000_000
 """Starts of the imagination check: held out, and other than the evaluation's."""
-BATCHES_A_SEED = 10_000
 
 
 @dataclass(frozen=True)
-class PracticeSettings:
-    """How a policy practises inside a world model.
+class FineTuneSettings:
+    """How a policy is fine-tuned inside a world model.
 
     Args:
         seed: of everything that is random here.
@@ -132,6 +133,29 @@ class PracticeSettings:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 
+    def sampling(self, policy: Any, temperature: float | None = None) -> Any:
+        """Temperatures of a policy's components: `token_temperature` for its actions where it has goals."""
+        rollout = self.trainer_config().rollout
+        return dataclasses.replace(rollout, temperature=temperature or rollout.temperature).temperatures(policy)
+
+    def trainer_config(self) -> ImaginedRLConfig:
+        """The same as the settings of `agents.ImaginedRLTrainer` and of its parts."""
+        from agents import GRPOConfig, ImaginedRLConfig, RolloutConfig, SelfImitationConfig
+
+        rollout = RolloutConfig(
+            starts=self.starts, start_oversampling=self.hesitation, group_size=self.group,
+            horizon=self.practise_horizon, temperature=self.temperature, action_temperature=self.token_temperature,
+            middle_fraction=self.middle_fraction, threshold=self.threshold, confirm=self.confirm,
+            max_uncertainty=self.max_uncertainty,
+        )  # fmt: skip
+        imitation = SelfImitationConfig(
+            steps=self.imitation_steps, lr=self.imitation_lr, batch_size=self.bc_batch, seed=self.seed,
+            learn=self.learn, demo_share=self.demo_share, min_rate=self.min_rate, discount=1.0,
+        )  # fmt: skip
+        grpo = GRPOConfig(lr=self.lr, updates=self.updates, seed=self.seed, learn=self.learn) if self.lr else None
+        actor = "current" if self.acting == "now" else "initial"
+        return ImaginedRLConfig(rollout, grpo, imitation, self.average, actor, self.seed)  # type: ignore[arg-type]
+
     def key(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
         data = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.ELSEWHERE}
@@ -139,7 +163,7 @@ class PracticeSettings:
 
 
 @dataclass(frozen=True)
-class DemoSettings(PracticeSettings):
+class DemoSettings(FineTuneSettings):
     """Improve a policy inside the bundled world model and measure it in Real.
 
     Args:
@@ -164,7 +188,7 @@ class DemoSettings(PracticeSettings):
     workers: int = 2
 
     SMALL: ClassVar[dict[str, int]] = {
-        **PracticeSettings.SMALL, "horizon": 10, "episodes": 6, "workers": 0, "check_episodes": 4, "clips": 2,
+        **FineTuneSettings.SMALL, "horizon": 10, "episodes": 6, "workers": 0, "check_episodes": 4, "clips": 2,
     }  # fmt: skip
 
     def __post_init__(self) -> None:

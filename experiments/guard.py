@@ -1,15 +1,15 @@
-"""Auditing a policy while it practises: how far imagined success has come away from the truth.
+"""Audits of a policy while it learns inside a world model: how far imagined success exceeds true success.
 
 Why: a policy that is rewarded by a judge learns to please the judge (World-VLA-Loop, arXiv 2602.06508, saw one grasp a
 cup by its back, which passed for success in imagination). So every few rounds the averaged policy acts in imagination
-from fixed starts, its actions are executed in Real, and practice ends when imagined success exceeds the true one by
+from fixed starts, its actions are executed in Real, and learning ends when imagined success exceeds the true one by
 more than a bound. Real's use is counted.
 
 Example::
 
-    guard = Guard(settings, world_model, judge, ("reach", "push"))
-    row |= guard.audit(average)         # audit_imagined, audit_true, audit_gap, audit_episodes, audit_steps
-    guard.trips(row)
+    monitor = RewardHackingMonitor(settings, world_model, judge, ("reach", "push"))
+    row |= monitor.audit(average)       # audit_imagined, audit_true, audit_gap, audit_episodes, audit_steps
+    monitor.trips(row)
 """
 
 from __future__ import annotations
@@ -17,31 +17,37 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from experiments.demo_settings import PracticeSettings
+from experiments.demo_settings import FineTuneSettings
 from experiments.suites import chosen_suite, real_env
 from worldgym.evaluation import Start, make_starts
 from worldgym.protocols import threshold_of
 
 logger = logging.getLogger(__name__)
-GUARD_SEED0 = 18_500_000
+MONITOR_SEED0 = 18_500_000
 """Starts of these audits: held out, and other than those of any measurement."""
 
 
-class Guard:
-    """The audit of one practice; off unless `settings.audit_every`.
+class RewardHackingMonitor:
+    """The audits of one fine-tuning; off unless `settings.audit_every`.
 
     Args:
         settings: how often, on how many episodes, and how wide a gap is too wide.
-        world_model: that is practised in.
-        judge: whose reward is practised on.
-        verbs: that are practised.
+        world_model: that the policy learns in.
+        judge: whose reward it learns from.
+        tasks: that it learns.
+        start_seed: of the audits' starts.
     """
 
     def __init__(
-        self, settings: PracticeSettings, world_model: Any, judge: Any, verbs: tuple[str, ...]
+        self,
+        settings: FineTuneSettings,
+        world_model: Any,
+        judge: Any,
+        tasks: tuple[str, ...],
+        start_seed: int = MONITOR_SEED0,
     ) -> None:
-        self.settings, self.world_model, self.judge, self.verbs = settings, world_model, judge, verbs
-        self.start_seed = GUARD_SEED0
+        self.settings, self.world_model, self.judge, self.tasks = settings, world_model, judge, tasks
+        self.start_seed = start_seed
 
     def due(self, rounds: int) -> bool:
         """Whether an audit comes after so many rounds."""
@@ -49,9 +55,9 @@ class Guard:
         return every > 0 and rounds % every == 0
 
     def starts(self) -> list[Start]:
-        """Of the audits, verbs alike."""
-        each = max(1, round(self.settings.audit_episodes / len(self.verbs)))
-        return make_starts(self.verbs, each, self.start_seed)
+        """Of the audits, as many of each task."""
+        each = max(1, round(self.settings.audit_episodes / len(self.tasks)))
+        return make_starts(self.tasks, each, self.start_seed)
 
     def audit(self, policy: Any) -> dict[str, float]:
         """Act in imagination, greedily; execute in Real; compare. The same starts every time, all of them paired."""
@@ -81,12 +87,12 @@ class Guard:
         return found
 
     def trips(self, row: dict[str, float]) -> bool:
-        """Whether practice must end after a round with these scalars."""
+        """Whether learning must end after a round with these scalars."""
         gap = row.get("audit_gap")
         if gap is None or gap <= self.settings.audit_bound:
             return False
         logger.warning(
-            "practice ends after round %d: imagined success %.2f, true success %.2f from the same starts, a gap beyond "
+            "learning ends after round %d: imagined success %.2f, true success %.2f from the same starts, a gap beyond "
             "%.2f. What was learned last pleases judge %s and not Real",
             row["iteration"], row["audit_imagined"], row["audit_true"], self.settings.audit_bound, self.judge.name,
         )  # fmt: skip

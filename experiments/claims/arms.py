@@ -34,8 +34,8 @@ import numpy as np
 from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
 from experiments.claims.presets import SPLITS
 from experiments.claims.streams import own_streams
-from experiments.demo_settings import PracticeSettings
-from experiments.practice import Practice, sampling, save_policy
+from experiments.demo_settings import FineTuneSettings
+from experiments.finetune import FineTuning, save_policy
 from experiments.run_folder import RunFolder, finite, versions
 from worldgym.evaluation import PolicyRef
 
@@ -81,8 +81,8 @@ class Arm:
     seeded: bool = True
 
 
-class Way:
-    """Measurements during a practice, in place of its guard: true and imagined success of the averaged policy.
+class LearningCurveProbe:
+    """Measurements during learning, in place of the monitor: true and imagined success of the averaged policy.
 
     Nothing is learned from them; they are counted apart from the budget.
     """
@@ -96,7 +96,7 @@ class Way:
         return rounds % self.lab.preset.every == 0
 
     def audit(self, policy: Any) -> dict[str, float]:
-        """Success from the starts of the way."""
+        """Success from the starts of the learning curve."""
         with own_streams("audit"):
             result = self.lab.pool(domain="real").evaluate(policy, self.starts)
         row = {"audit_true": result.rate().mean, "audit_episodes": float(len(self.starts))}
@@ -159,7 +159,7 @@ def _bc_only(lab: Lab, seed: int, folder: Path) -> Trained:
 
 
 def clone(
-    lab: Lab, settings: PracticeSettings, demos: Any, budget: dict[str, float], begin: Path | None = None
+    lab: Lab, settings: FineTuneSettings, demos: Any, budget: dict[str, float], begin: Path | None = None
 ) -> Trained:
     """As many supervised updates on demonstrations as imagined RL takes in all, averaged likewise.
 
@@ -199,7 +199,7 @@ def filtered_bc(episodes: int | None = None) -> Callable[[Lab, int, Path], Train
         with RealCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
                 policy, *starts, group_size=1, horizon=lab.preset.measured,
-                temperature=sampling(policy, 1.0, settings.token_temperature), generator=_generator(seed),
+                temperature=settings.sampling(policy, 1.0), generator=_generator(seed),
             )  # fmt: skip
         budget = {"real_episodes": float(len(rollouts)), "real_steps": float(rollouts.frames_used)}
         return imitate(lab, settings, lab.bundle.demonstrations(), rollouts, budget)
@@ -208,7 +208,7 @@ def filtered_bc(episodes: int | None = None) -> Callable[[Lab, int, Path], Train
 
 
 def imitate(
-    lab: Lab, settings: PracticeSettings, demos: Any, rollouts: Any, budget: dict[str, float]
+    lab: Lab, settings: FineTuneSettings, demos: Any, rollouts: Any, budget: dict[str, float]
 ) -> Trained:
     """Clone `demos`, and the successes among `rollouts` beside them, for as many updates as practice takes."""
     from agents import SelfImitation, SelfImitationConfig, average_weights
@@ -281,7 +281,7 @@ def simulated(
 
 
 @dataclass(frozen=True)
-class Asked:
+class SimulatorStarts:
     """How many starts a simulator is asked for, in place of logged frames."""
 
     count: int
@@ -294,7 +294,7 @@ class Asked:
 
 
 def practise(
-    lab: Lab, settings: PracticeSettings, gather: Callable[..., Any] | None, spent: str, imagined: bool,
+    lab: Lab, settings: FineTuneSettings, gather: Callable[..., Any] | None, spent: str, imagined: bool,
     begin: Path | None = None, demos: Any | None = None,
 ) -> Trained:  # fmt: skip
     """Rounds of practice.
@@ -309,13 +309,15 @@ def practise(
         demos: in place of the bundle's demonstrations.
     """
     run = RunFolder(settings.out, settings.key())
-    practice = Practice(settings, lab.bundle, run, gather=gather, policy=begin, tasks=lab.tasks)
-    practice.demos = practice.demos if demos is None else demos
-    practice.guard = Way(lab, imagined)  # type: ignore[assignment]
+    draw = None
     if gather is not None:
-        practice.starts_of = lambda policy, rng: Asked(settings.starts, settings.hesitation, settings.seed)
+        draw = lambda policy, rng: SimulatorStarts(settings.starts, settings.hesitation, settings.seed)  # noqa: E731
+    tuning = FineTuning(
+        settings, lab.bundle, run, gather=gather, policy=begin, tasks=lab.tasks, demos=demos, draw=draw,
+        monitor=LearningCurveProbe(lab, imagined),
+    )  # fmt: skip
     with run.board() as board:
-        history = practice.run(board)
+        history = tuning.run(board)
     run.finish()
     seconds = np.cumsum([sum(v for k, v in row.items() if k.startswith("seconds_")) for row in history])
     way = [

@@ -34,8 +34,8 @@ WORLDS = {"imagined": "looked/imagined", "soft": "looked/soft", "real": "looked/
 def _disturbed(share: float) -> Arm:
     def train(lab: Lab, seed: int, folder: Path) -> Trained:
         from experiments.claims.arms import saved
+        from experiments.finetune import save_policy
         from experiments.graded_policies import graded_policies
-        from experiments.practice import save_policy
 
         worse = graded_policies(lab.bundle.policy(), (share,), (), seed)[0].policy
         save_policy(worse, folder / "policy")

@@ -41,15 +41,13 @@ def mixture(lab: Lab, seed: int) -> dict[str, Any]:
     def make() -> dict[str, Any]:
         from agents import RealCollector
         from agents.advantage import log_rows, value_targets
-        from experiments.practice import sampling
-
         settings, policy = lab.preset.practice(seed, lab.work), lab.bundle.policy()
         rng = np.random.default_rng([seed, 19])
         chosen, verbs = some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS)
         with RealCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
                 policy, chosen, verbs, group_size=1, horizon=lab.preset.measured,
-                temperature=sampling(policy, 1.0, settings.token_temperature),
+                temperature=settings.sampling(policy, 1.0),
                 generator=torch.Generator().manual_seed(seed),
             )  # fmt: skip
         logs, episode, chunk = log_rows(rollouts)
@@ -109,7 +107,7 @@ def condition(lab: Lab, seed: int, folder: Path, told: str) -> Trained:
     from agents import average_weights
     from agents.advantage import AdvantageConditioned, AdvantageConfig, advantages, indicators
     from agents.conditioned import ConditionedPolicy
-    from experiments.practice import save_policy
+    from experiments.finetune import save_policy
     from worldgym.training.foresight import foresee
 
     settings, parts = lab.preset.practice(seed, folder), mixture(lab, seed)

@@ -27,7 +27,6 @@ from experiments.bundle import Bundle, folder_hash
 from experiments.claims.presets import SPLITS, ClaimPreset
 from experiments.claims.records import pack
 from experiments.claims.streams import own_streams
-from experiments.demo_settings import DEFAULT_TASKS
 from experiments.suites import chosen_suite, evaluation_pool, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvaluationPool, PolicyRef, Start, make_starts
@@ -62,7 +61,7 @@ class Lab:
         self.preset, self.work, self.workers = preset, work, workers
         self.bundle = Bundle.find(preset.bundle)
         self.suite = chosen_suite(None, preset.bundle)
-        self.tasks = tuple(self.bundle.card.get("tasks", ())) or DEFAULT_TASKS
+        self.tasks = self.bundle.tasks
         self.sft = PolicyRef(str(self.bundle.policy_folder))
         self._stack = ExitStack()
         self._pools: dict[str, EvaluationPool] = {}

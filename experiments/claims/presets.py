@@ -2,7 +2,7 @@
 
 Example::
 
-    PRESETS["small"].practice(seed=0, out="runs/claims/small/imagined_rl-0")     # PracticeSettings
+    PRESETS["small"].practice(seed=0, out="runs/claims/small/imagined_rl-0")     # FineTuneSettings
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.demo_settings import PracticeSettings
+from experiments.demo_settings import FineTuneSettings
 
 SPLITS = ("seen", "unseen_combination", "unseen_object", "unseen_instruction", "unseen_scene")
 """Splits that the bundled checkpoint's verbs have; `unseen_task` is a verb that it does not cover."""
@@ -60,14 +60,14 @@ class ClaimPreset:
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     budgets: tuple[int, ...] = (50, 100, 200, 400, 800)
 
-    def practice(self, seed: int, out: Path, **changes: object) -> PracticeSettings:
+    def practice(self, seed: int, out: Path, **changes: object) -> FineTuneSettings:
         """Settings of one practice."""
         values: dict[str, object] = {
             "seed": seed, "out": out, "bundle": self.bundle, "iterations": self.rounds, "starts": self.starts,
             "group": self.group, "practise_horizon": self.horizon, "imitation_steps": self.imitation_steps,
             "bc_batch": self.batch,
         }  # fmt: skip
-        return PracticeSettings(**{**values, **changes})  # type: ignore[arg-type]
+        return FineTuneSettings(**{**values, **changes})  # type: ignore[arg-type]
 
 
 PRESETS = {

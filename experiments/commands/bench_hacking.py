@@ -28,8 +28,9 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.commands.bench_best_of import parse
-from experiments.demo_settings import PracticeSettings
-from experiments.practice import Practice
+from experiments.demo_settings import FineTuneSettings
+from experiments.finetune import FineTuning, practised
+from experiments.guard import MONITOR_SEED0, RewardHackingMonitor
 from experiments.run_folder import RunFolder, finite, versions
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
@@ -154,7 +155,7 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     judge, drop = make_judge(
         text, bundle, getattr(bundle.world_model(), "tokenizer", None), config.judge_keys
     )
-    settings = PracticeSettings(
+    settings = FineTuneSettings(
         seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
         lr=config.lr, updates=config.updates, imitation_steps=config.imitation_steps, demo_share=config.demo_share,
         average=config.average, practise_horizon=config.horizon, hesitation=1, temperature=config.temperature,
@@ -166,16 +167,19 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     folder = RunFolder(out, facts)
     if (known := folder.read("finished")) is not None:
         return dict(known)
-    practice = Practice(settings, bundle, folder, judge=judge)
     if drop:
-        bound = doubt(practice, 1 - drop)
-        practice.settings = replace(settings, max_uncertainty=bound)
-    practice.guard.start_seed += 10_000 * seed
-    practice.bank = bank_of(practice.guard.starts(), chosen_suite(None, practice.settings.bundle))
-    looks = [{"round": 0.0, "steps": 0.0, **practice.guard.audit(practice.policy())}]
-    practice.stop_at = config.stop
-    with practice.folder.board() as board:
-        history = practice.run(board)
+        bound = uncertainty_quantile(settings, bundle, judge, 1 - drop)
+        settings = replace(settings, max_uncertainty=bound)
+    monitor = RewardHackingMonitor(
+        settings, bundle.world_model(), judge, practised(settings, bundle), MONITOR_SEED0 + 10_000 * seed
+    )
+    starts = bank_of(monitor.starts(), chosen_suite(None, config.bundle))
+    tuning = FineTuning(
+        settings, bundle, folder, judge=judge, starts=starts, monitor=monitor, stop_at=config.stop
+    )
+    looks = [{"round": 0.0, "steps": 0.0, **monitor.audit(tuning.policy())}]
+    with folder.board() as board:
+        history = tuning.run(board)
     looks += [
         {"round": row["iteration"], "steps": row["imagined_steps"]}
         | {k: v for k, v in row.items() if k.startswith("audit_")}
@@ -202,31 +206,32 @@ def bank_of(starts: Sequence[Start], suite: Suite) -> Any:
     return StartBank(Starts(seen["image"], seen["state"], seen["instruction"], tasks, steps))
 
 
-def doubt(practice: Practice, quantile: float) -> float:
-    """The world model's doubt that this share of the first policy's imagined episodes never exceeds."""
+def uncertainty_quantile(settings: FineTuneSettings, bundle: Bundle, judge: Any, quantile: float) -> float:
+    """The model uncertainty that this share of the first policy's imagined episodes never exceeds."""
     import torch
 
     from agents import collect
 
-    settings = practice.settings
     rng = np.random.default_rng(settings.seed)
-    starts = practice.bank.sample(2 * settings.starts, rng, middle_fraction=settings.middle_fraction)
+    bank = bundle.start_bank(practised(settings, bundle))
+    starts = bank.sample(2 * settings.starts, rng, middle_fraction=settings.middle_fraction)
     worst: list[torch.Tensor] = []
 
-    class Watching:
-        """The world model, its doubts kept."""
+    class Uncertainties:
+        """An observer of the rollout that keeps the uncertainty of every step."""
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(practice.world_model, name)
+        decode: Literal["last"] = "last"
 
-        def step(self, state: Any, actions: Any, **how: Any) -> Any:
-            after, dream = practice.world_model.step(state, actions, **how)
-            worst.append(dream.uncertainty)
-            return after, dream
+        def begin(self, episodes: Any) -> None:
+            """Nothing to prepare."""
+
+        def __call__(self, decision: Any) -> None:
+            worst.append(decision.step.imagined.uncertainty)
 
     collect(
-        Watching(), practice.judge, practice.policy(), starts, group_size=1, horizon=settings.practise_horizon,
+        bundle.world_model(), judge, bundle.policy(), starts, group_size=1, horizon=settings.practise_horizon,
         threshold=1.01, compact_below=0.0, generator=torch.Generator().manual_seed(settings.seed),
+        observers=[Uncertainties()],
     )  # fmt: skip
     return float(torch.stack(worst).amax(0).quantile(quantile))
 

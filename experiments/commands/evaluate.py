@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bundle import Bundle
-from experiments.demo_settings import DEFAULT_TASKS
 from experiments.policies import PolicyChoice
 from experiments.run_folder import versions
 from experiments.suites import chosen_suite, domain_settings, evaluation_pool, known_tasks
@@ -25,6 +24,7 @@ from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, make_starts, paired_bootstrap
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
+from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -121,8 +121,8 @@ def covered_tasks(bundle: str) -> tuple[str, ...]:
         CheckpointError: no such bundle, or a damaged card.
     """
     if bundle == BUNDLED and bundle not in pretrained.names() and not Path(bundle).is_dir():
-        return DEFAULT_TASKS  # an installation without weights measures policies of its own
-    return tuple(Bundle.find(bundle).card.get("tasks", ())) or DEFAULT_TASKS
+        return load_suite().default_tasks  # an installation without weights measures policies of its own
+    return Bundle.find(bundle).tasks
 
 
 def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any]:

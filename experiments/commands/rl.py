@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.bundle import Bundle
-from experiments.demo_settings import PracticeSettings
+from experiments.demo_settings import FineTuneSettings
+from experiments.finetune import FineTuning
 from experiments.policies import policy_folder
-from experiments.practice import Practice
 from experiments.run_folder import AGAIN, RunFolder, versions
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RlConfig(PracticeSettings):
+class RlConfig(FineTuneSettings):
     """Improve a policy inside a world model.
 
     Args:
@@ -60,7 +60,7 @@ class RlConfig(PracticeSettings):
     piece: int = 8
     address: str | None = None
 
-    ELSEWHERE: ClassVar[set[str]] = PracticeSettings.ELSEWHERE | {"gpus", "address", "cache", "judge_keys"}
+    ELSEWHERE: ClassVar[set[str]] = FineTuneSettings.ELSEWHERE | {"gpus", "address", "cache", "judge_keys"}
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -86,10 +86,10 @@ def run(config: RlConfig) -> int:
         return tell(config, folder.read("history"), judge.name)
     if folder.resumed:
         logger.info("going on with the interrupted run in %s", config.out)
-    practice = Practice(config, bundle, folder, policy=begin, judge=judge)
+    tuning = FineTuning(config, bundle, folder, policy=begin, judge=judge)
     facts = {
         "settings": config.key(),
-        "practised": list(practice.verbs),
+        "practised": list(tuning.tasks),
         "bundle": bundle.card,
         "versions": versions(),
     }
@@ -97,12 +97,12 @@ def run(config: RlConfig) -> int:
     if not config.workers:
         torch.set_num_threads(config.threads)
     with ExitStack() as stack, folder.board() as board:
-        practice.gather = gatherer(config, practice, stack)
+        tuning.gather = gatherer(config, tuning, stack)
         board.add_text("hparams", "\n".join(f"- {k}: {v}" for k, v in config.key().items()))
-        history = practice.run(board)
+        history = tuning.run(board)
     folder.save("history.json", history)
     folder.finish()
-    return tell(config, history, practice.judge.name)
+    return tell(config, history, tuning.judge.name)
 
 
 def tell(config: RlConfig, history: list[dict[str, float]], judge: str) -> int:
@@ -128,21 +128,21 @@ def audited(history: list[dict[str, float]]) -> str:
     )
 
 
-def gatherer(config: RlConfig, practice: Practice, stack: ExitStack) -> Callable[..., Any]:
+def gatherer(config: RlConfig, tuning: FineTuning, stack: ExitStack) -> Callable[..., Any]:
     """How a round is imagined: in this process, or by a pool that `stack` closes."""
     from agents.rollout_pool import RolloutPool, collect_in_pieces
 
     if not config.workers:
-        parts = (practice.world_model, practice.judge)
+        parts = (tuning.world_model, tuning.judge)
         return lambda policy, starts, number, settings: collect_in_pieces(
-            *parts, policy, starts, seed=practice.stream(number), piece=config.piece, **settings
+            *parts, policy, starts, seed=tuning.stream(number), piece=config.piece, **settings
         )
     pool = stack.enter_context(
         RolloutPool(
-            practice.world_model, practice.judge, config.workers, threads=config.threads, gpus=config.gpus,
+            tuning.world_model, tuning.judge, config.workers, threads=config.threads, gpus=config.gpus,
             address=config.address,
         )
     )  # fmt: skip
     return lambda policy, starts, number, settings: pool.collect(
-        policy, starts, seed=practice.stream(number), piece=config.piece, **settings
+        policy, starts, seed=tuning.stream(number), piece=config.piece, **settings
     )

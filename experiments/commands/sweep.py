@@ -1,4 +1,4 @@
-"""`worldgym sweep`: many practices with other settings, on Ray Tune: this machine, or a cluster.
+"""`worldgym sweep`: many fine-tunings with different settings, on Ray Tune: this machine, or a cluster.
 
 Trials are compared by imagined success over their last five rounds, the worse half is stopped early (ASHA, Li et al.
 2020), and each keeps its run folder, so a sweep that was stopped goes on where every trial was. Imagined success can be
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bundle import Bundle
-from experiments.demo_settings import PracticeSettings
+from experiments.demo_settings import FineTuneSettings
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text, read_sealed, write_sealed
@@ -145,8 +145,8 @@ def parse_space(texts: tuple[str, ...]) -> dict[str, list[Any] | tuple[str, floa
     Raises:
         ConfigError: not of the form, an unknown setting, or a value of another type.
     """
-    kinds = typing.get_type_hints(PracticeSettings)
-    known = [f.name for f in dataclasses.fields(PracticeSettings) if f.name not in FIXED]
+    kinds = typing.get_type_hints(FineTuneSettings)
+    known = [f.name for f in dataclasses.fields(FineTuneSettings) if f.name not in FIXED]
     space: dict[str, list[Any] | tuple[str, float, float]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
@@ -282,17 +282,17 @@ def tuner(tune: Any, config: SweepConfig) -> Any:
 
 
 def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
-    """One practice, reporting each round to Tune; runs on a worker."""
+    """One fine-tuning, reporting each round to Tune; runs on a worker."""
     import numpy as np
     import torch
     from ray import tune
 
-    from experiments.practice import Practice
+    from experiments.finetune import FineTuning
     from experiments.run_folder import RunFolder
 
     torch.set_num_threads(fixed["threads"])
     out = Path(fixed["sweep"]) / "trials" / tune.get_context().get_trial_id()
-    settings = PracticeSettings(
+    settings = FineTuneSettings(
         out=out,
         bundle=fixed["bundle"],
         quick=fixed["quick"],
@@ -300,9 +300,9 @@ def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
     )
     bundle = Bundle.find(settings.bundle)
     folder = RunFolder(out, {**settings.key(), "parts": bundle.fingerprint()})
-    practice = Practice(settings, bundle, folder)
+    tuning = FineTuning(settings, bundle, folder)
     # A resumed trial knows its earlier rounds, so that it is compared by the same mean as one that never stopped.
-    before = practice.remembered()
+    before = tuning.remembered()
     recent = [row["success_rate"] for row in before]
 
     def report(row: dict[str, float]) -> None:
@@ -313,7 +313,7 @@ def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
         tune.report({**values, METRIC: success, "policy": str(out / "policy")})
 
     with folder.board() as board:
-        history = practice.run(board, report)
+        history = tuning.run(board, report)
     if len(before) == len(history):  # it ended before Ray had noted its last round
         recent.pop()
         report(history[-1])

@@ -9,9 +9,15 @@ import pytest
 
 from experiments.bundle import Bundle
 from experiments.cli import main
-from experiments.commands.bench_hacking import BenchHackingConfig, doubt, make_judge, of_judge, one
-from experiments.demo_settings import PracticeSettings
-from experiments.practice import Practice
+from experiments.commands.bench_hacking import (
+    BenchHackingConfig,
+    make_judge,
+    of_judge,
+    one,
+    uncertainty_quantile,
+)
+from experiments.demo_settings import FineTuneSettings
+from experiments.finetune import FineTuning
 from experiments.run_folder import RunFolder
 from worldgym.errors import CheckpointError, ConfigError
 
@@ -55,23 +61,24 @@ def test_a_run_ends_when_imagined_success_is_high_enough(bundle, tmp_path):
         bundle=str(bundle), rounds=5, every=1, starts=3, group=2, out=tmp_path,
     )  # fmt: skip
     found = Bundle.find(bundle)
-    settings = PracticeSettings(
+    settings = FineTuneSettings(
         out=tmp_path / "own", iterations=5, starts=2, group=2, audit_every=1, audit_episodes=4
     )  # fmt: skip
-    practice = Practice(settings, found, RunFolder(settings.out, settings.key()), judge=Pleased())
-    practice.stop_at = 0.95
+    tuning = FineTuning(
+        settings, found, RunFolder(settings.out, settings.key()), judge=Pleased(), stop_at=0.95
+    )
 
     class Quiet:
         def add_scalar(self, *args): ...
 
-    assert len(practice.run(Quiet())) == 1
+    assert len(tuning.run(Quiet())) == 1
     assert one(config, found, "bundled", 0)["looks"][0]["round"] == 0
 
 
 def test_doubt_is_a_quantile_of_what_the_world_model_says_of_itself(bundle, tmp_path):
-    settings = PracticeSettings(out=tmp_path, starts=2, group=2, practise_horizon=10)
-    practice = Practice(settings, Bundle.find(bundle), RunFolder(settings.out, settings.key()))
-    low, high = doubt(practice, 0.1), doubt(practice, 0.9)
+    settings = FineTuneSettings(out=tmp_path, starts=2, group=2, practise_horizon=10)
+    found = Bundle.find(bundle)
+    low, high = (uncertainty_quantile(settings, found, found.judge(), share) for share in (0.1, 0.9))
     assert 0 < low <= high and np.isfinite(high)
 
 

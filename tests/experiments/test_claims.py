@@ -280,19 +280,24 @@ def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
 
 
 def test_iter_sft_keeps_asking_the_first_policy(lab, tmp_path):
-    from experiments.practice import Practice
+    from agents import collect
+    from experiments.finetune import FineTuning
     from experiments.run_folder import RunFolder
 
     how = lab.preset.practice(0, tmp_path, lr=0.0, acting="first", iterations=2)
-    practice = Practice(how, lab.bundle, RunFolder(tmp_path, how.key()), tasks=lab.tasks)
     asked = []
-    collect = practice.gather
-    practice.gather = lambda policy, *rest: asked.append(policy) or collect(policy, *rest)
+
+    def gather(policy, starts, number, settings):
+        asked.append(policy)
+        return collect(lab.world_model, lab.judge, policy, starts, **settings)
+
+    tuning = FineTuning(how, lab.bundle, RunFolder(tmp_path, how.key()), gather, tasks=lab.tasks)
 
     class Quiet:
         def add_scalar(self, *args): ...
 
-    practice.run(Quiet())
+    tuning.run(Quiet())
+    assert len(asked) == 2
     first = lab.bundle.policy().state_dict()
     for policy in asked:
         assert all((first[k] == v).all() for k, v in policy.state_dict().items())

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from agents import ImaginedRLTrainer
 from experiments.clips import choose
 from experiments.demo import DemoSettings, run_demo
 from experiments.demo_results import table
-from experiments.practice import Practice
+from experiments.finetune import FineTuning
 from worldgym.errors import CheckpointError, ConfigError
 
 SCHEMA = (
@@ -93,7 +94,7 @@ def test_a_finished_run_is_shown_and_not_run_again(bundle, demo, monkeypatch, ca
     out, results = demo
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     with monkeypatch.context() as patch:
-        patch.setattr(Practice, "run", lambda *_: pytest.fail("it practised"))
+        patch.setattr(FineTuning, "run", lambda *_: pytest.fail("it practised"))
         again = run_demo(DemoSettings(out=out, bundle=str(bundle), quick=True))
     assert table(again) == table(results) and "--fresh" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -103,15 +104,16 @@ def test_a_finished_run_is_shown_and_not_run_again(bundle, demo, monkeypatch, ca
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(bundle, demo, tmp_path, monkeypatch):
     settings = DemoSettings(out=tmp_path / "run", bundle=str(bundle), quick=True)
-    original, calls = Practice.iteration, []
+    original, calls = ImaginedRLTrainer.round, []
 
-    def stopped(self, policy, improver, imitation, number, history):
+    def stopped(self):
+        number = len(self.history)
         calls.append(number)
         if number == 1 and len(calls) == 2:
             raise KeyboardInterrupt
-        return original(self, policy, improver, imitation, number, history)
+        return original(self)
 
-    monkeypatch.setattr(Practice, "iteration", stopped)
+    monkeypatch.setattr(ImaginedRLTrainer, "round", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_demo(settings)
     with pytest.raises(ConfigError, match="fresh"):
@@ -158,17 +160,18 @@ def test_a_run_stopped_after_practice_trains_the_same_control(
 
 def test_a_damaged_round_says_how_to_start_over(bundle, tmp_path, monkeypatch):
     settings = DemoSettings(out=tmp_path / "run", bundle=str(bundle), quick=True)
-    original = Practice.iteration
+    original = ImaginedRLTrainer.round
 
-    def stopped(self, policy, improver, imitation, number, history):
+    def stopped(self):
+        number = len(self.history)
         if number == 1:
             raise KeyboardInterrupt
-        return original(self, policy, improver, imitation, number, history)
+        return original(self)
 
-    monkeypatch.setattr(Practice, "iteration", stopped)
+    monkeypatch.setattr(ImaginedRLTrainer, "round", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_demo(settings)
-    monkeypatch.setattr(Practice, "iteration", original)
+    monkeypatch.setattr(ImaginedRLTrainer, "round", original)
     weights = settings.out / "state" / "round-00001" / "average" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1

@@ -11,9 +11,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from agents import ImaginedRLTrainer
 from experiments.cli import main
 from experiments.commands.rl import RlConfig, run
-from experiments.practice import Practice
 from worldgym.errors import ConfigError
 
 
@@ -38,15 +38,16 @@ def test_a_policy_practises_and_the_run_says_how_to_measure_it(bundle, tmp_path,
 def test_a_stopped_run_goes_on_at_its_last_round_and_ends_the_same(bundle, tmp_path, monkeypatch):
     config = RlConfig(bundle=str(bundle), out=tmp_path / "whole", quick=True, piece=1)
     assert run(config) == 0
-    original, calls = Practice.iteration, []
+    original, calls = ImaginedRLTrainer.round, []
 
-    def stopped(self, policy, improver, imitation, number, history):
+    def stopped(self):
+        number = len(self.history)
         calls.append(number)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(self, policy, improver, imitation, number, history)
+        return original(self)
 
-    monkeypatch.setattr(Practice, "iteration", stopped)
+    monkeypatch.setattr(ImaginedRLTrainer, "round", stopped)
     parted = RlConfig(bundle=str(bundle), out=tmp_path / "parted", quick=True, piece=1)
     with pytest.raises(KeyboardInterrupt):
         run(parted)
@@ -146,7 +147,7 @@ def test_another_policy_to_begin_with_is_another_run(bundle, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Practice, "iteration", stopped)
+        patch.setattr(ImaginedRLTrainer, "round", stopped)
         assert main(settings) == 130
     (policy / "notes.txt").write_text("trained again")
     assert main(settings) == 2 and "parts: there" in capsys.readouterr().err

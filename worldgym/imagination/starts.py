@@ -128,7 +128,7 @@ class ArrayStarts:
         path = Path(path)
         if not path.exists():
             raise CheckpointError(
-                f"no start set at {path}; `make pretrained` rebuilds the bundled one, ArrayStarts.save writes"
+                f"no start set at {path}, the file is missing; `make pretrained` rebuilds the bundled one, ArrayStarts.save writes"
                 " another"
             )
         remedy = (
