@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from experiments.checks import check_numbers
-from experiments.registered_training import train_registered
-from experiments.tokenizers import read_tokenizer
-from experiments.training_run import Hand, claim, identity, require_preset, require_size, with_hand
+from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.registered_training import train_registered
+from experiments.pipelines.tokenizers import read_tokenizer
+from experiments.pipelines.training_run import Hand, claim, identity, require_preset, require_size, with_hand
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.registry import WORLD_MODELS
 from worldgym.specs import check_observations
@@ -155,7 +155,7 @@ def run(config: TrainWorldModelConfig) -> int:
         data.odds = equal_shares(data.odds, np.repeat(np.array(arrays.tasks), np.diff(arrays.offsets)))
     job = Job(config, facts)
     if config.address is not None:
-        from experiments.ray_training import on_ray
+        from experiments.pipelines.ray_training import on_ray
 
         on_ray(train_stages, job, model, data, config.processes, config.address, config.out)
     elif config.processes == 1:

@@ -47,7 +47,7 @@ class FakeDataset:
 def typed(bundle, tmp_path, monkeypatch):
     """The command line of a bundle in `tmp_path/out`, whose parts are a tiny bundle's."""
     monkeypatch.setattr("worldgym.data.EpisodeDataset", FakeDataset)
-    monkeypatch.setattr("agents.sft.demonstrations", lambda arrays, count: [])
+    monkeypatch.setattr("agents.algorithms.sft.demonstrations", lambda arrays, count: [])
     monkeypatch.setattr(
         command, "write_starts", lambda path, *rest: shutil.copyfile(bundle / path.name, path)
     )

@@ -170,7 +170,7 @@ def test_a_bundle_of_registered_parts_is_copied_whole_and_loads(parts, bundle, t
     from experiments.commands import bundle as command
 
     data = data_of(tmp_path)
-    monkeypatch.setattr("agents.sft.demonstrations", lambda arrays, count: [])
+    monkeypatch.setattr("agents.algorithms.sft.demonstrations", lambda arrays, count: [])
     monkeypatch.setattr(
         command, "write_starts", lambda path, *rest: shutil.copyfile(bundle / path.name, path)
     )
@@ -280,7 +280,7 @@ def test_list_shows_them_with_their_source(installed, capsys):
     assert main(["list"]) == 0
     said = capsys.readouterr().out
     assert "their_judge  other_parts:Judge" in said and "traj     other_parts:Format" in said
-    assert "learned      rewards.learned:LearnedJudge" in said and "other_parts" not in sys.modules
+    assert "learned      rewards.models.learned:LearnedJudge" in said and "other_parts" not in sys.modules
     assert main(["list", "--kinds", "policies"]) == 0
     assert "judges" not in capsys.readouterr().out
     assert main(["list", "--kinds", "polices"]) == 2

@@ -25,15 +25,15 @@ from made_up_suite import (
 )  # fmt: skip
 
 import worldgym  # noqa: F401
-from agents.imagination import StartBank, Starts, collect
-from agents.simulated import RealCollector
+from agents.rollouts.imagined import StartBank, Starts, collect
+from agents.rollouts.simulated import RealCollector
 from envs.tabletop.suite import TabletopSuite
 from experiments.suites import domain_settings, evaluation_pool, known_tasks
 from worldgym.data import EpisodeDataset
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import make_starts
 from worldgym.imagination import ArrayStarts, WorldModelEnv, WorldModelVectorEnv
-from worldgym.imagination.recording import RecordDataset
+from worldgym.imagination.adapters.recording import RecordDataset
 from worldgym.imagination.registry import make_imagined
 from worldgym.protocols import PolicyOutput
 from worldgym.registry import SUITES
