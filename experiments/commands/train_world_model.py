@@ -206,16 +206,16 @@ def _initial(folder: Path, dataset: EpisodeDataset, tokenizer: FrameTokenizer | 
         raise ConfigError(
             f"--initial {folder} is a {type(model).__name__}; training goes on from type video only"
         )
-    seen = model.specs.observation
-    check_observations(
-        dataset.specs.observation, seen, f"the dataset {dataset.root}", f"the world model {folder}"
-    )
     here, there = (dataset.action_spec.dim, dataset.state_dim), (model.action_dim, model.state_dim)
     if here != there:
         raise ConfigError(
             f"--initial {folder} takes {there[0]} dimensions of action and {there[1]} of proprioception, and the "
             f"dataset has {here[0]} and {here[1]}; leave --initial out, and train afresh with --tokenizer"
         )
+    seen = model.specs.observation
+    check_observations(
+        dataset.specs.observation, seen, f"the dataset {dataset.root}", f"the world model {folder}"
+    )
     if tokenizer is not None and asdict(tokenizer.config) != asdict(model.tokenizer.config):
         raise ConfigError(
             f"--initial {folder} has a tokenizer of another shape ({model.tokenizer.config}) than --tokenizer "
