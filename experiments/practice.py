@@ -78,7 +78,7 @@ class Practice:
             return self.bundle.policy()
         from agents import load_policy
 
-        return load_policy(self.begin_with)
+        return self.bundle.placing(load_policy(self.begin_with))
 
     def run(
         self, board: Any, report: Callable[[dict[str, float]], None] | None = None
@@ -128,7 +128,7 @@ class Practice:
             imitation.load(policy, rounds[-1] / "imitation")
             remembered = improver.load(policy, rounds[-1] / "grpo")
             history, stream = remembered["history"], remembered["stream"]
-            average = load_policy(rounds[-1] / "average")
+            average = self.bundle.placing(load_policy(rounds[-1] / "average"))
             for row in history:
                 self._scalars(board, row)
         with Progress(settings.iterations, "  imagined practice", initial=len(history)) as progress:
