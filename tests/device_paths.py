@@ -179,8 +179,8 @@ def environment(device: torch.device, folder: Path) -> Any:
     begin = ArrayStarts(arrays.frames[:4], WORDS, arrays.states[:4])
     for tensors in (False, True):
         envs = WorldModelVectorEnv(
-            at(world_model(), device), at(judge(), device), begin, num_envs=3, horizon=4, chunk=2,
-            instruction="embedding", tensors=tensors,
+            world_model(), judge(), begin, num_envs=3, horizon=4, chunk=2, instruction="embedding", tensors=tensors,
+            device=device,
         )  # fmt: skip
         envs.reset(seed=0)
         for _ in range(3):
@@ -267,7 +267,9 @@ def train_models(device: torch.device, folder: Path) -> Any:
     data = LatentEpisodes.encode(model.tokenizer, arrays)
     assert data.latents.device.type == "cpu"
     train_shift(model, data, loop, folder / "shift")
-    settings = WorldModelTraining(loop=replace(loop, optimizer="muon"), batch=3, window=4, rollout_from=0.5, rollout_share=1.0)
+    settings = WorldModelTraining(
+        loop=replace(loop, optimizer="muon"), batch=3, window=4, rollout_from=0.5, rollout_share=1.0
+    )  # fmt: skip
     train_world_model(model, data, settings, folder / "dynamics")
     longer = replace(settings, loop=replace(settings.loop, steps=4))
     trained = train_world_model(model, data, longer, folder / "dynamics")
