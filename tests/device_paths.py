@@ -179,8 +179,8 @@ def environment(device: torch.device, folder: Path) -> Any:
     begin = ArrayStarts(arrays.frames[:4], WORDS, arrays.states[:4])
     for tensors in (False, True):
         envs = WorldModelVectorEnv(
-            at(world_model(), device), at(judge(), device), begin, num_envs=3, horizon=4, chunk=2,
-            instruction="embedding", tensors=tensors,
+            world_model(), judge(), begin, num_envs=3, horizon=4, chunk=2, instruction="embedding", tensors=tensors,
+            device=device,
         )  # fmt: skip
         envs.reset(seed=0)
         for _ in range(3):

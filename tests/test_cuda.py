@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from device_paths import PATHS, seeded
+from device_paths import PATHS, judge, policy, seeded, starts, world_model
 
-from agents.rollouts.ray_pool import on_cpu
+from agents.loading import pack_policy
+from agents.rollouts.ray_pool import _Imaginer, on_cpu
 from worldgym.utils.devices import choose_device, choose_dtype, random_state, restore_random
 
 pytestmark = pytest.mark.skipif(
@@ -37,6 +38,14 @@ def test_precision_and_placing() -> None:
     assert next(copied.parameters()).device.type == "cpu" and next(layer.parameters()).device.type == "cuda"
 
 
+def test_a_rollout_worker_with_a_gpu_imagines_there() -> None:
+    worker = _Imaginer(world_model(), judge(), 1, "cuda", "bfloat16")
+    assert worker.world_model.device.type == "cuda" and worker.world_model.sampler.dtype == "bfloat16"
+    made = worker.imagine(pack_policy(policy()), starts(), 0, 0, {"group_size": 2, "horizon": 5})
+    assert len(made) == 4 and made.images.device.type == "cpu"
+    assert next(next(iter(worker.read.values())).parameters()).device.type == "cuda"
+
+
 def test_dropout_repeats_after_its_generators_are_put_back() -> None:
     x = torch.ones(1000, device="cuda")
     torch.nn.functional.dropout(x)
@@ -47,8 +56,6 @@ def test_dropout_repeats_after_its_generators_are_put_back() -> None:
 
 
 def test_one_seed_begins_alike_on_both() -> None:
-    from device_paths import world_model
-
     frames, none = torch.zeros(2, 1, 64, 64, 3, dtype=torch.uint8), torch.zeros(2, 0, 4)
     keys = [world_model().to(name).begin(frames, none, seeded()).keys.cpu() for name in ("cpu", "cuda")]
     assert torch.equal(*keys)

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from device_paths import PATHS
+from agents.rollouts.ray_pool import _Imaginer, on_cpu
+from device_paths import PATHS, world_model
 from pretended_device import DEVICE, autocast, pretended_device
+
+from worldgym.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +27,19 @@ def test_all_tensors_of_a_path_are_on_its_device(name: str, tmp_path: Path) -> N
     with pretended_device():
         there = PATHS[name](DEVICE, tmp_path)
     assert there.device.type == "cpu" and bool(torch.isfinite(there).all())
+
+
+def test_what_is_sent_to_workers_is_on_the_cpu() -> None:
+    with pretended_device():
+        model, plain = world_model().to(DEVICE), world_model()
+        sent = on_cpu(model)
+        assert sent.device.type == "cpu" and model.device == DEVICE and on_cpu(plain) is plain
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_worker_that_was_given_a_gpu_and_finds_none_says_so() -> None:
+    with pytest.raises(ConfigError, match="finds 0 CUDA devices"):
+        _Imaginer(world_model(), None, 1, "cuda")
 
 
 def test_mixed_devices_are_refused() -> None:

@@ -96,11 +96,10 @@ def run(config: BenchFidelityConfig) -> int:
     from experiments.reports.fidelity import write_fidelity_report
     from worldgym.models import EnsembleWorldModel, load_world_model
 
-    here = placing(config)
-    bundle = Bundle.find(config.bundle, here)
-    model: Any = here(load_world_model(config.checkpoint)) if config.checkpoint else bundle.world_model()
+    bundle = Bundle.find(config.bundle, placing(config))
+    model: Any = bundle.placing(load_world_model(config.checkpoint)) if config.checkpoint else bundle.world_model()
     if config.members:
-        model = EnsembleWorldModel([model, *(here(load_world_model(folder)) for folder in config.members)])
+        model = EnsembleWorldModel([model, *(bundle.placing(load_world_model(folder)) for folder in config.members)])
     judge, probe, tasks = bundle.judge(), bundle.probe(), covered_tasks(config.bundle)
     facts: dict[str, Any] = {"by_split": {}}
     plans = [("seen", tasks, config.episodes)]

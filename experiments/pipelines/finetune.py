@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -251,6 +252,8 @@ def restore_stream(state: str) -> None:
     import torch
 
     torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
+    if torch.cuda.is_available():  # its stream is not kept with a round: what follows draws by a seed of its own
+        torch.cuda.manual_seed_all(zlib.crc32(bytes.fromhex(state)))
 
 
 def save_policy(policy: Any, folder: Path) -> None:

@@ -188,9 +188,9 @@ class LearnedJudge(
             level: a number.
             threshold: of the judge that is returned.
         """
-        other = LearnedJudge(dataclasses.replace(self.config, by_words=True))
+        other = LearnedJudge(dataclasses.replace(self.config, by_words=True)).to(self.device)
         other.load_state_dict({**other.state_dict(), **self.state_dict()})
-        other.word_slope.add_(slope)
+        other.word_slope.add_(slope.to(self.device))
         other.word_level.add_(level)
         other.set_threshold(threshold)
         return other.train(self.training)
@@ -225,9 +225,8 @@ class LearnedJudge(
         """
         if self.reads.state:
             return self
-        other = LearnedJudge(dataclasses.replace(self.config, state_dim=states.shape[1]))
+        other = LearnedJudge(dataclasses.replace(self.config, state_dim=states.shape[1])).to(self.device)
         own = self.state_dict()
-        other = other.to(self.device)
         first = other.head[0].weight.detach().clone()
         first[:, : own["head.0.weight"].shape[1]] = own["head.0.weight"]
         first[:, own["head.0.weight"].shape[1] :] = 0

@@ -49,6 +49,7 @@ from worldgym.imagination.slots import Slots
 from worldgym.imagination.starts import StartSet
 from worldgym.protocols import RewardModel, WorldModel, threshold_of
 from worldgym.specs import specs_of
+from worldgym.utils.devices import choose_device, place
 
 
 class WorldModelVectorEnv(BranchingVectorEnv):
@@ -98,6 +99,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             starts know them, else no bound.
         state_high: upper bound, likewise.
         reward_kwargs: keywords of the entry point, JSON-able.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`: where world model and judge are moved; None leaves them.
 
     Raises:
         CheckpointError: a named checkpoint or start set is missing.
@@ -133,11 +135,15 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         state_low: float | Sequence[float] | None = None,
         state_high: float | Sequence[float] | None = None,
         reward_kwargs: dict[str, Any] | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         check_settings(num_envs, None, render_mode)  # Rules check the chunk, with the horizon
         horizon = horizon_of(horizon, max_episode_steps, chunk)
         self.world_model: Any = resolve_world_model(world_model)
         self.reward = resolve_reward(reward, reward_kwargs)
+        if device is not None:
+            where = choose_device(device)
+            self.world_model, self.reward = place(self.world_model, where), place(self.reward, where)
         warm_up = getattr(self.reward, "warm_up", None)
         if warm_up is not None:  # here, not in the middle of the first episode
             warm_up()

@@ -112,9 +112,7 @@ class Windows:
 
 @dataclass
 class LatentEpisodes:
-    """Encoded logs: flat over frames, `offsets (E+1,)` mark the episodes; the last action of each is padding.
-
-    They stay on the CPU, and windows are moved to the model's device step by step.
+    """Encoded logs on the CPU: flat over frames, `offsets (E+1,)` mark episodes; the last action of each is padding.
 
     `odds (F,)`, if given, are the relative odds that a window begins at each frame: what decides an outcome (an object
     between the fingers, say) is a small part of the logs.
