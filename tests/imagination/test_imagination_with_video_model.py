@@ -12,7 +12,7 @@ from fakes import DotJudge, make_starts
 from gymnasium.utils.env_checker import check_env
 
 from worldgym.imagination import WorldModelEnv, WorldModelVectorEnv
-from worldgym.models import VideoWorldModel, WorldModelConfig
+from worldgym.models import EnsembleWorldModel, VideoWorldModel, WorldModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,24 @@ def test_a_slot_does_not_depend_on_its_neighbours(model):
         assert np.abs(left["image"][2].astype(int) - right["image"]).max() <= 2
         assert np.allclose(left["state"][2], right["state"], atol=1e-3)
         assert left["instruction"][2] == right["instruction"]
+
+
+def test_noise_keys_are_those_of_the_slot_alone(model):
+    """An untrained model hides its noise, so the keys themselves are compared."""
+    other = VideoWorldModel(model.config)
+    other.tokenizer.load_state_dict(model.tokenizer.state_dict())
+    for whole in (model, EnsembleWorldModel([model, other.eval()])):
+        many = WorldModelVectorEnv(whole, None, make_starts(), num_envs=4, horizon=3)
+        one = WorldModelEnv(whole, None, make_starts(), horizon=3)
+        many.reset(seed=5)
+        one.reset(seed=7)
+        assert len(set(keys_of(many))) == 4 and keys_of(many)[2] == keys_of(one)[0]
+        same, fresh = (many.fork([2] * 3, fresh_noise=flag) for flag in (False, True))
+        assert keys_of(same) == [keys_of(one)[0]] * 3 and len({*keys_of(fresh), *keys_of(one)}) == 4
+
+
+def keys_of(envs) -> list[int]:
+    return envs.save_state().episodes.state.keys.tolist()
 
 
 def test_masked_reset_leaves_the_others_where_they_are(model):

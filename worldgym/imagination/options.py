@@ -124,22 +124,23 @@ def begin_rows(
 
 
 def has_keys(state: Any) -> bool:
-    """Whether a state is a named tuple with `keys (B,) int64`, from which each row draws its noise."""
-    return "keys" in getattr(state, "_fields", ())
+    """Whether a state has noise keys `keys (B,) int64`, from which each row draws its noise."""
+    return isinstance(getattr(state, "keys", None), Tensor)
 
 
 def rekey(state: Any, seeds: Tensor) -> Any:
-    """`state` with other noise keys `(B,)`.
+    """`state` with other noise keys `(B,)`, set by its `with_keys`, or by `_replace` if it is a named tuple.
 
     Raises:
         ValueError: the model's state has none.
     """
     if not has_keys(state):
         raise ValueError(
-            f"a {type(state).__name__} has no noise keys; expected a NamedTuple with keys (B,) int64, as"
-            " VideoWorldModel's"
+            f"a {type(state).__name__} has no noise keys; expected `keys (B,)` int64 and `with_keys(keys)`, as a"
+            " VideoWorldModel's state has"
         )
-    return state._replace(keys=seeds.to(state.keys.device))
+    seeds = seeds.to(state.keys.device)
+    return state.with_keys(seeds) if hasattr(state, "with_keys") else state._replace(keys=seeds)
 
 
 def _from_saved(

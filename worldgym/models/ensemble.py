@@ -56,6 +56,15 @@ class EnsembleState(RowBatch):
         """B."""
         return self.members[0].batch_size
 
+    @property
+    def keys(self) -> Tensor:
+        """Noise keys `(B,)` int64, which all members share."""
+        return self.members[0].keys
+
+    def with_keys(self, keys: Tensor) -> EnsembleState:
+        """The same state with other noise keys `(B,)` int64."""
+        return EnsembleState(tuple(member.with_keys(keys) for member in self.members))
+
 
 class EnsembleWorldModel:
     """Implements `worldgym.protocols.WorldModel`.
@@ -128,7 +137,7 @@ class EnsembleWorldModel:
             member.begin(frames, actions, torch.Generator().manual_seed(0), states=states, views=views)
             for member in self.members[1:]
         ]
-        return EnsembleState((first, *(state.replace(keys=first.keys) for state in rest)))
+        return EnsembleState((first, *rest)).with_keys(first.keys)
 
     def step(
         self, state: EnsembleState, actions: Tensor, *, decode: Decode = "all"
@@ -174,8 +183,8 @@ class EnsembleWorldModel:
         """As `VideoWorldModel.fork`."""
         first = self.leader.fork(state.members[0], index, generator)
         pairs = zip(self.members[1:], state.members[1:], strict=True)
-        rest = (member.fork(theirs, index).replace(keys=first.keys) for member, theirs in pairs)
-        return EnsembleState((first, *rest))
+        rest = (member.fork(theirs, index) for member, theirs in pairs)
+        return EnsembleState((first, *rest)).with_keys(first.keys)
 
     def merge(self, state: EnsembleState, rows: Tensor, other: EnsembleState) -> EnsembleState:
         """As `VideoWorldModel.merge`."""

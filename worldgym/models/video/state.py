@@ -50,6 +50,10 @@ class ImaginedState(RowBatch):
         """B."""
         return len(self.latent)
 
+    def with_keys(self, keys: Tensor) -> ImaginedState:
+        """The same state with other noise keys `(B,)` int64."""
+        return self.replace(keys=keys)
+
     def index(self, rows: Tensor) -> ImaginedState:
         """Rows `rows (B',)` int64 as a new state that shares no memory with this one."""
         # Indexing keeps the latents' memory format, by which convolutions choose how to round; index_select does not.
