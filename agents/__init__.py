@@ -17,41 +17,43 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import worldgym  # noqa: F401, makes earlier module names importable
+
 if TYPE_CHECKING:
-    from agents.filtered_bc import FilteredBC, FilteredBCConfig
-    from agents.grpo import GRPO, GRPOConfig
-    from agents.imagination import RealCollector, StartBank, Starts, collect, collect_real
-    from agents.imagined_rl import ImaginedRLConfig, ImaginedRLTrainer, RolloutConfig
+    from agents.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
+    from agents.algorithms.grpo import GRPO, GRPOConfig
+    from agents.algorithms.imagined_rl import ImaginedRLConfig, ImaginedRLTrainer, RolloutConfig
+    from agents.algorithms.self_imitation import SelfImitation, SelfImitationConfig
+    from agents.algorithms.sft import SFT, ChunkDataset, SFTConfig, average_weights, chunk_dataset
     from agents.loading import load_policy
-    from agents.rollouts import Rollouts
-    from agents.self_imitation import SelfImitation, SelfImitationConfig
-    from agents.sft import SFT, ChunkDataset, SFTConfig, average_weights, chunk_dataset
-    from agents.vla import VLAPolicy, VLAPolicyConfig
+    from agents.policies.vla import VLAPolicy, VLAPolicyConfig
+    from agents.rollouts.imagined import RealCollector, StartBank, Starts, collect, collect_real
+    from agents.rollouts.trajectories import Rollouts
 
 _WHERE = {
-    "FilteredBC": "filtered_bc",
-    "FilteredBCConfig": "filtered_bc",
-    "GRPO": "grpo",
-    "GRPOConfig": "grpo",
-    "ImaginedRLConfig": "imagined_rl",
-    "ImaginedRLTrainer": "imagined_rl",
-    "RolloutConfig": "imagined_rl",
-    "RealCollector": "imagination",
-    "StartBank": "imagination",
-    "Starts": "imagination",
-    "collect": "imagination",
-    "collect_real": "imagination",
+    "FilteredBC": "algorithms.filtered_bc",
+    "FilteredBCConfig": "algorithms.filtered_bc",
+    "GRPO": "algorithms.grpo",
+    "GRPOConfig": "algorithms.grpo",
+    "ImaginedRLConfig": "algorithms.imagined_rl",
+    "ImaginedRLTrainer": "algorithms.imagined_rl",
+    "RolloutConfig": "algorithms.imagined_rl",
+    "RealCollector": "rollouts.imagined",
+    "StartBank": "rollouts.imagined",
+    "Starts": "rollouts.imagined",
+    "collect": "rollouts.imagined",
+    "collect_real": "rollouts.imagined",
     "load_policy": "loading",
-    "Rollouts": "rollouts",
-    "SelfImitation": "self_imitation",
-    "SelfImitationConfig": "self_imitation",
-    "SFT": "sft",
-    "SFTConfig": "sft",
-    "ChunkDataset": "sft",
-    "average_weights": "sft",
-    "chunk_dataset": "sft",
-    "VLAPolicy": "vla",
-    "VLAPolicyConfig": "vla",
+    "Rollouts": "rollouts.trajectories",
+    "SelfImitation": "algorithms.self_imitation",
+    "SelfImitationConfig": "algorithms.self_imitation",
+    "SFT": "algorithms.sft",
+    "SFTConfig": "algorithms.sft",
+    "ChunkDataset": "algorithms.sft",
+    "average_weights": "algorithms.sft",
+    "chunk_dataset": "algorithms.sft",
+    "VLAPolicy": "policies.vla",
+    "VLAPolicyConfig": "policies.vla",
 }
 
 __all__ = sorted(_WHERE)

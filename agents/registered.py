@@ -15,22 +15,22 @@ from worldgym.registry import HEADS, IMPROVERS, POLICIES
 from worldgym.text import EMBEDDING_DIM
 
 POLICIES.register_lazily(
-    vla="agents.vla:VLAPolicy",
-    conditioned="agents.conditioned:ConditionedPolicy",
-    foresight="agents.conditioned:ForesightPolicy",
+    vla="agents.policies.vla:VLAPolicy",
+    conditioned="agents.policies.conditioned:ConditionedPolicy",
+    foresight="agents.policies.conditioned:ForesightPolicy",
 )
 HEADS.register_lazily(
-    bins="agents.heads.bins:ParallelBins",
-    autoregressive="agents.heads.bins:AutoregressiveBins",
-    l1="agents.heads.l1:L1Head",
-    flow="agents.heads.flow:FlowHead",
+    bins="agents.policies.heads.bins:ParallelBins",
+    autoregressive="agents.policies.heads.bins:AutoregressiveBins",
+    l1="agents.policies.heads.l1:L1Head",
+    flow="agents.policies.heads.flow:FlowHead",
 )
 IMPROVERS.register_lazily(
-    sft="agents.sft:SFT",
-    filtered_bc="agents.filtered_bc:FilteredBC",
-    grpo="agents.grpo:GRPO",
-    self_imitation="agents.self_imitation:SelfImitation",
-    advantage_conditioned="agents.advantage:AdvantageConditioned",
+    sft="agents.algorithms.sft:SFT",
+    filtered_bc="agents.algorithms.filtered_bc:FilteredBC",
+    grpo="agents.algorithms.grpo:GRPO",
+    self_imitation="agents.algorithms.self_imitation:SelfImitation",
+    advantage_conditioned="agents.algorithms.advantage_conditioned:AdvantageConditioned",
 )
 
 

@@ -1,1 +1,3 @@
 """The command line, presets, the demo and its report."""
+
+import worldgym  # noqa: F401, makes earlier module names importable

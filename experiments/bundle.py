@@ -191,6 +191,7 @@ class Bundle:
             if name.startswith(VIEWS)
         }
         data = read_arrays(file, {**DEMOS, **views}, remedy[:1].upper() + remedy[1:])
+        self._check_actions(np.asarray(data["actions"], np.float32), file, remedy)
         images = data["images"]
         if "background" in data:  # stored as wrapped differences from the median picture
             images = images + data["background"]
@@ -203,6 +204,18 @@ class Bundle:
             goals=np.asarray(data.get("goals", np.full_like(data["states"], np.nan)), np.float32),
             views={name.removeprefix(VIEWS): data[name] for name in views},
         )
+
+    @staticmethod
+    def _check_actions(actions: np.ndarray, file: Path, remedy: str) -> None:
+        """Raise a CheckpointError unless actions are finite, but for whole steps of NaN at the end of a chunk."""
+        unknown = np.isnan(actions).all(-1)  # (M, K): behind the end of an episode
+        ends = (unknown[:, :-1] <= unknown[:, 1:]).all() and not unknown[:, 0].any()
+        bad = ~np.isfinite(actions) & ~unknown[..., None]
+        if bad.any() or not ends:
+            raise CheckpointError(
+                f"{file} can't be read: actions holds {int(bad.sum())} values that are NaN or infinite within an "
+                f"episode. {remedy[:1].upper()}{remedy[1:]}"
+            )
 
     def _part(self, name: str) -> Path:
         folder = self.folder / name

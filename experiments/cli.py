@@ -27,7 +27,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from experiments.checks import check_numbers, expand_home
+from experiments.pipelines.checks import check_numbers, expand_home
 from worldgym import __version__
 from worldgym.errors import WorldgymError
 

@@ -18,51 +18,53 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import worldgym  # noqa: F401, makes earlier module names importable
+
 if TYPE_CHECKING:
-    from rewards.cache import CachedJudge
-    from rewards.calibrated import CalibratedJudge, Calibration
-    from rewards.compose import ComposedJudge, Term
-    from rewards.dreams import dream_logs
-    from rewards.http import HttpJudge, HttpJudgeConfig
-    from rewards.latent import LatentJudge, LatentJudgeConfig
-    from rewards.latent_train import dream_latents, encode_logs, train_latent_judge
-    from rewards.learned import LearnedJudge, LearnedJudgeConfig, load_bundled
     from rewards.loading import load_judge
-    from rewards.open_clip import OpenClipJudge, OpenClipJudgeConfig
-    from rewards.open_clip_train import train_open_clip
-    from rewards.oracle import OracleJudge
-    from rewards.reference import ReferenceJudge, ReferenceJudgeConfig
-    from rewards.train import JudgeTrainConfig, train_judge
-    from rewards.vlm import VlmJudge, VlmJudgeConfig
+    from rewards.models.http import HttpJudge, HttpJudgeConfig
+    from rewards.models.latent import LatentJudge, LatentJudgeConfig
+    from rewards.models.learned import LearnedJudge, LearnedJudgeConfig, load_bundled
+    from rewards.models.open_clip import OpenClipJudge, OpenClipJudgeConfig
+    from rewards.models.oracle import OracleJudge
+    from rewards.models.reference import ReferenceJudge, ReferenceJudgeConfig
+    from rewards.models.vlm import VlmJudge, VlmJudgeConfig
+    from rewards.training.imagined_logs import dream_logs
+    from rewards.training.latent import dream_latents, encode_logs, train_latent_judge
+    from rewards.training.learned import JudgeTrainConfig, train_judge
+    from rewards.training.open_clip import train_open_clip
+    from rewards.wrappers.cache import CachedJudge
+    from rewards.wrappers.calibrated import CalibratedJudge, Calibration
+    from rewards.wrappers.composed import ComposedJudge, Term
 
 _WHERE = {
-    "CachedJudge": "cache",
-    "CalibratedJudge": "calibrated",
-    "Calibration": "calibrated",
-    "ComposedJudge": "compose",
-    "HttpJudge": "http",
-    "HttpJudgeConfig": "http",
-    "JudgeTrainConfig": "train",
-    "LatentJudge": "latent",
-    "LatentJudgeConfig": "latent",
-    "LearnedJudge": "learned",
-    "LearnedJudgeConfig": "learned",
-    "OpenClipJudge": "open_clip",
-    "OpenClipJudgeConfig": "open_clip",
-    "OracleJudge": "oracle",
-    "ReferenceJudge": "reference",
-    "ReferenceJudgeConfig": "reference",
-    "Term": "compose",
-    "VlmJudge": "vlm",
-    "VlmJudgeConfig": "vlm",
-    "dream_latents": "latent_train",
-    "dream_logs": "dreams",
-    "encode_logs": "latent_train",
-    "load_bundled": "learned",
+    "CachedJudge": "wrappers.cache",
+    "CalibratedJudge": "wrappers.calibrated",
+    "Calibration": "wrappers.calibrated",
+    "ComposedJudge": "wrappers.composed",
+    "HttpJudge": "models.http",
+    "HttpJudgeConfig": "models.http",
+    "JudgeTrainConfig": "training.learned",
+    "LatentJudge": "models.latent",
+    "LatentJudgeConfig": "models.latent",
+    "LearnedJudge": "models.learned",
+    "LearnedJudgeConfig": "models.learned",
+    "OpenClipJudge": "models.open_clip",
+    "OpenClipJudgeConfig": "models.open_clip",
+    "OracleJudge": "models.oracle",
+    "ReferenceJudge": "models.reference",
+    "ReferenceJudgeConfig": "models.reference",
+    "Term": "wrappers.composed",
+    "VlmJudge": "models.vlm",
+    "VlmJudgeConfig": "models.vlm",
+    "dream_latents": "training.latent",
+    "dream_logs": "training.imagined_logs",
+    "encode_logs": "training.latent",
+    "load_bundled": "models.learned",
     "load_judge": "loading",
-    "train_judge": "train",
-    "train_latent_judge": "latent_train",
-    "train_open_clip": "open_clip_train",
+    "train_judge": "training.learned",
+    "train_latent_judge": "training.latent",
+    "train_open_clip": "training.open_clip",
 }
 
 __all__ = sorted(_WHERE)

@@ -14,14 +14,14 @@ from typing import Any
 from worldgym.registry import JUDGES
 
 JUDGES.register_lazily(
-    learned="rewards.learned:LearnedJudge",
-    latent="rewards.latent:LatentJudge",
-    open_clip="rewards.open_clip:OpenClipJudge",
-    vlm="rewards.vlm:VlmJudge",
-    http="rewards.http:HttpJudge",
-    reference="rewards.reference:ReferenceJudge",
-    calibrated="rewards.calibrated:CalibratedJudge",
-    composed="rewards.compose:ComposedJudge",
+    learned="rewards.models.learned:LearnedJudge",
+    latent="rewards.models.latent:LatentJudge",
+    open_clip="rewards.models.open_clip:OpenClipJudge",
+    vlm="rewards.models.vlm:VlmJudge",
+    http="rewards.models.http:HttpJudge",
+    reference="rewards.models.reference:ReferenceJudge",
+    calibrated="rewards.wrappers.calibrated:CalibratedJudge",
+    composed="rewards.wrappers.composed:ComposedJudge",
 )
 FILES = {
     "calibrated.json": "calibrated",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldgym._version import __version__
+from worldgym.moved import install as _install_earlier_names
 
 if TYPE_CHECKING:
     from worldgym.data import ActionSpec, DatasetWriter, Episode, EpisodeDataset, SplitManifest
@@ -55,7 +56,10 @@ ENVIRONMENTS = {
         "worldgym.imagination.registry:make_imagined",
         "worldgym.imagination.registry:make_imagined_vec",
     ),
-    "worldgym/Held-v0": ("worldgym.imagination.held:make_held", "worldgym.imagination.held:make_held_vec"),
+    "worldgym/Held-v0": (
+        "worldgym.imagination.adapters.action_repeat:make_held",
+        "worldgym.imagination.adapters.action_repeat:make_held_vec",
+    ),
     **_suite_environments(),
 }
 
@@ -95,4 +99,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
+_install_earlier_names()
 register_environments()

@@ -19,7 +19,81 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-MOVED: dict[str, str] = {}
+MOVED: dict[str, str] = {
+    "agents.advantage": "agents.algorithms.advantage_conditioned",
+    "agents.conditioned": "agents.policies.conditioned",
+    "agents.demos": "agents.data.demonstrations",
+    "agents.filtered_bc": "agents.algorithms.filtered_bc",
+    "agents.grpo": "agents.algorithms.grpo",
+    "agents.heads": "agents.policies.heads",
+    "agents.imagination": "agents.rollouts.imagined",
+    "agents.layers": "agents.policies.layers",
+    "agents.learned": "agents.algorithms.parameters",
+    "agents.lerobot": "agents.policies.lerobot",
+    "agents.pointer": "agents.policies.goal_head",
+    "agents.ray_watch": "agents.rollouts.ray_watch",
+    "agents.rollout_pool": "agents.rollouts.ray_pool",
+    "agents.self_imitation": "agents.algorithms.self_imitation",
+    "agents.sft": "agents.algorithms.sft",
+    "agents.simulated": "agents.rollouts.simulated",
+    "agents.vla": "agents.policies.vla",
+    "agents.vla_config": "agents.policies.vla_config",
+    "agents.vla_learning": "agents.policies.vla_learning",
+    "experiments.audit_report": "experiments.reports.audit",
+    "experiments.charts": "experiments.reports.charts",
+    "experiments.checks": "experiments.pipelines.checks",
+    "experiments.clips": "experiments.reports.clips",
+    "experiments.collecting": "experiments.pipelines.collecting",
+    "experiments.demo": "experiments.pipelines.demo",
+    "experiments.demo_results": "experiments.pipelines.demo_results",
+    "experiments.demo_settings": "experiments.pipelines.settings",
+    "experiments.fidelity_report": "experiments.reports.fidelity",
+    "experiments.graded_policies": "experiments.pipelines.perturbed_policies",
+    "experiments.guard": "experiments.pipelines.reward_hacking_monitor",
+    "experiments.policies": "experiments.pipelines.policies",
+    "experiments.ray_scaling": "experiments.pipelines.ray_scaling",
+    "experiments.ray_training": "experiments.pipelines.ray_training",
+    "experiments.report": "experiments.reports.html",
+    "experiments.report_template": "experiments.reports.html_template",
+    "experiments.run_folder": "experiments.pipelines.run_folder",
+    "experiments.simple_policies": "experiments.pipelines.simple_policies",
+    "experiments.speed": "experiments.pipelines.speed",
+    "experiments.tables": "experiments.reports.tables",
+    "experiments.tokenizers": "experiments.pipelines.tokenizers",
+    "experiments.training_run": "experiments.pipelines.training_run",
+    "experiments.true_logs": "experiments.pipelines.held_out_episodes",
+    "experiments.videos": "experiments.reports.videos",
+    "rewards.answers": "rewards.models.answers",
+    "rewards.cache": "rewards.wrappers.cache",
+    "rewards.calibrated": "rewards.wrappers.calibrated",
+    "rewards.calibration": "rewards.training.calibration",
+    "rewards.compose": "rewards.wrappers.composed",
+    "rewards.dreams": "rewards.training.imagined_logs",
+    "rewards.endpoint": "rewards.models.endpoint",
+    "rewards.eyes": "rewards.judge_features",
+    "rewards.http": "rewards.models.http",
+    "rewards.latent": "rewards.models.latent",
+    "rewards.latent_train": "rewards.training.latent",
+    "rewards.learned": "rewards.models.learned",
+    "rewards.mining": "rewards.training.mining",
+    "rewards.negatives": "rewards.training.negatives",
+    "rewards.open_clip": "rewards.models.open_clip",
+    "rewards.open_clip_train": "rewards.training.open_clip",
+    "rewards.oracle": "rewards.models.oracle",
+    "rewards.reference": "rewards.models.reference",
+    "rewards.train": "rewards.training.learned",
+    "rewards.vlm": "rewards.models.vlm",
+    "worldgym.data.bridge": "worldgym.data.formats.bridge",
+    "worldgym.data.png": "worldgym.data.codecs.png",
+    "worldgym.data.video": "worldgym.data.codecs.video",
+    "worldgym.evaluation.audit": "worldgym.evaluation.judge_audit",
+    "worldgym.imagination.features": "worldgym.imagination.adapters.features",
+    "worldgym.imagination.held": "worldgym.imagination.adapters.action_repeat",
+    "worldgym.imagination.recording": "worldgym.imagination.adapters.recording",
+    "worldgym.imagination.rllib": "worldgym.imagination.adapters.rllib",
+    "worldgym.imagination.sb3": "worldgym.imagination.adapters.sb3",
+    "worldgym.imagination.torchrl": "worldgym.imagination.adapters.torchrl",
+}
 """Earlier name of a module -> its name now."""
 NAMES: dict[str, str] = {}
 """Earlier "module:name" -> "module:name" now; packages add theirs in their `registered` module."""
@@ -43,7 +117,10 @@ class _Alias(Loader):
 
 
 class MovedModules(MetaPathFinder):
-    """Finds modules that moved; asked after every other finder."""
+    """Finds modules that moved, and the modules of packages that moved.
+
+    It is asked first: the path of a package that moved would find its modules a second time, under the earlier name.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -51,7 +128,10 @@ class MovedModules(MetaPathFinder):
         """A spec for an earlier name, else None."""
         new = MOVED.get(fullname)
         if new is None:
-            return None
+            parent, _, name = fullname.rpartition(".")
+            if parent not in MOVED:
+                return None
+            new = f"{MOVED[parent]}.{name}"
         warnings.warn(f"{fullname} is now {new}; import that", DeprecationWarning, stacklevel=2)
         return ModuleSpec(fullname, _Alias(new))
 
@@ -59,7 +139,7 @@ class MovedModules(MetaPathFinder):
 def install() -> None:
     """Make earlier names importable; once a process."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(MovedModules())
+        sys.meta_path.insert(0, MovedModules())
 
 
 def earlier(module: str, name: str) -> Any:

@@ -34,9 +34,9 @@ import numpy as np
 from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
 from experiments.claims.presets import SPLITS
 from experiments.claims.streams import own_streams
-from experiments.demo_settings import FineTuneSettings
-from experiments.finetune import FineTuning, save_policy
-from experiments.run_folder import RunFolder, finite, versions
+from experiments.pipelines.finetune import FineTuning, save_policy
+from experiments.pipelines.run_folder import RunFolder, finite, versions
+from experiments.pipelines.settings import FineTuneSettings
 from worldgym.evaluation import PolicyRef
 
 REAL_SEEDS, SOFT_SEEDS = (600_000, 1_000_000), (5_000_000, 6_000_000)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.charts import COLOURS, STYLE
 from experiments.claims.arms import Arm, Trained
 from experiments.claims.claim import Claim, Ruling
 from experiments.claims.lab import Lab
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
+from experiments.reports.charts import COLOURS, STYLE
 from worldgym.evaluation.ranking import agreement
 from worldgym.evaluation.statistics import Interval
 
@@ -34,8 +34,8 @@ WORLDS = {"imagined": "looked/imagined", "soft": "looked/soft", "real": "looked/
 def _disturbed(share: float) -> Arm:
     def train(lab: Lab, seed: int, folder: Path) -> Trained:
         from experiments.claims.arms import saved
-        from experiments.finetune import save_policy
-        from experiments.graded_policies import graded_policies
+        from experiments.pipelines.finetune import save_policy
+        from experiments.pipelines.perturbed_policies import graded_policies
 
         worse = graded_policies(lab.bundle.policy(), (share,), (), seed)[0].policy
         save_policy(worse, folder / "policy")

@@ -40,7 +40,7 @@ def mixture(lab: Lab, seed: int) -> dict[str, Any]:
 
     def make() -> dict[str, Any]:
         from agents import RealCollector
-        from agents.advantage import log_rows, value_targets
+        from agents.algorithms.advantage_conditioned import log_rows, value_targets
         settings, policy = lab.preset.practice(seed, lab.work), lab.bundle.policy()
         rng = np.random.default_rng([seed, 19])
         chosen, verbs = some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS)
@@ -105,9 +105,14 @@ def critic(lab: Lab, seed: int, futures: int) -> tuple[Any, dict[str, float]]:
 def condition(lab: Lab, seed: int, folder: Path, told: str) -> Trained:
     """Clone the mixture, told `nothing`, `advantage`, `foresight` as well, or the `outcome` of the episode alone."""
     from agents import average_weights
-    from agents.advantage import AdvantageConditioned, AdvantageConfig, advantages, indicators
-    from agents.conditioned import ConditionedPolicy
-    from experiments.finetune import save_policy
+    from agents.algorithms.advantage_conditioned import (
+        AdvantageConditioned,
+        AdvantageConfig,
+        advantages,
+        indicators,
+    )
+    from agents.policies.conditioned import ConditionedPolicy
+    from experiments.pipelines.finetune import save_policy
     from worldgym.training.foresight import foresee
 
     settings, parts = lab.preset.practice(seed, folder), mixture(lab, seed)

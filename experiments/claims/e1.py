@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.charts import Series, line_chart, standalone
 from experiments.claims.arms import REAL_SEEDS, Arm, Trained, clone, filtered_bc, some_starts
 from experiments.claims.claim import Claim, Ruling, difference, said
 from experiments.claims.lab import Lab
 from experiments.claims.presets import PRESETS, ClaimPreset
 from experiments.claims.records import Records
+from experiments.reports.charts import Series, line_chart, standalone
 from experiments.suites import real_env
 
 NAME = "E1"
@@ -35,7 +35,7 @@ def demos(count: int) -> Callable[[Lab, int, Path], Trained]:
 
     def train(lab: Lab, seed: int, folder: Path) -> Trained:
         from agents import chunk_dataset
-        from agents.self_imitation import join
+        from agents.algorithms.self_imitation import join
 
         settings, rng = lab.preset.practice(seed, folder), np.random.default_rng([seed, 13])
         suite = lab.suite

@@ -51,7 +51,7 @@ def few_sft(lab: Lab, seed: int) -> tuple[Path, Any]:
         import torch
 
         from agents import SFT, SFTConfig
-        from agents.pointer import Pointer
+        from agents.policies.goal_head import Pointer
 
         policy, demos = lab.bundle.policy(), few_demonstrations(lab)
         torch.manual_seed(seed)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.charts import IntervalRow, Series, interval_chart, line_chart, standalone
 from experiments.claims.claim import common_seeds, difference
 from experiments.claims.records import Records
+from experiments.reports.charts import IntervalRow, Series, interval_chart, line_chart, standalone
 
 
 def label_of(records: Records, arm: tuple[str, str]) -> str:

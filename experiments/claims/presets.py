@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.demo_settings import FineTuneSettings
+from experiments.pipelines.settings import FineTuneSettings
 
 SPLITS = ("seen", "unseen_combination", "unseen_object", "unseen_instruction", "unseen_scene")
 """Splits that the bundled checkpoint's verbs have; `unseen_task` is a verb that it does not cover."""

@@ -23,15 +23,15 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from experiments.audit_report import worst_false_positives, write_audit_report
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
-from experiments.policies import PolicyChoice
-from experiments.run_folder import finite, versions
+from experiments.pipelines.policies import PolicyChoice
+from experiments.pipelines.run_folder import finite, versions
+from experiments.reports.audit import worst_false_positives, write_audit_report
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
-from worldgym.evaluation.audit import Watched, balanced_accuracy, verdicts, watch
+from worldgym.evaluation.judge_audit import Watched, balanced_accuracy, verdicts, watch
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
 from worldgym.protocols import reads_of, threshold_of
@@ -198,7 +198,7 @@ def other_words(judge: Any, level: float, watched: Watched) -> tuple[int, int]:
     """
     import torch
 
-    from rewards.negatives import goal_of
+    from rewards.training.negatives import goal_of
 
     assert watched.frames is not None and watched.states is not None
     rows = np.flatnonzero(watched.now.any(1))

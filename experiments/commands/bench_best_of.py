@@ -26,12 +26,12 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
-from experiments.policies import PolicyChoice
-from experiments.run_folder import finite, versions
+from experiments.pipelines.policies import PolicyChoice
+from experiments.pipelines.run_folder import finite, versions
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts, paired_bootstrap
-from worldgym.evaluation.audit import Watched, watch
+from worldgym.evaluation.judge_audit import Watched, watch
 from worldgym.pretrained import DEFAULT
 from worldgym.protocols import threshold_of
 from worldgym.utils.files import atomic_path, atomic_write_text

@@ -23,10 +23,10 @@ from typing import Any
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
-from experiments.demo_settings import CHECK_SEED0
-from experiments.policies import PolicyChoice
-from experiments.run_folder import versions
-from experiments.simple_policies import NAMES, simple_policy
+from experiments.pipelines.policies import PolicyChoice
+from experiments.pipelines.run_folder import versions
+from experiments.pipelines.settings import CHECK_SEED0
+from experiments.pipelines.simple_policies import NAMES, simple_policy
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import ClosedLoopResult, Start, make_starts, run_closed_loop
@@ -236,7 +236,7 @@ def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
 
 
 def _videos(result: ClosedLoopResult, config: BenchClosedLoopConfig, name: str) -> list[dict[str, Any]]:
-    from experiments.clips import dream_clips
+    from experiments.reports.clips import dream_clips
 
     folder = config.out.with_suffix("") / "".join(c if c.isalnum() or c in "@.-" else "_" for c in name)
     return dream_clips(result.clips, folder, config.clips)

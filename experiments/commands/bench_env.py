@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import speed
 from experiments.bundle import Bundle
-from experiments.run_folder import finite, versions
+from experiments.pipelines import speed
+from experiments.pipelines.run_folder import finite, versions
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
@@ -186,7 +186,7 @@ def branches(model: Any, starts: Path, config: BenchEnvConfig) -> dict[str, floa
 
 def on_ray(model: Any, bundle: Bundle, config: BenchEnvConfig) -> dict[str, Any]:
     """Scaling over Ray workers, and the soak if one was asked for."""
-    from experiments import ray_scaling
+    from experiments.pipelines import ray_scaling
 
     parts = (model, bundle.judge(), bundle.policy(), bundle.start_bank())
     facts: dict[str, Any] = {

@@ -22,11 +22,11 @@ import numpy as np
 from experiments.bundle import Bundle
 from experiments.commands.bench_closed_loop import check_policy
 from experiments.commands.evaluate import covered_tasks
-from experiments.demo_settings import CHECK_SEED0
-from experiments.policies import PolicyChoice
-from experiments.run_folder import finite, versions
+from experiments.pipelines.held_out_episodes import TrueLogs, true_logs
+from experiments.pipelines.policies import PolicyChoice
+from experiments.pipelines.run_folder import finite, versions
+from experiments.pipelines.settings import CHECK_SEED0
 from experiments.suites import chosen_suite, domain_settings, evaluation_pool, real_env
-from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.protocols import reads_of, settled
@@ -88,7 +88,7 @@ class BenchFidelityConfig:
 
 def run(config: BenchFidelityConfig) -> int:
     """Measure, print, write the json and the page."""
-    from experiments.fidelity_report import write_fidelity_report
+    from experiments.reports.fidelity import write_fidelity_report
     from worldgym.models import EnsembleWorldModel, load_world_model
 
     bundle = Bundle.find(config.bundle)
@@ -298,7 +298,7 @@ def ranking(
     """Success of graded policies in imagination, in Real and in the software simulator, and how the rankings agree."""
     import torch
 
-    from experiments.graded_policies import graded_policies
+    from experiments.pipelines.perturbed_policies import graded_policies
     from worldgym.evaluation import make_starts
     from worldgym.evaluation.ranking import agreement
     from worldgym.evaluation.rollouts import first_observations

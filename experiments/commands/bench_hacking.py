@@ -28,10 +28,10 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.commands.bench_best_of import parse
-from experiments.demo_settings import FineTuneSettings
-from experiments.finetune import FineTuning, practised
-from experiments.guard import MONITOR_SEED0, RewardHackingMonitor
-from experiments.run_folder import RunFolder, finite, versions
+from experiments.pipelines.finetune import FineTuning, practised
+from experiments.pipelines.reward_hacking_monitor import MONITOR_SEED0, RewardHackingMonitor
+from experiments.pipelines.run_folder import RunFolder, finite, versions
+from experiments.pipelines.settings import FineTuneSettings
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Start, paired_bootstrap

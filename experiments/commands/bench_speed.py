@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import speed
 from experiments.bundle import Bundle
-from experiments.run_folder import finite, versions
+from experiments.pipelines import speed
+from experiments.pipelines.held_out_episodes import TrueLogs, true_logs
+from experiments.pipelines.run_folder import finite, versions
 from experiments.suites import chosen_suite
-from experiments.true_logs import TrueLogs, true_logs
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.protocols import judged

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.checks import check_numbers
-from experiments.run_folder import finite, versions
-from experiments.training_run import Hand, arrays_hash, require_preset, with_hand
+from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.run_folder import finite, versions
+from experiments.pipelines.training_run import Hand, arrays_hash, require_preset, with_hand
 from worldgym.errors import ConfigError
 from worldgym.specs import Specs
 from worldgym.utils.files import atomic_write_text
@@ -112,7 +112,7 @@ def run(config: BenchVideoConfig) -> int:
 def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
     """Episodes of any kind of folder, and their specs with the main camera alone."""
     from worldgym.data import EpisodeDataset
-    from worldgym.data.bridge import bridge_episodes, bridge_specs
+    from worldgym.data.formats.bridge import bridge_episodes, bridge_specs
     from worldgym.data.formats.known import find_other, read_episodes, read_specs
     from worldgym.data.imports import ImportSettings, LeRobotFolder, is_foreign
 

@@ -73,7 +73,7 @@ class BundleConfig:
 
 def run(config: BundleConfig) -> int:
     """Copy the parts, pick starts and demonstrations, write the card: all of it aside, then one rename."""
-    from agents.sft import demonstrations
+    from agents.algorithms.sft import demonstrations
     from worldgym.data import EpisodeDataset
 
     sources = parts(config)
@@ -193,7 +193,7 @@ def write_demos(path: Path, demos: list[Any] | Any, chunk: int, specs: Specs) ->
         specs: of the dataset, which say where an end effector stands.
     """
     from agents import chunk_dataset
-    from agents.demos import HandColumns
+    from agents.data.demonstrations import HandColumns
 
     chunks = chunk_dataset(demos, chunk, hand=HandColumns.of(specs))
     sample = chunks.images[:: max(1, len(chunks.images) // 500)]

@@ -22,8 +22,8 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
-from experiments.policies import PolicyChoice
-from experiments.run_folder import versions
+from experiments.pipelines.policies import PolicyChoice
+from experiments.pipelines.run_folder import versions
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts
@@ -77,8 +77,8 @@ def run(config: CalibrateConfig) -> int:
     """Calibrate, check, write the judge."""
     from experiments.commands.bench_closed_loop import load_world_model_of
     from rewards import LearnedJudge
-    from rewards.calibration import Looks, best_thresholds, calibrate_words
-    from worldgym.evaluation.audit import watch
+    from rewards.training.calibration import Looks, best_thresholds, calibrate_words
+    from worldgym.evaluation.judge_audit import watch
 
     tasks = covered_tasks(config.bundle)
     bundle = Bundle.find(config.bundle)

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.collecting import collection_key, episodes_in_order
+from experiments.pipelines.collecting import collection_key, episodes_in_order
 from experiments.suites import domain_settings, known_tasks
 from worldgym.data import DatasetWriter
 from worldgym.data.files import write_json

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from experiments.demo_settings import DemoSettings
+from experiments.pipelines.settings import DemoSettings
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class DemoConfig(DemoSettings):
 
 def run(config: DemoConfig) -> int:
     """Run the demo, print its table and where the report is."""
-    from experiments.demo import run_demo
-    from experiments.demo_results import table
+    from experiments.pipelines.demo import run_demo
+    from experiments.pipelines.demo_results import table
 
     results = run_demo(config)
     sys.stdout.write(f"\n{table(results)}\nReport: {config.out / 'report.html'}\n")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bundle import Bundle
-from experiments.policies import PolicyChoice
-from experiments.run_folder import versions
+from experiments.pipelines.policies import PolicyChoice
+from experiments.pipelines.run_folder import versions
 from experiments.suites import chosen_suite, domain_settings, evaluation_pool, known_tasks
 from worldgym import pretrained
 from worldgym.errors import ConfigError

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.bundle import Bundle
-from experiments.demo_settings import FineTuneSettings
-from experiments.finetune import FineTuning
-from experiments.policies import policy_folder
-from experiments.run_folder import AGAIN, RunFolder, versions
+from experiments.pipelines.finetune import FineTuning
+from experiments.pipelines.policies import policy_folder
+from experiments.pipelines.run_folder import AGAIN, RunFolder, versions
+from experiments.pipelines.settings import FineTuneSettings
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
 
@@ -130,7 +130,7 @@ def audited(history: list[dict[str, float]]) -> str:
 
 def gatherer(config: RlConfig, tuning: FineTuning, stack: ExitStack) -> Callable[..., Any]:
     """How a round is imagined: in this process, or by a pool that `stack` closes."""
-    from agents.rollout_pool import RolloutPool, collect_in_pieces
+    from agents.rollouts.ray_pool import RolloutPool, collect_in_pieces
 
     if not config.workers:
         parts = (tuning.world_model, tuning.judge)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bundle import Bundle
-from experiments.demo_settings import FineTuneSettings
+from experiments.pipelines.settings import FineTuneSettings
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text, read_sealed, write_sealed
@@ -192,7 +192,7 @@ def convert(text: str, kind: Any) -> Any:
 
 def run(config: SweepConfig) -> int:
     """Run the trials, print them best first, write `sweep.json`."""
-    from agents.rollout_pool import check_resources, connect, disconnect
+    from agents.rollouts.ray_pool import check_resources, connect, disconnect
     from worldgym.utils.optional import require
 
     ray = require("ray", extra="rllib")
@@ -287,8 +287,8 @@ def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
     import torch
     from ray import tune
 
-    from experiments.finetune import FineTuning
-    from experiments.run_folder import RunFolder
+    from experiments.pipelines.finetune import FineTuning
+    from experiments.pipelines.run_folder import RunFolder
 
     torch.set_num_threads(fixed["threads"])
     out = Path(fixed["sweep"]) / "trials" / tune.get_context().get_trial_id()

@@ -24,10 +24,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.checks import check_numbers
-from experiments.registered_training import train_registered
-from experiments.tokenizers import load_tokenizer
-from experiments.training_run import claim, finish, finished, identity, require_preset, require_size
+from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.registered_training import train_registered
+from experiments.pipelines.tokenizers import load_tokenizer
+from experiments.pipelines.training_run import claim, finish, finished, identity, require_preset, require_size
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.registry import JUDGES
 

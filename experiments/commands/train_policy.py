@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from experiments.checks import check_numbers
-from experiments.training_run import (
+from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.training_run import (
     Hand,
     claim,
     finish,
@@ -110,8 +110,8 @@ def run(config: TrainPolicyConfig) -> int:
     from torch.utils.tensorboard import SummaryWriter
 
     from agents import SFT, SFTConfig, chunk_dataset
-    from agents.demos import HandColumns
-    from agents.sft import demonstrations
+    from agents.algorithms.sft import demonstrations
+    from agents.data.demonstrations import HandColumns
     from worldgym.data import EpisodeDataset
     from worldgym.utils.files import atomic_write_text
     from worldgym.utils.progress import Progress
@@ -213,8 +213,8 @@ def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> A
     import numpy as np
 
     from agents import VLAPolicy, VLAPolicyConfig
-    from agents.demos import HandColumns
-    from agents.pointer import Pointer
+    from agents.data.demonstrations import HandColumns
+    from agents.policies.goal_head import Pointer
 
     if config.initial is not None:
         policy = VLAPolicy.from_pretrained(str(config.initial))

@@ -18,8 +18,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments.checks import check_numbers
-from experiments.training_run import claim, content_of, identity, require_size
+from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.training_run import claim, content_of, identity, require_size
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.suite import extra, load_suite
@@ -72,7 +72,7 @@ def run(config: TrainProbeConfig) -> int:
     import torch
 
     from experiments.bundle import Bundle
-    from experiments.true_logs import true_logs
+    from experiments.pipelines.held_out_episodes import true_logs
     from worldgym.evaluation.fidelity import position_errors
     from worldgym.evaluation.probe import PositionProbe, PositionProbeConfig, probe_loss
     from worldgym.models import load_world_model

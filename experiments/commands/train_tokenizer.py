@@ -15,8 +15,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments.checks import check_numbers
-from experiments.training_run import claim, identity, require_preset, require_size
+from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.training_run import claim, identity, require_preset, require_size
 
 logger = logging.getLogger(__name__)
 OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json", "manifest.json")

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from experiments.checks import check_numbers
-from experiments.registered_training import train_registered
-from experiments.tokenizers import read_tokenizer
-from experiments.training_run import Hand, claim, identity, require_preset, require_size, with_hand
+from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.registered_training import train_registered
+from experiments.pipelines.tokenizers import read_tokenizer
+from experiments.pipelines.training_run import Hand, claim, identity, require_preset, require_size, with_hand
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.registry import WORLD_MODELS
 from worldgym.specs import check_observations
@@ -155,7 +155,7 @@ def run(config: TrainWorldModelConfig) -> int:
         data.odds = equal_shares(data.odds, np.repeat(np.array(arrays.tasks), np.diff(arrays.offsets)))
     job = Job(config, facts)
     if config.address is not None:
-        from experiments.ray_training import on_ray
+        from experiments.pipelines.ray_training import on_ray
 
         on_ray(train_stages, job, model, data, config.processes, config.address, config.out)
     elif config.processes == 1:
@@ -206,16 +206,16 @@ def _initial(folder: Path, dataset: EpisodeDataset, tokenizer: FrameTokenizer | 
         raise ConfigError(
             f"--initial {folder} is a {type(model).__name__}; training goes on from type video only"
         )
-    seen = model.specs.observation
-    check_observations(
-        dataset.specs.observation, seen, f"the dataset {dataset.root}", f"the world model {folder}"
-    )
     here, there = (dataset.action_spec.dim, dataset.state_dim), (model.action_dim, model.state_dim)
     if here != there:
         raise ConfigError(
             f"--initial {folder} takes {there[0]} dimensions of action and {there[1]} of proprioception, and the "
             f"dataset has {here[0]} and {here[1]}; leave --initial out, and train afresh with --tokenizer"
         )
+    seen = model.specs.observation
+    check_observations(
+        dataset.specs.observation, seen, f"the dataset {dataset.root}", f"the world model {folder}"
+    )
     if tokenizer is not None and asdict(tokenizer.config) != asdict(model.tokenizer.config):
         raise ConfigError(
             f"--initial {folder} has a tokenizer of another shape ({model.tokenizer.config}) than --tokenizer "

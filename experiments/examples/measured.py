@@ -20,9 +20,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from experiments.run_folder import versions
+from experiments.pipelines.run_folder import versions
 from worldgym.evaluation import paired_bootstrap, wilson
-from worldgym.imagination.held import HeldActions
+from worldgym.imagination.adapters.action_repeat import HeldActions
 from worldgym.utils.files import atomic_write_text
 
 EVAL_SEED0 = 18_000_000

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 import worldgym  # noqa: F401  (registers the ids)
-from experiments.run_folder import versions
-from rewards.eyes import JudgeEyes
+from experiments.pipelines.run_folder import versions
+from rewards.judge_features import JudgeEyes
 from worldgym.evaluation import paired_bootstrap, wilson
 from worldgym.utils.files import atomic_write_text
 

@@ -23,8 +23,8 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.examples.measured import success_in_real, write_results
-from rewards.eyes import JudgeEyes
-from worldgym.imagination.rllib import rllib_config
+from rewards.judge_features import JudgeEyes
+from worldgym.imagination.adapters.rllib import rllib_config
 
 GAMMA, SUCCESS = 0.97, "success_rate"
 

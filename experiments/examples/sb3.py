@@ -27,8 +27,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from experiments.examples.measured import success_in_real, write_results
-from rewards.eyes import JudgeEyes, SeenByJudge
-from worldgym.imagination.sb3 import ImageLanguageExtractor, make_sb3_vec_env
+from rewards.judge_features import JudgeEyes, SeenByJudge
+from worldgym.imagination.adapters.sb3 import ImageLanguageExtractor, make_sb3_vec_env
 
 GAMMA = 0.97
 

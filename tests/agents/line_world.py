@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.imagination import Starts
-from agents.vla import VLAPolicy, VLAPolicyConfig
+from agents.policies.vla import VLAPolicy, VLAPolicyConfig
+from agents.rollouts.imagined import Starts
 from worldgym.protocols import Imagined, Judgement
 
 SIZE = 16

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import VLAPolicy, VLAPolicyConfig
-from agents.advantage import (
+from agents.algorithms.advantage_conditioned import (
     AdvantageConditioned,
     AdvantageConfig,
     advantages,
@@ -19,9 +19,15 @@ from agents.advantage import (
     log_rows,
     value_targets,
 )
-from agents.conditioned import FLAG_REPEATS, FLAGS, ConditionedPolicy, ForesightPolicy, condition_vector
-from agents.demos import ChunkDataset
-from agents.rollouts import Rollouts
+from agents.data.demonstrations import ChunkDataset
+from agents.policies.conditioned import (
+    FLAG_REPEATS,
+    FLAGS,
+    ConditionedPolicy,
+    ForesightPolicy,
+    condition_vector,
+)
+from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.models import FrameTokenizer, TokenizerConfig
 from worldgym.models.foresight import Foresight

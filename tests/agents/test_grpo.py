@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from line_world import BrightJudge, LineWorld, starts, tiny_policy
 
 from agents import GRPO, FilteredBC, FilteredBCConfig, GRPOConfig, collect
-from agents.grpo import clipped_objective, group_advantages
+from agents.algorithms.grpo import clipped_objective, group_advantages
 
 
 def rollouts(policy, seed=0, count=4, group=8, **kwargs):

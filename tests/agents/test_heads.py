@@ -22,8 +22,8 @@ from agents import (
     VLAPolicyConfig,
     collect,
 )
-from agents.demos import ChunkDataset
-from agents.heads import FlowHead, L1Head, make_head
+from agents.data.demonstrations import ChunkDataset
+from agents.policies.heads import FlowHead, L1Head, make_head
 from worldgym.errors import ConfigError
 from worldgym.protocols import TrainablePolicy
 

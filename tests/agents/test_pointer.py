@@ -6,10 +6,10 @@ import torch
 from line_world import BrightJudge, LineWorld, logits, observation, starts, tiny_policy
 
 from agents import GRPO, GRPOConfig, SelfImitationConfig, collect
-from agents.demos import keyframes
-from agents.pointer import Pointing
-from agents.rollouts import Rollouts
-from agents.self_imitation import success_rows
+from agents.algorithms.self_imitation import success_rows
+from agents.data.demonstrations import keyframes
+from agents.policies.goal_head import Pointing
+from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 
 

@@ -9,9 +9,9 @@ import torch
 from line_world import observation, tiny_policy
 
 from agents import VLAPolicy, VLAPolicyConfig, load_policy
-from agents.conditioned import ConditionedPolicy, ForesightPolicy
-from agents.heads import L1Head
 from agents.loading import pack_policy
+from agents.policies.conditioned import ConditionedPolicy, ForesightPolicy
+from agents.policies.heads import L1Head
 from agents.registered import earlier_policy
 from rewards import LearnedJudge, LearnedJudgeConfig
 from worldgym.errors import CheckpointError

@@ -11,7 +11,13 @@ import pytest
 import torch
 from line_world import BrightJudge, LineWorld, starts, tiny_policy
 
-from agents.rollout_pool import RolloutPool, check_resources, collect_in_pieces, piece_generator, pieces_of
+from agents.rollouts.ray_pool import (
+    RolloutPool,
+    check_resources,
+    collect_in_pieces,
+    piece_generator,
+    pieces_of,
+)
 from worldgym.errors import ConfigError
 
 SETTINGS = {"group_size": 4, "horizon": 10, "piece": 2}
@@ -125,7 +131,7 @@ def test_a_node_without_a_package_is_named_with_what_to_install(cluster, tmp_pat
 DRIVER = """
 import sys, time
 import ray
-from agents.rollout_pool import connect
+from agents.rollouts.ray_pool import connect
 connect(ray, None, 1)
 @ray.remote
 def work():
@@ -137,7 +143,7 @@ time.sleep(100)
 
 
 def descendants(pid: int) -> set[int]:
-    from agents.ray_watch import processes
+    from agents.rollouts.ray_watch import processes
 
     there = processes()
     chosen = {pid}
@@ -152,7 +158,7 @@ def test_nothing_of_ray_outlives_a_killed_driver():
     import subprocess
     import sys
 
-    from agents.ray_watch import processes
+    from agents.rollouts.ray_watch import processes
 
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -174,7 +180,7 @@ def test_only_processes_of_the_package_are_watched(tmp_path):
     import subprocess
     import sys
 
-    from agents.ray_watch import cluster_of, processes
+    from agents.rollouts.ray_watch import cluster_of, processes
 
     script = tmp_path / "server.py"
     script.write_text("import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'input()'])\n")

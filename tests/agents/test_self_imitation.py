@@ -6,8 +6,8 @@ import torch
 from line_world import BrightJudge, LineWorld, starts, tiny_policy
 
 from agents import GRPO, GRPOConfig, SelfImitation, SelfImitationConfig, collect
-from agents.demos import ChunkDataset, keyframes
-from agents.self_imitation import success_rows
+from agents.algorithms.self_imitation import success_rows
+from agents.data.demonstrations import ChunkDataset, keyframes
 from worldgym.errors import ConfigError
 
 

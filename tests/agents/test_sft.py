@@ -8,7 +8,7 @@ import torch
 from line_world import SIZE, tiny_policy
 
 from agents import SFT, ChunkDataset, SFTConfig, chunk_dataset
-from agents.sft import demonstrations
+from agents.algorithms.sft import demonstrations
 from worldgym.utils.train_state import TrainState
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import VLAPolicy, VLAPolicyConfig
-from agents.demos import HandColumns, chunk_dataset, keyframes
-from agents.self_imitation import join
+from agents.algorithms.self_imitation import join
+from agents.data.demonstrations import HandColumns, chunk_dataset, keyframes
 from worldgym.errors import ConfigError
 from worldgym.specs import ActionSpec, Camera, GripperRule, ObservationSpec, Specs, StateField
 

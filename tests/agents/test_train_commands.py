@@ -58,7 +58,7 @@ def test_train_policy_saves_a_policy_that_loads(data, tmp_path):
 
 
 def test_ctrl_c_keeps_the_last_epoch_and_the_same_command_goes_on(data, tmp_path, monkeypatch):
-    from agents.sft import SFT
+    from agents.algorithms.sft import SFT
 
     assert train_policy.run(policy_config(data, tmp_path / "whole")) == 0
     honest, calls = SFT.evaluate, []

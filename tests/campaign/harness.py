@@ -194,7 +194,7 @@ def prepare() -> None:
         "envs.tabletop",
         "worldgym.data",
         "worldgym.imagination",
-        "experiments.demo",
+        "experiments.pipelines.demo",
     ):
         importlib.import_module(name)
     with contextlib.suppress(ModuleNotFoundError):

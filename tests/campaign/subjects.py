@@ -330,25 +330,25 @@ def _tokenizer(folder: Path, place: Workspace) -> str:
 
 
 def _make_http(place: Workspace, folder: Path) -> None:
-    from rewards.http import HttpJudge, HttpJudgeConfig
+    from rewards.models.http import HttpJudge, HttpJudgeConfig
 
     HttpJudge(HttpJudgeConfig(url="http://127.0.0.1:9/v1", model="m")).save_pretrained(folder)
 
 
 def _http(folder: Path, place: Workspace) -> str:
-    from rewards.http import HttpJudge
+    from rewards.models.http import HttpJudge
 
     return repr(HttpJudge.from_pretrained(folder))
 
 
 def _cached(folder: Path) -> Any:
-    from rewards.http import HttpJudge, HttpJudgeConfig
+    from rewards.models.http import HttpJudge, HttpJudgeConfig
 
     return HttpJudge(HttpJudgeConfig(url="http://127.0.0.1:9/v1", model="m"), cache=folder)
 
 
 def _make_cache(place: Workspace, folder: Path) -> None:
-    from rewards.http import _Answer
+    from rewards.models.http import _Answer
 
     for number, score in enumerate((0.0, 1.0, 0.5)):
         _cached(folder)._keep(f"{number:064x}", _Answer([f"Final Score: {score}"], [score]))
@@ -368,7 +368,7 @@ def _make_calibrated(place: Workspace, folder: Path) -> None:
     import numpy as np
 
     from rewards import load_judge
-    from rewards.calibrated import CalibratedJudge, Calibration
+    from rewards.wrappers.calibrated import CalibratedJudge, Calibration
 
     p = np.linspace(0.05, 0.95, 20)
     fitted = Calibration.fit(p, (np.arange(20) % 3 > 0) & (p > 0.3))

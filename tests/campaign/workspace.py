@@ -203,7 +203,7 @@ def _lerobot(version: str, name: str, filmed: bool) -> Callable[[Workspace], int
 def _bridge(place: Workspace) -> int:
     import numpy as np
 
-    from worldgym.data.video import encode_mp4
+    from worldgym.data.codecs.video import encode_mp4
 
     folder = place.at("bridge")
     folder.mkdir(parents=True, exist_ok=True)

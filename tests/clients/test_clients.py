@@ -72,7 +72,7 @@ print("evaluated", sorted(result))
 def test_stable_baselines3_records_a_video_at_the_rate_of_the_frames(tmp_path):
     from stable_baselines3.common.vec_env import VecVideoRecorder
 
-    from worldgym.imagination.sb3 import make_sb3_vec_env
+    from worldgym.imagination.adapters.sb3 import make_sb3_vec_env
 
     envs = make_sb3_vec_env(num_envs=2, seed=3, render_mode="rgb_array")
     recorder = VecVideoRecorder(envs, str(tmp_path), lambda step: step == 0, video_length=3)

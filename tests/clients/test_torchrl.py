@@ -10,7 +10,7 @@ pytest.importorskip("torchrl", reason="install it with `make test-clients`")
 
 from torchrl.envs.utils import check_env_specs  # noqa: E402
 
-from worldgym.imagination.torchrl import TorchRLEnv  # noqa: E402
+from worldgym.imagination.adapters.torchrl import TorchRLEnv  # noqa: E402
 
 
 @pytest.mark.parametrize("env_id", ["worldgym/ImaginedTabletop-v0", "worldgym/Tabletop-v0"])

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from worldgym.data.bridge import (
+from worldgym.data.codecs.video import encode_mp4
+from worldgym.data.formats.bridge import (
     BRIDGE_ACTION_SPEC,
     STATE_SCALE,
     bridge_actions,
@@ -16,7 +17,6 @@ from worldgym.data.bridge import (
     bridge_states,
     write_bridge,
 )
-from worldgym.data.video import encode_mp4
 from worldgym.errors import DatasetError
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from made_up import MANIFEST, episode, same
 
-from experiments import collecting
 from experiments.commands import collect
 from experiments.commands.collect import BehaviourMix, CollectConfig, run
+from experiments.pipelines import collecting
 from worldgym.data import Episode, EpisodeDataset, SplitManifest
 from worldgym.errors import CheckpointError, ConfigError, WorldgymError
 
@@ -174,7 +174,7 @@ def test_worker_processes_make_what_one_process_makes(
 @pytest.mark.slow
 def test_a_policy_checkpoint_acts_and_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco")
-    vla = pytest.importorskip("agents.vla")
+    vla = pytest.importorskip("agents.policies.vla")
     monkeypatch.setattr(SplitManifest, "load", classmethod(lambda cls, path: MANIFEST))
     vla.VLAPolicy(vla.VLAPolicyConfig.preset("tiny")).save_pretrained(tmp_path / "tiny-policy")
     settings = CollectConfig(

@@ -19,9 +19,9 @@ from test_imports import CAMERA, FPS, _frame, _png, make
 
 from worldgym.data import EpisodeDataset
 from worldgym.data.check import check
+from worldgym.data.codecs.video import encode_mp4
 from worldgym.data.formats.fields import flags, flat_names, instruction_list, number_ranges
 from worldgym.data.imports import ImportSettings, LeRobotFolder, import_lerobot
-from worldgym.data.video import encode_mp4
 from worldgym.errors import ConfigError, DatasetError
 
 TINY = ImportSettings(image_size=16)

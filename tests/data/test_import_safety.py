@@ -20,10 +20,10 @@ from test_imports import CAMERA, FPS, _frame, make
 
 from worldgym.data import EpisodeDataset
 from worldgym.data.check import check
+from worldgym.data.codecs.video import encode_mp4
 from worldgym.data.formats.fields import flat_names
 from worldgym.data.imports import ImportSettings, LeRobotFolder, import_lerobot
 from worldgym.data.info import seal
-from worldgym.data.video import encode_mp4
 from worldgym.errors import ConfigError, DatasetError
 
 TINY = ImportSettings(image_size=16)

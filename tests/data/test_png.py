@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from worldgym.data.png import decode_png, encode_png
+from worldgym.data.codecs.png import decode_png, encode_png
 
 frames = st.tuples(st.integers(1, 20), st.integers(1, 20)).flatmap(lambda s: hnp.arrays(np.uint8, (*s, 3)))
 

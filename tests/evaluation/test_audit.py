@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from point_world import PointEnv, PointJudge, PointPolicy, PointWorld
 
-from worldgym.evaluation.audit import Watched, balanced_accuracy, watch
 from worldgym.evaluation.closed_loop import run_closed_loop
+from worldgym.evaluation.judge_audit import Watched, balanced_accuracy, watch
 from worldgym.evaluation.rollouts import make_starts
 
 STARTS = make_starts(["a", "b"], per_task=20)

@@ -150,7 +150,7 @@ def test_imagined_logs_come_with_the_models_doubt():
 
 
 def test_the_page_draws_what_was_measured(tmp_path):
-    from experiments.fidelity_report import write_fidelity_report
+    from experiments.reports.fidelity import write_fidelity_report
 
     step = dict.fromkeys(("all", "hand", "objects", "moved_objects", "lost_share", "lost_share_moved"), 1.0)
     row = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_bundle import make_tiny_bundle
 
-from experiments.demo import DemoSettings, run_demo
+from experiments.pipelines.demo import DemoSettings, run_demo
 
 
 @pytest.fixture(scope="session")

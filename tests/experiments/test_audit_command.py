@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.audit_report import worst_false_positives
 from experiments.bundle import Bundle
 from experiments.cli import main
 from experiments.commands.audit import AuditConfig
+from experiments.reports.audit import worst_false_positives
 from worldgym.errors import ConfigError
-from worldgym.evaluation.audit import Watched
+from worldgym.evaluation.judge_audit import Watched
 from worldgym.evaluation.outcomes import Start
 
 KEYS = {

@@ -12,8 +12,8 @@ from typing import Any
 import foreign
 import pytest
 
-from experiments.checks import check_numbers, expand_home
 from experiments.cli import COMMANDS, main
+from experiments.pipelines.checks import check_numbers, expand_home
 from worldgym.errors import ConfigError
 
 TRAINERS = ("tokenizer", "world-model", "judge", "policy")

@@ -13,7 +13,7 @@ from experiments.cli import main
 from experiments.commands.bench_best_of import BenchBestOfConfig, choices, curve
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Start
-from worldgym.evaluation.audit import Watched
+from worldgym.evaluation.judge_audit import Watched
 
 
 def watched(said, true, doubt=None):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from experiments.cli import main
-from experiments.graded_policies import graded_policies
-from experiments.true_logs import true_logs
+from experiments.pipelines.held_out_episodes import true_logs
+from experiments.pipelines.perturbed_policies import graded_policies
 from worldgym.models import load_world_model
 
 

@@ -16,9 +16,9 @@ from experiments.commands.bench_hacking import (
     one,
     uncertainty_quantile,
 )
-from experiments.demo_settings import FineTuneSettings
-from experiments.finetune import FineTuning
-from experiments.run_folder import RunFolder
+from experiments.pipelines.finetune import FineTuning
+from experiments.pipelines.run_folder import RunFolder
+from experiments.pipelines.settings import FineTuneSettings
 from worldgym.errors import CheckpointError, ConfigError
 
 FEW = [

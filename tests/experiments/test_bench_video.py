@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
-from worldgym.data.video import encode_mp4
+from worldgym.data.codecs.video import encode_mp4
 
 
 def test_each_episode_is_left_out_in_turn(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.charts import IntervalRow, Series, interval_chart, line_chart
-from experiments.report import write_report
+from experiments.reports.charts import IntervalRow, Series, interval_chart, line_chart
+from experiments.reports.html import write_report
 from worldgym.errors import CheckpointError
 
 

@@ -281,8 +281,8 @@ def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
 
 def test_iter_sft_keeps_asking_the_first_policy(lab, tmp_path):
     from agents import collect
-    from experiments.finetune import FineTuning
-    from experiments.run_folder import RunFolder
+    from experiments.pipelines.finetune import FineTuning
+    from experiments.pipelines.run_folder import RunFolder
 
     how = lab.preset.practice(0, tmp_path, lr=0.0, acting="first", iterations=2)
     asked = []

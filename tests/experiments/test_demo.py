@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from agents import ImaginedRLTrainer
-from experiments.clips import choose
-from experiments.demo import DemoSettings, run_demo
-from experiments.demo_results import table
-from experiments.finetune import FineTuning
+from experiments.pipelines.demo import DemoSettings, run_demo
+from experiments.pipelines.demo_results import table
+from experiments.pipelines.finetune import FineTuning
+from experiments.reports.clips import choose
 from worldgym.errors import CheckpointError, ConfigError
 
 SCHEMA = (
@@ -133,8 +133,8 @@ def test_a_run_stopped_after_practice_trains_the_same_control(
     bundle, demo, tmp_path, monkeypatch, rounds_left
 ):
     """The control's dropout goes on where practice left torch's stream, in a resumed run too."""
-    import experiments.demo
-    from experiments.run_folder import RunFolder
+    import experiments.pipelines.demo
+    from experiments.pipelines.run_folder import RunFolder
 
     settings = DemoSettings(out=tmp_path / "run", bundle=str(bundle), quick=True)
 
@@ -148,7 +148,7 @@ def test_a_run_stopped_after_practice_trains_the_same_control(
                 RunFolder, "write", lambda *args: stopped() if args[1] == "stream" else write(*args)
             )
         else:
-            patch.setattr(experiments.demo._Demo, "_clone", stopped)
+            patch.setattr(experiments.pipelines.demo._Demo, "_clone", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_demo(settings)
     assert bool(list((settings.out / "state").glob("round-*"))) == bool(rounds_left)
@@ -210,7 +210,7 @@ def test_a_bundle_that_changed_meanwhile_is_not_mixed(bundle, tmp_path, monkeypa
 
     other = shutil.copytree(bundle, tmp_path / "other")
     settings = DemoSettings(out=tmp_path / "run", bundle=str(other), quick=True)
-    from experiments.demo import _Demo
+    from experiments.pipelines.demo import _Demo
 
     with monkeypatch.context() as patch:
         patch.setattr(_Demo, "run", lambda _: {})

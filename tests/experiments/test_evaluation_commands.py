@@ -7,7 +7,7 @@ import json
 import pytest
 
 from experiments.commands import bench_closed_loop, evaluate
-from experiments.policies import PolicyChoice
+from experiments.pipelines.policies import PolicyChoice
 from worldgym.errors import CheckpointError, ConfigError
 
 
@@ -94,7 +94,7 @@ def test_the_gate_also_takes_policies_that_nobody_trained(bundle, tmp_path, caps
 def test_noise_is_bounded_repeatable_and_of_its_kind():
     import torch
 
-    from experiments.simple_policies import NoisePolicy
+    from experiments.pipelines.simple_policies import NoisePolicy
 
     look = {"instruction": ["a"] * 500}
     for kind, spread in (("random", 0.577), ("gaussian", 0.72)):
@@ -111,7 +111,7 @@ def test_the_experts_actions_are_replayed_row_by_row_and_succeed_in_real():
     import torch
 
     from envs.tabletop import TabletopEnv
-    from experiments.simple_policies import ScriptedPolicy
+    from experiments.pipelines.simple_policies import ScriptedPolicy
     from worldgym.evaluation import make_starts
     from worldgym.evaluation.closed_loop import replay_actions
 

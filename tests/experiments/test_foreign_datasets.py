@@ -93,8 +93,8 @@ def test_one_episode_is_too_few_for_a_judge(tmp_path, capsys):
 
 
 def test_a_hand_is_known_by_its_roles_or_by_word(tmp_path):
-    from experiments.training_run import with_hand
-    from worldgym.data.bridge import bridge_specs
+    from experiments.pipelines.training_run import with_hand
+    from worldgym.data.formats.bridge import bridge_specs
     from worldgym.errors import ConfigError
 
     other = EpisodeDataset(foreign.write(tmp_path / "data", 4, 4)).specs
@@ -131,7 +131,7 @@ def test_a_hand_by_word_gets_the_tabletops_features(tmp_path):
 
 def test_actions_after_the_end_are_unknown_and_not_learned(tmp_path):
     from agents import chunk_dataset
-    from agents.demos import episode_views
+    from agents.data.demonstrations import episode_views
 
     arrays = EpisodeDataset(foreign.write(tmp_path / "data", 3, 0, steps=4)).load_arrays()
     demos = chunk_dataset(episode_views(arrays), 5, hand=False, stop_at_success=False)
@@ -144,7 +144,7 @@ def test_actions_after_the_end_are_unknown_and_not_learned(tmp_path):
 def test_the_remedy_for_missing_demonstrations_names_a_behaviour_that_is_there(behaviours, solved):
     from types import SimpleNamespace
 
-    from agents.demos import demonstrations
+    from agents.data.demonstrations import demonstrations
     from worldgym.errors import DatasetError
 
     count = len(behaviours)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.cli import main
-from experiments.run_folder import AGAIN, MARKER, WRITTEN, RunFolder
+from experiments.pipelines.run_folder import AGAIN, MARKER, WRITTEN, RunFolder
 from worldgym.errors import CheckpointError, ConfigError
 
 SETTINGS = {"lr": 1e-3, "tasks": ["push"]}
@@ -83,7 +83,7 @@ def test_a_full_disk_is_met_before_a_new_run_removes_the_old_one(tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("experiments.run_folder.write_sealed", full)
+        patch.setattr("experiments.pipelines.run_folder.write_sealed", full)
         RunFolder(tmp_path, SETTINGS, fresh=True)
     assert content(tmp_path) == before
 

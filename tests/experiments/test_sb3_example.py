@@ -11,8 +11,8 @@ import torch
 pytest.importorskip("stable_baselines3", reason="needs the extra `sb3`")
 
 from experiments.examples.sb3 import Args, main  # noqa: E402
-from rewards.eyes import JudgeEyes, SeenByJudge  # noqa: E402
-from worldgym.imagination.sb3 import ImageLanguageExtractor, make_sb3_vec_env  # noqa: E402
+from rewards.judge_features import JudgeEyes, SeenByJudge  # noqa: E402
+from worldgym.imagination.adapters.sb3 import ImageLanguageExtractor, make_sb3_vec_env  # noqa: E402
 
 
 def test_the_judge_s_eyes_find_other_places_under_other_words():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments import speed
+from experiments.pipelines import speed
 from worldgym.errors import ConfigError
 from worldgym.models import VideoWorldModel, WorldModelConfig
 

@@ -98,7 +98,7 @@ def test_a_bundle_holds_all_parts_and_draws_a_picture(chain):
     from agents import VLAPolicy, VLAPolicyConfig
     from experiments.bundle import Bundle
     from rewards import LearnedJudge
-    from rewards.learned import LearnedJudgeConfig
+    from rewards.models.learned import LearnedJudgeConfig
 
     VLAPolicy(VLAPolicyConfig.preset("tiny")).save_pretrained(str(chain / "policy"))
     LearnedJudge(LearnedJudgeConfig.preset("tiny")).save_pretrained(str(chain / "judge"))

@@ -10,7 +10,7 @@ import foreign
 import pytest
 
 from experiments.cli import main
-from experiments.training_run import arrays_hash, claim, content_of
+from experiments.pipelines.training_run import arrays_hash, claim, content_of
 from worldgym.errors import CheckpointError, ConfigError
 
 

@@ -12,7 +12,7 @@ import torch
 import worldgym  # noqa: F401
 from experiments.bundle import Bundle
 from experiments.cli import main
-from experiments.demo_settings import CHECK_SEED0
+from experiments.pipelines.settings import CHECK_SEED0
 from rewards import ReferenceJudge, ReferenceJudgeConfig, VlmJudge, VlmJudgeConfig, load_judge
 from tests.rewards.test_vlm_judge import tiny_llava
 from worldgym.evaluation import make_starts

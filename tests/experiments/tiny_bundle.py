@@ -15,7 +15,7 @@ def make_tiny_bundle(folder: Path) -> Path:
     from agents import Starts, VLAPolicy, VLAPolicyConfig, collect
     from envs.tabletop import TabletopEnv
     from rewards import LearnedJudge
-    from rewards.learned import LearnedJudgeConfig
+    from rewards.models.learned import LearnedJudgeConfig
     from worldgym.models import VideoWorldModel, WorldModelConfig
 
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch.nn.functional import normalize
 
-from worldgym.imagination.features import ImageLanguageFeatures
+from worldgym.imagination.adapters.features import ImageLanguageFeatures
 
 SPACE = spaces.Dict(
     {

@@ -9,7 +9,7 @@ from fakes import LEFT, RIGHT, DeadJudge, DotJudge, DotWorldModel, draw, make_st
 from gymnasium.vector import AutoresetMode
 
 from worldgym.imagination import ImageStarts, WorldModelEnv, WorldModelVectorEnv
-from worldgym.imagination.held import HeldActions
+from worldgym.imagination.adapters.action_repeat import HeldActions
 
 STILL = np.zeros(4, np.float32)
 GO_LEFT = np.array([-1, 0, 0, 0], np.float32)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import worldgym  # noqa: F401  (registers the ids)
 from worldgym.data import EpisodeDataset
 from worldgym.imagination import WorldModelVectorEnv
-from worldgym.imagination.recording import RecordDataset
+from worldgym.imagination.adapters.recording import RecordDataset
 
 
 def _envs(**kwargs):

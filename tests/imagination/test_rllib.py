@@ -10,7 +10,7 @@ ray = pytest.importorskip("ray", reason="needs the extra `rllib`")
 pytest.importorskip("ray.rllib", reason="needs the extra `rllib`")
 
 from worldgym.imagination import WorldModelVectorEnv  # noqa: E402
-from worldgym.imagination.rllib import ImageLanguageModule, rllib_config  # noqa: E402
+from worldgym.imagination.adapters.rllib import ImageLanguageModule, rllib_config  # noqa: E402
 
 SMALL = {"train_batch_size_per_learner": 64, "minibatch_size": 32, "num_epochs": 1}
 

@@ -9,7 +9,7 @@ from fakes import LEFT, STEP, DeadJudge, DotJudge, DotWorldModel, find, make_sta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldgym.evaluation.audit import watch
+from worldgym.evaluation.judge_audit import watch
 from worldgym.evaluation.rollouts import make_starts as evaluation_starts
 from worldgym.imagination import WorldModelVectorEnv
 from worldgym.imagination.episodes import ImaginedEpisodes

@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from worldgym.imagination import WorldModelEnv
-from worldgym.imagination.sb3 import SB3VecEnv, make_sb3_vec_env
+from worldgym.imagination.adapters.sb3 import SB3VecEnv, make_sb3_vec_env
 
 SETTINGS = {"horizon": 10, "judge_every": 2, "instruction": "embedding"}
 

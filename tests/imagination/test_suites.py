@@ -25,15 +25,15 @@ from made_up_suite import (
 )  # fmt: skip
 
 import worldgym  # noqa: F401
-from agents.imagination import StartBank, Starts, collect
-from agents.simulated import RealCollector
+from agents.rollouts.imagined import StartBank, Starts, collect
+from agents.rollouts.simulated import RealCollector
 from envs.tabletop.suite import TabletopSuite
 from experiments.suites import domain_settings, evaluation_pool, known_tasks
 from worldgym.data import EpisodeDataset
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import make_starts
 from worldgym.imagination import ArrayStarts, WorldModelEnv, WorldModelVectorEnv
-from worldgym.imagination.recording import RecordDataset
+from worldgym.imagination.adapters.recording import RecordDataset
 from worldgym.imagination.registry import make_imagined
 from worldgym.protocols import PolicyOutput
 from worldgym.registry import SUITES
@@ -166,9 +166,9 @@ def test_evaluation_and_simulator_rollouts_show_every_camera(joints):
     assert result.steps.tolist() == [4, 4, 4]
     with RealCollector("joints", processes=0) as simulator:
         rollouts = simulator.collect(Still(), [1, 2], ["fold", "stretch"], group_size=2, horizon=4)
-    assert rollouts.views["image_wrist"].shape == (4, 2, 12, 16, 3) and rollouts.frames_used == 16
+    assert rollouts.views["wrist"].shape == (4, 2, 12, 16, 3) and rollouts.frames_used == 16
     seen = rollouts.observation(torch.tensor([0, 3]), torch.tensor([1, 1]))
-    assert torch.equal(seen["image_wrist"], rollouts.views["image_wrist"][[0, 3], 1])
+    assert torch.equal(seen["image_wrist"], rollouts.views["wrist"][[0, 3], 1])
 
 
 # -- imagination with two cameras --------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_starts_of_several_cameras_survive_the_disk_and_feed_imagined_rollouts(t
     chosen = bank.sample(2, np.random.default_rng(0))
     assert chosen.start_set().views["wrist"].shape == (2, 12, 16, 3) and set(chosen.tasks) == {"fold"}
     rollouts = collect(JointsWorldModel(), NoJudge(), Still(), chosen, group_size=2, horizon=4)
-    assert torch.equal(rollouts.views["image_wrist"][::2, 0], chosen.views["wrist"])
+    assert torch.equal(rollouts.views["wrist"][::2, 0], chosen.views["wrist"])
     lacking = Starts(chosen.images, chosen.states, chosen.instructions, chosen.tasks, chosen.steps)
     with pytest.raises(ValueError, match="no frames of camera wrist"):
         collect(JointsWorldModel(), NoJudge(), Still(), lacking, group_size=2, horizon=4)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.answers import Scale, read_score
+from rewards.models.answers import Scale, read_score
 from worldgym.errors import ConfigError
 
 PLAIN = [

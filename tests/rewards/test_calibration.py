@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from judged_world import SIZE
 
 from rewards import LearnedJudge, LearnedJudgeConfig
-from rewards.calibration import Looks, best_thresholds, calibrate_words, worst_rate
+from rewards.training.calibration import Looks, best_thresholds, calibrate_words, worst_rate
 from worldgym.errors import ConfigError
 
 TINY = LearnedJudgeConfig.preset("tiny", image_size=SIZE, dropout=0.0)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from judged_world import SIZE, logs
 
 from rewards import JudgeTrainConfig, LearnedJudgeConfig, dream_logs, train_judge
-from rewards.dreams import balanced_threshold, episode_verdicts, precision_recall
+from rewards.training.imagined_logs import balanced_threshold, episode_verdicts, precision_recall
 from worldgym.protocols import Imagined
 
 

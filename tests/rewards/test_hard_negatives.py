@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judged_world import logs
 
-from rewards.negatives import KINDS, PairSampler, goal_of
+from rewards.training.negatives import KINDS, PairSampler, goal_of
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_a_key_that_the_endpoint_echoes_is_masked_in_answers_files_and_logs(serv
 
 @given(st.text(min_size=8, max_size=40, alphabet=st.characters(min_codepoint=33, max_codepoint=126)))
 def test_every_way_of_writing_a_key_is_masked(key):
-    from rewards.endpoint import masked
+    from rewards.models.endpoint import masked
 
     forms = [key, urllib.parse.quote(key, safe=""), json.dumps(key), base64.b64encode(key.encode()).decode()]
     for form in forms:
@@ -356,7 +356,7 @@ def test_a_key_that_a_folder_names_is_not_followed_and_the_remedy_is_said(
 
 def test_a_judge_inside_others_gets_the_key_that_the_caller_names(serve, tmp_path):
     from rewards import CalibratedJudge, ComposedJudge, Term
-    from rewards.calibrated import Calibration
+    from rewards.wrappers.calibrated import Calibration
 
     server, judge = serve()
     composed = ComposedJudge({"vlm": Term(judge, 1.0)})

@@ -10,7 +10,7 @@ import torch
 from judged_world import SIZE, logs
 
 from rewards import LearnedJudge, LearnedJudgeConfig, train_judge
-from rewards.cache import CachedJudge
+from rewards.wrappers.cache import CachedJudge
 from worldgym.errors import ConfigError
 from worldgym.protocols import Reads, RewardModel, judged
 

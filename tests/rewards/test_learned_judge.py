@@ -8,7 +8,7 @@ import torch
 from judged_world import SIZE, draw, logs
 
 from rewards import JudgeTrainConfig, LearnedJudge, LearnedJudgeConfig, train_judge
-from rewards.train import calibrate, reconstruct
+from rewards.training.learned import calibrate, reconstruct
 from worldgym.errors import CheckpointError
 from worldgym.protocols import RewardModel
 from worldgym.utils.train_state import TrainState

@@ -11,7 +11,7 @@ from judged_world import SIZE, logs
 
 from experiments.commands.train_judge import TrainJudgeConfig
 from rewards import LearnedJudge, LearnedJudgeConfig, train_judge
-from rewards.mining import HardFrames, believed
+from rewards.training.mining import HardFrames, believed
 from worldgym.errors import ConfigError, DatasetError
 
 TINY = LearnedJudgeConfig.preset("tiny", image_size=SIZE, dropout=0.0)

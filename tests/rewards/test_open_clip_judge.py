@@ -137,7 +137,7 @@ def test_what_cannot_work_is_refused(judge, tmp_path):
 def test_the_bundled_one_tells_what_is_done_from_what_is_not_and_from_other_words():
     from envs.tabletop import TabletopEnv
     from envs.tabletop.collect import rollout
-    from rewards.negatives import goal_of
+    from rewards.training.negatives import goal_of
     from worldgym import pretrained
 
     judge = load_judge(pretrained.path("tabletop-small") / "judge_open_clip")

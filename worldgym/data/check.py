@@ -179,7 +179,7 @@ def _foreign(root: Path, settings: ImportSettings | None) -> Found:
 
 
 def _bridge(root: Path) -> Found:
-    from worldgym.data.bridge import bridge_episodes
+    from worldgym.data.formats.bridge import bridge_episodes
 
     found = Found()
     episodes = bridge_episodes(root)

@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 
 from worldgym.data import lerobot
 from worldgym.data.arrays import EpisodeArrays
+from worldgym.data.codecs.png import decode_png
+from worldgym.data.codecs.video import decode_mp4
 from worldgym.data.episode import Episode
 from worldgym.data.lerobot import DatasetMeta, EpisodeRecord
-from worldgym.data.png import decode_png
 from worldgym.data.schema import camera_key
 from worldgym.data.splits import SPLITS, SplitManifest
 from worldgym.data.stats import flat_column
-from worldgym.data.video import decode_mp4
 from worldgym.errors import DatasetError
 from worldgym.specs import ActionSpec, Camera, Specs
 from worldgym.utils.files import file_sha256

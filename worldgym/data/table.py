@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from worldgym.data.codecs.png import encode_png
 from worldgym.data.episode import Episode
 from worldgym.data.lerobot import STATE_KEY, EpisodeRecord, Images
-from worldgym.data.png import encode_png
 from worldgym.data.schema import camera_key
 from worldgym.data.stats import ImageMoments, image_moments
 

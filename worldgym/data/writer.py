@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worldgym.data import lerobot
+from worldgym.data.codecs.video import encode_mp4
 from worldgym.data.earlier import earlier_form
 from worldgym.data.episode import Episode
 from worldgym.data.files import LOCK_NAME, WriterLock, describe_file, write_json
@@ -38,7 +39,6 @@ from worldgym.data.splits import SplitManifest
 from worldgym.data.stats import RunningStats
 from worldgym.data.summary import said, summarise
 from worldgym.data.table import Pending, data_table, episodes_table, final_table
-from worldgym.data.video import encode_mp4
 from worldgym.errors import DatasetError
 from worldgym.specs import ActionSpec, Specs
 from worldgym.utils.files import atomic_path

@@ -11,7 +11,7 @@ Success Conditions
 Example::
 
     from worldgym.imagination import WorldModelEnv
-    env = WorldModelEnv("runs/wm", reward="rewards.learned:load_bundled", starts="runs/starts.npz")
+    env = WorldModelEnv("runs/wm", reward="rewards.models.learned:load_bundled", starts="runs/starts.npz")
     observation, info = env.reset(seed=0, options={"instruction": "push the red cube to the left"})
     observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
     saved = env.save_state()  # env.restore_state(saved) continues from here, bit for bit

@@ -7,7 +7,7 @@ Example::
 
     from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
     model = resolve_world_model("runs/bundle/world_model")
-    judge = resolve_reward("rewards.learned:load_bundled")
+    judge = resolve_reward("rewards.models.learned:load_bundled")
     starts = resolve_starts("runs/bundle/starts.npz")
 """
 
@@ -85,14 +85,14 @@ def resolve_reward(
         if not module or not attribute:
             raise ValueError(
                 f"reward={reward!r}; expected a judge's folder, or 'package.module:factory', e.g. "
-                "'rewards.learned:load_bundled'"
+                "'rewards.models.learned:load_bundled'"
             )
         try:
             factory = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(
                 f"reward={reward!r} cannot be imported ({error}); expected 'package.module:factory', e.g."
-                " 'rewards.learned:load_bundled'; a remote worker needs the package in its working_dir"
+                " 'rewards.models.learned:load_bundled'; a remote worker needs the package in its working_dir"
             ) from error
         made = factory(**(kwargs or {}))
     if not isinstance(made, RewardModel):

@@ -128,8 +128,8 @@ class ArrayStarts:
         path = Path(path)
         if not path.exists():
             raise CheckpointError(
-                f"no start set at {path}, the file is missing; `make pretrained` rebuilds the bundled one, ArrayStarts.save writes"
-                " another"
+                f"no start set at {path}, the file is missing; `make pretrained` rebuilds the bundled one, "
+                "ArrayStarts.save writes another"
             )
         remedy = (
             remedy

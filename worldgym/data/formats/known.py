@@ -66,7 +66,7 @@ class BridgeFormat:
         Raises:
             ConfigError: a setting that does not apply to such samples.
         """
-        from worldgym.data.bridge import write_bridge
+        from worldgym.data.formats.bridge import write_bridge
 
         if settings != ImportSettings(image_size=settings.sizes(1)[0], limit=settings.limit):
             raise ConfigError(

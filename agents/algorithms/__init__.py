@@ -1,0 +1,1 @@
+"""Algorithms that improve a policy: SFT, GRPO, self-imitation, advantage conditioning, imagined RL."""

@@ -1,0 +1,90 @@
+"""Filtered behaviour cloning: imitate the trajectories that succeeded. The plainest improver, and a control for GRPO.
+
+Example::
+
+    scalars = FilteredBC(FilteredBCConfig(lr=1e-4)).update(policy, rollouts)
+    scalars["trajectories_kept"], scalars["loss"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.rollouts.trajectories import Rollouts
+from worldgym.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FilteredBCConfig:
+    """Settings of filtered cloning.
+
+    Args:
+        lr: AdamW learning rate.
+        epochs: passes over the successes.
+        batch_size: chunks a step.
+        weights: of the policy's components by name, 1 for those that are not named.
+        grad_clip: gradient norm bound.
+        seed: of the order.
+    """
+
+    lr: float = 1e-4
+    epochs: int = 1
+    batch_size: int = 256
+    weights: Mapping[str, float] = field(default_factory=dict)
+    grad_clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.lr <= 0 or self.epochs < 1 or self.batch_size < 1:
+            raise ConfigError(f"lr must be positive, epochs and batch_size at least 1; got {self}")
+
+
+class FilteredBC:
+    """Improver: the log-likelihood of what was chosen in successful, valid trajectories, up to success.
+
+    Args:
+        config: settings.
+    """
+
+    def __init__(self, config: FilteredBCConfig | None = None) -> None:
+        self.config = config or FilteredBCConfig()
+        self.iteration = 0
+        self._optimizer: torch.optim.AdamW | None = None
+
+    def update(self, policy: Any, rollouts: Rollouts) -> dict[str, float]:
+        """Clone the successes in place; returns loss, steps, trajectories_kept. Nothing happens without a success."""
+        config = self.config
+        good = (rollouts.valid & (rollouts.reward > 0.5)).nonzero().squeeze(1)
+        rng = np.random.default_rng((config.seed, self.iteration))
+        self.iteration += 1
+        if len(good) == 0:
+            return {"loss": 0.0, "steps": 0.0, "trajectories_kept": 0.0, "reward": rollouts.success_rate()}
+        if self._optimizer is None:
+            self._optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
+        where = rollouts.mask[good].nonzero()
+        row, chunk = good[where[:, 0]], where[:, 1]
+        policy.eval()
+        losses = []
+        for _ in range(config.epochs):
+            order = torch.from_numpy(rng.permutation(len(row)))
+            for part in order.split(config.batch_size):
+                r, c = row[part], chunk[part]
+                now = policy.evaluate(rollouts.observation(r, c), rollouts.trace_at(r, c)).log_probs
+                loss = -sum(config.weights.get(name, 1.0) * value.mean() for name, value in now.items())
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+                self._optimizer.step()
+                losses.append(float(loss.detach()))
+        return {
+            "loss": float(np.mean(losses)),
+            "steps": float(len(losses)),
+            "trajectories_kept": float(len(good)),
+            "reward": rollouts.success_rate(),
+        }

@@ -1,0 +1,275 @@
+"""Self-imitation: clone what the policy itself did when it was judged to succeed, beside the demonstrations.
+
+Why beside GRPO: a policy gradient spreads one bit of reward over a few hundred action tokens, so a hundred
+trajectories an iteration move the weights mostly at random. A success, once judged, is also a demonstration, on a
+scene that nobody demonstrated: cloning it names the object that the words meant and the way that led there, in
+supervised strength (self-imitation learning, Oh et al. 2018; World-VLA-Loop and GigaBrain keep successes likewise).
+Starts at which the policy mostly fails weigh most, as they do in GRPO's advantage.
+
+Example::
+
+    imitation = SelfImitation(demos, SelfImitationConfig(steps=16))
+    scalars = imitation.update(policy, rollouts)     # after every GRPO update
+    scalars["memory"], scalars["imitation_loss"]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.algorithms.sft import SFT, SFTConfig
+from agents.data.demonstrations import ChunkDataset, HandColumns, keyframes
+from agents.rollouts.trajectories import Rollouts
+from worldgym.errors import ConfigError
+from worldgym.utils.train_state import TrainState
+
+VIEW = "view."  # before the names of the further cameras' frames among the saved columns
+
+
+@dataclass(frozen=True)
+class SelfImitationConfig:
+    """Settings of self-imitation.
+
+    Args:
+        steps: optimizer steps an iteration; 0 is off.
+        lr: AdamW learning rate.
+        batch_size: chunks a step.
+        demo_share: share of a batch that comes from the demonstrations, which keeps the judge's mistakes in check.
+        floor: weight of a success at a start where every attempt succeeded; 1 - success rate is added to it.
+        min_rate: share of a start's attempts that must have been judged successful for any of them to be cloned. Where
+            success is rare the judge's false positives are most of it, and those would weigh most.
+        first_chunks: clone only so many chunks from the start of each success; 0 is all. The frame that imagination
+            began with is a true one; what follows is painted, and cloning it teaches the policy to act on paintings.
+        discount: weight of a chunk per chunk that lay between it and success: the last moves of an exploring policy are
+            what succeeded, the first ones may have been a detour.
+        learn: `all`, or one component of the policy, such as `goal`: only where to go.
+        capacity: chunks remembered (12 KB each at 64 px); the oldest go first.
+        seed: of batches and augmentation.
+    """
+
+    steps: int = 16
+    lr: float = 3e-4
+    batch_size: int = 128
+    demo_share: float = 0.4
+    floor: float = 0.1
+    min_rate: float = 0.5
+    first_chunks: int = 0
+    discount: float = 0.7
+    learn: str = "all"
+    capacity: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if (
+            min(self.steps, self.first_chunks) < 0
+            or self.batch_size < 1
+            or self.capacity < 1
+            or self.lr <= 0
+            or self.floor <= 0
+        ):
+            raise ConfigError(
+                f"steps and first_chunks must be >= 0, batch_size and capacity >= 1, lr and floor > 0; got {self}"
+            )
+        if not 0 <= self.min_rate <= 1:
+            raise ConfigError(f"min_rate must lie in [0, 1]; got {self.min_rate}. Try 0.5")
+        if not 0 < self.discount <= 1:
+            raise ConfigError(f"discount must lie in (0, 1]; got {self.discount}. Try 0.7")
+        if not 0 <= self.demo_share <= 1:
+            raise ConfigError(f"demo_share must lie in [0, 1]; got {self.demo_share}. Try 0.4")
+
+
+class SelfImitation:
+    """Improver: supervised steps on demonstrations and on the policy's own judged successes.
+
+    Args:
+        demos: demonstrations; their share of each batch is `config.demo_share`.
+        config: settings.
+    """
+
+    def __init__(self, demos: ChunkDataset, config: SelfImitationConfig | None = None) -> None:
+        self.config = config or SelfImitationConfig()
+        self.demos = demos
+        self.iteration = 0
+        self.memory: ChunkDataset | None = None
+        self.weight = np.zeros(0)
+        self._sft = SFT(
+            SFTConfig(
+                lr=self.config.lr,
+                batch_size=self.config.batch_size,
+                weight_decay=0.0,
+                learn=self.config.learn,
+            )
+        )
+
+    def remember(self, policy: Any, rollouts: Rollouts) -> int:
+        """Keep the chunks of valid successes of `policy`; returns how many trajectories that were."""
+        c = self.config
+        rows, weights = success_rows(
+            rollouts, c.floor, c.discount, c.first_chunks, c.min_rate, hand_columns(policy)
+        )
+        if rows is None:
+            return 0
+        if c.learn != "all":  # the place that was chosen, whatever the hand made of it
+            chunk = np.arange(len(rows)) - np.searchsorted(rows.episode, rows.episode)
+            trace = rollouts.trace_at(torch.from_numpy(rows.episode), torch.from_numpy(chunk))
+            chosen = policy.targets_of(trace)["goal"]
+            rows.goals[:, : chosen.shape[1]] = chosen
+        self.memory = rows if self.memory is None else join(self.memory, rows)
+        self.weight = np.concatenate([self.weight, weights])
+        if len(self.weight) > self.config.capacity:
+            keep = np.arange(len(self.weight) - self.config.capacity, len(self.weight))
+            self.memory, self.weight = self.memory.select(keep), self.weight[keep]
+        return len(np.unique(rows.episode))
+
+    def update(self, policy: Any, rollouts: Rollouts | None = None) -> dict[str, float]:
+        """Remember `rollouts`, then take `config.steps` steps.
+
+        Returns:
+            imitation_loss (nats a dimension), memory (chunks), remembered (trajectories), imitation_steps.
+        """
+        config = self.config
+        remembered = self.remember(policy, rollouts) if rollouts is not None else 0
+        rng = np.random.default_rng((config.seed, 7, self.iteration))
+        self.iteration += 1
+        if self.memory is None or config.steps == 0:
+            return {"imitation_loss": 0.0, "memory": 0.0, "remembered": 0.0, "imitation_steps": 0.0}
+        own = config.batch_size - round(config.demo_share * config.batch_size)
+        chosen = rng.choice(len(self.weight), config.steps * own, p=self.weight / self.weight.sum())
+        shown = rng.integers(0, len(self.demos), config.steps * (config.batch_size - own))
+        parts = [self.memory.select(chosen)] if own else []
+        parts += [self.demos.select(shown)] if len(shown) else []
+        mixed = parts[0] if len(parts) == 1 else join(*parts)
+        self._sft.reseed(int(rng.integers(2**31)))
+        losses = self._sft.steps(policy, mixed, rng.permutation(len(mixed)), config.steps)
+        return {
+            "imitation_loss": float(np.mean(losses)),
+            "memory": float(len(self.weight)),
+            "remembered": float(remembered),
+            "imitation_steps": float(config.steps),
+        }
+
+    # -- resuming ---------------------------------------------------------------------------------
+
+    def save(self, policy: Any, folder: str | Path) -> None:
+        """Write the optimizer's moments and the memory; no pickle."""
+        values: dict[str, Any] = {"iteration": self.iteration, "config": dataclasses.asdict(self.config)}
+        extra: dict[str, Any] = {}
+        if self.memory is not None:
+            columns = {
+                k: v
+                for k, v in vars(self.memory).items()
+                if k not in ("instructions", "views") and v is not None
+            }
+            columns |= {f"{VIEW}{name}": frames for name, frames in self.memory.views.items()}
+            extra["memory"] = {k: torch.from_numpy(v) for k, v in {**columns, "weight": self.weight}.items()}
+            values["instructions"] = self.memory.instructions
+        TrainState(folder).save(policy, self._sft.optimizer(policy), values, **extra)
+
+    def load(self, policy: Any, folder: str | Path) -> None:
+        """Inverse of `save`; `policy` gets the weights it had then."""
+        state = TrainState(folder)
+        values = state.load(policy, self._sft.optimizer(policy))
+        self.iteration = int(values["iteration"])
+        if "instructions" in values:
+            columns = {k: v.numpy() for k, v in state.load_extra("memory", finite=False).items()}
+            self.weight = columns.pop("weight")
+            views = {k.removeprefix(VIEW): columns.pop(k) for k in sorted(columns) if k.startswith(VIEW)}
+            made: dict[str, Any] = {**columns, "views": views}
+            self.memory = ChunkDataset(instructions=list(values["instructions"]), **made)
+
+
+def hand_columns(policy: Any) -> HandColumns | None:
+    """Where the end effector stands in what `policy` sees and does; None where its specs have no such roles.
+
+    A policy of an earlier version has no specs; where it predicts goals, height is the third state and the gripper the
+    last action.
+    """
+    specs = getattr(policy, "specs", None)
+    if specs is not None:
+        return HandColumns.of(specs)
+    return HandColumns() if "goal" in getattr(policy, "components", ()) else None
+
+
+def success_rows(
+    rollouts: Rollouts,
+    floor: float,
+    discount: float = 1.0,
+    first_chunks: int = 0,
+    min_rate: float = 0.0,
+    hand: HandColumns | None = HandColumns(),  # noqa: B008
+) -> tuple[ChunkDataset | None, np.ndarray]:
+    """Chunks of the valid successes and their weights, `floor + 1 - (success rate of their start)` times
+    `discount` to the number of chunks that followed; only the `first_chunks` of each when that is not 0, and
+    only of starts at which at least `min_rate` of the valid attempts succeeded.
+
+    Goals are the keyframes of the path that was imagined; nan where the rollouts kept no path, or without `hand`.
+    """
+    good = (rollouts.valid & (rollouts.reward > 0.5)).numpy()
+    groups, valid = rollouts.groups.numpy(), rollouts.valid.numpy()
+    rates = {group: float(good[(groups == group) & valid].mean()) for group in np.unique(groups[good])}
+    good &= np.array([rates.get(group, 0.0) >= min_rate for group in groups])
+    if not good.any():
+        return None, np.zeros(0)
+    lengths = rollouts.lengths.numpy()
+    k = rollouts.actions.shape[2]
+    images, states, texts, actions, owner, goals, weights = [], [], [], [], [], [], []
+    views: dict[str, list[np.ndarray]] = {name: [] for name in rollouts.views}
+    for i in np.flatnonzero(good):
+        n = int(lengths[i])
+        plan = rollouts.actions[i, :n].numpy()  # (n, K, A)
+        kept = min(n, first_chunks) if first_chunks else n
+        images.append(rollouts.images[i, :kept].numpy())
+        for name, frames in rollouts.views.items():
+            views[name].append(frames[i, :kept].numpy())
+        states.append(rollouts.states[i, :kept].numpy())
+        actions.append(plan[:kept])
+        texts += [rollouts.instructions[i]] * kept
+        owner += [i] * kept
+        weight = floor + 1.0 - rates[groups[i]]
+        weights += [weight * discount ** (n - 1 - c) for c in range(kept)]
+        if rollouts.path is None or hand is None:
+            goals.append(np.full_like(states[-1], np.nan))
+            continue
+        path = np.concatenate([states[-1][:1], rollouts.path[i, : n * k].numpy()])
+        turns = np.append(keyframes(path, plan.reshape(n * k, -1), n * k, hand), n * k)
+        goals.append(np.stack([path[turns[turns > c * k][0]] for c in range(kept)]))
+    data = ChunkDataset(
+        np.concatenate(images),
+        np.concatenate(states),
+        texts,
+        np.concatenate(actions),
+        np.asarray(owner, np.int64),
+        np.concatenate(goals).astype(np.float32),
+        views={name: np.concatenate(parts) for name, parts in views.items()},
+    )
+    return data, np.asarray(weights)
+
+
+def join(a: ChunkDataset, b: ChunkDataset) -> ChunkDataset:
+    """Rows of both; episode numbers of `b` follow those of `a`.
+
+    Raises:
+        ValueError: one of the two has a condition, or they have other cameras.
+    """
+    if set(a.views) != set(b.views):
+        raise ValueError(f"cannot join chunks of the cameras {sorted(a.views)} and {sorted(b.views)}")
+    offset = int(a.episode.max()) + 1 if len(a) else 0
+    if (a.condition is None) != (b.condition is None):
+        raise ValueError("cannot join chunks with a condition and chunks without one")
+    return ChunkDataset(
+        np.concatenate([a.images, b.images]),
+        np.concatenate([a.states, b.states]),
+        a.instructions + b.instructions,
+        np.concatenate([a.actions, b.actions]),
+        np.concatenate([a.episode, b.episode + offset]),
+        np.concatenate([a.goals, b.goals]),
+        None if a.condition is None or b.condition is None else np.concatenate([a.condition, b.condition]),
+        {name: np.concatenate([a.views[name], b.views[name]]) for name in a.views},
+    )

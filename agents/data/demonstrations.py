@@ -1,0 +1,327 @@
+"""Demonstrations as training rows: a frame, the words, the next actions, and the next keyframe of the hand.
+
+Example::
+
+    demos = chunk_dataset(demonstrations(dataset.load_arrays(), per_task=200))
+    demos.images.shape, demos.actions.shape  # (M, 64, 64, 3), (M, 5, 4)
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from worldgym.errors import DatasetError
+from worldgym.protocols import ChunkBatch, Observation
+from worldgym.specs import Specs
+
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
+
+STEADY = 3  # steps that a new gripper command must last: a policy that explores flickers
+# Metres in one or two steps: a hand that comes down sinks more, one that has arrived not half of it.
+SINKING = 0.02
+
+
+@dataclass
+class ChunkDataset:
+    """Demonstrated action chunks, one row a frame.
+
+    Args:
+        images: `(M,H,W,3)` uint8.
+        states: `(M,S)` float32.
+        instructions: M strings.
+        actions: `(M,K,A)` float32 in [-1,1]; NaN after the end of an episode, where nobody knows what would follow.
+        episode: `(M,)` int64, which episode a row comes from.
+        goals: `(M,S)` float32, proprioception at the next keyframe (see `keyframes`), or where success begins; NaN is
+            unknown.
+        condition: `(M,F)` float32 of a conditioned policy (`agents.policies.conditioned`), or None.
+        views: by name, `(M,H',W',3)` uint8 of the cameras beside the main one.
+    """
+
+    images: np.ndarray
+    states: np.ndarray
+    instructions: list[str]
+    actions: np.ndarray
+    episode: np.ndarray
+    goals: np.ndarray
+    condition: np.ndarray | None = None
+    views: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.images)
+
+    def select(self, rows: np.ndarray) -> ChunkDataset:
+        """Rows by index."""
+        return ChunkDataset(
+            self.images[rows],
+            self.states[rows],
+            [self.instructions[i] for i in rows],
+            self.actions[rows],
+            self.episode[rows],
+            self.goals[rows],
+            None if self.condition is None else self.condition[rows],
+            {name: frames[rows] for name, frames in self.views.items()},
+        )
+
+    def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
+        """(training, validation) by whole episodes; at least one episode on each side.
+
+        Raises:
+            DatasetError: fewer than two episodes.
+        """
+        inside = self.held_out(fraction, seed)
+        return self.select(np.flatnonzero(~inside)), self.select(np.flatnonzero(inside))
+
+    def held_out(self, fraction: float, seed: int) -> np.ndarray:
+        """`(M,)` bool, the rows of the episodes that `split` holds out."""
+        episodes = np.unique(self.episode)
+        if len(episodes) < 2:
+            raise DatasetError(
+                f"need at least 2 episodes to hold one out; got {len(episodes)}. Collect more demos"
+            )
+        order = np.random.default_rng(seed).permutation(episodes)
+        held = order[: min(max(1, round(fraction * len(order))), len(order) - 1)]
+        return np.isin(self.episode, held)
+
+    def batch(self, rows: np.ndarray) -> tuple[Observation, np.ndarray]:
+        """(observation, actions `(B,K,A)`)."""
+        observation = Observation(
+            image=torch.from_numpy(self.images[rows]),
+            state=torch.from_numpy(self.states[rows]),
+            instruction=[self.instructions[i] for i in rows],
+        )
+        if self.condition is not None:
+            observation["condition"] = torch.from_numpy(self.condition[rows])
+        for name, frames in self.views.items():
+            observation[f"image_{name}"] = torch.from_numpy(frames[rows])  # type: ignore[literal-required]
+        return observation, self.actions[rows]
+
+    def chunk_batch(self, rows: np.ndarray, **more: Any) -> ChunkBatch:
+        """What `TrainablePolicy.loss` is given; `more` are further entries of it."""
+        observation, actions = self.batch(rows)
+        made: Any = {"observation": observation, "actions": actions, "goals": self.goals[rows], **more}
+        return cast(ChunkBatch, made)
+
+
+@dataclass(frozen=True)
+class HandColumns:
+    """Where an end effector stands in proprioception and actions.
+
+    Args:
+        height: column of proprioception that is its height.
+        gripper: dimension of the actions that is its gripper command.
+    """
+
+    height: int = 2
+    gripper: int = -1
+
+    @classmethod
+    def of(cls, specs: Specs) -> HandColumns | None:
+        """From the roles of a dataset's specs; None where there is no position of three, or no gripper command."""
+        position = specs.observation.columns("ee_position")
+        if len(position) != 3 or specs.action is None or specs.action.gripper is None:
+            return None
+        return cls(position[2], specs.action.gripper.index)
+
+
+def chunk_dataset(
+    episodes: Iterable[Any],
+    chunk: int = 5,
+    *,
+    stop_at_success: bool = True,
+    hand: bool | HandColumns | None = True,
+) -> ChunkDataset:
+    """Cut demonstrations into (frame, next `chunk` actions) rows.
+
+    Args:
+        episodes: objects with `frames (T+1,H,W,3)`, `actions (T,A)`, `state (T+1,S)`, `instruction`, `success (T+1,)`
+            or None, and `views` by camera name where there are any.
+        chunk: actions per row; past the end of an episode the hand stands still and keeps its last gripper command.
+        stop_at_success: skip the frames at and after the first success: nothing is left to do there.
+        hand: where the end effector's height and gripper stand (`HandColumns.of(specs)`). With None or False actions
+            past the end and goals are unknown (NaN). True is height third, gripper last.
+
+    Raises:
+        ValueError: no episodes, or none with an action before success.
+    """
+    place = HandColumns() if hand is True else hand or None
+    images, states, texts, targets, owner, goals = [], [], [], [], [], []
+    views: dict[str, list[np.ndarray]] = {}
+    for number, episode in enumerate(episodes):
+        if episode.actions is None or len(episode.actions) == 0:
+            continue
+        actions = np.asarray(episode.actions, np.float32)
+        steps = len(actions)
+        hold = np.full((chunk, actions.shape[1]), np.nan if place is None else 0.0, np.float32)
+        if place is not None:
+            hold[:, place.gripper] = actions[-1, place.gripper]
+        padded = np.concatenate([actions, hold])
+        success = np.zeros(steps + 1, bool) if episode.success is None else np.asarray(episode.success, bool)
+        end = int(success.argmax()) if stop_at_success and success.any() else steps
+        state = np.asarray(episode.state, np.float32)
+        turns = np.zeros(0, np.int64) if place is None else keyframes(state, actions, end, place)
+        for t in range(min(end, steps)):
+            targets.append(padded[t : t + chunk])
+            owner.append(number)
+            later = turns[turns > t]
+            goal = state[later[0] if len(later) else min(end, steps)]
+            goals.append(np.full_like(goal, np.nan) if place is None else goal)
+        images.append(np.asarray(episode.frames[: min(end, steps)], np.uint8))
+        for name, frames in getattr(episode, "views", {}).items():
+            views.setdefault(name, []).append(np.asarray(frames[: min(end, steps)], np.uint8))
+        states.append(state[: min(end, steps)])
+        texts += [str(episode.instruction)] * min(end, steps)
+    if not targets:
+        raise DatasetError(
+            "no demonstrated frame found: the episodes are missing or begin with success. Type: worldgym collect "
+            "--help; to learn from all frames of recordings, worldgym train policy --no-success-only"
+        )
+    return ChunkDataset(
+        np.concatenate(images),
+        np.concatenate(states),
+        texts,
+        np.stack(targets),
+        np.asarray(owner, np.int64),
+        np.stack(goals),
+        views={name: np.concatenate(parts) for name, parts in views.items()},
+    )
+
+
+def keyframes(
+    states: np.ndarray,
+    actions: np.ndarray,
+    end: int,
+    place: HandColumns = HandColumns(),  # noqa: B008
+) -> np.ndarray:
+    """Steps at which a demonstration turns: the gripper changes and stays so, or the hand has come down.
+
+    The end of a descent is where a hand meets what it was sent to; without it the only keyframe of a push, whose
+    gripper never turns, would be its end, and nothing would say where the pushed object is.
+
+    Args:
+        states: `(T+1,S)` proprioception.
+        actions: `(T,A)`.
+        end: look only before this step.
+        place: which columns are the height and the gripper command.
+
+    Returns:
+        increasing step numbers in [1, end).
+    """
+    sign, grip = np.sign(actions[:, place.gripper]), []
+    held = sign[0]
+    for t in np.flatnonzero(np.diff(sign[:end])) + 1:
+        if sign[t] != held and (sign[t : t + STEADY] == sign[t]).all():
+            held = sign[t]
+            grip.append(int(t))
+    height = states[: end + 1, place.height]
+    low = height < 0.75 * height.min() + 0.25 * height.max()  # not a dip on the way
+    sank = np.zeros(len(height))
+    sank[1:] = height[:-1] - height[1:]
+    sank[2:] = np.maximum(sank[2:], height[:-2] - height[2:])  # an exploring hand comes down unevenly
+    rests = np.append(height[:-1] - height[1:] < SINKING / 2, False)
+    landed = np.flatnonzero(low & (sank > SINKING) & rests)
+    landed = landed[np.diff(landed, prepend=-2) > 1]
+    return np.union1d(np.asarray(grip, np.int64), landed)
+
+
+@dataclass
+class DemoView:
+    """One episode inside the flat arrays of a dataset; views, no copies."""
+
+    frames: np.ndarray
+    actions: np.ndarray
+    state: np.ndarray
+    success: np.ndarray
+    instruction: str
+    task: str
+    behaviour: str
+    views: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def episode_views(arrays: EpisodeArrays) -> list[DemoView]:
+    """Views of all episodes with actions in `EpisodeDataset.load_arrays()`."""
+    views = []
+    for i in np.flatnonzero(arrays.has_action).tolist():
+        rows = arrays.rows(i)
+        views.append(
+            DemoView(
+                arrays.frames[rows],
+                arrays.actions[rows.start : rows.stop - 1],  # the last action of an episode is padding
+                arrays.states[rows],
+                arrays.success[rows],
+                arrays.instructions[i],
+                arrays.tasks[i],
+                arrays.behaviours[i],
+                {name: frames[rows] for name, frames in arrays.views.items()},
+            )
+        )
+    return views
+
+
+def demonstrations(
+    arrays: EpisodeArrays,
+    per_task: int | None = None,
+    *,
+    behaviour: str = "expert",
+    seed: int = 0,
+    success_only: bool = True,
+) -> list[DemoView]:
+    """Episodes of one behaviour, successful ones unless asked otherwise.
+
+    Args:
+        arrays: from `EpisodeDataset.load_arrays()`.
+        per_task: at most so many of each task, drawn by `seed`; all when None.
+        behaviour: which behaviour demonstrates.
+        seed: of the draw.
+        success_only: leave out episodes without a frame of success.
+
+    Raises:
+        DatasetError: there is none; says which behaviours there are and what to type.
+    """
+    by_task: dict[str, list[DemoView]] = {}
+    for view in episode_views(arrays):
+        if view.behaviour == behaviour and (not success_only or bool(view.success.any())):
+            by_task.setdefault(view.task, []).append(view)
+    if not by_task:
+        raise DatasetError(_none_of(arrays, behaviour))
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for task in sorted(by_task):
+        rows = rng.permutation(len(by_task[task]))[:per_task]
+        chosen += [by_task[task][i] for i in sorted(rows)]
+    return chosen
+
+
+def _none_of(arrays: EpisodeArrays, behaviour: str) -> str:
+    """Why there is no demonstration, and what to type."""
+    solved = [bool(arrays.success[arrays.rows(i)].any()) for i in range(len(arrays))]
+    counts = {
+        name: (
+            arrays.behaviours.count(name),
+            sum(b == name and s for b, s in zip(arrays.behaviours, solved, strict=True)),
+        )
+        for name in sorted(set(arrays.behaviours))
+    }
+    there = ", ".join(
+        f"{name} ({total} episodes, {good} successful)" for name, (total, good) in counts.items()
+    )
+    said = f"no successful episode of behaviour {behaviour!r} among {len(arrays)}; there are {there}."
+    best = max(counts, key=lambda name: counts[name][::-1])
+    if counts[best][1]:
+        return f"{said} Type --behaviour {shlex.quote(best)} to learn from those"
+    labels = (
+        "worldgym import --success all marks them as such"
+        if best == "imported"
+        else "worldgym collect --help"
+    )
+    return (
+        f"{said} To learn from all episodes, successful or not, type --behaviour {shlex.quote(best)} "
+        f"--no-success-only; or make a dataset with successes ({labels})"
+    )

@@ -1,0 +1,1 @@
+"""Policies: vision-language-action networks, their action heads, and adapters."""

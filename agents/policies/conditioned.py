@@ -1,0 +1,179 @@
+"""A policy that is told, beside the instruction, how good what it does is to be, and what the world model foresees.
+
+RECAP (pi*0.6) and RAMP (GigaBrain-0.5M*, arXiv 2602.12099) train a policy on everything that was logged, good and bad,
+each action labelled with `I = 1[advantage > quantile]`; asked for I = 1 it does what was good. RAMP adds tokens z of
+the future that the world model foresees. Both are dropped with probability 0.2 in training, so the policy also runs
+without them. The condition is a vector in the observation (`condition_vector`), appended to the instruction's
+embedding through weights that begin at zero: at first the policy does what the one it was made of did.
+
+Example::
+
+    policy = ConditionedPolicy.of(VLAPolicy.from_pretrained("runs/sft"), tokens=16)
+    seen = {"image": image, "state": state, "instruction": ["reach the red cube"]}
+    policy.act({**seen, "condition": condition_vector(good=True, size=16)[None]})
+    policy.act(seen)                                                                # the default condition: I = 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.policies.vla import VLAPolicy
+from agents.policies.vla_config import VLAPolicyConfig
+from worldgym.errors import ConfigError
+from worldgym.models.foresight import Foresight
+from worldgym.protocols import Observation
+from worldgym.registry import TYPE
+from worldgym.text import EMBEDDING_DIM, embed
+from worldgym.utils.folders import save_folder
+
+FLAG_REPEATS = 8
+"""How often a flag is repeated: a single number whose weights begin at zero took 250 steps to be learned."""
+FLAGS = 3 * FLAG_REPEATS  # good, bad, foreseen
+STRENGTH = 0.2  # standard deviation that flags are divided by: they weigh five times as much, within an input's bounds
+
+
+def condition_vector(
+    good: bool | None = None, tokens: np.ndarray | None = None, size: int | None = None
+) -> np.ndarray:
+    """A condition.
+
+    Args:
+        good: what is wanted: an action better than usual, a worse one, or (None) any.
+        tokens: `(Z,)` what the world model foresees; None is nothing.
+        size: Z where there are no tokens.
+
+    Returns:
+        `(FLAGS + Z,)` float32.
+    """
+    count = len(tokens) if tokens is not None else int(size or 0)
+    out = np.zeros(FLAGS + count, np.float32)
+    if good is not None:
+        out[:FLAG_REPEATS] = float(good)
+        out[FLAG_REPEATS : 2 * FLAG_REPEATS] = 1.0 - float(good)
+    if tokens is not None:
+        out[2 * FLAG_REPEATS : FLAGS], out[FLAGS:] = 1.0, tokens
+    return out
+
+
+class ConditionedPolicy(VLAPolicy):
+    """A `VLAPolicy` whose embedding of the instruction has a condition behind it.
+
+    Args:
+        config: sizes; `text_dim` is that of the embedding and the condition together.
+    """
+
+    def __init__(self, config: VLAPolicyConfig | Mapping[str, Any] | None = None) -> None:
+        super().__init__(config)
+        self.size = self.config.text_dim - EMBEDDING_DIM - FLAGS
+        if self.size < 0:
+            raise ConfigError(
+                f"text_dim is {self.config.text_dim}, expected at least {EMBEDDING_DIM + FLAGS}: an embedding and a "
+                "condition; make one with ConditionedPolicy.of(policy)"
+            )
+        wanted = torch.zeros(FLAGS + self.size)
+        wanted[:FLAG_REPEATS] = 1.0
+        self.standing: Tensor
+        self.register_buffer("standing", wanted)
+
+    @classmethod
+    def of(cls, policy: VLAPolicy, tokens: int = 0) -> ConditionedPolicy:
+        """The same policy, which can be told more.
+
+        Args:
+            policy: unconditioned.
+            tokens: how many numbers of foresight it is told.
+        """
+        more = FLAGS + tokens
+        made = cls(dataclasses.replace(policy.config, text_dim=policy.config.text_dim + more))
+        weights = {}
+        for name, value in policy.state_dict().items():
+            if name in ("text.0.weight", "pointer.text.0.weight"):
+                value = torch.cat([value, value.new_zeros(len(value), more)], 1)
+            elif name == "text_mean":
+                value = torch.cat([value, value.new_zeros(more)])
+            elif name == "text_std":
+                value = torch.cat([value, value.new_full((FLAGS,), STRENGTH), value.new_ones(tokens)])
+            weights[name] = value
+        made.load_state_dict({**weights, "standing": made.standing})
+        return made.eval()
+
+    def text_of(self, observation: Observation) -> Tensor:
+        """`(B,E)`: embeddings of B strings, each with its condition behind it; with `standing` where none is given."""
+        words = torch.as_tensor(embed([str(text) for text in observation["instruction"]]), device=self.device)
+        given = observation.get("condition")
+        if given is None:
+            condition = self.standing.expand(len(words), -1)
+        else:
+            condition = torch.as_tensor(given, dtype=torch.float32, device=self.device)
+        if tuple(condition.shape) != (len(words), len(self.standing)):
+            raise ConfigError(
+                f"condition must be ({len(words)}, {len(self.standing)}); got {tuple(condition.shape)}. Make rows with "
+                f"condition_vector(good, size={self.size})"
+            )
+        return torch.cat([words, condition], 1)
+
+    def set_text_stats(self, instructions: Sequence[str]) -> None:
+        """Standardise the words alone."""
+        vectors = torch.from_numpy(embed(sorted({str(text) for text in instructions}))).to(self.device)
+        self.text_mean[:EMBEDDING_DIM] = vectors.mean(0)
+        self.text_std[:EMBEDDING_DIM] = vectors.std(0, correction=0).clamp_min(0.01)
+
+
+class ForesightPolicy:
+    """RAMP's standard inference: before every chunk the world model foresees, in one step, and the policy is told.
+
+    Args:
+        policy: conditioned on as many tokens as `foresight` gives.
+        foresight: the joint predictor.
+    """
+
+    def __init__(self, policy: ConditionedPolicy, foresight: Foresight) -> None:
+        self.policy, self.foresight = policy, foresight
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write both parts, in `policy` and `foresight`."""
+        with save_folder(folder) as stage:
+            self.policy.save_pretrained(stage / "policy")
+            self.foresight.save_pretrained(stage / "foresight")
+            (stage / "config.json").write_text(json.dumps({TYPE: "foresight"}) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> ForesightPolicy:
+        """A folder with `policy` and `foresight` in it."""
+        place = Path(folder)
+        return cls(
+            ConditionedPolicy.from_pretrained(place / "policy"),
+            Foresight.from_pretrained(place / "foresight"),
+        )
+
+    @property
+    def chunk(self) -> int:
+        """Actions per call."""
+        return self.policy.chunk
+
+    @property
+    def config(self) -> VLAPolicyConfig:
+        """Of the policy."""
+        return self.policy.config
+
+    @torch.no_grad()
+    def act(self, observation: Any, **how: Any) -> Any:
+        """Foresee, then act as `VLAPolicy.act` does, asked for what is good."""
+        texts = [str(text) for text in observation["instruction"]]
+        latents = self.foresight.tokenizer.encode(torch.as_tensor(observation["image"]).cpu())
+        states = torch.as_tensor(observation["state"]).float().cpu()
+        seen = self.foresight(latents, states, torch.from_numpy(embed(texts)))
+        asked = np.stack([condition_vector(True, tokens) for tokens in seen.tokens.numpy()])
+        heard = Observation(
+            image=observation["image"], state=observation["state"], instruction=texts, condition=asked
+        )
+        return self.policy.act(heard, **how)

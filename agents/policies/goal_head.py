@@ -1,0 +1,168 @@
+"""Where to go next: words and picture to a distribution over places.
+
+Why a part of its own: most of what a policy gets wrong on a table with several things is *where* it goes, and that is
+two numbers. A distribution over 256 cells of the picture, each with a place of its own, is learned from demonstrations
+as a mixture density (it commits to one thing where regression settles between two) and improved by reinforcement as
+one choice among the things on the table, whose gradient is far less noisy than that of the twenty action tokens that
+follow from it.
+
+Example::
+
+    pointer = Pointer(config)
+    pointing = pointer(image, text, state)                    # scores (B, 256), places (B, 256, 2)
+    aim = pointer.likeliest(pointing)                         # (B, 2) standardised x, y
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from agents.policies.layers import FiLMBlock
+from agents.policies.vla_config import VLAPolicyConfig
+from worldgym.utils.devices import multinomial
+
+WIDTH = 64  # of the dot product between words and picture
+REACH = 0.25  # standardised distance within which cells speak of the same thing: about 2 cm on the tabletop
+MIN_LOG_SIGMA = -2.0
+
+
+class Pointing(NamedTuple):
+    """What the pointer says.
+
+    Args:
+        scores: `(B,M)` unnormalised log-probability of each of M = h w cells.
+        places: `(B,M,2)` x, y that each cell proposes, standardised as proprioception is.
+    """
+
+    scores: Tensor
+    places: Tensor
+
+
+class NoPointer(nn.Module):
+    """In place of `Pointer` where proprioception is not known to hold a place: one cell, that nothing depends on.
+
+    Its calls are those of `Pointer`; probabilities are 1, places are zeros.
+    """
+
+    def forward(self, image: Tensor, text: Tensor, state: Tensor) -> Pointing:
+        """One cell a row."""
+        return Pointing(image.new_zeros(len(image), 1), image.new_zeros(len(image), 1, 2))
+
+    def likeliest(self, pointing: Pointing) -> Tensor:
+        """`(B,2)` zeros."""
+        return pointing.places[:, 0]
+
+    def sample(
+        self, pointing: Pointing, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`(B,2)` zeros; draws nothing."""
+        return pointing.places[:, 0]
+
+    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+        """`(B,)` zeros."""
+        return pointing.scores[:, 0]
+
+    def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
+        """`(B,)` zeros."""
+        return pointing.scores[:, 0]
+
+
+class Pointer(nn.Module):
+    """Image, words and proprioception -> mixture of places.
+
+    Args:
+        config: the policy's sizes.
+    """
+
+    def __init__(self, config: VLAPolicyConfig) -> None:
+        super().__init__()
+        c1, c2, _ = config.stem
+        width = config.width
+        self.side, self.bf16 = tuple(-(-side // 4) for side in config.size), config.bf16
+        self.text = nn.Sequential(nn.Linear(config.text_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.conv1 = nn.Conv2d(5, c1, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
+        self.block2 = FiLMBlock(c2, width)
+        self.block3 = FiLMBlock(c2, width)
+        self.query = nn.Sequential(
+            nn.Linear(width + config.state_dim, width), nn.GELU(), nn.Linear(width, WIDTH)
+        )
+        self.keys = nn.Conv2d(c2, WIDTH, 1)
+        self.nudge = nn.Conv2d(c2, 2, 1)
+        self.drop = nn.Dropout(config.dropout)
+        for parameter in self.nudge.parameters():
+            nn.init.zeros_(parameter)
+        # Standardised workspace x, y of a pixel: right is +x and up is +y for a camera in front; SFT corrects it.
+        self.warp = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.warp.weight.copy_(torch.tensor([[2.5, 0.0], [0.0, -2.5]]))
+            self.warp.bias.zero_()
+        self.log_sigma = nn.Parameter(torch.tensor(-0.7))
+        rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in self.side)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        self.register_buffer("cells", torch.stack([x, y], -1).flatten(0, 1), persistent=False)
+        self.cells: Tensor
+
+    def forward(self, image: Tensor, text: Tensor, state: Tensor) -> Pointing:
+        """Args:
+        image: `(B,5,H,W)` float, colours in [-1, 1] and pixel coordinates.
+        text: `(B,E)` standardised embedding.
+        state: `(B,S)` normalised proprioception.
+        """
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
+            words = self.text(text)
+            x = nn.functional.gelu(self.conv1(image.contiguous(memory_format=torch.channels_last)))
+            x = self.block3(self.block2(nn.functional.gelu(self.conv2(x)), words), words)
+            query = self.query(torch.cat([self.drop(words), state.to(words.dtype)], -1))
+            keys, nudge = self.keys(x), self.nudge(x)
+        with torch.autocast(image.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
+            scores = (query.float()[:, None] @ keys.float().flatten(2)).squeeze(1) * WIDTH**-0.5
+            offset = 0.5 * torch.tanh(nudge.float().flatten(2).transpose(1, 2))
+            return Pointing(scores, self.warp(self.cells) + offset)
+
+    def best(self, pointing: Pointing) -> Tensor:
+        """`(B,)` the cell in the middle of what is pointed at most: neighbours speak of the same thing and add up."""
+        share = pointing.scores.softmax(-1).unflatten(-1, (1, *self.side))
+        return nn.functional.avg_pool2d(share, 3, 1, 1).flatten(1).argmax(-1)
+
+    def around(self, pointing: Pointing, cell: Tensor) -> Tensor:
+        """`(B,2)` where the cells near `cell (B,)` agree to go: mean shift, twice."""
+        place = pointing.places.gather(1, cell[:, None, None].expand(-1, 1, 2))
+        for _ in range(2):
+            near = (pointing.places - place).square().sum(-1) / (2 * REACH**2)
+            place = (pointing.scores - near).softmax(-1)[:, None] @ pointing.places
+        return place.squeeze(1)
+
+    def likeliest(self, pointing: Pointing) -> Tensor:
+        """`(B,2)` the place that is pointed at most: what a greedy policy acts towards."""
+        return self.around(pointing, self.best(pointing))
+
+    def sample(
+        self, pointing: Pointing, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`(B,2)` places: a cell drawn with its log-probability divided by `temperature`, then what is `around` it.
+
+        So what is tried are the things that the pointer hesitates between, each of them squarely.
+        """
+        share = (pointing.scores / temperature).softmax(-1)
+        return self.around(pointing, multinomial(share, 1, generator).squeeze(1))
+
+    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+        """`(B,)` log-probability that a cell is drawn which speaks of `place (B,2)`; `temperature` may be `(B,1)`.
+
+        All cells around a thing lead to the same place, so their probabilities add up; how much a cell speaks of a
+        place falls off as a Gaussian of width `REACH`.
+        """
+        near = (pointing.places - place[:, None]).square().sum(-1) / (2 * REACH**2)
+        return torch.logsumexp((pointing.scores / temperature).log_softmax(-1) - near, -1)
+
+    def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
+        """`(B,)` log-density at `wanted (B,2)` of Gaussians around all places: what supervised training maximises."""
+        log_sigma = self.log_sigma.clamp(min=MIN_LOG_SIGMA)
+        squared = (pointing.places - wanted[:, None]).square().sum(-1)
+        bump = -squared / (2 * (2 * log_sigma).exp()) - 2 * log_sigma - math.log(2 * math.pi)
+        return torch.logsumexp(pointing.scores.log_softmax(-1) + bump, -1)

@@ -1,0 +1,66 @@
+"""Action heads: features of each action of a chunk to a distribution over that action, with exact log-probabilities.
+
+Every head answers the same three calls, so that policy-gradient algorithms and supervised training never ask which one
+it is: `sample`, `evaluate` of what was sampled, and `loss` on demonstrations.
+
+- `bins`: one categorical for each action dimension, in parallel (RT-1; OpenVLA-OFT's parallel decoding).
+- `autoregressive`: the same tokens, each given those before it (RT-2, OpenVLA).
+- `l1`: a Laplace distribution around a regressed action (OpenVLA-OFT), its scale fixed or learned.
+- `flow`: flow matching (pi0), integrated by Euler; sampled by its stochastic differential equation, whose steps are
+  Gaussian (Flow-GRPO, arXiv 2505.05470, equation 9), so that each number of each step has a log-probability.
+
+Others register in `worldgym.registry.HEADS`.
+
+Example::
+
+    head = make_head("flow", width=64, chunk=5, action_dim=4)
+    actions, log_probs, trace = head.sample(features, 1.0, generator)      # features (B,5,64); actions (B,5,4)
+    log_probs, entropies = head.evaluate(features, trace, torch.ones(B))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agents.policies.heads.base import Head
+from agents.policies.heads.bins import AutoregressiveBins, Bins, ParallelBins
+from agents.policies.heads.flow import FlowHead
+from agents.policies.heads.l1 import L1Head
+from worldgym.errors import ConfigError
+from worldgym.registry import HEADS, accepted
+
+__all__ = ["AutoregressiveBins", "Bins", "FlowHead", "Head", "L1Head", "ParallelBins", "make_head"]
+
+
+def make_head(
+    name: str, *, width: int, chunk: int, action_dim: int, n_bins: int = 21, binary_dims: tuple[int, ...] = (),
+    bf16: bool = False, settings: Mapping[str, Any] | None = None,
+) -> Head:  # fmt: skip
+    """A head by name.
+
+    A class registered in `worldgym.registry.HEADS` is given those of the sizes below that its constructor names.
+
+    Args:
+        name: of a registered head.
+        width: D of the features.
+        chunk: K.
+        action_dim: A.
+        n_bins: of heads of tokens.
+        binary_dims: of heads of tokens.
+        bf16: of `bins`.
+        settings: more of the head's own: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
+
+    Raises:
+        ConfigError: an unknown name or setting.
+    """
+    kind = HEADS.get(name)
+    sizes = {
+        "width": width, "chunk": chunk, "action_dim": action_dim, "n_bins": n_bins, "binary_dims": binary_dims,
+        "bf16": bf16,
+    }  # fmt: skip
+    try:
+        head: Head = kind(**accepted(kind, sizes), **dict(settings or {}))
+    except TypeError as error:
+        raise ConfigError(f"a head {name!r} has no such setting: {error}") from error
+    return head

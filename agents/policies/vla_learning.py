@@ -1,0 +1,240 @@
+"""How a `VLAPolicy` is learned: what its losses are, and what it thinks of choices that were made before.
+
+Improvers know a policy by these calls alone. The policy has one or two *components*, each with log-probabilities, an
+entropy and a loss of its own: the `action`, and the `goal`, the place of the hand's next keyframe.
+
+Example::
+
+    now = policy.evaluate(observation, trace)                  # of an earlier `act`
+    now.log_probs["action"], now.entropies["goal"]
+    losses = policy.loss({"observation": observation, "actions": actions, "goals": goals, "rng": rng})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.policies.goal_head import NoPointer, Pointing
+from agents.policies.heads import Bins
+from worldgym.errors import ConfigError
+from worldgym.protocols import ChunkBatch, Evaluation, Observation, PolicyOutput, Temperature, total_log_prob
+
+GOAL_SHARE = 0.3  # of the place's density in the loss of a goal, beside the keyframe's height
+
+
+class LearningMixin:
+    """The calls of `worldgym.protocols.TrainablePolicy` that improvers use, and a few that are optional there."""
+
+    if TYPE_CHECKING:
+        config: Any
+        head: Any
+        pointer: Any
+        device: Any
+        state_mean: Tensor
+        state_std: Tensor
+        parameters: Any
+
+        def run(self, observation: Observation, *, aim: Tensor | None = None) -> Any: ...
+        def point(self, observation: Observation) -> Pointing: ...
+        def normalise_state(self, state: Tensor) -> Tensor: ...
+        def position_of(self, state: Tensor) -> Tensor: ...
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of what is chosen."""
+        return ("action", "goal") if self.config.goal_dims else ("action",)
+
+    def parameters_of(self, component: str) -> Iterator[nn.Parameter]:
+        """The weights of one component, to be learned alone; `all` are those of the whole policy.
+
+        Raises:
+            ConfigError: no such component, or none that has weights of its own.
+        """
+        if component == "all":
+            yield from self.parameters()
+            return
+        if component != "goal" or isinstance(self.pointer, NoPointer):
+            raise ConfigError(
+                f"this policy has no {component!r} that could learn alone; set learn='all', or type --learn all"
+            )
+        yield from self.pointer.parameters()
+
+    def temperatures(self, temperature: Temperature) -> tuple[float, float]:
+        """Of the goal and of the action.
+
+        Raises:
+            ConfigError: negative, or of an unknown component.
+        """
+        if isinstance(temperature, Mapping):
+            if unknown := set(temperature) - {"goal", "action"}:
+                raise ConfigError(
+                    f"temperature of {sorted(unknown)}; this policy has {', '.join(self.components)}"
+                )
+            both = float(temperature.get("goal", 1.0)), float(temperature.get("action", 1.0))
+        else:
+            both = float(temperature), float(temperature)
+        if min(both) < 0:
+            raise ConfigError(
+                f"temperature must be >= 0; got {min(both)}. 0 is greedy, 1 samples the policy itself"
+            )
+        return both
+
+    # -- policy gradients ---------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, observation: Observation, trace: Mapping[str, Tensor], components: Sequence[str] | None = None
+    ) -> Evaluation:
+        """Log-probabilities and entropies of a trace of `act` under the current weights, at its temperatures.
+
+        The goal alone is evaluated without the network that acts, and then as a choice between the places that the
+        pointer proposes, which are not moved.
+
+        Args:
+            observation: what `act` saw.
+            trace: of its output.
+            components: `action`, `goal`; all that there are when None.
+        """
+        wanted = self.components if components is None else tuple(components)
+        aim, log_probs, entropies = trace.get("aim"), {}, {}
+        if wanted == ("goal",):
+            pointing = self.point(observation)
+            pointing = pointing._replace(places=pointing.places.detach())
+        else:
+            out = self.run(observation, aim=None if aim is None else aim.to(self.device))
+            pointing, heat = out.pointing, trace["action_temperature"].to(self.device)
+            log_probs["action"], entropies["action"] = self.head.evaluate(
+                out.features, {name: value.to(self.device) for name, value in trace.items()}, heat
+            )
+        if "goal" in wanted and aim is not None:
+            hot = trace["goal_temperature"].to(self.device)
+            hot = torch.where(hot == 0, 1.0, hot)[:, None]
+            log_probs["goal"] = self.pointer.log_prob(pointing, aim.to(self.device), hot)
+            place = (pointing.scores / hot).log_softmax(-1)
+            entropies["goal"] = -(place.exp() * place).sum(-1)
+        return Evaluation(log_probs, entropies)
+
+    def log_prob_of(self, observation: Observation, output: PolicyOutput) -> Tensor:
+        """Differentiable `(B,)` log-probability of `output` under the current weights, at its temperature."""
+        return total_log_prob(self.evaluate(observation, output.trace).log_probs)
+
+    @torch.no_grad()
+    def confidence(self, observation: Observation) -> Tensor:
+        """`(B,)` log-probability of the likeliest goal: low where the policy hesitates between places."""
+        pointing = self.point(observation)
+        confidence: Tensor = self.pointer.log_prob(pointing, self.pointer.likeliest(pointing))
+        return confidence
+
+    # -- supervised training ------------------------------------------------------------------------------------
+
+    def loss(self, batch: ChunkBatch, components: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Losses of demonstrated chunks.
+
+        Acting is trained towards the true place, with noise on it; where the goal is unknown, towards the place that is
+        pointed at most.
+
+        Args:
+            batch: see `worldgym.protocols.ChunkBatch`.
+            components: `action`, `goal`; all that there are when None. The goal alone is its place's negative
+                log-likelihood (nats), over known goals.
+
+        Returns:
+            `action`, as its head has it (nats a dimension for tokens); `goal`, where any is known: negative
+            log-likelihood of the place, times 0.3, plus smooth L1 of the keyframe's height, times the share of known
+            goals.
+        """
+        wanted = self.components if components is None else tuple(components)
+        observation, actions = batch["observation"], torch.as_tensor(np.asarray(batch["actions"]))
+        if not self.config.goal_dims:
+            return {"action": self._action_loss(self.run(observation), actions)}
+        goals = np.asarray(batch["goals"])
+        known = ~torch.from_numpy(np.isnan(goals).any(1))  # imitation may lack the path
+        target = self.position_of(
+            self.normalise_state(torch.from_numpy(np.nan_to_num(goals)).to(self.device))
+        )
+        known = known.to(self.device)
+        if wanted == ("goal",):
+            density = self.pointer.log_density(self.point(observation), target[:, :2])
+            return {"goal": -(density * known).sum() / max(1, int(known.sum()))}
+        aim = target[:, :2]
+        if (noise := batch.get("goal_noise", 0.0)) and (rng := batch.get("rng")) is not None:
+            jitter = torch.from_numpy(rng.standard_normal((len(goals), 2)).astype(np.float32))
+            aim = aim + noise * jitter.to(self.device)
+        if not bool(known.all()):
+            own = self.pointer.likeliest(self.point(observation)).detach()
+            aim = torch.where(known[:, None], aim, own)
+        out = self.run(observation, aim=aim)
+        losses = {"action": self._action_loss(out, actions)}
+        if "goal" in wanted and bool(known.any()):
+            pointing = Pointing(*(part[known] for part in out.pointing))
+            rest = nn.functional.smooth_l1_loss(out.goal[known][:, 2:], target[known][:, 2:], beta=0.3)
+            place = self.pointer.log_density(pointing, target[known][:, :2]).mean()
+            losses["goal"] = float(known.float().mean()) * (-GOAL_SHARE * place + rest)
+        return losses
+
+    def _action_loss(self, out: Any, actions: Tensor) -> Tensor:
+        loss: Tensor = self.head.loss(
+            out.features, actions.to(self.device), ~torch.isnan(actions).to(self.device)
+        )
+        return loss
+
+    @torch.no_grad()
+    def metrics(self, batch: ChunkBatch) -> dict[str, float]:
+        """Held-out scores of a batch.
+
+        Returns:
+            val_loss (as `loss` of actions; with goals, the joint negative log-likelihood of place and actions, nats a
+            dimension); for heads of tokens val_accuracy (share of right bins) and val_entropy; with goals
+            val_place_loss (nats) and val_goal_error (metres between true and pointed place).
+        """
+        observation = batch["observation"]
+        actions = torch.as_tensor(np.asarray(batch["actions"])).to(self.device)
+        aim, found = None, {}
+        if self.config.goal_dims:
+            goals = torch.as_tensor(np.asarray(batch["goals"])).to(self.device)
+            wanted = self.position_of(self.normalise_state(goals))[:, :2]
+            pointing, aim = self.point(observation), wanted
+            off = (self.pointer.likeliest(pointing) - wanted) * self.position_of(self.state_std[None])[0, :2]
+            found["val_place_loss"] = -float(self.pointer.log_density(pointing, wanted).mean())
+            found["val_goal_error"] = float(off.norm(dim=-1).mean())
+        out = self.run(observation, aim=aim)
+        found["val_loss"] = float(self._action_loss(out, actions))
+        if aim is not None:
+            found["val_loss"] += found["val_place_loss"] / (self.config.chunk * self.config.action_dim)
+        if isinstance(self.head, Bins):
+            known, tokens = ~torch.isnan(actions), self.head.tokens_of(actions.nan_to_num())
+            log_probs = torch.log_softmax(self.head.logits(out.features, tokens), dim=-1)
+            found["val_accuracy"] = float((log_probs.argmax(-1) == tokens)[known].float().mean())
+            found["val_entropy"] = -float((log_probs.exp() * log_probs).sum(-1)[known].mean())
+        return found
+
+    def targets_of(self, trace: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """What supervised training should aim at to repeat a trace: `goal (B,2)`, x and y of the end effector, in the
+        units of proprioception.
+        """
+        if "aim" not in trace:
+            return {}
+        aim = trace["aim"].to(self.device)
+        std, mean = (self.position_of(value[None])[0, :2] for value in (self.state_std, self.state_mean))
+        return {"goal": (aim * std + mean).cpu().numpy()}
+
+    def features(self, observation: Observation, layer: int = -1) -> Tensor:
+        """`(B, 3 + chunk, width)`: place, hand, words and the actions' queries after transformer layer `layer`."""
+        hidden: Tensor = self.run(observation).hidden[layer]
+        return hidden.float()
+
+    # -- tokens -------------------------------------------------------------------------------------------------
+
+    def actions_of(self, tokens: Tensor) -> Tensor:
+        """Actions in [-1,1] of `tokens (...,A)`; only for heads of tokens."""
+        actions: Tensor = self.head.actions_of(tokens)
+        return actions
+
+    def tokens_of(self, actions: np.ndarray | Tensor) -> Tensor:
+        """Nearest tokens of `actions (...,A)`; only for heads of tokens."""
+        tokens: Tensor = self.head.tokens_of(actions)
+        return tokens

@@ -1,0 +1,19 @@
+"""Rollouts that improvers learn from: in a world model, in a simulator, on Ray workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.rollouts.trajectories import Rollouts
+
+__all__ = ["Rollouts"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Rollouts`, imported when first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'agents.rollouts' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from agents.rollouts import trajectories
+
+    return getattr(trajectories, name)

@@ -1,0 +1,304 @@
+"""Rollouts for policy improvement: inside a world model, or in a simulator for debugging and the soft-sim arm.
+
+`collect` gathers what imagined RL learns from, by the closed loop of `worldgym.imagination.rollout`. Everything is
+batched over starts x group; only the frames that the policy and the judge read are decoded; rows that succeeded leave
+the batch, so the cost falls as the policy improves.
+
+Example::
+
+    bank = StartBank.from_arrays(dataset.load_arrays())
+    starts = bank.sample(16, np.random.default_rng(0))
+    rollouts = collect(world_model, judge, policy, starts, group_size=8, horizon=40, generator=generator)
+    rollouts.success_rate()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.rollouts.simulated import RealCollector, collect_real
+from agents.rollouts.trajectories import Rollouts
+from worldgym.errors import ConfigError
+from worldgym.imagination.episodes import ImaginedEpisodes
+from worldgym.imagination.rollout import Decision, Observer, rollout
+from worldgym.imagination.rules import Rules
+from worldgym.imagination.starts import ArrayStarts
+from worldgym.protocols import (
+    Decode,
+    Observation,
+    Policy,
+    PolicyOutput,
+    RewardModel,
+    Temperature,
+    WorldModel,
+    threshold_of,
+)
+
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
+
+__all__ = ["RealCollector", "Rollouts", "StartBank", "Starts", "collect", "collect_real"]
+
+
+@dataclass
+class Starts:
+    """Where imagined episodes begin.
+
+    Args:
+        images: `(M,H,W,3)` uint8 real frames.
+        states: `(M,S)` float32 proprioception.
+        instructions: M strings.
+        tasks: M task names, for tables.
+        steps: `(M,)` int64, how deep in its episode a frame lies.
+        views: real frames of the cameras beside the main one, by camera name, each `(M,H',W',3)` uint8.
+    """
+
+    images: Tensor
+    states: Tensor
+    instructions: list[str]
+    tasks: list[str]
+    steps: Tensor
+    views: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of starts."""
+        return len(self.instructions)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> Starts:
+        """Rows by index."""
+        index = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
+        chosen = index.tolist()
+        return Starts(
+            self.images[index],
+            self.states[index],
+            [self.instructions[i] for i in chosen],
+            [self.tasks[i] for i in chosen],
+            self.steps[index],
+            {name: view[index] for name, view in self.views.items()},
+        )
+
+    def observation(self) -> Observation:
+        """What a policy is shown at all of them."""
+        seen = Observation(image=self.images, state=self.states, instruction=self.instructions)
+        seen.update({f"image_{name}": view for name, view in self.views.items()})  # type: ignore[typeddict-item]
+        return seen
+
+    @classmethod
+    def of(cls, starts: ArrayStarts, tasks: Sequence[str] | None = None) -> Starts:
+        """The starts of a start set, of these tasks where given.
+
+        Raises:
+            ConfigError: a set without states, or without a start of these tasks.
+        """
+        if starts.states is None:
+            raise ConfigError("the start set has no states, from which policies act; save it with states")
+        rows = [i for i, task in enumerate(starts.tasks) if tasks is None or task in tasks]
+        if not rows:
+            known = ", ".join(sorted(set(starts.tasks)))
+            raise ConfigError(f"there is no start of {', '.join(tasks or ())}; there are starts of {known}")
+        every = cls(
+            torch.from_numpy(starts.images),
+            torch.from_numpy(starts.states),
+            starts.instructions,
+            starts.tasks,
+            torch.from_numpy(starts.steps),
+            {name: torch.from_numpy(view) for name, view in starts.views.items()},
+        )
+        return every.select(rows)
+
+    def start_set(self) -> ArrayStarts:
+        """The same as a start set of the imagined environments, which has a file format."""
+        views = {name: view.numpy() for name, view in self.views.items()}
+        return ArrayStarts(
+            self.images.numpy(), self.instructions, self.states.numpy(), self.tasks, views=views,
+            steps=self.steps.numpy(),
+        )  # fmt: skip
+
+
+class StartBank:
+    """Unsolved frames from anywhere in Real's logs, the middle of episodes included.
+
+    A world model's error grows with depth, so an episode that begins shortly before the contact is judged more
+    truly than one that begins at reset.
+
+    Args:
+        starts: all candidates.
+    """
+
+    def __init__(self, starts: Starts) -> None:
+        if len(starts) == 0:
+            raise ConfigError("the start bank is empty: every frame is solved, or no task was kept")
+        self.starts = starts
+        self._first = np.flatnonzero(starts.steps.numpy() == 0)
+        self._middle = np.flatnonzero(starts.steps.numpy() > 0)
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return len(self.starts)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: EpisodeArrays,
+        *,
+        tasks: Sequence[str] | None = None,
+        behaviours: Sequence[str] | None = None,
+        stride: int = 3,
+    ) -> StartBank:
+        """Every `stride`-th frame before an episode's first success.
+
+        Args:
+            arrays: from `EpisodeDataset.load_arrays()`.
+            tasks: keep these; all when None.
+            behaviours: keep these; all when None.
+            stride: neighbouring frames are near copies, and each costs 12 KB.
+        """
+        rows, owner, depth = [], [], []
+        for i in range(len(arrays)):
+            if (tasks is not None and arrays.tasks[i] not in tasks) or (
+                behaviours is not None and arrays.behaviours[i] not in behaviours
+            ):
+                continue
+            where = arrays.rows(i)
+            success = arrays.success[where]
+            end = int(success.argmax()) if success.any() else len(success) - 1
+            steps = np.arange(0, end, stride)
+            rows.append(where.start + steps)
+            owner += [i] * len(steps)
+            depth.append(steps)
+        index = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        return cls(
+            Starts(
+                torch.from_numpy(arrays.frames[index]),
+                torch.from_numpy(arrays.states[index]),
+                [arrays.instructions[i] for i in owner],
+                [arrays.tasks[i] for i in owner],
+                torch.from_numpy(np.concatenate(depth) if depth else np.zeros(0, np.int64)),
+                {name: torch.from_numpy(view[index]) for name, view in getattr(arrays, "views", {}).items()},
+            )
+        )
+
+    def sample(self, count: int, rng: np.random.Generator, *, middle_fraction: float = 0.5) -> Starts:
+        """`count` starts, tasks equally often, `middle_fraction` of them from inside episodes."""
+        tasks = np.asarray(self.starts.tasks)
+        names = np.unique(tasks)
+        offset = int(rng.integers(len(names)))
+        chosen = []
+        for i in range(count):
+            pool = self._middle if rng.random() < middle_fraction else self._first
+            inside = pool[tasks[pool] == names[(i + offset) % len(names)]]
+            if len(inside) == 0:
+                inside = np.flatnonzero(tasks == names[(i + offset) % len(names)])
+            chosen.append(int(rng.choice(inside)))
+        return self.starts.select(chosen)
+
+
+@torch.no_grad()
+def collect(
+    world_model: WorldModel,
+    judge: RewardModel,
+    policy: Policy,
+    starts: Starts,
+    *,
+    group_size: int = 8,
+    horizon: int = 40,
+    temperature: Temperature = 1.0,
+    generator: torch.Generator | None = None,
+    threshold: float | None = None,
+    max_uncertainty: float | None = None,
+    confirm: int = 1,
+    compact_below: float = 0.75,
+    keep_frames: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Rollouts:
+    """Imagine `len(starts) * group_size` trajectories and judge them at every chunk's end.
+
+    Args:
+        world_model: any `WorldModel`.
+        judge: any `RewardModel`; an invalid verdict makes the trajectory invalid, never a failure.
+        policy: acts on the decoded frame and the imagined proprioception.
+        starts: M real frames.
+        group_size: trajectories a start.
+        horizon: environment steps; rounded up to whole chunks.
+        temperature: of the policy, or of each of its components.
+        generator: source of all randomness.
+        threshold: probability that counts as success; the judge's own `threshold`, else 0.5.
+        max_uncertainty: a trajectory whose model uncertainty exceeds it becomes invalid (hallucination).
+        confirm: successive chunk ends that must be judged successful; 2 lets one-frame glitches pass.
+        compact_below: finished rows are dropped when the share of running ones falls below this; 0 keeps a
+            static batch shape, which `torch.compile` likes.
+        keep_frames: decode and keep every imagined frame, for videos.
+        observers: further ones of `worldgym.imagination.rollout`.
+
+    Returns:
+        rollouts with rows ordered start by start: row `i` belongs to group `i // group_size`.
+    """
+    if group_size < 1 or horizon < 1 or confirm < 1:
+        raise ConfigError(
+            f"group_size, horizon, confirm must be at least 1; got {group_size}, {horizon}, {confirm}"
+        )
+    k = policy.chunk
+    chunks = -(-horizon // k)
+    limit = threshold_of(judge) if threshold is None else threshold
+    rules = Rules(chunks * k, None, 1, limit, uncertainty_bound=max_uncertainty, confirm=confirm)
+    episodes = ImaginedEpisodes.begin(
+        world_model, judge, rules, starts.images, starts.states, starts.instructions, copies=group_size,
+        generator=generator, views=starts.views,
+    )  # fmt: skip
+    recorder = TrajectoryRecorder((chunks, k, world_model.action_dim), group_size, keep_frames)
+
+    def act(observation: Observation, rows: np.ndarray) -> PolicyOutput:
+        return policy.act(observation, temperature=temperature, generator=generator)
+
+    result = rollout(act, episodes, observers=[recorder, *observers], compact_below=compact_below)
+    out = recorder.rollouts
+    out.reward[torch.from_numpy(result.success)] = 1.0
+    out.valid[torch.from_numpy(result.invalid)] = False
+    out.frames_used, out.seconds = result.frames, result.seconds
+    return out
+
+
+class TrajectoryRecorder:
+    """An observer of `worldgym.imagination.rollout` that writes `Rollouts`.
+
+    Args:
+        shape: (C, K, A) of a trajectory.
+        group_size: trajectories a start.
+        keep_frames: keep every imagined frame.
+    """
+
+    rollouts: Rollouts
+
+    def __init__(self, shape: tuple[int, int, int], group_size: int, keep_frames: bool = False) -> None:
+        self.shape, self.group_size, self.keep_frames = shape, group_size, keep_frames
+        self.decode: Decode = "all" if keep_frames else "last"
+
+    def begin(self, episodes: ImaginedEpisodes) -> None:
+        """Make room for all trajectories."""
+        image, (chunks, k, _) = episodes.image.cpu(), self.shape
+        texts = list(episodes.slots.instruction)
+        self.rollouts = Rollouts.empty(image, episodes.proprio.cpu(), texts, self.group_size, self.shape)
+        if self.keep_frames:
+            self.rollouts.frames = image[:, None].repeat(1, chunks * k + 1, 1, 1, 1)
+
+    def __call__(self, decision: Decision) -> None:
+        """Write what the running episodes saw, did and were judged."""
+        out, c, k = self.rollouts, decision.number, self.shape[1]
+        live, imagined = torch.from_numpy(decision.live), decision.step.imagined
+        rows = torch.from_numpy(decision.rows)[live]
+        out.record(rows, c, decision.observation, decision.output, live)
+        frames = imagined.frames[live].cpu()
+        assert out.path is not None
+        out.path[rows, c * k : (c + 1) * k] = imagined.states[live].cpu().float()
+        if out.frames is not None:
+            out.frames[rows, c * k + 1 : (c + 1) * k + 1] = frames
+            out.frames[rows, (c + 1) * k + 1 :] = frames[:, -1:]
+        p = torch.from_numpy(np.where(decision.step.hallucination, np.nan, decision.step.p))[live]
+        out.p_success[rows, c] = p.float()
+        out.final_images[rows] = frames[:, -1]

@@ -1,0 +1,317 @@
+"""Rollouts in a software simulator with its true reward, in worker processes.
+
+Two uses: debugging an improver where the reward cannot lie, before any world model is trusted, and the soft-sim
+arm of a comparison. The environment arrives as the name of a suite, since `agents` imports no simulator; the
+policy stays in this process and is called on the whole batch.
+
+Example::
+
+    with RealCollector(env_kwargs={"domain": "soft", "gap": 0.5}) as simulator:
+        rollouts = simulator.collect(policy, seeds=range(5_000_000, 5_000_016), tasks=["reach"] * 16)
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.rollouts.trajectories import Rollouts
+from worldgym.errors import ConfigError
+from worldgym.protocols import Observation, Policy, RewardModel, Temperature, reads_of, settled, threshold_of
+from worldgym.suite import BATCH, default_suite, load_suite
+
+
+class RealCollector:
+    """A pool of simulator processes that roll out grouped starts in lockstep.
+
+    Args:
+        env: name of a suite, the default one when None; or an entry point `module:VectorEnv`, called as `(num_envs=1,
+            chunk=K, horizon=H, terminate_on_success=B, **env_kwargs)`, whose `info` tells of each step of a chunk
+            (`path`, `path_success`, `path_progress`), as `worldgym.suite.Suite.make` says.
+        env_kwargs: for the environment, e.g. `{"domain": "soft", "gap": 0.5}`.
+        processes: worker processes; 0 runs the environment in this one.
+    """
+
+    def __init__(
+        self, env: str | None = None, env_kwargs: Mapping[str, Any] | None = None, *, processes: int = 2
+    ) -> None:
+        self._kwargs = dict(env_kwargs or {})
+        if env is None or ":" not in env:
+            self._kwargs["suite"], env = default_suite() if env is None else env, BATCH
+            load_suite(self._kwargs["suite"])  # an unknown one is an error here, not in a worker
+        self._env = env
+        self._processes = processes
+        self._workers: list[tuple[Any, Connection]] = []
+        self._local: dict[str, Any] = {}
+        self._views: dict[str, torch.Tensor] = {}
+        context = multiprocessing.get_context("spawn")  # a forked OpenGL context is broken
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_serve, args=(theirs, env, self._kwargs), daemon=True)
+            worker.start()
+            theirs.close()
+            self._workers.append((worker, ours))
+
+    def __enter__(self) -> RealCollector:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Stop the workers."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers; safe to call twice."""
+        for worker, pipe in self._workers:
+            try:
+                pipe.send(("close", {}))
+            except OSError:
+                pass
+            worker.join(5)
+            if worker.is_alive():
+                worker.terminate()
+        self._workers = []
+
+    def _ask(self, name: str, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not self._workers:
+            return [_answer(self._local, self._env, self._kwargs, name, parts[0])]
+        for (_, pipe), part in zip(self._workers, parts, strict=True):
+            pipe.send((name, part))
+        answers = []
+        for _, pipe in self._workers:
+            status, answer = pipe.recv()
+            if status == "error":
+                raise RuntimeError(f"the simulator process failed:\n{answer}")
+            answers.append(answer)
+        return answers
+
+    def first_frames(
+        self, seeds: Sequence[int], tasks: Sequence[str], *, split: str = "seen", chunk: int = 5, horizon: int = 40,
+        goes_on: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:  # fmt: skip
+        """Put one environment at each start.
+
+        Args:
+            seeds: N start seeds.
+            tasks: N tasks.
+            split: which starts and words.
+            chunk: actions that it will be stepped by.
+            horizon: environment steps.
+            goes_on: a true success does not end the episode.
+
+        Returns:
+            images of the main camera `(N,H,W,3)` uint8, proprioception `(N,S)` float32, instructions.
+
+        Raises:
+            ValueError: other numbers of seeds and tasks.
+        """
+        if len(seeds) != len(tasks):
+            raise ValueError(f"give one task for each seed; got {len(seeds)} seeds, {len(tasks)} tasks")
+        parts = [
+            {
+                "seeds": [int(seeds[i]) for i in share],
+                "tasks": [str(tasks[i]) for i in share],
+                "split": split,
+                "made": {"chunk": chunk, "horizon": horizon, "terminate_on_success": not goes_on},
+            }
+            for share in np.array_split(np.arange(len(seeds)), max(1, len(self._workers)))
+        ]
+        answers = self._ask("reset", parts)
+        image, state, self._views = _seen(answers)
+        return image, state, [text for x in answers for text in x["instruction"]]
+
+    @torch.no_grad()
+    def collect(
+        self,
+        policy: Policy,
+        seeds: Sequence[int],
+        tasks: Sequence[str],
+        *,
+        split: str = "seen",
+        group_size: int = 8,
+        horizon: int = 40,
+        temperature: Temperature = 1.0,
+        generator: torch.Generator | None = None,
+        partial: bool = False,
+        judge: RewardModel | None = None,
+    ) -> Rollouts:
+        """Roll out `len(seeds) * group_size` episodes; same meaning and order as `agents.collect`.
+
+        Args:
+            policy: the policy.
+            seeds: M start seeds.
+            tasks: M tasks.
+            split: which starts and words.
+            group_size: episodes a start.
+            horizon: environment steps.
+            temperature: of the policy, or of each of its components.
+            generator: source of the policy's randomness.
+            partial: the reward is the mean over the horizon of task progress at each step, 1 from success on, as
+                World-Gymnast's simulator arm sums partial rewards; else 1 for success.
+            judge: says from the simulator's frames, after each chunk, whether it is a success, in place of the truth:
+                what is learned then lacks the world model's errors and has the judge's.
+
+        Raises:
+            ConfigError: the judge reads more than one frame.
+        """
+        if judge is not None and reads_of(judge).depth != 1:
+            raise ConfigError(
+                f"judge {judge.name} reads frames={reads_of(judge).frames!r}, and the simulator shows the frame at the "
+                "end of each chunk; give a judge of single frames, or collect in a world model (agents.collect)"
+            )
+        k = policy.chunk
+        chunks = -(-horizon // k)
+        total = len(seeds) * group_size
+        shares = np.array_split(np.arange(total), max(1, len(self._workers)))
+        began = time.perf_counter()
+        clock = {"imagine": 0.0, "policy": 0.0, "judge": 0.0}
+        image, state, texts = self.first_frames(
+            [seed for seed in seeds for _ in range(group_size)],
+            [task for task in tasks for _ in range(group_size)],
+            split=split,
+            chunk=k,
+            horizon=chunks * k,
+            goes_on=judge is not None,
+        )
+        clock["imagine"] += time.perf_counter() - began
+        earned = torch.zeros(total)
+        out: Rollouts | None = None
+        running = torch.ones(total, dtype=torch.bool)
+        for c in range(chunks):
+            rows = running.nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            began = time.perf_counter()
+            words = [texts[i] for i in rows.tolist()]
+            observation = Observation(image=image[rows], state=state[rows], instruction=words)
+            views = {key: view[rows] for key, view in self._views.items()}
+            observation.update(views)  # type: ignore[typeddict-item]
+            output = policy.act(observation, temperature=temperature, generator=generator)
+            clock["policy"] += time.perf_counter() - began
+            if out is None:
+                out = Rollouts.empty(image, state, texts, group_size, (chunks, k, output.actions.shape[2]))
+            whole = torch.ones(len(rows), dtype=torch.bool)
+            out.record(rows, c, observation, output, whole)
+            began = time.perf_counter()
+            parts = [
+                {"actions": out.actions[share, c].numpy(), "running": running[share].numpy()}
+                for share in shares
+            ]
+            answers = self._ask("step", parts)
+            clock["imagine"] += time.perf_counter() - began
+            image, state, self._views = _seen(answers)
+            path = torch.from_numpy(np.concatenate([x["path"] for x in answers])).float()
+            assert out.path is not None
+            out.path[rows, c * k : (c + 1) * k] = path[rows]
+            success = torch.from_numpy(np.concatenate([x["success"] for x in answers]))[rows]
+            if judge is not None:
+                began = time.perf_counter()
+                verdict = settled(judge, image[rows][:, None], words, state[rows])
+                success = verdict.p_success.cpu() >= threshold_of(judge)
+                out.valid[rows[~verdict.valid.cpu()]] = False
+                running[rows[~verdict.valid.cpu()]] = False
+                success &= verdict.valid.cpu()
+                clock["judge"] += time.perf_counter() - began
+            out.frames_used += sum(int(x["steps"]) for x in answers)
+            out.p_success[rows, c] = success.float()
+            out.final_images[rows] = image[rows]
+            out.reward[rows[success]] = 1.0
+            progress = torch.from_numpy(np.concatenate([x["progress"] for x in answers])).float()
+            earned[rows] += progress[rows]
+            earned[rows[success]] += (chunks - c - 1) * k  # and so it stays
+            running[rows[success]] = False
+        assert out is not None
+        if partial:
+            out.reward = earned / (chunks * k)
+        out.seconds = clock
+        return out
+
+
+def collect_real(
+    policy: Policy,
+    seeds: Sequence[int],
+    tasks: Sequence[str],
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    processes: int = 2,
+    **kwargs: Any,
+) -> Rollouts:
+    """One collection with processes of its own; use `RealCollector` to collect again and again."""
+    with RealCollector(env, env_kwargs, processes=processes) as simulator:
+        return simulator.collect(policy, seeds, tasks, **kwargs)
+
+
+def _seen(answers: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Main frames `(N,H,W,3)`, states `(N,S)`, and frames of further cameras by their key in an observation."""
+    pictures = {
+        key: torch.from_numpy(np.concatenate([x[key] for x in answers]))
+        for key in answers[0]
+        if key == "image" or key.startswith("image_")
+    }
+    state = torch.from_numpy(np.concatenate([x["state"] for x in answers])).float()
+    return pictures.pop("image"), state, pictures
+
+
+def _serve(pipe: Connection, env: str, kwargs: Mapping[str, Any]) -> None:
+    memory: dict[str, Any] = {}
+    while True:
+        try:
+            name, part = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if name == "close":
+            return
+        try:
+            pipe.send(("ok", _answer(memory, env, kwargs, name, part)))
+        except Exception:
+            pipe.send(("error", traceback.format_exc()))
+
+
+def _answer(
+    memory: dict[str, Any], env: str, kwargs: Mapping[str, Any], name: str, part: dict[str, Any]
+) -> dict[str, Any]:
+    """Handle one request in a worker; `memory` keeps one single-slot environment a row, and their last frames."""
+    if name == "reset":
+        count, made = len(part["seeds"]), part["made"]
+        module, _, attribute = env.partition(":")
+        factory = getattr(importlib.import_module(module), attribute)
+        slots = memory.setdefault("kept", {}).setdefault(tuple(made.values()), [])
+        while len(slots) < count:
+            slots.append(factory(num_envs=1, **{**kwargs, **made}))
+        memory["slots"], memory["goes_on"] = slots, not made["terminate_on_success"]
+        memory["observations"] = [
+            slot.reset(seed=[seed], options={"task": task, "split": part["split"]})[0]
+            for slot, seed, task in zip(slots, part["seeds"], part["tasks"], strict=False)
+        ]
+        memory["success"] = np.zeros(count, bool)
+        memory["path"] = np.zeros((count, made["chunk"], memory["observations"][0]["state"].shape[1]))
+    earned, steps = np.zeros(len(memory["success"]), np.float32), 0
+    if name == "step":
+        for i in np.flatnonzero(part["running"]):
+            memory["observations"][i], _, _, _, info = memory["slots"][i].step(part["actions"][i][None])
+            won = np.logical_or.accumulate(info["path_success"][0])
+            first = int(won.argmax()) + 1 if won.any() else len(won)
+            steps += len(won) if memory["goes_on"] else first
+            memory["success"][i] |= won[-1]
+            earned[i] = np.where(won, 1.0, info["path_progress"][0]).sum()
+            memory["path"][i] = info["path"][0]
+    seen = memory["observations"]
+    pictures = [key for key in seen[0] if key == "image" or key.startswith("image_")]
+    return {
+        **{key: np.stack([o[key][0] for o in seen]) for key in pictures},
+        "state": np.stack([o["state"][0] for o in seen]),
+        "instruction": [str(o["instruction"][0]) for o in seen],
+        "success": memory["success"].copy(),
+        "path": memory["path"].copy(),
+        "progress": earned,
+        "steps": steps,
+    }

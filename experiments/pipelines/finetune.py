@@ -1,0 +1,258 @@
+"""Fine-tuning inside a world model, resumable: what the demo and `worldgym rl` run around `ImaginedRLTrainer`.
+
+It takes the parts from a bundle, remembers every round in the run's folder, audits the averaged policy against the
+suite's true outcomes every few rounds, and writes TensorBoard scalars.
+
+Example::
+
+    tuning = FineTuning(FineTuneSettings(out="runs/rl"), bundle, folder)
+    history = tuning.run(board)             # the improved policy is in runs/rl/policy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bundle import Bundle
+from experiments.pipelines.reward_hacking_monitor import RewardHackingMonitor
+from experiments.pipelines.run_folder import RunFolder
+from experiments.pipelines.settings import FineTuneSettings
+from worldgym.errors import CheckpointError
+from worldgym.pretrained import remedy
+from worldgym.registry import POLICIES
+from worldgym.utils.folders import save_folder, verify_listed
+from worldgym.utils.progress import Progress
+
+STAGES = ("imagine", "judge", "policy")
+
+
+class FineTuning:
+    """One policy's rounds.
+
+    Args:
+        settings: how.
+        bundle: world model, judge, policy to begin with, starts and demonstrations.
+        folder: where each round is remembered.
+        gather: `gather(policy, starts, round, settings)` collects a round's `Rollouts`; in this process when None.
+        policy: begins in place of the bundle's, a folder.
+        tasks: among which to practise; the bundle's when empty.
+        judge: rewards in place of the bundle's.
+        demos: demonstrations in place of the bundle's.
+        starts: a `StartBank` in place of the bundle's.
+        draw: `draw(policy, rng)` draws a round's starts; see `ImaginedRLTrainer`.
+        monitor: audits the averaged policy; a `RewardHackingMonitor` of the settings when None.
+        stop_at: imagined success, in an audit, at which the rounds end; None for all rounds.
+    """
+
+    def __init__(
+        self,
+        settings: FineTuneSettings,
+        bundle: Bundle,
+        folder: RunFolder,
+        gather: Callable[..., Any] | None = None,
+        policy: Path | None = None,
+        tasks: tuple[str, ...] = (),
+        judge: Any | None = None,
+        *,
+        demos: Any | None = None,
+        starts: Any | None = None,
+        draw: Callable[..., Any] | None = None,
+        monitor: Any | None = None,
+        stop_at: float | None = None,
+    ) -> None:
+        self.settings, self.bundle, self.folder = settings, bundle, folder
+        self.begin_with, self.gather, self.draw, self.stop_at = policy, gather, draw, stop_at
+        self.tasks = practised(settings, bundle, tasks)
+        with folder.clock("load"):
+            self.world_model = bundle.world_model()
+            self.judge = judge if judge is not None else bundle.judge()
+            self.starts = starts if starts is not None else bundle.start_bank(self.tasks)
+            self.demos = demos if demos is not None else bundle.demonstrations()
+        self._check_parts()
+        self.monitor = monitor or RewardHackingMonitor(settings, self.world_model, self.judge, self.tasks)
+
+    def policy(self) -> Any:
+        """A fresh copy of the policy to begin with."""
+        if self.begin_with is None:
+            return self.bundle.policy()
+        from agents import load_policy
+
+        return load_policy(self.begin_with)
+
+    def _trainer(self) -> Any:
+        from agents import ImaginedRLTrainer
+
+        try:
+            return ImaginedRLTrainer(
+                self.settings.trainer_config(), self.world_model, self.judge, self.policy, self.starts, self.demos,
+                gather=self.gather, draw=self.draw,
+            )  # fmt: skip
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.bundle.folder}: {error}; {remedy(self.bundle.folder)}") from error
+
+    def _check_parts(self) -> None:
+        from agents.algorithms.imagined_rl import check_frames
+
+        try:
+            check_frames(self.world_model, self.starts.starts, self.demos)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.bundle.folder}: {error}; {remedy(self.bundle.folder)}") from error
+
+    def run(
+        self, board: Any, report: Callable[[dict[str, float]], None] | None = None
+    ) -> list[dict[str, float]]:
+        """All rounds that are still to do; saved after each, so Ctrl-C costs at most one.
+
+        Args:
+            board: a TensorBoard writer.
+            report: called with each round's scalars, after it and the averaged policy in `out/policy` were saved.
+
+        Returns:
+            one row of scalars a round. The improved policy, averaged over the rounds, is in `out/policy`.
+        """
+        from agents import load_policy
+
+        settings, monitor = self.settings, self.monitor
+        final = self.folder.read("history")
+        if final is not None and (settings.out / "policy").is_dir():
+            for row in final:
+                self._scalars(board, row)
+            restore_stream(self.folder.read("stream"))
+            self._forget_rounds()
+            return list(final)
+        trainer = self._trainer()
+        stream = stream_now()
+        if rounds := self._rounds():
+            verify_listed(rounds[-1], self.folder.restart)
+            stream = trainer.load(rounds[-1], load_policy)["stream"]
+            for row in trainer.history:
+                self._scalars(board, row)
+        history = trainer.history
+        with Progress(settings.iterations, "  imagined RL", initial=len(history)) as progress:
+            while len(history) < settings.iterations and not (history and self._over(history[-1])):
+                row = trainer.round()
+                if monitor.due(len(history)):
+                    row |= monitor.audit(trainer.average)
+                stream = stream_now()
+                with self._saved(len(history)) as partial:
+                    trainer.save(partial, save_policy, stream=stream)
+                self._scalars(board, row)
+                if report is not None:
+                    save_policy(trainer.average, settings.out / "policy")  # the receiver may end this process
+                    report(row)
+                recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
+                progress.update(
+                    1, imagined_success=round(recent, 3), entropy=row.get("goal_entropy", row["entropy"])
+                )
+        save_policy(trainer.average, settings.out / "policy")
+        for stage in (*STAGES, "update"):
+            self.folder.seconds[stage] = 0.0
+            self.folder.add_seconds(stage, sum(row[f"seconds_{stage}"] for row in history))
+        self.folder.write("stream", stream)
+        self.folder.write("history", history)
+        self._forget_rounds()
+        restore_stream(stream)
+        return list(history)
+
+    def _over(self, row: dict[str, float]) -> bool:
+        """Whether no further round is wanted after one with these scalars."""
+        enough = self.stop_at is not None and row.get("audit_imagined", 0.0) > self.stop_at
+        return enough or self.monitor.trips(row)
+
+    def stream(self, number: int) -> int:
+        """Seed of round `number`."""
+        from agents.algorithms.imagined_rl import ROUNDS_A_SEED
+
+        return self.settings.seed * ROUNDS_A_SEED + number
+
+    def remembered(self) -> list[dict[str, float]]:
+        """Scalars of the rounds that an interrupted run has finished."""
+        from worldgym.utils.train_state import TrainState
+
+        final = self.folder.read("history")
+        if final is None and (rounds := self._rounds()):
+            verify_listed(rounds[-1], self.folder.restart)
+            final = TrainState(rounds[-1] / "grpo").meta()["user"]["history"]
+        return list(final or [])
+
+    def _rounds(self) -> list[Path]:
+        """Rounds that are wholly on disk, the last one last."""
+        return sorted(self.folder.state.glob("round-[0-9]*"))
+
+    def _forget_rounds(self) -> None:
+        """Remove what only an interrupted run would need."""
+        names = {f"state/{path.name}" for path in self._rounds()}
+        names |= {
+            name for name in self.folder.made if name.startswith("state/round-")
+        }  # a kill came before the marker
+        if names:
+            self.folder.disown(*sorted(names))
+
+    @contextmanager
+    def _saved(self, number: int) -> Iterator[Path]:
+        """A folder for what round `number` leaves: all of it stays or, killed half-way, the round before."""
+        before, name = self._rounds(), f"round-{number:05d}"
+        self.folder.own(f"state/{name}")
+        with save_folder(self.folder.state / name) as partial:
+            yield partial
+        self.folder.disown(*(f"state/{path.name}" for path in before))
+
+    def _scalars(self, board: Any, row: dict[str, float]) -> None:
+        step = int(row["imagined_steps"])
+        spent = sum(row[f"seconds_{k}"] for k in (*STAGES, "update"))
+        frames = self.settings.starts * self.settings.group * row["ep_len_mean"]
+        board.add_scalar("rollout/success_rate", row["success_rate"], step)
+        board.add_scalar("rollout/ep_rew_mean", row["success_rate"], step)
+        board.add_scalar("rollout/ep_len_mean", row["ep_len_mean"], step)
+        board.add_scalar(f"reward/{self.judge.name}", row["success_rate"], step)
+        board.add_scalar("imagination/horizon", row["ep_len_mean"], step)
+        board.add_scalar("imagination/valid", row["valid"], step)
+        board.add_scalar("time/fps", frames / max(spent, 1e-9), step)
+        for key in ("imagined", "true", "gap"):
+            if f"audit_{key}" in row:
+                board.add_scalar(f"audit/{key}", row[f"audit_{key}"], step)
+        for key in (
+            "loss",
+            "entropy",
+            "clip_fraction",
+            "approx_kl",
+            "goal_entropy",
+            "goal_clip_fraction",
+            "goal_approx_kl",
+            "grad_norm",
+            "groups_kept",
+            "imitation_loss",
+        ):
+            if key in row:
+                board.add_scalar(f"train/{key}", row[key], step)
+
+
+def practised(settings: FineTuneSettings, bundle: Bundle, tasks: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Tasks that are learned: those of the settings, else those that the bundle covers, except thinly covered ones."""
+    tasks = tasks or bundle.tasks
+    thin = bundle.card.get("tasks_thin", ())
+    return settings.practise or tuple(t for t in tasks if t not in thin) or tasks
+
+
+def stream_now() -> str:
+    """The state of torch's random stream, which dropout draws from."""
+    import torch
+
+    return torch.get_rng_state().numpy().tobytes().hex()
+
+
+def restore_stream(state: str) -> None:
+    """Inverse of `stream_now`: what comes after draws the same numbers whether the run was resumed or not."""
+    import torch
+
+    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
+
+
+def save_policy(policy: Any, folder: Path) -> None:
+    """Write a policy so that the folder holds the old one or the new one, nothing between."""
+    POLICIES.save(policy, folder)

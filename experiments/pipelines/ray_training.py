@@ -1,0 +1,93 @@
+"""Training processes placed by Ray Train, on this machine or on a cluster.
+
+Why: `torch.multiprocessing` knows one machine. Ray Train starts the same function on every worker, with a process
+group between them, and starts it again when a worker dies: the function resumes from its own checkpoint, which is
+why all nodes must see one run folder.
+
+Example::
+
+    on_ray(train_stages, config, model, data, workers=2, address="local", out=Path("runs/world_model"))
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agents.rollouts.ray_pool import check_resources, connect, disconnect
+from worldgym.errors import ConfigError
+from worldgym.utils.optional import require
+
+RETRIES = 2
+"""How often the group is started again after a worker died."""
+
+
+def on_ray(
+    function: Callable[[int, Any, Any, Any], None],
+    config: Any,
+    model: Any,
+    data: Any,
+    workers: int,
+    address: str,
+    out: Path,
+) -> None:
+    """Call `function(rank, config, model, data)` on so many Ray workers.
+
+    Args:
+        function: trains one rank; must resume by itself from what lies in its run folder.
+        config: handed on.
+        model: handed on through the object store; every worker has a copy of its own.
+        data: handed on through the object store.
+        workers: ranks; each gets its share of this machine's cores, as many CPUs of the cluster.
+        address: `local`, `auto` or `ray://HOST:10001`.
+        out: run folder; Ray's own notes go to `out/ray`.
+
+    Raises:
+        ConfigError: no cluster there, one that has too little, or training failed more than `RETRIES` times.
+        DependencyError: Ray is not installed.
+    """
+    ray = require("ray", extra="rllib")
+    train = require("ray.train", extra="rllib")
+    from ray.train.torch import TorchTrainer
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    started = connect(ray, address, workers * threads)
+    try:
+        check_resources(ray, {"CPU": workers * threads})
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "function": function, "config": config, "threads": threads, "parts": [ray.put(model), ray.put(data)],
+            },
+            scaling_config=train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
+            run_config=train.RunConfig(
+                name="train", storage_path=str((out / "ray").resolve()),
+                failure_config=train.FailureConfig(max_failures=RETRIES),
+            ),
+        )  # fmt: skip
+        try:
+            trainer.fit()
+        except train.TrainingFailedError as error:
+            raise ConfigError(
+                f"training on Ray failed {RETRIES + 1} times; the last time: {error}. What was reached lies in {out}; "
+                "the same command goes on from there"
+            ) from error
+    finally:
+        if started:
+            disconnect(ray)
+
+
+def _worker(setting: dict[str, Any]) -> None:
+    """One rank; Ray Train has made the process group."""
+    import ray
+    import torch
+    from ray import train
+
+    rank = train.get_context().get_world_rank()
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
+    torch.set_num_threads(setting["threads"])
+    model, data = ray.get(setting["parts"])
+    setting["function"](rank, setting["config"], model, data)

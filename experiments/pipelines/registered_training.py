@@ -1,0 +1,93 @@
+"""`worldgym train world-model|judge --type NAME` for types of other packages; the seam is `worldgym.training.generic`.
+
+Example::
+
+    if config.type not in BUILT_IN:
+        return train_registered(WORLD_MODELS, config, command="train world-model", save_to=config.out / "export")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from experiments.pipelines.training_run import claim, finish, finished, identity, option
+from worldgym.errors import ConfigError
+from worldgym.registry import Registry
+
+logger = logging.getLogger(__name__)
+COMMON = (
+    "data", "out", "type", "preset", "steps", "minutes", "batch_size", "window", "lr", "seed", "limit", "fresh",
+)  # fmt: skip
+"""Options that every type is trained with."""
+OWN = (
+    "checkpoint",
+    "tensorboard",
+    "export",
+    "config.json",
+    "model.safetensors",
+    "manifest.json",
+    "training.json",
+)
+
+
+def train_registered(registry: Registry, config: Any, *, command: str, save_to: Path) -> int:
+    """Train a part of the registered type `config.type`, and save it.
+
+    Args:
+        registry: of the part.
+        config: of the command; of its options those in `COMMON` apply.
+        command: its words.
+        save_to: folder of the result.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        ConfigError: an unknown type, one that offers no training, or an option that does not apply.
+    """
+    import torch
+
+    from worldgym.data import EpisodeDataset
+    from worldgym.training.generic import PartTraining, fresh_part, train_part
+    from worldgym.training.loop import LoopConfig
+    from worldgym.utils.files import atomic_write_text
+
+    kind = registry.get(config.type)
+    refuse_others(config, COMMON)
+    dataset = EpisodeDataset(config.data).require_seen()
+    facts = identity(config, dataset)
+    claim(config.out, command, facts, own=OWN, fresh=config.fresh)
+    if finished(config.out, config):
+        return 0
+    arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
+    torch.manual_seed(config.seed)
+    part = fresh_part(kind, config.type, dataset.specs, config.preset, arrays)
+    minutes = None if config.steps else getattr(config, "minutes", None)
+    loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
+    settings = PartTraining(loop, config.batch_size, getattr(config, "window", PartTraining.window))
+    tag = command.rpartition(" ")[2]
+    part, scalars = train_part(part, arrays, settings, config.out, identity=facts, tag=tag)
+    registry.save(part, save_to)
+    written = {"type": config.type, "scalars": scalars, "data": config.data.name, "episodes": len(arrays)}
+    atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))
+    finish(config.out, config)
+    logger.info("%s of type %s saved to %s, %s", registry.kind, config.type, save_to, scalars)
+    return 0
+
+
+def refuse_others(config: Any, names: tuple[str, ...]) -> None:
+    """Raise a ConfigError where an option beside `names` was given: the type would not follow it."""
+    given = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in names and getattr(config, field.name) != field.default
+    ]
+    if given:
+        raise ConfigError(
+            f"{', '.join(map(option, given))} do not apply to --type {config.type}; leave them out. The options of a "
+            f"type of another package are {', '.join(map(option, names))}"
+        )

@@ -1,0 +1,125 @@
+"""Policies that nobody trained, beside those that were: what does imagination pay them?
+
+Who learns from scratch inside a world model begins with random actions, so the gate is run on them too: `random` draws
+uniformly, `gaussian` from a normal distribution of spread 1, clipped; `weak` is the SFT policy with disturbed weights;
+`scripted` executes what the scripted experts do in Real from the same starts, without looking at what is imagined.
+
+Example::
+
+    policy = simple_policy("gaussian", bundle, env_kwargs={"horizon": 40})
+    run_closed_loop(policy, world_model, judge, env, starts)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.bundle import Bundle
+from experiments.pipelines.perturbed_policies import graded_policies
+from experiments.suites import chosen_suite, domain_settings
+from worldgym.evaluation import Start
+from worldgym.evaluation.rollouts import reset_env
+from worldgym.protocols import PolicyOutput
+from worldgym.suite import Suite, extra, load_suite
+
+NAMES = ("random", "gaussian", "weak", "scripted")
+WEAK = 0.2
+"""Noise of `weak`, in the spread of each tensor of weights."""
+
+
+def simple_policy(
+    name: str, bundle: Bundle, env_kwargs: dict[str, Any] | None = None, suite: Suite | None = None
+) -> Any:
+    """One of `NAMES`.
+
+    Args:
+        name: which.
+        bundle: whose SFT policy `weak` disturbs, and whose chunk length the others have.
+        env_kwargs: of the environment in which `scripted` makes its plans.
+        suite: whose experts and actions; that of the bundle when None.
+    """
+    suite, sft = chosen_suite(None, bundle.folder) if suite is None else suite, bundle.policy()
+    if name == "weak":
+        return graded_policies(sft, (WEAK,), ())[0].policy
+    if name == "scripted":
+        return ScriptedPolicy(sft.chunk, env_kwargs or {}, suite)
+    assert suite.specs.action is not None
+    return NoisePolicy(name, sft.chunk, suite.specs.action.dim)
+
+
+class NoisePolicy:
+    """Actions that depend on nothing.
+
+    Args:
+        kind: `random` or `gaussian`.
+        chunk: actions a call, K.
+        size: numbers an action, A.
+    """
+
+    def __init__(self, kind: str, chunk: int, size: int) -> None:
+        self.kind, self.chunk, self.size = kind, chunk, size
+
+    def act(
+        self,
+        observation: dict[str, Any],
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> PolicyOutput:
+        """`(B,K,A)` in [-1, 1]; the temperature is not used."""
+        shape = (len(observation["instruction"]), self.chunk, self.size)
+        if self.kind == "gaussian":
+            actions = torch.randn(shape, generator=generator).clamp(-1, 1)
+        else:
+            actions = 2 * torch.rand(shape, generator=generator) - 1
+        return PolicyOutput(actions, torch.zeros(shape[0]))
+
+
+class ScriptedPolicy:
+    """The scripted experts' actions in Real, replayed.
+
+    Args:
+        chunk: actions a call, K.
+        env_kwargs: of the environment in which the experts act.
+        suite: whose experts; the default one when None.
+
+    Raises:
+        ConfigError: the suite has no scripted expert.
+    """
+
+    def __init__(self, chunk: int, env_kwargs: dict[str, Any], suite: Suite | None = None) -> None:
+        self.chunk, self.suite = chunk, suite or load_suite()
+        self.env_kwargs = {**domain_settings(self.suite), **env_kwargs, "terminate_on_success": False}
+        self.expert = extra(self.suite, "expert_action", "scripted expert")
+        self.plans, self.calls = torch.zeros(0, 0, 0), 0
+
+    def prepare(self, starts: Sequence[Start]) -> None:
+        """Let the experts act from each start, for a whole episode."""
+        env, plans = self.suite.make_single(**self.env_kwargs), []
+        for start in starts:
+            reset_env(env, start)
+            actions, over = [], False
+            while not over:
+                actions.append(self.expert(env))
+                _, _, terminated, truncated, _ = env.step(actions[-1])
+                over = bool(terminated or truncated)
+            plans.append(np.stack(actions))
+        env.close()
+        self.plans, self.calls = torch.from_numpy(np.stack(plans).astype(np.float32)), 0
+
+    def act(
+        self,
+        observation: dict[str, Any],
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> PolicyOutput:
+        """The next chunk of the plan of each row; `observation["row"]` says which of the prepared starts it is."""
+        first = self.calls * self.chunk
+        self.calls += 1
+        actions = self.plans[torch.as_tensor(observation["row"]), first : first + self.chunk]
+        return PolicyOutput(actions, torch.zeros(len(actions)))

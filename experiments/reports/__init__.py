@@ -1,0 +1,1 @@
+"""Tables, charts, videos and HTML pages."""

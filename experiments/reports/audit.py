@@ -1,0 +1,137 @@
+"""The page of `worldgym audit`: judges side by side, their calibration, and their worst false positives to look at.
+
+A false positive is worst when the judge was surest: imagined success with the highest probability that Real, under the
+same actions from the same start, did not confirm. Each is shown imagined beside real, up to the look at which the judge
+said so.
+
+Example::
+
+    films = worst_false_positives(seen, "bundled", 0.8, out=Path("runs/audit"))
+    write_audit_report(facts, films, "runs/audit.html")
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.reports.charts import Series, line_chart
+from experiments.reports.html import rate
+from experiments.reports.html_template import PAGE, STYLE
+from experiments.reports.tables import number, table
+from experiments.reports.videos import save_gif, side_by_side
+from worldgym.evaluation.judge_audit import Watched
+from worldgym.utils.files import atomic_write_text
+
+
+def worst_false_positives(
+    seen: Mapping[str, Watched], judge: str, level: float, out: Path, count: int = 4
+) -> list[dict[str, Any]]:
+    """Write `out/*.gif` of the false positives of which `judge` was surest; rows with `gif` and `caption`."""
+    found = []
+    for policy, watched in seen.items():
+        if watched.imagined is None or watched.frames is None:
+            continue
+        success, real, valid = watched.outcomes(judge, level)
+        for row in np.flatnonzero(success & ~real & valid):
+            stop = int((watched.said[judge][row] >= level).argmax())
+            found.append((float(watched.said[judge][row, stop]), policy, int(row), stop))
+    films = []
+    for p, policy, row, stop in sorted(found, key=lambda item: -item[0])[:count]:
+        watched = seen[policy]
+        assert watched.imagined is not None and watched.frames is not None
+        frames = side_by_side(
+            watched.imagined[row, : stop + 1], watched.frames[row, : stop + 1], "imagined", "real", left_good=True,
+            right_good=False,
+        )  # fmt: skip
+        safe = "".join(c if c.isalnum() else "_" for c in f"{judge}-{policy}-{row}")
+        out.mkdir(parents=True, exist_ok=True)
+        caption = f"{watched.instructions[row]} ({policy}, start {watched.starts[row].seed}; judged {p:.2f})"
+        films.append({"gif": str(save_gif(frames, out / f"{safe}.gif", fps=2)), "judge": judge, "caption": caption})
+    return films
+
+
+def write_audit_report(facts: Mapping[str, Any], films: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
+    """Write one self-contained page of what an audit found."""
+    path = Path(path)
+    sections = [
+        ("Judges", _judges(facts)),
+        ("Imagined verdicts against Real, false positives first", _confusions(facts)),
+        ("Imagined less true success", _gaps(facts)),
+        ("Stated against true probability", _calibration(facts["judges"])),
+        ("Do they agree", _agreement(facts["agreement"])),
+        ("The worst false positives", _films(films)),
+        ("Versions", f"<pre>{escape(json.dumps(facts.get('versions', {}), indent=1))}</pre>"),
+    ]
+    head = (
+        "<h1>What the judges are worth</h1><p class='lead'>The same imagined episodes, seen by every judge; the same "
+        f"actions, executed in Real. {facts['episodes']} episodes; rewarded by {escape(facts['rewarded'])}.</p>"
+    )
+    body = head + "".join(f"<section><h2>{escape(t)}</h2>{b}</section>" for t, b in sections if b)
+    atomic_write_text(path, PAGE.substitute(title="worldgym audit", style=STYLE, body=body))
+    return path
+
+
+def _judges(facts: Mapping[str, Any]) -> str:
+    header = [
+        "judge", "threshold", "balanced accuracy, Real", "other words refused", "FPR imagined", "recall imagined",
+        "ms an episode", "no verdict",
+    ]  # fmt: skip
+    keys = (
+        "balanced_accuracy_real", "swapped_instruction_rejection", "false_positive_rate_imagined", "recall_imagined",
+    )  # fmt: skip
+    return table(header, [
+        [escape(name), number(row["threshold"])] + [number(row[k], 3) for k in keys]
+        + [number(row["ms_per_episode"], 1), str(row["invalid"])]
+        for name, row in facts["judges"].items()
+    ])  # fmt: skip
+
+
+def _confusions(facts: Mapping[str, Any]) -> str:
+    rows = []
+    for name, judge in facts["judges"].items():
+        for task, c in [*judge["by_task"].items(), ("all", judge["confusion"])]:
+            counts = [str(c[k]) for k in ("fp", "tp", "fn", "tn")]
+            rows.append([escape(name), escape(task), *counts, rate(c["precision"]), rate(c["recall"])])
+    return table(["judge", "verb", "FP", "TP", "FN", "TN", "precision", "recall"], rows)
+
+
+def _gaps(facts: Mapping[str, Any]) -> str:
+    gaps = [("all", facts["imagined_minus_true"])]
+    gaps += [(name, row["imagined_minus_true"]) for name, row in facts["policies"].items()]
+    return table(["policy", "points"], [
+        [escape(name), "-" if gap is None else f"{100 * gap['mean']:+.1f} "
+         f"<small>[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]</small>"]
+        for name, gap in gaps
+    ])  # fmt: skip
+
+
+def _calibration(judges: Mapping[str, Any]) -> str:
+    lines = [Series("as stated", [0.0, 1.0], [0.0, 1.0])]
+    lines += [
+        Series(name, [r["stated"] for r in row["calibration"]], [r["true"] for r in row["calibration"]])
+        for name, row in judges.items()
+    ]
+    return line_chart(lines, x_label="stated probability of success at a look", y_range=(0.0, 1.0))
+
+
+def _agreement(pairs: Mapping[str, float | None]) -> str:
+    return table(["judges", "same verdict"], [[escape(k), number(v, 3)] for k, v in pairs.items()]) if pairs else ""
+
+
+def _films(films: Sequence[Mapping[str, Any]]) -> str:
+    figures = []
+    for film in films:
+        data = base64.b64encode(Path(film["gif"]).read_bytes()).decode()
+        caption = escape(f"{film['judge']}: {film['caption']}")
+        figures.append(
+            f'<figure><img alt="{caption}" src="data:image/gif;base64,{data}">'
+            f'<figcaption><span class="tag fp">false positive</span> {caption}</figcaption></figure>'
+        )
+    return f'<div class="videos">{"".join(figures)}</div>' if figures else ""

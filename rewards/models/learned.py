@@ -1,0 +1,405 @@
+"""The default judge: reads one frame and the instruction, says how likely the instruction is fulfilled.
+
+A dual encoder: a small convolution net whose features the instruction (real MiniLM weights) scales and shifts, with
+soft-argmax keypoints, some of them asked for by the words, because success is a matter of where two things are. It is
+trained on Real's logs alone, half of it seen through the tokenizer, so that imagined frames are in its distribution
+(`rewards.training.learned`).
+
+Example::
+
+    judge = LearnedJudge.from_pretrained("runs/judge")
+    verdict = judge.score(frames, ["push the red cube to the left"])   # frames (1, T, 64, 64, 3) uint8
+    verdict.p_success[0] >= judge.threshold
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.protocols import Judgement, Reads
+from worldgym.specs import Specs
+from worldgym.text import EMBEDDING_DIM, embed
+from worldgym.utils.hub import HubModel
+from worldgym.utils.sizes import short, size_of
+from worldgym.utils.typed import from_values
+
+WAVES = (1.0, 2.0, 4.0, 8.0)
+"""Frequencies at which proprioception is seen beside itself, radians a standard deviation."""
+STATE_FEATURES = 1 + 2 * len(WAVES)
+
+
+@dataclass(frozen=True)
+class LearnedJudgeConfig:
+    """Shape of a `LearnedJudge`.
+
+    Args:
+        image_size: pixels of a side of the frames, or height and width.
+        stem: channels at 1/2, 1/4 and 1/8 resolution.
+        keypoints: soft-argmax maps that are always looked for.
+        asked: soft-argmax maps that the instruction asks for.
+        width: hidden width of text and head.
+        text_dim: length of the instruction embedding.
+        state_dim: proprioception that is read beside the picture, 0 for none. One camera cannot tell a hand above a
+            thing from one behind it; the robot knows where its hand is.
+        by_words: whether the logit is shifted by what the instruction says (`rewards.training.calibration`).
+        dropout: in the head, while training.
+        bf16: convolutions and matmuls in bfloat16.
+        max_batch: frames in one forward pass; memory, not meaning.
+        specs: of the observations that it was trained on, or None for judges of earlier versions.
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+
+    image_size: int | tuple[int, int] = 64
+    stem: tuple[int, int, int] = (32, 64, 96)
+    keypoints: int = 48
+    asked: int = 32
+    width: int = 192
+    text_dim: int = EMBEDDING_DIM
+    state_dim: int = 0
+    by_words: bool = False
+    dropout: float = 0.1
+    bf16: bool = True
+    max_batch: int = 512
+    specs: Specs | None = None
+
+    def __post_init__(self) -> None:
+        """Validate, and accept lists where json gave them."""
+        object.__setattr__(self, "stem", tuple(self.stem))
+        object.__setattr__(self, "image_size", short(size_of(self.image_size)))
+        if min(self.size) < 16:
+            raise ConfigError(f"image_size must be at least 16 pixels a side; got {self.image_size}. Try 64")
+        if len(self.stem) != 3 or any(c % 8 for c in self.stem):
+            raise ConfigError(f"stem must be three multiples of 8; got {self.stem}. Try (32, 64, 96)")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        return size_of(self.image_size)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> LearnedJudgeConfig:
+        """A named size: `tiny` (tests) or `small`."""
+        presets: dict[str, dict[str, Any]] = {
+            "tiny": {"stem": (8, 16, 24), "keypoints": 8, "asked": 8, "width": 48, "bf16": False},
+            "small": {},
+        }
+        if name not in presets:
+            raise ConfigError(f"unknown judge preset {name!r}; there are {', '.join(presets)}")
+        specs = overrides.pop("specs", None)
+        return dataclasses.replace(cls.from_dict({**presets[name], **overrides}), specs=specs)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LearnedJudgeConfig:
+        """Build from a json object; an unknown key is refused with a suggestion."""
+        return from_values(cls, values)
+
+
+class _Block(nn.Module):
+    """Residual block whose features the text modulates."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(width, 2 * channels)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        scale, shift = self.film(text)[:, :, None, None].chunk(2, dim=1)
+        return x + self.conv2(nn.functional.gelu(self.norm(self.conv1(x)) * (1 + scale) + shift))
+
+
+class LearnedJudge(
+    nn.Module,
+    HubModel,
+    library_name="worldgym",
+    tags=["reward-model", "worldgym"],
+    coders={LearnedJudgeConfig: (dataclasses.asdict, LearnedJudgeConfig.from_dict)},
+):
+    """Frame + instruction -> probability of success.
+
+    Args:
+        config: sizes; also accepts a plain dict (what `config.json` holds).
+    """
+
+    def __init__(self, config: LearnedJudgeConfig | Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        if config is None:
+            config = LearnedJudgeConfig()
+        if not isinstance(config, LearnedJudgeConfig):
+            config = LearnedJudgeConfig.from_dict(config)
+        self.config = config
+        c1, c2, c3 = config.stem
+        width = config.width
+        self.text = nn.Sequential(nn.Linear(config.text_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.conv1 = nn.Conv2d(5, c1, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
+        self.block2 = _Block(c2, width)
+        self.maps = nn.Conv2d(c2, config.keypoints, 1)
+        self.keys = nn.Conv2d(c2, 32, 1)
+        self.asked = nn.Linear(width, 32 * config.asked)
+        self.conv3 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
+        self.block3 = _Block(c3, width)
+        self.block4 = _Block(c3, width)
+        seen = 2 * c3 + 3 * (config.keypoints + config.asked)
+        self.head = nn.Sequential(
+            nn.Linear(seen + width + STATE_FEATURES * config.state_dim, width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, 1),
+        )
+        rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in config.size)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        self.register_buffer("pixels", torch.stack([x, y]), persistent=False)
+        grid = nn.functional.avg_pool2d(torch.stack([x, y]), 4, ceil_mode=True).flatten(1)
+        self.register_buffer("grid", grid, persistent=False)
+        self.cut: Tensor
+        self.register_buffer("cut", torch.tensor(0.5))
+        # What sentences about one table share would drown what tells them apart.
+        self.register_buffer("text_mean", torch.zeros(config.text_dim))
+        self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
+        if config.state_dim:
+            self.register_buffer("state_mean", torch.zeros(config.state_dim))
+            self.register_buffer("state_std", torch.ones(config.state_dim))
+            # A bound on a height is sharp, sharper than a layer over the height learns in a few hundred steps.
+            self.register_buffer("waves", torch.tensor(WAVES), persistent=False)
+        if config.by_words:
+            self.register_buffer("word_slope", torch.zeros(config.text_dim))
+            self.register_buffer("word_level", torch.zeros(()))
+        self.to(memory_format=torch.channels_last)
+
+    def with_word_shift(self, slope: Tensor, level: float, threshold: float) -> LearnedJudge:
+        """This judge with `slope . embedding + level` added to its logit (to what was added before), and a threshold.
+
+        Args:
+            slope: `(E,)` of the instruction's embedding.
+            level: a number.
+            threshold: of the judge that is returned.
+        """
+        other = LearnedJudge(dataclasses.replace(self.config, by_words=True))
+        other.load_state_dict({**other.state_dict(), **self.state_dict()})
+        other.word_slope.add_(slope)
+        other.word_level.add_(level)
+        other.set_threshold(threshold)
+        return other.train(self.training)
+
+    def warm_up(self) -> None:
+        """Load what the first verdict would load, so that it costs no more than the second."""
+        size, frames = self.config.size, 1
+        blank = torch.zeros(frames, 1, *size, 3, dtype=torch.uint8)
+        states = torch.zeros(frames, self.config.state_dim) if self.reads.state else None
+        self.score(blank, ["nothing yet"], states)
+
+    @property
+    def specs(self) -> Specs | None:
+        """Of the observations that it was trained on."""
+        return self.config.specs
+
+    @property
+    def reads(self) -> Reads:
+        """The last frame, and proprioception where it was trained with it."""
+        return Reads(state=self.config.state_dim > 0)
+
+    def set_state_stats(self, states: np.ndarray) -> None:
+        """Standardise proprioception by that of the training logs, `(N,S)`; `train_judge` calls this once."""
+        self.state_mean.copy_(torch.from_numpy(states.mean(0)))
+        self.state_std.copy_(torch.from_numpy(states.std(0)).clamp_min(1e-4))
+
+    def with_state(self, states: np.ndarray) -> LearnedJudge:
+        """This judge, reading proprioception as well: its verdicts at first, and something more to learn from.
+
+        Args:
+            states: `(N,S)` of the training logs.
+        """
+        if self.reads.state:
+            return self
+        other = LearnedJudge(dataclasses.replace(self.config, state_dim=states.shape[1]))
+        own = self.state_dict()
+        first = other.head[0].weight.detach().clone()
+        first[:, : own["head.0.weight"].shape[1]] = own["head.0.weight"]
+        first[:, own["head.0.weight"].shape[1] :] = 0
+        other.load_state_dict({**other.state_dict(), **own, "head.0.weight": first})
+        other.set_state_stats(states)
+        return other.train(self.training)
+
+    def init_from_policy(self, policy: Any) -> list[str]:
+        """Start from the image and text encoder of a trained policy, which has learned what the words refer to.
+
+        Args:
+            policy: with `encoder_state()`: tensors by name, `text_mean`, `text_std`, and those below `text`, `conv1`,
+                `conv2` and `block2` of an encoder that is built as this judge's.
+
+        Returns:
+            names of the tensors taken over; those of another shape are left out.
+
+        Raises:
+            CheckpointError: the policy offers no encoder, or nothing in it fits.
+        """
+        if not hasattr(policy, "encoder_state"):
+            raise CheckpointError(
+                f"a {type(policy).__name__} offers no encoder_state(); leave --init-policy out, or give a policy that "
+                "`worldgym train policy` made"
+            )
+        own = self.state_dict()
+        fits = {
+            name: value
+            for name, value in policy.encoder_state().items()
+            if name in own and own[name].shape == value.shape
+        }
+        if not fits:
+            raise CheckpointError(
+                f"no layer of the encoder of this {type(policy).__name__} fits this judge; use the same preset"
+            )
+        self.load_state_dict({**own, **fits})
+        return sorted(fits)
+
+    @property
+    def name(self) -> str:
+        """What reports call this judge."""
+        return "learned"
+
+    @property
+    def threshold(self) -> float:
+        """Probability that counts as success, calibrated on held-out episodes."""
+        return float(self.cut)
+
+    def set_threshold(self, value: float) -> None:
+        """Change the threshold; it is saved with the weights."""
+        if not 0 < value < 1:
+            raise ConfigError(f"the threshold must lie in (0, 1); got {value}")
+        self.cut.fill_(value)
+
+    def set_text_stats(self, instructions: Sequence[str]) -> None:
+        """Standardise embeddings by those of the training sentences; `train_judge` calls this once."""
+        vectors = torch.from_numpy(embed(sorted(set(instructions)))).to(self.device)
+        self.text_mean.copy_(vectors.mean(0))
+        self.text_std.copy_(vectors.std(0, correction=0).clamp_min(0.01))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.cut.device
+
+    def forward(self, image: Tensor, text: Tensor, state: Tensor | None = None) -> Tensor:
+        """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1], `text (B,E)`, and `state (B,S)`."""
+        shift = text @ self.word_slope + self.word_level if self.config.by_words else 0.0
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            x, text, where, strength = self._look(image, text)
+            x = self.block4(self.block3(nn.functional.gelu(self.conv3(x)), text), text)
+            pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
+        with torch.autocast(self.device.type, enabled=False):
+            parts = [pooled.float(), where, strength, text.float()]
+            if state is not None and self.reads.state:
+                normal = (state.float() - self.state_mean) / self.state_std
+                waves = (normal[:, None] * self.waves[:, None]).flatten(1)
+                parts += [normal, waves.sin(), waves.cos()]
+            return self.head(torch.cat(parts, dim=1)).squeeze(1) + shift
+
+    def _look(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Feature map, words, coordinates `(B, 2 M)` of keypoints, those asked for last, their strengths `(B, M)`."""
+        text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
+        x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
+        x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
+        x = self.block2(nn.functional.gelu(self.conv2(x)), text)
+        maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
+        with torch.autocast(self.device.type, enabled=False):
+            named = asked.float().unflatten(1, (-1, 32)) @ keys.float().flatten(2)
+            found = torch.cat([maps.float().flatten(2), named], 1)
+            weights = torch.softmax(found, dim=-1)
+            # the second: is the thing there at all
+            where, strength = (weights @ self.grid.t()).flatten(1), (weights * found).sum(-1) / 10
+        return x, text, where, strength
+
+    @torch.no_grad()
+    def places(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in `image (B,3,H,W)` float in [0,1] the judge looks under `text (B,E)`, and how sure it is.
+
+        Returns:
+            coordinates `(B, 2 M)` in [-1, 1], x and y of every keypoint, and strengths `(B, M)`.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            return self._look(image, text)[2:]
+
+    @torch.no_grad()
+    def score(
+        self,
+        frames: Tensor | np.ndarray,
+        instructions: Sequence[str],
+        states: Tensor | np.ndarray | None = None,
+    ) -> Judgement:
+        """Judge the last frame of B videos.
+
+        Args:
+            frames: `(B,T,H,W,3)` uint8.
+            instructions: B strings.
+            states: `(B,S)` proprioception at the last frame, data units; wanted where `reads.state`, else left aside.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or number of instructions.
+        """
+        frames = torch.as_tensor(frames)
+        size = self.config.size
+        if frames.dtype != torch.uint8:
+            raise TypeError(f"frames must be uint8 in [0, 255]; got {frames.dtype}")
+        if frames.ndim != 5 or frames.shape[1] < 1 or tuple(frames.shape[2:]) != (*size, 3):
+            raise ConfigError(
+                f"frames must be (B, T >= 1, {size[0]}, {size[1]}, 3); got {tuple(frames.shape)}"
+            )
+        if len(instructions) != len(frames):
+            raise ConfigError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
+        told: Tensor | None = None
+        if self.reads.state:
+            told = None if states is None else torch.as_tensor(states)
+            wanted = (len(frames), self.config.state_dim)
+            if told is None or tuple(told.shape) != wanted:
+                got = None if told is None else tuple(told.shape)
+                raise ConfigError(
+                    f"this judge reads proprioception: expected states {wanted}, got {got}; pass "
+                    "score(frames, instructions, states=...), as worldgym.protocols.judged does"
+                )
+        training = self.training
+        self.eval()
+        rows = [None] * len(frames) if told is None else told.split(self.config.max_batch)
+        last, text = frames[:, -1], torch.from_numpy(embed(list(instructions)))
+        logits = [
+            self.forward(
+                to_float(part.to(self.device)),
+                words.to(self.device),
+                None if state is None else state.to(self.device),
+            )
+            for part, words, state in zip(
+                last.split(self.config.max_batch), text.split(self.config.max_batch), rows, strict=False
+            )
+        ]
+        self.train(training)
+        logit = torch.cat(logits).cpu() if logits else torch.zeros(0)
+        return Judgement(
+            p_success=torch.sigmoid(logit),
+            progress=None,
+            valid=torch.isfinite(logit),
+            raw=logit.tolist(),
+        )
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """`(B,H,W,3)` uint8 -> `(B,3,H,W)` float in [0,1]."""
+    return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def load_bundled(name: str = "tabletop-small") -> LearnedJudge:
+    """The judge that ships with the package."""
+    from worldgym import pretrained
+
+    return LearnedJudge.from_pretrained(pretrained.path(name) / "judge")

@@ -1,0 +1,260 @@
+"""Training the success head on latents: Real's logs through the world model's own encoder, and as it imagines them.
+
+The pairs are those of `rewards.training.learned` (half successes, half near misses and wrong words); noise on the
+latents keeps them unit-RMS. Half of a batch comes from dreams, where there are some: every logged action sequence
+imagined from its first frame, labelled by what Real said of it frame by frame.
+
+A few thousand logs are too few for a network of its own from 8 x 8 latents: it knew them by heart, and half of the
+held-out successes it missed. So a judge that reads frames may teach it (distillation, Hinton et al. 2015): it says how
+likely any sentence is fulfilled in any frame, and the pairs no longer run out.
+
+Example::
+
+    latents = encode_logs(world_model.tokenizer, arrays)
+    judge, report = train_latent_judge(arrays, latents, world_model, dreams=dream_latents(world_model, arrays, chosen))
+    judge.save_pretrained("runs/latent_judge")
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewards.models.latent import LatentJudge, LatentJudgeConfig, fingerprint
+from rewards.training.imagined_logs import take_episodes
+from rewards.training.learned import JudgeTrainConfig, blur, calibrate, rates
+from rewards.training.negatives import PairSampler
+from worldgym.errors import ConfigError
+from worldgym.protocols import judged
+from worldgym.text import embed
+
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
+
+_log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def encode_logs(
+    tokenizer: Any,
+    arrays: EpisodeArrays,
+    batch: int = 512,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Latents `(F,C,h,w)` float16 of all frames of `arrays`."""
+    parts = []
+    for first in range(0, len(arrays.frames), batch):
+        parts.append(tokenizer.encode(torch.from_numpy(arrays.frames[first : first + batch])).half().cpu())
+        if progress is not None:
+            progress(min(first + batch, len(arrays.frames)), len(arrays.frames))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def dream_latents(
+    world_model: Any,
+    arrays: EpisodeArrays,
+    episodes: np.ndarray,
+    *,
+    generator: torch.Generator | None = None,
+    batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[EpisodeArrays, Tensor]:
+    """Some logs as `world_model` imagines them, without painting anything.
+
+    Args:
+        world_model: obeys `worldgym.protocols.WorldModel` and has a `tokenizer`.
+        arrays: Real's logs.
+        episodes: `(M,)` indices.
+        generator: of the world model's sampling.
+        batch: episodes imagined at once.
+        progress: called with (episodes done, episodes in all).
+
+    Returns:
+        arrays of those episodes (Real's labels; states as imagined), and latents `(F',C,h,w)` float16, the first of an
+        episode encoded, the others imagined.
+    """
+    chosen = take_episodes(arrays, np.asarray(episodes))
+    states = chosen.states.copy()
+    latents = torch.zeros(0)
+    order = np.argsort(-chosen.lengths, kind="stable")
+    for begin in range(0, len(order), batch):
+        rows = order[begin : begin + batch]
+        first, steps = chosen.offsets[rows], int(chosen.lengths[rows[0]])
+        if steps == 0:
+            break
+        where = np.minimum(first[:, None] + np.arange(steps), chosen.offsets[rows + 1][:, None] - 1)
+        start = torch.from_numpy(chosen.frames[first])[:, None]
+        none = torch.zeros(len(rows), 0, chosen.actions.shape[1])
+        state = world_model.begin(
+            start, none, generator, states=torch.from_numpy(chosen.states[first])[:, None]
+        )
+        _, dream = world_model.step(state, torch.from_numpy(chosen.actions[where]), decode="none")
+        seen = world_model.tokenizer.encode(start[:, 0])
+        if not len(latents):
+            latents = torch.zeros(len(chosen.frames), *seen.shape[1:], dtype=torch.float16)
+        for row, episode in enumerate(rows):
+            inside = chosen.rows(int(episode))
+            count = inside.stop - inside.start - 1
+            latents[inside.start] = seen[row].half().cpu()
+            latents[inside.start + 1 : inside.stop] = dream.latents[row, :count].half().cpu()
+            states[inside.start + 1 : inside.stop] = dream.states[row, :count].cpu().numpy()
+        if progress is not None:
+            progress(min(begin + batch, len(order)), len(order))
+    chosen.states[:] = states
+    return chosen, latents
+
+
+def train_latent_judge(
+    arrays: EpisodeArrays,
+    latents: Tensor,
+    tokenizer: Any,
+    config: JudgeTrainConfig | None = None,
+    *,
+    model: LatentJudgeConfig | None = None,
+    dreams: tuple[EpisodeArrays, Tensor] | None = None,
+    teacher: Any | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[LatentJudge, dict[str, float]]:
+    """Train, set the threshold, report.
+
+    Args:
+        arrays: Real's logs.
+        latents: of `encode_logs`, one for each frame.
+        tokenizer: whose latents they are; the judge leaves attached to it.
+        config: settings, those of `rewards.training.learned` (what is about pixels has no effect).
+        model: sizes.
+        dreams: of `dream_latents`, from (some of) the same episodes; a dream is held out if its episode is.
+        teacher: a `LearnedJudge`; as many pairs again, of any frame and any sentence, are learned as it judges them.
+        on_step: called with (step, scalars) every 25 steps.
+
+    Returns:
+        the judge and its held-out report: fpr, `fpr/<kind>`, tpr, balanced_accuracy, and the same of dreams under
+        `dream/`.
+    """
+    config = config or JudgeTrainConfig()
+    if len(latents) != len(arrays.frames):
+        raise ConfigError(f"{len(latents)} latents for {len(arrays.frames)} frames; encode these very logs")
+    order = np.random.default_rng(config.seed).permutation(len(arrays))
+    held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
+    sources: list[_Source] = [_Source(arrays, latents, order[held:], order[:held], config.near_share)]
+    if dreams is not None:
+        outside = np.isin(dreams[0].indices, arrays.indices[order[:held]])
+        sources.append(_Source(*dreams, np.flatnonzero(~outside), np.flatnonzero(outside), config.near_share))
+    torch.manual_seed(config.seed)
+    sizes = model or LatentJudgeConfig()
+    judge = LatentJudge(
+        LatentJudgeConfig(**{
+            **vars(sizes), "channels": latents.shape[1], "grid": tuple(latents.shape[2:]),
+            "tokenizer": fingerprint(tokenizer),
+        })
+    )  # fmt: skip
+    words = torch.from_numpy(embed(sorted({t for texts in sources[0].train.texts.values() for t in texts})))
+    judge.text_mean.copy_(words.mean(0))
+    judge.text_std.copy_(words.std(0, correction=0).clamp_min(0.01))
+    if judge.reads.state:
+        judge.state_mean.copy_(torch.from_numpy(arrays.states.mean(0)))
+        judge.state_std.copy_(torch.from_numpy(arrays.states.std(0)).clamp_min(1e-4))
+    adam = torch.optim.AdamW(
+        judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
+    judge.train()
+    recent: list[float] = []
+    for step in range(config.steps):
+        rng = np.random.default_rng((config.seed, step))
+        torch.manual_seed(int(rng.integers(2**62)))
+        share = [config.batch_size]
+        if len(sources) == 2:
+            dreamt = round(config.dream_share * config.batch_size)
+            share = [config.batch_size - dreamt, dreamt]
+        drawn = [
+            source.draw(source.train, count, rng)
+            for source, count in zip(sources, share, strict=True)
+            if count
+        ]
+        seen, states = torch.cat([d.latents for d in drawn]), torch.cat([d.states for d in drawn])
+        labels = torch.cat([d.labels for d in drawn])
+        texts = [text for part in drawn for text in part.texts]
+        if teacher is not None:
+            more = sources[0].taught(teacher, config.batch_size, rng)
+            seen, states = torch.cat([seen, more.latents]), torch.cat([states, more.states])
+            labels, texts = torch.cat([labels, more.labels]), texts + more.texts
+        seen = blur(seen, config.latent_noise)
+        if judge.reads.state:
+            states = states + judge.state_std * config.state_noise * torch.randn_like(states)
+        warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
+        for group in adam.param_groups:
+            group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        logit = judge(seen, torch.from_numpy(embed(texts)), states)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, labels)
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        adam.step()
+        recent.append(float(loss.detach()))
+        if on_step is not None and (step % 25 == 24 or step == config.steps - 1):
+            on_step(step, {"loss": float(np.mean(recent[-25:])), "lr": adam.param_groups[0]["lr"]})
+    judge.eval()
+    judge.attach(tokenizer)
+    said = [source.judge(judge, config.val_pairs, config.seed, 10**9) for source in sources]
+    judge.set_threshold(
+        calibrate(np.concatenate([s[0] for s in said]), np.concatenate([s[1] for s in said]), config.max_fpr)
+    )
+    report: dict[str, float] = {}
+    for prefix, source in zip(("", "dream/"), sources, strict=False):
+        found = source.judge(judge, config.val_pairs, config.seed, 10**9 + 1)
+        report |= {prefix + key: value for key, value in rates(*found, judge.threshold).items()}
+    report["threshold"] = judge.threshold
+    _log.info("latent judge: held-out %s", {k: round(v, 4) for k, v in report.items()})
+    return judge, report
+
+
+class _Drawn(NamedTuple):
+    """Pairs: latents `(N,C,h,w)`, sentences, proprioception `(N,S)`, labels `(N,)`, kinds."""
+
+    latents: Tensor
+    texts: list[str]
+    states: Tensor
+    labels: Tensor
+    kinds: list[str]
+
+
+class _Source:
+    """Latents with labels, split into what is learned from and what is held out."""
+
+    def __init__(
+        self, arrays: EpisodeArrays, latents: Tensor, train: np.ndarray, held: np.ndarray, near_share: float
+    ) -> None:
+        self.arrays, self.latents = arrays, latents
+        self.train, self.held = PairSampler(arrays, train, near_share), PairSampler(arrays, held)
+
+    def draw(self, pairs: PairSampler, count: int, rng: np.random.Generator) -> _Drawn:
+        """`count` pairs."""
+        rows, texts, labels, kinds = pairs.sample(count, rng)
+        states = torch.from_numpy(self.arrays.states[rows])
+        return _Drawn(self.latents[rows].float(), texts, states, torch.from_numpy(labels), kinds)
+
+    def taught(self, teacher: Any, count: int, rng: np.random.Generator) -> _Drawn:
+        """`count` frames, half of them solved, under sentences of any goal; labelled by what `teacher` says."""
+        rows = self.train.any_rows(count, rng)
+        texts = [self.train.any_words(int(row), rng) for row in rows]
+        frames, states = (
+            torch.from_numpy(self.arrays.frames[rows]),
+            torch.from_numpy(self.arrays.states[rows]),
+        )
+        said = judged(teacher, frames[:, None], texts, states).p_success
+        return _Drawn(self.latents[rows].float(), texts, states, said, [])
+
+    def judge(
+        self, judge: LatentJudge, count: int, seed: int, salt: int
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Logits, labels and kinds of held-out pairs."""
+        drawn = self.draw(self.held, count, np.random.default_rng((seed, salt)))
+        raw = judge.score(drawn.latents[:, None], drawn.texts, drawn.states, latents=drawn.latents).raw
+        return np.asarray(raw, np.float32), drawn.labels.numpy(), drawn.kinds

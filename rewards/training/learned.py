@@ -1,0 +1,331 @@
+"""Training and calibrating the learned judge, on Real's logs only.
+
+Half of every batch goes through the tokenizer with latent noise, so that what a world model paints is in the
+judge's distribution; with `dreams` (Real's logs as the world model imagines them) it also sees what imagination does
+to a frame over forty steps. The threshold is then set on held-out episodes: without dreams false positives first, as an
+imagined failure that is called a success teaches the policy to fail; with dreams where imagined success is as precise
+as it is complete.
+
+Example::
+
+    judge, report = train_judge(dataset.load_arrays(), tokenizer=world_model.tokenizer, steps=1500)
+    report["fpr"], report["accuracy"]
+    judge.save_pretrained("runs/judge")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewards.models.learned import LearnedJudge, LearnedJudgeConfig, to_float
+from rewards.training.imagined_logs import balanced_threshold, episode_verdicts, precision_recall
+from rewards.training.mining import HardFrames
+from rewards.training.negatives import KINDS, PairSampler
+from worldgym.errors import ConfigError
+from worldgym.text import embed
+from worldgym.utils.train_state import TrainState
+
+if TYPE_CHECKING:
+    from worldgym.data.reader import EpisodeArrays
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JudgeTrainConfig:
+    """Settings of judge training.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: pairs a step, half of them positive.
+        lr: peak AdamW learning rate, cosine to zero.
+        weight_decay: AdamW weight decay.
+        val_fraction: share of the episodes held out for calibration and the report.
+        latent_noise: largest standard deviation of noise on unit-RMS latents.
+        colour_jitter: brightness and channel jitter.
+        noise: standard deviation of pixel noise, in [0,1] units.
+        state_noise: standard deviation of noise on proprioception, as a share of its spread in the logs: a world model
+            imagines it, and errs.
+        max_fpr: the threshold keeps false positives below this share, over hard negatives on held-out episodes.
+        dream_share: share of a batch that comes from dreams, where these are given.
+        hard_share: share of a batch that is mined (`rewards.training.mining`) with the judge that training goes on
+            from.
+        near_share: share of near misses among the negatives; 0 trains without any, for ablations. The report has them.
+        val_pairs: pairs in calibration and report, each.
+        checkpoint_every: steps between checkpoints.
+        seed: of split, pairs and weights.
+    """
+
+    steps: int = 1500
+    batch_size: int = 128
+    lr: float = 1.2e-3
+    weight_decay: float = 0.02
+    val_fraction: float = 0.1
+    latent_noise: float = 0.3
+    colour_jitter: float = 0.08
+    noise: float = 0.02
+    state_noise: float = 0.02
+    max_fpr: float = 0.04
+    dream_share: float = 0.5
+    hard_share: float = 0.0
+    near_share: float = 0.3
+    val_pairs: int = 3000
+    checkpoint_every: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.steps < 1 or self.batch_size < 2 or self.val_pairs < 2 or self.checkpoint_every < 1:
+            raise ConfigError(
+                "steps and checkpoint_every must be at least 1, batch_size and val_pairs at least 2"
+            )
+        if not 0 <= self.near_share <= 0.75:
+            raise ConfigError(
+                f"near_share is {self.near_share}, expected in [0, 0.75]; others need a quarter"
+            )
+        if not 0 < self.val_fraction < 1 or not 0 < self.max_fpr < 1:
+            raise ConfigError(
+                f"val_fraction and max_fpr must lie in (0, 1); got {self.val_fraction}, {self.max_fpr}"
+            )
+
+
+def reconstruct(tokenizer: Any, frames: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """`frames (N,H,W,3)` u8 through the tokenizer, with a random amount of latent noise a row up to `noise`."""
+    return tokenizer.decode(blur(tokenizer.encode(frames), noise, generator))
+
+
+def blur(latents: Tensor, noise: float, generator: torch.Generator | None = None) -> Tensor:
+    """`latents (N,C,h,w)` with a random amount of noise a row up to `noise`, at the length they had."""
+    sigma = noise * torch.rand(len(latents), 1, 1, 1, generator=generator)
+    noisy = latents + sigma * torch.randn(latents.shape, generator=generator)
+    # The decoder knows latents of one length only.
+    power = latents.square().mean(1, keepdim=True) / noisy.square().mean(1, keepdim=True).clamp_min(1e-6)
+    return noisy * power.sqrt()
+
+
+def train_judge(
+    arrays: EpisodeArrays,
+    tokenizer: Any | None = None,
+    config: JudgeTrainConfig | None = None,
+    *,
+    model: LearnedJudgeConfig | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    checkpoint: TrainState | None = None,
+    init_policy: Any | None = None,
+    dreams: EpisodeArrays | None = None,
+    judge: LearnedJudge | None = None,
+    **overrides: Any,
+) -> tuple[LearnedJudge, dict[str, float]]:
+    """Train, calibrate and report.
+
+    Args:
+        arrays: Real's logs.
+        tokenizer: has `encode((N,H,W,3) u8) -> latents` and `decode(latents) -> (N,H,W,3) u8`; None trains on true
+            frames only.
+        config: settings.
+        model: sizes of the judge.
+        on_step: called with (step, scalars) every 25 steps.
+        checkpoint: where to save and to resume from.
+        init_policy: a trained policy with `encoder_state()`, from whose encoder the judge starts: without it, it took
+            400 steps to leave chance, with it 50.
+        dreams: of `rewards.training.imagined_logs.dream_logs`, from (some of) the same episodes; a dream is held out
+            if its episode is.
+        judge: a trained judge to go on from, in place of a new one; it is changed.
+        **overrides: replace single settings, e.g. `steps=500`.
+
+    Returns:
+        the judge, threshold set, and the held-out report of `evaluate_judge`, with `imagined/` in front of what was
+        measured through the tokenizer, and `dream/precision`, `dream/recall` of held-out dreams at the threshold (which
+        was chosen on the other half of them).
+    """
+    config = config or JudgeTrainConfig()
+    if overrides:
+        config = dataclasses.replace(config, **overrides)
+    if len(arrays) < 2:
+        raise ConfigError(f"need at least 2 episodes to hold one out; got {len(arrays)}")
+    order = np.random.default_rng(config.seed).permutation(len(arrays))
+    held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
+    train, val = PairSampler(arrays, order[held:], config.near_share), PairSampler(arrays, order[:held])
+    dreamt = dreams_held = None
+    if dreams is not None:
+        outside = np.isin(dreams.indices, arrays.indices[order[:held]])
+        dreamt = PairSampler(dreams, np.flatnonzero(~outside), config.near_share)
+        dreams_held = np.flatnonzero(outside)
+        if len(dreams_held) < 2:
+            raise ConfigError("too few dreams of held-out episodes to set a threshold; imagine more episodes")
+    torch.manual_seed(config.seed)
+    hard = None
+    if config.hard_share:
+        if judge is None:
+            raise ConfigError(
+                "hard_share needs a judge to go on from: only a trained one is wrong in a telling way"
+            )
+        hard = HardFrames.mine(judge.eval(), arrays, order[held:], np.random.default_rng(config.seed))
+    if judge is None:
+        judge = LearnedJudge(model)
+        if init_policy is not None:  # the encoder comes with its statistics of words
+            judge.init_from_policy(init_policy)
+        else:
+            judge.set_text_stats([text for texts in train.texts.values() for text in texts])
+        if judge.reads.state:
+            judge.set_state_stats(arrays.states)
+    optimizer = torch.optim.AdamW(
+        judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
+    first = 0
+    if checkpoint is not None and checkpoint.exists():
+        first = int(checkpoint.load(judge, optimizer)["step"]) + 1
+    judge.train()
+    recent: list[float] = []
+    for step in range(first, config.steps):
+        rng = np.random.default_rng((config.seed, step))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        torch.manual_seed(int(rng.integers(2**62)))
+        dreaming = 0 if dreamt is None else round(config.dream_share * config.batch_size)
+        mined = 0 if hard is None else round(config.hard_share * config.batch_size)
+        rows, texts, labels, _ = train.sample(max(1, config.batch_size - dreaming - mined), rng)
+        if hard is not None:
+            found, words, verdicts = hard.sample(mined, rng)
+            rows, texts, labels = (
+                np.concatenate([rows, found]), texts + words, np.concatenate([labels, verdicts])
+            )  # fmt: skip
+        frames, states = augment(torch.from_numpy(arrays.frames[rows]), rng, config), arrays.states[rows]
+        if tokenizer is not None:
+            half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
+            frames[half] = reconstruct(tokenizer, frames[half], config.latent_noise, generator)
+        if dreamt is not None and dreams is not None and dreaming:
+            more, words, verdicts, _ = dreamt.sample(dreaming, rng)
+            frames = torch.cat([frames, augment(torch.from_numpy(dreams.frames[more]), rng, config)])
+            texts, labels = texts + words, np.concatenate([labels, verdicts])
+            states = np.concatenate([states, dreams.states[more]])
+        for group in optimizer.param_groups:
+            warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
+            group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        state = None
+        if judge.reads.state:
+            blur = config.state_noise * rng.standard_normal(states.shape, dtype=np.float32)
+            state = torch.from_numpy(states) + judge.state_std * torch.from_numpy(blur)
+        logit = judge(to_float(frames), torch.from_numpy(embed(texts)), state)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.from_numpy(labels))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        optimizer.step()
+        recent.append(float(loss.detach()))
+        if on_step is not None and (step % 25 == 24 or step == config.steps - 1):
+            on_step(step, {"loss": float(np.mean(recent[-25:])), "lr": optimizer.param_groups[0]["lr"]})
+        if checkpoint is not None and step % config.checkpoint_every == config.checkpoint_every - 1:
+            checkpoint.save(judge, optimizer, {"step": step})
+    judge.eval()
+    pairs = val.sample(config.val_pairs, np.random.default_rng((config.seed, 10**9)))
+    logits, labels = _logits(judge, arrays, pairs), pairs[2]
+    if tokenizer is not None:
+        seen = np.concatenate([logits, _logits(judge, arrays, pairs, tokenizer, config.latent_noise)])
+        judge.set_threshold(calibrate(seen, np.concatenate([labels, labels]), config.max_fpr))
+    else:
+        judge.set_threshold(calibrate(logits, labels, config.max_fpr))
+    dream_report = {}
+    if dreams is not None and dreams_held is not None:
+        middle = len(dreams_held) // 2
+        judge.set_threshold(balanced_threshold(*episode_verdicts(judge, dreams, dreams_held[:middle])))
+        said = episode_verdicts(judge, dreams, dreams_held[middle:])
+        dream_report = dict(
+            zip(("dream/precision", "dream/recall"), precision_recall(*said, judge.threshold), strict=True)
+        )
+    pairs = val.sample(config.val_pairs, np.random.default_rng((config.seed, 10**9 + 1)))
+    report = dream_report | evaluate_judge(judge, arrays, pairs)
+    if tokenizer is not None:
+        imagined = evaluate_judge(judge, arrays, pairs, tokenizer=tokenizer, noise=config.latent_noise)
+        report.update({f"imagined/{key}": value for key, value in imagined.items()})
+    _log.info("judge: held-out %s", {k: round(v, 4) for k, v in report.items()})
+    return judge, report
+
+
+def calibrate(logits: np.ndarray, labels: np.ndarray, max_fpr: float) -> float:
+    """Smallest probability, at least 0.5, at which the share of false positives is at most `max_fpr`.
+
+    Args:
+        logits: `(N,)`.
+        labels: `(N,)` 0 or 1.
+        max_fpr: allowed share of negatives at or above the threshold.
+    """
+    negatives = np.sort(logits[labels < 0.5])[::-1]
+    if len(negatives) == 0:
+        return 0.5
+    allowed = math.floor(max_fpr * len(negatives))  # this many negatives may lie above
+    cut = negatives[allowed] if allowed < len(negatives) else -np.inf
+    probability = 1 / (1 + math.exp(-float(np.clip(cut, -30, 30)))) + 1e-6
+    return float(min(max(0.5, probability), 0.995))
+
+
+@torch.no_grad()
+def _logits(
+    judge: LearnedJudge, arrays: EpisodeArrays, pairs: tuple, tokenizer: Any | None = None, noise: float = 0.0
+) -> np.ndarray:
+    rows, texts = pairs[0], pairs[1]
+    out = []
+    generator = torch.Generator().manual_seed(0)
+    for begin in range(0, len(rows), 256):
+        frames = torch.from_numpy(arrays.frames[rows[begin : begin + 256]])
+        if tokenizer is not None:
+            frames = reconstruct(tokenizer, frames, noise, generator)
+        states = torch.from_numpy(arrays.states[rows[begin : begin + 256]])
+        out += judge.score(frames[:, None], texts[begin : begin + 256], states).raw
+    return np.asarray(out, np.float32)
+
+
+def evaluate_judge(
+    judge: LearnedJudge,
+    arrays: EpisodeArrays,
+    pairs: tuple[np.ndarray, list[str], np.ndarray, list[str]],
+    *,
+    tokenizer: Any | None = None,
+    noise: float = 0.0,
+) -> dict[str, float]:
+    """Judge pairs of `PairSampler.sample`; false positives first.
+
+    Returns:
+        fpr, `fpr/<kind>` for every kind of negative, tpr, accuracy, threshold, pairs.
+    """
+    logits = _logits(judge, arrays, pairs, tokenizer, noise)
+    return {
+        **rates(logits, pairs[2], pairs[3], judge.threshold),
+        "threshold": judge.threshold,
+        "pairs": float(len(logits)),
+    }
+
+
+def rates(logits: np.ndarray, labels: np.ndarray, kinds: list[str], threshold: float) -> dict[str, float]:
+    """fpr, `fpr/<kind>` for every kind of negative there is, tpr, accuracy, balanced_accuracy.
+
+    Args:
+        logits: `(N,)`.
+        labels: `(N,)` 0 or 1.
+        kinds: N of `rewards.training.negatives.KINDS`.
+        threshold: probability from which a logit means success.
+    """
+    said, true, kind = 1 / (1 + np.exp(-logits)) >= threshold, labels > 0.5, np.asarray(kinds)
+    report = {"fpr": float(said[~true].mean())}
+    report |= {f"fpr/{name}": float(said[kind == name].mean()) for name in KINDS[1:] if (kind == name).any()}
+    report |= {"tpr": float(said[true].mean()), "accuracy": float((said == true).mean())}
+    return {**report, "balanced_accuracy": (report["tpr"] + 1 - report["fpr"]) / 2}
+
+
+def augment(frames: Tensor, rng: np.random.Generator, config: JudgeTrainConfig) -> Tensor:
+    """Colour jitter and pixel noise on `(B,H,W,3)` uint8."""
+    jitter, shape = config.colour_jitter, (len(frames), 1, 1, 3)
+    gain = torch.from_numpy(rng.uniform(1 - jitter, 1 + jitter, shape).astype(np.float32))
+    shift = torch.from_numpy(rng.uniform(-jitter, jitter, (len(frames), 1, 1, 1)).astype(np.float32))
+    x = frames.float() * gain + 127.5 * shift
+    if config.noise:
+        x = x + 255 * config.noise * torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32))
+    return x.round().clamp(0, 255).to(torch.uint8)

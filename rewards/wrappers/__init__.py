@@ -1,0 +1,1 @@
+"""Judges around other judges: cached, calibrated, composed."""

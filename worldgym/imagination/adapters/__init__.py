@@ -1,0 +1,1 @@
+"""Imagined environments in other libraries, and wrappers around them."""

@@ -1,0 +1,112 @@
+"""Features for policies that learn from scratch: where in the picture is what the words ask for.
+
+Why: convolutions whose output is flattened have to learn by reward alone that "red" in the words and red in the picture
+belong together, once for every place. Here the words make a query, the query
+is matched against every place of a feature map, and where it matches best is read off as a coordinate (spatial
+soft-argmax, Levine et al. 2016, section 5.2; asked by words as in the judge, `rewards.models.learned`).
+
+Example::
+
+    features = ImageLanguageFeatures(envs.single_observation_space)
+    features({"image": image, "state": state, "instruction": words})     # (B, features.dim)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+KEYS = 24  # channels by which words and places are matched
+
+
+class ImageLanguageFeatures(nn.Module):
+    """`Dict(image (B,H,W,3) u8, state (B,S), instruction (B,D))` to `(B, dim)`; the main camera alone is looked at.
+
+    Args:
+        space: of one observation; the picture channels last, or channels first as SB3 has it.
+        sentences: instructions to come, such as the start set's, by which embeddings are standardised: what sentences
+            about one table have in common drowns what tells them apart. None takes embeddings as they are.
+        asked: coordinates that the words ask for, x and y of each.
+        width: of the text's and the joint layer.
+        bf16: convolutions in bfloat16, which is twice as fast where the processor has it.
+
+    Raises:
+        ValueError: the space lacks one of the three, or its instruction is text.
+    """
+
+    def __init__(
+        self,
+        space: spaces.Dict,
+        sentences: Sequence[str] | None = None,
+        asked: int = 12,
+        width: int = 128,
+        bf16: bool = True,
+    ) -> None:
+        super().__init__()
+        lacking = [
+            k for k in ("image", "state", "instruction") if not isinstance(space.spaces.get(k), spaces.Box)
+        ]
+        if lacking:
+            raise ValueError(
+                f"these features need numbers under image, state and instruction; {', '.join(lacking)} are none in "
+                f"{space}. Make the environment with instruction='embedding'"
+            )
+        image, state, words = (space[k] for k in ("image", "state", "instruction"))
+        assert isinstance(state, spaces.Box) and image.shape is not None and words.shape is not None
+        height, width_px = image.shape[:2] if image.shape[-1] == 3 else image.shape[1:]
+        self.conv1, self.conv2 = nn.Conv2d(5, 16, 5, 2, 2), nn.Conv2d(16, 32, 3, 2, 1)
+        self.keys = nn.Conv2d(32, KEYS, 3, 1, 1)
+        self.words = nn.Sequential(nn.Linear(words.shape[0], width), nn.Tanh())
+        self.queries = nn.Linear(width, asked * KEYS)
+        self.joint = nn.Sequential(nn.Linear(3 * asked + state.shape[0] + width, width), nn.Tanh())
+        rows, columns = ((torch.arange(size) + 0.5) / size * 2 - 1 for size in (height, width_px))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        self.pixels: Tensor
+        self.grid: Tensor
+        self.reach: Tensor
+        self.register_buffer("pixels", torch.stack([x, y]), persistent=False)
+        self.register_buffer(
+            "grid", nn.functional.avg_pool2d(torch.stack([x, y]), 4).flatten(1), persistent=False
+        )
+        self.text_mean: Tensor
+        self.text_std: Tensor
+        size = words.shape[0]
+        mean, std = torch.zeros(size), torch.full((size,), size**-0.5)  # unit length: 1 / sqrt(D) each
+        if sentences is not None:
+            from worldgym.text import embed
+
+            vectors = torch.from_numpy(embed(sorted(set(sentences))))
+            mean, std = vectors.mean(0), vectors.std(0, correction=0).clamp_min(0.01)
+        self.register_buffer("text_mean", mean)
+        self.register_buffer("text_std", std)
+        bounds = torch.as_tensor(abs(state.low)).maximum(torch.as_tensor(abs(state.high)))
+        reach = torch.where(
+            torch.isfinite(bounds), bounds, torch.ones_like(bounds)
+        )  # without a bound: as it is
+        self.register_buffer("reach", reach, persistent=False)
+        self.bf16 = bf16
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dim = width + 2 * asked + state.shape[0]
+
+    def forward(self, observation: Mapping[str, Any]) -> Tensor:
+        """Pictures as bytes, or floats in [0, 1]."""
+        image = observation["image"]
+        if image.shape[-1] == 3:
+            image = image.permute(0, 3, 1, 2)
+        seen = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        seen = torch.cat([2 * seen - 1, self.pixels.expand(len(seen), -1, -1, -1)], 1)
+        with torch.autocast(seen.device.type, torch.bfloat16, enabled=self.bf16):
+            seen = seen.contiguous(memory_format=torch.channels_last)
+            maps = self.keys(torch.relu(self.conv2(torch.relu(self.conv1(seen))))).float()
+        words = (observation["instruction"].float() - self.text_mean) / self.text_std
+        told = self.words(words.clamp(-5, 5))
+        match = self.queries(told).unflatten(1, (-1, KEYS)) @ maps.flatten(2) / KEYS**0.5
+        weight = match.softmax(-1)
+        where, strength = (weight @ self.grid.t()).flatten(1), (weight * match).sum(-1).tanh()
+        state = observation["state"].float() / self.reach
+        joint = self.joint(torch.cat([where, strength, state, told], 1))
+        return torch.cat([joint, where, state], 1)

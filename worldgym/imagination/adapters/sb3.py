@@ -1,0 +1,233 @@
+"""Stable-Baselines3's view of a batch of environments: its algorithms run on ours unmodified.
+
+Why: SB3 takes no Gymnasium `VectorEnv`, and its own `make_vec_env` steps environments one by one, a forward pass of the
+world model each. This adapter hands it the batch. SB3 expects the observation after an end to be that of the next
+episode (Gymnasium's SAME_STEP), the last one in `terminal_observation`, and whether time ran out in
+`TimeLimit.truncated`, from which it bootstraps; with another autoreset mode it would run and be wrong, so that is
+refused. Episode statistics are recorded here: no `Monitor` is needed.
+
+An episode whose judge failed ends truncated with `info["invalid"]`; SB3 knows no such thing and trains on it as on one
+that ran out of time, with a reward of 0.
+
+Example::
+
+    from stable_baselines3 import PPO
+    from worldgym.imagination.adapters.sb3 import make_sb3_vec_env
+    envs = make_sb3_vec_env("worldgym/Imagined-v0", num_envs=16, reward_kind="difference")
+    PPO("MultiInputPolicy", envs, n_steps=40).learn(20_000)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from worldgym.imagination.adapters.action_repeat import HeldActions
+from worldgym.imagination.adapters.features import ImageLanguageFeatures
+from worldgym.utils.optional import require
+
+require("stable_baselines3", extra="sb3")
+
+from stable_baselines3.common.monitor import Monitor  # noqa: E402
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor  # noqa: E402
+from stable_baselines3.common.vec_env import VecEnv  # noqa: E402
+
+
+class ImageLanguageExtractor(BaseFeaturesExtractor):
+    """Picture, words and state for SB3's `policy_kwargs={"features_extractor_class": ImageLanguageExtractor}`.
+
+    Args:
+        observation_space: SB3's, whose pictures are channels first.
+        features: class with `dim`, made with the space; `rewards.judge_features.JudgeEyes` sees already.
+        **settings: of that class.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.spaces.Dict,
+        features: Callable[..., Any] = ImageLanguageFeatures,
+        **settings: Any,
+    ) -> None:
+        made = features(observation_space, **settings)
+        super().__init__(observation_space, made.dim)
+        self.features = made
+
+    def forward(self, observations: Any) -> Any:
+        """`(B, dim)` of SB3's observations, pictures in [0, 1]."""
+        return self.features(observations)
+
+
+def make_sb3_vec_env(
+    env_id: str = "worldgym/Imagined-v0",
+    num_envs: int = 8,
+    *,
+    held: bool = False,
+    wrap: Callable[[VectorEnv], VectorEnv] | None = None,
+    seed: int | None = None,
+    **settings: Any,
+) -> SB3VecEnv:
+    """A registered batch of environments for SB3: SAME_STEP autoreset, instructions as embeddings.
+
+    Args:
+        env_id: a Gymnasium id with a vector entry point, such as `worldgym/Imagined-v0` (with `checkpoint`; the bundled
+            one where none is given) or that of a simulator.
+        num_envs: slots.
+        held: one action for all frames of a `chunk`, see `HeldActions`.
+        wrap: goes around the batch last, such as `rewards.judge_features.SeenByJudge`.
+        seed: slot i starts from `seed + i` at the first reset.
+        **settings: of the environment, see `WorldModelVectorEnv`.
+
+    Raises:
+        ValueError: settings that SB3 cannot work with.
+    """
+    import worldgym  # noqa: F401  (registers the ids)
+
+    settings = {"autoreset_mode": "SameStep", "instruction": "embedding", **settings}
+    envs = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **settings)
+    envs = HeldActions(envs) if held else envs
+    made = SB3VecEnv(envs if wrap is None else wrap(envs))
+    if seed is not None:
+        made.seed(seed)
+    return made
+
+
+class SB3VecEnv(VecEnv):
+    """A Gymnasium vector environment as SB3's.
+
+    Args:
+        envs: in autoreset mode SAME_STEP, with spaces of numbers only, giving NumPy arrays.
+
+    Raises:
+        ValueError: another mode, text instructions, or `tensors=True`; says what to pass instead.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        mode = (envs.metadata or {}).get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"autoreset mode is {getattr(mode, 'value', mode)!r}; Stable-Baselines3 needs "
+                "gym.make_vec(..., autoreset_mode='SameStep')"
+            )
+        space = envs.single_observation_space
+        words = [
+            name for name, part in getattr(space, "spaces", {}).items() if isinstance(part, gym.spaces.Text)
+        ]
+        if words or isinstance(space, gym.spaces.Text):
+            raise ValueError(
+                f"observation {words} is text, and Stable-Baselines3 takes numbers only; make the environment with "
+                "instruction='embedding'"
+            )
+        if getattr(envs.unwrapped, "tensors", False):
+            raise ValueError(
+                "the environment gives torch tensors and Stable-Baselines3 takes arrays; use tensors=False"
+            )
+        self.envs = envs
+        self._actions: Any = None
+        self._returned, self._length = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
+        self._began = time.time()
+        super().__init__(envs.num_envs, space, envs.single_action_space)
+        self.metadata = dict(envs.metadata)  # VecVideoRecorder reads the frames a second there
+
+    # -- SB3's loop ------------------------------------------------------------------------------
+    def reset(self) -> Any:
+        """Start all episodes, with the seeds and options that `seed()` and `set_options()` left."""
+        options = _per_slot(self._options)
+        seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
+        observation, info = self.envs.reset(seed=seeds, options=options)  # type: ignore[arg-type]
+        self.reset_infos = _rows(info, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        self._returned[:], self._length[:] = 0, 0
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep `actions (num_envs, ...)` for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> Any:
+        """Observation, reward (num_envs,) float32, done (num_envs,) bool, and one info dict a slot."""
+        observation, reward, terminated, truncated, info = self.envs.step(self._actions)
+        done = terminated | truncated
+        self._returned += reward
+        self._length += 1
+        infos = _rows(info, self.num_envs)
+        finals = _rows(info["final_info"], self.num_envs) if done.any() else infos
+        for i in map(int, np.flatnonzero(done)):
+            for name in ("final_obs", "final_info"):
+                infos[i].pop(name, None)
+            self.reset_infos[i] = infos[i]
+            infos[i] = finals[i]
+            infos[i]["terminal_observation"] = info["final_obs"][i]
+            infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+            infos[i]["episode"] = {
+                "r": round(float(self._returned[i]), 6),
+                "l": int(self._length[i]),
+                "t": round(time.time() - self._began, 6),
+            }
+            if "success_once" in infos[i]:
+                infos[i]["is_success"] = bool(infos[i]["success_once"])
+        self._returned[done], self._length[done] = 0, 0
+        return observation, reward.astype(np.float32), done, infos
+
+    def close(self) -> None:
+        """Close the batch."""
+        self.envs.close()
+
+    # -- what SB3 asks of single environments ------------------------------------------------------
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The batch's attribute, once for each slot."""
+        return [getattr(self.envs.unwrapped, attr_name)] * len(self._chosen(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set the batch's attribute: of all slots or of none.
+
+        Raises:
+            ValueError: fewer slots; they share one environment.
+        """
+        if len(self._chosen(indices)) != self.num_envs:
+            raise ValueError(f"set_attr({attr_name!r}) for some slots: they are one batch; leave out indices")
+        setattr(self.envs.unwrapped, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Call the batch's method once; a result of one value a slot is shared out, another is everybody's."""
+        result = getattr(self.envs.unwrapped, method_name)(*args, **kwargs)
+        shared = isinstance(result, list | tuple | np.ndarray) and len(result) == self.num_envs
+        return [result[i] if shared else result for i in self._chosen(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
+        """True for `Monitor`, whose episode statistics are in our infos; else False."""
+        return [issubclass(wrapper_class, Monitor)] * len(self._chosen(indices))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """The current frame of each slot, for `render()` and video recorders."""
+        frames: Any = self.envs.render()
+        return [None] * self.num_envs if frames is None else list(frames)
+
+    def _chosen(self, indices: Any) -> list[int]:
+        if indices is None:
+            return list(range(self.num_envs))
+        return list(indices) if isinstance(indices, Iterable) else [int(indices)]
+
+
+def _rows(info: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """A vector environment's info as one dict a slot, each with what its masks grant it."""
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    for key, values in info.items():
+        if key.startswith("_") or key in ("final_obs", "final_info"):
+            continue
+        having = info.get(f"_{key}", np.ones(count, np.bool_))
+        for i in map(int, np.flatnonzero(having)):
+            value = values[i]
+            rows[i][key] = value.item() if isinstance(value, np.generic) else value
+    return rows
+
+
+def _per_slot(options: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """SB3's options, one dict a slot, as a vector environment takes them: one list a key."""
+    keys = {key: None for row in options for key in row}
+    return {key: [row.get(key) for row in options] for key in keys} or None
