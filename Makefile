@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 # pip asks for news on every call otherwise
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow test-newest test-clip test-clients test-notebooks test-claims campaign lint format bench pretrained docs commands gl clean
+.PHONY: help setup demo test test-slow test-newest test-clip test-clients test-notebooks test-claims campaign lint format bench pretrained docs gl clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -200,13 +200,9 @@ $(VENV)/.installed_for_docs: $(STAMP)
 	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[docs]'
 	@touch $@
 
-# NO_MKDOCS_2_WARNING: an announcement of mkdocs-material, which is no problem of these pages
-docs: $(VENV)/.installed_for_docs ## build the documentation site into site/; a broken link is an error
+# NO_MKDOCS_2_WARNING turns off an announcement of mkdocs-material. docs/hooks.py adds the page of all commands' options.
+docs: $(VENV)/.installed_for_docs ## build the documentation site into site/; a broken link is an error (half a minute)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
-
-commands: $(STAMP) ## print every command's help
-	@for c in info demo rl collect "train tokenizer" "train world-model" "train judge" "train policy" bundle eval "bench closed-loop"; do \
-		$(BIN)/worldgym $$c --help; done
 
 clean: ## remove caches (not .venv, data or runs)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* build dist site *.egg-info

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+EXAMPLE = "# my_robot/"  # a file of docs/examples, which tests/test_docs.py runs
 # the pages of claims are generated, and those of the API are built from docstrings
 PAGES = [
     ROOT / "README.md",
     *(
         page
         for page in sorted((ROOT / "docs").rglob("*.md"))
-        if page.parent.name not in ("results", "api") or page.name == "demo.md"
+        if page.parent.name not in ("results", "api", "examples") or page.name == "demo.md"
     ),
 ]
 
@@ -34,6 +35,7 @@ SNIPPETS = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
     for number, code in enumerate(blocks(page, "python"))
+    if not code.startswith(EXAMPLE)
 ]
 
 
