@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from worldgym.registry import POLICIES
+from worldgym.utils.devices import choose_device, place
 
 
 def load_policy(folder: str | Path, *, device: str | None = None) -> Any:
@@ -23,13 +24,16 @@ def load_policy(folder: str | Path, *, device: str | None = None) -> Any:
 
     Args:
         folder: written by the `save_pretrained` of a policy whose type `worldgym list` shows.
-        device: such as `cuda`, for policies whose `from_pretrained` takes it.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`: given to a `from_pretrained` that takes it, and the policy is moved
+            there where it has `to`. None leaves it where its `from_pretrained` put it.
 
     Raises:
         CheckpointError: no policy there, or a damaged one.
         ConfigError: its type is unknown here; lists what is known.
     """
     policy = POLICIES.load(folder, offered={} if device is None else {"device": device})
+    if device is not None:
+        policy = place(policy, choose_device(device))
     if hasattr(policy, "eval"):
         policy.eval()
     return policy

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.compute import ON_CPU, Placing
 from worldgym import pretrained
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.imagination.starts import VIEWS
@@ -59,19 +60,21 @@ class Bundle:
 
     Args:
         folder: where it is.
+        placing: where its parts are put when they are loaded.
     """
 
     folder: Path
+    placing: Placing = ON_CPU
 
     @classmethod
-    def find(cls, name: str | Path) -> Bundle:
-        """A folder that exists, or else a bundled checkpoint of that name.
+    def find(cls, name: str | Path, placing: Placing = ON_CPU) -> Bundle:
+        """A folder that exists, or else a bundled checkpoint of that name, whose parts are loaded as `placing` says.
 
         Raises:
             CheckpointError: neither.
         """
         folder = Path(name).expanduser()
-        return cls(folder if folder.is_dir() else pretrained.path(str(name)))
+        return cls(folder if folder.is_dir() else pretrained.path(str(name)), placing)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -110,13 +113,13 @@ class Bundle:
         """A fresh copy of the SFT policy, of whatever type it is."""
         from agents import load_policy
 
-        return load_policy(self.policy_folder)
+        return self.placing(load_policy(self.policy_folder))
 
     def world_model(self) -> Any:
         """The world model, of whatever type it is."""
         from worldgym.models import load_world_model
 
-        return load_world_model(self._part("world_model"))
+        return self.placing(load_world_model(self._part("world_model")))
 
     def judge(self) -> Any:
         """The judge whose reward is learned from, of whatever type it is."""
@@ -143,7 +146,8 @@ class Bundle:
         """
         from rewards.loading import judge_keys, load_judge
 
-        return load_judge(self.judge_folder(name), tokenizer=tokenizer, cache=cache, keys=judge_keys(keys))
+        folder, known = self.judge_folder(name), judge_keys(keys)
+        return self.placing(load_judge(folder, tokenizer=tokenizer, cache=cache, keys=known))
 
     def judge_folder(self, name: str) -> Path:
         """Where `named_judge` finds a judge.
@@ -163,7 +167,7 @@ class Bundle:
         """The ruler that reads positions off frames."""
         from worldgym.evaluation.probe import PositionProbe
 
-        return PositionProbe.from_pretrained(self._part("probe"))
+        return self.placing(PositionProbe.from_pretrained(self._part("probe")))
 
     def start_bank(self, tasks: Sequence[str] | None = None) -> Any:
         """Starts of imagined episodes, as `agents.StartBank`.

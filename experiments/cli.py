@@ -27,6 +27,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+from experiments.compute import placing
 from experiments.pipelines.checks import check_numbers, expand_home
 from worldgym import __version__
 from worldgym.errors import WorldgymError
@@ -234,6 +235,8 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
     rewrite = getattr(config_class, "rewrite_arguments", list)
     config = _parse(config_class, rewrite(expand_home(rest)), f"worldgym {' '.join(words)}")
     check_numbers(config)
+    if hasattr(config, "device"):
+        placing(config)  # a device that is not there is said before anything is loaded or written
     if command.draws:
         require_gl()
     setup_logging()

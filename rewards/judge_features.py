@@ -64,7 +64,8 @@ class JudgeEyes(nn.Module):
         if image.shape[-1] == 3:
             image = image.permute(0, 3, 1, 2)
         seen = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-        where, strength = self._judge[0].places(seen, observation["instruction"].float())
+        judge = self._judge[0].to(self.reach.device)  # not a submodule: moving this one does not move it
+        where, strength = judge.places(seen, observation["instruction"].float())
         return torch.cat([where, strength, observation["state"].float() / self.reach], 1)
 
 
@@ -91,7 +92,9 @@ class SeenByJudge(VectorWrapper):
 
     def see(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """`{"seen": (B, dim) float32}` of a batch of the environment's own observations."""
-        return {"seen": self.eyes({k: torch.as_tensor(v) for k, v in observation.items()}).numpy()}
+        device = self.eyes.reach.device
+        seen = self.eyes({k: torch.as_tensor(v, device=device) for k, v in observation.items()})
+        return {"seen": seen.cpu().numpy()}
 
     def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
         """As the environment, seen."""

@@ -111,8 +111,8 @@ def group_advantages(
     Returns:
         advantages `(N,)` float32 and keep `(N,)` bool; groups whose members all got the same reward are not kept.
     """
-    advantages = torch.zeros(len(reward))
-    keep = torch.zeros(len(reward), dtype=torch.bool)
+    advantages = torch.zeros(len(reward), device=reward.device)
+    keep = torch.zeros(len(reward), dtype=torch.bool, device=reward.device)
     for group in torch.unique(groups):
         rows = ((groups == group) & valid).nonzero().squeeze(1)
         if len(rows) < min_group:
@@ -212,7 +212,7 @@ class GRPO:
             choices.values()
         )  # a choice of the finest component weighs 1, of others as many times more
         if config.average == "token":
-            weight = torch.full((len(row),), 1.0 / (len(row) * most))
+            weight = torch.full((len(row),), 1.0 / (len(row) * most), device="cpu")
         else:
             weight = 1.0 / (rollouts.lengths[row].float() * len(part) * most)
         learned = tuple(choices) if config.learn == "all" else (component_of(config.learn),)
@@ -222,7 +222,7 @@ class GRPO:
         for begin in range(0, len(row), config.micro_batch):
             r, c = row[begin : begin + config.micro_batch], chunk[begin : begin + config.micro_batch]
             now = policy.evaluate(rollouts.observation(r, c), rollouts.trace_at(r, c), learned)
-            loss = torch.zeros(())
+            loss = torch.zeros((), device="cpu")  # rollouts are there, and few numbers a choice
             for name in learned:
                 new, entropy = now.log_probs[name].cpu(), now.entropies[name].cpu()
                 w = weight[begin : begin + config.micro_batch] * (most / choices[name])

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from agents.algorithms.parameters import component_of, learned_parameters
 from agents.data.demonstrations import ChunkDataset, chunk_dataset, demonstrations, episode_views
 from worldgym.errors import ConfigError
+from worldgym.utils.devices import random_state, restore_random
 from worldgym.utils.train_state import TrainState
 
 __all__ = ["SFT", "ChunkDataset", "SFTConfig", "chunk_dataset", "demonstrations", "episode_views"]
@@ -165,7 +166,7 @@ class SFT:
             best = {**meta["best"], "weights": checkpoint.load_extra("best")}
             average.load_state_dict(checkpoint.load_extra("average"))
             # Dropout of the finish follows from it.
-            torch.set_rng_state(checkpoint.load_extra("random")["torch"])
+            restore_random(checkpoint.load_extra("random"))
         epoch = first - 1
         stopped = bool(config.patience) and first > 0 and epoch - best["epoch"] >= config.patience
         for epoch in range(first, first if stopped else config.epochs):
@@ -195,8 +196,7 @@ class SFT:
                 on_epoch(scalars)
             if checkpoint is not None:
                 meta = {"epoch": epoch, "best": {k: v for k, v in best.items() if k != "weights"}}
-                random = {"torch": torch.get_rng_state()}
-                parts = {"best": best["weights"], "average": average.state_dict(), "random": random}
+                parts = {"best": best["weights"], "average": average.state_dict(), "random": random_state()}
                 checkpoint.save(policy, optimizer, meta, **parts)
             if config.patience and epoch - best["epoch"] >= config.patience:
                 _log.info("early stop after epoch %d, best was %d", epoch, best["epoch"])

@@ -104,7 +104,7 @@ class ConditionedPolicy(VLAPolicy):
                 value = torch.cat([value, value.new_full((FLAGS,), STRENGTH), value.new_ones(tokens)])
             weights[name] = value
         made.load_state_dict({**weights, "standing": made.standing})
-        return made.eval()
+        return made.to(policy.device).eval()
 
     def text_of(self, observation: Observation) -> Tensor:
         """`(B,E)`: embeddings of B strings, each with its condition behind it; with `standing` where none is given."""
@@ -139,6 +139,12 @@ class ForesightPolicy:
     def __init__(self, policy: ConditionedPolicy, foresight: Foresight) -> None:
         self.policy, self.foresight = policy, foresight
 
+    def to(self, device: torch.device | str) -> ForesightPolicy:
+        """Move both parts; returns itself."""
+        self.policy.to(device)
+        self.foresight.to(device)
+        return self
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both parts, in `policy` and `foresight`."""
         with save_folder(folder) as stage:
@@ -169,10 +175,11 @@ class ForesightPolicy:
     def act(self, observation: Any, **how: Any) -> Any:
         """Foresee, then act as `VLAPolicy.act` does, asked for what is good."""
         texts = [str(text) for text in observation["instruction"]]
-        latents = self.foresight.tokenizer.encode(torch.as_tensor(observation["image"]).cpu())
-        states = torch.as_tensor(observation["state"]).float().cpu()
-        seen = self.foresight(latents, states, torch.from_numpy(embed(texts)))
-        asked = np.stack([condition_vector(True, tokens) for tokens in seen.tokens.numpy()])
+        device = self.policy.device
+        latents = self.foresight.tokenizer.encode(torch.as_tensor(observation["image"]).to(device))
+        states = torch.as_tensor(observation["state"]).float().to(device)
+        seen = self.foresight(latents, states, torch.from_numpy(embed(texts)).to(device))
+        asked = np.stack([condition_vector(True, tokens) for tokens in seen.tokens.cpu().numpy()])
         heard = Observation(
             image=observation["image"], state=observation["state"], instruction=texts, condition=asked
         )

@@ -324,17 +324,18 @@ class VLAPolicy(
             place = self.pointer.log_prob(pointing, aim, place_heat or 1.0)
             features, *_ = self._act_towards(aim, inputs)
             actions, chosen, trace = self.head.sample(features, heat, generator)
-        log_probs, trace = {"action": chosen}, {**trace, "action_temperature": torch.full((len(aim),), heat)}
+        hot = torch.full((len(aim),), heat, device=aim.device)
+        log_probs, trace = {"action": chosen}, {**trace, "action_temperature": hot}
         if self.config.goal_dims:
             log_probs["goal"] = place
-            trace |= {"aim": aim, "goal_temperature": torch.full((len(aim),), place_heat)}
+            trace |= {"aim": aim, "goal_temperature": torch.full((len(aim),), place_heat, device=aim.device)}
         return PolicyOutput(actions, log_probs, trace, temperature)
 
     # -- inputs -----------------------------------------------------------------------------------------------
 
     def _inputs(self, observation: Observation) -> Inputs:
         image = self._picture(observation["image"], self.config.size, "pixels", "image")
-        given = observation["state"] if self.config.state_dim else torch.zeros(len(image), 0)
+        given = observation["state"] if self.config.state_dim else torch.zeros(len(image), 0, device=self.device)
         state = torch.as_tensor(given, dtype=torch.float32, device=self.device)
         if state.shape != (image.shape[0], self.config.state_dim):
             raise ConfigError(

@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from pathlib import Path
@@ -28,6 +29,7 @@ from agents.rollouts.ray_watch import watch
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.registry import POLICIES
+from worldgym.utils.devices import choose_device, place
 from worldgym.utils.memory import resident_mb
 from worldgym.utils.optional import require
 
@@ -87,7 +89,8 @@ class RolloutPool:
         judge: any `RewardModel` that can be pickled.
         workers: actors.
         threads: torch threads, and CPUs, of each.
-        gpus: share of a GPU that each one asks for.
+        gpus: share of a GPU that each one asks for; with any, its parts are computed there, else on the CPU.
+        dtype: precision of the world model, `float32` or `bfloat16`; `auto` leaves it as it is.
         address: of a running cluster (`auto`, `ray://host:10001`); None uses the one this process is connected to, or
             starts one on this machine.
         retries: how often a piece is tried again on another worker after one died.
@@ -107,6 +110,7 @@ class RolloutPool:
         gpus: float = 0.0,
         address: str | None = None,
         retries: int = 2,
+        dtype: str = "auto",
     ) -> None:
         if workers < 1 or threads < 1 or gpus < 0 or retries < 0:
             raise ConfigError(
@@ -117,7 +121,8 @@ class RolloutPool:
         check_resources(ray, {"CPU": workers * threads, "GPU": workers * gpus})
         self.threads, self.retries = threads, retries
         self._remote = ray.remote(num_cpus=threads, num_gpus=gpus)(_Imaginer)
-        self._parts = (ray.put(world_model), ray.put(judge))
+        self._parts = (ray.put(on_cpu(world_model)), ray.put(on_cpu(judge)))
+        self._device, self._dtype = "cuda" if gpus else "cpu", dtype
         self.workers = [self._worker() for _ in range(workers)]
         self.replaced = 0
         try:
@@ -132,7 +137,7 @@ class RolloutPool:
             ) from error
 
     def _worker(self) -> Any:
-        return self._remote.remote(*self._parts, self.threads)
+        return self._remote.remote(*self._parts, self.threads, self._device, self._dtype)
 
     def collect(
         self, policy: Any, starts: Starts, *, seed: int, piece: int = PIECE, **settings: Any
@@ -152,7 +157,7 @@ class RolloutPool:
         """
         ray = self._ray
         # A type that no registry knows is sent as the object that it is.
-        packed = pack_policy(policy) if POLICIES.name_of(policy) else policy
+        packed = pack_policy(policy) if POLICIES.name_of(policy) else on_cpu(policy)
         parts, sent = pieces_of(starts, piece), ray.put(packed)
         waiting = list(range(len(parts)))[::-1]
         tries, done = [0] * len(parts), dict[int, Rollouts]()
@@ -207,9 +212,13 @@ class RolloutPool:
 class _Imaginer:
     """One actor."""
 
-    def __init__(self, world_model: Any, judge: Any, threads: int) -> None:
+    def __init__(
+        self, world_model: Any, judge: Any, threads: int, device: str = "cpu", dtype: str = "auto"
+    ) -> None:
         torch.set_num_threads(threads)
-        self.world_model, self.judge = world_model, judge
+        # Ray shows a worker the GPUs that it was given and no others, so that `cuda` is one of them.
+        self.device = choose_device(device)
+        self.world_model, self.judge = place(world_model, self.device, dtype), place(judge, self.device)
         self.read: dict[str, Any] = {}  # the newest packed policy
 
     def imagine(
@@ -218,14 +227,26 @@ class _Imaginer:
         """One piece."""
         if isinstance(policy, PackedPolicy):
             if policy.key not in self.read:
-                self.read = {policy.key: policy.load()}
+                self.read = {policy.key: place(policy.load(), self.device)}
             policy = self.read[policy.key]
+        else:
+            policy = place(policy, self.device)
         generator = piece_generator(seed, number)
         return collect(self.world_model, self.judge, policy, starts, generator=generator, **settings)
 
     def memory_mb(self) -> float:
         """Resident megabytes of this worker."""
         return resident_mb()
+
+
+def on_cpu(part: Any) -> Any:
+    """`part`, or a copy of it on the CPU where it is elsewhere: a worker may lack the device that this process has."""
+    where = getattr(part, "device", None)
+    if where is None and isinstance(part, torch.nn.Module):
+        where = next((p.device for p in part.parameters()), None)
+    if where is None or torch.device(where).type == "cpu":
+        return part
+    return place(copy.deepcopy(part), torch.device("cpu"))
 
 
 def connect(ray: Any, address: str | None, cpus: int | None) -> bool:

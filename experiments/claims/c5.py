@@ -25,7 +25,6 @@ from experiments.claims.figures import gains
 from experiments.claims.lab import Lab
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
-from worldgym.evaluation import PolicyRef
 from worldgym.text import embed
 
 NAME = "C5"
@@ -74,7 +73,7 @@ def frames_of(lab: Lab, rollouts: Any, targets: np.ndarray) -> Any:
         after += [[min(first + c + f, first + n) for f in range(1, FUTURES + 1)] for c in range(n + 1)]
         episode += [i] * (n + 1)
     return ForesightData(
-        lab.world_model.tokenizer.encode(torch.cat(images)),
+        lab.world_model.tokenizer.encode(torch.cat(images)).cpu(),
         torch.cat(states).float(),
         torch.from_numpy(embed(texts)),
         torch.tensor(after),
@@ -92,7 +91,7 @@ def critic(lab: Lab, seed: int, futures: int) -> tuple[Any, dict[str, float]]:
 
         data = mixture(lab, seed)["frames"]
         torch.manual_seed(seed)
-        model = Foresight.of(lab.world_model.tokenizer, futures=futures)
+        model = lab.bundle.placing(Foresight.of(lab.world_model.tokenizer, futures=futures))
         order = np.random.default_rng([seed, 29]).permutation(np.unique(data.episode))
         held = np.isin(data.episode, order[: max(1, round(HELD * len(order)))])
         train_foresight(model, data, np.flatnonzero(~held), steps=lab.preset.foresight_steps, seed=seed)
@@ -125,7 +124,7 @@ def condition(lab: Lab, seed: int, folder: Path, told: str) -> Trained:
         model, scores = critic(lab, seed, FUTURES if told == "foresight" else 0)
         seen = foresee(model, parts["frames"])
         values = np.full(parts["targets"].shape, np.nan, np.float32)
-        values[~np.isnan(parts["targets"])] = seen.value.numpy()
+        values[~np.isnan(parts["targets"])] = seen.value.cpu().numpy()
         won = (parts["rollouts"].reward > 0.5).numpy()
         gained = advantages(values, won, parts["chunks"], 5, lab.preset.measured)
         marks = indicators(gained, parts["tasks"], AdvantageConfig.quantile)
@@ -169,10 +168,10 @@ def foresee_rows(model: Any, lab: Lab, data: Any) -> np.ndarray:
         torch.from_numpy(embed([str(t) for t in data.instructions])),
     )
     parts = [
-        model(latents[i : i + 256], states[i : i + 256], words[i : i + 256])
+        model(*(column[i : i + 256].to(latents.device) for column in (latents, states, words)))
         for i in range(0, len(latents), 256)
     ]
-    return torch.cat([part.tokens for part in parts]).numpy()
+    return torch.cat([part.tokens for part in parts]).cpu().numpy()
 
 
 def _bc(lab: Lab, seed: int, folder: Path) -> Trained:
@@ -193,7 +192,7 @@ def _ramp(lab: Lab, seed: int, folder: Path) -> Trained:
     trained = lab.once(
         f"ramp-{seed}", lambda: condition(lab, seed, lab.folder("ramp_shared", seed), "foresight")
     )
-    whole = PolicyRef(str(lab.work / f"ramp_shared-{seed}"))
+    whole = lab.ref(lab.work / f"ramp_shared-{seed}")
     return Trained(whole, trained.budget, settings=trained.settings)
 
 

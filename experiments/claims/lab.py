@@ -27,6 +27,7 @@ from experiments.bundle import Bundle, folder_hash
 from experiments.claims.presets import SPLITS, ClaimPreset
 from experiments.claims.records import pack
 from experiments.claims.streams import own_streams
+from experiments.compute import ON_CPU, Placing
 from experiments.suites import chosen_suite, evaluation_pool, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvaluationPool, PolicyRef, Start, make_starts
@@ -55,14 +56,17 @@ class Lab:
         preset: sizes.
         work: folder of what need not be kept for ever: policies, logs.
         workers: processes of evaluation and of simulators; 0 is this one.
+        placing: where the checkpoint's parts and policies are computed.
     """
 
-    def __init__(self, preset: ClaimPreset, work: Path, workers: int = 2) -> None:
+    def __init__(
+        self, preset: ClaimPreset, work: Path, workers: int = 2, placing: Placing = ON_CPU
+    ) -> None:
         self.preset, self.work, self.workers = preset, work, workers
-        self.bundle = Bundle.find(preset.bundle)
+        self.bundle = Bundle.find(preset.bundle, placing)
         self.suite = chosen_suite(None, preset.bundle)
         self.tasks = self.bundle.tasks
-        self.sft = PolicyRef(str(self.bundle.policy_folder))
+        self.sft = self.ref(self.bundle.policy_folder)
         self._stack = ExitStack()
         self._pools: dict[str, EvaluationPool] = {}
         self._made: dict[str, Any] = {}
@@ -130,7 +134,11 @@ class Lab:
 
     def policy(self, folder: Path | None = None) -> Any:
         """A fresh copy of a policy; of the SFT policy by default."""
-        return self.bundle.policy() if folder is None else PolicyRef(str(folder)).load()
+        return self.bundle.policy() if folder is None else self.ref(folder).load()
+
+    def ref(self, folder: Path) -> PolicyRef:
+        """The policy in a folder, to be loaded where this lab computes."""
+        return PolicyRef(str(folder), device=self.bundle.placing.name)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What several arms share, made by the first that needs it."""

@@ -25,6 +25,7 @@ import tyro
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
+from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import finite, versions
 from experiments.reports.audit import worst_false_positives, write_audit_report
@@ -61,6 +62,8 @@ class AuditConfig:
         horizon: steps of an episode.
         seed: everything random.
         json: where the figures go; a page with the worst false positives to look at lies beside it.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     policies: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policy",))] = ("sft",)
@@ -76,6 +79,8 @@ class AuditConfig:
     horizon: int = 40
     seed: int = 0
     json: Path = Path("runs/audit.json")
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate, and part what commas join."""
@@ -96,9 +101,10 @@ def run(config: AuditConfig) -> int:
     """Watch, print, write the json."""
     from worldgym.models import load_world_model
 
-    bundle = Bundle.find(config.bundle)
+    here = placing(config)
+    bundle = Bundle.find(config.bundle, here)
     tasks = covered_tasks(config.bundle)
-    world_model = load_world_model(config.world_model) if config.world_model else bundle.world_model()
+    world_model = here(load_world_model(config.world_model)) if config.world_model else bundle.world_model()
     tokenizer = getattr(world_model, "tokenizer", None)
     keys = config.judge_keys
     judges = {name: bundle.named_judge(name, tokenizer, config.cache, keys) for name in config.judges}
@@ -107,7 +113,7 @@ def run(config: AuditConfig) -> int:
     seen: dict[str, Watched] = {}
     with Progress(len(config.policies) * len(starts), "audit") as bar:
         for text in config.policies:
-            choice, before = PolicyChoice.parse(text, config.bundle), bar.count
+            choice, before = PolicyChoice.parse(text, config.bundle, device=here.name), bar.count
             seen[text] = watch(
                 choice.ref.load(), world_model, judges, env, starts, horizon=config.horizon,
                 temperature=choice.temperature, seed=config.seed, real_frames=True,

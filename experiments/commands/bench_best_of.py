@@ -26,6 +26,7 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
+from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import finite, versions
 from experiments.suites import chosen_suite, real_env
@@ -61,6 +62,8 @@ class BenchBestOfConfig:
         horizon: steps of an attempt.
         threads: of torch.
         json: where the figures go; the picture lies beside it.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     judges: tuple[str, ...] = ("bundled", "latent", "bundled+latent", "bundled~0.1")
@@ -76,6 +79,8 @@ class BenchBestOfConfig:
     horizon: int = 40
     threads: int = 2
     json: Path = Path("runs/best_of.json")
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -110,9 +115,11 @@ def run(config: BenchBestOfConfig) -> int:
     import torch
 
     torch.set_num_threads(config.threads)
-    bundle = Bundle.find(config.bundle)
+    here = placing(config)
+    bundle = Bundle.find(config.bundle, here)
     tasks = covered_tasks(config.bundle)
-    world_model, policy = bundle.world_model(), PolicyChoice.parse(config.policy, config.bundle).ref.load()
+    world_model = bundle.world_model()
+    policy = PolicyChoice.parse(config.policy, config.bundle, device=here.name).ref.load()
     single = dict.fromkeys(name for text in config.judges for name in parse(text)[0])
     keys = config.judge_keys
     judges = {

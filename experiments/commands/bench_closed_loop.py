@@ -23,6 +23,7 @@ from typing import Any
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
+from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
 from experiments.pipelines.settings import CHECK_SEED0
@@ -65,6 +66,8 @@ class BenchClosedLoopConfig:
         seed: of sampling.
         clips: how many side-by-side videos to write a policy, false positives first.
         out: where the json goes; videos go beside it.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     policies: tuple[str, ...] = ("sft", "sft@0.5", "sft@1.0")
@@ -87,6 +90,8 @@ class BenchClosedLoopConfig:
     seed: int = 0
     clips: int = 0
     out: Path = Path("runs/closed_loop.json")
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -105,9 +110,10 @@ class BenchClosedLoopConfig:
 def run(config: BenchClosedLoopConfig) -> int:
     """Print every policy's matrix, write the json; 0 when all pass the gate, 1 when one doesn't."""
     tasks = config.tasks or covered_tasks(config.bundle)
+    here = placing(config)
     choices = [choose(text, config) for text in config.policies]
-    world_model = load_world_model_of(config.bundle, config.world_model)
-    bundle, tokenizer = Bundle.find(config.bundle), getattr(world_model, "tokenizer", None)
+    world_model = here(load_world_model_of(config.bundle, config.world_model))
+    bundle, tokenizer = Bundle.find(config.bundle, here), getattr(world_model, "tokenizer", None)
     judge = bundle.named_judge(config.judge, tokenizer, config.cache, config.judge_keys)
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
     env = real_env(chosen_suite(config.suite, config.bundle), horizon=config.horizon)
@@ -158,7 +164,7 @@ class SimpleChoice:
     def load(self) -> Any:
         """The policy."""
         suite, kwargs = chosen_suite(self.config.suite, self.config.bundle), {"horizon": self.config.horizon}
-        return simple_policy(self.name, Bundle.find(self.config.bundle), kwargs, suite)
+        return simple_policy(self.name, Bundle.find(self.config.bundle, placing(self.config)), kwargs, suite)
 
     @property
     def ref(self) -> SimpleChoice:
@@ -170,7 +176,7 @@ def choose(text: str, config: BenchClosedLoopConfig) -> PolicyChoice | SimpleCho
     """A policy as it is typed; a folder of that name comes first."""
     if text in NAMES and not Path(text).exists():
         return SimpleChoice(text, config, temperature=0.0 if text == "weak" else 1.0)
-    return PolicyChoice.parse(text, config.bundle, config.temperature)
+    return PolicyChoice.parse(text, config.bundle, config.temperature, placing(config).name)
 
 
 def check_policy(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bundle import Bundle
+from experiments.compute import DType, placing
 from experiments.pipelines import speed
 from experiments.pipelines.run_folder import finite, versions
 from worldgym.errors import ConfigError
@@ -48,6 +49,8 @@ class BenchEnvConfig:
         threads: of torch.
         workers: Ray workers whose speed is compared with that of one; 0 leaves Ray out.
         soak: rounds on Ray workers over which memory is watched; 0 for none.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     checkpoint: Path | None = None
@@ -61,6 +64,8 @@ class BenchEnvConfig:
     threads: int = 2
     workers: int = 0
     soak: int = 0
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -82,8 +87,9 @@ def run(config: BenchEnvConfig) -> int:
     from worldgym.models import load_world_model
 
     torch.set_num_threads(config.threads)
-    bundle = Bundle.find(config.bundle)
-    model = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
+    here = placing(config)
+    bundle = Bundle.find(config.bundle, here)
+    model = here(load_world_model(config.checkpoint)) if config.checkpoint else bundle.world_model()
     starts = bundle.starts_file
     facts: dict[str, Any] = {
         "overhead": {str(batch): overhead(model, starts, batch, config) for batch in config.batches},
@@ -110,7 +116,7 @@ def overhead(model: Any, starts: Path, batch: int, config: BenchEnvConfig) -> di
 
     from worldgym.imagination import WorldModelVectorEnv
 
-    actions = torch.rand(batch, config.chunk, model.action_dim) * 2 - 1
+    actions = torch.rand(batch, config.chunk, model.action_dim, device="cpu") * 2 - 1
 
     def environment(tensors: bool) -> Callable[[], int]:
         envs = WorldModelVectorEnv(

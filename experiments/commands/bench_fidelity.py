@@ -22,6 +22,7 @@ import numpy as np
 from experiments.bundle import Bundle
 from experiments.commands.bench_closed_loop import check_policy
 from experiments.commands.evaluate import covered_tasks
+from experiments.compute import DType, placing
 from experiments.pipelines.held_out_episodes import TrueLogs, true_logs
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import finite, versions
@@ -58,6 +59,8 @@ class BenchFidelityConfig:
         seed: everything random.
         noises: the ranked policies are the bundled one with this much noise on its weights, down to one that fails,
         temperatures: and, undisturbed, sampled at these.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     checkpoint: Path | None = None
@@ -75,6 +78,8 @@ class BenchFidelityConfig:
     seed: int = 0
     noises: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
     temperatures: tuple[float, ...] = (1.0, 2.0)
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -91,10 +96,11 @@ def run(config: BenchFidelityConfig) -> int:
     from experiments.reports.fidelity import write_fidelity_report
     from worldgym.models import EnsembleWorldModel, load_world_model
 
-    bundle = Bundle.find(config.bundle)
-    model: Any = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
+    here = placing(config)
+    bundle = Bundle.find(config.bundle, here)
+    model: Any = here(load_world_model(config.checkpoint)) if config.checkpoint else bundle.world_model()
     if config.members:
-        model = EnsembleWorldModel([model, *map(load_world_model, config.members)])
+        model = EnsembleWorldModel([model, *(here(load_world_model(folder)) for folder in config.members)])
     judge, probe, tasks = bundle.judge(), bundle.probe(), covered_tasks(config.bundle)
     facts: dict[str, Any] = {"by_split": {}}
     plans = [("seen", tasks, config.episodes)]
@@ -276,7 +282,7 @@ def closed_loop(config: BenchFidelityConfig, model: Any, judge: Any, tasks: Any)
     env = real_env(chosen_suite(config.suite, config.bundle), horizon=40)
     total, rows = Confusion(), {}
     for text in config.policies:
-        choice = PolicyChoice.parse(text, config.bundle)
+        choice = PolicyChoice.parse(text, config.bundle, device=placing(config).name)
         result = check_policy(choice, model, judge, env, starts, seed=config.seed, horizon=40)
         total += result.confusion
         rows[text] = {k: v for k, v in result.to_dict().items() if k != "outcomes"}

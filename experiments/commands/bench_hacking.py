@@ -28,6 +28,7 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.commands.bench_best_of import parse
+from experiments.compute import DType, placing
 from experiments.pipelines.finetune import FineTuning, practised
 from experiments.pipelines.reward_hacking_monitor import MONITOR_SEED0, RewardHackingMonitor
 from experiments.pipelines.run_folder import RunFolder, finite, versions
@@ -70,6 +71,8 @@ class BenchHackingConfig:
         threads: of torch.
         out: run folders; what is finished there is not run again.
         json: where the figures go; the picture lies beside it.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     judges: tuple[str, ...] = ("bundled",)
@@ -93,6 +96,8 @@ class BenchHackingConfig:
     threads: int = 2
     out: Path = Path("runs/hacking")
     json: Path = Path("runs/hacking.json")
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -111,7 +116,7 @@ def run(config: BenchHackingConfig) -> int:
     import torch
 
     torch.set_num_threads(config.threads)
-    bundle = Bundle.find(config.bundle)
+    bundle = Bundle.find(config.bundle, placing(config))
     rows: dict[str, list[dict[str, Any]]] = {}
     for text, name in zip(config.judges, config.names or config.judges, strict=True):
         rows[name] = [one(config, bundle, text, seed) for seed in config.seeds]

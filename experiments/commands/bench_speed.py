@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bundle import Bundle
+from experiments.compute import DType, placing
 from experiments.pipelines import speed
 from experiments.pipelines.held_out_episodes import TrueLogs, true_logs
 from experiments.pipelines.run_folder import finite, versions
@@ -51,6 +52,8 @@ class BenchSpeedConfig:
         quality_episodes: held-out episodes on which the ways of sampling are compared; 0 leaves that out.
         compile: also compile the denoising pass and see whether that pays; a minute or two.
         uncached_rows: rows, and episodes at most, that are imagined as WorldGym does, hundreds of times slower.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     checkpoint: Path | None = None
@@ -65,6 +68,8 @@ class BenchSpeedConfig:
     quality_episodes: int = 24
     uncached_rows: int = 8
     compile: bool = True
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -83,8 +88,9 @@ def run(config: BenchSpeedConfig) -> int:
     from worldgym.models import load_world_model
 
     torch.set_num_threads(config.threads)
-    bundle = Bundle.find(config.bundle)
-    model = load_world_model(config.checkpoint) if config.checkpoint else bundle.world_model()
+    here = placing(config)
+    bundle = Bundle.find(config.bundle, here)
+    model = here(load_world_model(config.checkpoint)) if config.checkpoint else bundle.world_model()
     biggest = max(config.batches)
     works = {f"imagined {b}": speed.imagining(model, b) for b in config.batches}
     fps = speed.paired(works, config.rounds, config.seconds)
@@ -156,7 +162,7 @@ def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) ->
     texts, states = ["put the red cube in the tray"] * batch, torch.zeros(batch, model.state_dim)
     net = model.inference_network()
     dtype = next(net.parameters()).dtype
-    cells = torch.rand(batch, 2)
+    latents, cells = latents.to(model.device), torch.rand(batch, 2).to(model.device)
 
     def count(work: Any) -> Any:
         def counted() -> int:
@@ -172,7 +178,7 @@ def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) ->
         "encode": count(lambda: tokenizer.encode(frames)),
         "judge": count(lambda: judged(judge, frames[:, None], texts, states)),
         "layers_only": speed.layers_only(model, batch),
-        "matmul_gflops": speed.matmul_gflops(),
+        "matmul_gflops": speed.matmul_gflops(device=model.device),
     }
     if net.objects is not None:
         works["move latents"] = count(lambda: net.objects.shift(latents.to(dtype), cells))
@@ -214,7 +220,7 @@ def growth(model: Any, config: BenchSpeedConfig) -> dict[str, float]:
     for patch in (4, 2, 1):
         if any(side % patch for side in c.dynamics.cells):
             continue
-        other = VideoWorldModel(replace(c, dynamics=replace(c.dynamics, patch=patch))).eval()
+        other = VideoWorldModel(replace(c, dynamics=replace(c.dynamics, patch=patch))).eval().to(model.device)
         assert isinstance(other.dynamics, Dynamics)
         seconds.append(16 / speed.rate(speed.denoising(other, 16), config.seconds / 2))
         tokens.append(float(other.config.dynamics.tokens))
@@ -264,7 +270,7 @@ def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, 
     rows.append(
         {
             "sampler": "as WorldGym: no cache, 10 passes, guidance 3, float32",
-            **_worth(probe, logs, frames.numpy(), spent),
+            **_worth(probe, logs, frames.cpu().numpy(), spent),
         }
     )
     return rows

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.run_folder import finite, versions
 from experiments.pipelines.training_run import Hand, arrays_hash, require_preset, with_hand
@@ -51,6 +52,8 @@ class BenchVideoConfig:
         seed: everything random.
         out: run folder.
         json: where the figures go.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     source: Path
@@ -65,6 +68,8 @@ class BenchVideoConfig:
     seed: int = 0
     out: Path = Path("runs/video")
     json: Path = Path("runs/video.json")
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -170,13 +175,14 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, specs: Sp
     folder = config.out / f"{text(specs.observation.main.size)}px_fold{fold}"
     shape = preset.for_data(arrays.states, specs=specs)
     facts = {"--source": arrays_hash(arrays.frames, arrays.actions, arrays.states)}
+    here = placing(config)
     tokenizer = train_tokenizer(
         arrays.frames, shape.tokenizer,
         LoopConfig(steps=config.tokenizer_steps, lr=2e-3, seed=config.seed), folder / "tokenizer", batch=24,
-        identity=facts,
+        identity=facts, device=here.device,
     )  # fmt: skip
     torch.manual_seed(config.seed)
-    model = VideoWorldModel(shape)
+    model = here(VideoWorldModel(shape))
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     data = LatentEpisodes.encode(model.tokenizer, arrays)
     if shape.dynamics.motion is not None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
+from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
 from experiments.suites import chosen_suite, real_env
@@ -49,6 +50,8 @@ class CalibrateConfig:
         at: the threshold that the calibrated judge has.
         horizon: steps of an episode.
         seed: everything random.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     policies: tuple[str, ...] = ("sft",)
@@ -62,6 +65,8 @@ class CalibrateConfig:
     at: float = 0.85
     horizon: int = 40
     seed: int = 0
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -81,8 +86,9 @@ def run(config: CalibrateConfig) -> int:
     from worldgym.evaluation.judge_audit import watch
 
     tasks = covered_tasks(config.bundle)
-    bundle = Bundle.find(config.bundle)
-    world_model, judge = load_world_model_of(config.bundle, config.world_model), bundle.named_judge(config.judge)
+    here = placing(config)
+    bundle = Bundle.find(config.bundle, here)
+    world_model, judge = here(load_world_model_of(config.bundle, config.world_model)), bundle.named_judge(config.judge)
     if not isinstance(judge, LearnedJudge):
         raise ConfigError(
             f"{config.judge} is a {type(judge).__name__}; only a LearnedJudge can have thresholds for each verb. "
@@ -95,7 +101,7 @@ def run(config: CalibrateConfig) -> int:
     choosing, checking = [], []
     with Progress(len(config.policies), "policies") as bar:
         for text in config.policies:
-            choice = PolicyChoice.parse(text, config.bundle)
+            choice = PolicyChoice.parse(text, config.bundle, device=here.name)
             seen = watch(
                 choice.ref.load(), world_model, {"judge": judge}, env, starts, horizon=config.horizon,
                 temperature=choice.temperature, seed=config.seed,

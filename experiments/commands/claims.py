@@ -25,6 +25,7 @@ import tyro
 from experiments.claims import CLAIMS, find_arm
 from experiments.claims.presets import PRESETS
 from experiments.claims.records import Records, code_hash
+from experiments.compute import DType, placing
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
 
@@ -60,6 +61,8 @@ class ClaimsRunConfig:
         results: folder of the results.
         work: folder of policies and logs, which are not kept with the results.
         again: run what is finished once more.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     claims: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -71,6 +74,8 @@ class ClaimsRunConfig:
     results: Path = RESULTS
     work: Path = Path("runs/claims")
     again: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -128,7 +133,7 @@ def run(config: ClaimsRunConfig) -> int:
     records = Records(config.results / "data", preset.name)
     jobs, code = list(todo(config, records)), code_hash()
     logger.info("%d results to make", len(jobs))
-    with Lab(preset, config.work / preset.name, config.workers) as lab:
+    with Lab(preset, config.work / preset.name, config.workers, placing(config)) as lab:
         for claim, name, seed in todo(replace(config, again=True), records):
             if records.has(claim, name, seed) and not config.again:
                 lab.forget(name, seed)  # left by a process that ended right after it wrote the result

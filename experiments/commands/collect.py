@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.compute import DType
 from experiments.pipelines.collecting import collection_key, episodes_in_order
 from experiments.suites import domain_settings, known_tasks
 from worldgym.data import DatasetWriter
@@ -81,6 +82,8 @@ class CollectConfig:
         cameras: the first one is the main camera; the suite's default when empty.
         images: `png`, or `mp4` for at least 128 px.
         shard_episodes: episodes a file; a kill loses at most these.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     out: Path = Path("data/real")
@@ -101,6 +104,8 @@ class CollectConfig:
     cameras: tuple[str, ...] = ()
     images: Literal["png", "mp4"] = "png"
     shard_episodes: int = 50
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))

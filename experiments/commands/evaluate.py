@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bundle import Bundle
+from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
 from experiments.suites import chosen_suite, domain_settings, evaluation_pool, known_tasks
@@ -51,6 +52,8 @@ class EvalConfig:
         suite: where policies are measured; that of the bundle when None.
         workers: processes; 0 uses this one.
         out: where the json goes.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     policy: tuple[str, ...] = ("sft",)
@@ -67,6 +70,8 @@ class EvalConfig:
     suite: str | None = None
     workers: int = 2
     out: Path = Path("runs/eval.json")
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -84,9 +89,10 @@ class EvalConfig:
 
 def run(config: EvalConfig) -> int:
     """Evaluate, print a table, write the json."""
+    device = placing(config).name
     suite = chosen_suite(config.suite, config.bundle)
     tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
-    choices = [PolicyChoice.parse(text, config.bundle, config.temperature) for text in config.policy]
+    choices = [PolicyChoice.parse(text, config.bundle, config.temperature, device) for text in config.policy]
     per_task = max(1, round(config.episodes / len(tasks)))
     starts = make_starts(tasks, per_task, config.start_seed, config.split)
     where = domain_settings(suite, config.domain, config.gap)

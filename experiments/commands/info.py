@@ -87,7 +87,7 @@ def as_text(info: dict[str, Any]) -> str:
         ("extras", ", ".join(f"{name} {version or 'no'}" for name, version in info["extras"].items())),
         (
             "device",
-            torch.get("error") or f"{torch['device']}, {torch['threads']} threads, {torch['cores']} cores",
+            torch.get("error") or _device_text(torch),
         ),
         ("GL", _gl_text(gl)),
         ("ids", ", ".join(info["ids"])),
@@ -98,6 +98,14 @@ def as_text(info: dict[str, Any]) -> str:
         ("shadowed", "none: envs, rewards, agents, experiments are ours")
     ]
     return "\n".join(f"{name:<11} {text}" for name, text in rows)
+
+
+def _device_text(torch: dict[str, Any]) -> str:
+    found = ", ".join(f"{device['name']} ({device['model']})" for device in torch["cuda"])
+    return (
+        f"{torch['device']}, {torch['threads']} threads, {torch['cores']} cores; CUDA: {found or 'none'}; "
+        f"--device auto is {torch['auto']}"
+    )
 
 
 def _gl_text(gl: dict[str, Any]) -> str:
@@ -134,12 +142,21 @@ def _torch() -> dict[str, Any]:
         import torch
     except Exception as error:  # a broken torch fails in many ways, and saying so is this command's purpose
         return {"error": f"torch can't be imported: {error}"}
+    from worldgym.utils.devices import choose_device
+
     device = "cpu"
     if torch.cuda.is_available():
         device = f"cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name(0)})"
     elif torch.backends.mps.is_available():
         device = "mps"
-    return {"device": device, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "device": device,
+        "cuda": [{"name": f"cuda:{i}", "model": name} for i, name in enumerate(found)],
+        "auto": str(choose_device("auto")),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
 
 
 def _version(distribution: str) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.compute import DType, placing
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_path
 
@@ -34,6 +35,8 @@ class PictureConfig:
         suite: whose true frames are shown; that of the bundle when None.
         seed: first start seed; 10,000,000 and above are held out.
         scale: pixels shown per pixel.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     out: Path = Path("docs/imagined.png")
@@ -44,6 +47,8 @@ class PictureConfig:
     every: int = 4
     seed: int = 10_900_000
     scale: int = 2
+    device: str = "auto"
+    dtype: DType = "auto"
 
 
 def run(config: PictureConfig) -> int:
@@ -54,7 +59,7 @@ def run(config: PictureConfig) -> int:
     from experiments.bundle import Bundle
     from experiments.suites import chosen_suite, real_env
 
-    bundle, suite = Bundle.find(config.bundle), chosen_suite(config.suite, config.bundle)
+    bundle, suite = Bundle.find(config.bundle, placing(config)), chosen_suite(config.suite, config.bundle)
     model = bundle.world_model()
     tasks = bundle.card.get("tasks") or list(suite.default_tasks)
     env = real_env(suite, terminate_on_success=False, horizon=config.horizon)
@@ -72,10 +77,10 @@ def run(config: PictureConfig) -> int:
             states=torch.from_numpy(episode.state)[None, :1],
         )
         _, imagined = model.step(state, actions[None])
-        dreamt = np.concatenate([episode.frames[:1], imagined.frames[0].numpy()])
+        dreamt = np.concatenate([episode.frames[:1], imagined.frames[0].cpu().numpy()])
         for source in (episode.frames, dreamt):
             rows.append(np.concatenate(list(source[:: config.every]), 1))
-        error = (imagined.frames[0].float() - frames[1:].float()).square().mean((1, 2, 3)) / 255**2
+        error = (imagined.frames[0].cpu().float() - frames[1:].float()).square().mean((1, 2, 3)) / 255**2
         logger.info("%s: PSNR %.1f dB at the end", episode.instruction, float(-10 * error[-1].log10()))
     picture = np.concatenate(rows)
     config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.bundle import Bundle
+from experiments.compute import placing
 from experiments.pipelines.finetune import FineTuning
 from experiments.pipelines.policies import policy_folder
 from experiments.pipelines.run_folder import AGAIN, RunFolder, versions
@@ -44,7 +45,8 @@ class RlConfig(FineTuneSettings):
             address; without one no key is sent.
         workers: Ray actors that imagine; 0 imagines in this process, without Ray.
         threads: torch threads of each.
-        gpus: share of a GPU that each worker asks for.
+        gpus: share of a GPU that each worker asks for; with any, it imagines there, else on its CPU. `device` is where
+            this process updates the policy.
         piece: starts that are imagined together.
         address: of a running Ray cluster, `auto` for the one on this machine; None starts one.
     """
@@ -76,7 +78,7 @@ def run(config: RlConfig) -> int:
     import torch
     import yaml
 
-    bundle = Bundle.find(config.bundle)
+    bundle = Bundle.find(config.bundle, placing(config))
     begin = None if config.policy is None else policy_folder(config.policy, config.bundle)
     judge = bundle.named_judge(config.judge, cache=config.cache, keys=config.judge_keys)
     parts = bundle.fingerprint(policy=begin, judge=bundle.judge_folder(config.judge))
@@ -140,7 +142,7 @@ def gatherer(config: RlConfig, tuning: FineTuning, stack: ExitStack) -> Callable
     pool = stack.enter_context(
         RolloutPool(
             tuning.world_model, tuning.judge, config.workers, threads=config.threads, gpus=config.gpus,
-            address=config.address,
+            address=config.address, dtype=config.dtype,
         )
     )  # fmt: skip
     return lambda policy, starts, number, settings: pool.collect(

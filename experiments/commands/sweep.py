@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bundle import Bundle
+from experiments.compute import DType, placing
 from experiments.pipelines.settings import FineTuneSettings
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
@@ -34,7 +35,7 @@ from worldgym.utils.typed import changes
 logger = logging.getLogger(__name__)
 METRIC = "imagined_success"
 FILES = ("sweep.json", "tune", "trials")
-FIXED = {"out", "bundle", "quick", "fresh"}
+FIXED = {"out", "bundle", "quick", "fresh", "device", "dtype"}
 DRAWN = re.compile(r"(uniform|loguniform)\(([^,]+),([^,]+)\)")
 
 
@@ -52,11 +53,13 @@ class SweepConfig:
         grace: rounds before a trial may be stopped early; 5 when None.
         concurrent: trials at once; as many as fit when None.
         cpus: of each trial, and its torch threads; 1 when None.
-        gpus: share of a GPU of each trial.
+        gpus: share of a GPU of each trial; with any, `--device auto` is that GPU, else the trial's CPU.
         address: of a running Ray cluster, `auto` for the one on this machine; None starts one.
         resume: go on with the sweep in `out`, with its settings; those that are typed must be the same.
         quick: every trial as `worldgym rl --quick`.
         seed: of the draws; 0 when None.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     space: tuple[str, ...] = ()
@@ -72,6 +75,8 @@ class SweepConfig:
     resume: bool = False
     quick: bool = False
     seed: int | None = None
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate, the space included."""
@@ -254,6 +259,8 @@ def tuner(tune: Any, config: SweepConfig) -> Any:
         "quick": config.quick,
         "threads": config.cpus,
         "sweep": str(out),
+        "device": ("cuda" if config.gpus else "cpu") if config.device == "auto" else config.device,
+        "dtype": config.dtype,
     }
     trainable = tune.with_resources(
         tune.with_parameters(trial, fixed=fixed), {"cpu": config.cpus, "gpu": config.gpus}
@@ -296,9 +303,11 @@ def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
         out=out,
         bundle=fixed["bundle"],
         quick=fixed["quick"],
+        device=fixed["device"],
+        dtype=fixed["dtype"],
         **{"iterations": fixed["iterations"], **setting},
     )
-    bundle = Bundle.find(settings.bundle)
+    bundle = Bundle.find(settings.bundle, placing(settings))
     folder = RunFolder(out, {**settings.key(), "parts": bundle.fingerprint()})
     tuning = FineTuning(settings, bundle, folder)
     # A resumed trial knows its earlier rounds, so that it is compared by the same mean as one that never stopped.

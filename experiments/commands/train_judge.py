@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.registered_training import train_registered
 from experiments.pipelines.tokenizers import load_tokenizer
@@ -70,6 +71,8 @@ class TrainJudgeConfig:
         seed: everything random follows from it.
         limit: read at most so many episodes.
         fresh: remove what an earlier run of this command made in `out`, and start over.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     data: Path
@@ -92,6 +95,8 @@ class TrainJudgeConfig:
     seed: int = 0
     limit: int | None = None
     fresh: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         for name in ("data", "out", *MODELS):
@@ -151,7 +156,9 @@ def run(config: TrainJudgeConfig) -> int:
         from worldgym.utils.optional import require
 
         require("open_clip", extra="clip")
+    here = placing(config)
     tokenizer = load_tokenizer(config.world_model, config.tokenizer)
+    tokenizer = None if tokenizer is None else here(tokenizer)
     if tokenizer is None:
         logger.warning("no --world-model: the judge sees true frames only and may misread imagined ones")
     dataset = EpisodeDataset(config.data).require_seen()
@@ -193,7 +200,9 @@ def run(config: TrainJudgeConfig) -> int:
             progress.update(step + 1 - progress.count, loss=scalars["loss"])
 
         train = {"learned": _learned, "latent": _latent, "open_clip": _open_clip}[config.type]
-        judge, report = train(config, arrays, tokenizer, settings, on_step=on_step, checkpoint=state)
+        judge, report = train(
+            config, arrays, tokenizer, settings, on_step=on_step, checkpoint=state, device=here.device
+        )
         for name, value in report.items():
             board.add_scalar(f"held_out/{name}", value, config.steps)
     judge.save_pretrained(config.out)
@@ -275,16 +284,19 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
             **width, state_dim=arrays.states.shape[1] if config.state else 0, specs=arrays.specs
         ),
         dreams=_dream(config, arrays, dream_latents) if config.dream_episodes else None,
-        teacher=None if config.teacher is None else load_judge(config.teacher),
+        teacher=None if config.teacher is None else placing(config)(load_judge(config.teacher)),
         on_step=how["on_step"],
+        device=how["device"],
     )
 
 
 def _open_clip(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
     from rewards import load_judge, train_open_clip
 
-    teacher = None if config.teacher is None else load_judge(config.teacher)
-    return train_open_clip(arrays, tokenizer, settings, teacher=teacher, on_step=how["on_step"])
+    teacher = None if config.teacher is None else placing(config)(load_judge(config.teacher))
+    return train_open_clip(
+        arrays, tokenizer, settings, teacher=teacher, on_step=how["on_step"], device=how["device"]
+    )
 
 
 def _dream(config: TrainJudgeConfig, arrays: Any, imagine: Callable[..., Any]) -> Any:
@@ -299,7 +311,7 @@ def _dream(config: TrainJudgeConfig, arrays: Any, imagine: Callable[..., Any]) -
     count = min(config.dream_episodes, len(arrays))
     with Progress(count, "imagine logs") as progress:
         return imagine(
-            load_world_model(config.world_model),
+            placing(config)(load_world_model(config.world_model)),
             arrays,
             episodes=np.sort(rng.choice(len(arrays), count, replace=False, p=_even(arrays.behaviours))),
             generator=torch.Generator().manual_seed(config.seed),

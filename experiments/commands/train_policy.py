@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.training_run import (
     Hand,
@@ -70,6 +71,8 @@ class TrainPolicyConfig:
         seed: everything random follows from it, the choice of demonstrations included.
         limit: read at most so many episodes.
         fresh: remove what an earlier run of this command made in `out`, and start over.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     data: Path
@@ -90,6 +93,8 @@ class TrainPolicyConfig:
     seed: int = 0
     limit: int | None = None
     fresh: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         for name in ("data", "out", "initial"):
@@ -117,7 +122,7 @@ def run(config: TrainPolicyConfig) -> int:
     from worldgym.utils.progress import Progress
     from worldgym.utils.train_state import TrainState
 
-    kind = POLICIES.get(config.type)
+    kind, here = POLICIES.get(config.type), placing(config)
     dataset = EpisodeDataset(config.data).require_seen()
     specs = with_hand(dataset.specs, config.hand)
     hand = HandColumns.of(specs)
@@ -141,6 +146,7 @@ def run(config: TrainPolicyConfig) -> int:
         from worldgym.training.generic import fresh_part
 
         policy = fresh_part(kind, config.type, specs, config.preset, arrays)
+    policy = here(policy)
     counts = {
         task: sum(demo.task == task for demo in chosen) for task in sorted({demo.task for demo in chosen})
     }

@@ -18,6 +18,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.training_run import claim, content_of, identity, require_size
 from worldgym.errors import ConfigError
@@ -43,6 +44,8 @@ class TrainProbeConfig:
         lr: peak learning rate.
         seed: first start seed, below the evaluation's 10,000,000, and everything random.
         fresh: remove what an earlier run of this command made in `out`, and start over.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     world_model: Path | None = None
@@ -55,6 +58,8 @@ class TrainProbeConfig:
     lr: float = 3e-3
     seed: int = 5_000_000
     fresh: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -78,10 +83,11 @@ def run(config: TrainProbeConfig) -> int:
     from worldgym.models import load_world_model
     from worldgym.training.loop import LoopConfig, TrainingLoop
 
+    here = placing(config)
     model = (
-        load_world_model(config.world_model)
+        here(load_world_model(config.world_model))
         if config.world_model
-        else Bundle.find(DEFAULT).world_model()
+        else Bundle.find(DEFAULT, here).world_model()
     )
     require_size(64, model.image_size, "the world model's tokenizer")
     facts = identity(config, contents=("world_model",))
@@ -99,7 +105,7 @@ def run(config: TrainProbeConfig) -> int:
     frames = torch.from_numpy(logs.frames[:, ::3])
     positions = torch.from_numpy(logs.positions[:, ::3])
     flat, where = frames[held:].flatten(0, 1), positions[held:].flatten(0, 1)
-    blurred = model.tokenizer.decode(model.tokenizer.encode(flat))
+    blurred = model.tokenizer.decode(model.tokenizer.encode(flat)).cpu()
 
     def loss(module, step, generator):  # type: ignore[no-untyped-def]
         rows = torch.randint(len(flat), (config.batch_size,), generator=generator)
@@ -108,7 +114,7 @@ def run(config: TrainProbeConfig) -> int:
         return probe_loss(module, shown, where[rows])
 
     torch.manual_seed(config.seed)
-    probe = PositionProbe(PositionProbeConfig(parts=tuple(extra(suite, "parts", "ruler of positions"))))
+    probe = here(PositionProbe(PositionProbeConfig(parts=tuple(extra(suite, "parts", "ruler of positions")))))
     loop = LoopConfig(steps=config.steps, lr=config.lr, final_lr=0.02, warmup=30, ema=0.99, seed=config.seed)
     training = TrainingLoop(probe, loop, config.out, loss, tag="train_probe", identity=facts)
     training.run()
@@ -116,7 +122,7 @@ def run(config: TrainProbeConfig) -> int:
     scores = {}
     true = logs.frames[:held, 1:]
     decoded = model.tokenizer.decode(model.tokenizer.encode(torch.from_numpy(true).flatten(0, 1)))
-    for name, shown in (("true", true), ("decoded", decoded.numpy().reshape(true.shape))):
+    for name, shown in (("true", true), ("decoded", decoded.cpu().numpy().reshape(true.shape))):
         errors = position_errors(trained, shown, logs.positions[:held]).median()
         scores[name] = {
             "hand_px": errors["hand"],

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.training_run import claim, identity, require_preset, require_size
 
@@ -38,6 +39,8 @@ class TrainTokenizerConfig:
         seed: everything random follows from it.
         limit: read at most so many episodes.
         fresh: remove what an earlier run of this command made in `out`, and start over.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     data: Path
@@ -51,6 +54,8 @@ class TrainTokenizerConfig:
     seed: int = 0
     limit: int | None = None
     fresh: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         for name in ("data", "out", "initial"):
@@ -74,8 +79,9 @@ def run(config: TrainTokenizerConfig) -> int:
     from worldgym.utils.tensors import save_tensors
 
     torch.set_num_threads(
-        torch.get_num_threads() if torch.cuda.is_available() else min(2, torch.get_num_threads())
+        torch.get_num_threads() if placing(config).name != "cpu" else min(2, torch.get_num_threads())
     )
+    device = placing(config).device
     dataset = EpisodeDataset(config.data).require_seen()
     facts = identity(config, dataset, contents=("initial",))
     initial = None if config.initial is None else load_world_model(config.initial).tokenizer
@@ -109,6 +115,7 @@ def run(config: TrainTokenizerConfig) -> int:
         held_out=held_out,
         initial=initial,
         identity=facts,
+        device=device,
     )
     scores = reconstruction_psnr(tokenizer, held_out)
     with save_folder(config.out) as folder:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
+from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.registered_training import train_registered
 from experiments.pipelines.tokenizers import read_tokenizer
@@ -30,6 +31,8 @@ from worldgym.registry import WORLD_MODELS
 from worldgym.specs import check_observations
 
 if TYPE_CHECKING:
+    import torch
+
     from worldgym.data import EpisodeDataset
     from worldgym.data.reader import EpisodeArrays
     from worldgym.models import FrameTokenizer, VideoWorldModel
@@ -74,6 +77,8 @@ class TrainWorldModelConfig:
         seed: everything random follows from it.
         limit: read at most so many episodes.
         fresh: remove what an earlier run of this command made in `out`, and start over.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     data: Path
@@ -97,6 +102,8 @@ class TrainWorldModelConfig:
     seed: int = 0
     limit: int | None = None
     fresh: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -127,6 +134,7 @@ def run(config: TrainWorldModelConfig) -> int:
         )
     if config.tokenizer is None and config.initial is None:
         raise ConfigError("give --tokenizer RUN (from `worldgym train tokenizer`) or --initial WORLD_MODEL")
+    here = placing(config)
     dataset = EpisodeDataset(config.data).require_seen()
     specs = with_hand(dataset.specs, config.hand)
     hand = HandColumns.of(specs.observation)
@@ -142,6 +150,7 @@ def run(config: TrainWorldModelConfig) -> int:
     model = _model(config, arrays, tokenizer, initial, specs, hand is not None)
     if tokenizer is not None:
         model.tokenizer.load_state_dict(tokenizer.state_dict())
+    model = here(model)
     data = LatentEpisodes.encode(model.tokenizer, arrays, model.canvas)
     if hand is not None:
         data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds, hand)
@@ -154,10 +163,12 @@ def run(config: TrainWorldModelConfig) -> int:
     if config.equal_tasks:
         data.odds = equal_shares(data.odds, np.repeat(np.array(arrays.tasks), np.diff(arrays.offsets)))
     job = Job(config, facts)
+    if config.address is not None or config.processes > 1:
+        model = model.to("cpu")  # every process moves its own copy
     if config.address is not None:
         from experiments.pipelines.ray_training import on_ray
 
-        on_ray(train_stages, job, model, data, config.processes, config.address, config.out)
+        on_ray(train_stages, job, model, data, config.processes, config.address, config.out, gpu=here.name != "cpu")
     elif config.processes == 1:
         train_stages(0, job, model, data)
     else:
@@ -262,9 +273,19 @@ def _process(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes, 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=processes)
     try:
-        train_stages(rank, job, copy.deepcopy(model), data)  # what was handed over is one memory for all
+        own = copy.deepcopy(model)  # what was handed over is one memory for all
+        train_stages(rank, job, own.to(device_of_rank(placing(job.config).device, rank)), data)
     finally:
         dist.destroy_process_group()
+
+
+def device_of_rank(device: torch.device, rank: int) -> torch.device:
+    """Where one of several processes on this machine trains: `cuda` without a number deals them over all GPUs."""
+    import torch
+
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes) -> None:
@@ -289,6 +310,7 @@ def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisod
     )  # fmt: skip
     trained = train_world_model(model, data, training, config.out, identity=job.facts)
     if rank == 0:
+        trained.with_sampler(dtype=trained.config.sampler.dtype)  # `--dtype` is of this run, not of the model
         trained.save_pretrained(config.out / "export")
 
 

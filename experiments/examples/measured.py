@@ -17,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from experiments.pipelines.run_folder import versions
 from worldgym.evaluation import paired_bootstrap, wilson
 from worldgym.imagination.adapters.action_repeat import HeldActions
+from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
 
 EVAL_SEED0 = 18_000_000
@@ -36,8 +36,8 @@ def success_in_real(act: Callable[[dict[str, np.ndarray]], np.ndarray], args: An
         args: `task`, `horizon`, `chunk`, `eval_episodes`.
         slots: stepped side by side.
     """
-    envs = HeldActions(gym.make_vec(
-        "worldgym/Tabletop-v0", num_envs=slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
+    envs = HeldActions(load_suite().make(
+        slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
         instruction="embedding", autoreset_mode="Disabled", terminate_on_success=False,
     ))  # fmt: skip
     found = []

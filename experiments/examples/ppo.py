@@ -30,6 +30,7 @@ import worldgym  # noqa: F401  (registers the ids)
 from experiments.pipelines.run_folder import versions
 from rewards.judge_features import JudgeEyes
 from worldgym.evaluation import paired_bootstrap, wilson
+from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
 
 EVAL_SEED0 = 18_000_000
@@ -105,8 +106,8 @@ def held(action: Tensor, chunk: int) -> Tensor:
 @torch.no_grad()
 def success_in_real(eyes: JudgeEyes, agent: Agent, args: Args, slots: int = 25) -> np.ndarray:
     """`(N,)` bool, success at any time, acting by the mean; the same starts whenever it is called."""
-    envs = gym.make_vec(
-        "worldgym/Tabletop-v0", num_envs=slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
+    envs = load_suite().make(
+        slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
         instruction="embedding", autoreset_mode="Disabled", terminate_on_success=False,
     )  # fmt: skip
     found = []
@@ -139,7 +140,7 @@ def main(args: Args) -> int:
     board = SummaryWriter(str(args.out))
     board.add_text("hparams", json.dumps(asdict(args), default=str, indent=1))
     envs = gym.make_vec(
-        "worldgym/ImaginedTabletop-v0", num_envs=args.num_envs, horizon=args.horizon, chunk=args.chunk, tensors=True,
+        "worldgym/Imagined-v0", num_envs=args.num_envs, horizon=args.horizon, chunk=args.chunk, tensors=True,
         instruction="embedding", reward_kind=args.reward_kind, discount=args.gamma, judge_every=args.chunk,
         autoreset_mode="Disabled",
     )  # fmt: skip

@@ -105,7 +105,7 @@ def main(args: Args) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     envs = make_sb3_vec_env(
-        "worldgym/ImaginedTabletop-v0", num_envs=args.num_envs, held=True, task=args.task, chunk=args.chunk,
+        "worldgym/Imagined-v0", num_envs=args.num_envs, held=True, task=args.task, chunk=args.chunk,
         horizon=args.horizon, judge_every=args.chunk, reward_kind="potential", discount=GAMMA,
         # PPO sees a picture four times and looks itself; SAC sees it again and again, so it is looked at once.
         wrap=SeenByJudge if args.algorithm == "sac" else None,

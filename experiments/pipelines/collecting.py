@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.bundle import folder_hash
+from experiments.compute import placing
 from experiments.suites import domain_settings
 from worldgym.data import Episode
 from worldgym.errors import CheckpointError, WorldgymError
@@ -149,8 +150,9 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
     from worldgym.models import load_world_model
 
     torch.set_num_threads(1)  # several workers share the cores
-    policy = load_policy(config.policy)
-    world_model = None if config.world_model is None else load_world_model(config.world_model)
+    here = placing(config)
+    policy = here(load_policy(config.policy))
+    world_model = None if config.world_model is None else here(load_world_model(config.world_model))
 
     def start(seed: int) -> Callable[[dict[str, Any], int], np.ndarray]:
         generator = torch.Generator().manual_seed(seed)
@@ -166,7 +168,7 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
                 chunk = imagined.actions[0]
             elif world_model is None and step % policy.chunk == 0:
                 output = policy.act(batch, **sampling)  # type: ignore[arg-type]
-                chunk = np.clip(output.actions[0].float().numpy(), -1.0, 1.0)
+                chunk = np.clip(output.actions[0].float().cpu().numpy(), -1.0, 1.0)
             return chunk[step % len(chunk)]
 
         return act

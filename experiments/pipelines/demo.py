@@ -17,6 +17,7 @@ import logging
 from typing import Any
 
 from experiments.bundle import Bundle
+from experiments.compute import placing
 from experiments.pipelines.finetune import FineTuning, save_policy
 from experiments.pipelines.run_folder import AGAIN, RunFolder, versions
 from experiments.pipelines.settings import CHECK_SEED0, DemoSettings
@@ -39,7 +40,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         CheckpointError: the bundle is missing or incomplete.
         ConfigError: the folder holds a run with other settings, or somebody else's files.
     """
-    bundle = Bundle.find(settings.bundle)
+    bundle = Bundle.find(settings.bundle, placing(settings))
     facts = {**settings.key(), "parts": bundle.fingerprint()}
     folder = RunFolder(settings.out, facts, fresh=settings.fresh, restart=AGAIN)
     if folder.has("state/results.json", *RESULTS):
@@ -75,7 +76,8 @@ class _Demo:
         with pool, folder.board() as board:
             board.add_text("hparams", "\n".join(f"- {k}: {v}" for k, v in settings.key().items()))
             logger.info("1/5 measuring the SFT policy in Real from %d starts", len(self.starts))
-            sft = PolicyRef(str(self.bundle.policy_folder))
+            ref = lambda folder: PolicyRef(str(folder), device=self.bundle.placing.name)  # noqa: E731
+            sft = ref(self.bundle.policy_folder)
             evaluations = {"sft": self._measure(pool, "sft", sft)}
             board.add_scalar("eval/success_once", evaluations["sft"]["greedy"].rate().mean, 0)
             verbs = ", ".join(self.tuning.tasks)
@@ -87,8 +89,7 @@ class _Demo:
             updates = round(sum(row["updates"] for row in history))
             self._clone(updates)
             logger.info("4/5 measuring every policy in Real from the same starts")
-            improved = PolicyRef(str(settings.out / "policy"))
-            cloned = PolicyRef(str(settings.out / "policy_bc_only"))
+            improved, cloned = ref(settings.out / "policy"), ref(settings.out / "policy_bc_only")
             evaluations["imagined_rl"] = self._measure(pool, "imagined_rl", improved)
             evaluations["bc_only"] = self._measure(pool, "bc_only", cloned)
             sharp = self._evaluate(pool, "sft-sharpened", sft, settings.sharpen_temperature)

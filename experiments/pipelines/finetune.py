@@ -82,7 +82,7 @@ class FineTuning:
             return self.bundle.policy()
         from agents import load_policy
 
-        return load_policy(self.begin_with)
+        return self.bundle.placing(load_policy(self.begin_with))
 
     def _trainer(self) -> Any:
         from agents import ImaginedRLTrainer
@@ -129,7 +129,7 @@ class FineTuning:
         stream = stream_now()
         if rounds := self._rounds():
             verify_listed(rounds[-1], self.folder.restart)
-            stream = trainer.load(rounds[-1], load_policy)["stream"]
+            stream = trainer.load(rounds[-1], lambda path: self.bundle.placing(load_policy(path)))["stream"]
             for row in trainer.history:
                 self._scalars(board, row)
         history = trainer.history

@@ -33,13 +33,14 @@ class PolicyChoice:
     temperature: float
 
     @classmethod
-    def parse(cls, text: str, bundle: str, temperature: float = 0.0) -> PolicyChoice:
+    def parse(cls, text: str, bundle: str, temperature: float = 0.0, device: str = "cpu") -> PolicyChoice:
         """Read `FOLDER`, `FOLDER@T`, `sft` or `sft@T`.
 
         Args:
             text: what was typed.
             bundle: name or folder that `sft` refers to.
             temperature: when none is given in the text.
+            device: where the policy is loaded.
 
         Raises:
             ConfigError: the temperature is not a number >= 0.
@@ -55,7 +56,7 @@ class PolicyChoice:
                 temperature = -1.0
             if not 0 <= temperature < float("inf"):
                 raise ConfigError(f"in {text!r}, {number!r} is no temperature; type for example {place}@1.0")
-        return cls(text, PolicyRef(str(policy_folder(place, bundle))), temperature)
+        return cls(text, PolicyRef(str(policy_folder(place, bundle)), device=device), temperature)
 
 
 def policy_folder(place: str | Path, bundle: str) -> Path:

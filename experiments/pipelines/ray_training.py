@@ -33,6 +33,8 @@ def on_ray(
     workers: int,
     address: str,
     out: Path,
+    *,
+    gpu: bool = False,
 ) -> None:
     """Call `function(rank, config, model, data)` on so many Ray workers.
 
@@ -44,6 +46,7 @@ def on_ray(
         workers: ranks; each gets its share of this machine's cores, as many CPUs of the cluster.
         address: `local`, `auto` or `ray://HOST:10001`.
         out: run folder; Ray's own notes go to `out/ray`.
+        gpu: every rank asks for a GPU, and its model is put there.
 
     Raises:
         ConfigError: no cluster there, one that has too little, or training failed more than `RETRIES` times.
@@ -56,13 +59,17 @@ def on_ray(
     threads = max(1, (os.cpu_count() or 1) // workers)
     started = connect(ray, address, workers * threads)
     try:
-        check_resources(ray, {"CPU": workers * threads})
+        check_resources(ray, {"CPU": workers * threads, "GPU": float(workers * gpu)})
         trainer = TorchTrainer(
             _worker,
             train_loop_config={
-                "function": function, "config": config, "threads": threads, "parts": [ray.put(model), ray.put(data)],
+                "function": function, "config": config, "threads": threads, "gpu": gpu,
+                "parts": [ray.put(model), ray.put(data)],
             },
-            scaling_config=train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
+            scaling_config=train.ScalingConfig(
+                num_workers=workers, use_gpu=gpu,
+                resources_per_worker={"CPU": threads, "GPU": 1} if gpu else {"CPU": threads},
+            ),
             run_config=train.RunConfig(
                 name="train", storage_path=str((out / "ray").resolve()),
                 failure_config=train.FailureConfig(max_failures=RETRIES),
@@ -90,4 +97,8 @@ def _worker(setting: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
     torch.set_num_threads(setting["threads"])
     model, data = ray.get(setting["parts"])
+    if setting["gpu"]:
+        from ray.train.torch import get_device
+
+        model = model.to(get_device())
     setting["function"](rank, setting["config"], model, data)

@@ -14,6 +14,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from experiments.compute import placing
 from experiments.pipelines.training_run import claim, finish, finished, identity, option
 from worldgym.errors import ConfigError
 from worldgym.registry import Registry
@@ -21,6 +22,7 @@ from worldgym.registry import Registry
 logger = logging.getLogger(__name__)
 COMMON = (
     "data", "out", "type", "preset", "steps", "minutes", "batch_size", "window", "lr", "seed", "limit", "fresh",
+    "device", "dtype",
 )  # fmt: skip
 """Options that every type is trained with."""
 OWN = (
@@ -56,7 +58,7 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     from worldgym.training.loop import LoopConfig
     from worldgym.utils.files import atomic_write_text
 
-    kind = registry.get(config.type)
+    kind, here = registry.get(config.type), placing(config)
     refuse_others(config, COMMON)
     dataset = EpisodeDataset(config.data).require_seen()
     facts = identity(config, dataset)
@@ -65,7 +67,7 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
     torch.manual_seed(config.seed)
-    part = fresh_part(kind, config.type, dataset.specs, config.preset, arrays)
+    part = here(fresh_part(kind, config.type, dataset.specs, config.preset, arrays))
     minutes = None if config.steps else getattr(config, "minutes", None)
     loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
     settings = PartTraining(loop, config.batch_size, getattr(config, "window", PartTraining.window))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from experiments.compute import DType
 from worldgym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class FineTuneSettings:
         audit_bound: practice ends when imagined success exceeds the true one by more.
         quick: a few seconds' worth of everything, to see whether it runs; its numbers mean nothing.
         fresh: forget what an interrupted run in the same folder has done.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
     """
 
     seed: int = 0
@@ -96,11 +99,13 @@ class FineTuneSettings:
     audit_bound: float = 0.2
     quick: bool = False
     fresh: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
 
     SMALL: ClassVar[dict[str, int]] = {
         "iterations": 2, "starts": 2, "group": 4, "practise_horizon": 10, "bc_batch": 8, "imitation_steps": 2,
     }  # fmt: skip
-    ELSEWHERE: ClassVar[set[str]] = {"out", "fresh", "workers"}
+    ELSEWHERE: ClassVar[set[str]] = {"out", "fresh", "workers", "device", "dtype"}
     """What a resumed run may have otherwise: where and how it runs."""
 
     def __post_init__(self) -> None:

@@ -26,6 +26,8 @@ def rate(work: Callable[[], int], seconds: float = 2.0, warmup: int = 1) -> floa
     done, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < seconds:
         done += work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # work that was only queued is not done
     return done / passed
 
 
@@ -58,9 +60,9 @@ def imagining(model: Any, batch: int, chunk: int = 5, decode: str = "all") -> Ca
     return work
 
 
-def matmul_gflops(size: int = 2048) -> Callable[[], int]:
+def matmul_gflops(size: int = 2048, device: torch.device | str = "cpu") -> Callable[[], int]:
     """Work of bfloat16 matrix products; a unit is a million floating-point operations."""
-    a, b = torch.randn(2, size, size, dtype=torch.bfloat16)
+    a, b = torch.randn(2, size, size, dtype=torch.bfloat16).to(device)
 
     def work() -> int:
         a @ b
@@ -88,8 +90,8 @@ def denoising(model: Any, batch: int, step: Callable[..., Any] | None = None) ->
     dtype = next(net.parameters()).dtype
     state = start(model, batch)
     latent = state.latent.to(dtype)
-    level, proprio = torch.ones(batch), model.normalise_state(state.states)
-    actions = torch.rand(batch, model.action_dim) * 2 - 1
+    level, proprio = torch.ones(batch, device=latent.device), model.normalise_state(state.states)
+    actions = (torch.rand(batch, model.action_dim) * 2 - 1).to(latent.device)
 
     def work() -> int:
         with torch.inference_mode():
@@ -164,9 +166,9 @@ def layers_only(model: Any, batch: int) -> Callable[[], int]:
     """Work of the transformer layers without convolutions in and out: what the matrix-multiply fraction is of."""
     net = model.inference_network()
     dtype, c = next(net.parameters()).dtype, model.config.dynamics
-    x0 = torch.randn(batch, c.tokens, c.width).to(dtype)
-    past = torch.randn(batch, c.heads, c.window * c.tokens, c.width // c.heads).to(dtype)
-    six = torch.zeros(batch, 1, 6, c.width, dtype=dtype)
+    x0 = torch.randn(batch, c.tokens, c.width).to(model.device, dtype)
+    past = torch.randn(batch, c.heads, c.window * c.tokens, c.width // c.heads).to(model.device, dtype)
+    six = torch.zeros(batch, 1, 6, c.width, dtype=dtype, device=model.device)
 
     def work() -> int:
         with torch.inference_mode():

@@ -38,7 +38,7 @@ MARKER = "run.json"
 Hand = Literal["auto", "yes", "no"]
 EXTENDABLE = ("steps", "minutes", "epochs")
 """Settings that may change when a run goes on: how long it is."""
-ELSEWHERE = ("data", "out", "fresh", "address", "compile")
+ELSEWHERE = ("data", "out", "fresh", "address", "compile", "device", "dtype")
 """Settings that do not decide the result, or that are compared by content."""
 
 

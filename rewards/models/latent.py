@@ -249,7 +249,7 @@ class LatentJudge(
             state = None if told is None else told[rows].to(device)
             logits.append(self.forward(latents[rows].float().to(device), text[rows].to(device), state))
         self.train(training)
-        logit = torch.cat(logits).cpu() if logits else torch.zeros(0)
+        logit = torch.cat(logits).cpu() if logits else torch.zeros(0, device="cpu")
         return Judgement(torch.sigmoid(logit), None, torch.isfinite(logit), logit.tolist())
 
 

@@ -198,8 +198,8 @@ class LearnedJudge(
     def warm_up(self) -> None:
         """Load what the first verdict would load, so that it costs no more than the second."""
         size, frames = self.config.size, 1
-        blank = torch.zeros(frames, 1, *size, 3, dtype=torch.uint8)
-        states = torch.zeros(frames, self.config.state_dim) if self.reads.state else None
+        blank = torch.zeros(frames, 1, *size, 3, dtype=torch.uint8, device="cpu")
+        states = torch.zeros(frames, self.config.state_dim, device="cpu") if self.reads.state else None
         self.score(blank, ["nothing yet"], states)
 
     @property
@@ -227,6 +227,7 @@ class LearnedJudge(
             return self
         other = LearnedJudge(dataclasses.replace(self.config, state_dim=states.shape[1]))
         own = self.state_dict()
+        other = other.to(self.device)
         first = other.head[0].weight.detach().clone()
         first[:, : own["head.0.weight"].shape[1]] = own["head.0.weight"]
         first[:, own["head.0.weight"].shape[1] :] = 0
@@ -384,7 +385,7 @@ class LearnedJudge(
             )
         ]
         self.train(training)
-        logit = torch.cat(logits).cpu() if logits else torch.zeros(0)
+        logit = torch.cat(logits).cpu() if logits else torch.zeros(0, device="cpu")
         return Judgement(
             p_success=torch.sigmoid(logit),
             progress=None,

@@ -121,6 +121,17 @@ class OpenClipJudge:
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self._texts: dict[str, Tensor] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> OpenClipJudge:
+        """Move the model, which other settings of it share; returns itself."""
+        self.model.to(device)
+        self._texts = {}
+        return self
+
     # -- making one -------------------------------------------------------------------------------
     @classmethod
     def create(
@@ -273,6 +284,7 @@ class OpenClipJudge:
         seen = torch.cat([self.pictures(part) for part in shown.flatten(0, 1).split(c.max_batch)])
         nearer = (seen.unflatten(0, (-1, count)) * against[:, None]).sum(-1)
         value = {"last": nearer[:, 0], "mean": nearer.mean(1), "max": nearer.amax(1)}[c.aggregate]
+        value = value.cpu()
         logit = c.scale * value + c.offset
         return Judgement(torch.sigmoid(logit), None, torch.isfinite(logit), value.tolist())
 
@@ -282,18 +294,18 @@ class OpenClipJudge:
 
     def pixels(self, frames: Tensor) -> Tensor:
         """What the model is shown of `frames (B,H,W,3)` uint8: `(B,3,h,w)`, standardised."""
-        x = frames.permute(0, 3, 1, 2).float() / 255
+        x = frames.to(self.device).permute(0, 3, 1, 2).float() / 255
         if x.shape[-1] != self.size:
             x = nn.functional.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(
                 0, 1
             )
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 
     def texts(self, sentences: Sequence[str]) -> Tensor:
         """Unit vectors `(B,D)`; each sentence is read once."""
         new = sorted(set(sentences) - self._texts.keys())
         if new:
-            vectors = self.model.encode_text(self.tokenizer(new)).float()  # type: ignore[operator]
+            vectors = self.model.encode_text(self.tokenizer(new).to(self.device)).float()  # type: ignore[operator]
             self._texts |= dict(zip(new, nn.functional.normalize(vectors, dim=-1), strict=True))
         return torch.stack([self._texts[text] for text in sentences])

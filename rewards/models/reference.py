@@ -133,7 +133,7 @@ class ReferenceJudge:
             first = torch.from_numpy(arrays.frames[rows.start : rows.start + 1])
             actions = torch.from_numpy(arrays.actions[rows][:-1])
             states = torch.from_numpy(arrays.states[rows.start : rows.start + 1])
-            none = torch.zeros(1, 0, actions.shape[1])
+            none = torch.zeros(1, 0, actions.shape[1], device="cpu")
             state = world_model.begin(first[None], none, generator, states=states[None])
             _, dream = world_model.step(state, actions[None])
             videos.append(torch.cat([first, dream.frames[0].cpu()]))

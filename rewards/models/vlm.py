@@ -170,6 +170,11 @@ class VlmJudge:
         found = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in words)
         return {int(ids[0]) for ids in found if len(ids) == 1 and ids[0] != tokenizer.unk_token_id}
 
+    def to(self, device: torch.device | str) -> VlmJudge:
+        """Move the model; returns itself."""
+        self.model.to(device)
+        return self
+
     @property
     def name(self) -> str:
         """What reports call this judge."""

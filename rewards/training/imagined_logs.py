@@ -65,7 +65,7 @@ def dream_logs(
             break
         rows = np.minimum(first[:, None] + np.arange(steps), arrays.offsets[chosen + 1][:, None] - 1)
         start = torch.from_numpy(arrays.frames[first])[:, None]
-        none = torch.zeros(len(chosen), 0, arrays.actions.shape[1])
+        none = torch.zeros(len(chosen), 0, arrays.actions.shape[1], device="cpu")
         state = world_model.begin(
             start, none, generator, states=torch.from_numpy(arrays.states[first])[:, None]
         )
@@ -115,7 +115,7 @@ def episode_verdicts(
         seen = torch.from_numpy(dreams.frames[rows.start + when])
         states = torch.from_numpy(dreams.states[rows.start + when])
         words = [dreams.instructions[episode]] * len(when)
-        p = judged(judge, seen[:, None], words, states).p_success.numpy()
+        p = judged(judge, seen[:, None], words, states).p_success.cpu().numpy()
         so_far = np.maximum.accumulate(dreams.success[rows])
         said[m], truth[m] = p[np.searchsorted(when, steps)], so_far[steps]
     return said, truth

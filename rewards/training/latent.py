@@ -82,7 +82,7 @@ def dream_latents(
     """
     chosen = take_episodes(arrays, np.asarray(episodes))
     states = chosen.states.copy()
-    latents = torch.zeros(0)
+    latents = torch.zeros(0, device="cpu")
     order = np.argsort(-chosen.lengths, kind="stable")
     for begin in range(0, len(order), batch):
         rows = order[begin : begin + batch]
@@ -91,14 +91,14 @@ def dream_latents(
             break
         where = np.minimum(first[:, None] + np.arange(steps), chosen.offsets[rows + 1][:, None] - 1)
         start = torch.from_numpy(chosen.frames[first])[:, None]
-        none = torch.zeros(len(rows), 0, chosen.actions.shape[1])
+        none = torch.zeros(len(rows), 0, chosen.actions.shape[1], device="cpu")
         state = world_model.begin(
             start, none, generator, states=torch.from_numpy(chosen.states[first])[:, None]
         )
         _, dream = world_model.step(state, torch.from_numpy(chosen.actions[where]), decode="none")
         seen = world_model.tokenizer.encode(start[:, 0])
         if not len(latents):
-            latents = torch.zeros(len(chosen.frames), *seen.shape[1:], dtype=torch.float16)
+            latents = torch.zeros(len(chosen.frames), *seen.shape[1:], dtype=torch.float16, device="cpu")
         for row, episode in enumerate(rows):
             inside = chosen.rows(int(episode))
             count = inside.stop - inside.start - 1
@@ -121,6 +121,7 @@ def train_latent_judge(
     dreams: tuple[EpisodeArrays, Tensor] | None = None,
     teacher: Any | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[LatentJudge, dict[str, float]]:
     """Train, set the threshold, report.
 
@@ -133,6 +134,7 @@ def train_latent_judge(
         dreams: of `dream_latents`, from (some of) the same episodes; a dream is held out if its episode is.
         teacher: a `LearnedJudge`; as many pairs again, of any frame and any sentence, are learned as it judges them.
         on_step: called with (step, scalars) every 25 steps.
+        device: where the judge is trained; the result stays there.
 
     Returns:
         the judge and its held-out report: fpr, `fpr/<kind>`, tpr, balanced_accuracy, and the same of dreams under
@@ -161,6 +163,7 @@ def train_latent_judge(
     if judge.reads.state:
         judge.state_mean.copy_(torch.from_numpy(arrays.states.mean(0)))
         judge.state_std.copy_(torch.from_numpy(arrays.states.std(0)).clamp_min(1e-4))
+    judge = judge.to(device)
     adam = torch.optim.AdamW(
         judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
@@ -185,13 +188,13 @@ def train_latent_judge(
             more = sources[0].taught(teacher, config.batch_size, rng)
             seen, states = torch.cat([seen, more.latents]), torch.cat([states, more.states])
             labels, texts = torch.cat([labels, more.labels]), texts + more.texts
-        seen = blur(seen, config.latent_noise)
+        seen, states, labels = blur(seen, config.latent_noise).to(device), states.to(device), labels.to(device)
         if judge.reads.state:
             states = states + judge.state_std * config.state_noise * torch.randn_like(states)
         warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
         for group in adam.param_groups:
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        logit = judge(seen, torch.from_numpy(embed(texts)), states)
+        logit = judge(seen, torch.from_numpy(embed(texts)).to(device), states)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, labels)
         adam.zero_grad(set_to_none=True)
         loss.backward()

@@ -32,6 +32,7 @@ from rewards.training.mining import HardFrames
 from rewards.training.negatives import KINDS, PairSampler
 from worldgym.errors import ConfigError
 from worldgym.text import embed
+from worldgym.utils.devices import rand, randn
 from worldgym.utils.train_state import TrainState
 
 if TYPE_CHECKING:
@@ -100,13 +101,14 @@ class JudgeTrainConfig:
 
 def reconstruct(tokenizer: Any, frames: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     """`frames (N,H,W,3)` u8 through the tokenizer, with a random amount of latent noise a row up to `noise`."""
-    return tokenizer.decode(blur(tokenizer.encode(frames), noise, generator))
+    painted: Tensor = tokenizer.decode(blur(tokenizer.encode(frames), noise, generator))
+    return painted.to(frames.device)
 
 
 def blur(latents: Tensor, noise: float, generator: torch.Generator | None = None) -> Tensor:
     """`latents (N,C,h,w)` with a random amount of noise a row up to `noise`, at the length they had."""
-    sigma = noise * torch.rand(len(latents), 1, 1, 1, generator=generator)
-    noisy = latents + sigma * torch.randn(latents.shape, generator=generator)
+    sigma = noise * rand((len(latents), 1, 1, 1), generator, latents.device)
+    noisy = latents + sigma * randn(latents.shape, generator, latents.device)
     # The decoder knows latents of one length only.
     power = latents.square().mean(1, keepdim=True) / noisy.square().mean(1, keepdim=True).clamp_min(1e-6)
     return noisy * power.sqrt()
@@ -123,6 +125,7 @@ def train_judge(
     init_policy: Any | None = None,
     dreams: EpisodeArrays | None = None,
     judge: LearnedJudge | None = None,
+    device: torch.device | str = "cpu",
     **overrides: Any,
 ) -> tuple[LearnedJudge, dict[str, float]]:
     """Train, calibrate and report.
@@ -140,6 +143,7 @@ def train_judge(
         dreams: of `rewards.training.imagined_logs.dream_logs`, from (some of) the same episodes; a dream is held out
             if its episode is.
         judge: a trained judge to go on from, in place of a new one; it is changed.
+        device: where the judge is trained; the result stays there.
         **overrides: replace single settings, e.g. `steps=500`.
 
     Returns:
@@ -169,7 +173,7 @@ def train_judge(
             raise ConfigError(
                 "hard_share needs a judge to go on from: only a trained one is wrong in a telling way"
             )
-        hard = HardFrames.mine(judge.eval(), arrays, order[held:], np.random.default_rng(config.seed))
+        hard = HardFrames.mine(judge.to(device).eval(), arrays, order[held:], np.random.default_rng(config.seed))
     if judge is None:
         judge = LearnedJudge(model)
         if init_policy is not None:  # the encoder comes with its statistics of words
@@ -178,6 +182,7 @@ def train_judge(
             judge.set_text_stats([text for texts in train.texts.values() for text in texts])
         if judge.reads.state:
             judge.set_state_stats(arrays.states)
+    judge = judge.to(device)
     optimizer = torch.optim.AdamW(
         judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
@@ -213,9 +218,10 @@ def train_judge(
         state = None
         if judge.reads.state:
             blur = config.state_noise * rng.standard_normal(states.shape, dtype=np.float32)
-            state = torch.from_numpy(states) + judge.state_std * torch.from_numpy(blur)
-        logit = judge(to_float(frames), torch.from_numpy(embed(texts)), state)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.from_numpy(labels))
+            state = torch.from_numpy(states).to(device) + judge.state_std * torch.from_numpy(blur).to(device)
+        logit = judge(to_float(frames.to(device)), torch.from_numpy(embed(texts)).to(device), state)
+        true = torch.from_numpy(labels).to(device)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, true)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)

@@ -115,5 +115,5 @@ def believed(
             [arrays.instructions[owner[row]] for row in part],
             torch.from_numpy(arrays.states[part]),
         )
-        out.append(verdict.p_success.numpy())
+        out.append(verdict.p_success.cpu().numpy())
     return np.concatenate(out)

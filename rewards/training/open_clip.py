@@ -60,6 +60,7 @@ def train_open_clip(
     teacher: Any | None = None,
     lessons: int = 12_000,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[OpenClipJudge, dict[str, float]]:
     """Train, fit scale and threshold, report.
 
@@ -71,6 +72,7 @@ def train_open_clip(
         teacher: a judge that reads frames; what it says of `lessons` frames is learned as well.
         lessons: frames of which it speaks.
         on_step: called with (step, scalars) every 25 steps.
+        device: where the judge is trained; the result stays there.
 
     Returns:
         the judge and its held-out report: fpr, `fpr/<kind>`, tpr, balanced_accuracy.
@@ -86,11 +88,11 @@ def train_open_clip(
     held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
     train, val = PairSampler(arrays, order[held:], config.near_share), PairSampler(arrays, order[:held])
     torch.manual_seed(config.seed)
-    judge = OpenClipJudge.from_description(description)
+    judge = OpenClipJudge.from_description(description).to(device)
     model = judge.model.train()
     words = _Words(judge, [text for texts in train.texts.values() for text in texts])
     taught = None if teacher is None else _ask(teacher, arrays, train, lessons, config.seed)
-    fit = nn.Parameter(torch.tensor([math.log(10.0), -1.0]))  # log of the scale, offset
+    fit = nn.Parameter(torch.tensor([math.log(10.0), -1.0], device=device))  # log of the scale, offset
     groups: list[dict[str, Any]] = [
         {"params": list(model.parameters())},
         {"params": [fit], "weight_decay": 0.0},
@@ -114,17 +116,18 @@ def train_open_clip(
         warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
         for group in adam.param_groups:
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(judge.device.type, torch.bfloat16):
             seen = model.encode_image(judge.pixels(frames))  # type: ignore[operator]
             against, where = words.vectors(asked)
         seen = nn.functional.normalize(seen.float(), dim=-1)
         parts = [(seen[: len(own)], where[: len(own)], torch.from_numpy(labels))]
         if taught is not None:
             parts.append((seen[len(own) :], where[len(own) :], taught.said[torch.from_numpy(more)]))
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=device)
         for pictures, which, true in parts:
-            count = true.shape[1]
-            nearer = torch.einsum("bd,bkd->bk", pictures, against[torch.tensor([w[:count] for w in which])])
+            count, true = true.shape[1], true.to(device)
+            asked_here = torch.tensor([w[:count] for w in which], device="cpu")
+            nearer = torch.einsum("bd,bkd->bk", pictures, against[asked_here])
             loss = loss + nn.functional.binary_cross_entropy_with_logits(fit[0].exp() * nearer + fit[1], true)
         adam.zero_grad(set_to_none=True)
         loss.backward()
@@ -157,7 +160,7 @@ class _Words:
         tokens = judge.tokenizer(
             [goal.replace("{instruction}", text) for text in known] + [judge.config.baseline]
         )
-        self.tokens: Tensor = tokens
+        self.tokens: Tensor = tokens.to(judge.device)
         self.number = {text: i for i, text in enumerate(known)}
 
     def vectors(self, asked: list[list[str]]) -> tuple[Tensor, list[list[int]]]:
@@ -188,7 +191,7 @@ def _ask(teacher: Any, arrays: EpisodeArrays, pairs: PairSampler, count: int, se
         part = np.repeat(rows[first : first + 64], ASKED)
         frames, states = torch.from_numpy(arrays.frames[part]), torch.from_numpy(arrays.states[part])
         words = [text for asked in texts[first : first + 64] for text in asked]
-        said.append(judged(teacher, frames[:, None], words, states).p_success.float().view(-1, ASKED))
+        said.append(judged(teacher, frames[:, None], words, states).p_success.cpu().float().view(-1, ASKED))
     return _Lessons(rows, texts, torch.cat(said))
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from worldgym.protocols import Judgement, Reads, RewardModel, judged, reads_of, threshold_of
+from worldgym.utils.devices import place
 
 
 class CachedJudge:
@@ -35,6 +36,11 @@ class CachedJudge:
         self.judge, self.size = judge, size
         self.hits = self.misses = 0
         self._kept: OrderedDict[str, tuple[float, Tensor | None, Any]] = OrderedDict()
+
+    def to(self, device: torch.device | str) -> CachedJudge:
+        """Move the judge; returns itself."""
+        place(self.judge, torch.device(device))
+        return self
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ from rewards.loading import load_judge
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, Reads, judged, reads_of
 from worldgym.registry import JUDGES, TYPE
+from worldgym.utils.devices import place
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.typed import from_values
 
@@ -163,6 +164,11 @@ class CalibratedJudge:
     ) -> CalibratedJudge:
         """`judge` calibrated on what it `said` of held-out logs and what was `true`; see `Calibration.fit`."""
         return cls(judge, Calibration.fit(said, true, method=method, max_fpr=max_fpr))
+
+    def to(self, device: torch.device | str) -> CalibratedJudge:
+        """Move the judge; returns itself."""
+        place(self.judge, torch.device(device))
+        return self
 
     @property
     def name(self) -> str:

@@ -30,6 +30,7 @@ from rewards.loading import load_judge
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Judgement, Reads, RewardModel, judged, reads_of, threshold_of
 from worldgym.registry import JUDGES, TYPE
+from worldgym.utils.devices import place
 from worldgym.utils.folders import save_folder, verify_folder
 
 
@@ -75,6 +76,12 @@ class ComposedJudge:
         if not 0 < self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1]")
 
+    def to(self, device: torch.device | str) -> ComposedJudge:
+        """Move every term's judge; returns itself."""
+        for term in self.terms.values():
+            place(term.judge, torch.device(device))
+        return self
+
     @property
     def name(self) -> str:
         """What reports call this judge: its terms with their weights."""
@@ -98,8 +105,9 @@ class ComposedJudge:
     ) -> Judgement:
         """All terms on `frames (B,T,H,W,3)`; a video to which no term applies is invalid."""
         count = len(frames)
-        total, weights = torch.zeros(count), torch.zeros(count)
-        least, valid = torch.full((count,), torch.inf), torch.ones(count, dtype=torch.bool)
+        total, weights = torch.zeros(count, device="cpu"), torch.zeros(count, device="cpu")
+        least = torch.full((count,), torch.inf, device="cpu")
+        valid = torch.ones(count, dtype=torch.bool, device="cpu")
         raw: list[dict[str, float | None]] = [{} for _ in range(count)]
         for name, term in self.terms.items():
             verdict = judged(term.judge, frames, instructions, states, latents)

@@ -18,7 +18,8 @@ from experiments.cli import main
 from experiments.commands import bundle as command
 from worldgym import pretrained
 from worldgym.errors import CheckpointError
-from worldgym.specs import ObservationSpec, Specs
+from worldgym.models import WorldModelConfig
+from worldgym.specs import Specs
 from worldgym.utils.arrays import write_arrays
 from worldgym.utils.folders import MANIFEST, seal_folder
 
@@ -29,7 +30,7 @@ class FakeDataset:
     """Stands for a dataset of two verbs; what is taken from it comes from a tiny bundle."""
 
     manifest, summary = SimpleNamespace(hash="abc", name="x"), {"episodes": 2}
-    specs, cameras = Specs(ObservationSpec()), ("front",)
+    specs, cameras = Specs(WorldModelConfig.preset("tiny").described.observation), ("front",)
 
     def __init__(self, folder: Path) -> None: ...
 
@@ -53,7 +54,7 @@ def typed(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(
         command, "write_starts", lambda path, *rest: shutil.copyfile(bundle / path.name, path)
     )
-    monkeypatch.setattr(command, "write_demos", lambda path, demos: shutil.copyfile(bundle / path.name, path))
+    monkeypatch.setattr(command, "write_demos", lambda path, *rest: shutil.copyfile(bundle / path.name, path))
     parts = shutil.copytree(bundle, tmp_path / "parts")
     return [
         "bundle", "--data", str(tmp_path), "--world-model", str(parts / "world_model"), "--judge",

@@ -118,9 +118,9 @@ class PositionProbe(
         """
         check_frames(frames, self.config.image_size)
         with autocast(self.cells.device):
-            outs = [self(part) for part in frames.split(batch)]
+            outs = [self(part.to(self.cells.device)) for part in frames.split(batch)]
         return Found(
-            torch.cat([o[0] for o in outs]).numpy(), torch.cat([o[1] for o in outs]).sigmoid().numpy()
+            torch.cat([o[0] for o in outs]).cpu().numpy(), torch.cat([o[1] for o in outs]).sigmoid().cpu().numpy()
         )
 
 
@@ -132,6 +132,7 @@ def probe_loss(probe: PositionProbe, frames: Tensor, positions: Tensor) -> tuple
         frames: `(N,H,W,3)` uint8.
         positions: `(N,K,2)` pixels; nan where the part is not there.
     """
+    frames, positions = frames.to(probe.cells.device), positions.to(probe.cells.device)
     with autocast(frames.device):
         found, logit, logs = probe(frames)
     size = probe.config.image_size

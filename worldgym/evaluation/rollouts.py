@@ -40,6 +40,7 @@ import numpy as np
 from worldgym.errors import CheckpointError
 from worldgym.evaluation.outcomes import EvalResult, Start, make_starts, shuffle_instructions
 from worldgym.registry import POLICIES
+from worldgym.utils.devices import choose_device, place
 
 __all__ = [
     "EvalResult",
@@ -62,10 +63,12 @@ class PolicyRef:
         path: folder written by `save_pretrained`.
         loader: for a class that no registry knows: entry point "module:Class" with a `from_pretrained(path)`, or
             "module:function" of a path.
+        device: where it is loaded: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
     path: str
     loader: str | None = None
+    device: str = "cpu"
 
     def load(self) -> Any:
         """Read the policy from disk, in evaluation mode.
@@ -79,17 +82,18 @@ class PolicyRef:
         else:
             target = resolve(self.loader)
             policy = getattr(target, "from_pretrained", target)(self.path)
+        policy = place(policy, choose_device(self.device))
         if hasattr(policy, "eval"):
             policy.eval()
         return policy
 
-    def stamp(self) -> tuple[str, str, int]:
+    def stamp(self) -> tuple[str, str, str, int]:
         """Changes when the files do, so that a worker's cache is never stale."""
         path = Path(self.path)
         if not path.exists():
             raise CheckpointError(f"no policy at {path}; give a folder written by save_pretrained")
         files = [path, *path.rglob("*")] if path.is_dir() else [path]
-        return self.loader or "", str(path), max(file.stat().st_mtime_ns for file in files)
+        return self.loader or "", str(path), self.device, max(file.stat().st_mtime_ns for file in files)
 
 
 def resolve(entry_point: str) -> Any:
@@ -208,7 +212,7 @@ def _takes_chunks(env: Any) -> bool:
 @dataclass
 class _Cache:
     envs: dict[str, list[Any]] = field(default_factory=dict)
-    policies: dict[tuple[str, str, int], Any] = field(default_factory=dict)
+    policies: dict[tuple[str, str, str, int], Any] = field(default_factory=dict)
 
 
 _CACHE = _Cache()

@@ -101,6 +101,18 @@ class EnsembleWorldModel:
         """Where the weights are."""
         return self.leader.device
 
+    def to(self, device: torch.device | str) -> EnsembleWorldModel:
+        """Move every member to `device`; returns itself."""
+        for member in self.members:
+            member.to(device)
+        return self
+
+    def with_sampler(self, **changes: object) -> EnsembleWorldModel:
+        """Change every member's sampler, see `VideoWorldModel.with_sampler`; returns itself."""
+        for member in self.members:
+            member.with_sampler(**changes)
+        return self
+
     def begin(
         self,
         frames: Tensor,
@@ -131,7 +143,7 @@ class EnsembleWorldModel:
             raise ConfigError(
                 f"actions have shape {tuple(actions.shape)}, expected (B, K, {self.action_dim}), K >= 1"
             )
-        members = list(state.members)
+        actions, members = actions.to(self.device), list(state.members)
         latents, states, doubts = [], [], []
         for i in range(actions.shape[1]):
             chunk = actions[:, i : i + 1]

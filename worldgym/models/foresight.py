@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from worldgym.errors import ConfigError
 from worldgym.models.tokenizers import FrameTokenizer, TokenizerConfig
 from worldgym.nn import FLOW, Modulation, TransformerBlock, from_tokens, to_tokens
+from worldgym.utils.devices import rand, randn
 from worldgym.utils.hub import HubModel
 from worldgym.utils.sizes import ImageSize, short, size_of
 from worldgym.utils.typed import from_values
@@ -219,11 +220,11 @@ class Foresight(
     ) -> Tensor:
         """Flow matching on `joint (B,J,h,w)`; half of the batch at t = 1, where it is asked at inference."""
         b = len(joint)
-        t = torch.rand(b, generator=generator)
+        t = rand((b,), generator, joint.device)
         t[: b // 2] = 1.0
         least = t.clamp_min(0.05)
         level = least[:, None, None, None]
-        noise = torch.randn(joint.shape, generator=generator) * (level < 1)
+        noise = randn(joint.shape, generator, joint.device) * (level < 1)
         said = self.clean(FLOW.add(joint, noise, least), t, latents, states, texts)
         error = ((said - joint) / level).square().mean((0, 2, 3))  # of velocities: (s_t - s) / t
         rest = error[:-1].mean() if len(error) > 1 else error.new_zeros(())

@@ -13,6 +13,7 @@ from typing import Any
 
 from worldgym import pretrained
 from worldgym.registry import WORLD_MODELS
+from worldgym.utils.devices import choose_device, place
 
 
 def load_world_model(name_or_path: str | Path, *, device: str | None = None) -> Any:
@@ -21,7 +22,8 @@ def load_world_model(name_or_path: str | Path, *, device: str | None = None) -> 
     Args:
         name_or_path: a bundled name such as `"tabletop-small"`, a bundle's folder, or a folder that the
             `save_pretrained` of a world model wrote.
-        device: such as `cuda`, for types whose `from_pretrained` takes it.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`: given to a `from_pretrained` that takes it, and the model is moved
+            there where it has `to`. None leaves it where its `from_pretrained` put it.
 
     Raises:
         CheckpointError: no world model there, or a damaged one.
@@ -32,4 +34,5 @@ def load_world_model(name_or_path: str | Path, *, device: str | None = None) -> 
         path = pretrained.path(str(name_or_path))
     if (path / "world_model").is_dir():
         path = path / "world_model"
-    return WORLD_MODELS.load(path, offered={} if device is None else {"device": device})
+    model = WORLD_MODELS.load(path, offered={} if device is None else {"device": device})
+    return model if device is None else place(model, choose_device(device))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from worldgym.errors import ConfigError
+from worldgym.utils.devices import CPU, rand, randn
 
 TimeSampler = Callable[[Sequence[int], "torch.Generator | None"], Tensor]
 """`sampler(shape, generator)` draws noise levels in [0, 1], float32, one a token group."""
@@ -143,7 +144,7 @@ class DiffusersNoise:
 # -- levels ------------------------------------------------------------------------------------------------------------
 def uniform(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
     """Levels evenly from [0, 1)."""
-    return torch.rand(*shape, generator=generator)
+    return rand(shape, generator, CPU)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class LogitNormalTimes:
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Draw levels."""
-        return (self.mean + self.std * torch.randn(*shape, generator=generator)).sigmoid()
+        return (self.mean + self.std * randn(shape, generator, CPU)).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class PowerTimes:
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Draw levels."""
-        u = torch.rand(*shape, generator=generator)
+        u = rand(shape, generator, CPU)
         return 1 - self.s * (1 - u ** (1 / self.a))
 
 
@@ -213,8 +214,9 @@ class MixedTimes:
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Draw levels."""
-        chosen = torch.rand(*shape, generator=generator) < self.pure
-        return torch.where(chosen, torch.ones(*shape), self.inner(shape, generator))
+        chosen = rand(shape, generator, CPU) < self.pure
+        levels = self.inner(shape, generator)
+        return torch.where(chosen.to(levels.device), torch.ones_like(levels), levels)
 
 
 def shifted(t: Any, shift: float) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldgym.errors import DatasetError
 from worldgym.models.foresight import Foreseen, Foresight
+from worldgym.utils.devices import randn
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,18 @@ def train_foresight(
     adam = torch.optim.AdamW(learned, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
     rng, generator = np.random.default_rng((seed, 41)), torch.Generator().manual_seed(seed)
     model.train()
+    device = next(model.parameters()).device
     losses = []
     for step in range(steps):
         chosen = torch.from_numpy(rng.choice(rows, batch_size))
         after = data.after[chosen][:, : model.config.futures]
-        joint = model.joint(data.latents[after], data.states[after], data.values[chosen])
-        seen = data.latents[chosen]
-        seen = seen + noise * torch.randn(seen.shape, generator=generator)
-        loss = model.loss(seen, data.states[chosen], data.texts[chosen], joint, generator)
+        joint = model.joint(
+            data.latents[after].to(device), data.states[after].to(device), data.values[chosen].to(device)
+        )
+        seen = data.latents[chosen].to(device)
+        seen = seen + noise * randn(seen.shape, generator, device)
+        states, texts = data.states[chosen].to(device), data.texts[chosen].to(device)
+        loss = model.loss(seen, states, texts, joint, generator)
         for group in adam.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         adam.zero_grad(set_to_none=True)
@@ -102,9 +107,10 @@ def train_foresight(
 
 
 def foresee(model: Foresight, data: ForesightData, batch_size: int = 256) -> Foreseen:
-    """What the model foresees in all frames."""
+    """What the model foresees in all frames, on the model's device."""
+    device = next(model.parameters()).device
     parts = [
-        model(*(column[first : first + batch_size] for column in (data.latents, data.states, data.texts)))
+        model(*(column[first : first + batch_size].to(device) for column in (data.latents, data.states, data.texts)))
         for first in range(0, len(data.latents), batch_size)
     ]
     return Foreseen(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -114,5 +120,5 @@ def value_scores(model: Foresight, data: ForesightData, rows: np.ndarray) -> dic
     """Mean absolute error of values, and Kendall's tau with the true returns, on some rows."""
     from scipy.stats import kendalltau
 
-    said, true = foresee(model, data).value.numpy()[rows], data.values.numpy()[rows]
+    said, true = foresee(model, data).value.cpu().numpy()[rows], data.values.numpy()[rows]
     return {"mae": float(np.abs(said - true).mean()), "tau": float(kendalltau(said, true).statistic)}

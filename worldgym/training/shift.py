@@ -25,6 +25,7 @@ from worldgym.models.video.latent_shift import LatentShift, move_bilinearly
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.world_model import LatentEpisodes
+from worldgym.utils.devices import rand, randn
 
 BATCH = 96
 REACH = 1.2  # cells; a hand at full speed moves by less than one
@@ -57,9 +58,9 @@ def shift_loss(
         background: `(C,h,w)` latent of the empty scene.
         generator: shifts, and noise on `z`, since imagined latents are never clean.
     """
-    level = 0.3 * torch.rand(len(z), 1, 1, 1, generator=generator).square()
-    z = unit_rms(z + level * torch.randn(z.shape, generator=generator))
-    first, second = REACH * (2 * torch.rand(2, len(z), 2, generator=generator) - 1)
+    level = 0.3 * rand((len(z), 1, 1, 1), generator, z.device).square()
+    z = unit_rms(z + level * randn(z.shape, generator, z.device))
+    first, second = REACH * (2 * rand((2, len(z), 2), generator, z.device) - 1)
     once, twice = shift_by_pixels(tokenizer, z, first, first + second)
     with autocast(z.device):
         moved = net(z, first)
@@ -99,13 +100,14 @@ def train_shift(
         raise ConfigError(
             "object motion needs a FrameTokenizer with background=True; use motion=None for this tokenizer"
         )
-    odds = torch.ones(len(data.latents)) if data.odds is None else torch.from_numpy(data.odds)
+    odds = torch.ones(len(data.latents), device="cpu") if data.odds is None else torch.from_numpy(data.odds)
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, LatentShift)
         u = torch.rand(BATCH, generator=generator, dtype=torch.float64) * total[-1]
         rows = torch.searchsorted(total, u).clamp(max=len(odds) - 1)
-        return shift_loss(module, tokenizer, data.latents[rows].float(), background, generator)
+        seen = data.latents[rows].to(background.device).float()
+        return shift_loss(module, tokenizer, seen, background, generator)
 
     total = odds.double().cumsum(0)
     facts = {"dynamics": asdict(model.config.dynamics), **(identity or {})}

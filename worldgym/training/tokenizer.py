@@ -35,6 +35,7 @@ def train_tokenizer(
     held_out: np.ndarray | Pictures | None = None,
     initial: FrameTokenizer | None = None,
     identity: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
 ) -> FrameTokenizer:
     """Train to the end of `loop` and return the averaged model.
 
@@ -47,6 +48,7 @@ def train_tokenizer(
         held_out: N more for the reported PSNR, or None.
         initial: go on from this tokenizer, whose background is taken anew; `config` must be its own.
         identity: further facts that make the run what it is, such as the hash of the dataset.
+        device: where it is trained; the result stays there.
 
     Raises:
         ConfigError: no frames, frames of another size than `config` says, or a batch below 1.
@@ -61,7 +63,7 @@ def train_tokenizer(
         model.load_state_dict(initial.state_dict())
     rng = np.random.default_rng(loop.seed)
     model.set_background(pictures[rng.choice(len(frames), min(len(frames), 1500), replace=False)])
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(device=device, memory_format=torch.channels_last)
 
     def loss(
         module: torch.nn.Module, step: int, generator: torch.Generator
@@ -92,7 +94,7 @@ def reconstruction_psnr(tokenizer: Any, frames: np.ndarray | Pictures) -> dict[s
     """PSNR in dB of decoded frames, over all pixels and, for static cameras, over those off the background."""
     real = Pictures.of(frames)[:]
     again = tokenizer.decode(tokenizer.encode(real)).float() / 255
-    target = real.float() / 255
+    target = real.to(again.device).float() / 255
     error = (again - target).square()
     scores = {"psnr": float(-10 * error.mean().log10())}
     if tokenizer.static_picture is None:

@@ -33,6 +33,7 @@ from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.nn import FLOW, MixedTimes
 from worldgym.training.loop import LoopConfig, TrainingLoop, step_generator
 from worldgym.training.pictures import Pictures
+from worldgym.utils import devices
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +105,16 @@ class Windows:
     anchor: Tensor
     before: Tensor
 
+    def to(self, device: torch.device) -> Windows:
+        """The same windows on `device`."""
+        return Windows(**{name: value.to(device) for name, value in vars(self).items()})
+
 
 @dataclass
 class LatentEpisodes:
     """Encoded logs: flat over frames, `offsets (E+1,)` mark the episodes; the last action of each is padding.
+
+    They stay on the CPU, and windows are moved to the model's device step by step.
 
     `odds (F,)`, if given, are the relative odds that a window begins at each frame: what decides an outcome (an object
     between the fingers, say) is a small part of the logs.
@@ -137,7 +144,7 @@ class LatentEpisodes:
                 f"the dataset has frames of {pictures.size} pixels, this tokenizer takes {size}; train one on this "
                 f"dataset with `worldgym train tokenizer`, or make the dataset anew with --image-size {size[0]}"
             )
-        parts = [tokenizer.encode(pictures[i : i + 512]).half() for i in range(0, len(pictures), 512)]
+        parts = [tokenizer.encode(pictures[i : i + 512]).half().cpu() for i in range(0, len(pictures), 512)]
         return LatentEpisodes(
             torch.cat(parts),
             torch.from_numpy(arrays.actions),
@@ -240,8 +247,8 @@ def world_model_loss(
     displacement = None if objects is None else objects.displacement(before)[:, -1]
     target, truth = z[:, 1:], z[:, :-1]
     shape = mask.shape
-    rand = lambda *s: torch.rand(*s, generator=generator)  # noqa: E731
-    randn = lambda like: torch.randn(like.shape, generator=generator)  # noqa: E731
+    rand = lambda *s: devices.rand(s, generator, z.device)  # noqa: E731
+    randn = lambda like: devices.randn(like.shape, generator, z.device)  # noqa: E731
     weight = mask.float()
     with autocast(z.device):
         if rollout:
@@ -252,7 +259,7 @@ def world_model_loss(
             level = settings.context_noise * rand(*shape, 1, 1, 1).square()
             previous = model.tokenizer.project(truth + level * randn(truth), 2)
             state_in = states[:, :-1] + 0.05 * rand(*shape, 1) * randn(states[:, :-1])
-        t = MixedTimes(pure=settings.pure_noise)(shape, generator)
+        t = MixedTimes(pure=settings.pure_noise)(shape, generator).to(z.device)
         noisy = FLOW.add(target, randn(target), t)
         out = forward(noisy, previous, t, actions, state_in, anchor, displacement)
         noisy_clean = z[:, 0] + 0.2 * randn(z[:, 0])
@@ -282,7 +289,7 @@ def world_model_loss(
         loss, extra["hand"] = loss + hand, float(hand.detach())
     if settings.pixel_coef:
         count = min(settings.pixel_frames, int(mask.sum()))
-        shown = torch.multinomial(weight.flatten(), count, generator=generator)
+        shown = devices.multinomial(weight.flatten(), count, generator)
         pixels = pixel_loss(
             model.tokenizer,
             out.latents.flatten(0, 1)[shown],
@@ -355,7 +362,7 @@ def train_world_model(
         # All processes alike: an imagined batch takes longer, and the others would wait.
         coin = float(torch.rand((), generator=step_generator(settings.loop.seed, step)))
         rollout = late and coin < settings.rollout_share
-        windows = data.windows(settings.batch, settings.window, generator)
+        windows = data.windows(settings.batch, settings.window, generator).to(module.device)
         return world_model_loss(module, windows, settings, background, rollout, generator, forward)
 
     def checked(module: nn.Module, step: int) -> dict[str, float]:

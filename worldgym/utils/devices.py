@@ -13,8 +13,7 @@ Example::
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,6 +22,10 @@ from torch import Tensor
 from worldgym.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16"]
+
+
+CPU = torch.device("cpu")
+"""Where logged data, rollouts and verdicts are kept, on every machine."""
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -71,19 +74,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float32 if name == "float32" else torch.bfloat16
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Settings of every command that computes.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: precision of networks at inference: `auto` leaves each part at its own.
-    """
-
-    device: str = "auto"
-    dtype: DType = "auto"
-
-
 def place(part: Any, device: torch.device, dtype: str = "auto") -> Any:
     """Move a world model, policy or judge to `device`; parts without weights, such as endpoints, stay as they are.
 
@@ -111,6 +101,22 @@ def deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def random_state() -> dict[str, Tensor]:
+    """State of torch's global generators, from which dropout draws: `torch` and, where CUDA is in use, `cuda:N`."""
+    found = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return found
+
+
+def restore_random(state: Mapping[str, Tensor]) -> None:
+    """Inverse of `random_state`; states of devices that are not here are left aside."""
+    torch.set_rng_state(state["torch"])
+    for name, value in state.items():
+        if name != "torch" and int(name.partition(":")[2]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(value, name)
+
+
 def _source(generator: torch.Generator | None, device: torch.device) -> torch.device:
     return device if generator is None else generator.device
 
@@ -124,6 +130,11 @@ def randn(shape: Sequence[int], generator: torch.Generator | None, device: torch
 def rand(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1), likewise."""
     return torch.rand(tuple(shape), generator=generator, device=_source(generator, device)).to(device)
+
+
+def randint(high: int, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Integers in [0, high), likewise; without a generator they are drawn by torch's own for the CPU."""
+    return torch.randint(high, tuple(shape), generator=generator, device=_source(generator, CPU)).to(device)
 
 
 def multinomial(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

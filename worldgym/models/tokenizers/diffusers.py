@@ -155,12 +155,14 @@ class DiffusersTokenizer(nn.Module):
             ConfigError: another size or dtype.
         """
         check_frames(frames, self.config.size)
+        frames = frames.to(self.latent_mean.device)
         parts = [self.encode_pixels(part.permute(0, 3, 1, 2).float() / 255) for part in frames.split(batch)]
         return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, z: Tensor, batch: int = 64) -> Tensor:
         """`(N,C,h,w)` -> `(N,H,W,3)` uint8."""
+        z = z.to(self.latent_mean.device)
         parts = [
             (self.decode_pixels(part).clamp(0, 1) * 255).round().to(torch.uint8) for part in z.split(batch)
         ]
@@ -176,7 +178,7 @@ def _encoded(autoencoder: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _latent_shape(autoencoder: Any, size: tuple[int, int]) -> tuple[int, int, int]:
-    shape = _encoded(autoencoder, torch.zeros(1, 3, *size).to(next(autoencoder.parameters()))).shape
+    shape = _encoded(autoencoder, torch.zeros(1, 3, *size, device="cpu").to(next(autoencoder.parameters()))).shape
     return shape[1], shape[2], shape[3]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
 from worldgym.models.tokenizers.base import check_frames
+from worldgym.utils.devices import rand, randn
 from worldgym.utils.sizes import ImageSize, short, size_of
 
 
@@ -173,12 +174,14 @@ class FrameTokenizer(nn.Module):
             ConfigError: another size or dtype.
         """
         check_frames(frames, self.config.size)
+        frames = frames.to(self.background.device)
         with autocast(self.background.device):
             return torch.cat([self.encode_pixels(_pixels(f)) for f in frames.split(batch)]).float()
 
     @torch.no_grad()
     def decode(self, z: Tensor, batch: int = 256) -> Tensor:
         """`(N,C,h,w)` -> `(N,H,W,3)` uint8."""
+        z = z.to(self.background.device)
         with autocast(self.background.device):
             out = [
                 (self.decode_pixels(part).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -206,11 +209,11 @@ def tokenizer_loss(
         frames: `(N,H,W,3)` uint8.
         generator: latent noise, so that the decoder forgives what a world model gets slightly wrong.
     """
-    x = _pixels(frames)
+    x = _pixels(frames.to(tokenizer.background.device))
     with autocast(x.device):
         z = tokenizer.encode_pixels(x)
-        level = 0.25 * torch.rand(len(z), 1, 1, 1, generator=generator)
-        noisy = unit_rms(z + level * torch.randn(z.shape, generator=generator))
+        level = 0.25 * rand((len(z), 1, 1, 1), generator, z.device)
+        noisy = unit_rms(z + level * randn(z.shape, generator, z.device))
         y = tokenizer.decode_pixels(noisy)
     if tokenizer.static_picture is None:
         foreground = torch.zeros_like(x[:, :1])

@@ -17,6 +17,7 @@ from torch import Tensor
 from worldgym.models.video.dynamics import DynamicsOutput
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.nn import renoise
+from worldgym.utils.devices import randn
 
 
 @torch.no_grad()
@@ -42,6 +43,7 @@ def imagine_uncached(
         guidance: weight w of `still + w (acting - still)`, where `still` has zero actions; 1 is plain and costs half.
     """
     net, window = model.dynamics, model.config.dynamics.window
+    frames, states, actions = (given.to(model.device) for given in (frames, states, actions))
     latents = [model.tokenizer.encode(model.canvas.pack(frames[:, 0]))]
     anchor = latents[0]
     proprio = [model.normalise_state(states[:, 0].float())]
@@ -82,7 +84,7 @@ def imagine_uncached(
             lambda both: both[0],
             torch.zeros_like(previous[:, -1]),
             [1.0 - k / passes for k in range(passes)],
-            lambda k, like=latents[0]: torch.randn(like.shape, generator=generator).to(like),
+            lambda k, like=latents[0]: randn(like.shape, generator, like.device).to(like),
         )
         latents.append(model.tokenizer.project(clean))
         proprio.append(proprio[-1] + said.states[:, -1])

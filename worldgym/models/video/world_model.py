@@ -33,6 +33,7 @@ from worldgym.models.video.state import ImaginedState, in_threads
 from worldgym.nn import renoise
 from worldgym.protocols import Decode, Imagined
 from worldgym.specs import Specs
+from worldgym.utils.devices import randint
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.sizes import ImageSize, short
@@ -138,6 +139,11 @@ class VideoWorldModel(nn.Module):
         self.refresh()
         return result
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch, which moves modules by it; the inference copy is made anew where the weights are then."""
+        self._fast = []
+        return super()._apply(*args, **kwargs)
+
     @torch.no_grad()
     def begin(
         self,
@@ -164,6 +170,9 @@ class VideoWorldModel(nn.Module):
             raise ConfigError(
                 f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
             )
+        device = self.device
+        frames, actions = frames.to(device), actions.to(device)
+        views = None if views is None else {name: view.to(device) for name, view in views.items()}
         picture = self.canvas.pack(frames, views)
         b, context = frames.shape[:2]
         if tuple(actions.shape) != (b, context - 1, self.action_dim):
@@ -179,7 +188,7 @@ class VideoWorldModel(nn.Module):
                 f"states have shape {tuple(states.shape)}, expected {(b, context, self.state_dim)}"
             )
         else:
-            normal = self.normalise_state(states.float())
+            normal = self.normalise_state(states.to(device).float())
         net = self.inference_network()
         dtype = next(net.parameters()).dtype
         cache = net.empty_cache(latents[:, 0], normal[:, 0], dtype)
@@ -191,12 +200,12 @@ class VideoWorldModel(nn.Module):
             time = torch.zeros(b, device=self.device)
             net.step(clean, latents[:, i].to(dtype), time, actions[:, i].float(), normal[:, i], cache)
             cache.ring.advance()
-        keys = torch.randint(2**62, (b,), generator=generator)
+        keys = randint(2**62, (b,), generator, device)
         return ImaginedState(latents[:, -1], self.denormalise_state(normal[:, -1]), cache, keys)
 
     def _noise(self, keys: Tensor, count: Tensor, shape: torch.Size, passes: int) -> Tensor:
         """`(passes, B, C, h, w)`; row i is a function of (keys[i], count[i]) alone."""
-        out = torch.empty(len(keys), passes, *shape)
+        out = torch.empty(len(keys), passes, *shape, device="cpu")  # drawn there: the same on every device
         if passes == 0:
             return out.transpose(0, 1).to(self.device)
         generator = torch.Generator()
@@ -222,6 +231,7 @@ class VideoWorldModel(nn.Module):
             )
         if decode not in ("all", "last", "none"):
             raise ConfigError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
+        actions = actions.to(self.device)
         net = self.inference_network()  # made here: not by several threads at once
         pieces = min(torch.get_num_threads(), state.batch_size // ROWS_PER_THREAD)
         if self.device.type != "cpu" or pieces < 2:
@@ -292,7 +302,7 @@ class VideoWorldModel(nn.Module):
         self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None
     ) -> ImaginedState:
         """Rows `index (B',)` as a new state. With `generator`, copies get noise of their own; else their source's."""
-        keys = None if generator is None else torch.randint(2**62, (len(index),), generator=generator)
+        keys = None if generator is None else randint(2**62, (len(index),), generator, self.device)
         forked = state.index(index)
         return forked if keys is None else forked.replace(keys=keys)
 
@@ -317,11 +327,13 @@ class VideoWorldModel(nn.Module):
             states: `(B,S)` proprioception, or None to estimate it.
             views: `(B,H',W',3)` uint8 of the other cameras, by name.
         """
-        latent = self.tokenizer.encode(self.canvas.pack(frames, views))
+        device = self.device
+        views = None if views is None else {name: view.to(device) for name, view in views.items()}
+        latent = self.tokenizer.encode(self.canvas.pack(frames.to(device), views))
         if states is None:
             with autocast(self.device):
                 states = self.denormalise_state(self.state_probe(latent).float())
-        return state.replace(latent=latent, states=states.float())
+        return state.replace(latent=latent, states=states.to(device).float())
 
     def render(self, state: ImaginedState) -> Tensor:
         """The main camera's current frame, `(B,H,W,3)` uint8."""
