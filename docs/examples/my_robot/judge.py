@@ -28,14 +28,14 @@ class MyJudge(SavedPart):
 
     def forward(self, frames: Tensor, instructions: Sequence[str]) -> Tensor:
         """Logits `(B,)` of `frames (B, 4, H, W, 3)` uint8."""
-        images = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+        images = frames.to(self.device).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         seen = self.image(images).unflatten(0, frames.shape[:2]).flatten(1)
-        text = torch.as_tensor(embed(list(instructions)), device=seen.device)
+        text = torch.as_tensor(embed(list(instructions))).to(self.device)
         return self.out(torch.cat([seen, text], 1)).squeeze(1)
 
     def loss(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """The training command minimises this; frames without a label (NaN) have no weight."""
-        label = batch["success"][:, -1]
+        label = batch["success"][:, -1].to(self.device)
         logit = self(last_frames(batch["frames"], FRAMES), batch["instruction"])
         each = nn.functional.binary_cross_entropy_with_logits(logit, label.nan_to_num(), reduction="none")
         return {"success": (each * ~label.isnan()).mean()}

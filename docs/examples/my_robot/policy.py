@@ -29,10 +29,10 @@ class MyPolicy(SavedPart):
 
     def features(self, observation: Any, layer: int = -1) -> Tensor:
         """`(B, K, WIDTH)`, one token for each action of the chunk."""
-        image = torch.as_tensor(observation["image"]).permute(0, 3, 1, 2).float() / 255
+        image = torch.as_tensor(observation["image"]).to(self.device).permute(0, 3, 1, 2).float() / 255
         image = nn.functional.adaptive_avg_pool2d(image, 8).flatten(1)
-        text = torch.as_tensor(embed([str(words) for words in observation["instruction"]]))
-        state = torch.as_tensor(observation["state"]).float()
+        text = torch.as_tensor(embed([str(text) for text in observation["instruction"]])).to(self.device)
+        state = torch.as_tensor(observation["state"]).to(self.device).float()
         return self.body(torch.cat([image, state, text], 1))[:, None] + self.position
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class MyPolicy(SavedPart):
         """Enough for evaluation, audits and rollouts. `temperature` is a number or a dict by component."""
         heat = temperature.get("action", 1.0) if isinstance(temperature, dict) else float(temperature)
         actions, log_probs, trace = self.head.sample(self.features(observation), heat, generator)
-        trace["temperature"] = torch.full((len(actions),), heat)
+        trace["temperature"] = actions.new_full((len(actions),), heat)
         return PolicyOutput(actions, {"action": log_probs}, trace, temperature)
 
     def evaluate(self, observation: Any, trace: Any, components: Any = None) -> Evaluation:
@@ -50,5 +50,5 @@ class MyPolicy(SavedPart):
 
     def loss(self, batch: Any, components: Any = None) -> dict[str, Tensor]:
         """For supervised training: a differentiable scalar for each component."""
-        actions = torch.as_tensor(np.asarray(batch["actions"]))  # (B, K, A), NaN after the end of an episode
+        actions = torch.as_tensor(np.asarray(batch["actions"])).to(self.device)  # (B, K, A), NaN after an episode's end
         return {"action": self.head.loss(self.features(batch["observation"]), actions, ~actions.isnan())}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from typing_extensions import Self
@@ -22,6 +23,11 @@ class SavedPart(nn.Module):
     def __init__(self, specs: Specs) -> None:
         super().__init__()
         self.specs = specs
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are (`--device`); the parts move their inputs there."""
+        return next(self.parameters()).device
 
     @classmethod
     def for_data(cls, specs: Specs, preset: str, arrays: Any = None) -> Self:

@@ -35,25 +35,25 @@ class MyWorldModel(SavedPart):
         return {"state": error[known[:, 1:]].mean(), "pixels": pixels.square()[known].mean()}
 
     def begin(self, frames: Tensor, actions: Tensor, generator: Any = None, *, states: Any = None) -> CartState:
-        blank = torch.zeros(len(frames), self.specs.observation.state_dim)
-        return CartState(blank if states is None else states[:, -1].float())
+        blank = torch.zeros(len(frames), self.specs.observation.state_dim, device=self.device)
+        return CartState(blank if states is None else states[:, -1].to(self.device).float())
 
     @torch.no_grad()
     def step(self, state: CartState, actions: Tensor, *, decode: Decode = "all") -> tuple[CartState, Imagined]:
         now, path = state.states, []
-        for action in actions.float().unbind(1):
+        for action in actions.to(self.device).float().unbind(1):
             now = now + self.move(torch.cat([now, action], -1))
             path.append(now)
         states = torch.stack(path, 1)
         shown = {"all": states, "last": states[:, -1:], "none": states[:, :0]}[decode]
         frames = (255 * self.draw(shown).clamp(0, 1)).to(torch.uint8).unflatten(-1, self.size)
-        return CartState(now), Imagined(frames, states[..., None, None], states, torch.zeros(len(now)))
+        return CartState(now), Imagined(frames, states[..., None, None], states, now.new_zeros(len(now)))
 
     def fork(self, state: CartState, index: Tensor) -> CartState:
-        return CartState(state.states[index])
+        return CartState(state.states[index.to(self.device)])
 
     def merge(self, state: CartState, rows: Tensor, other: CartState) -> CartState:
-        return CartState(state.states.index_copy(0, rows, other.states))
+        return CartState(state.states.index_copy(0, rows.to(self.device), other.states))
 
     def observe(self, state: CartState, frames: Tensor) -> CartState:
         return state
