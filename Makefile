@@ -131,7 +131,7 @@ pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint
 		--policy $(RUNS)/policy_25 --mix.policy 1 --temperature 0.5
 	$(BIN)/worldgym train policy --data $(RUNS)/data --initial $(RUNS)/policy_all --demos-per-task 25 --limit 1200 \
 		--epochs 60 --patience 0 --out $(RUNS)/policy_sft
-	@# and those of the policy that is going to practise
+	@# and those of the policy that is going to train_tasks
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 360 --seed 940000 --tasks pick_place push pick_place reach \
 		pick_place push --policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0
 	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 300 --seed 960000 --tasks pick_place push pick_place reach \
@@ -186,7 +186,7 @@ pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint
 	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
 		--initial $(RUNS)/judge_state --hard-share 0.5 --steps 300 --lr 5e-4 --max-fpr 0.03 --out $(RUNS)/judge_mined
 	$(BIN)/worldgym train judge --type latent --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
-		--teacher $(RUNS)/judge_mined --dream-episodes 900 --steps 1800 --batch-size 192 --lr 2e-3 --max-fpr 0.03 \
+		--teacher $(RUNS)/judge_mined --imagined-episodes 900 --steps 1800 --batch-size 192 --lr 2e-3 --max-fpr 0.03 \
 		--out $(RUNS)/judge_latent
 	PYTHONPATH=$(VENV)/clip $(BIN)/worldgym train judge --type open_clip --data $(RUNS)/data \
 		--world-model $(RUNS)/world_model/export --teacher $(RUNS)/judge_mined --steps 2500 --batch-size 96 --lr 1e-3 \

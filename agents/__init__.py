@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import worldgym  # noqa: F401, makes earlier module names importable
+from worldgym.moved import earlier
 
 if TYPE_CHECKING:
     from agents.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agents.algorithms.sft import SFT, ChunkDataset, SFTConfig, average_weights, chunk_dataset
     from agents.loading import load_policy
     from agents.policies.vla import VLAPolicy, VLAPolicyConfig
-    from agents.rollouts.imagined import RealCollector, StartBank, Starts, collect, collect_real
+    from agents.rollouts.imagined import SimulatorCollector, StartBank, Starts, collect, collect_simulated
     from agents.rollouts.trajectories import Rollouts
 
 _WHERE = {
@@ -38,11 +38,11 @@ _WHERE = {
     "ImaginedRLConfig": "algorithms.imagined_rl",
     "ImaginedRLTrainer": "algorithms.imagined_rl",
     "RolloutConfig": "algorithms.imagined_rl",
-    "RealCollector": "rollouts.imagined",
+    "SimulatorCollector": "rollouts.imagined",
     "StartBank": "rollouts.imagined",
     "Starts": "rollouts.imagined",
     "collect": "rollouts.imagined",
-    "collect_real": "rollouts.imagined",
+    "collect_simulated": "rollouts.imagined",
     "load_policy": "loading",
     "Rollouts": "rollouts.trajectories",
     "SelfImitation": "algorithms.self_imitation",
@@ -62,7 +62,7 @@ __all__ = sorted(_WHERE)
 def __getattr__(name: str) -> Any:
     """Import lazily: `import agents` loads no torch."""
     if name not in _WHERE:
-        raise AttributeError(f"module 'agents' has no attribute {name!r}; it has {', '.join(__all__)}")
+        return earlier(__name__, name)  # a name of an earlier version, or an AttributeError
     return getattr(importlib.import_module(f"agents.{_WHERE[name]}"), name)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from worldgym.moved import NAMES
 from worldgym.registry import HEADS, IMPROVERS, POLICIES
 from worldgym.text import EMBEDDING_DIM
 
@@ -45,3 +46,7 @@ def earlier_policy(folder: Path, config: dict[str, Any]) -> str | None:
 
 
 POLICIES.legacy(earlier_policy)
+
+for old, new in {"RealCollector": "SimulatorCollector", "collect_real": "collect_simulated"}.items():
+    for place in ("agents", "agents.rollouts.simulated", "agents.rollouts.imagined"):
+        NAMES[f"{place}:{old}"] = f"agents.rollouts.simulated:{new}"

@@ -66,7 +66,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         resumes=True,
     ),
     ("rl",): Command(
-        "rl", "RlConfig", "practise inside the world model, on this machine or on a Ray cluster", resumes=True
+        "rl", "RlConfig", "train_tasks inside the world model, on this machine or on a Ray cluster", resumes=True
     ),
     ("sweep",): Command("sweep", "SweepConfig", "many practices with other settings, on Ray Tune"),
     ("collect",): Command(

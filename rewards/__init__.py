@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import worldgym  # noqa: F401, makes earlier module names importable
+from worldgym.moved import earlier
 
 if TYPE_CHECKING:
     from rewards.loading import load_judge
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from rewards.models.oracle import OracleJudge
     from rewards.models.reference import ReferenceJudge, ReferenceJudgeConfig
     from rewards.models.vlm import VlmJudge, VlmJudgeConfig
-    from rewards.training.imagined_logs import dream_logs
-    from rewards.training.latent import dream_latents, encode_logs, train_latent_judge
+    from rewards.training.imagined_logs import imagine_training_logs
+    from rewards.training.latent import encode_logs, imagine_training_latents, train_latent_judge
     from rewards.training.learned import JudgeTrainConfig, train_judge
     from rewards.training.open_clip import train_open_clip
     from rewards.wrappers.cache import CachedJudge
@@ -57,8 +57,8 @@ _WHERE = {
     "Term": "wrappers.composed",
     "VlmJudge": "models.vlm",
     "VlmJudgeConfig": "models.vlm",
-    "dream_latents": "training.latent",
-    "dream_logs": "training.imagined_logs",
+    "imagine_training_latents": "training.latent",
+    "imagine_training_logs": "training.imagined_logs",
     "encode_logs": "training.latent",
     "load_bundled": "models.learned",
     "load_judge": "loading",
@@ -73,7 +73,7 @@ __all__ = sorted(_WHERE)
 def __getattr__(name: str) -> Any:
     """Import lazily: `import rewards` loads no torch."""
     if name not in _WHERE:
-        raise AttributeError(f"module 'rewards' has no attribute {name!r}; it has {', '.join(__all__)}")
+        return earlier(__name__, name)  # a name of an earlier version, or an AttributeError
     return getattr(importlib.import_module(f"rewards.{_WHERE[name]}"), name)
 
 

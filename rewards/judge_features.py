@@ -7,7 +7,7 @@ act, which is what reinforcement is good at. Judge and policy then share their b
 
 Example::
 
-    eyes = JudgeEyes(envs.single_observation_space)
+    eyes = JudgeFeatures(envs.single_observation_space)
     eyes({"image": image, "state": state, "instruction": words})      # (B, eyes.dim), no gradient
 """
 
@@ -27,7 +27,7 @@ from rewards.models.learned import LearnedJudge, load_bundled
 from worldgym.errors import ConfigError
 
 
-class JudgeEyes(nn.Module):
+class JudgeFeatures(nn.Module):
     """`Dict(image (B,H,W,3) u8, state (B,S), instruction (B,384))` to coordinates, strengths and state, `(B, dim)`.
 
     Args:
@@ -69,7 +69,7 @@ class JudgeEyes(nn.Module):
         return torch.cat([where, strength, observation["state"].float() / self.reach], 1)
 
 
-class SeenByJudge(VectorWrapper):
+class JudgeFeatureWrapper(VectorWrapper):
     """A batch whose observations are what a judge's eyes see, `Dict(seen (dim,))`.
 
     For learners that look at an observation many times, such as those with a replay buffer: the picture is looked at
@@ -77,7 +77,7 @@ class SeenByJudge(VectorWrapper):
 
     Args:
         env: a vector environment with `image`, `state` and `instruction="embedding"`, giving arrays.
-        judge: see `JudgeEyes`.
+        judge: see `JudgeFeatures`.
     """
 
     def __init__(self, env: VectorEnv, judge: LearnedJudge | str | None = None) -> None:
@@ -85,7 +85,7 @@ class SeenByJudge(VectorWrapper):
         space = env.single_observation_space
         if not isinstance(space, spaces.Dict):
             raise ConfigError(f"observations are {space}; a judge's eyes need image, state and instruction")
-        self.eyes = JudgeEyes(space, judge)
+        self.eyes = JudgeFeatures(space, judge)
         seen = spaces.Box(-np.inf, np.inf, (self.eyes.dim,), np.float32)
         self.single_observation_space = spaces.Dict({"seen": seen})
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)

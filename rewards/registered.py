@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from worldgym.moved import NAMES
 from worldgym.registry import JUDGES
 
 JUDGES.register_lazily(
@@ -42,3 +43,6 @@ def earlier_judge(folder: Path, config: dict[str, Any]) -> str | None:
 
 
 JUDGES.legacy(earlier_judge)
+
+NAMES["rewards:dream_logs"] = "rewards.training.imagined_logs:imagine_training_logs"
+NAMES["rewards:dream_latents"] = "rewards.training.latent:imagine_training_latents"

@@ -52,6 +52,7 @@ def test_import_is_light_and_registers_every_id():
     heavy, ids = map(json.loads, done.stdout.splitlines())
     assert heavy == []
     assert ids == [
+        "worldgym/ActionRepeat-v0",
         "worldgym/Held-v0",
         "worldgym/Imagined-v0",
         "worldgym/ImaginedTabletop-v0",

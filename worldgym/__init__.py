@@ -56,9 +56,12 @@ ENVIRONMENTS = {
         "worldgym.imagination.registry:make_imagined",
         "worldgym.imagination.registry:make_imagined_vec",
     ),
-    "worldgym/Held-v0": (
-        "worldgym.imagination.adapters.action_repeat:make_held",
-        "worldgym.imagination.adapters.action_repeat:make_held_vec",
+    **dict.fromkeys(
+        ("worldgym/ActionRepeat-v0", "worldgym/Held-v0"),  # the second is its earlier name
+        (
+            "worldgym.imagination.adapters.action_repeat:make_action_repeat",
+            "worldgym.imagination.adapters.action_repeat:make_action_repeat_vec",
+        ),
     ),
     **_suite_environments(),
 }

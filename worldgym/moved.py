@@ -95,7 +95,8 @@ MOVED: dict[str, str] = {
     "worldgym.imagination.torchrl": "worldgym.imagination.adapters.torchrl",
 }
 """Earlier name of a module -> its name now."""
-NAMES: dict[str, str] = {}
+_REPEAT = "worldgym.imagination.adapters.action_repeat"
+NAMES: dict[str, str] = {f"{_REPEAT}:HeldActions": f"{_REPEAT}:ActionRepeat"}
 """Earlier "module:name" -> "module:name" now; packages add theirs in their `registered` module."""
 
 

@@ -8,7 +8,7 @@ follow from it.
 
 Example::
 
-    pointer = Pointer(config)
+    pointer = GoalHead(config)
     pointing = pointer(image, text, state)                    # scores (B, 256), places (B, 256, 2)
     aim = pointer.likeliest(pointing)                         # (B, 2) standardised x, y
 """
@@ -30,7 +30,7 @@ REACH = 0.25  # standardised distance within which cells speak of the same thing
 MIN_LOG_SIGMA = -2.0
 
 
-class Pointing(NamedTuple):
+class GoalProposals(NamedTuple):
     """What the pointer says.
 
     Args:
@@ -42,36 +42,36 @@ class Pointing(NamedTuple):
     places: Tensor
 
 
-class NoPointer(nn.Module):
-    """In place of `Pointer` where proprioception is not known to hold a place: one cell, that nothing depends on.
+class NoGoalHead(nn.Module):
+    """In place of `GoalHead` where proprioception is not known to hold a place: one cell, that nothing depends on.
 
-    Its calls are those of `Pointer`; probabilities are 1, places are zeros.
+    Its calls are those of `GoalHead`; probabilities are 1, places are zeros.
     """
 
-    def forward(self, image: Tensor, text: Tensor, state: Tensor) -> Pointing:
+    def forward(self, image: Tensor, text: Tensor, state: Tensor) -> GoalProposals:
         """One cell a row."""
-        return Pointing(image.new_zeros(len(image), 1), image.new_zeros(len(image), 1, 2))
+        return GoalProposals(image.new_zeros(len(image), 1), image.new_zeros(len(image), 1, 2))
 
-    def likeliest(self, pointing: Pointing) -> Tensor:
+    def likeliest(self, pointing: GoalProposals) -> Tensor:
         """`(B,2)` zeros."""
         return pointing.places[:, 0]
 
     def sample(
-        self, pointing: Pointing, temperature: float = 1.0, generator: torch.Generator | None = None
+        self, pointing: GoalProposals, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
         """`(B,2)` zeros; draws nothing."""
         return pointing.places[:, 0]
 
-    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    def log_prob(self, pointing: GoalProposals, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """`(B,)` zeros."""
         return pointing.scores[:, 0]
 
-    def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
+    def log_density(self, pointing: GoalProposals, wanted: Tensor) -> Tensor:
         """`(B,)` zeros."""
         return pointing.scores[:, 0]
 
 
-class Pointer(nn.Module):
+class GoalHead(nn.Module):
     """Image, words and proprioception -> mixture of places.
 
     Args:
@@ -107,7 +107,7 @@ class Pointer(nn.Module):
         self.register_buffer("cells", torch.stack([x, y], -1).flatten(0, 1), persistent=False)
         self.cells: Tensor
 
-    def forward(self, image: Tensor, text: Tensor, state: Tensor) -> Pointing:
+    def forward(self, image: Tensor, text: Tensor, state: Tensor) -> GoalProposals:
         """Args:
         image: `(B,5,H,W)` float, colours in [-1, 1] and pixel coordinates.
         text: `(B,E)` standardised embedding.
@@ -122,14 +122,14 @@ class Pointer(nn.Module):
         with torch.autocast(image.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
             scores = (query.float()[:, None] @ keys.float().flatten(2)).squeeze(1) * WIDTH**-0.5
             offset = 0.5 * torch.tanh(nudge.float().flatten(2).transpose(1, 2))
-            return Pointing(scores, self.warp(self.cells) + offset)
+            return GoalProposals(scores, self.warp(self.cells) + offset)
 
-    def best(self, pointing: Pointing) -> Tensor:
+    def best(self, pointing: GoalProposals) -> Tensor:
         """`(B,)` the cell in the middle of what is pointed at most: neighbours speak of the same thing and add up."""
         share = pointing.scores.softmax(-1).unflatten(-1, (1, *self.side))
         return nn.functional.avg_pool2d(share, 3, 1, 1).flatten(1).argmax(-1)
 
-    def around(self, pointing: Pointing, cell: Tensor) -> Tensor:
+    def around(self, pointing: GoalProposals, cell: Tensor) -> Tensor:
         """`(B,2)` where the cells near `cell (B,)` agree to go: mean shift, twice."""
         place = pointing.places.gather(1, cell[:, None, None].expand(-1, 1, 2))
         for _ in range(2):
@@ -137,12 +137,12 @@ class Pointer(nn.Module):
             place = (pointing.scores - near).softmax(-1)[:, None] @ pointing.places
         return place.squeeze(1)
 
-    def likeliest(self, pointing: Pointing) -> Tensor:
+    def likeliest(self, pointing: GoalProposals) -> Tensor:
         """`(B,2)` the place that is pointed at most: what a greedy policy acts towards."""
         return self.around(pointing, self.best(pointing))
 
     def sample(
-        self, pointing: Pointing, temperature: float = 1.0, generator: torch.Generator | None = None
+        self, pointing: GoalProposals, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
         """`(B,2)` places: a cell drawn with its log-probability divided by `temperature`, then what is `around` it.
 
@@ -151,7 +151,7 @@ class Pointer(nn.Module):
         share = (pointing.scores / temperature).softmax(-1)
         return self.around(pointing, multinomial(share, 1, generator).squeeze(1))
 
-    def log_prob(self, pointing: Pointing, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    def log_prob(self, pointing: GoalProposals, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """`(B,)` log-probability that a cell is drawn which speaks of `place (B,2)`; `temperature` may be `(B,1)`.
 
         All cells around a thing lead to the same place, so their probabilities add up; how much a cell speaks of a
@@ -160,7 +160,7 @@ class Pointer(nn.Module):
         near = (pointing.places - place[:, None]).square().sum(-1) / (2 * REACH**2)
         return torch.logsumexp((pointing.scores / temperature).log_softmax(-1) - near, -1)
 
-    def log_density(self, pointing: Pointing, wanted: Tensor) -> Tensor:
+    def log_density(self, pointing: GoalProposals, wanted: Tensor) -> Tensor:
         """`(B,)` log-density at `wanted (B,2)` of Gaussians around all places: what supervised training maximises."""
         log_sigma = self.log_sigma.clamp(min=MIN_LOG_SIGMA)
         squared = (pointing.places - wanted[:, None]).square().sum(-1)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.policies.goal_head import NoPointer, Pointer, Pointing
+from agents.policies.goal_head import GoalHead, GoalProposals, NoGoalHead
 from agents.policies.heads import make_head
 from agents.policies.layers import Block, FiLMBlock
 from agents.policies.lerobot import LeRobotPolicyMixin
@@ -74,7 +74,7 @@ class PolicyForward(NamedTuple):
 
     features: Tensor
     goal: Tensor
-    pointing: Pointing
+    pointing: GoalProposals
     hidden: tuple[Tensor, ...]
 
 
@@ -125,12 +125,12 @@ class VLAPolicy(
             nn.Linear(width, width),
             nn.GELU(),
         )
-        self.pointer: Pointer | NoPointer
+        self.pointer: GoalHead | NoGoalHead
         if not config.goal_dims:
-            self.pointer = NoPointer()
+            self.pointer = NoGoalHead()
         else:
             self.goal = nn.Linear(width, config.goal_dims)
-            self.pointer = Pointer(config)
+            self.pointer = GoalHead(config)
             self.goal_token = nn.Sequential(
                 nn.Linear(2 * config.goal_dims + config.state_dim, width), nn.GELU(), nn.Linear(width, width)
             )
@@ -223,12 +223,12 @@ class VLAPolicy(
         features, goal, hidden = self._act_towards(aim, inputs)
         return PolicyForward(features, goal, pointing, hidden)
 
-    def point(self, observation: Observation) -> Pointing:
+    def point(self, observation: Observation) -> GoalProposals:
         """What the pointer says, without acting."""
         return self._pointing(self._inputs(observation))
 
-    def _pointing(self, inputs: Inputs) -> Pointing:
-        pointing: Pointing = self.pointer(inputs.picture, inputs.words, inputs.state)
+    def _pointing(self, inputs: Inputs) -> GoalProposals:
+        pointing: GoalProposals = self.pointer(inputs.picture, inputs.words, inputs.state)
         return pointing
 
     def _act_towards(self, aim: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.policies.goal_head import NoPointer, Pointing
+from agents.policies.goal_head import GoalProposals, NoGoalHead
 from agents.policies.heads import Bins
 from worldgym.errors import ConfigError
 from worldgym.protocols import ChunkBatch, Evaluation, Observation, PolicyOutput, Temperature, total_log_prob
@@ -40,7 +40,7 @@ class LearningMixin:
         parameters: Any
 
         def run(self, observation: Observation, *, aim: Tensor | None = None) -> Any: ...
-        def point(self, observation: Observation) -> Pointing: ...
+        def point(self, observation: Observation) -> GoalProposals: ...
         def normalise_state(self, state: Tensor) -> Tensor: ...
         def position_of(self, state: Tensor) -> Tensor: ...
 
@@ -58,7 +58,7 @@ class LearningMixin:
         if component == "all":
             yield from self.parameters()
             return
-        if component != "goal" or isinstance(self.pointer, NoPointer):
+        if component != "goal" or isinstance(self.pointer, NoGoalHead):
             raise ConfigError(
                 f"this policy has no {component!r} that could learn alone; set learn='all', or type --learn all"
             )
@@ -170,7 +170,7 @@ class LearningMixin:
         out = self.run(observation, aim=aim)
         losses = {"action": self._action_loss(out, actions)}
         if "goal" in wanted and bool(known.any()):
-            pointing = Pointing(*(part[known] for part in out.pointing))
+            pointing = GoalProposals(*(part[known] for part in out.pointing))
             rest = nn.functional.smooth_l1_loss(out.goal[known][:, 2:], target[known][:, 2:], beta=0.3)
             place = self.pointer.log_density(pointing, target[known][:, :2]).mean()
             losses["goal"] = float(known.float().mean()) * (-GOAL_SHARE * place + rest)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.rollouts.simulated import RealCollector, collect_real
+from agents.rollouts.simulated import SimulatorCollector, collect_simulated
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.imagination.episodes import ImaginedEpisodes
@@ -43,7 +43,7 @@ from worldgym.protocols import (
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
 
-__all__ = ["RealCollector", "Rollouts", "StartBank", "Starts", "collect", "collect_real"]
+__all__ = ["SimulatorCollector", "Rollouts", "StartBank", "Starts", "collect", "collect_simulated"]
 
 
 @dataclass

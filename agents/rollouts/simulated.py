@@ -6,7 +6,7 @@ policy stays in this process and is called on the whole batch.
 
 Example::
 
-    with RealCollector(env_kwargs={"domain": "soft", "gap": 0.5}) as simulator:
+    with SimulatorCollector(env_kwargs={"domain": "soft", "gap": 0.5}) as simulator:
         rollouts = simulator.collect(policy, seeds=range(5_000_000, 5_000_016), tasks=["reach"] * 16)
 """
 
@@ -29,7 +29,7 @@ from worldgym.protocols import Observation, Policy, RewardModel, Temperature, re
 from worldgym.suite import BATCH, default_suite, load_suite
 
 
-class RealCollector:
+class SimulatorCollector:
     """A pool of simulator processes that roll out grouped starts in lockstep.
 
     Args:
@@ -60,7 +60,7 @@ class RealCollector:
             theirs.close()
             self._workers.append((worker, ours))
 
-    def __enter__(self) -> RealCollector:
+    def __enter__(self) -> SimulatorCollector:
         """Itself."""
         return self
 
@@ -235,7 +235,7 @@ class RealCollector:
         return out
 
 
-def collect_real(
+def collect_simulated(
     policy: Policy,
     seeds: Sequence[int],
     tasks: Sequence[str],
@@ -245,8 +245,8 @@ def collect_real(
     processes: int = 2,
     **kwargs: Any,
 ) -> Rollouts:
-    """One collection with processes of its own; use `RealCollector` to collect again and again."""
-    with RealCollector(env, env_kwargs, processes=processes) as simulator:
+    """One collection with processes of its own; use `SimulatorCollector` to collect again and again."""
+    with SimulatorCollector(env, env_kwargs, processes=processes) as simulator:
         return simulator.collect(policy, seeds, tasks, **kwargs)
 
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.lab import WAY_SEED0, Lab, frozen_gap, rate
+from experiments.claims.context import WAY_SEED0, ClaimContext, frozen_gap, rate
 from experiments.claims.presets import SPLITS
 from experiments.claims.streams import own_streams
 from experiments.pipelines.finetune import FineTuning, save_policy
@@ -75,7 +75,7 @@ class Arm:
 
     name: str
     label: str
-    train: Callable[[Lab, int, Path], Trained]
+    train: Callable[[ClaimContext, int, Path], Trained]
     splits: tuple[str, ...] = SPLITS
     evaluators: bool = True
     seeded: bool = True
@@ -87,7 +87,7 @@ class LearningCurveProbe:
     Nothing is learned from them; they are counted apart from the budget.
     """
 
-    def __init__(self, lab: Lab, imagined: bool) -> None:
+    def __init__(self, lab: ClaimContext, imagined: bool) -> None:
         self.lab, self.imagined = lab, imagined
         self.starts = lab.looked(WAY_SEED0)
 
@@ -110,7 +110,7 @@ class LearningCurveProbe:
         return False
 
 
-def run_arm(lab: Lab, arm: Arm, seed: int, code: str = "") -> dict[str, Any]:
+def run_arm(lab: ClaimContext, arm: Arm, seed: int, code: str = "") -> dict[str, Any]:
     """Train, measure; what a record holds. The arm's name and the seed alone decide its random streams.
 
     Args:
@@ -150,16 +150,16 @@ def _core_seconds() -> float:
 
 
 # -- arms without rollouts ------------------------------------------------------------------------
-def _sft(lab: Lab, seed: int, folder: Path) -> Trained:
+def _sft(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     return Trained(lab.sft, {"updates": 0.0})
 
 
-def _bc_only(lab: Lab, seed: int, folder: Path) -> Trained:
+def _bc_only(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     return clone(lab, lab.preset.practice(seed, folder), lab.bundle.demonstrations(), {})
 
 
 def clone(
-    lab: Lab, settings: FineTuneSettings, demos: Any, budget: dict[str, float], begin: Path | None = None
+    lab: ClaimContext, settings: FineTuneSettings, demos: Any, budget: dict[str, float], begin: Path | None = None
 ) -> Trained:
     """As many supervised updates on demonstrations as imagined RL takes in all, averaged likewise.
 
@@ -186,17 +186,17 @@ def clone(
     return Trained(saved(settings.out), {"updates": float(updates), **budget}, settings=settings.key())
 
 
-def filtered_bc(episodes: int | None = None) -> Callable[[Lab, int, Path], Trained]:
+def filtered_bc(episodes: int | None = None) -> Callable[[ClaimContext, int, Path], Trained]:
     """Own episodes in Real, once, as many as the preset says or as are said; rounds of cloning the successes."""
 
-    def train(lab: Lab, seed: int, folder: Path) -> Trained:
-        from agents import RealCollector
+    def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
+        from agents import SimulatorCollector
 
         settings, policy = lab.preset.practice(seed, folder), lab.bundle.policy()
         starts = some_starts(
             np.random.default_rng([seed, 17]), episodes or lab.preset.real_episodes, lab.tasks, REAL_SEEDS
         )
-        with RealCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
+        with SimulatorCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
                 policy, *starts, group_size=1, horizon=lab.preset.measured,
                 temperature=settings.sampling(policy, 1.0), generator=_generator(seed),
@@ -208,7 +208,7 @@ def filtered_bc(episodes: int | None = None) -> Callable[[Lab, int, Path], Train
 
 
 def imitate(
-    lab: Lab, settings: FineTuneSettings, demos: Any, rollouts: Any, budget: dict[str, float]
+    lab: ClaimContext, settings: FineTuneSettings, demos: Any, rollouts: Any, budget: dict[str, float]
 ) -> Trained:
     """Clone `demos`, and the successes among `rollouts` beside them, for as many updates as practice takes."""
     from agents import SelfImitation, SelfImitationConfig, average_weights
@@ -227,31 +227,31 @@ def imitate(
 
 
 # -- arms with rollouts ---------------------------------------------------------------------------
-def _imagined(changes: dict[str, Any]) -> Callable[[Lab, int, Path], Trained]:
+def _imagined(changes: dict[str, Any]) -> Callable[[ClaimContext, int, Path], Trained]:
     """Practice in imagination."""
 
-    def train(lab: Lab, seed: int, folder: Path) -> Trained:
+    def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         settings = lab.preset.practice(seed, folder, **changes)
-        return practise(lab, settings, None, "imagined_steps", imagined=True)
+        return fine_tune(lab, settings, None, "imagined_steps", imagined=True)
 
     return train
 
 
 def _simulate(
     domain: Callable[[], dict[str, Any]], partial: bool = False, judge: bool = False
-) -> Callable[[Lab, int, Path], Trained]:
+) -> Callable[[ClaimContext, int, Path], Trained]:
     """Practice in a simulator, with its true reward, or with what the judge says of its frames."""
 
-    def train(lab: Lab, seed: int, folder: Path) -> Trained:
-        from agents import RealCollector
+    def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
+        from agents import SimulatorCollector
 
         where = domain()
         real = where["domain"] == "real"
         settings = lab.preset.practice(seed, folder)
-        with RealCollector(lab.suite.name, env_kwargs=where, processes=lab.workers) as simulator:
+        with SimulatorCollector(lab.suite.name, env_kwargs=where, processes=lab.workers) as simulator:
             seeds = REAL_SEEDS if real else SOFT_SEEDS
             gather = simulated(simulator, lab.tasks, seeds, partial, lab.judge if judge else None)
-            trained = practise(lab, settings, gather, "real_steps" if real else "soft_steps", imagined=False)
+            trained = fine_tune(lab, settings, gather, "real_steps" if real else "soft_steps", imagined=False)
         return replace(trained, settings={**trained.settings, **where, "partial": partial, "judged": judge})
 
     return train
@@ -265,8 +265,8 @@ def simulated(
     def gather(policy: Any, starts: Any, number: int, how: dict[str, Any]) -> Any:
 
         rng = np.random.default_rng([int(starts.seed), 23, number])
-        chosen, verbs = some_starts(rng, len(starts) * starts.hesitation, tasks, seeds)
-        if starts.hesitation > 1:
+        chosen, verbs = some_starts(rng, len(starts) * starts.start_oversampling, tasks, seeds)
+        if starts.start_oversampling > 1:
             image, state, texts = simulator.first_frames(chosen, verbs)
             belief = policy.confidence({"image": image, "state": state, "instruction": texts})
             rows = belief.argsort()[: len(starts)].tolist()
@@ -285,7 +285,7 @@ class SimulatorStarts:
     """How many starts a simulator is asked for, in place of logged frames."""
 
     count: int
-    hesitation: int
+    start_oversampling: int
     seed: int
 
     def __len__(self) -> int:
@@ -293,8 +293,8 @@ class SimulatorStarts:
         return self.count
 
 
-def practise(
-    lab: Lab, settings: FineTuneSettings, gather: Callable[..., Any] | None, spent: str, imagined: bool,
+def fine_tune(
+    lab: ClaimContext, settings: FineTuneSettings, gather: Callable[..., Any] | None, spent: str, imagined: bool,
     begin: Path | None = None, demos: Any | None = None,
 ) -> Trained:  # fmt: skip
     """Rounds of practice.
@@ -311,7 +311,7 @@ def practise(
     run = RunFolder(settings.out, settings.key())
     draw = None
     if gather is not None:
-        draw = lambda policy, rng: SimulatorStarts(settings.starts, settings.hesitation, settings.seed)  # noqa: E731
+        draw = lambda policy, rng: SimulatorStarts(settings.starts, settings.start_oversampling, settings.seed)  # noqa: E731
     tuning = FineTuning(
         settings, lab.bundle, run, gather=gather, policy=begin, tasks=lab.tasks, demos=demos, draw=draw,
         monitor=LearningCurveProbe(lab, imagined),
@@ -362,7 +362,7 @@ SHARED_ARMS: tuple[Arm, ...] = (
     Arm("sft", "SFT", _sft, seeded=False),
     Arm("bc_only", "BC only, as many updates", _bc_only),
     Arm("filtered_bc", "filtered BC, own episodes in Real", filtered_bc()),
-    Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _imagined({"lr": 0.0, "acting": "first"})),
+    Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _imagined({"lr": 0.0, "actor": "initial"})),
     Arm("imagined_rl", "imagined RL", _imagined({})),
     Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),
     Arm("real_judged", "RL in Real, the judge's reward", _simulate(lambda: {"domain": "real"}, judge=True)),

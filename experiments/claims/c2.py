@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.claims.claim import Claim, Ruling, difference, ratio, said, times
+from experiments.claims.context import frozen_gap
 from experiments.claims.figures import gains, label_of
-from experiments.claims.lab import frozen_gap
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
 from experiments.reports.charts import Series, line_chart, standalone

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.claims.arms import Arm, Trained
 from experiments.claims.claim import Claim, Ruling
-from experiments.claims.lab import Lab
+from experiments.claims.context import ClaimContext
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
 from experiments.reports.charts import COLOURS, STYLE
@@ -32,7 +32,7 @@ WORLDS = {"imagined": "looked/imagined", "soft": "looked/soft", "real": "looked/
 
 
 def _disturbed(share: float) -> Arm:
-    def train(lab: Lab, seed: int, folder: Path) -> Trained:
+    def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         from experiments.claims.arms import saved
         from experiments.pipelines.finetune import save_policy
         from experiments.pipelines.perturbed_policies import graded_policies

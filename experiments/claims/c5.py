@@ -21,8 +21,8 @@ import torch
 
 from experiments.claims.arms import REAL_SEEDS, Arm, Trained, saved, some_starts
 from experiments.claims.claim import Claim, Ruling, difference, said
+from experiments.claims.context import ClaimContext
 from experiments.claims.figures import gains
-from experiments.claims.lab import Lab
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
 from worldgym.text import embed
@@ -34,16 +34,16 @@ FUTURES = 2  # chunks ahead
 HELD = 0.2  # share of the episodes on which values are scored
 
 
-def mixture(lab: Lab, seed: int) -> dict[str, Any]:
+def mixture(lab: ClaimContext, seed: int) -> dict[str, Any]:
     """Own attempts in Real and the demonstrations, as chunks and as frames with their returns; made once a seed."""
 
     def make() -> dict[str, Any]:
-        from agents import RealCollector
+        from agents import SimulatorCollector
         from agents.algorithms.advantage_conditioned import log_rows, value_targets
         settings, policy = lab.preset.practice(seed, lab.work), lab.bundle.policy()
         rng = np.random.default_rng([seed, 19])
         chosen, verbs = some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS)
-        with RealCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
+        with SimulatorCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
                 policy, chosen, verbs, group_size=1, horizon=lab.preset.measured,
                 temperature=settings.sampling(policy, 1.0),
@@ -59,7 +59,7 @@ def mixture(lab: Lab, seed: int) -> dict[str, Any]:
     return dict(lab.once(f"mixture-{seed}", make))
 
 
-def frames_of(lab: Lab, rollouts: Any, targets: np.ndarray) -> Any:
+def frames_of(lab: ClaimContext, rollouts: Any, targets: np.ndarray) -> Any:
     """Every frame at a chunk's start, and the last of each episode."""
     from worldgym.training.foresight import ForesightData
 
@@ -82,7 +82,7 @@ def frames_of(lab: Lab, rollouts: Any, targets: np.ndarray) -> Any:
     )
 
 
-def critic(lab: Lab, seed: int, futures: int) -> tuple[Any, dict[str, float]]:
+def critic(lab: ClaimContext, seed: int, futures: int) -> tuple[Any, dict[str, float]]:
     """A predictor of value, and of `futures` frames, trained on the mixture; how good its values are."""
 
     def make() -> tuple[Any, dict[str, float]]:
@@ -101,7 +101,7 @@ def critic(lab: Lab, seed: int, futures: int) -> tuple[Any, dict[str, float]]:
     return model, dict(scores)
 
 
-def condition(lab: Lab, seed: int, folder: Path, told: str) -> Trained:
+def condition(lab: ClaimContext, seed: int, folder: Path, told: str) -> Trained:
     """Clone the mixture, told `nothing`, `advantage`, `foresight` as well, or the `outcome` of the episode alone."""
     from agents import average_weights
     from agents.algorithms.advantage_conditioned import (
@@ -160,7 +160,7 @@ def condition(lab: Lab, seed: int, folder: Path, told: str) -> Trained:
     return Trained(saved(folder), budget, settings={**settings.key(), "told": told, "scores": scores})
 
 
-def foresee_rows(model: Any, lab: Lab, data: Any) -> np.ndarray:
+def foresee_rows(model: Any, lab: ClaimContext, data: Any) -> np.ndarray:
     """`(M,Z)` tokens of the frames of a chunk dataset."""
     latents = lab.world_model.tokenizer.encode(torch.from_numpy(data.images))
     states, words = (
@@ -174,20 +174,20 @@ def foresee_rows(model: Any, lab: Lab, data: Any) -> np.ndarray:
     return torch.cat([part.tokens for part in parts]).cpu().numpy()
 
 
-def _bc(lab: Lab, seed: int, folder: Path) -> Trained:
+def _bc(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     return condition(lab, seed, folder, "nothing")
 
 
-def _recap(lab: Lab, seed: int, folder: Path) -> Trained:
+def _recap(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     return condition(lab, seed, folder, "advantage")
 
 
-def _outcome(lab: Lab, seed: int, folder: Path) -> Trained:
+def _outcome(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     """No critic: what conditioning can do where every chunk of a success is good."""
     return condition(lab, seed, folder, "outcome")
 
 
-def _ramp(lab: Lab, seed: int, folder: Path) -> Trained:
+def _ramp(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     """Standard inference: foresee before every chunk."""
     trained = lab.once(
         f"ramp-{seed}", lambda: condition(lab, seed, lab.folder("ramp_shared", seed), "foresight")
@@ -196,7 +196,7 @@ def _ramp(lab: Lab, seed: int, folder: Path) -> Trained:
     return Trained(whole, trained.budget, settings=trained.settings)
 
 
-def _efficient(lab: Lab, seed: int, folder: Path) -> Trained:
+def _efficient(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     """The same policy, without foresight."""
     trained = lab.once(
         f"ramp-{seed}", lambda: condition(lab, seed, lab.folder("ramp_shared", seed), "foresight")

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.claims.arms import REAL_SEEDS, Arm, Trained, clone, filtered_bc, some_starts
 from experiments.claims.claim import Claim, Ruling, difference, said
-from experiments.claims.lab import Lab
+from experiments.claims.context import ClaimContext
 from experiments.claims.presets import PRESETS, ClaimPreset
 from experiments.claims.records import Records
 from experiments.reports.charts import Series, line_chart, standalone
@@ -30,10 +30,10 @@ RL, SFT = ("C1", "imagined_rl"), ("C1", "sft")
 MEASURED = ("seen", "unseen_combination")
 
 
-def demos(count: int) -> Callable[[Lab, int, Path], Trained]:
+def demos(count: int) -> Callable[[ClaimContext, int, Path], Trained]:
     """`count` more expert demonstrations, and those there were, cloned."""
 
-    def train(lab: Lab, seed: int, folder: Path) -> Trained:
+    def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         from agents import chunk_dataset
         from agents.algorithms.self_imitation import join
 

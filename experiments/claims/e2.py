@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.arms import Arm, Trained, clone, practise, saved
+from experiments.claims.arms import Arm, Trained, clone, fine_tune, saved
 from experiments.claims.claim import Claim, Ruling, difference, ratio, said, times
+from experiments.claims.context import ClaimContext
 from experiments.claims.figures import gains, way
-from experiments.claims.lab import Lab
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
 from worldgym.suite import extra
@@ -31,7 +31,7 @@ LEVEL = 2.4  # World-Gymnast's mean over four tasks
 SFT, BC, RL = ((NAME, f"{arm}-{DEMOS}") for arm in ("few", "few_bc", "few_rl"))
 
 
-def few_demonstrations(lab: Lab) -> Any:
+def few_demonstrations(lab: ClaimContext) -> Any:
     """The first few of the bundle's demonstrations of each verb."""
     task_of = extra(lab.suite, "task_of", "grammar that says which task an instruction names")
     demos = lab.bundle.demonstrations()
@@ -41,7 +41,7 @@ def few_demonstrations(lab: Lab) -> Any:
     return demos.select(np.flatnonzero(np.isin(demos.episode, kept)))
 
 
-def few_sft(lab: Lab, seed: int) -> tuple[Path, Any]:
+def few_sft(lab: ClaimContext, seed: int) -> tuple[Path, Any]:
     """A policy that learned where to go from few demonstrations, and these; made once a seed.
 
     As `worldgym train policy --initial`: how it moves towards a place is taken over from the bundle's policy.
@@ -51,11 +51,11 @@ def few_sft(lab: Lab, seed: int) -> tuple[Path, Any]:
         import torch
 
         from agents import SFT, SFTConfig
-        from agents.policies.goal_head import Pointer
+        from agents.policies.goal_head import GoalHead
 
         policy, demos = lab.bundle.policy(), few_demonstrations(lab)
         torch.manual_seed(seed)
-        policy.pointer = Pointer(policy.config)
+        policy.pointer = GoalHead(policy.config)
         epochs = lab.preset.epochs
         config = SFTConfig(epochs=epochs, patience=0, seed=seed, learn="pointer", finish_steps=4 * epochs)
         SFT(config).fit(policy, demos)
@@ -67,20 +67,20 @@ def few_sft(lab: Lab, seed: int) -> tuple[Path, Any]:
     return folder, demos
 
 
-def _few(lab: Lab, seed: int, folder: Path) -> Trained:
+def _few(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     begin, demos = few_sft(lab, seed)
     return Trained(saved(begin.parent), {"updates": 0.0}, settings={"demos": len(np.unique(demos.episode))})
 
 
-def _few_bc(lab: Lab, seed: int, folder: Path) -> Trained:
+def _few_bc(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     begin, demos = few_sft(lab, seed)
     return clone(lab, lab.preset.practice(seed, folder), demos, {}, begin)
 
 
-def _few_rl(lab: Lab, seed: int, folder: Path) -> Trained:
+def _few_rl(lab: ClaimContext, seed: int, folder: Path) -> Trained:
     begin, demos = few_sft(lab, seed)
     settings = lab.preset.practice(seed, folder)
-    return practise(lab, settings, None, "imagined_steps", imagined=True, begin=begin, demos=demos)
+    return fine_tune(lab, settings, None, "imagined_steps", imagined=True, begin=begin, demos=demos)
 
 
 OWN_ARMS = (

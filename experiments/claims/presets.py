@@ -64,7 +64,7 @@ class ClaimPreset:
         """Settings of one practice."""
         values: dict[str, object] = {
             "seed": seed, "out": out, "bundle": self.bundle, "iterations": self.rounds, "starts": self.starts,
-            "group": self.group, "practise_horizon": self.horizon, "imitation_steps": self.imitation_steps,
+            "group": self.group, "rollout_horizon": self.horizon, "imitation_steps": self.imitation_steps,
             "bc_batch": self.batch,
         }  # fmt: skip
         return FineTuneSettings(**{**values, **changes})  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from experiments.reports.audit import worst_false_positives, write_audit_report
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
-from worldgym.evaluation.judge_audit import Watched, balanced_accuracy, verdicts, watch
+from worldgym.evaluation.judge_audit import JudgeAudit, balanced_accuracy, verdicts, watch
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
 from worldgym.protocols import reads_of, threshold_of
@@ -110,7 +110,7 @@ def run(config: AuditConfig) -> int:
     judges = {name: bundle.named_judge(name, tokenizer, config.cache, keys) for name in config.judges}
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
     env = real_env(chosen_suite(config.suite, config.bundle), horizon=config.horizon, terminate_on_success=False)
-    seen: dict[str, Watched] = {}
+    seen: dict[str, JudgeAudit] = {}
     with Progress(len(config.policies) * len(starts), "audit") as bar:
         for text in config.policies:
             choice, before = PolicyChoice.parse(text, config.bundle, device=here.name), bar.count
@@ -138,7 +138,7 @@ def run(config: AuditConfig) -> int:
     return 0
 
 
-def report(seen: dict[str, Watched], judges: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
+def report(seen: dict[str, JudgeAudit], judges: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
     """All figures, over all policies; each policy's own are under `policies`."""
     levels = {name: threshold_of(judge) for name, judge in judges.items()}
     first = next(iter(judges))
@@ -166,7 +166,7 @@ def report(seen: dict[str, Watched], judges: dict[str, Any], tasks: tuple[str, .
 
 
 def of_judge(
-    name: str, judge: Any, level: float, seen: dict[str, Watched], tasks: tuple[str, ...]
+    name: str, judge: Any, level: float, seen: dict[str, JudgeAudit], tasks: tuple[str, ...]
 ) -> dict[str, Any]:
     """One judge's figures: in imagination by verb, on Real's frames, under other words, and its price."""
     counts = {task: Confusion() for task in tasks}
@@ -196,7 +196,7 @@ def of_judge(
     }
 
 
-def other_words(judge: Any, level: float, watched: Watched) -> tuple[int, int]:
+def other_words(judge: Any, level: float, watched: JudgeAudit) -> tuple[int, int]:
     """Real's first successful frame of each episode under the words of another one: the same verb, another goal.
 
     Returns:
@@ -230,7 +230,7 @@ def other_words(judge: Any, level: float, watched: Watched) -> tuple[int, int]:
     return int((said[known] < level).sum()), int(known.sum())
 
 
-def calibration(seen: dict[str, Watched], name: str, bins: int = 10) -> list[dict[str, float]]:
+def calibration(seen: dict[str, JudgeAudit], name: str, bins: int = 10) -> list[dict[str, float]]:
     """Looks of all policies by stated probability."""
     merged: dict[int, list[float]] = {}
     for watched in seen.values():

@@ -32,7 +32,7 @@ from experiments.pipelines.run_folder import finite, versions
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts, paired_bootstrap
-from worldgym.evaluation.judge_audit import Watched, watch
+from worldgym.evaluation.judge_audit import JudgeAudit, watch
 from worldgym.pretrained import DEFAULT
 from worldgym.protocols import threshold_of
 from worldgym.utils.files import atomic_path, atomic_write_text
@@ -126,7 +126,7 @@ def run(config: BenchBestOfConfig) -> int:
         name: bundle.named_judge(name, getattr(world_model, "tokenizer", None), keys=keys) for name in single
     }
     env = real_env(chosen_suite(config.suite, config.bundle), horizon=config.horizon, terminate_on_success=False)
-    seen: list[Watched] = []
+    seen: list[JudgeAudit] = []
     starts_a_call = max(1, AT_ONCE // config.attempts)
     total = len(config.seeds) * config.starts * config.attempts
     with Progress(total, "best of many") as bar:
@@ -161,7 +161,7 @@ def run(config: BenchBestOfConfig) -> int:
 
 
 def choices(
-    seen: list[Watched], text: str, levels: Mapping[str, float], attempts: int
+    seen: list[JudgeAudit], text: str, levels: Mapping[str, float], attempts: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What a judge thinks of every attempt, and what became of it.
 

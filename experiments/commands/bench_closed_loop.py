@@ -242,7 +242,7 @@ def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
 
 
 def _videos(result: ClosedLoopResult, config: BenchClosedLoopConfig, name: str) -> list[dict[str, Any]]:
-    from experiments.reports.clips import dream_clips
+    from experiments.reports.clips import imagined_clips
 
     folder = config.out.with_suffix("") / "".join(c if c.isalnum() or c in "@.-" else "_" for c in name)
-    return dream_clips(result.clips, folder, config.clips)
+    return imagined_clips(result.clips, folder, config.clips)

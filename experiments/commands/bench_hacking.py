@@ -163,9 +163,9 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     settings = FineTuneSettings(
         seed=seed, out=out, bundle=config.bundle, iterations=config.rounds, starts=config.starts, group=config.group,
         lr=config.lr, updates=config.updates, imitation_steps=config.imitation_steps, demo_share=config.demo_share,
-        average=config.average, practise_horizon=config.horizon, hesitation=1, temperature=config.temperature,
+        average=config.average, rollout_horizon=config.horizon, start_oversampling=1, temperature=config.temperature,
         learn=config.learn,
-        token_temperature=config.temperature if config.learn == "all" else 0.0,
+        action_temperature=config.temperature if config.learn == "all" else 0.0,
         audit_every=config.every, audit_episodes=config.starts, audit_bound=1.0, middle_fraction=0.0,
     )  # fmt: skip
     facts = {**settings.key(), "parts": bundle.fingerprint(), "judge": text, "stop": config.stop}
@@ -198,7 +198,7 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
 
 
 def bank_of(starts: Sequence[Start], suite: Suite) -> Any:
-    """These starts as the only ones to practise from: what Real shows of them, and what is asked."""
+    """These starts as the only ones to train_tasks from: what Real shows of them, and what is asked."""
     import torch
 
     from agents import StartBank, Starts
@@ -234,7 +234,7 @@ def uncertainty_quantile(settings: FineTuneSettings, bundle: Bundle, judge: Any,
             worst.append(decision.step.imagined.uncertainty)
 
     collect(
-        bundle.world_model(), judge, bundle.policy(), starts, group_size=1, horizon=settings.practise_horizon,
+        bundle.world_model(), judge, bundle.policy(), starts, group_size=1, horizon=settings.rollout_horizon,
         threshold=1.01, compact_below=0.0, generator=torch.Generator().manual_seed(settings.seed),
         observers=[Uncertainties()],
     )  # fmt: skip

@@ -126,14 +126,14 @@ def run(config: ClaimsRunConfig) -> int:
     import torch
 
     from experiments.claims.arms import run_arm
-    from experiments.claims.lab import Lab
+    from experiments.claims.context import ClaimContext
 
     torch.set_num_threads(config.threads)
     preset = PRESETS[config.preset]
     records = Records(config.results / "data", preset.name)
     jobs, code = list(todo(config, records)), code_hash()
     logger.info("%d results to make", len(jobs))
-    with Lab(preset, config.work / preset.name, config.workers, placing(config)) as lab:
+    with ClaimContext(preset, config.work / preset.name, config.workers, placing(config)) as lab:
         for claim, name, seed in todo(replace(config, again=True), records):
             if records.has(claim, name, seed) and not config.again:
                 lab.forget(name, seed)  # left by a process that ended right after it wrote the result

@@ -4,8 +4,8 @@
 types come from other packages.
 
 With a world model (or tokenizer) half of what the judge sees goes through its decoder, so that it can read imagined
-frames; with `--dream-episodes` it also learns from logged episodes as the world model imagines them. Ctrl-C keeps the
-last checkpoint; the same command goes on from it.
+frames; with `--imagined-episodes` it also learns from logged episodes as the world model imagines them. Ctrl-C keeps
+the last checkpoint; the same command goes on from it.
 
 Example::
 
@@ -55,7 +55,7 @@ class TrainJudgeConfig:
             latents.
         tokenizer: run folder of `worldgym train tokenizer`, in place of `world_model`.
         init_policy: folder of a trained policy whose image and text encoder the judge starts from (formerly `--eyes`).
-        dream_episodes: so many logged episodes, all behaviours alike, are imagined by `world_model` from their first
+        imagined_episodes: so many logged episodes, all behaviours alike, are imagined by `world_model` from their first
             frame and learned from as well, with Real's labels; the threshold then balances precision and recall on
             held-out ones.
         preset: `small` or `tiny`.
@@ -81,7 +81,7 @@ class TrainJudgeConfig:
     world_model: Path | None = None
     tokenizer: Path | None = None
     init_policy: Annotated[Path | None, tyro.conf.arg(aliases=["--eyes"])] = None
-    dream_episodes: int = 0
+    imagined_episodes: Annotated[int, tyro.conf.arg(aliases=["--dream-episodes"])] = 0
     preset: str = "small"
     state: bool = True
     initial: Path | None = None
@@ -118,9 +118,9 @@ class TrainJudgeConfig:
             raise ConfigError(
                 "give --world-model or --tokenizer, not both: a world model brings its own tokenizer"
             )
-        if self.dream_episodes < 0 or (self.dream_episodes and self.world_model is None):
+        if self.imagined_episodes < 0 or (self.imagined_episodes and self.world_model is None):
             raise ConfigError(
-                f"--dream-episodes is {self.dream_episodes}; it needs --world-model, and 0 is off"
+                f"--imagined-episodes is {self.imagined_episodes}; it needs --world-model, and 0 is off"
             )
         if not 0 <= self.hard_share < 1 or (self.hard_share and self.initial is None):
             raise ConfigError(
@@ -235,7 +235,7 @@ def require_labels(arrays: Any) -> None:
 
 def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
     from agents import load_policy
-    from rewards import LearnedJudge, LearnedJudgeConfig, dream_logs, train_judge
+    from rewards import LearnedJudge, LearnedJudgeConfig, imagine_training_logs, train_judge
 
     judge = None
     if config.initial is not None:
@@ -260,14 +260,20 @@ def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: An
         ),
         judge=judge,
         init_policy=None if config.init_policy is None else load_policy(config.init_policy),
-        dreams=_dream(config, arrays, dream_logs) if config.dream_episodes else None,
+        dreams=_dream(config, arrays, imagine_training_logs) if config.imagined_episodes else None,
         **how,
     )
 
 
 def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
     """Minutes: nothing is kept between the steps, so a stopped training begins again."""
-    from rewards import LatentJudgeConfig, dream_latents, encode_logs, load_judge, train_latent_judge
+    from rewards import (
+        LatentJudgeConfig,
+        encode_logs,
+        imagine_training_latents,
+        load_judge,
+        train_latent_judge,
+    )
     from worldgym.utils.progress import Progress
 
     with Progress(len(arrays.frames), "encode logs") as progress:
@@ -283,7 +289,7 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
         model=LatentJudgeConfig(
             **width, state_dim=arrays.states.shape[1] if config.state else 0, specs=arrays.specs
         ),
-        dreams=_dream(config, arrays, dream_latents) if config.dream_episodes else None,
+        dreams=_dream(config, arrays, imagine_training_latents) if config.imagined_episodes else None,
         teacher=None if config.teacher is None else placing(config)(load_judge(config.teacher)),
         on_step=how["on_step"],
         device=how["device"],
@@ -308,7 +314,7 @@ def _dream(config: TrainJudgeConfig, arrays: Any, imagine: Callable[..., Any]) -
 
     assert config.world_model is not None
     rng = np.random.default_rng(config.seed)
-    count = min(config.dream_episodes, len(arrays))
+    count = min(config.imagined_episodes, len(arrays))
     with Progress(count, "imagine logs") as progress:
         return imagine(
             placing(config)(load_world_model(config.world_model)),

@@ -220,7 +220,7 @@ def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> A
 
     from agents import VLAPolicy, VLAPolicyConfig
     from agents.data.demonstrations import HandColumns
-    from agents.policies.goal_head import Pointer
+    from agents.policies.goal_head import GoalHead
 
     if config.initial is not None:
         policy = VLAPolicy.from_pretrained(str(config.initial))
@@ -232,7 +232,7 @@ def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> A
                 f"action and {shape.goal_dims} of goals; the dataset has {dims[0]} and {dims[1]}, and its goals are "
                 "learned. Leave --initial out"
             )
-        policy.pointer = Pointer(shape)
+        policy.pointer = GoalHead(shape)
         return policy
     # A dimension that only ever says -1 or 1 has two values, not a range.
     two = np.abs(np.abs(arrays.actions[~arrays.is_last]) - 1).max(0, initial=0.0) < 1e-6

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.pipelines.run_folder import versions
 from worldgym.evaluation import paired_bootstrap, wilson
-from worldgym.imagination.adapters.action_repeat import HeldActions
+from worldgym.imagination.adapters.action_repeat import ActionRepeat
 from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
 
@@ -36,7 +36,7 @@ def success_in_real(act: Callable[[dict[str, np.ndarray]], np.ndarray], args: An
         args: `task`, `horizon`, `chunk`, `eval_episodes`.
         slots: stepped side by side.
     """
-    envs = HeldActions(load_suite().make(
+    envs = ActionRepeat(load_suite().make(
         slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
         instruction="embedding", autoreset_mode="Disabled", terminate_on_success=False,
     ))  # fmt: skip

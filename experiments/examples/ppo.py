@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import worldgym  # noqa: F401  (registers the ids)
 from experiments.pipelines.run_folder import versions
-from rewards.judge_features import JudgeEyes
+from rewards.judge_features import JudgeFeatures
 from worldgym.evaluation import paired_bootstrap, wilson
 from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
@@ -104,7 +104,7 @@ def held(action: Tensor, chunk: int) -> Tensor:
 
 
 @torch.no_grad()
-def success_in_real(eyes: JudgeEyes, agent: Agent, args: Args, slots: int = 25) -> np.ndarray:
+def success_in_real(eyes: JudgeFeatures, agent: Agent, args: Args, slots: int = 25) -> np.ndarray:
     """`(N,)` bool, success at any time, acting by the mean; the same starts whenever it is called."""
     envs = load_suite().make(
         slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
@@ -144,7 +144,7 @@ def main(args: Args) -> int:
         instruction="embedding", reward_kind=args.reward_kind, discount=args.gamma, judge_every=args.chunk,
         autoreset_mode="Disabled",
     )  # fmt: skip
-    eyes = JudgeEyes(envs.single_observation_space)
+    eyes = JudgeFeatures(envs.single_observation_space)
     agent = Agent(eyes.dim, args.log_std)
     adam = torch.optim.Adam(agent.parameters(), lr=args.lr, eps=1e-5)
     before = success_in_real(eyes, agent, args)

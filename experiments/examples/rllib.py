@@ -23,7 +23,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.examples.measured import success_in_real, write_results
-from rewards.judge_features import JudgeEyes
+from rewards.judge_features import JudgeFeatures
 from worldgym.imagination.adapters.rllib import rllib_config
 
 GAMMA, SUCCESS = 0.97, "success_rate"
@@ -78,7 +78,7 @@ def main(args: Args) -> int:
         num_envs=args.num_envs, env_runners=args.env_runners, held=True, task=args.task, chunk=args.chunk,
         horizon=args.horizon, judge_every=args.chunk, reward_kind="potential", discount=GAMMA,
     )  # fmt: skip
-    config.rl_module(model_config={"features": JudgeEyes, "log_std": -1.0}).callbacks(CountSuccess)
+    config.rl_module(model_config={"features": JudgeFeatures, "log_std": -1.0}).callbacks(CountSuccess)
     batch = args.num_envs * 20
     algorithm = config.debugging(seed=args.seed).training(
         lr=1e-3, gamma=GAMMA, lambda_=0.95, clip_param=0.2, vf_clip_param=float("inf"), entropy_coeff=0.002,

@@ -27,7 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from experiments.examples.measured import success_in_real, write_results
-from rewards.judge_features import JudgeEyes, SeenByJudge
+from rewards.judge_features import JudgeFeatures, JudgeFeatureWrapper
 from worldgym.imagination.adapters.sb3 import ImageLanguageExtractor, make_sb3_vec_env
 
 GAMMA = 0.97
@@ -86,7 +86,10 @@ class Watch(BaseCallback):
 def build(args: Args, envs: Any) -> Any:
     """The algorithm with settings for short episodes of few decisions."""
     net = {"net_arch": [128, 128], "activation_fn": nn.Tanh}
-    eyes = {"features_extractor_class": ImageLanguageExtractor, "features_extractor_kwargs": {"features": JudgeEyes}}
+    eyes = {
+        "features_extractor_class": ImageLanguageExtractor,
+        "features_extractor_kwargs": {"features": JudgeFeatures},
+    }
     common = {"seed": args.seed, "device": "cpu", "tensorboard_log": str(args.out), "gamma": GAMMA}
     if args.algorithm == "ppo":
         return PPO(
@@ -108,7 +111,7 @@ def main(args: Args) -> int:
         "worldgym/Imagined-v0", num_envs=args.num_envs, held=True, task=args.task, chunk=args.chunk,
         horizon=args.horizon, judge_every=args.chunk, reward_kind="potential", discount=GAMMA,
         # PPO sees a picture four times and looks itself; SAC sees it again and again, so it is looked at once.
-        wrap=SeenByJudge if args.algorithm == "sac" else None,
+        wrap=JudgeFeatureWrapper if args.algorithm == "sac" else None,
     )  # fmt: skip
     model, watch = build(args, envs), Watch(args.minutes, args.chunk)
 

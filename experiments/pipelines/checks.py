@@ -24,15 +24,16 @@ AT_LEAST_ONE = frozenset(
         "steps", "minutes", "epochs", "batch", "batch_size", "limit", "window", "shift_steps", "tokenizer_steps",
         "processes", "demos_per_task", "folds", "horizon", "image_size", "episodes", "iterations", "starts", "rounds",
         "attempts", "threads", "chunk", "group", "updates", "every", "piece", "samples", "shard_episodes", "scale",
-        "practise_horizon", "confirm", "demos_limit", "bc_batch", "concurrent", "cpus", "grace", "batches",
+        "rollout_horizon", "confirm", "demos_limit", "bc_batch", "concurrent", "cpus", "grace", "batches",
     }
 )  # fmt: skip
 """Options that count something of which there must be one, where they are given."""
 POSITIVE = frozenset({"lr", "minutes", "seconds", "imitation_lr"})
 NOT_NEGATIVE = frozenset(
     {
-        "seed", "seeds", "start_seed", "workers", "patience", "finish_steps", "dream_episodes", "hesitation", "clips",
-        "temperature", "token_temperature", "temperatures", "noises", "gpus", "audit_every", "audit_episodes", "soak",
+        "seed", "seeds", "start_seed", "workers", "patience", "finish_steps", "imagined_episodes",
+        "start_oversampling", "clips",
+        "temperature", "action_temperature", "temperatures", "noises", "gpus", "audit_every", "audit_episodes", "soak",
         "imitation_steps", "contact_odds", "check_episodes", "branches",
     }
 )  # fmt: skip

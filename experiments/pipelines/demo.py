@@ -189,7 +189,7 @@ class _Demo:
         self.folder.write("bc", {"updates": updates})
 
     def _check(self, improved: PolicyRef) -> dict[str, Any]:
-        from experiments.reports.clips import dream_clips
+        from experiments.reports.clips import imagined_clips
         from worldgym.evaluation import run_closed_loop
         from worldgym.evaluation.rollouts import make_env
 
@@ -220,7 +220,7 @@ class _Demo:
                 progress=report,
             )
         with self.folder.clock("videos"):
-            videos = dream_clips(result.clips, settings.out, settings.clips, self.folder.own)
+            videos = imagined_clips(result.clips, settings.out, settings.clips, self.folder.own)
         return {**result.to_dict(), "clips": videos}
 
     def _before_after(

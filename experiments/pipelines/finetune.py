@@ -40,7 +40,7 @@ class FineTuning:
         folder: where each round is remembered.
         gather: `gather(policy, starts, round, settings)` collects a round's `Rollouts`; in this process when None.
         policy: begins in place of the bundle's, a folder.
-        tasks: among which to practise; the bundle's when empty.
+        tasks: that are learned; the bundle's when empty.
         judge: rewards in place of the bundle's.
         demos: demonstrations in place of the bundle's.
         starts: a `StartBank` in place of the bundle's.
@@ -236,7 +236,7 @@ def practised(settings: FineTuneSettings, bundle: Bundle, tasks: tuple[str, ...]
     """Tasks that are learned: those of the settings, else those that the bundle covers, except thinly covered ones."""
     tasks = tasks or bundle.tasks
     thin = bundle.card.get("tasks_thin", ())
-    return settings.practise or tuple(t for t in tasks if t not in thin) or tasks
+    return settings.train_tasks or tuple(t for t in tasks if t not in thin) or tasks
 
 
 def stream_now() -> str:

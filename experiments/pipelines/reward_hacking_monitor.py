@@ -66,9 +66,9 @@ class RewardHackingMonitor:
         settings = self.settings
         starts = self.starts()
         suite = chosen_suite(None, settings.bundle)
-        env = real_env(suite, horizon=settings.practise_horizon, terminate_on_success=False)
+        env = real_env(suite, horizon=settings.rollout_horizon, terminate_on_success=False)
         seen = watch(
-            policy, self.world_model, {"judge": self.judge}, env, starts, horizon=settings.practise_horizon,
+            policy, self.world_model, {"judge": self.judge}, env, starts, horizon=settings.rollout_horizon,
             seed=settings.seed,
         )  # fmt: skip
         steps = env.batch.interactions

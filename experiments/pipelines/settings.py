@@ -12,7 +12,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
 
 from experiments.compute import DType
 from worldgym.errors import ConfigError
@@ -33,23 +35,22 @@ class FineTuneSettings:
         seed: of everything that is random here.
         out: folder of results and of the improved policy.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        practise: verbs to practise in imagination; when empty, those that the bundle does not cover
-            thinly. What is imagined wrongly is learned wrongly: practise what comes near the closed-loop gate.
+        train_tasks: tasks to learn in imagination; when empty, those that the bundle covers, except thinly covered
+            ones. What is imagined wrongly is learned wrongly: choose tasks that come near the closed-loop gate.
         iterations: rounds of GRPO.
         starts: logged frames a round, each tried `group` times.
-        hesitation: draw so many times more frames, and keep those at which the pointer hesitates most: where it is
-            sure, all attempts go the same way and nothing is compared.
-        group: imagined attempts from each start.
-        practise_horizon: steps of an imagined attempt; what is imagined beyond has drifted.
-        temperature: of the places that the policy tries in practice; above 1 it tries more than it would by itself.
-        token_temperature: of the motor commands that take it there; 0 is a steady hand.
-        learn: `pointer` improves where the policy goes and leaves how it goes there as it was cloned; `all` both.
+        start_oversampling: draw so many times more frames, and keep those at which the policy is least certain of its
+            goal: where it is certain, all rollouts of a group are alike and nothing is compared.
+        group: rollouts from each start.
+        rollout_horizon: steps of a rollout; longer rollouts drift.
+        temperature: of the goals that the policy samples; above 1 it explores more than it would by itself.
+        action_temperature: of the actions of a policy with goals; 0 is greedy.
+        learn: `goal` improves where the policy goes and leaves its actions as they were cloned; `all` improves both.
         average: decay, an iteration, of the averaged weights that are kept as the improved policy; the BC-only control
             is averaged likewise.
         lr: GRPO's learning rate; 0 leaves GRPO out.
         updates: GRPO's optimizer steps a round; the more, the further the policy goes from the one that was tried.
-        acting: whose attempts are learned from: those of the policy as it is `now`, or always those of the `first` one
-            (Iter-SFT: what the policy could do before, filtered by the judge).
+        actor: whose rollouts are learned from: the `current` policy's, or always the `initial` one's (iterated SFT).
         imitation_steps: supervised steps a round on judged imagined successes and demonstrations; 0 is off.
         imitation_lr: their learning rate.
         demo_share: share of demonstrations among what is imitated.
@@ -62,7 +63,7 @@ class FineTuneSettings:
         audit_every: rounds between two audits of the averaged policy, whose imagined episodes are then executed in Real
             and counted; 0 is off.
         audit_episodes: imagined and executed an audit.
-        audit_bound: practice ends when imagined success exceeds the true one by more.
+        audit_bound: learning ends when imagined success exceeds the true one by more.
         quick: a few seconds' worth of everything, to see whether it runs; its numbers mean nothing.
         fresh: forget what an interrupted run in the same folder has done.
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
@@ -72,19 +73,19 @@ class FineTuneSettings:
     seed: int = 0
     out: Path = Path("runs/practice")
     bundle: str = DEFAULT
-    practise: tuple[str, ...] = ()
+    train_tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--practise"])] = ()
     iterations: int = 20
     starts: int = 48
-    hesitation: int = 2
+    start_oversampling: Annotated[int, tyro.conf.arg(aliases=["--hesitation"])] = 2
     group: int = 6
-    practise_horizon: int = 25
+    rollout_horizon: Annotated[int, tyro.conf.arg(aliases=["--practise-horizon"])] = 25
     temperature: float = 2.0
-    token_temperature: float = 0.0
-    learn: Literal["pointer", "all"] = "pointer"
+    action_temperature: Annotated[float, tyro.conf.arg(aliases=["--token-temperature"])] = 0.0
+    learn: Literal["goal", "all", "pointer"] = "goal"
     average: float = 0.8
     lr: float = 2e-5
     updates: int = 2
-    acting: Literal["now", "first"] = "now"
+    actor: Literal["current", "initial"] = "current"
     imitation_steps: int = 24
     imitation_lr: float = 3e-4
     demo_share: float = 0.4
@@ -103,7 +104,7 @@ class FineTuneSettings:
     dtype: DType = "auto"
 
     SMALL: ClassVar[dict[str, int]] = {
-        "iterations": 2, "starts": 2, "group": 4, "practise_horizon": 10, "bc_batch": 8, "imitation_steps": 2,
+        "iterations": 2, "starts": 2, "group": 4, "rollout_horizon": 10, "bc_batch": 8, "imitation_steps": 2,
     }  # fmt: skip
     ELSEWHERE: ClassVar[set[str]] = {"out", "fresh", "workers", "device", "dtype"}
     """What a resumed run may have otherwise: where and how it runs."""
@@ -111,12 +112,13 @@ class FineTuneSettings:
     def __post_init__(self) -> None:
         """Validate, and shrink everything for `quick`."""
         object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "practise", tuple(self.practise))
+        object.__setattr__(self, "train_tasks", tuple(self.train_tasks))
+        object.__setattr__(self, "learn", "goal" if self.learn == "pointer" else self.learn)  # its earlier name
         if self.quick:
             for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
         at_least_one(
-            self, "iterations", "starts", "updates", "hesitation", "practise_horizon", "bc_batch", "confirm",
+            self, "iterations", "starts", "updates", "start_oversampling", "rollout_horizon", "bc_batch", "confirm",
             "audit_episodes",
         )  # fmt: skip
         if self.group < 2:
@@ -125,21 +127,23 @@ class FineTuneSettings:
             )
         if min(self.seed, self.imitation_steps, self.audit_every) < 0:
             raise ConfigError("seed, imitation_steps and audit_every must not be negative")
-        if self.token_temperature < 0 or not 0 <= self.average < 1:
+        if self.action_temperature < 0 or not 0 <= self.average < 1:
             raise ConfigError(
-                "token_temperature must not be negative and average must lie in [0, 1); got "
-                f"{self.token_temperature}, {self.average}"
+                "action_temperature must not be negative and average must lie in [0, 1); got "
+                f"{self.action_temperature}, {self.average}"
             )
-        if self.lr < 0 or self.acting not in ("now", "first"):
-            raise ConfigError(f"lr must not be negative, acting 'now' or 'first'; got {self.lr}, {self.acting!r}")
-        if self.acting == "first" and self.lr > 0:
-            raise ConfigError("GRPO learns from the policy's own attempts: acting='first' goes with lr=0 only")
+        if self.lr < 0 or self.actor not in ("current", "initial"):
+            raise ConfigError(
+                f"lr must not be negative, actor 'current' or 'initial'; got {self.lr}, {self.actor!r}"
+            )
+        if self.actor == "initial" and self.lr > 0:
+            raise ConfigError("GRPO learns from the policy's own rollouts: actor='initial' goes with lr=0 only")
         for name in ("temperature", "imitation_lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 
     def sampling(self, policy: Any, temperature: float | None = None) -> Any:
-        """Temperatures of a policy's components: `token_temperature` for its actions where it has goals."""
+        """Temperatures of a policy's components: `action_temperature` for its actions where it has goals."""
         rollout = self.trainer_config().rollout
         return dataclasses.replace(rollout, temperature=temperature or rollout.temperature).temperatures(policy)
 
@@ -148,8 +152,8 @@ class FineTuneSettings:
         from agents import GRPOConfig, ImaginedRLConfig, RolloutConfig, SelfImitationConfig
 
         rollout = RolloutConfig(
-            starts=self.starts, start_oversampling=self.hesitation, group_size=self.group,
-            horizon=self.practise_horizon, temperature=self.temperature, action_temperature=self.token_temperature,
+            starts=self.starts, start_oversampling=self.start_oversampling, group_size=self.group,
+            horizon=self.rollout_horizon, temperature=self.temperature, action_temperature=self.action_temperature,
             middle_fraction=self.middle_fraction, threshold=self.threshold, confirm=self.confirm,
             max_uncertainty=self.max_uncertainty,
         )  # fmt: skip
@@ -158,8 +162,7 @@ class FineTuneSettings:
             learn=self.learn, demo_share=self.demo_share, min_rate=self.min_rate, discount=1.0,
         )  # fmt: skip
         grpo = GRPOConfig(lr=self.lr, updates=self.updates, seed=self.seed, learn=self.learn) if self.lr else None
-        actor = "current" if self.acting == "now" else "initial"
-        return ImaginedRLConfig(rollout, grpo, imitation, self.average, actor, self.seed)  # type: ignore[arg-type]
+        return ImaginedRLConfig(rollout, grpo, imitation, self.average, self.actor, self.seed)
 
     def key(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
@@ -172,7 +175,7 @@ class DemoSettings(FineTuneSettings):
     """Improve a policy inside the bundled world model and measure it in Real.
 
     Args:
-        tasks: verbs to measure; those the bundle covers when empty.
+        tasks: to measure; those the bundle covers when empty.
         horizon: steps of 0.2 s in a measured episode.
         episodes: episodes in Real a policy and mode; design asks for at least 200.
         sharpen_temperature: of the sharpening control.

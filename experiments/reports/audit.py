@@ -26,12 +26,12 @@ from experiments.reports.html import rate
 from experiments.reports.html_template import PAGE, STYLE
 from experiments.reports.tables import number, table
 from experiments.reports.videos import save_gif, side_by_side
-from worldgym.evaluation.judge_audit import Watched
+from worldgym.evaluation.judge_audit import JudgeAudit
 from worldgym.utils.files import atomic_write_text
 
 
 def worst_false_positives(
-    seen: Mapping[str, Watched], judge: str, level: float, out: Path, count: int = 4
+    seen: Mapping[str, JudgeAudit], judge: str, level: float, out: Path, count: int = 4
 ) -> list[dict[str, Any]]:
     """Write `out/*.gif` of the false positives of which `judge` was surest; rows with `gif` and `caption`."""
     found = []

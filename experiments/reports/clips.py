@@ -5,7 +5,7 @@ policy became worse is shown beside those where it became better.
 
 Example::
 
-    rows = dream_clips(result.clips, Path("runs/demo"), count=6)
+    rows = imagined_clips(result.clips, Path("runs/demo"), count=6)
     rows[0]     # {"kind": "dream", "gif": "videos/dream-0-fp.gif", "verdict": "fp", "caption": ...}
 """
 
@@ -43,7 +43,7 @@ def choose(clips: Sequence[Clip], count: int) -> list[Clip]:
     return sorted(chosen, key=lambda clip: list(SHARES).index(clip.verdict))
 
 
-def dream_clips(
+def imagined_clips(
     clips: Sequence[Clip], out: Path, count: int, own: Callable[[str], object] = str
 ) -> list[dict[str, Any]]:
     """Write `count` imagined | real videos into `out/videos` and describe them; `own` gets each file's name before."""

@@ -8,7 +8,7 @@ is needed.
 
 Example::
 
-    dreams = dream_logs(world_model, arrays, generator=torch.Generator().manual_seed(0))
+    dreams = imagine_training_logs(world_model, arrays, generator=torch.Generator().manual_seed(0))
     judge, report = train_judge(arrays, world_model.tokenizer, dreams=dreams)
     report["dream/precision"], report["dream/recall"]
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def dream_logs(
+def imagine_training_logs(
     world_model: Any,
     arrays: EpisodeArrays,
     *,
@@ -98,7 +98,7 @@ def episode_verdicts(
 
     Args:
         judge: the judge.
-        dreams: of `dream_logs`.
+        dreams: of `imagine_training_logs`.
         episodes: `(M,)` indices.
         chunk: actions between two looks.
 

@@ -11,7 +11,8 @@ likely any sentence is fulfilled in any frame, and the pairs no longer run out.
 Example::
 
     latents = encode_logs(world_model.tokenizer, arrays)
-    judge, report = train_latent_judge(arrays, latents, world_model, dreams=dream_latents(world_model, arrays, chosen))
+    dreams = imagine_training_latents(world_model, arrays, chosen)
+    judge, report = train_latent_judge(arrays, latents, world_model, dreams=dreams)
     judge.save_pretrained("runs/latent_judge")
 """
 
@@ -57,7 +58,7 @@ def encode_logs(
 
 
 @torch.no_grad()
-def dream_latents(
+def imagine_training_latents(
     world_model: Any,
     arrays: EpisodeArrays,
     episodes: np.ndarray,
@@ -131,7 +132,7 @@ def train_latent_judge(
         tokenizer: whose latents they are; the judge leaves attached to it.
         config: settings, those of `rewards.training.learned` (what is about pixels has no effect).
         model: sizes.
-        dreams: of `dream_latents`, from (some of) the same episodes; a dream is held out if its episode is.
+        dreams: of `imagine_training_latents`, from (some of) the same episodes; a dream is held out if its episode is.
         teacher: a `LearnedJudge`; as many pairs again, of any frame and any sentence, are learned as it judges them.
         on_step: called with (step, scalars) every 25 steps.
         device: where the judge is trained; the result stays there.

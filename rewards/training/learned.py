@@ -140,8 +140,8 @@ def train_judge(
         checkpoint: where to save and to resume from.
         init_policy: a trained policy with `encoder_state()`, from whose encoder the judge starts: without it, it took
             400 steps to leave chance, with it 50.
-        dreams: of `rewards.training.imagined_logs.dream_logs`, from (some of) the same episodes; a dream is held out
-            if its episode is.
+        dreams: of `rewards.training.imagined_logs.imagine_training_logs`, from (some of) the same episodes; a dream
+            is held out if its episode is.
         judge: a trained judge to go on from, in place of a new one; it is changed.
         device: where the judge is trained; the result stays there.
         **overrides: replace single settings, e.g. `steps=500`.

@@ -116,10 +116,10 @@ def test_the_start_bank_holds_unsolved_frames_of_all_depths():
 def test_a_simulator_gives_the_same_kind_of_rollouts():
     from simulated_line import SHARED
 
-    from agents import collect_real
+    from agents import collect_simulated
 
     policy = tiny_policy(image_size=SIZE)
-    r = collect_real(
+    r = collect_simulated(
         policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -133,7 +133,7 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
     for i in range(16):  # the path is Real's, step by step, and stands still after a success
         steps = int((way[i] >= 0.105).int().argmax()) if r.reward[i] else 9
         assert torch.allclose(r.path[i, : steps + 1, 0], way[i, : steps + 1], atol=1e-5)
-    part = collect_real(
+    part = collect_simulated(
         policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
         generator=torch.Generator().manual_seed(0), partial=True,
     )  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
 
             return Judgement((states[:, 0] > 0.05).float(), None, states[:, 1] < 3, [])
 
-    told = collect_real(
+    told = collect_simulated(
         policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
         generator=torch.Generator().manual_seed(0), judge=Early(),
     )  # fmt: skip
@@ -169,7 +169,7 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
 
             return Judgement(torch.zeros(len(states)), None, torch.ones(len(states), dtype=torch.bool), [])
 
-    never = collect_real(
+    never = collect_simulated(
         policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
         generator=torch.Generator().manual_seed(0), judge=Never(),
     )  # fmt: skip
@@ -177,4 +177,4 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
     assert bool((gone[:, :9] >= 0.105).any()), "some go on after what would be a success"
     assert torch.allclose(never.path[..., 0], gone, atol=1e-5) and not never.reward.any()
     with pytest.raises(ValueError, match="one task for each seed"):
-        collect_real(policy, [1, 2], ["reach"], env="simulated_line:LineEnv", processes=0)
+        collect_simulated(policy, [1, 2], ["reach"], env="simulated_line:LineEnv", processes=0)

@@ -8,7 +8,7 @@ from line_world import BrightJudge, LineWorld, logits, observation, starts, tiny
 from agents import GRPO, GRPOConfig, SelfImitationConfig, collect
 from agents.algorithms.self_imitation import success_rows
 from agents.data.demonstrations import keyframes
-from agents.policies.goal_head import Pointing
+from agents.policies.goal_head import GoalProposals
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 
@@ -41,7 +41,7 @@ def test_a_place_is_as_likely_as_all_cells_that_speak_of_it():
     places = torch.zeros(1, 16, 2)
     places[0, 8:] = 2.0  # two things on the table, eight cells for each
     scores = torch.where(torch.arange(16) < 8, 1.0, 0.0)[None]
-    many = Pointing(scores.expand(4000, -1), places.expand(4000, -1, -1))
+    many = GoalProposals(scores.expand(4000, -1), places.expand(4000, -1, -1))
     for temperature in (1.0, 2.0):
         drawn = pointer.sample(many, temperature, torch.Generator().manual_seed(0))
         first = drawn.norm(dim=-1) < 0.1
@@ -55,7 +55,7 @@ def test_the_greedy_place_is_where_most_cells_agree():
     scores, places = torch.zeros(1, 16), torch.zeros(1, 16, 2)
     scores[0, :4], scores[0, 15] = 2.0, 2.5  # four neighbours in a row against one lonely cell
     places[0, 15] = 3.0
-    pointing = Pointing(scores, places)
+    pointing = GoalProposals(scores, places)
     assert float(pointer.likeliest(pointing).norm()) < 0.1
 
 

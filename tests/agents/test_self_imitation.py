@@ -101,7 +101,7 @@ def test_the_oldest_successes_are_forgotten_first():
 
 
 def test_stopping_and_resuming_changes_nothing(tmp_path):
-    def practise(interrupt):
+    def fine_tune(interrupt):
         policy = tiny_policy()
         grpo, imitation = GRPO(GRPOConfig()), SelfImitation(demos(policy), SelfImitationConfig(steps=2))
         for i in range(3):
@@ -120,7 +120,7 @@ def test_stopping_and_resuming_changes_nothing(tmp_path):
                 grpo.load(policy, tmp_path / "grpo")
         return torch.cat([p.detach().flatten() for p in policy.parameters()])
 
-    assert torch.equal(practise(False), practise(True))
+    assert torch.equal(fine_tune(False), fine_tune(True))
 
 
 @pytest.mark.parametrize("bad", [{"steps": -1}, {"demo_share": 1.5}, {"lr": 0.0}, {"floor": 0.0}])

@@ -85,9 +85,10 @@ def test_stable_baselines3_records_a_video_at_the_rate_of_the_frames(tmp_path):
 def test_held_actions_are_an_id_that_other_processes_find():
     code = (
         "import gymnasium as gym\n"
-        "envs = gym.make_vec('worldgym:worldgym/Held-v0', env_id='worldgym/ImaginedTabletop-v0', num_envs=2, chunk=5)\n"
+        "envs = gym.make_vec('worldgym:worldgym/ActionRepeat-v0', env_id='worldgym/ImaginedTabletop-v0', num_envs=2, "
+        "chunk=5)\n"
         "envs.reset(seed=0); print(envs.step(envs.action_space.sample())[4]['episode_len'].tolist())\n"
-        "env = gym.make('worldgym:worldgym/Held-v0', env_id='worldgym/ImaginedTabletop-v0', chunk=5)\n"
+        "env = gym.make('worldgym:worldgym/ActionRepeat-v0', env_id='worldgym/ImaginedTabletop-v0', chunk=5)\n"
         "env.reset(seed=0); print(env.step(env.action_space.sample())[4]['episode_len'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

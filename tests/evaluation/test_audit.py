@@ -7,13 +7,13 @@ import pytest
 from point_world import PointEnv, PointJudge, PointPolicy, PointWorld
 
 from worldgym.evaluation.closed_loop import run_closed_loop
-from worldgym.evaluation.judge_audit import Watched, balanced_accuracy, watch
+from worldgym.evaluation.judge_audit import JudgeAudit, balanced_accuracy, watch
 from worldgym.evaluation.rollouts import make_starts
 
 STARTS = make_starts(["a", "b"], per_task=20)
 
 
-def seen(gain=1.0, skill=0.35, judges=None, **kwargs) -> Watched:
+def seen(gain=1.0, skill=0.35, judges=None, **kwargs) -> JudgeAudit:
     judges = judges or {"point": PointJudge()}
     return watch(PointPolicy(skill), PointWorld(gain), judges, PointEnv(), STARTS, horizon=20, **kwargs)
 
@@ -53,7 +53,7 @@ def test_a_judge_that_fails_is_not_counted_and_takes_no_other_with_it():
 
 def by_hand(said, now):
     said, now = np.array(said, np.float32), np.array(now, bool)
-    return Watched(
+    return JudgeAudit(
         tuple(STARTS[: len(said)]),
         ["x"] * len(said),
         {"a": said, "b": 1 - said},

@@ -13,7 +13,7 @@ from experiments.cli import main
 from experiments.commands.audit import AuditConfig
 from experiments.reports.audit import worst_false_positives
 from worldgym.errors import ConfigError
-from worldgym.evaluation.judge_audit import Watched
+from worldgym.evaluation.judge_audit import JudgeAudit
 from worldgym.evaluation.outcomes import Start
 
 KEYS = {
@@ -87,7 +87,7 @@ def test_the_worst_false_positives_are_shown_where_the_judge_was_surest(tmp_path
     truth = np.zeros((count, looks), bool)
     truth[4] = True  # a true positive is not shown
     frames = np.random.default_rng(0).integers(0, 200, (count, looks, 16, 16, 3), np.uint8)
-    seen = Watched(
+    seen = JudgeAudit(
         tuple(Start("reach", 19_000_000 + i) for i in range(count)), [f"reach thing {i}" for i in range(count)],
         {"j": said}, truth, truth, frames=frames, imagined=frames + 9,
     )  # fmt: skip

@@ -33,7 +33,7 @@ OTHERS = [
     ("judge", ["--near-share", "2"]),
     ("judge", ["--max-fpr", "0"]),
     ("judge", ["--hard-share", "0.5"]),
-    ("judge", ["--dream-episodes", "-1"]),
+    ("judge", ["--imagined-episodes", "-1"]),
     ("judge", ["--kind", "latent"]),
     ("judge", ["--batch-size", "1"]),
     ("policy", ["--epochs", "0"]),

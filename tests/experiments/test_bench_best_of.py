@@ -13,7 +13,7 @@ from experiments.cli import main
 from experiments.commands.bench_best_of import BenchBestOfConfig, choices, curve
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Start
-from worldgym.evaluation.judge_audit import Watched
+from worldgym.evaluation.judge_audit import JudgeAudit
 
 
 def watched(said, true, doubt=None):
@@ -21,7 +21,7 @@ def watched(said, true, doubt=None):
     n = len(true)
     looks = {k: np.asarray(v, np.float32)[:, None] for k, v in said.items()}
     won, unsure = np.asarray(true)[:, None], None if doubt is None else np.asarray(doubt)[:, None]
-    return Watched(tuple(Start("reach", i) for i in range(n)), ["x"] * n, looks, won, won, doubt=unsure)
+    return JudgeAudit(tuple(Start("reach", i) for i in range(n)), ["x"] * n, looks, won, won, doubt=unsure)
 
 
 def test_the_attempt_that_both_like_is_chosen_and_doubtful_ones_are_left_out():

@@ -76,7 +76,7 @@ def test_a_run_ends_when_imagined_success_is_high_enough(bundle, tmp_path):
 
 
 def test_doubt_is_a_quantile_of_what_the_world_model_says_of_itself(bundle, tmp_path):
-    settings = FineTuneSettings(out=tmp_path, starts=2, group=2, practise_horizon=10)
+    settings = FineTuneSettings(out=tmp_path, starts=2, group=2, rollout_horizon=10)
     found = Bundle.find(bundle)
     low, high = (uncertainty_quantile(settings, found, found.judge(), share) for share in (0.1, 0.9))
     assert 0 < low <= high and np.isfinite(high)

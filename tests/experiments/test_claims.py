@@ -15,7 +15,7 @@ from envs.tabletop.grammar import task_of
 from experiments.bundle import folder_hash
 from experiments.claims import ARMS, CLAIMS, c2, c20, e2, find_arm
 from experiments.claims.arms import run_arm
-from experiments.claims.lab import Lab, frozen_gap
+from experiments.claims.context import ClaimContext, frozen_gap
 from experiments.claims.presets import PRESETS, SPLITS
 from experiments.claims.records import Records, code_hash, pack, unpack
 from experiments.claims.report import write_report
@@ -223,7 +223,7 @@ def test_what_is_finished_is_not_run_again_and_other_claims_results_are_shared(t
 @pytest.fixture(scope="module")
 def lab(bundle, tmp_path_factory):
     preset = dataclasses.replace(PRESETS["tiny"], bundle=str(bundle), looked=2, episodes=2)
-    with Lab(preset, tmp_path_factory.mktemp("work"), workers=0) as shared:
+    with ClaimContext(preset, tmp_path_factory.mktemp("work"), workers=0) as shared:
         yield shared
 
 
@@ -284,7 +284,7 @@ def test_iter_sft_keeps_asking_the_first_policy(lab, tmp_path):
     from experiments.pipelines.finetune import FineTuning
     from experiments.pipelines.run_folder import RunFolder
 
-    how = lab.preset.practice(0, tmp_path, lr=0.0, acting="first", iterations=2)
+    how = lab.preset.practice(0, tmp_path, lr=0.0, actor="initial", iterations=2)
     asked = []
 
     def gather(policy, starts, number, settings):

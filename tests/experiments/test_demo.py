@@ -236,7 +236,7 @@ def test_a_missing_or_damaged_bundle_says_what_to_do(bundle, tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"iterations": 0}, {"group": 1}, {"lr": -1.0}, {"acting": "first"}, {"seed": -1}, {"temperature": 0.0}],
+    [{"iterations": 0}, {"group": 1}, {"lr": -1.0}, {"actor": "initial"}, {"seed": -1}, {"temperature": 0.0}],
 )
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ConfigError):

@@ -161,7 +161,7 @@ def test_policies_of_different_chunks_are_compared(parts, bundle, tmp_path):
 
 def test_imagined_rl_improves_a_registered_policy(parts, bundle, tmp_path):
     line = ["rl", "--bundle", str(bundle), "--policy", str(parts["policy"]), "--quick", "--iterations", "1"]
-    assert main([*line, "--learn", "all", "--hesitation", "1", "--out", str(tmp_path / "rl")]) == 0
+    assert main([*line, "--learn", "all", "--start-oversampling", "1", "--out", str(tmp_path / "rl")]) == 0
     assert type(load_policy(tmp_path / "rl" / "policy")).__name__ == "Policy"
 
 

@@ -170,7 +170,7 @@ def test_audits_look_on_without_changing_what_is_learned(bundle, tmp_path, capsy
     assert all((left[k] == right[k]).all() for k in left)
     history = json.loads((watched.out / "history.json").read_text())
     assert [row["audit_gap"] == row["audit_imagined"] - row["audit_true"] for row in history] == [True, True]
-    assert all(row["audit_steps"] == row["audit_episodes"] * watched.practise_horizon for row in history)
+    assert all(row["audit_steps"] == row["audit_episodes"] * watched.rollout_horizon for row in history)
     assert "audited 2 times" in capsys.readouterr().out
 
 

@@ -11,13 +11,13 @@ import torch
 pytest.importorskip("stable_baselines3", reason="needs the extra `sb3`")
 
 from experiments.examples.sb3 import Args, main  # noqa: E402
-from rewards.judge_features import JudgeEyes, SeenByJudge  # noqa: E402
+from rewards.judge_features import JudgeFeatures, JudgeFeatureWrapper  # noqa: E402
 from worldgym.imagination.adapters.sb3 import ImageLanguageExtractor, make_sb3_vec_env  # noqa: E402
 
 
 def test_the_judge_s_eyes_find_other_places_under_other_words():
     envs = make_sb3_vec_env("worldgym/Tabletop-v0", num_envs=1, task="reach")
-    seen = ImageLanguageExtractor(envs.observation_space, JudgeEyes)
+    seen = ImageLanguageExtractor(envs.observation_space, JudgeFeatures)
     observation = {k: torch.as_tensor(v) for k, v in envs.reset().items()}
     observation["image"] = observation["image"].float() / 255
     envs.close()
@@ -32,7 +32,7 @@ def test_a_batch_seen_by_the_judge_shows_what_its_eyes_see_last_observations_too
     settings = {"num_envs": 2, "task": "reach", "horizon": 3, "seed": 0}
     seed = settings.pop("seed")
     plain = make_sb3_vec_env("worldgym/Tabletop-v0", **settings)
-    seen = make_sb3_vec_env("worldgym/Tabletop-v0", wrap=SeenByJudge, **settings)
+    seen = make_sb3_vec_env("worldgym/Tabletop-v0", wrap=JudgeFeatureWrapper, **settings)
     eyes = seen.envs.see
     for envs in (plain, seen):
         envs.seed(seed)

@@ -33,14 +33,14 @@ def test_the_space_has_the_names_and_types_of_the_settings():
         "group=4,8",
         "learn=all,pointer",
         "threshold=0.5,none",
-        "practise=reach+push,reach",
+        "train_tasks=reach+push,reach",
     )
     assert parse_space(texts) == {
         "lr": [1e-5, 2e-5],
         "group": [4, 8],
         "learn": ["all", "pointer"],
         "threshold": [0.5, None],
-        "practise": [("reach", "push"), ("reach",)],
+        "train_tasks": [("reach", "push"), ("reach",)],
     }
     assert parse_space(("lr=loguniform(1e-6, 1e-3)",)) == {"lr": ("loguniform", 1e-6, 1e-3)}
 

@@ -162,14 +162,14 @@ def test_a_policy_acts_on_imagined_frames_and_a_judge_learns_from_what_came_of_i
     assert main(["collect", "--out", str(chain / "more_data"), *logs]) == 0
     judge = ["train", "judge", "--data", str(chain / "more_data"), "--world-model", world]
     judge += ["--preset", "tiny", "--steps", "2"]
-    assert main([*judge, "--dream-episodes", "40", "--out", str(chain / "judge_d")]) == 0
+    assert main([*judge, "--imagined-episodes", "40", "--out", str(chain / "judge_d")]) == 0
     assert 0.2 <= LearnedJudge.from_pretrained(chain / "judge_d").threshold <= 0.99
     assert "dream/recall" in json.loads((chain / "judge_d" / "training.json").read_text())["held_out"]
 
 
 def test_dreams_need_a_world_model_and_a_policy_to_look_at_them(chain):
     with pytest.raises(ValueError, match="--world-model"):
-        TrainJudgeConfig(data=chain / "data", dream_episodes=3)
+        TrainJudgeConfig(data=chain / "data", imagined_episodes=3)
     with pytest.raises(ValueError, match="--policy"):
         CollectConfig(out=chain / "no", world_model=chain / "world" / "export")
 

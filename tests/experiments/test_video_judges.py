@@ -105,8 +105,9 @@ def test_the_environment_shows_it_whole_episodes(bundle, references):
 
 
 def test_the_simulator_arm_refuses_a_judge_of_videos(references):
-    from agents import RealCollector
+    from agents import SimulatorCollector
     from worldgym.errors import ConfigError
 
-    with RealCollector(processes=0) as simulator, pytest.raises(ConfigError, match="frame at the end of each chunk"):
+    refused = pytest.raises(ConfigError, match="frame at the end of each chunk")
+    with SimulatorCollector(processes=0) as simulator, refused:
         simulator.collect(None, [0], ["reach"], judge=load_judge(references))

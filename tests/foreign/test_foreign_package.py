@@ -113,7 +113,7 @@ def test_6_bundle(parts: dict[str, Path]) -> None:
 def rl(parts: dict[str, Path], out: Path, *more: object) -> list[dict[str, float]]:
     run(
         "rl", "--bundle", parts["bundle"], "--out", out, "--learn", "all", "--iterations", 2, "--starts", 2, "--group",
-        2, "--practise-horizon", 10, "--imitation-steps", 2, "--bc-batch", 8, "--threads", 1, *more,
+        2, "--rollout-horizon", 10, "--imitation-steps", 2, "--bc-batch", 8, "--threads", 1, *more,
     )  # fmt: skip
     rows: list[dict[str, float]] = json.loads((out / "history.json").read_text())
     return rows

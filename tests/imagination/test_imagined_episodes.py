@@ -9,7 +9,7 @@ from fakes import LEFT, RIGHT, DeadJudge, DotJudge, DotWorldModel, draw, make_st
 from gymnasium.vector import AutoresetMode
 
 from worldgym.imagination import ImageStarts, WorldModelEnv, WorldModelVectorEnv
-from worldgym.imagination.adapters.action_repeat import HeldActions
+from worldgym.imagination.adapters.action_repeat import ActionRepeat
 
 STILL = np.zeros(4, np.float32)
 GO_LEFT = np.array([-1, 0, 0, 0], np.float32)
@@ -436,7 +436,7 @@ def test_a_task_given_once_holds_for_automatic_resets_too(make_vec, mode):
 
 @pytest.mark.parametrize("tensors", [False, True])
 def test_a_held_action_is_the_chunk_of_it_repeated(make_vec, tensors):
-    held, plain = HeldActions(make_vec(chunk=5, tensors=tensors)), make_vec(chunk=5, tensors=tensors)
+    held, plain = ActionRepeat(make_vec(chunk=5, tensors=tensors)), make_vec(chunk=5, tensors=tensors)
     assert held.single_action_space.shape == (4,) and held.action_space.shape == (3, 4)
     held.reset(seed=0)
     plain.reset(seed=0)
@@ -445,4 +445,4 @@ def test_a_held_action_is_the_chunk_of_it_repeated(make_vec, tensors):
     ours, theirs = held.step(given)[0], plain.step(np.repeat(actions[:, None], 5, 1))[0]
     np.testing.assert_array_equal(np.asarray(ours["image"]), np.asarray(theirs["image"]))
     with pytest.raises(ValueError, match="chunk=5"):
-        HeldActions(make_vec())
+        ActionRepeat(make_vec())

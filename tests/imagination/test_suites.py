@@ -26,7 +26,7 @@ from made_up_suite import (
 
 import worldgym  # noqa: F401
 from agents.rollouts.imagined import StartBank, Starts, collect
-from agents.rollouts.simulated import RealCollector
+from agents.rollouts.simulated import SimulatorCollector
 from envs.tabletop.suite import TabletopSuite
 from experiments.suites import domain_settings, evaluation_pool, known_tasks
 from worldgym.data import EpisodeDataset
@@ -164,7 +164,7 @@ def test_evaluation_and_simulator_rollouts_show_every_camera(joints):
     with evaluation_pool(joints, workers=0, horizon=4, chunk=2) as pool:
         result = pool.evaluate(Still(), make_starts(("fold",), 3))
     assert result.steps.tolist() == [4, 4, 4]
-    with RealCollector("joints", processes=0) as simulator:
+    with SimulatorCollector("joints", processes=0) as simulator:
         rollouts = simulator.collect(Still(), [1, 2], ["fold", "stretch"], group_size=2, horizon=4)
     assert rollouts.views["wrist"].shape == (4, 2, 12, 16, 3) and rollouts.frames_used == 16
     seen = rollouts.observation(torch.tensor([0, 3]), torch.tensor([1, 1]))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from judged_world import SIZE, logs
 
-from rewards import JudgeTrainConfig, LearnedJudgeConfig, dream_logs, train_judge
+from rewards import JudgeTrainConfig, LearnedJudgeConfig, imagine_training_logs, train_judge
 from rewards.training.imagined_logs import balanced_threshold, episode_verdicts, precision_recall
 from worldgym.protocols import Imagined
 
@@ -37,7 +37,7 @@ class Fading:
 
 def test_dreams_keep_first_frames_and_labels_and_paint_the_rest():
     real = logs(12)
-    dreams = dream_logs(Fading(), real, episodes=np.array([3, 7, 8]), batch=2)
+    dreams = imagine_training_logs(Fading(), real, episodes=np.array([3, 7, 8]), batch=2)
     assert len(dreams) == 3 and dreams.indices.tolist() == [3, 7, 8]
     assert dreams.instructions == [real.instructions[i] for i in (3, 7, 8)]
     for m, i in enumerate((3, 7, 8)):

@@ -11,8 +11,8 @@ from rewards import (
     JudgeTrainConfig,
     LatentJudge,
     LatentJudgeConfig,
-    dream_latents,
     encode_logs,
+    imagine_training_latents,
     load_judge,
     train_latent_judge,
 )
@@ -116,7 +116,7 @@ def test_what_it_needs_is_said():
 
 def test_dreamt_logs_keep_labels_and_take_over_what_was_imagined():
     arrays = logs(6)
-    dreamt, latents = dream_latents(Frozen(), arrays, np.array([1, 4]), batch=1)
+    dreamt, latents = imagine_training_latents(Frozen(), arrays, np.array([1, 4]), batch=1)
     assert len(dreamt) == 2 and len(latents) == len(dreamt.frames) and dreamt.indices.tolist() == [1, 4]
     assert np.array_equal(dreamt.success[dreamt.rows(0)], arrays.success[arrays.rows(1)])
     still = latents[dreamt.rows(1)].float()

@@ -32,7 +32,7 @@ from worldgym.protocols import Decode, reads_of, settled
 
 
 @dataclass(frozen=True)
-class Watched:
+class JudgeAudit:
     """What judges said at C looks into N episodes, and what was true.
 
     Args:
@@ -131,7 +131,7 @@ def watch(
     seed: int = 0,
     real_frames: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Watched:
+) -> JudgeAudit:
     """Act in imagination to the end of the horizon, judge at every look, execute the actions in Real.
 
     Args:
@@ -194,7 +194,7 @@ def watch(
                 for c, end in enumerate(ends)
             ]
             of_real[name] = np.stack(said, 1)
-    return Watched(
+    return JudgeAudit(
         starts=tuple(starts),
         instructions=texts,
         said={name: np.stack(said, 1) for name, said in looks.said.items()},

@@ -5,7 +5,7 @@ five independent ones has twenty dimensions. Held for a chunk there are four aga
 
 Example::
 
-    envs = HeldActions(gym.make_vec("worldgym/Imagined-v0", num_envs=16, chunk=5))
+    envs = ActionRepeat(gym.make_vec("worldgym/Imagined-v0", num_envs=16, chunk=5))
     envs.single_action_space    # Box(-1, 1, (4,))
 """
 
@@ -19,7 +19,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 
-class HeldActions(VectorWrapper):
+class ActionRepeat(VectorWrapper):
     """A vector environment that steps chunks, driven by one action a step.
 
     Args:
@@ -42,16 +42,16 @@ class HeldActions(VectorWrapper):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step with `actions (N, A)`, arrays or tensors, each held for the frames of a chunk."""
+        """Step with `actions (N, A)`, arrays or tensors, each repeated for the frames of a chunk."""
         if hasattr(actions, "detach"):
-            held: Any = actions[:, None].expand(-1, self.frames, -1)
+            repeated: Any = actions[:, None].expand(-1, self.frames, -1)
         else:
-            held = np.repeat(np.asarray(actions)[:, None], self.frames, 1)
-        return self.env.step(held)
+            repeated = np.repeat(np.asarray(actions)[:, None], self.frames, 1)
+        return self.env.step(repeated)
 
 
 class HeldAction(gym.ActionWrapper):
-    """The single environment of `HeldActions`: one action `(A,)` for all frames of a chunk.
+    """The single environment of `ActionRepeat`: one action `(A,)` for all frames of a chunk.
 
     Args:
         env: an environment whose actions are `(K, A)` chunks.
@@ -76,11 +76,18 @@ class HeldAction(gym.ActionWrapper):
         return np.repeat(np.asarray(action)[None], self.frames, 0)
 
 
-def make_held(env_id: str, **settings: Any) -> gym.Env:
-    """Behind `worldgym/Held-v0`: the environment `env_id` with one action a chunk."""
+def make_action_repeat(env_id: str, **settings: Any) -> gym.Env:
+    """Behind `worldgym/ActionRepeat-v0`: the environment `env_id` with one action a chunk."""
     return HeldAction(gym.make(env_id, **settings))
 
 
-def make_held_vec(env_id: str, num_envs: int = 1, **settings: Any) -> HeldActions:
-    """Behind `worldgym/Held-v0`: the batch of `env_id` with one action a chunk."""
-    return HeldActions(gym.make_vec(env_id, num_envs=num_envs, **settings))
+def make_action_repeat_vec(env_id: str, num_envs: int = 1, **settings: Any) -> ActionRepeat:
+    """Behind `worldgym/ActionRepeat-v0`: the batch of `env_id` with one action a chunk."""
+    return ActionRepeat(gym.make_vec(env_id, num_envs=num_envs, **settings))
+
+
+def __getattr__(name: str) -> Any:
+    """Names of earlier versions, with a warning."""
+    from worldgym.moved import earlier
+
+    return earlier(__name__, name)

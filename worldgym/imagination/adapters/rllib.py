@@ -34,7 +34,7 @@ from ray.rllib.core.rl_module.apis import ValueFunctionAPI  # noqa: E402
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: E402
 from ray.rllib.core.rl_module.torch import TorchRLModule  # noqa: E402
 
-HELD = "worldgym:worldgym/Held-v0"  # a Gymnasium id, so that other processes and restored checkpoints find it
+HELD = "worldgym:worldgym/ActionRepeat-v0"  # a Gymnasium id, so that other processes and restored checkpoints find it
 
 
 def rllib_config(
@@ -43,6 +43,7 @@ def rllib_config(
     *,
     algorithm: type[AlgorithmConfig] = PPOConfig,
     env_runners: int = 0,
+    action_repeat: bool = False,
     held: bool = False,
     **settings: Any,
 ) -> AlgorithmConfig:
@@ -53,8 +54,9 @@ def rllib_config(
         num_envs: slots of each runner.
         algorithm: RLlib's config class.
         env_runners: remote runners; 0 samples in the driver.
-        held: one action a chunk, held for its frames (`HeldActions`), which is what learning from scratch wants;
+        action_repeat: one action a chunk, repeated for its frames (`ActionRepeat`), which suits learning from scratch;
             False takes chunks of different actions as one vector.
+        held: earlier name of `action_repeat`.
         **settings: of the environment. Instructions come as embeddings.
 
     Raises:
@@ -71,7 +73,7 @@ def rllib_config(
     if env_id.startswith("worldgym/"):
         env_id = f"worldgym:{env_id}"
     env = env_id
-    if held:
+    if action_repeat or held:
         env, keywords = HELD, {"env_id": env_id, **keywords}
     else:
         keywords.setdefault("flat_actions", True)
@@ -94,7 +96,7 @@ class ImageLanguageModule(TorchRLModule, ValueFunctionAPI):
     """Policy and value of an observation `Dict(image (H,W,3) u8, state (S,), instruction (D,))`, Gaussian actions.
 
     `model_config`: `width` (128) of the hidden layers, `log_std` (-0.5) that exploration begins with, `features` (class
-    made with the space, `ImageLanguageFeatures`; `rewards.judge_features.JudgeEyes` sees already).
+    made with the space, `ImageLanguageFeatures`; `rewards.judge_features.JudgeFeatures` sees already).
     """
 
     def setup(self) -> None:

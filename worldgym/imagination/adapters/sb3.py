@@ -27,7 +27,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from worldgym.imagination.adapters.action_repeat import HeldActions
+from worldgym.imagination.adapters.action_repeat import ActionRepeat
 from worldgym.imagination.adapters.features import ImageLanguageFeatures
 from worldgym.utils.optional import require
 
@@ -43,7 +43,7 @@ class ImageLanguageExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: SB3's, whose pictures are channels first.
-        features: class with `dim`, made with the space; `rewards.judge_features.JudgeEyes` sees already.
+        features: class with `dim`, made with the space; `rewards.judge_features.JudgeFeatures` sees already.
         **settings: of that class.
     """
 
@@ -66,6 +66,7 @@ def make_sb3_vec_env(
     env_id: str = "worldgym/Imagined-v0",
     num_envs: int = 8,
     *,
+    action_repeat: bool = False,
     held: bool = False,
     wrap: Callable[[VectorEnv], VectorEnv] | None = None,
     seed: int | None = None,
@@ -77,8 +78,9 @@ def make_sb3_vec_env(
         env_id: a Gymnasium id with a vector entry point, such as `worldgym/Imagined-v0` (with `checkpoint`; the bundled
             one where none is given) or that of a simulator.
         num_envs: slots.
-        held: one action for all frames of a `chunk`, see `HeldActions`.
-        wrap: goes around the batch last, such as `rewards.judge_features.SeenByJudge`.
+        action_repeat: one action for all frames of a `chunk`, see `ActionRepeat`.
+        held: earlier name of `action_repeat`.
+        wrap: goes around the batch last, such as `rewards.judge_features.JudgeFeatureWrapper`.
         seed: slot i starts from `seed + i` at the first reset.
         **settings: of the environment, see `WorldModelVectorEnv`.
 
@@ -89,7 +91,7 @@ def make_sb3_vec_env(
 
     settings = {"autoreset_mode": "SameStep", "instruction": "embedding", **settings}
     envs = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **settings)
-    envs = HeldActions(envs) if held else envs
+    envs = ActionRepeat(envs) if action_repeat or held else envs
     made = SB3VecEnv(envs if wrap is None else wrap(envs))
     if seed is not None:
         made.seed(seed)

@@ -5,7 +5,7 @@ judge, and the worker processes.
 
 Example::
 
-    with Lab(PRESETS["tiny"], Path("runs/claims/tiny")) as lab:
+    with ClaimContext(PRESETS["tiny"], Path("runs/claims/tiny")) as lab:
         lab.evaluate(lab.sft)       # {"seen/greedy": {"success": "0110...", ...}, ..., "imagined": ..., "soft": ...}
 """
 
@@ -49,7 +49,7 @@ def frozen_gap() -> float:
     return float(extra(load_suite(), "frozen_gap", "gap")())
 
 
-class Lab:
+class ClaimContext:
     """Shared parts of a set of runs.
 
     Args:
@@ -71,7 +71,7 @@ class Lab:
         self._pools: dict[str, EvaluationPool] = {}
         self._made: dict[str, Any] = {}
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> ClaimContext:
         """Itself."""
         return self
 
