@@ -50,7 +50,7 @@ def test_the_site_builds_strictly(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 'id="agents.' in (site / "api/agents.html").read_text(encoding="utf-8")
-    assert "--practise-horizon" in (site / "commands_options.html").read_text(encoding="utf-8")
+    assert "--rollout-horizon" in (site / "commands_options.html").read_text(encoding="utf-8")
     assert not (site / "examples").exists() and not (site / "hooks.py").exists()
     for page in [site / "index.html", site / "concepts/overview.html"]:
         assert not re.search(r"(?:src|href)=\"https?://[^\"]*\\.(?:css|js|woff2?)", page.read_text(encoding="utf-8"))
@@ -79,6 +79,14 @@ def test_the_guides_show_the_files_of_the_example(hooks):
         shown |= set(hooks.EXAMPLE.findall(text))
     files = {f"my_robot/{file.name}" for file in (DOCS / "examples/my_robot").glob("*.py")}
     assert shown == files - {"my_robot/__init__.py"}
+
+
+def test_the_table_of_the_readme_is_the_generated_one():
+    generated = (DOCS / "results/README.md").read_text(encoding="utf-8")
+    table = re.sub(r"\]\((\w+\.md)\)", r"](docs/results/\1)", generated[generated.index("| claim |") :]).strip()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- results -->\n{table}\n<!-- /results -->" in readme
+    assert len(readme.splitlines()) <= 150
 
 
 # -- the example package, as its guides use it ------------------------------------------------------------------------
@@ -161,7 +169,7 @@ def test_the_example_format_is_imported(my_robot, tmp_path):
 def test_the_example_parts_are_fine_tuned_and_evaluated(bundle, tmp_path):
     run(
         "rl", "--bundle", bundle, "--learn", "all", "--out", tmp_path / "rl", "--iterations", 1, "--starts", 2,
-        "--group", 2, "--practise-horizon", 5, "--imitation-steps", 1, "--bc-batch", 4, "--threads", 1,
+        "--group", 2, "--rollout-horizon", 5, "--imitation-steps", 1, "--bc-batch", 4, "--threads", 1,
     )  # fmt: skip
     run(
         "eval", "--bundle", bundle, "--policy", "sft", tmp_path / "rl/policy", "--episodes", 2, "--horizon", 10,
