@@ -1,4 +1,4 @@
-"""A world model: the state moves linearly with the action, and a linear layer draws the frame from the state."""
+"""A world model: the state moves linearly with the action, and a small network draws the frame from the state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class MyWorldModel(SavedPart):
         super().__init__(specs)
         self.action_dim, self.size = specs.action.dim, (*specs.observation.main.size, 3)
         dim, pixels = specs.observation.state_dim, torch.Size(self.size).numel()
-        self.move, self.draw = nn.Linear(dim + self.action_dim, dim), nn.Linear(dim, pixels)
+        self.move = nn.Linear(dim + self.action_dim, dim)
+        hidden = [nn.Linear(dim, 128), nn.GELU(), nn.Linear(128, 256), nn.GELU()]
+        self.draw = nn.Sequential(*hidden, nn.Linear(256, pixels))
 
     def loss(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Scalars by name, of a `worldgym.data.batch.Batch`; the training command minimises their sum."""
