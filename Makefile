@@ -196,9 +196,13 @@ pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint
 		--demos-per-task 25 --demos-limit 1200 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 
-docs: $(STAMP) ## print every command's help
-	@for c in info demo rl collect "train tokenizer" "train world-model" "train judge" "train policy" bundle eval "bench closed-loop"; do \
-		$(BIN)/worldgym $$c --help; done
+$(VENV)/.installed_for_docs: $(STAMP)
+	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# NO_MKDOCS_2_WARNING turns off an announcement of mkdocs-material. docs/hooks.py adds the page of all commands' options.
+docs: $(VENV)/.installed_for_docs ## build the documentation site into site/; a broken link is an error (half a minute)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 clean: ## remove caches (not .venv, data or runs)
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* build dist site *.egg-info

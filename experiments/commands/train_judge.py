@@ -223,7 +223,7 @@ def require_labels(arrays: Any) -> None:
         raise DatasetError(
             f"none of {frames} frames is labelled as success, so there is nothing that a judge could learn. Collect "
             "episodes with `worldgym collect`, import with --success next.reward where rewards were recorded, or use a "
-            "judge that needs no labels (see docs/judges.md)"
+            "judge that needs no labels (see docs/guides/judges.md)"
         )
     if solved == frames:
         raise DatasetError(
