@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from agents.rollouts.ray_pool import _Imaginer, on_cpu
 from device_paths import PATHS, world_model
 from pretended_device import DEVICE, autocast, pretended_device
 
+from agents.rollouts.ray_pool import _Imaginer, on_cpu
 from worldgym.errors import ConfigError
 
 
