@@ -84,6 +84,7 @@ MOVED: dict[str, str] = {
     "rewards.train": "rewards.training.learned",
     "rewards.vlm": "rewards.models.vlm",
     "worldgym.data.bridge": "worldgym.data.formats.bridge",
+    "worldgym.data.imports": "worldgym.data.formats.lerobot_import",
     "worldgym.data.png": "worldgym.data.codecs.png",
     "worldgym.data.video": "worldgym.data.codecs.video",
     "worldgym.evaluation.audit": "worldgym.evaluation.judge_audit",
@@ -93,6 +94,7 @@ MOVED: dict[str, str] = {
     "worldgym.imagination.rllib": "worldgym.imagination.adapters.rllib",
     "worldgym.imagination.sb3": "worldgym.imagination.adapters.sb3",
     "worldgym.imagination.torchrl": "worldgym.imagination.adapters.torchrl",
+    "worldgym.utils.hub": "worldgym.hub",
 }
 """Earlier name of a module -> its name now."""
 _REPEAT = "worldgym.imagination.adapters.action_repeat"

@@ -36,10 +36,10 @@ from agents.policies.lerobot import LeRobotPolicyMixin
 from agents.policies.vla_config import PRESETS, VLAPolicyConfig
 from agents.policies.vla_learning import LearningMixin
 from worldgym.errors import ConfigError
+from worldgym.hub import HubModel
 from worldgym.protocols import Observation, PolicyOutput, Temperature
 from worldgym.specs import Specs
 from worldgym.text import embed
-from worldgym.utils.hub import HubModel
 
 __all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
 # A fifth of an embedding's usual entry: a few training sentences must not blow up what is new in others.

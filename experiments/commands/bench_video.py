@@ -119,7 +119,7 @@ def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
     from worldgym.data import EpisodeDataset
     from worldgym.data.formats.bridge import bridge_episodes, bridge_specs
     from worldgym.data.formats.known import find_other, read_episodes, read_specs
-    from worldgym.data.imports import ImportSettings, LeRobotFolder, is_foreign
+    from worldgym.data.formats.lerobot_import import ImportSettings, LeRobotFolder, is_foreign
 
     settings = ImportSettings(
         image_size=config.image_size, cameras=() if config.camera is None else (config.camera,)

@@ -47,7 +47,7 @@ class DataCheckConfig:
 def run(config: DataCheckConfig) -> int:
     """Read everything, print facts, notes and problems."""
     from worldgym.data.check import check
-    from worldgym.data.imports import ImportSettings
+    from worldgym.data.formats.lerobot_import import ImportSettings
     from worldgym.utils.files import atomic_write_text
 
     settings = ImportSettings(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from worldgym.data.imports import ImportSettings
+    from worldgym.data.formats.lerobot_import import ImportSettings
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ImportConfig:
 
     def settings(self) -> ImportSettings:
         """The settings without the folders."""
-        from worldgym.data.imports import ImportSettings
+        from worldgym.data.formats.lerobot_import import ImportSettings
 
         return ImportSettings(
             image_size=_words(self.image_size), cameras=_words(self.camera), state_keys=_words(self.state_key),

@@ -6,7 +6,7 @@ the settings and its index alone, and finished episodes are handed out in order,
 Example::
 
     from experiments.pipelines.collecting import episodes_in_order
-    for episode in episodes_in_order(config, start=0):      # config: experiments.commands.collect.CollectConfig
+    for episode in episodes_in_order(config, start=0):      # a CollectConfig
         writer.append(episode)
 """
 
@@ -23,20 +23,18 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from experiments.bundle import folder_hash
 from experiments.compute import placing
+from experiments.pipelines.collect_settings import CollectConfig
 from experiments.suites import domain_settings
 from worldgym.data import Episode
 from worldgym.errors import CheckpointError, WorldgymError
 from worldgym.suite import POLICY, default_suite
 from worldgym.utils.files import file_sha256
-
-if TYPE_CHECKING:
-    from experiments.commands.collect import CollectConfig
 
 
 @dataclass(frozen=True)

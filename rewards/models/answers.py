@@ -16,6 +16,13 @@ from typing import Any
 
 from worldgym.errors import ConfigError
 
+PROMPT = """These frames, in the order of time, show a robot at a table. They come from a video world model and may \
+contain artifacts; judge what they show, not how well they are drawn.
+Instruction to the robot: "{instruction}"
+Score 1 if the last frame shows the instruction fulfilled, 0 if it does not or if you cannot tell.
+Explain your judgement in two or three sentences, then end with a line of its own:
+Final Score: X"""
+
 _NAMED = re.compile(r"final[\s_*-]*score", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w./,-])-?\d+(?:[.,]\d+)?(?:\s*(?:/|out\s+of|of)\s*\d+(?:[.,]\d+)?)?\s*%?(?!\w)", re.IGNORECASE

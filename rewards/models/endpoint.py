@@ -20,12 +20,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rewards.models.answers import Scale
+from rewards.models.answers import PROMPT, Scale
 from worldgym.errors import ConfigError, JudgeUnavailableError
 from worldgym.protocols import FrameCount, Reads
 from worldgym.utils.optional import require
-
-_DEFAULT_PROMPT = "rewards.models.http.PROMPT"
 
 
 def check_frames_setting(frames: FrameCount) -> None:
@@ -74,7 +72,7 @@ class HttpJudgeConfig:
 
     url: str
     model: str
-    prompt: str = _DEFAULT_PROMPT
+    prompt: str = PROMPT
     votes: int = 5
     min_votes: int = 1
     frames: FrameCount = "episode"
@@ -99,10 +97,6 @@ class HttpJudgeConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.prompt == _DEFAULT_PROMPT:
-            from rewards.models.http import PROMPT
-
-            object.__setattr__(self, "prompt", PROMPT)
         host = urllib.parse.urlsplit(self.url) if isinstance(self.url, str) else None
         if host is None or host.scheme not in ("http", "https") or not host.hostname or not self.model:
             raise ConfigError(

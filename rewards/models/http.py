@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.models.answers import read_score
+from rewards.models.answers import PROMPT, read_score
 from rewards.models.endpoint import Endpoint, HttpJudgeConfig, Refused, Spent, masked
 from worldgym.errors import CheckpointError, ConfigError, JudgeUnavailableError
 from worldgym.protocols import Judgement, Reads
@@ -49,13 +49,6 @@ from worldgym.utils.typed import from_values
 __all__ = ["PROMPT", "HttpJudge", "HttpJudgeConfig", "Spent", "checked_videos", "shown_frames"]
 logger = logging.getLogger(__name__)
 SETTINGS = "config.json"
-
-PROMPT = """These frames, in the order of time, show a robot at a table. They come from a video world model and may \
-contain artifacts; judge what they show, not how well they are drawn.
-Instruction to the robot: "{instruction}"
-Score 1 if the last frame shows the instruction fulfilled, 0 if it does not or if you cannot tell.
-Explain your judgement in two or three sentences, then end with a line of its own:
-Final Score: X"""
 
 
 @dataclass

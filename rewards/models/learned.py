@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
+from worldgym.hub import HubModel
 from worldgym.protocols import Judgement, Reads
 from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
-from worldgym.utils.hub import HubModel
 from worldgym.utils.sizes import short, size_of
 from worldgym.utils.typed import from_values
 

@@ -29,10 +29,10 @@ from rewards.models.answers import Scale, read_score
 from rewards.models.endpoint import check_frames_setting
 from rewards.models.http import PROMPT, checked_videos, shown_frames
 from worldgym.errors import CheckpointError, ConfigError
+from worldgym.hub import HUB
 from worldgym.protocols import FrameCount, Judgement, Reads
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
-from worldgym.utils.hub import HUB
 from worldgym.utils.optional import require
 from worldgym.utils.sizes import enlarged
 from worldgym.utils.typed import from_values

@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("worldgym.utils.hub.save_tensors", full)
+    monkeypatch.setattr("worldgym.hub.save_tensors", full)
     with pytest.raises(OSError, match="No space"):
         tiny_policy(seed=2).save_pretrained(tmp_path / "p")
     assert (tmp_path / "p" / "model.safetensors").read_bytes() == before

@@ -11,7 +11,7 @@ from test_import_fields import TINY, change_rows
 from test_imports import make
 
 from worldgym.data.check import check
-from worldgym.data.imports import ImportSettings, LeRobotFolder, import_lerobot
+from worldgym.data.formats.lerobot_import import ImportSettings, LeRobotFolder, import_lerobot
 from worldgym.errors import DatasetError
 
 

@@ -12,8 +12,9 @@ import pytest
 from made_up import MANIFEST, episode, same
 
 from experiments.commands import collect
-from experiments.commands.collect import BehaviourMix, CollectConfig, run
+from experiments.commands.collect import run
 from experiments.pipelines import collecting
+from experiments.pipelines.collect_settings import BehaviourMix, CollectConfig
 from worldgym.data import Episode, EpisodeDataset, SplitManifest
 from worldgym.errors import CheckpointError, ConfigError, WorldgymError
 

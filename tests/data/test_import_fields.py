@@ -21,7 +21,7 @@ from worldgym.data import EpisodeDataset
 from worldgym.data.check import check
 from worldgym.data.codecs.video import encode_mp4
 from worldgym.data.formats.fields import flags, flat_names, instruction_list, number_ranges
-from worldgym.data.imports import ImportSettings, LeRobotFolder, import_lerobot
+from worldgym.data.formats.lerobot_import import ImportSettings, LeRobotFolder, import_lerobot
 from worldgym.errors import ConfigError, DatasetError
 
 TINY = ImportSettings(image_size=16)
@@ -354,7 +354,7 @@ def test_a_killed_import_is_refused_by_readers_and_finished_by_the_same_command(
     code = (
         "import os, signal, worldgym.data.writer as w\n"
         "from pathlib import Path\n"
-        "from worldgym.data.imports import *\n"
+        "from worldgym.data.formats.lerobot_import import *\n"
         "real = w.DatasetWriter.append\n"
         "def append(self, episode):\n"
         "    out = real(self, episode)\n"

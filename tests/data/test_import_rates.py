@@ -10,8 +10,8 @@ from test_import_fields import change_rows
 from test_imports import FPS, make
 
 from worldgym.data import EpisodeDataset
+from worldgym.data.formats.lerobot_import import ImportSettings, import_lerobot
 from worldgym.data.formats.resampling import Rules, keep_rows, resampled
-from worldgym.data.imports import ImportSettings, import_lerobot
 from worldgym.errors import ConfigError, DatasetError
 
 

@@ -22,7 +22,7 @@ from worldgym.data import EpisodeDataset
 from worldgym.data.check import check
 from worldgym.data.codecs.video import encode_mp4
 from worldgym.data.formats.fields import flat_names
-from worldgym.data.imports import ImportSettings, LeRobotFolder, import_lerobot
+from worldgym.data.formats.lerobot_import import ImportSettings, LeRobotFolder, import_lerobot
 from worldgym.data.info import seal
 from worldgym.errors import ConfigError, DatasetError
 
@@ -254,7 +254,7 @@ def test_a_stopped_import_ends_byte_for_byte_as_one_in_one_go(tmp_path, how):
     code = (
         "import os, signal, sys, worldgym.data.writer as w\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell's children ignore it
-        "from worldgym.data.imports import *\n"
+        "from worldgym.data.formats.lerobot_import import *\n"
         "real = w.DatasetWriter.append\n"
         "def append(self, episode):\n"
         "    out = real(self, episode)\n"

@@ -17,7 +17,7 @@ from PIL import Image
 from worldgym.data import EpisodeDataset
 from worldgym.data.codecs.video import encode_mp4
 from worldgym.data.formats.frames import picture
-from worldgym.data.imports import ImportSettings, LeRobotFolder, import_lerobot, is_foreign
+from worldgym.data.formats.lerobot_import import ImportSettings, LeRobotFolder, import_lerobot, is_foreign
 from worldgym.errors import ConfigError, DatasetError
 
 CAMERA = "observation.images.top"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from experiments.cli import main
-from experiments.commands.collect import CollectConfig
 from experiments.commands.train_judge import TrainJudgeConfig
+from experiments.pipelines.collect_settings import CollectConfig
 
 
 @pytest.fixture(scope="module")

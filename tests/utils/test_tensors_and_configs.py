@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from worldgym.errors import CheckpointError, ConfigError
+from worldgym.hub import HubModel
 from worldgym.utils import tensors
-from worldgym.utils.hub import HubModel
 from worldgym.utils.train_state import TrainState
 from worldgym.utils.typed import from_values
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from worldgym.data import lerobot
-from worldgym.data.imports import NOTES, ImportSettings, LeRobotFolder, is_foreign
+from worldgym.data.formats.lerobot_import import NOTES, ImportSettings, LeRobotFolder, is_foreign
 from worldgym.data.reader import EpisodeDataset
 from worldgym.data.schema import camera_keys, tasks_table
 from worldgym.data.stats import RunningStats

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldgym.hub import HubModel
 from worldgym.models.tokenizers.frame import ResidualBlock, autocast, check_frames
-from worldgym.utils.hub import HubModel
 from worldgym.utils.typed import from_values
 
 

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
+from worldgym.hub import HubModel
 from worldgym.models.tokenizers import FrameTokenizer, TokenizerConfig
 from worldgym.nn import FLOW, Modulation, TransformerBlock, from_tokens, to_tokens
 from worldgym.utils.devices import rand, randn
-from worldgym.utils.hub import HubModel
 from worldgym.utils.sizes import ImageSize, short, size_of
 from worldgym.utils.typed import from_values
 

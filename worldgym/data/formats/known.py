@@ -45,7 +45,7 @@ class LeRobotFormat:
     @staticmethod
     def convert(source: Path, out: Path, settings: ImportSettings, command: str) -> dict[str, Any]:
         """Write the dataset; the report of `import_lerobot`."""
-        from worldgym.data.imports import import_lerobot
+        from worldgym.data.formats.lerobot_import import import_lerobot
 
         return import_lerobot(source, out, settings, command=command)
 
