@@ -37,11 +37,11 @@ OK, FAILED, INTERRUPTED = 0, 2, 130
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Where a command lives: its `module` in experiments.commands, its config's name, and one line of help.
+    """A command: its `module` in experiments.commands, the name of its config class, and one line of help.
 
     Args:
-        draws: it renders, so the GL library is looked for first.
-        resumes: the same command, typed again, goes on where it was stopped.
+        draws: it renders, so the GL library is checked first.
+        resumes: the same command, typed again, continues where it was stopped.
         run: name of the function that runs it.
     """
 
@@ -55,41 +55,55 @@ class Command:
 
 COMMANDS: dict[tuple[str, ...], Command] = {
     ("info",): Command(
-        "info", "InfoConfig", "versions, device, GL backend, bundled checkpoints, shadowed packages"
+        "info", "InfoConfig", "show versions, devices, OpenGL backend, bundled checkpoints, shadowed packages"
     ),
-    ("list",): Command("list", "ListConfig", "registered types of parts, and where each comes from"),
+    ("list",): Command("list", "ListConfig", "list the registered types of parts, and the package of each"),
     ("demo",): Command(
         "demo",
         "DemoConfig",
-        "improve a policy inside the bundled world model; measure it in Real",
+        "fine-tune the bundled policy in imagination, evaluate it in Real, write a report",
         draws=True,
         resumes=True,
     ),
     ("rl",): Command(
-        "rl", "RlConfig", "train_tasks inside the world model, on this machine or on a Ray cluster", resumes=True
+        "rl",
+        "RlConfig",
+        "fine-tune a policy by RL in imagination, in this process or on Ray workers",
+        resumes=True,
     ),
-    ("sweep",): Command("sweep", "SweepConfig", "many practices with other settings, on Ray Tune"),
+    ("sweep",): Command("sweep", "SweepConfig", "run `rl` with many settings on Ray Tune"),
     ("collect",): Command(
-        "collect", "CollectConfig", "log episodes of a domain as a dataset", draws=True, resumes=True
+        "collect", "CollectConfig", "record episodes of a suite as a dataset", draws=True, resumes=True
     ),
     ("import",): Command(
-        "import_data", "ImportConfig", "make a dataset of LeRobot or BridgeData V2 recordings", resumes=True
+        "import_data",
+        "ImportConfig",
+        "convert recordings (LeRobot, BridgeData V2, video folders) to a dataset",
+        resumes=True,
     ),
-    ("data", "check"): Command("data_check", "DataCheckConfig", "read a dataset completely and list every problem"),
+    ("data", "check"): Command(
+        "data_check", "DataCheckConfig", "read a dataset completely and list every problem"
+    ),
     ("train", "tokenizer"): Command(
-        "train_tokenizer", "TrainTokenizerConfig", "train the frame autoencoder", resumes=True
+        "train_tokenizer",
+        "TrainTokenizerConfig",
+        "train the image autoencoder of a world model",
+        resumes=True,
     ),
     ("train", "world-model"): Command(
         "train_world_model", "TrainWorldModelConfig", "train the video world model", resumes=True
     ),
     ("train", "judge"): Command(
-        "train_judge", "TrainJudgeConfig", "train the success judge on logged episodes", resumes=True
+        "train_judge", "TrainJudgeConfig", "train a success judge on logged episodes", resumes=True
     ),
     ("audit",): Command(
-        "audit", "AuditConfig", "what judges say of the same dreams, against Real", draws=True
+        "audit",
+        "AuditConfig",
+        "compare judges on the same imagined episodes, which are then executed in Real",
+        draws=True,
     ),
     ("calibrate",): Command(
-        "calibrate", "CalibrateConfig", "a judge's threshold for each verb, where it will be used", draws=True
+        "calibrate", "CalibrateConfig", "find a judge's success threshold for each task", draws=True
     ),
     ("train", "policy"): Command(
         "train_policy", "TrainPolicyConfig", "train a policy on demonstrations (SFT)", resumes=True
@@ -97,77 +111,101 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "probe"): Command(
         "train_probe",
         "TrainProbeConfig",
-        "train the ruler that reads positions off frames",
+        "train the probe that measures positions in frames",
         draws=True,
         resumes=True,
     ),
-    ("bundle",): Command("bundle", "BundleConfig", "put trained parts together into a checkpoint folder"),
-    ("picture",): Command("picture", "PictureConfig", "true frames above, imagined frames below", draws=True),
+    ("bundle",): Command("bundle", "BundleConfig", "copy trained parts into one checkpoint folder"),
+    ("picture",): Command(
+        "picture", "PictureConfig", "draw recorded frames above predicted ones", draws=True
+    ),
     ("eval",): Command(
-        "evaluate", "EvalConfig", "success of policies on paired starts, with intervals", draws=True
+        "evaluate",
+        "EvalConfig",
+        "measure success rates of policies on the same starts, with intervals",
+        draws=True,
     ),
     ("claims", "list"): Command(
-        "claims", "ClaimsListConfig", "published claims, and what would refute them", run="list_claims"
+        "claims",
+        "ClaimsListConfig",
+        "list published claims, and the rule that refutes each",
+        run="list_claims",
     ),
     ("claims", "run"): Command(
-        "claims", "ClaimsRunConfig", "run the arms of claims that are not finished", draws=True, resumes=True
+        "claims", "ClaimsRunConfig", "run the unfinished arms of claims", draws=True, resumes=True
     ),
     ("claims", "report"): Command(
-        "claims", "ClaimsReportConfig", "verdicts and pages from the results", run="report"
+        "claims", "ClaimsReportConfig", "write verdicts and pages from the results", run="report"
     ),
     ("bench", "closed-loop"): Command(
         "bench_closed_loop",
         "BenchClosedLoopConfig",
-        "imagined success checked in Real: precision and recall",
+        "execute imagined episodes in Real: precision and recall of imagined success",
         draws=True,
     ),
     ("bench", "env"): Command(
-        "bench_env", "BenchEnvConfig", "what the Gymnasium face costs on top of the world model"
+        "bench_env", "BenchEnvConfig", "cost of the Gymnasium interface on top of the world model"
     ),
     ("bench", "speed"): Command(
         "bench_speed",
         "BenchSpeedConfig",
-        "what an imagined frame costs, beside the simulator and WorldGym's sampler",
+        "time of an imagined frame, beside the simulator and sampling without a cache",
         draws=True,
     ),
     ("bench", "hacking"): Command(
         "bench_hacking",
         "BenchHackingConfig",
-        "policies pushed hard against each judge: which are gamed",
+        "train policies long against each judge: which judges are exploited",
         draws=True,
         resumes=True,
     ),
-    ("bench", "gap"): Command("bench_gap", "BenchGapConfig", "how wrong Soft is: experts there, in Real, and replayed"),
+    ("bench", "gap"): Command(
+        "bench_gap", "BenchGapConfig", "how wrong the misspecified simulator is at each domain gap"
+    ),
     ("bench", "best-of"): Command(
-        "bench_best_of", "BenchBestOfConfig", "the best of N imagined attempts, judge by judge, in Real", draws=True
+        "bench_best_of",
+        "BenchBestOfConfig",
+        "execute the best of N imagined attempts, chosen by each judge, in Real",
+        draws=True,
     ),
     ("bench", "video"): Command(
         "bench_video",
         "BenchVideoConfig",
-        "the world model's trainer on recorded robot video, one episode left out",
+        "train the world model on recorded robot video, one episode left out",
         resumes=True,
     ),
     ("bench", "fidelity"): Command(
         "bench_fidelity",
         "BenchFidelityConfig",
-        "how true imagination is: positions by horizon, verdicts, rankings",
+        "accuracy of imagined episodes: positions by horizon, verdicts, rankings",
         draws=True,
     ),
 }
 
 
+GROUPS = {
+    "start": ("info", "list", "demo"),
+    "record and import": ("collect", "import", "data"),
+    "train": ("train", "bundle"),
+    "reinforcement learning": ("rl", "sweep"),
+    "judge": ("audit", "calibrate"),
+    "evaluate": ("eval", "picture", "bench"),
+    "published claims": ("claims",),
+}
+"""Headings of the list of commands, and the first words of the commands below each."""
+
+
 def usage(prefix: Sequence[str] = ()) -> str:
     """The list of commands, or of those below `prefix`."""
-    rows = [
-        (" ".join(words), command.help)
-        for words, command in COMMANDS.items()
-        if words[: len(prefix)] == tuple(prefix)
-    ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"  worldgym {name.ljust(width)}  {text}" for name, text in rows]
+    chosen = [words for words in COMMANDS if words[: len(prefix)] == tuple(prefix)]
+    width = max(len(" ".join(words)) for words in chosen)
+    lines = [f"usage: worldgym {' '.join([*prefix, '...'])}  (worldgym {__version__})"]
+    for heading, firsts in GROUPS.items():
+        rows = [words for first in firsts for words in chosen if words[0] == first]
+        lines += ["", f"{heading}:"] if rows and not prefix else [""] * bool(rows)
+        lines += [f"  worldgym {' '.join(words).ljust(width)}  {COMMANDS[words].help}" for words in rows]
     return "\n".join(
-        [f"usage: worldgym {' '.join([*prefix, '...'])}  (worldgym {__version__})", "", *lines]
-        + ["", "Options of a command: worldgym COMMAND --help. Set WORLDGYM_DEBUG=1 to see tracebacks."]
+        [*lines, "", "Options of a command: worldgym COMMAND --help. Set WORLDGYM_DEBUG=1 to see tracebacks."]
     )
 
 
@@ -215,7 +253,9 @@ def _quietly(others: Callable[[Any], Any]) -> Callable[[Any], None]:
 
     def hook(failed: Any) -> None:
         if isinstance(failed.exc_value, OSError) and _explain_os(failed.exc_value):
-            logging.getLogger(__name__).warning("a file could not be written in the background: %s", failed.exc_value)
+            logging.getLogger(__name__).warning(
+                "a file could not be written in the background: %s", failed.exc_value
+            )
         else:
             others(failed)
 
@@ -313,7 +353,9 @@ def _explain_os(error: OSError) -> str | None:
         return f"{what}{place}. What was saved before is intact; free some space and type the command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         what = f"no permission for {where}" if where else "no permission to write"
-        return f"{what} ({error.strerror}). What was saved before is intact; choose another folder with --out."
+        return (
+            f"{what} ({error.strerror}). What was saved before is intact; choose another folder with --out."
+        )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open. Raise the limit with `ulimit -n 4096` and type the command again."
     if not where:

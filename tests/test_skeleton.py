@@ -369,6 +369,20 @@ def test_help_and_version_need_no_command(capsys):
     assert worldgym.__version__ in capsys.readouterr().out
 
 
+def test_the_list_of_commands_holds_every_command_once():
+    from experiments.cli import COMMANDS, usage
+
+    lines = [line.strip() for line in usage().splitlines()]
+    for words, command in COMMANDS.items():
+        assert (
+            sum(
+                line.startswith(f"worldgym {' '.join(words)}  ") and line.endswith(command.help)
+                for line in lines
+            )
+            == 1
+        )
+
+
 def test_the_help_is_found_without_torch():
     done = run_python(
         "import sys; from experiments import cli; cli.main(['--help']); assert 'torch' not in sys.modules"

@@ -26,7 +26,7 @@ from agents.policies.vla_config import VLAPolicyConfig
 from worldgym.utils.devices import multinomial
 
 WIDTH = 64  # of the dot product between words and picture
-REACH = 0.25  # standardised distance within which cells speak of the same thing: about 2 cm on the tabletop
+REACH = 0.25  # standardised distance within which cells count as one place: about 2 cm on a table of half a metre
 MIN_LOG_SIGMA = -2.0
 
 
