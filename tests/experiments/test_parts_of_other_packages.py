@@ -281,7 +281,7 @@ def test_list_shows_them_with_their_source(installed, capsys):
     assert main(["list"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"their_judge +other_parts:Judge", said) and re.search(r"traj +other_parts:Format", said)
-    assert "learned      rewards.models.learned:LearnedJudge" in said and "other_parts" not in sys.modules
+    assert re.search(r"learned +rewards.models.learned:LearnedJudge", said) and "other_parts" not in sys.modules
     assert main(["list", "--kinds", "policies"]) == 0
     assert "judges" not in capsys.readouterr().out
     assert main(["list", "--kinds", "polices"]) == 2

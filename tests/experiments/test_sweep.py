@@ -51,7 +51,7 @@ def test_the_space_has_the_names_and_types_of_the_settings():
         ("lr", "name=value"),
         ("rate=1", "known: seed"),
         ("group=many", "invalid literal"),
-        ("learn=some", "none of pointer, all"),
+        ("learn=some", "none of goal, all"),
         ("lr=loguniform(0,1)", "more than 0"),
         ("lr=uniform(2,1)", "low < high"),
     ],
@@ -143,7 +143,8 @@ class FakeTune:
 
 @pytest.fixture
 def fixed(bundle, tmp_path):
-    return {"bundle": str(bundle), "iterations": 2, "quick": True, "threads": 1, "sweep": str(tmp_path)}
+    common = {"quick": True, "threads": 1, "device": "cpu", "dtype": "auto"}
+    return {"bundle": str(bundle), "iterations": 2, "sweep": str(tmp_path), **common}
 
 
 def test_a_trial_that_the_scheduler_ends_early_has_left_the_policy_it_reported(
