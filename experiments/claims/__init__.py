@@ -1,7 +1,7 @@
-"""Published claims as experiments that may refute them: arms, budgets, metric, splits and the rule.
+"""Published claims as experiments that can refute them: arms, budgets, metric, splits and a decision rule.
 
-`worldgym claims list` says what there is, `run` makes what is missing, `report` draws verdicts and pages from the
-results, which are small JSON files under `docs/results/data`.
+`worldgym claims list` lists the claims, `run` computes missing results, and `report` writes verdicts and pages from the
+results, which are small JSON files in `docs/results/data`.
 
 Example::
 
@@ -22,10 +22,10 @@ ARMS: dict[str, Arm] = all_arms(CLAIMS.values())
 
 
 def find_arm(name: str) -> Arm:
-    """An arm by name.
+    """Return the arm with this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no arm has this name.
     """
     if name not in ARMS:
         raise ConfigError(f"unknown arm {name!r}; the arms are {', '.join(ARMS)}")

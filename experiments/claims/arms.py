@@ -1,18 +1,18 @@
-"""Arms of the comparison: ways to improve the same SFT policy, each a configuration of the same code.
+"""Arms of the comparison: methods that improve the same SFT policy, each a configuration of the same code.
 
-All of them start from the same checkpoint and take the same number of updates; those that roll out take the same
-number of environment steps, wherever these are taken. What differs is where the attempts come from and who says which
-of them succeeded:
+All arms start from the same checkpoint and take the same number of updates. Arms with rollouts take the same number of
+environment steps, in whichever environment. They differ in where the rollouts come from and in what scores them:
 
-* `sft`: nothing is learned.
-* `bc_only`: the demonstrations again, as many updates as imagined RL.
-* `filtered_bc`: own attempts in Real, the successful ones cloned beside the demonstrations.
-* `iter_sft`: attempts of the SFT policy in imagination, those judged successful cloned (World-Gymnast's Iter-SFT).
+* `sft`: no training.
+* `bc_only`: behaviour cloning of the demonstrations, with as many updates as imagined RL.
+* `filtered_bc`: rollouts in Real; the successful ones are cloned together with the demonstrations.
+* `iter_sft`: imagined rollouts of the SFT policy; those judged successful are cloned (World-Gymnast's Iter-SFT).
 * `imagined_rl`: GRPO and self-imitation in imagination, as in the demo.
-* `soft_rl-G`: the same in the software simulator at gap G with its true reward; `-dynamics`, `-looks`: only these are
-  wrong; `-randomised`: domain randomisation; `-partial`: summed partial rewards.
-* `real_rl`: the same in Real, the upper bound; its interactions are counted. `real_judged`: with the judge's reward, so
-  that what lies between it and `real_rl` is the judge's, and between it and `imagined_rl` the world model's.
+* `soft_rl-G`: the same RL in the software simulator at gap G with its true reward. `-dynamics` and `-looks`: only the
+  dynamics or only the appearance is misspecified. `-randomised`: domain randomisation. `-partial`: partial rewards.
+* `real_rl`: the same RL in Real, the upper bound; its interactions are counted. `real_judged`: the same with the
+  judge's reward. The difference between it and `real_rl` is due to the judge, that between it and `imagined_rl` to the
+  world model.
 
 Example::
 
@@ -40,18 +40,18 @@ from experiments.pipelines.settings import FineTuneSettings
 from worldgym.evaluation import PolicyRef
 
 REAL_SEEDS, SOFT_SEEDS = (600_000, 1_000_000), (5_000_000, 6_000_000)
-"""Start seeds of practice in the simulators: the split manifest's, apart from those of any measurement."""
+"""Ranges of start seeds for training in the simulators, from the split manifest; disjoint from evaluation seeds."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What an arm left.
+    """The result of training an arm.
 
     Args:
-        policy: where.
-        budget: environment steps and episodes by world, updates.
-        way: rows of measurements during training.
-        settings: what was run.
+        policy: reference to the trained policy.
+        budget: environment steps and episodes by environment, and updates.
+        way: rows of evaluations during training.
+        settings: settings of the training.
     """
 
     policy: PolicyRef
@@ -62,14 +62,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to improve the SFT policy.
+    """A method that improves the SFT policy.
 
     Args:
-        name: of the arm.
-        label: of it in reports.
-        train: `(lab, seed, folder)` to `Trained`.
-        splits: on which it is measured in Real.
-        evaluators: whether Soft and imagination measure it too, for C20.
+        name: identifier; it also seeds the arm's random streams.
+        label: name in reports.
+        train: function from `(lab, seed, folder)` to `Trained`.
+        splits: splits on which the policy is evaluated in Real.
+        evaluators: whether the policy is also evaluated in Soft and in imagination, for C20.
         seeded: whether another seed gives another policy.
     """
 
@@ -82,9 +82,9 @@ class Arm:
 
 
 class LearningCurveProbe:
-    """Measurements during learning, in place of the monitor: true and imagined success of the averaged policy.
+    """Evaluates true and imagined success of the averaged policy during training; takes the place of the monitor.
 
-    Nothing is learned from them; they are counted apart from the budget.
+    The evaluations do not affect training and are not part of the budget.
     """
 
     def __init__(self, lab: ClaimContext, imagined: bool) -> None:
@@ -92,11 +92,11 @@ class LearningCurveProbe:
         self.starts = lab.looked(WAY_SEED0)
 
     def due(self, rounds: int) -> bool:
-        """Every few rounds."""
+        """Whether the policy is evaluated after this round."""
         return rounds % self.lab.preset.every == 0
 
     def audit(self, policy: Any) -> dict[str, float]:
-        """Success from the starts of the learning curve."""
+        """Measure success from the starts of the learning curve."""
         with own_streams("audit"):
             result = self.lab.pool(domain="real").evaluate(policy, self.starts)
         row = {"audit_true": result.rate().mean, "audit_episodes": float(len(self.starts))}
@@ -106,25 +106,27 @@ class LearningCurveProbe:
         return row
 
     def trips(self, row: dict[str, float]) -> bool:
-        """Never."""
+        """Never stop the training."""
         return False
 
 
 def run_arm(lab: ClaimContext, arm: Arm, seed: int, code: str = "") -> dict[str, Any]:
-    """Train, measure; what a record holds. The arm's name and the seed alone decide its random streams.
+    """Train and evaluate an arm, and return the content of its record.
+
+    The arm's name and the seed alone determine the random streams.
 
     Args:
         lab: shared parts.
-        arm: which.
-        seed: of training.
-        code: hash of the sources; what an interrupted run of other sources left is not gone on with.
+        arm: the arm to run.
+        seed: training seed.
+        code: hash of the sources; leftovers of an interrupted run with other sources are discarded.
     """
     import torch
 
     from worldgym.text import embed
 
     folder = lab.folder(arm.name, seed, code)
-    embed(list(lab.tasks))  # loaded once a process, which draws from the streams
+    embed(list(lab.tasks))  # load the text encoder now: loading it draws from the random streams
     began, busy = time.perf_counter(), _core_seconds()
     with own_streams(arm.name, seed):
         trained = arm.train(lab, seed, folder)
@@ -144,7 +146,7 @@ def run_arm(lab: ClaimContext, arm: Arm, seed: int, code: str = "") -> dict[str,
 
 
 def _core_seconds() -> float:
-    """Processor time of this process and of its children that have ended."""
+    """CPU time of this process and of its finished child processes, in seconds."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -161,14 +163,14 @@ def _bc_only(lab: ClaimContext, seed: int, folder: Path) -> Trained:
 def clone(
     lab: ClaimContext, settings: FineTuneSettings, demos: Any, budget: dict[str, float], begin: Path | None = None
 ) -> Trained:
-    """As many supervised updates on demonstrations as imagined RL takes in all, averaged likewise.
+    """Clone demonstrations with as many updates as imagined RL takes in total, and the same weight averaging.
 
     Args:
         lab: shared parts.
-        settings: of the practice that it is compared with.
-        demos: what is cloned.
-        budget: what they cost.
-        begin: policy folder; the bundle's SFT policy by default.
+        settings: settings of the fine-tuning with which this arm is compared.
+        demos: dataset of chunks to clone.
+        budget: cost of collecting the demonstrations.
+        begin: folder of the initial policy; the bundle's SFT policy by default.
     """
     from agents import SFT, SFTConfig, average_weights
 
@@ -187,7 +189,7 @@ def clone(
 
 
 def filtered_bc(episodes: int | None = None) -> Callable[[ClaimContext, int, Path], Trained]:
-    """Own episodes in Real, once, as many as the preset says or as are said; rounds of cloning the successes."""
+    """Train function: collect `episodes` in Real once (the preset's number by default), then clone the successes."""
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         from agents import SimulatorCollector
@@ -210,7 +212,7 @@ def filtered_bc(episodes: int | None = None) -> Callable[[ClaimContext, int, Pat
 def imitate(
     lab: ClaimContext, settings: FineTuneSettings, demos: Any, rollouts: Any, budget: dict[str, float]
 ) -> Trained:
-    """Clone `demos`, and the successes among `rollouts` beside them, for as many updates as practice takes."""
+    """Clone `demos` together with the successful `rollouts`, for as many supervised updates as fine-tuning takes."""
     from agents import SelfImitation, SelfImitationConfig, average_weights
 
     policy, average = lab.bundle.policy(), lab.bundle.policy()
@@ -228,7 +230,7 @@ def imitate(
 
 # -- arms with rollouts ---------------------------------------------------------------------------
 def _imagined(changes: dict[str, Any]) -> Callable[[ClaimContext, int, Path], Trained]:
-    """Practice in imagination."""
+    """Train function: fine-tuning in imagination, with changed settings."""
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         settings = lab.preset.practice(seed, folder, **changes)
@@ -240,7 +242,7 @@ def _imagined(changes: dict[str, Any]) -> Callable[[ClaimContext, int, Path], Tr
 def _simulate(
     domain: Callable[[], dict[str, Any]], partial: bool = False, judge: bool = False
 ) -> Callable[[ClaimContext, int, Path], Trained]:
-    """Practice in a simulator, with its true reward, or with what the judge says of its frames."""
+    """Train function: fine-tuning in a simulator, with its true reward or with the judge's reward on its frames."""
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         from agents import SimulatorCollector
@@ -260,20 +262,23 @@ def _simulate(
 def simulated(
     simulator: Any, tasks: tuple[str, ...], seeds: tuple[int, int], partial: bool, judge: Any = None
 ) -> Callable[..., Any]:
-    """A round's attempts in a simulator: as many starts as in imagination, the policy as uncertain of its goal."""
+    """Return a function that collects a round's rollouts in a simulator.
+
+    It uses as many starts as imagination does, and also prefers those where the policy is least confident of its goal.
+    """
 
     def gather(policy: Any, starts: Any, number: int, how: dict[str, Any]) -> Any:
 
         rng = np.random.default_rng([int(starts.seed), 23, number])
-        chosen, verbs = some_starts(rng, len(starts) * starts.start_oversampling, tasks, seeds)
+        chosen, start_tasks = some_starts(rng, len(starts) * starts.start_oversampling, tasks, seeds)
         if starts.start_oversampling > 1:
-            image, state, texts = simulator.first_frames(chosen, verbs)
-            belief = policy.confidence({"image": image, "state": state, "instruction": texts})
-            rows = belief.argsort()[: len(starts)].tolist()
-            chosen, verbs = [chosen[i] for i in rows], [verbs[i] for i in rows]
+            image, state, texts = simulator.first_frames(chosen, start_tasks)
+            confidence = policy.confidence({"image": image, "state": state, "instruction": texts})
+            rows = confidence.argsort()[: len(starts)].tolist()
+            chosen, start_tasks = [chosen[i] for i in rows], [start_tasks[i] for i in rows]
         known = ("group_size", "horizon", "temperature")
         return simulator.collect(
-            policy, chosen, verbs, partial=partial, judge=judge,
+            policy, chosen, start_tasks, partial=partial, judge=judge,
             generator=_generator(int(starts.seed) * 10_000 + number), **{k: how[k] for k in known},
         )  # fmt: skip
 
@@ -282,14 +287,14 @@ def simulated(
 
 @dataclass(frozen=True)
 class SimulatorStarts:
-    """How many starts a simulator is asked for, in place of logged frames."""
+    """Number of starts to request from a simulator; takes the place of logged start frames."""
 
     count: int
     start_oversampling: int
     seed: int
 
     def __len__(self) -> int:
-        """So many."""
+        """Number of starts in a round."""
         return self.count
 
 
@@ -297,16 +302,16 @@ def fine_tune(
     lab: ClaimContext, settings: FineTuneSettings, gather: Callable[..., Any] | None, spent: str, imagined: bool,
     begin: Path | None = None, demos: Any | None = None,
 ) -> Trained:  # fmt: skip
-    """Rounds of practice.
+    """Fine-tune the policy by RL, with evaluations during training.
 
     Args:
         lab: shared parts.
-        settings: of the practice.
-        gather: where attempts come from; imagination by default.
-        spent: name of the budget that their steps are on.
-        imagined: whether imagined success is measured on the way.
-        begin: policy folder; the bundle's SFT policy by default.
-        demos: in place of the bundle's demonstrations.
+        settings: settings of the fine-tuning.
+        gather: function that collects rollouts; imagination by default.
+        spent: key of `budget` under which the environment steps are counted.
+        imagined: whether imagined success is evaluated during training.
+        begin: folder of the initial policy; the bundle's SFT policy by default.
+        demos: demonstrations; the bundle's by default.
     """
     run = RunFolder(settings.out, settings.key())
     draw = None
@@ -338,9 +343,10 @@ def fine_tune(
 def some_starts(
     rng: np.random.Generator, count: int, tasks: tuple[str, ...], seeds: tuple[int, int]
 ) -> tuple[list[int], list[str]]:
+    """Draw `count` start seeds from the range `seeds`, with tasks in turn; returns seeds and tasks."""
     offset = int(rng.integers(len(tasks)))
-    verbs = [tasks[(i + offset) % len(tasks)] for i in range(count)]
-    return [int(s) for s in rng.integers(*seeds, count)], verbs
+    start_tasks = [tasks[(i + offset) % len(tasks)] for i in range(count)]
+    return [int(s) for s in rng.integers(*seeds, count)], start_tasks
 
 
 def _generator(seed: int) -> Any:
@@ -350,7 +356,7 @@ def _generator(seed: int) -> Any:
 
 
 def saved(folder: Path) -> PolicyRef:
-    """The policy of a working folder."""
+    """Reference to the policy in a working folder."""
     return PolicyRef(str(folder / "policy"))
 
 
@@ -360,17 +366,17 @@ def _soft(gap: float, **more: Any) -> Callable[[], dict[str, Any]]:
 
 SHARED_ARMS: tuple[Arm, ...] = (
     Arm("sft", "SFT", _sft, seeded=False),
-    Arm("bc_only", "BC only, as many updates", _bc_only),
+    Arm("bc_only", "BC only, same number of updates", _bc_only),
     Arm("filtered_bc", "filtered BC, own episodes in Real", filtered_bc()),
-    Arm("iter_sft", "Iter-SFT, judged imagined successes of SFT", _imagined({"lr": 0.0, "actor": "initial"})),
+    Arm("iter_sft", "Iter-SFT, imagined successes of the SFT policy", _imagined({"lr": 0.0, "actor": "initial"})),
     Arm("imagined_rl", "imagined RL", _imagined({})),
     Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),
-    Arm("real_judged", "RL in Real, the judge's reward", _simulate(lambda: {"domain": "real"}, judge=True)),
+    Arm("real_judged", "RL in Real, reward from the judge", _simulate(lambda: {"domain": "real"}, judge=True)),
     *(Arm(f"soft_rl-{g:g}", f"RL in Soft, gap {g:g}", _simulate(_soft(g))) for g in (0.25, 0.5, 0.75, 1.0)),
-    Arm("soft_rl-dynamics", "RL in Soft, only dynamics wrong (gap 1)", _simulate(_soft(1.0, looks=0.0))),
-    Arm("soft_rl-looks", "RL in Soft, only looks wrong (gap 1)", _simulate(_soft(0.0, looks=1.0))),
+    Arm("soft_rl-dynamics", "RL in Soft, only dynamics misspecified (gap 1)", _simulate(_soft(1.0, looks=0.0))),
+    Arm("soft_rl-looks", "RL in Soft, only appearance misspecified (gap 1)", _simulate(_soft(0.0, looks=1.0))),
     Arm(
-        "soft_rl-randomised", "RL in Soft, randomised around the frozen gap",
+        "soft_rl-randomised", "RL in Soft, domain randomisation around the frozen gap",
         _simulate(lambda: {"domain": "soft", "gap": frozen_gap(), "randomise": 1.0}),
     ),
     Arm(
@@ -378,4 +384,4 @@ SHARED_ARMS: tuple[Arm, ...] = (
         _simulate(lambda: {"domain": "soft", "gap": frozen_gap()}, partial=True),
     ),
 )  # fmt: skip
-"""Arms that no claim has for itself; a claim's own are in its `own_arms`. `experiments.claims.ARMS` has all of them."""
+"""Arms that claims share. Each claim's own arms are in its `own_arms`; `experiments.claims.ARMS` has all arms."""

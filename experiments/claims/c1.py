@@ -1,4 +1,4 @@
-"""C1: RL inside the world model beats supervised fine-tuning in Real.
+"""C1: RL in the world model achieves higher success in Real than supervised fine-tuning (SFT).
 
 Example::
 
@@ -18,29 +18,32 @@ ARMS = (SFT, BC, ("C1", "filtered_bc"), ("C1", "iter_sft"), RL)
 
 
 def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
-    """Against SFT greedily and sampled, and against as many updates of cloning alone."""
+    """Compare with SFT (greedy and sampled actions), and with behaviour cloning with as many updates."""
     effect = difference(records, RL, SFT, seeds)
     sampled = difference(records, RL, SFT, seeds, "seen/sampled")
     updates = difference(records, RL, BC, seeds)
-    why = f"imagined RL less SFT {said(effect)}; sampled {said(sampled)}; less as many updates of BC {said(updates)}"
+    why = (
+        f"imagined RL minus SFT: {said(effect)} (with sampled actions {said(sampled)}); imagined RL minus BC with as "
+        f"many updates: {said(updates)}"
+    )
     if effect.low <= 0:
-        return Ruling(False, effect, f"{why}; the first interval does not lie above 0")
+        return Ruling(False, effect, f"{why}; the first interval is not above 0")
     if min(sampled.low, updates.low) <= 0:
-        return Ruling(None, effect, f"{why}; sharpening or more updates may do as well")
-    return Ruling(True, effect, f"{why}; all intervals lie above 0")
+        return Ruling(None, effect, f"{why}; sharper action distributions or more updates may explain the gain")
+    return Ruling(True, effect, f"{why}; all intervals are above 0")
 
 
 def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:
-    """Gains over the others; imagined and true success on the way."""
+    """Charts of the gains over the other arms, and of imagined and true success during training."""
     return {**gains(records, RL, [arm for arm in ARMS if arm != RL]), **way(records, RL)}
 
 
 def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
-    """Success over that of SFT, as World-Gymnast reports it, and the most that it could be: 1 over SFT's."""
+    """Ratio of success to that of SFT, as World-Gymnast reports it, with its upper bound (1 / success of SFT)."""
     tasks = records.read(*RL, seeds[0])["tasks"]
     parts = [(split, f"{split}/greedy", slice(None)) for split in SPLITS]
     parts += [(f"seen, {task}", "seen/greedy", slice(i, None, len(tasks))) for i, task in enumerate(tasks)]
-    lines = ["| starts | imagined RL / SFT | the most it could be |", "|---|---|---|"]
+    lines = ["| starts | imagined RL / SFT | upper bound (1 / SFT) |", "|---|---|---|"]
     for name, what, rows in parts:
         base = float(records.outcomes(*SFT, what, [0])[:, rows].mean())
         most = f"{1 / base:.2f}" if base else "-"
@@ -50,9 +53,9 @@ def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
 
 CLAIM = Claim(
     "C1",
-    "RL inside the world model beats supervised fine-tuning in Real",
-    "World-Gymnast (arXiv 2602.02454): 2.4 times SFT's success over four tasks",
-    "the interval of the paired difference of success in Real, imagined RL less SFT, does not lie above 0",
+    "RL in the world model achieves higher success in Real than supervised fine-tuning (SFT)",
+    "World-Gymnast (arXiv 2602.02454): 2.4 times the success of SFT over four tasks",
+    "the interval of the paired difference in success in Real, imagined RL minus SFT, is not above 0",
     arms=lambda preset: ARMS,
     needs=lambda preset: ARMS,
     rule=rule,

@@ -1,4 +1,4 @@
-"""C2: RL in the world model beats RL in a software simulator when the simulator is wrong enough.
+"""C2: RL in the world model beats RL in a software simulator if the simulator's domain gap is large enough.
 
 Example::
 
@@ -24,40 +24,40 @@ APART = ("real_judged", "soft_rl-dynamics", "soft_rl-looks", "soft_rl-randomised
 
 
 def swept(preset: ClaimPreset) -> list[tuple[float, tuple[str, str]]]:
-    """(gap, arm), the smallest first; at gap 0 Soft is Real."""
+    """Pairs (gap, arm) by increasing gap; at gap 0 Soft is identical to Real."""
     return [(0.0, REAL)] + [(g, (NAME, f"soft_rl-{g:g}")) for g in preset.gaps]
 
 
 def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
-    """All of them."""
+    """All arms on the page."""
     return [SFT, RL, *(arm for _, arm in swept(preset)), *((NAME, arm) for arm in APART)]
 
 
 def needs(preset: ClaimPreset) -> list[tuple[str, str]]:
-    """What the sweep is made of."""
+    """The arms of the sweep over gaps, and those that they are compared with."""
     return [SFT, RL, *(arm for _, arm in swept(preset))]
 
 
 def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
-    """At the frozen gap; and the gap at which the lines cross."""
+    """Compare at the frozen gap, and find the gap at which the two curves cross."""
     by_gap = {g: difference(records, RL, arm, seeds) for g, arm in swept(preset)}
     at = min(by_gap, key=lambda g: abs(g - frozen_gap()))
     effect, cross = by_gap[at], crossing(list(by_gap), [v.mean for v in by_gap.values()])
     bounds = " to ".join(
         "beyond 1" if not np.isfinite(g) else f"{g:.2f}" for g in crosses(records, preset, seeds)
     )
-    found = "no crossing up to gap 1" if cross is None else f"the lines cross at gap {cross:.2f}"
+    found = "no crossing up to gap 1" if cross is None else f"the curves cross at gap {cross:.2f}"
     where = f"{found} (95 % interval: {bounds})"
-    why = f"imagined RL less RL in Soft at gap {at:g} {said(effect)}; {where}"
+    why = f"imagined RL minus RL in Soft at gap {at:g}: {said(effect)}; {where}"
     if cross is None and by_gap[max(by_gap)].mean <= 0:
         return Ruling(False, effect, why)
     if effect.low > 0:
-        return Ruling(True, effect, f"{why}; the interval lies above 0")
-    return Ruling(None, effect, f"{why}; at that gap the interval does not lie above 0")
+        return Ruling(True, effect, f"{why}; the interval at gap {at:g} is above 0")
+    return Ruling(None, effect, f"{why}; the interval at gap {at:g} is not above 0")
 
 
 def crossing(gaps: list[float], values: list[float]) -> float | None:
-    """Smallest gap from which `values` (imagined less Soft) are positive, by straight lines between the points.
+    """Smallest gap at which `values` (imagined RL minus RL in Soft) become positive, by linear interpolation.
 
     Example:
         >>> crossing([0.0, 1.0], [-0.1, 0.1])
@@ -74,7 +74,7 @@ def crossing(gaps: list[float], values: list[float]) -> float | None:
 
 
 def crosses(records: Records, preset: ClaimPreset, seeds: list[int]) -> list[float]:
-    """95 % interval of the gap at which the lines cross, over training seeds and starts; infinite beyond 1."""
+    """95 % interval of the gap at which the curves cross, over training seeds and starts; infinite beyond 1."""
     gaps, arms = zip(*swept(preset), strict=True)
     tables = [records.outcomes(*arm, "seen/greedy", seeds) for arm in (RL, *arms)]
     ours, *theirs = (resampled_means(table, n_boot=2000) for table in tables)
@@ -84,7 +84,7 @@ def crosses(records: Records, preset: ClaimPreset, seeds: list[int]) -> list[flo
 
 
 def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:
-    """Success in Real against the gap, with the spread of the seeds."""
+    """Chart of success in Real against the gap, with minimum and maximum over seeds, and chart of the gains."""
     gaps = swept(preset)
     rows = [records.outcomes(*arm, "seen/greedy", seeds).mean(1) for _, arm in gaps]
     x = [g for g, _ in gaps]
@@ -108,9 +108,9 @@ def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str
 
 
 def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
-    """Ratios of success, as World-Gymnast reports them."""
+    """Differences and ratios of success (as World-Gymnast reports them), and the cost to reach `LEVEL`."""
     gaps = swept(preset)
-    lines = ["| gap | imagined RL less RL in Soft, points | imagined RL / RL in Soft |", "|---|---|---|"]
+    lines = ["| gap | imagined RL minus RL in Soft, points | imagined RL / RL in Soft |", "|---|---|---|"]
     for g, arm in gaps:
         apart = said(difference(records, RL, arm, seeds)).removesuffix(" points")
         lines.append(f"| {g:g} | {apart} | {times(ratio(records, RL, arm, seeds))} |")
@@ -118,12 +118,12 @@ def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
 
 
 LEVEL = 0.75
-"""True success, on the starts that are measured on the way, whose price is asked."""
+"""Success in Real, on the starts of evaluations during training, for which `time_table` gives the cost."""
 
 
 def time_table(records: Records, preset: ClaimPreset) -> list[str]:
-    """What it takes to reach a true success: steps, wall and core seconds at the first measurement that shows it."""
-    lines = [f"| arm | seeds that reach {LEVEL} | steps | wall s | core s |", "|---|---|---|---|---|"]
+    """Steps, wall-clock and CPU seconds until the first evaluation with success in Real of at least `LEVEL`."""
+    lines = [f"| arm | seeds that reach success {LEVEL} | steps | wall-clock s | CPU s |", "|---|---|---|---|---|"]
     for arm in [RL, *(arm for _, arm in swept(preset))]:
         found, seeds = [], records.seeds(*arm)
         for seed in seeds:
@@ -139,8 +139,8 @@ def time_table(records: Records, preset: ClaimPreset) -> list[str]:
 
 CLAIM = Claim(
     NAME,
-    "RL in the world model beats RL in a software simulator that is wrong enough",
-    "World-Gymnast (arXiv 2602.02454): 1.5 times RL in SIMPLER over four tasks",
+    "RL in the world model beats RL in a software simulator if the simulator's domain gap is large enough",
+    "World-Gymnast (arXiv 2602.02454): 1.5 times the success of RL in SIMPLER over four tasks",
     "imagined RL is below RL in Soft at every gap up to 1",
     arms=arms,
     needs=needs,

@@ -1,8 +1,7 @@
-"""C20: the world model as an evaluator: does it rank policies as Real does, and better than a wrong simulator?
+"""C20: the world model as an evaluator of policies, compared with a misspecified simulator.
 
-Every policy that any claim has trained is evaluated from the same starts in Real, in imagination and in Soft at the
-frozen gap; beside them stand policies that are bad on purpose (their weights disturbed), since a ranking of equals says
-nothing.
+Every policy trained for any claim is evaluated from the same starts in Real, in imagination and in Soft at the frozen
+gap. Policies with noise on their weights are added, because ranking policies of equal success is not informative.
 
 Example::
 
@@ -41,19 +40,19 @@ def _disturbed(share: float) -> Arm:
         save_policy(worse, folder / "policy")
         return Trained(saved(folder), {"updates": 0.0}, settings={"noise": share})
 
-    return Arm(f"disturbed-{share:g}", f"SFT, weights disturbed by {share:g}", train, splits=("seen",))
+    return Arm(f"disturbed-{share:g}", f"SFT, weight noise {share:g}", train, splits=("seen",))
 
 
 OWN_ARMS = tuple(map(_disturbed, NOISES))
 
 
 def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
-    """Policies that are bad on purpose; those of the other claims join them when they are there."""
+    """SFT and its perturbed versions. Policies of other claims are added by `pool` if their results exist."""
     return [("C1", "sft"), *((NAME, f"disturbed-{share:g}") for share in NOISES)]
 
 
 def pool(records: Records) -> list[tuple[str, str, int]]:
-    """Every policy there is: (claim, arm, seed)."""
+    """All policies with results in all three environments, as (claim, arm, seed)."""
     found = []
     for claim in ("C1", "C2", "C5", NAME):
         for arm in records.arms(claim):
@@ -64,7 +63,7 @@ def pool(records: Records) -> list[tuple[str, str, int]]:
 
 
 def said_by(records: Records) -> dict[str, np.ndarray]:
-    """World -> `(policies, starts)` bool."""
+    """Success in each environment, as `(policies, starts)` bool."""
     policies = pool(records)
     return {
         world: np.stack([records.outcomes(c, arm, key, [seed])[0] for c, arm, seed in policies])
@@ -73,28 +72,29 @@ def said_by(records: Records) -> dict[str, np.ndarray]:
 
 
 def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
-    """Pearson's correlation with Real, and whether it is below that of Soft."""
+    """Compare the Pearson correlation with Real between imagination and Soft."""
     policies = pool(records)
     tables = said_by(records)
     found = {w: agreement(tables[w], tables["real"]) for w in ("imagined", "soft")}
     row, other = found["imagined"]["pearson"], found["soft"]["pearson"]
     effect = Interval(row["mean"], row["low"], row["high"], len(policies))
     why = (
-        f"Pearson {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over {len(policies)} policies, Soft at the "
-        f"frozen gap {other['mean']:.3f} [{other['low']:.3f}, {other['high']:.3f}]; mean maximum rank violation "
-        f"{found['imagined']['mmrv']['mean']:.3f} and {found['soft']['mmrv']['mean']:.3f}"
+        f"Pearson correlation with Real over {len(policies)} policies: imagination {row['mean']:.3f} "
+        f"[{row['low']:.3f}, {row['high']:.3f}], Soft at the frozen gap {other['mean']:.3f} [{other['low']:.3f}, "
+        f"{other['high']:.3f}]; mean maximum rank violation: imagination {found['imagined']['mmrv']['mean']:.3f}, "
+        f"Soft {found['soft']['mmrv']['mean']:.3f}"
     )
     if len(policies) < POLICIES:
-        return Ruling(None, effect, f"{why}; {len(policies)} of {POLICIES} policies")
+        return Ruling(None, effect, f"{why}; only {len(policies)} of the {POLICIES} required policies")
     if row["mean"] < 0.7 or row["mean"] < other["low"]:
         return Ruling(False, effect, why)
     if row["low"] >= 0.7 and row["mean"] >= other["mean"]:
         return Ruling(True, effect, why)
-    return Ruling(None, effect, f"{why}; the intervals decide neither way")
+    return Ruling(None, effect, f"{why}; the intervals allow no decision")
 
 
 def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:
-    """Success as each evaluator has it against success in Real, a dot a policy."""
+    """Scatter plot of success in imagination and in Soft against success in Real, one dot per policy."""
     tables = said_by(records)
     real = tables["real"].mean(1)
     side, edge = 320, 44
@@ -118,16 +118,16 @@ def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str
             )
         out.append(
             f'<circle cx="{edge + 130 * i}" cy="{side + 12}" r="5" fill="{COLOURS[i]}"/>'
-            f'<text x="{edge + 10 + 130 * i}" y="{side + 16}">{("imagined", "Soft, frozen gap")[i]}</text>'
+            f'<text x="{edge + 10 + 130 * i}" y="{side + 16}">{("imagination", "Soft, frozen gap")[i]}</text>'
         )
     return {"evaluators": "".join(out) + "</svg>\n"}
 
 
 CLAIM = Claim(
     NAME,
-    "the world model evaluates policies as Real does, better than a simulator that is wrong",
-    "WorldGym (arXiv 2506.00613) and SIMPLER: Pearson above 0.9 over a few policies",
-    "Pearson below 0.7, or below the interval of Soft's",
+    "success measured in the world model correlates with success in Real, better than in a misspecified simulator",
+    "WorldGym (arXiv 2506.00613) and SIMPLER: Pearson correlation above 0.9 over a few policies",
+    "the Pearson correlation with Real is below 0.7, or below the interval of that of Soft",
     arms=arms,
     needs=arms,
     rule=rule,

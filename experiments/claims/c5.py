@@ -1,9 +1,10 @@
-"""C5: told how good an action was and what the world model foresees, a policy learns more from the same logs.
+"""C5: conditioning on advantages (RECAP) and also on predicted latents (RAMP) improves learning from the same logs.
 
-All arms clone the same mixture: the demonstrations and own attempts in Real, failures included. `bc_mixture` is told
-nothing, `recap` the indicator of a critic's advantage, `ramp` also what the joint predictor foresees;
-`ramp_efficient` is the same policy without it. `told_outcome` is told which episodes succeeded: what lies between it
-and `recap` is the critic's. As in all other arms, where the policy goes is learned, and how it goes there stays.
+All arms clone the same mixture: the demonstrations and the policy's own episodes in Real, including failures.
+`bc_mixture` has no condition, `recap` is conditioned on the indicator of a critic's advantage, and `ramp` also on
+latents that the joint predictor of values and future frames outputs. `ramp_efficient` is the same policy without these
+latents. `told_outcome` is conditioned on episode success, so the difference between it and `recap` is due to the
+critic. As in all other arms, only the goal head is trained; the part of the policy that moves to the goal stays fixed.
 
 Example::
 
@@ -30,22 +31,22 @@ from worldgym.text import embed
 NAME = "C5"
 SFT, BC, RECAP, RAMP = ("C1", "sft"), (NAME, "bc_mixture"), (NAME, "recap"), (NAME, "ramp")
 EFFICIENT, OUTCOME = (NAME, "ramp_efficient"), (NAME, "told_outcome")
-FUTURES = 2  # chunks ahead
-HELD = 0.2  # share of the episodes on which values are scored
+FUTURES = 2  # number of future chunks that are predicted
+HELD = 0.2  # share of held-out episodes, on which predicted values are scored
 
 
 def mixture(lab: ClaimContext, seed: int) -> dict[str, Any]:
-    """Own attempts in Real and the demonstrations, as chunks and as frames with their returns; made once a seed."""
+    """Collect own episodes in Real, as chunks and as frames with value targets; done once per seed."""
 
     def make() -> dict[str, Any]:
         from agents import SimulatorCollector
         from agents.algorithms.advantage_conditioned import log_rows, value_targets
         settings, policy = lab.preset.practice(seed, lab.work), lab.bundle.policy()
         rng = np.random.default_rng([seed, 19])
-        chosen, verbs = some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS)
+        chosen, start_tasks = some_starts(rng, lab.preset.real_episodes, lab.tasks, REAL_SEEDS)
         with SimulatorCollector(lab.suite.name, env_kwargs={"domain": "real"}, processes=lab.workers) as real:
             rollouts = real.collect(
-                policy, chosen, verbs, group_size=1, horizon=lab.preset.measured,
+                policy, chosen, start_tasks, group_size=1, horizon=lab.preset.measured,
                 temperature=settings.sampling(policy, 1.0),
                 generator=torch.Generator().manual_seed(seed),
             )  # fmt: skip
@@ -53,14 +54,14 @@ def mixture(lab: ClaimContext, seed: int) -> dict[str, Any]:
         targets, chunks = value_targets(rollouts, lab.preset.measured)
         return {
             "rollouts": rollouts, "logs": logs, "episode": episode, "chunk": chunk, "targets": targets,
-            "chunks": chunks, "tasks": verbs, "frames": frames_of(lab, rollouts, targets),
+            "chunks": chunks, "tasks": start_tasks, "frames": frames_of(lab, rollouts, targets),
         }  # fmt: skip
 
     return dict(lab.once(f"mixture-{seed}", make))
 
 
 def frames_of(lab: ClaimContext, rollouts: Any, targets: np.ndarray) -> Any:
-    """Every frame at a chunk's start, and the last of each episode."""
+    """Training data of the critic: the first frame of every chunk, and the last frame of every episode."""
     from worldgym.training.foresight import ForesightData
 
     images, states, texts, values, after, episode = [], [], [], [], [], []
@@ -83,7 +84,7 @@ def frames_of(lab: ClaimContext, rollouts: Any, targets: np.ndarray) -> Any:
 
 
 def critic(lab: ClaimContext, seed: int, futures: int) -> tuple[Any, dict[str, float]]:
-    """A predictor of value, and of `futures` frames, trained on the mixture; how good its values are."""
+    """Train a predictor of values and of `futures` future latents on the mixture; return it with held-out scores."""
 
     def make() -> tuple[Any, dict[str, float]]:
         from worldgym.models.foresight import Foresight
@@ -93,16 +94,19 @@ def critic(lab: ClaimContext, seed: int, futures: int) -> tuple[Any, dict[str, f
         torch.manual_seed(seed)
         model = lab.bundle.placing(Foresight.of(lab.world_model.tokenizer, futures=futures))
         order = np.random.default_rng([seed, 29]).permutation(np.unique(data.episode))
-        held = np.isin(data.episode, order[: max(1, round(HELD * len(order)))])
-        train_foresight(model, data, np.flatnonzero(~held), steps=lab.preset.foresight_steps, seed=seed)
-        return model, value_scores(model, data, np.flatnonzero(held))
+        held_out = np.isin(data.episode, order[: max(1, round(HELD * len(order)))])
+        train_foresight(model, data, np.flatnonzero(~held_out), steps=lab.preset.foresight_steps, seed=seed)
+        return model, value_scores(model, data, np.flatnonzero(held_out))
 
     model, scores = lab.once(f"critic-{futures}-{seed}", make)
     return model, dict(scores)
 
 
 def condition(lab: ClaimContext, seed: int, folder: Path, told: str) -> Trained:
-    """Clone the mixture, told `nothing`, `advantage`, `foresight` as well, or the `outcome` of the episode alone."""
+    """Clone the mixture, conditioned on `told`.
+
+    `told` is `nothing`, `advantage`, `foresight` (advantage and predicted latents), or `outcome` (episode success).
+    """
     from agents import average_weights
     from agents.algorithms.advantage_conditioned import (
         AdvantageConditioned,
@@ -122,9 +126,9 @@ def condition(lab: ClaimContext, seed: int, folder: Path, told: str) -> Trained:
         good = (parts["rollouts"].reward > 0.5).numpy()[parts["episode"]]
     elif told != "nothing":
         model, scores = critic(lab, seed, FUTURES if told == "foresight" else 0)
-        seen = foresee(model, parts["frames"])
+        predicted = foresee(model, parts["frames"])
         values = np.full(parts["targets"].shape, np.nan, np.float32)
-        values[~np.isnan(parts["targets"])] = seen.value.cpu().numpy()
+        values[~np.isnan(parts["targets"])] = predicted.value.cpu().numpy()
         won = (parts["rollouts"].reward > 0.5).numpy()
         gained = advantages(values, won, parts["chunks"], 5, lab.preset.measured)
         marks = indicators(gained, parts["tasks"], AdvantageConfig.quantile)
@@ -134,7 +138,7 @@ def condition(lab: ClaimContext, seed: int, folder: Path, told: str) -> Trained:
         tokens = foresee_rows(model, lab, logs)
         demo_tokens = foresee_rows(model, lab, demos)
         spread = tokens.std(0).clip(1e-3)
-        model.summary.weight.data /= torch.from_numpy(spread)[:, None]  # about unit size, as instructions are
+        model.summary.weight.data /= torch.from_numpy(spread)[:, None]  # about unit scale, like instruction embeddings
         model.summary.bias.data /= torch.from_numpy(spread)
         tokens, demo_tokens = tokens / spread, demo_tokens / spread
     size = 0 if tokens is None else tokens.shape[1]
@@ -161,7 +165,7 @@ def condition(lab: ClaimContext, seed: int, folder: Path, told: str) -> Trained:
 
 
 def foresee_rows(model: Any, lab: ClaimContext, data: Any) -> np.ndarray:
-    """`(M,Z)` tokens of the frames of a chunk dataset."""
+    """Tokens `(M,Z)` that the predictor outputs for the frames of a chunk dataset."""
     latents = lab.world_model.tokenizer.encode(torch.from_numpy(data.images))
     states, words = (
         torch.from_numpy(data.states).float(),
@@ -183,12 +187,12 @@ def _recap(lab: ClaimContext, seed: int, folder: Path) -> Trained:
 
 
 def _outcome(lab: ClaimContext, seed: int, folder: Path) -> Trained:
-    """No critic: what conditioning can do where every chunk of a success is good."""
+    """Without a critic: every chunk of a successful episode counts as good."""
     return condition(lab, seed, folder, "outcome")
 
 
 def _ramp(lab: ClaimContext, seed: int, folder: Path) -> Trained:
-    """Standard inference: foresee before every chunk."""
+    """Standard inference: predict future latents before every chunk."""
     trained = lab.once(
         f"ramp-{seed}", lambda: condition(lab, seed, lab.folder("ramp_shared", seed), "foresight")
     )
@@ -197,7 +201,7 @@ def _ramp(lab: ClaimContext, seed: int, folder: Path) -> Trained:
 
 
 def _efficient(lab: ClaimContext, seed: int, folder: Path) -> Trained:
-    """The same policy, without foresight."""
+    """The same policy without predicted latents at inference."""
     trained = lab.once(
         f"ramp-{seed}", lambda: condition(lab, seed, lab.folder("ramp_shared", seed), "foresight")
     )
@@ -205,34 +209,34 @@ def _efficient(lab: ClaimContext, seed: int, folder: Path) -> Trained:
 
 
 OWN_ARMS = (
-    Arm("bc_mixture", "BC on the mixture, told nothing", _bc),
-    Arm("told_outcome", "told who succeeded, no critic", _outcome),
-    Arm("recap", "RECAP: told the advantage", _recap),
-    Arm("ramp", "RAMP: told what is foreseen too", _ramp),
-    Arm("ramp_efficient", "RAMP, efficient: foresight left out", _efficient),
+    Arm("bc_mixture", "BC on the mixture, no conditioning", _bc),
+    Arm("told_outcome", "conditioned on episode success, no critic", _outcome),
+    Arm("recap", "RECAP: conditioned on the advantage", _recap),
+    Arm("ramp", "RAMP: conditioned on advantage and predicted latents", _ramp),
+    Arm("ramp_efficient", "RAMP, inference without predicted latents", _efficient),
 )
 
 
 def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
-    """The order RAMP > RECAP > BC, each step's interval."""
+    """Check the order RAMP > RECAP > BC, with the interval of each difference."""
     effect, second = difference(records, RAMP, RECAP, seeds), difference(records, RECAP, BC, seeds)
-    why = f"RAMP less RECAP {said(effect)}; RECAP less BC {said(second)}"
+    why = f"RAMP minus RECAP: {said(effect)}; RECAP minus BC: {said(second)}"
     if min(effect.mean, second.mean) <= 0:
         return Ruling(False, effect, f"{why}; the order does not hold")
     if min(effect.low, second.low) > 0:
-        return Ruling(True, effect, f"{why}; both intervals lie above 0")
-    return Ruling(None, effect, f"{why}; the order holds, not both intervals")
+        return Ruling(True, effect, f"{why}; both intervals are above 0")
+    return Ruling(None, effect, f"{why}; the means are ordered RAMP > RECAP > BC, but not both intervals are above 0")
 
 
 def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:
-    """Gains of RAMP."""
+    """Chart of the gains of RAMP over the other arms."""
     return gains(records, RAMP, [SFT, BC, RECAP, EFFICIENT, OUTCOME, ("C1", "filtered_bc")])
 
 
 def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
-    """How good the values are: joint predictor and value alone, held-out episodes."""
+    """Accuracy of predicted values on held-out episodes: joint predictor against predictor of values alone."""
     lines = ["| critic | value MAE, by seed | Kendall tau, by seed |", "|---|---|---|"]
-    for arm, label in ((RECAP, "value alone (RECAP)"), (RAMP, "value and futures (RAMP)")):
+    for arm, label in ((RECAP, "value alone (RECAP)"), (RAMP, "value and future latents (RAMP)")):
         rows = [records.read(*arm, seed)["settings"]["scores"] for seed in seeds]
         cells = [
             " / ".join("-" if row[key] is None else f"{row[key]:.4f}" for row in rows)
@@ -244,9 +248,10 @@ def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
 
 CLAIM = Claim(
     NAME,
-    "told its advantage and what the world model foresees, a policy learns more from the same logs",
-    "GigaBrain-0.5M* (arXiv 2602.12099): RAMP about 30 points above RECAP; value MAE 0.062 against 0.084 alone",
-    "the order RAMP, RECAP, BC does not hold",
+    "a policy learns more from the same logs if it is conditioned on its advantage and on predicted latents",
+    "GigaBrain-0.5M* (arXiv 2602.12099): RAMP about 30 points above RECAP; value MAE 0.062 for the joint predictor, "
+    "0.084 for values alone",
+    "the means do not have the order RAMP > RECAP > BC",
     arms=lambda preset: [SFT, ("C1", "filtered_bc"), BC, OUTCOME, RECAP, RAMP, EFFICIENT],
     needs=lambda preset: [BC, RECAP, RAMP],
     rule=rule,

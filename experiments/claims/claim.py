@@ -1,6 +1,6 @@
-"""What a claim is: arms, a number, and the rule that refutes it.
+"""Claims: arms, an effect size, and the rule that supports or refutes the claim.
 
-Published magnitudes are context, never targets. A refuted claim is a result.
+Published effect sizes are given for comparison; they are not targets. A refuted claim is a result, too.
 
 Example::
 
@@ -28,13 +28,13 @@ ENOUGH_SEEDS = 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the results say.
+    """Outcome of a claim's rule.
 
     Args:
         verdict: `supported`, `refuted` or `inconclusive`.
-        effect: the number that decides, with its interval; None while results are missing.
-        seeds: behind it.
-        why: the rule, applied.
+        effect: the effect on which the verdict is based, with its interval; None while results are missing.
+        seeds: number of training seeds that the effect is computed from.
+        why: the reason, in one sentence with numbers.
     """
 
     verdict: str
@@ -43,7 +43,7 @@ class Verdict:
     why: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For `worldgym claims report --json`."""
+        """Return the entry of `worldgym claims report --json`."""
         effect = (
             None
             if self.effect is None
@@ -53,7 +53,7 @@ class Verdict:
 
 
 class Ruling(NamedTuple):
-    """What a claim's rule says of results: whether they support it (None: neither way), the number, and why."""
+    """Result of a claim's rule: whether the claim holds (None: undecided), the effect, and the reason."""
 
     holds: bool | None
     effect: Interval
@@ -65,16 +65,16 @@ class Claim:
     """A published claim as an experiment.
 
     Args:
-        name: such as `C1`.
-        title: what is claimed.
-        source: who claims it, with the published magnitude.
+        name: identifier, such as `C1`.
+        title: the claim as one sentence.
+        source: publication, with the published effect size.
         refuted_if: the rule in words.
-        arms: of a preset, in the order of the tables; `(claim that owns the result, arm)`.
-        needs: those of them without which nothing is decided.
-        rule: applied to results, on the seeds that all needed arms have.
-        figures: name -> SVG, of results.
-        tables: markdown of what this claim shows beside success, cost and splits.
-        own_arms: arms that this claim brings, beside the shared ones; each has seeds.
+        arms: maps a preset to its arms in the order of the tables, each as `(claim that owns the result, arm)`.
+        needs: the subset of `arms` without which the rule cannot be applied.
+        rule: maps results to a `Ruling`, on the seeds that all needed arms have.
+        figures: maps results to SVG charts by name.
+        tables: markdown that the page shows besides success, splits and cost.
+        own_arms: arms that only this claim defines; each must be seeded.
     """
 
     name: str
@@ -89,26 +89,29 @@ class Claim:
     own_arms: tuple[Arm, ...] = ()
 
     def seeds(self, records: Records, preset: ClaimPreset) -> tuple[list[int], list[str]]:
-        """Seeds that all needed arms have, and the needed arms that are absent."""
+        """Return the seeds that all needed arms have, and the needed arms without results."""
         return common_seeds(records, self.needs(preset))
 
     def decide(self, records: Records, preset: ClaimPreset) -> Verdict:
-        """The rule, or why it cannot be applied yet: results are missing, or seeds too few."""
+        """Apply the rule. The verdict is `inconclusive` while results are missing or there are too few seeds."""
         seeds, absent = self.seeds(records, preset)
         if absent:
             return Verdict(
-                INCONCLUSIVE, None, 0, f"{self.name} needs results that are missing: {', '.join(absent)}"
+                INCONCLUSIVE, None, 0, f"results that {self.name} needs are missing: {', '.join(absent)}"
             )
         ruling = self.rule(records, preset, seeds)
         if len(seeds) < ENOUGH_SEEDS:
-            why = f"{ruling.why}; {len(seeds)} of {ENOUGH_SEEDS} seeds"
+            why = f"{ruling.why}; only {len(seeds)} of the {ENOUGH_SEEDS} required seeds"
             return Verdict(INCONCLUSIVE, ruling.effect, len(seeds), why)
         verdict = {True: SUPPORTED, False: REFUTED, None: INCONCLUSIVE}[ruling.holds]
         return Verdict(verdict, ruling.effect, len(seeds), ruling.why)
 
 
 def common_seeds(records: Records, arms: Sequence[tuple[str, str]]) -> tuple[list[int], list[str]]:
-    """Seeds for which all of these arms are finished (arms that have only seed 0 need no other), and absent arms."""
+    """Return the seeds for which all of these arms are finished, and the arms without any result.
+
+    Unseeded arms have only seed 0 and do not restrict the seeds.
+    """
     found: list[set[int]] = []
     absent = []
     for owner, arm in arms:
@@ -119,28 +122,28 @@ def common_seeds(records: Records, arms: Sequence[tuple[str, str]]) -> tuple[lis
             found.append(seeds)
     shared = sorted(set.intersection(*found)) if found and not absent else []
     if not absent and found and not shared:
-        absent = ["a seed that all arms have"]
+        absent = ["a common seed of all arms"]
     return shared, absent
 
 
 def unseeded(arm: str) -> bool:
-    """Whether an arm is the same for all seeds; only shared arms can be."""
+    """Whether an arm is identical for all seeds. Only shared arms can be."""
     return any(shared.name == arm and not shared.seeded for shared in SHARED_ARMS)
 
 
 def all_arms(claims: Iterable[Claim]) -> dict[str, Arm]:
-    """The shared arms and those of `claims`, by name.
+    """Return the shared arms and the arms of `claims`, by name.
 
     Raises:
-        ConfigError: two arms of one name, or a claim's own arm that is the same for all seeds.
+        ConfigError: two arms have the same name, or a claim's own arm is unseeded.
     """
     found = {arm.name: arm for arm in SHARED_ARMS}
     for claim in claims:
         for arm in claim.own_arms:
             if arm.name in found or not arm.seeded:
                 raise ConfigError(
-                    f"the arm {arm.name!r} of {claim.name} exists already, or has no seeds; give it another name, or "
-                    "put it into SHARED_ARMS"
+                    f"the arm {arm.name!r} of {claim.name} is defined twice, or it is unseeded. Give it another name, "
+                    "or move it to SHARED_ARMS"
                 )
             found[arm.name] = arm
     return found
@@ -149,7 +152,7 @@ def all_arms(claims: Iterable[Claim]) -> dict[str, Arm]:
 def difference(
     records: Records, a: tuple[str, str], b: tuple[str, str], seeds: Sequence[int], what: str = "seen/greedy"
 ) -> Interval:
-    """Success of arm `a` less that of arm `b`, paired by start, over training seeds and starts."""
+    """Success of arm `a` minus success of arm `b`, paired by start; bootstrap over training seeds and starts."""
     return seeds_bootstrap(*_paired(records, a, b, seeds, what))
 
 
@@ -157,7 +160,10 @@ def ratio(
     records: Records, a: tuple[str, str], b: tuple[str, str], seeds: Sequence[int], what: str = "seen/greedy",
     rows: slice = slice(None),
 ) -> Interval | None:  # fmt: skip
-    """Success of arm `a` over that of arm `b`, likewise; on the starts `rows`. None where `b` never succeeds."""
+    """Success of arm `a` divided by that of arm `b`, resampled as in `difference`, on the starts `rows`.
+
+    Returns None if `b` never succeeds.
+    """
     first, second = (table[:, rows] for table in _paired(records, a, b, seeds, what))
     return seeds_ratio(first, second) if second.any() else None
 
@@ -166,16 +172,16 @@ def _paired(
     records: Records, a: tuple[str, str], b: tuple[str, str], seeds: Sequence[int], what: str
 ) -> list[np.ndarray]:
     rows = [records.outcomes(*arm, what, [0] if unseeded(arm[1]) else seeds) for arm in (a, b)]
-    if len(rows[0]) < len(rows[1]):  # an arm without seeds against one with them
+    if len(rows[0]) < len(rows[1]):  # an unseeded arm is compared with a seeded one
         rows[0] = rows[0].repeat(len(rows[1]), 0)
     return rows
 
 
 def times(interval: Interval | None) -> str:
-    """A ratio with its interval."""
+    """Format a ratio with its interval."""
     return "-" if interval is None else f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def said(interval: Interval) -> str:
-    """Points with their interval."""
+    """Format a difference in percentage points with its interval."""
     return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}] points"

@@ -1,7 +1,6 @@
-"""What the arms of a claim share: checkpoint, start states, evaluation in Real, in Soft and in imagination.
+"""Parts that all arms share: checkpoint, start states, and evaluation in Real, in Soft and in imagination.
 
-Everything here is made once for all arms of a run: the SFT policy that they all start from, the world model, the
-judge, and the worker processes.
+The SFT policy from which all arms start, the world model, the judge and the worker processes are created once per run.
 
 Example::
 
@@ -39,13 +38,13 @@ from worldgym.utils.typed import changes
 logger = logging.getLogger(__name__)
 MARKER = "arm.json"
 LOOKED_SEED0 = 14_000_000
-"""Starts from which evaluators are compared (C20): other than those of success in Real."""
+"""First seed of the starts on which evaluators are compared (C20); disjoint from the starts of the results."""
 WAY_SEED0 = 14_500_000
-"""Starts of the measurements on the way: other than those of the result."""
+"""First seed of the starts of evaluations during training; disjoint from the starts of the results."""
 
 
 def frozen_gap() -> float:
-    """The gap at which C2 is decided: fixed by what it does to experts, before any policy was trained."""
+    """The domain gap at which C2 is decided. It was fixed by its effect on scripted experts before any training."""
     return float(extra(load_suite(), "frozen_gap", "gap")())
 
 
@@ -53,10 +52,10 @@ class ClaimContext:
     """Shared parts of a set of runs.
 
     Args:
-        preset: sizes.
-        work: folder of what need not be kept for ever: policies, logs.
-        workers: processes of evaluation and of simulators; 0 is this one.
-        placing: where the checkpoint's parts and policies are computed.
+        preset: sizes of the runs.
+        work: folder for temporary files: policies and logs.
+        workers: number of processes for evaluation and simulators; 0 uses the current process.
+        placing: device and precision of the checkpoint's parts and of the policies.
     """
 
     def __init__(
@@ -72,16 +71,17 @@ class ClaimContext:
         self._made: dict[str, Any] = {}
 
     def __enter__(self) -> ClaimContext:
-        """Itself."""
+        """Return the context itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        """Stop the workers."""
+        """Stop the worker processes."""
         self._stack.close()
 
-    # What is made once for all arms has streams of its own: whichever arm needs it first goes on as the others do.
+    # Shared parts use random streams of their own, so that creating them does not change the stream of the arm that
+    # needs them first.
     @cached_property
     def world_model(self) -> Any:
         """The bundled world model."""
@@ -95,60 +95,60 @@ class ClaimContext:
             return self.bundle.judge()
 
     def folder(self, name: str, seed: int, code: str = "") -> Path:
-        """Working folder of an arm, or of what arms share; what an interrupted run of other code left is removed.
+        """Return the working folder of an arm or of a shared part. Leftovers of a run with other code are removed.
 
         Raises:
-            ConfigError: it holds files that no run of a claim has put there.
+            ConfigError: the folder contains files that no run of a claim has written.
         """
         folder = self.work / f"{name}-{seed}"
         facts = {"name": name, "seed": seed, "code": code, "hashes": self.hashes, "preset": repr(self.preset)}
         before = self.marker(folder)
         if before is None and folder.exists() and any(folder.iterdir()):
             raise ConfigError(
-                f"{folder} holds files that no run of a claim left there; give another --work, or move them away"
+                f"{folder} contains files that no run of a claim has written; give another --work, or move them away"
             )
-        if before is not None and (told := changes(before, facts)):
-            logger.info("%s is of another run (%s) and is made anew", folder, told)
+        if before is not None and (differences := changes(before, facts)):
+            logger.info("%s belongs to another run (%s) and is created again", folder, differences)
             shutil.rmtree(folder)
         write_sealed(folder / MARKER, facts)
         return folder
 
     def marker(self, folder: Path) -> dict[str, Any] | None:
-        """What says that a folder is a run's own; None without."""
+        """Read the file that marks a folder as written by a run of a claim; None if there is no such file."""
         file = folder / MARKER
         return dict(read_sealed(file, f"Remove {folder}")) if file.is_file() else None
 
     def forget(self, name: str, seed: int) -> None:
-        """Throw away a working folder, its policy included; never one without a marker."""
+        """Delete a working folder with its policy. A folder without a marker file is not deleted."""
         folder = self.work / f"{name}-{seed}"
         if self.marker(folder) is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """Of the checkpoint's parts."""
+        """Hashes of the checkpoint's parts and of the split manifest."""
         parts = ("world_model", "judge", "policy_sft")
         return {name: folder_hash(self.bundle.folder / name) for name in parts} | {
             "split_manifest": str(self.bundle.card.get("split_manifest", ""))[:16]
         }
 
     def policy(self, folder: Path | None = None) -> Any:
-        """A fresh copy of a policy; of the SFT policy by default."""
+        """Load a new copy of the policy in `folder`, by default of the SFT policy."""
         return self.bundle.policy() if folder is None else self.ref(folder).load()
 
     def ref(self, folder: Path) -> PolicyRef:
-        """The policy in a folder, to be loaded where this lab computes."""
+        """Reference to the policy in a folder; it is loaded on the device of this context."""
         return PolicyRef(str(folder), device=self.bundle.placing.name)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What several arms share, made by the first that needs it."""
+        """Return a part that several arms share; the first arm that needs it creates it."""
         if name not in self._made:
             with own_streams("shared", name):
                 self._made[name] = make()
         return self._made[name]
 
     def pool(self, **domain: Any) -> EvaluationPool:
-        """Evaluation in a domain; its workers stay alive for the next policy."""
+        """Return the evaluation pool of a domain. Its workers are reused for the next policy."""
         key = json.dumps(domain, sort_keys=True)
         if key not in self._pools:
             with own_streams("pool"):
@@ -160,24 +160,24 @@ class ClaimContext:
         return self._pools[key]
 
     def starts(self, split: str = "seen") -> list[Start]:
-        """Those of every result: the same for all arms, seeds and claims."""
+        """Starts on which results are measured: the same for all arms, seeds and claims."""
         return make_starts(
             self.tasks, max(1, round(self.preset.episodes / len(self.tasks))), EVALUATION_SEED0, split
         )
 
     def looked(self, seed0: int = LOOKED_SEED0) -> list[Start]:
-        """Starts of the evaluators."""
+        """Starts on which evaluators are compared; with `WAY_SEED0`, starts of evaluations during training."""
         return make_starts(self.tasks, max(1, round(self.preset.looked / len(self.tasks))), seed0)
 
     def evaluate(
         self, policy: PolicyRef | Any, splits: tuple[str, ...] = SPLITS, evaluators: bool = True
     ) -> dict[str, Any]:
-        """Success of a policy: in Real on every split, and on other starts in Real, Soft and imagination.
+        """Measure the success of a policy in Real on every split, and on other starts in Real, Soft and imagination.
 
         Args:
-            policy: whose.
-            splits: of the measurement in Real, greedily; `seen` is sampled as well.
-            evaluators: whether the other starts are measured.
+            policy: the policy to measure.
+            splits: splits measured in Real with greedy actions; `seen` is also measured with sampled actions.
+            evaluators: whether to measure on the starts on which evaluators are compared (`looked/...`).
 
         Returns:
             name -> `{"success": "01...", "progress": [...], "steps": n}`.
@@ -200,7 +200,7 @@ class ClaimContext:
         return found
 
     def imagine(self, policy: PolicyRef | Any, starts: list[Start]) -> dict[str, Any]:
-        """Success as the world model and the judge have it, greedily, from the first frame of each start."""
+        """Measure imagined success, scored by the judge, with greedy actions from the first frame of each start."""
         import torch
 
         from worldgym.imagination.rollout import run_policy
@@ -228,6 +228,6 @@ def _facts(result: Any) -> dict[str, Any]:
 
 
 def rate(evaluations: Mapping[str, Any], what: str) -> float:
-    """Share of successes in one of the evaluations."""
+    """Success rate of one of the evaluations."""
     text = evaluations[what]["success"]
     return text.count("1") / len(text)

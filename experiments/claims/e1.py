@@ -1,8 +1,9 @@
-"""E1: how many episodes in Real imagined practice is worth: cloning more of them against practising without any.
+"""E1: the number of additional episodes in Real that has the same effect as RL in imagination.
 
-Not a row of the published claims but the question behind them (WMPO's users ask it): the same SFT policy either clones
-N more expert demonstrations, or its own successes among N episodes in Real, or practises in imagination, which takes
-none, for as many updates. What the world model and the judge were trained on is counted on their card, not here.
+This is not a published claim but the question behind them, which users of WMPO ask. The same SFT policy either clones N
+more expert demonstrations, or clones its own successes among N episodes in Real, or is fine-tuned in imagination, which
+takes no episode, with as many updates. The training data of the world model and the judge is counted on their card, not
+here.
 
 Example::
 
@@ -31,7 +32,7 @@ MEASURED = ("seen", "unseen_combination")
 
 
 def demos(count: int) -> Callable[[ClaimContext, int, Path], Trained]:
-    """`count` more expert demonstrations, and those there were, cloned."""
+    """Train function: clone `count` more expert demonstrations together with the bundle's."""
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         from agents import chunk_dataset
@@ -41,11 +42,11 @@ def demos(count: int) -> Callable[[ClaimContext, int, Path], Trained]:
         suite = lab.suite
         env = real_env(suite, horizon=lab.preset.measured, terminate_on_success=False)
         starts = zip(*some_starts(rng, count, lab.tasks, REAL_SEEDS), strict=True)
-        shown = [suite.demonstrate(env, "expert", seed=start, task=task, rng=rng) for start, task in starts]
+        episodes = [suite.demonstrate(env, "expert", seed=start, task=task, rng=rng) for start, task in starts]
         steps = env.batch.interactions
         env.close()
         more = chunk_dataset(
-            [episode for episode in shown if episode.success.any()], lab.bundle.policy().chunk
+            [episode for episode in episodes if episode.success.any()], lab.bundle.policy().chunk
         )
         everything = join(lab.bundle.demonstrations(), more)
         return clone(lab, settings, everything, {"real_episodes": float(count), "real_steps": float(steps)})
@@ -64,40 +65,42 @@ OWN_ARMS = tuple(
 
 
 def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
-    """All of them."""
+    """All arms on the page."""
     return [SFT, RL, *((NAME, f"{kind}-{n}") for kind in ("demos", "own") for n in preset.budgets)]
 
 
 def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
-    """Imagined RL against filtered BC on the most episodes; and where either kind of cloning overtakes it."""
+    """Compare imagined RL with filtered BC on the most episodes, and find where either kind of cloning exceeds it."""
     gains = {
         kind: [difference(records, RL, (NAME, f"{kind}-{n}"), seeds) for n in preset.budgets]
         for kind in ("demos", "own")
     }
     effect, first = gains["own"][-1], gains["own"][0]
-    overtaken = {
+    exceeded = {
         kind: next((n for n, d in zip(preset.budgets, row, strict=True) if d.mean < 0), None)
         for kind, row in gains.items()
     }
-    names = {"demos": "demonstrations", "own": "own episodes"}
+    names = {"demos": "BC on more demonstrations", "own": "filtered BC on own episodes"}
     where = "; ".join(
-        f"{preset.budgets[-1]} {names[k]} do not overtake it" if n is None else f"{n} {names[k]} overtake it"
-        for k, n in overtaken.items()
+        f"{names[k]} does not exceed imagined RL up to {preset.budgets[-1]} episodes"
+        if n is None
+        else f"{names[k]} exceeds imagined RL from {n} episodes on"
+        for k, n in exceeded.items()
     )
-    why = f"imagined RL less filtered BC on {preset.budgets[-1]} own episodes in Real {said(effect)}; {where}"
+    why = f"imagined RL minus filtered BC on {preset.budgets[-1]} own episodes in Real: {said(effect)}; {where}"
     if first.mean <= 0:
         return Ruling(False, effect, why)
     if effect.low > 0:
         return Ruling(True, effect, why)
-    return Ruling(None, effect, f"{why}; at the largest budget the interval does not lie above 0")
+    return Ruling(None, effect, f"{why}; at the largest budget the interval is not above 0")
 
 
 def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:
-    """Success in Real against episodes in Real."""
+    """Chart of success in Real against the number of additional episodes in Real."""
     x = list(preset.budgets)
     series = []
     ours = records.outcomes(*RL, "seen/greedy", seeds).mean(1)
-    rows = {"imagined RL, no further episode": [ours] * len(x)}
+    rows = {"imagined RL, no additional episode": [ours] * len(x)}
     for kind, label in (("demos", "more demonstrations"), ("own", "filtered BC, own episodes")):
         rows[label] = [records.outcomes(NAME, f"{kind}-{n}", "seen/greedy", seeds).mean(1) for n in x]
     for label, values in rows.items():
@@ -113,9 +116,9 @@ def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str
 
 CLAIM = Claim(
     NAME,
-    "imagined practice is worth many episodes in Real",
+    "RL in imagination has the effect of many additional episodes in Real",
     "World-Gymnast (arXiv 2602.02454) and WMPO (2511.09515) compare at equal episodes; this curve is not published",
-    "filtered BC on the fewest own episodes already does as well",
+    "filtered BC on the smallest number of own episodes is at least as good as imagined RL",
     arms=arms,
     needs=arms,
     rule=rule,

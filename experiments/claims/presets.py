@@ -1,4 +1,4 @@
-"""How large a claim's runs are: `tiny` to see that everything runs, `small` for results on two cores.
+"""Sizes of the runs of a claim: `tiny` checks that everything runs, `small` gives results on two cores.
 
 Example::
 
@@ -13,32 +13,32 @@ from pathlib import Path
 from experiments.pipelines.settings import FineTuneSettings
 
 SPLITS = ("seen", "unseen_combination", "unseen_object", "unseen_instruction", "unseen_scene")
-"""Splits that the bundled checkpoint's verbs have; `unseen_task` is a verb that it does not cover."""
+"""Splits of the tasks that the bundled checkpoint covers. `unseen_task` is a task that it does not cover."""
 
 
 @dataclass(frozen=True)
 class ClaimPreset:
-    """Sizes that all arms share: that is what makes their budgets equal.
+    """Sizes that all arms share, so that their budgets are equal.
 
     Args:
-        name: of the preset; its results lie apart from those of others.
+        name: name of the preset; each preset has its own folder of results.
         bundle: name of a bundled checkpoint.
-        seeds: of training, when none are asked for.
-        rounds: of practice.
-        starts: of a round.
-        group: attempts a start.
-        horizon: steps of a practised attempt.
-        imitation_steps: supervised steps a round.
-        batch: chunks a supervised step.
-        measured: steps of a measured episode.
-        episodes: measured in Real a policy, split and mode.
-        looked: starts from which imagination and Soft judge a policy, for C20, and from which the way is measured.
-        every: rounds between two measurements on the way.
-        real_episodes: own episodes in Real that filtered BC, RECAP and RAMP learn from.
-        foresight_steps: of training what is foreseen.
-        epochs: of fitting an SFT policy to few demonstrations.
-        gaps: of Soft.
-        budgets: episodes in Real at which cloning is compared with imagined practice.
+        seeds: default training seeds.
+        rounds: rounds of fine-tuning.
+        starts: starts per round.
+        group: rollouts per start.
+        horizon: steps of a training rollout.
+        imitation_steps: supervised steps per round.
+        batch: chunks per supervised step.
+        measured: steps of an evaluation episode.
+        episodes: evaluation episodes in Real for each policy, split and action mode.
+        looked: number of starts of the evaluator comparison (C20), and of evaluations during training.
+        every: rounds between two evaluations during training.
+        real_episodes: the policy's own episodes in Real on which filtered BC, RECAP and RAMP are trained.
+        foresight_steps: training steps of the network that predicts future latents and values.
+        epochs: epochs of SFT on few demonstrations (E2).
+        gaps: domain gaps of Soft.
+        budgets: numbers of episodes in Real at which behaviour cloning is compared with RL in imagination (E1).
     """
 
     name: str
@@ -61,7 +61,7 @@ class ClaimPreset:
     budgets: tuple[int, ...] = (50, 100, 200, 400, 800)
 
     def practice(self, seed: int, out: Path, **changes: object) -> FineTuneSettings:
-        """Settings of one practice."""
+        """Return the settings of one fine-tuning run."""
         values: dict[str, object] = {
             "seed": seed, "out": out, "bundle": self.bundle, "iterations": self.rounds, "starts": self.starts,
             "group": self.group, "rollout_horizon": self.horizon, "imitation_steps": self.imitation_steps,

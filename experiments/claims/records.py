@@ -1,8 +1,8 @@
-"""What a finished (claim, arm, seed) leaves: one small JSON file, enough to compute every verdict again.
+"""Results of claims: one small JSON file for each finished (claim, arm, seed).
 
-Outcomes are kept episode by episode (a string of 0 and 1, in start order), so that any two arms can be paired, and
-beside them what was run (settings), on what (hashes) and at what cost (budget). Files are committed; an interrupted
-set of runs continues on any machine with whatever is missing.
+A file contains the outcome of every episode (a string of 0 and 1 in the order of the starts), so that any two arms can
+be paired, together with settings, hashes of the inputs, and cost (`budget`). The files are committed. An interrupted
+set of runs can be continued on any machine.
 
 Example::
 
@@ -35,56 +35,58 @@ SECTIONS = {
     "versions": dict,
     "way": list,
 }
-"""What every result has."""
+"""Sections of every result and their types."""
 OUTCOMES = re.compile("[01]+")
 
 
 @dataclass(frozen=True)
 class Records:
-    """A folder of results of one preset.
+    """The results of one preset.
 
     Args:
-        folder: of all presets.
-        preset: its name.
+        folder: folder with one subfolder per preset.
+        preset: name of the preset.
     """
 
     folder: Path
     preset: str
 
     def file(self, claim: str, arm: str, seed: int) -> Path:
-        """Where a result lies."""
+        """Path of a result."""
         return self.folder / self.preset / f"{claim}-{arm}-{seed}.json"
 
     def has(self, claim: str, arm: str, seed: int) -> bool:
-        """Whether it is finished."""
+        """Whether a result exists."""
         return self.file(claim, arm, seed).is_file()
 
     def write(self, claim: str, arm: str, seed: int, facts: Mapping[str, Any]) -> Path:
-        """Keep a result, with the hash of its content."""
+        """Write a result, with the hash of its content."""
         head = {"format": FORMAT, "claim": claim, "arm": arm, "seed": seed, "preset": self.preset}
         return write_sealed(self.file(claim, arm, seed), {**head, **facts}, indent=1)
 
     def read(self, claim: str, arm: str, seed: int) -> dict[str, Any]:
-        """A result.
+        """Read a result.
 
         Raises:
-            CheckpointError: there is none, it is damaged or was edited, or it is not of this claim, arm and seed.
+            CheckpointError: the file is missing, damaged or edited, or belongs to another claim, arm or seed.
         """
         file = self.file(claim, arm, seed)
         again = f"worldgym claims run {claim} --arms {arm} --seeds {seed} --preset {self.preset}"
         if not file.is_file():
             raise CheckpointError(f"no result {file.name} in {file.parent}; type: {again}")
         remedy = f"Restore it (git checkout -- {file}), or remove it and type: {again}"
-        facts, told = read_sealed(file, remedy), "no object"
+        facts, differences = read_sealed(file, remedy), "not a JSON object"
         head = {"format": FORMAT, "claim": claim, "arm": arm, "seed": seed, "preset": self.preset}
-        if not isinstance(facts, dict) or (told := changes({k: facts.get(k) for k in head}, head)):
-            raise CheckpointError(f"{file} is another result than its name says ({told}). {remedy}")
+        if not isinstance(facts, dict) or (
+            differences := changes({k: facts.get(k) for k in head}, head)
+        ):
+            raise CheckpointError(f"{file} is another result than its name says ({differences}). {remedy}")
         for name, kind in SECTIONS.items():
             if not isinstance(facts.get(name), kind):
-                raise CheckpointError(f"{file}: {name} is no {kind.__name__}. {remedy}")
+                raise CheckpointError(f"{file}: {name} is not a {kind.__name__}. {remedy}")
         for name, row in facts["evaluations"].items():
             if not isinstance(row, dict) or not OUTCOMES.fullmatch(str(row.get("success"))):
-                raise CheckpointError(f"{file}: evaluations.{name}.success is no string of 0 and 1. {remedy}")
+                raise CheckpointError(f"{file}: evaluations.{name}.success is not a string of 0 and 1. {remedy}")
         return facts
 
     def _names(self, claim: str) -> list[re.Match[str]]:
@@ -95,18 +97,18 @@ class Records:
         return [name for name in names if name is not None]
 
     def seeds(self, claim: str, arm: str) -> list[int]:
-        """Seeds for which an arm is finished."""
+        """Seeds for which an arm has a result."""
         return sorted(int(name[2]) for name in self._names(claim) if name[1] == arm)
 
     def arms(self, claim: str) -> list[str]:
-        """Arms of a claim of which any seed is finished."""
+        """Arms of a claim that have a result for at least one seed."""
         return sorted({name[1] for name in self._names(claim)})
 
     def outcomes(self, claim: str, arm: str, what: str, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Success `(seeds, starts)` bool of an arm, such as `what="seen/greedy"`.
+        """Success of an arm as `(seeds, starts)` bool, for a measurement such as `what="seen/greedy"`.
 
         Raises:
-            CheckpointError: a result was not measured so, or on another number of starts than the others.
+            CheckpointError: a result lacks this measurement, or the results have different numbers of starts.
         """
         chosen = self.seeds(claim, arm) if seeds is None else list(seeds)
         rows = []
@@ -119,14 +121,14 @@ class Records:
             rows.append(unpack(found[what]["success"]))
         if len({len(row) for row in rows}) > 1:
             raise CheckpointError(
-                f"the results of {claim}-{arm} in {self.folder / self.preset} are of {[len(r) for r in rows]} starts, "
+                f"the results of {claim}-{arm} in {self.folder / self.preset} have {[len(r) for r in rows]} starts, "
                 f"expected the same number for seeds {chosen}"
             )
         return np.stack(rows)
 
 
 def pack(success: np.ndarray) -> str:
-    """`(N,)` bool as text."""
+    """Encode `(N,)` bool as a string of 0 and 1."""
     return "".join("1" if x else "0" for x in np.asarray(success, bool))
 
 
@@ -139,7 +141,7 @@ CODE = ("agents", "envs", "experiments", "rewards", "worldgym")
 
 
 def code_hash() -> str:
-    """SHA-256 over the source files that a result depends on, short."""
+    """First 16 digits of the SHA-256 over the source files that a result depends on."""
     root, total = Path(__file__).resolve().parents[2], hashlib.sha256()
     for file in sorted(file for package in CODE for file in (root / package).rglob("*.py")):
         total.update(file.relative_to(root).as_posix().encode())

@@ -1,13 +1,13 @@
-"""Random streams of an arm's own: what ran before in the process, or was already loaded, changes nothing.
+"""Separate random streams for each arm, independent of what ran or was loaded before in the process.
 
-Dropout draws from torch's global stream, and so does loading a network. An arm that inherits the stream of the arm
-before it ends otherwise when the set of runs was interrupted between them.
+Dropout and the initialisation of networks draw from torch's global stream. If an arm continued the stream of the arm
+before it, its result would change when a set of runs is interrupted between the two.
 
 Example::
 
     with own_streams("bc_only", 0):
-        ...            # torch's, numpy's and Python's global streams begin at what these words give
-    # and are afterwards what they were before
+        ...            # the global streams of torch, numpy and Python are seeded from these words
+    # afterwards the earlier states are restored
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 @contextmanager
 def own_streams(*words: str | int) -> Iterator[None]:
-    """Seed the global streams from `words` for the length of the block, then restore them."""
+    """Seed the global random streams from `words` inside the block, and restore them afterwards."""
     import torch
 
     digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()

@@ -1,8 +1,8 @@
 """`worldgym claims list`, `run`, `report`: published claims as experiments.
 
-What is finished is one small JSON file for each claim, arm and seed; `run` makes what is missing and nothing twice, so
-an interrupted set continues where it stopped, on this machine or another. Several processes may share the work, each
-with some of the seeds or arms and a `--work` of its own.
+Each finished claim, arm and seed is one small JSON file. `run` computes only the missing ones, so an interrupted set
+continues where it stopped, on this machine or another. Several processes can share the work, each with some of the
+seeds or arms and its own `--work`.
 
 Example::
 
@@ -36,10 +36,10 @@ PresetName = Literal["tiny", "small"]
 
 @dataclass(frozen=True)
 class ClaimsListConfig:
-    """What is claimed, by whom, and what would refute it.
+    """List the claims, their sources, and the rules that refute them.
 
     Args:
-        preset: whose results the verdicts are of.
+        preset: preset whose results the verdicts are based on.
         results: folder of the results.
     """
 
@@ -52,17 +52,17 @@ class ClaimsRunConfig:
     """Run the arms of claims that are not finished yet.
 
     Args:
-        claims: such as C1 C2.
-        preset: `tiny` to see that it runs, `small` for results on two cores.
-        seeds: of training; the preset's when empty.
-        arms: only these; all when empty.
-        workers: processes of evaluation and of simulators.
-        threads: of torch.
+        claims: claims to run, such as C1 C2.
+        preset: `tiny` checks that everything runs, `small` gives results on two cores.
+        seeds: training seeds; those of the preset if empty.
+        arms: run only these arms; all if empty.
+        workers: number of processes for evaluation and simulators.
+        threads: number of torch threads.
         results: folder of the results.
-        work: folder of policies and logs, which are not kept with the results.
-        again: run what is finished once more.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        work: folder for policies and logs, which are not kept with the results.
+        again: run finished arms again.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     claims: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -85,18 +85,21 @@ class ClaimsRunConfig:
                 f"unknown claims {unknown}; the claims are {', '.join(CLAIMS)}. Type: worldgym claims list"
             )
         if self.threads < 1 or self.workers < 0 or min(self.seeds, default=0) < 0:
-            raise ConfigError("threads must be at least 1, workers and seeds not negative")
+            raise ConfigError(
+                f"threads is {self.threads}, workers {self.workers}, seeds {self.seeds}; expected threads of at least "
+                "1, and workers and seeds of at least 0"
+            )
 
 
 @dataclass(frozen=True)
 class ClaimsReportConfig:
-    """Verdicts, and the pages under docs/results.
+    """Print the verdicts and write the pages in docs/results.
 
     Args:
-        preset: whose results.
-        results: folder of the results, where the pages go as well.
-        json: where the verdicts go as JSON; they are printed in any case.
-        readme: a file whose table between `<!-- results -->` and `<!-- /results -->` is made anew.
+        preset: preset whose results are reported.
+        results: folder of the results; the pages are written there, too.
+        json: file for the verdicts as JSON; they are also printed.
+        readme: file whose table between `<!-- results -->` and `<!-- /results -->` is replaced.
     """
 
     preset: PresetName = "small"
@@ -106,7 +109,7 @@ class ClaimsReportConfig:
 
 
 def list_claims(config: ClaimsListConfig) -> int:
-    """Print them."""
+    """Print every claim with its source, rule and verdict."""
     records = Records(config.results / "data", config.preset)
     for name, claim in CLAIMS.items():
         verdict = claim.decide(records, PRESETS[config.preset])
@@ -118,10 +121,10 @@ def list_claims(config: ClaimsListConfig) -> int:
 
 
 def run(config: ClaimsRunConfig) -> int:
-    """All (claim, arm, seed) that are not finished.
+    """Run every (claim, arm, seed) that is not finished.
 
     Raises:
-        ConfigError: the code was changed while an arm ran; nothing of that arm is kept.
+        ConfigError: the source code changed while an arm ran; the result of that arm is discarded.
     """
     import torch
 
@@ -132,21 +135,21 @@ def run(config: ClaimsRunConfig) -> int:
     preset = PRESETS[config.preset]
     records = Records(config.results / "data", preset.name)
     jobs, code = list(todo(config, records)), code_hash()
-    logger.info("%d results to make", len(jobs))
+    logger.info("%d results to compute", len(jobs))
     with ClaimContext(preset, config.work / preset.name, config.workers, placing(config)) as lab:
         for claim, name, seed in todo(replace(config, again=True), records):
             if records.has(claim, name, seed) and not config.again:
-                lab.forget(name, seed)  # left by a process that ended right after it wrote the result
+                lab.forget(name, seed)  # working folder of a process that was killed after it had written the result
         for i, (claim, name, seed) in enumerate(jobs):
             if not config.again and records.has(claim, name, seed):
-                continue  # another process has made it meanwhile
+                continue  # another process has finished it meanwhile
             arm = find_arm(name)
             logger.info("%d/%d %s: %s, seed %d", i + 1, len(jobs), claim, arm.label, seed)
             facts = run_arm(lab, arm, seed, code)
-            if code_hash() != code:  # processes that were started meanwhile have run other code than this one
+            if code_hash() != code:  # worker processes started meanwhile have run other code than this process
                 raise ConfigError(
-                    f"the code was changed while {claim} {name}, seed {seed} ran, so its result is not kept. Run it "
-                    "again from a checkout that stays as it is: git worktree add ../runs HEAD"
+                    f"the source code changed while {claim} {name}, seed {seed} ran, so its result is discarded. Run "
+                    "it again from a checkout that does not change: git worktree add ../runs HEAD"
                 )
             file = records.write(claim, name, seed, {**facts, "code": code})
             lab.forget(arm.name, seed)
@@ -159,10 +162,12 @@ def run(config: ClaimsRunConfig) -> int:
 
 
 def todo(config: ClaimsRunConfig, records: Records) -> list[tuple[str, str, int]]:
-    """(claim, arm, seed) to run, all arms of a seed before the next seed; results of other claims that are needed too.
+    """Return the (claim, arm, seed) to run: all arms of a seed, then the next seed.
+
+    They include arms of other claims that the given claims need.
 
     Raises:
-        ConfigError: an arm that none of the claims has.
+        ConfigError: none of the claims has an arm of this name.
     """
     from experiments.claims.claim import unseeded
 
@@ -170,7 +175,7 @@ def todo(config: ClaimsRunConfig, records: Records) -> list[tuple[str, str, int]
     needed = list(dict.fromkeys(pair for name in config.claims for pair in CLAIMS[name].arms(preset)))
     if unknown := set(config.arms) - {arm for _, arm in needed}:
         raise ConfigError(
-            f"no arm {', '.join(sorted(unknown))} here; there are {', '.join(arm for _, arm in needed)}"
+            f"no arm {', '.join(sorted(unknown))} in these claims; the arms are {', '.join(arm for _, arm in needed)}"
         )
     jobs = []
     for i, seed in enumerate(config.seeds or preset.seeds):
@@ -189,7 +194,7 @@ def todo(config: ClaimsRunConfig, records: Records) -> list[tuple[str, str, int]
 
 
 def report(config: ClaimsReportConfig) -> int:
-    """Pages, and what is printed."""
+    """Write the pages and print the verdicts."""
     from experiments.claims.report import verdict_table, verdicts, write_report
 
     preset = PRESETS[config.preset]
@@ -207,10 +212,10 @@ def report(config: ClaimsReportConfig) -> int:
 
 
 def fill(file: Path, table: str) -> None:
-    """Put a table between the two marks of a file.
+    """Replace the table between the two marker lines of a file.
 
     Raises:
-        ConfigError: the file has no marks.
+        ConfigError: the file lacks a marker line.
     """
     text = file.read_text()
     first, last = "<!-- results -->", "<!-- /results -->"

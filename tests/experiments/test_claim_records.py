@@ -36,10 +36,10 @@ def test_a_flipped_bit_in_a_result_is_noticed(tmp_path_factory, where, bit):
     ("change", "said"),
     [
         ({"seed": 1}, "another result"), ({"arm": "bc_only"}, "another result"), ({"format": 2}, "another result"),
-        ({"evaluations": []}, "evaluations is no dict"), ({"budget": None}, "budget is no dict"),
-        ({"way": {}}, "way is no list"), ({"evaluations": {"seen/greedy": {}}}, "no string of 0 and 1"),
-        ({"evaluations": {"seen/greedy": {"success": "01x"}}}, "no string of 0 and 1"),
-        ({"evaluations": {"seen/greedy": {"success": [True]}}}, "no string of 0 and 1"),
+        ({"evaluations": []}, "evaluations is not a dict"), ({"budget": None}, "budget is not a dict"),
+        ({"way": {}}, "way is not a list"), ({"evaluations": {"seen/greedy": {}}}, "not a string of 0 and 1"),
+        ({"evaluations": {"seen/greedy": {"success": "01x"}}}, "not a string of 0 and 1"),
+        ({"evaluations": {"seen/greedy": {"success": [True]}}}, "not a string of 0 and 1"),
     ],
 )  # fmt: skip
 def test_a_result_of_another_kind_is_named(tmp_path, change, said):

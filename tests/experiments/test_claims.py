@@ -134,12 +134,12 @@ def test_a_crossing_lies_where_the_sign_turns(values):
 @pytest.mark.parametrize(
     ("own", "wanted", "where"),
     [
-        ((0.5, 0.5, 0.55, 0.6, 0.6), "supported", "800 own episodes do not overtake it"),
-        ((0.5, 0.6, 0.7, 0.85, 0.9), "inconclusive", "400 own episodes overtake it"),
-        ((0.9, 0.9, 0.9, 0.9, 0.9), "refuted", "50 own episodes overtake it"),
+        ((0.5, 0.5, 0.55, 0.6, 0.6), "supported", "own episodes does not exceed imagined RL up to 800 episodes"),
+        ((0.5, 0.6, 0.7, 0.85, 0.9), "inconclusive", "own episodes exceeds imagined RL from 400 episodes on"),
+        ((0.9, 0.9, 0.9, 0.9, 0.9), "refuted", "own episodes exceeds imagined RL from 50 episodes on"),
     ],
 )
-def test_e1_says_how_many_episodes_overtake_imagined_practice(tmp_path, own, wanted, where):
+def test_e1_says_how_many_episodes_exceed_imagined_rl(tmp_path, own, wanted, where):
     rates = c1_rates() | {("E1", f"own-{n}"): r for n, r in zip(SMALL.budgets, own, strict=True)}
     rates |= {("E1", f"demos-{n}"): 0.6 for n in SMALL.budgets}
     records = made_up(tmp_path / "data", rates)
@@ -159,7 +159,7 @@ def test_e2_asks_for_the_published_ratio_and_for_more_than_cloning(tmp_path, few
     rates = {("E2", "few-10"): few, ("E2", "few_bc-10"): cloned, ("E2", "few_rl-10"): practised}
     records = made_up(tmp_path, {**c1_rates(), **rates}, spread=0.01)
     verdict = CLAIMS["E2"].decide(records, SMALL)
-    assert verdict.verdict == wanted and "from C1's SFT it is 1.6" in verdict.why
+    assert verdict.verdict == wanted and "from the SFT policy of C1 the ratio is 1.6" in verdict.why
 
 
 def test_few_demonstrations_are_the_first_of_each_verb(lab):
