@@ -1,8 +1,8 @@
 """Policies and the algorithms that improve them.
 
-Policies see a camera image, read an instruction and answer with a chunk of actions whose probability is exact;
-the improvers (supervised, filtered cloning, GRPO, self-imitation) change a policy from demonstrations or from
-rollouts that a world model imagined.
+A policy reads a camera image and an instruction and outputs a chunk of actions with its exact probability. An
+improver (supervised fine-tuning, filtered behaviour cloning, GRPO, self-imitation, advantage conditioning) updates a
+policy from demonstrations or from rollouts imagined by a world model.
 
 Example::
 
@@ -60,7 +60,7 @@ __all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:
-    """Import lazily: `import agents` loads no torch."""
+    """Import public names on first access, so that `import agents` does not load torch."""
     if name not in _WHERE:
         return earlier(__name__, name)  # a name of an earlier version, or an AttributeError
     return getattr(importlib.import_module(f"agents.{_WHERE[name]}"), name)

@@ -1,10 +1,10 @@
-"""A saved policy of any registered type, and one on its way to another process.
+"""Load a saved policy of any registered type, or pack a policy for another process.
 
 Example::
 
-    policy = load_policy("runs/policy")     # its config.json says which type it is
-    sent = pack_policy(policy)              # files, to be sent to a worker
-    same = sent.load()
+    policy = load_policy("runs/policy")     # config.json names the policy type
+    packed = pack_policy(policy)            # the policy's files, in memory
+    same = packed.load()                    # in a worker
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from worldgym.utils.devices import choose_device, place
 
 
 def load_policy(folder: str | Path, *, device: str | None = None) -> Any:
-    """The policy in `folder`, in evaluation mode.
+    """Load the policy in `folder` and set it to evaluation mode.
 
     Args:
-        folder: written by the `save_pretrained` of a policy whose type `worldgym list` shows.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`: given to a `from_pretrained` that takes it, and the policy is moved
-            there where it has `to`. None leaves it where its `from_pretrained` put it.
+        folder: written by `save_pretrained` of a registered policy type (`worldgym list` shows the types).
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. It is passed to `from_pretrained` if that method accepts it, and the
+            policy is moved there if it has a `to` method. None keeps the device chosen by `from_pretrained`.
 
     Raises:
-        CheckpointError: no policy there, or a damaged one.
-        ConfigError: its type is unknown here; lists what is known.
+        CheckpointError: the folder has no policy, or a damaged one.
+        ConfigError: the policy type is not registered; the message lists the registered types.
     """
     policy = POLICIES.load(folder, offered={} if device is None else {"device": device})
     if device is not None:
@@ -41,12 +41,12 @@ def load_policy(folder: str | Path, *, device: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class PackedPolicy:
-    """The folder of a policy, in memory: what a worker on another machine needs, and no pickled weights.
+    """The files of a saved policy, in memory, to be sent to a worker on another machine. Contains no pickled weights.
 
     Args:
-        files: contents by path.
-        key: hash of them.
-        training: whether it was in training mode.
+        files: file contents by relative path.
+        key: hash of the files.
+        training: whether the policy was in training mode.
     """
 
     files: dict[str, bytes]
@@ -54,10 +54,10 @@ class PackedPolicy:
     training: bool = False
 
     def load(self) -> Any:
-        """The policy, in the mode in which it was packed.
+        """Load the policy in the mode (training or evaluation) in which it was packed.
 
         Raises:
-            ConfigError: its type is unknown here; install the package that registers it.
+            ConfigError: the policy type is not registered here; install the package that registers it.
         """
         with tempfile.TemporaryDirectory(prefix="worldgym-policy-") as folder:
             for name, content in self.files.items():
@@ -71,10 +71,10 @@ class PackedPolicy:
 
 
 def pack_policy(policy: Any) -> PackedPolicy:
-    """The files that `policy.save_pretrained` writes.
+    """Pack the files that `policy.save_pretrained` writes.
 
     Raises:
-        ConfigError: it cannot be saved, or does not write its type.
+        ConfigError: the policy cannot be saved, or does not write its type.
     """
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix="worldgym-policy-") as folder:

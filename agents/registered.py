@@ -1,4 +1,4 @@
-"""Policies, action heads and improvers of this package, by name; imported when first asked for.
+"""Registers the policies, action heads and improvers of this package by name. Each is imported on first use.
 
 Example::
 
@@ -36,12 +36,12 @@ IMPROVERS.register_lazily(
 
 
 def earlier_policy(folder: Path, config: dict[str, Any]) -> str | None:
-    """Type of a policy that an earlier version saved."""
+    """Return the type of a policy saved by an earlier version, or None."""
     if (folder / "policy").is_dir() and (folder / "foresight").is_dir():
         return "foresight"
     if not {"chunk", "action_dim"} <= set(config):
         return None
-    # The condition of a conditioned policy stands behind the embedding of the instruction.
+    # A conditioned policy appends its condition to the instruction embedding, so its text_dim is larger.
     return "conditioned" if config.get("text_dim", EMBEDDING_DIM) != EMBEDDING_DIM else "vla"
 
 

@@ -1,18 +1,19 @@
-"""Advantage-conditioned policies: RECAP and RAMP, on a mixture of demonstrations and own attempts.
+"""Advantage-conditioned policies (RECAP and RAMP), trained on demonstrations and on the policy's own episodes.
 
-Values are normalised returns with a reward of -1 a step, 0 at a success and a large loss at a failure: minus the share
-of the horizon that success will still take, and -1 where it never comes. The advantage of a chunk is
-`A_t = sum r + v_{t+n} - v_t` over its n steps; `I = 1[A > q-quantile of its task]`. The policy clones everything, told
-I (and what is foreseen), each dropped with probability 0.2: `-log pi(a|o,l) - alpha log pi(a|I,o,z,l)`, where the share
-of dropped rows plays alpha (the paper gives none). Demonstrations count as good.
+Rewards are -1 per step, 0 at success, and a large negative value at failure. Returns are normalised by the horizon: the
+value of a state is minus the fraction of the horizon that remains until success, or -1 if the episode fails. The
+advantage of a chunk of n steps is `A_t = sum r + v_{t+n} - v_t`, and its indicator is
+`I = 1[A > q-quantile of its task]`. The policy clones all chunks. It is conditioned on I and, in RAMP, on predicted
+future tokens z; each is dropped with probability 0.2. The loss is `-log pi(a|o,l) - alpha log pi(a|I,o,z,l)`. The
+fraction of rows with dropped conditions acts as alpha, for which the paper gives no value. Demonstrations have I = 1.
 
-RECAP is RAMP without foresight: the same update, no tokens, values of a critic that predicts nothing else.
+RECAP is the same update without future tokens, with values from a critic that predicts only values.
 
 Example::
 
-    values = value_targets(lengths, success, horizon)
-    good = indicators(values_of_chunks, logs, quantile=0.7)
-    AdvantageConditioned(AdvantageConfig()).update(policy, logs, good, tokens=None)
+    returns, chunks = value_targets(rollouts, horizon)
+    good = indicators(advantages(values, won, chunks, steps, horizon), tasks, quantile=0.7)
+    AdvantageConditioned(demos, AdvantageConfig()).update(policy, logs, good_rows, tokens=None, steps=100)
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ class AdvantageConfig:
 
     Args:
         lr: AdamW learning rate.
-        batch_size: chunks a step.
-        dropout: chance that a row is told nothing of its advantage, and likewise of what is foreseen.
-        quantile: of the advantages of a task, above which a chunk is good.
-        demo_share: share of demonstrations in a batch.
-        learn: `goal` conditions where the policy goes and leaves how it goes there as it was cloned; `all` both.
-        seed: of rows and dropout.
+        batch_size: chunks per step.
+        dropout: probability of dropping the advantage indicator of a row, and separately the future tokens of a row.
+        quantile: a chunk is good if its advantage exceeds this quantile of the advantages of its task.
+        demo_share: fraction of demonstrations in a batch.
+        learn: `goal` trains only the goal head on the condition and leaves the action head as it was cloned; `all`
+            trains both.
+        seed: seed of row sampling and dropout.
     """
 
     lr: float = 3e-4
@@ -62,14 +64,14 @@ class AdvantageConfig:
 
 
 def value_targets(rollouts: Rollouts, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns of the states before each chunk, and of the last one.
+    """Normalised returns of the state before each chunk and of the final state.
 
     Args:
-        rollouts: episodes of Real.
-        horizon: steps after which an episode has failed.
+        rollouts: real episodes.
+        horizon: number of steps after which an episode counts as failed.
 
     Returns:
-        `(N,C+1)` float32 in [-1, 0], nan after an episode's end, and `(N,)` chunks of each episode.
+        `(N,C+1)` float32 returns in [-1, 0], nan after the end of an episode, and `(N,)` chunks per episode.
     """
     k, n = rollouts.actions.shape[2], rollouts.lengths.numpy()
     won = (rollouts.reward > 0.5).numpy()
@@ -83,14 +85,14 @@ def value_targets(rollouts: Rollouts, horizon: int) -> tuple[np.ndarray, np.ndar
 def advantages(
     values: np.ndarray, won: np.ndarray, chunks: np.ndarray, steps: int, horizon: int
 ) -> np.ndarray:
-    """`(N,C)` one-chunk advantages `-steps / horizon + v_{t+1} - v_t`; nan after an episode's end.
+    """`(N,C)` one-chunk advantages `-steps / horizon + v_{t+1} - v_t`; nan after the end of an episode.
 
     Args:
-        values: `(N,C+1)` predicted.
-        won: `(N,)` bool; the value of a success is 0, that of a failure -1, whatever is predicted.
-        chunks: `(N,)` of each episode.
-        steps: of a chunk.
-        horizon: that normalises rewards.
+        values: `(N,C+1)` predicted values.
+        won: `(N,)` bool; the final value is set to 0 for a success and -1 for a failure, whatever the prediction.
+        chunks: `(N,)` number of chunks per episode.
+        steps: steps per chunk.
+        horizon: number of steps by which rewards are normalised.
     """
     values = values.copy()
     rows = np.arange(len(values))
@@ -101,7 +103,7 @@ def advantages(
 
 
 def indicators(advantage: np.ndarray, tasks: list[str], quantile: float) -> np.ndarray:
-    """`(N,C)` bool: above the quantile of the task's advantages."""
+    """`(N,C)` bool: whether the advantage exceeds the `quantile` of the advantages of its task."""
     good = np.zeros(advantage.shape, bool)
     names = np.asarray(tasks)
     for task in np.unique(names):
@@ -112,10 +114,10 @@ def indicators(advantage: np.ndarray, tasks: list[str], quantile: float) -> np.n
 
 
 class AdvantageConditioned:
-    """Improver: clones logged chunks and demonstrations, told how good each was.
+    """Improver that clones logged chunks and demonstrations, conditioned on the advantage indicator.
 
     Args:
-        demos: demonstrations, all of them good.
+        demos: demonstrations; all count as good.
         config: settings.
     """
 
@@ -136,18 +138,19 @@ class AdvantageConditioned:
         *,
         steps: int = 24,
     ) -> dict[str, float]:
-        """`steps` supervised steps.
+        """Take `steps` supervised steps.
 
         Args:
             policy: changed in place.
-            logs: M chunks of own attempts, failures included.
-            good: `(M,)` bool, the indicator of each.
-            tokens: `(M,Z)` what was foreseen before each; None for RECAP.
-            demo_tokens: the same of the demonstrations.
+            logs: M chunks of the policy's own episodes, failures included.
+            good: `(M,)` bool, advantage indicator of each chunk.
+            tokens: `(M,Z)` future tokens predicted before each chunk; None for RECAP.
+            demo_tokens: future tokens of the demonstrations.
             steps: optimizer steps.
 
         Returns:
-            loss (nats a dimension; of the place, where the pointer learns alone), good (share of good rows).
+            loss (nats per action dimension, or nats of the goal position if only the goal head is trained), and good
+            (fraction of good rows).
         """
         c = self.config
         rng = np.random.default_rng((c.seed, 31, self.iteration))
@@ -176,11 +179,11 @@ class AdvantageConditioned:
         size: int,
     ) -> ChunkDataset:
         chosen = data.select(rows)
-        silent, blind = rng.random((2, len(rows))) < self.config.dropout
+        drop_flag, drop_tokens = rng.random((2, len(rows))) < self.config.dropout
         vectors = [
             condition_vector(
-                None if silent[i] else bool(good[i]),
-                None if tokens is None or blind[i] else tokens[row],
+                None if drop_flag[i] else bool(good[i]),
+                None if tokens is None or drop_tokens[i] else tokens[row],
                 size=size,
             )
             for i, row in enumerate(rows)
@@ -191,9 +194,9 @@ class AdvantageConditioned:
 
 
 def log_rows(rollouts: Rollouts) -> tuple[ChunkDataset, np.ndarray, np.ndarray]:
-    """All chunks of all episodes, failures included: data, and `(M,)` episode and chunk of each row.
+    """All chunks of all episodes, failures included: the data, and `(M,)` episode index and chunk index of each row.
 
-    Goals are those of `agents.data.demonstrations.keyframes` along the path that was taken.
+    Goals are the keyframes of the executed path (`agents.data.demonstrations.keyframes`).
     """
     from agents.algorithms.self_imitation import success_rows
 

@@ -1,4 +1,4 @@
-"""Filtered behaviour cloning: imitate the trajectories that succeeded. The plainest improver, and a control for GRPO.
+"""Filtered behaviour cloning: imitate successful trajectories. The simplest improver, and a control for GRPO.
 
 Example::
 
@@ -21,15 +21,15 @@ from worldgym.errors import ConfigError
 
 @dataclass(frozen=True)
 class FilteredBCConfig:
-    """Settings of filtered cloning.
+    """Settings of filtered behaviour cloning.
 
     Args:
         lr: AdamW learning rate.
-        epochs: passes over the successes.
-        batch_size: chunks a step.
-        weights: of the policy's components by name, 1 for those that are not named.
-        grad_clip: gradient norm bound.
-        seed: of the order.
+        epochs: passes over the successful trajectories.
+        batch_size: chunks per step.
+        weights: loss weight of each policy component by name; 1 for components without an entry.
+        grad_clip: maximum gradient norm.
+        seed: seed of the order of chunks.
     """
 
     lr: float = 1e-4
@@ -46,7 +46,7 @@ class FilteredBCConfig:
 
 
 class FilteredBC:
-    """Improver: the log-likelihood of what was chosen in successful, valid trajectories, up to success.
+    """Improver that maximises the log-likelihood of the choices in valid successful trajectories, up to success.
 
     Args:
         config: settings.
@@ -58,7 +58,7 @@ class FilteredBC:
         self._optimizer: torch.optim.AdamW | None = None
 
     def update(self, policy: Any, rollouts: Rollouts) -> dict[str, float]:
-        """Clone the successes in place; returns loss, steps, trajectories_kept. Nothing happens without a success."""
+        """Clone the successes in place; returns loss, steps, trajectories_kept. Without a success, changes nothing."""
         config = self.config
         good = (rollouts.valid & (rollouts.reward > 0.5)).nonzero().squeeze(1)
         rng = np.random.default_rng((config.seed, self.iteration))

@@ -1,14 +1,14 @@
-"""GRPO: group-relative policy optimisation on whole imagined trajectories, without critic and without KL.
+"""GRPO: group-relative policy optimisation on whole imagined trajectories, without a critic or a KL penalty.
 
-The recipe is World-Gymnast's, with its weak points repaired: chunks after success carry no gradient (there: 40
-steps of drift are rewarded), an invalid judgement is left out of its group (there: it counts as failure), one
-update mixes instructions, and several updates use one batch, so that the clip binds (there: one update, ratio 1).
+The method follows World-Gymnast, with four changes. Chunks after success carry no gradient (World-Gymnast rewards 40
+steps of drift). Invalid judgements are left out of their group (World-Gymnast counts them as failures). One update
+mixes instructions. Several updates use one batch, so that the clip takes effect (World-Gymnast makes one update, with
+ratio 1).
 
-The ratio is taken per *choice*, that is per action dimension for heads of tokens, as in World-Gymnast: a chunk of 20
-tokens has a product whose logarithm is 20 times noisier, and clipping that at 0.2 would stop learning after one small
-step. The clipped objective is averaged over all choices whose chunk lies before success. Which choices there are is the
-policy's business (`TrainablePolicy.evaluate`): each of its components weighs alike in a chunk, unless `weights` says
-otherwise.
+The ratio is taken per *choice*. For token heads this is one action dimension, as in World-Gymnast. The ratio of a whole
+chunk of 20 tokens would be a product whose logarithm is 20 times noisier; clipping it at 0.2 would stop learning after
+one small step. The clipped objective is averaged over all choices whose chunk comes before success. The policy defines
+the choices (`TrainablePolicy.evaluate`). Within a chunk all components have equal weight, unless `weights` is set.
 
 Example::
 
@@ -36,32 +36,32 @@ from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
 
 TOTALS = ("clip_fraction", "approx_kl", "entropy")
-"""Scalars of each component; those of actions have no prefix."""
+"""Scalars reported for each component; those of the action have no prefix."""
 
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Settings of GRPO; the defaults learned from the true reward in the pilot.
+    """Settings of GRPO; with the defaults, a policy improved on the true reward in the pilot.
 
     Args:
-        lr: AdamW learning rate; 3e-4 with two epochs collapsed entropy even on the true reward.
-        updates: optimizer steps a batch of rollouts and epoch: 2, so that the second sees ratios other than 1.
+        lr: AdamW learning rate; 3e-4 with two epochs collapsed the entropy even on the true reward.
+        updates: optimizer steps per epoch on a batch of rollouts: 2, so that the second step has ratios other than 1.
         epochs: passes over a batch of rollouts.
-        clip_low: the ratio is clipped at 1 - clip_low.
-        clip_high: and at 1 + clip_high; larger, so that rare actions can grow.
-        average: `token` weighs every choice before success alike, as World-Gymnast does; `trajectory` weighs every
-            trajectory alike, so that a failure (long) does not outweigh a success (short).
-        grad_clip: gradient norm bound.
+        clip_low: the ratio is clipped below at 1 - clip_low.
+        clip_high: the ratio is clipped above at 1 + clip_high; larger than clip_low, so that rare actions can grow.
+        average: `token` gives every choice before success the same weight, as in World-Gymnast; `trajectory` gives
+            every trajectory the same weight, so that long failures do not outweigh short successes.
+        grad_clip: maximum gradient norm.
         weight_decay: AdamW weight decay.
-        bc_coef: weight of cloning demonstrations beside; 0 is off.
-        weights: of the policy's components by name, 1 for those that are not named. A component weighs as much in a
-            chunk as another, however many choices it has.
-        learn: `all`, or one component of the policy, such as `goal`: only its weights and its choices.
-        kl_coef: weight of the (k3) divergence from the policy that sampled; 0 is off.
-        entropy_coef: weight of an entropy bonus; 0 is off.
-        min_group: a group with fewer valid trajectories is dropped.
-        micro_batch: chunks in one forward pass; memory, not learning.
-        seed: of the order of trajectories.
+        bc_coef: weight of an additional loss that clones demonstrations; 0 disables it.
+        weights: weight of each policy component by name; 1 for components without an entry. Components weigh the same
+            within a chunk, regardless of their number of choices.
+        learn: `all`, or one component of the policy such as `goal`: only its weights and its choices are trained.
+        kl_coef: weight of the (k3) KL divergence from the policy that sampled the rollouts; 0 disables it.
+        entropy_coef: weight of an entropy bonus; 0 disables it.
+        min_group: groups with fewer valid trajectories are dropped.
+        micro_batch: chunks per forward pass; affects memory, not the result.
+        seed: seed of the order of trajectories.
     """
 
     lr: float = 1.5e-4
@@ -100,16 +100,16 @@ class GRPOConfig:
 def group_advantages(
     reward: Tensor, groups: Tensor, valid: Tensor, min_group: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """(R - mean) / (std + 1e-6) inside each group, over its valid members only.
+    """Advantages (R - mean) / (std + 1e-6) within each group, over its valid members only.
 
     Args:
         reward: `(N,)` float.
         groups: `(N,)` int64.
-        valid: `(N,)` bool; an invalid trajectory neither counts nor learns.
+        valid: `(N,)` bool; invalid trajectories are left out of the group statistics and of the update.
         min_group: smaller groups are dropped.
 
     Returns:
-        advantages `(N,)` float32 and keep `(N,)` bool; groups whose members all got the same reward are not kept.
+        advantages `(N,)` float32 and keep `(N,)` bool; groups in which all rewards are equal are not kept.
     """
     advantages = torch.zeros(len(reward), device=reward.device)
     keep = torch.zeros(len(reward), dtype=torch.bool, device=reward.device)
@@ -127,14 +127,14 @@ def group_advantages(
 
 
 class GRPO:
-    """Improver: changes a policy in place from grouped rollouts.
+    """Improver that updates a policy in place from grouped rollouts.
 
     Args:
         config: settings.
-        demos: demonstrations for the optional cloning term.
+        demos: demonstrations for the optional cloning loss.
 
     Raises:
-        ValueError: `bc_coef` is positive and there are no demonstrations.
+        ConfigError: `bc_coef` is positive and there are no demonstrations.
     """
 
     def __init__(self, config: GRPOConfig | None = None, demos: ChunkDataset | None = None) -> None:
@@ -146,7 +146,7 @@ class GRPO:
         self._optimizer: torch.optim.AdamW | None = None
 
     def optimizer(self, policy: Any) -> torch.optim.AdamW:
-        """The optimizer of `policy`, made at first use."""
+        """Return the optimizer of `policy`, created on first use."""
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(
                 learned_parameters(policy, self.config.learn),
@@ -157,16 +157,17 @@ class GRPO:
         return self._optimizer
 
     def update(self, policy: Any, rollouts: Rollouts) -> dict[str, float]:
-        """One iteration.
+        """Run one iteration.
 
         Args:
-            policy: the one that sampled `rollouts`; has `evaluate` of `worldgym.protocols.Policy`.
+            policy: the policy that sampled `rollouts`; implements `evaluate` of `worldgym.protocols.TrainablePolicy`.
             rollouts: grouped trajectories.
 
         Returns:
-            loss, grad_norm; clip_fraction (last update), approx_kl (last update, nats a choice) and entropy (nats a
-            choice) of the action, and the same of other components, as `goal_entropy`; ratio_max, groups_kept, groups,
-            trajectories_kept, advantage_abs. Without any mixed group nothing changes and `groups_kept` is 0.
+            loss, grad_norm; for the action: clip_fraction (last update), approx_kl (last update, nats per choice) and
+            entropy (nats per choice); the same with a prefix for other components, such as `goal_entropy`; ratio_max,
+            groups_kept, groups, trajectories_kept, advantage_abs. If no group has both successes and failures, the
+            policy does not change and `groups_kept` is 0.
         """
         config = self.config
         advantages, keep = group_advantages(
@@ -184,7 +185,7 @@ class GRPO:
         if len(rows) == 0:
             names = [prefix(part) + name for part in rollouts.log_probs for name in TOTALS]
             return {**scalars, **dict.fromkeys((*names, "loss", "grad_norm"), 0.0)}
-        policy.eval()  # dropout would make the ratio differ from 1 before anything was learned
+        policy.eval()  # with dropout the ratio would differ from 1 before the first update
         history = []
         for _ in range(config.epochs):
             order = rows[torch.from_numpy(rng.permutation(len(rows)))]
@@ -205,12 +206,12 @@ class GRPO:
         rng: np.random.Generator,
     ) -> dict[str, float]:
         config, optimizer = self.config, self.optimizer(policy)
-        where = rollouts.mask[part].nonzero()  # (M, 2): which trajectory of the part, which chunk
+        where = rollouts.mask[part].nonzero()  # (M, 2): trajectory index within the part, chunk index
         row, chunk = part[where[:, 0]], where[:, 1]
         choices = {name: value[0, 0].numel() for name, value in rollouts.log_probs.items()}
         most = max(
             choices.values()
-        )  # a choice of the finest component weighs 1, of others as many times more
+        )  # each choice of the finest component has weight 1; choices of other components weigh proportionally more
         if config.average == "token":
             weight = torch.full((len(row),), 1.0 / (len(row) * most), device="cpu")
         else:
@@ -222,7 +223,7 @@ class GRPO:
         for begin in range(0, len(row), config.micro_batch):
             r, c = row[begin : begin + config.micro_batch], chunk[begin : begin + config.micro_batch]
             now = policy.evaluate(rollouts.observation(r, c), rollouts.trace_at(r, c), learned)
-            loss = torch.zeros((), device="cpu")  # rollouts are there, and few numbers a choice
+            loss = torch.zeros((), device="cpu")  # rollouts are on the CPU; there are only a few numbers per choice
             for name in learned:
                 new, entropy = now.log_probs[name].cpu(), now.entropies[name].cpu()
                 w = weight[begin : begin + config.micro_batch] * (most / choices[name])
@@ -247,10 +248,10 @@ class GRPO:
         return {**totals, "grad_norm": float(norm), "ratio_max": ratio_max}
 
     def _terms(self, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Clipped loss, k3 divergence, whether the clip binds, each like `log_ratio (M,...)`, and the largest ratio."""
+        """Clipped loss, k3 divergence, clip indicator (each shaped as `log_ratio (M,...)`), and the largest ratio."""
         config = self.config
         loss, binds = clipped_objective(log_ratio, advantage, config.clip_low, config.clip_high)
-        kl = torch.expm1(-log_ratio) + log_ratio  # k3 of old against new: >= 0, unbiased enough
+        kl = torch.expm1(-log_ratio) + log_ratio  # k3 estimate of KL(old || new), always >= 0
         return loss, kl, binds, float(log_ratio.detach().max().exp())
 
     # -- resuming ---------------------------------------------------------------------------------------------
@@ -261,30 +262,30 @@ class GRPO:
         TrainState(folder).save(policy, self.optimizer(policy), values)
 
     def load(self, policy: Any, folder: str | Path) -> dict[str, Any]:
-        """Inverse of `save`; returns the `meta` that was given to it."""
+        """Inverse of `save`; returns the `meta` passed to `save`."""
         values = TrainState(folder).load(policy, self.optimizer(policy))
         self.iteration = int(values["iteration"])
         return dict(values["user"])
 
 
 def prefix(component: str) -> str:
-    """Of a component's scalars: those of actions have none."""
+    """Return the prefix of a component's scalar names; action scalars have none."""
     return "" if component == "action" else f"{component}_"
 
 
 def clipped_objective(
     log_ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic loss of each choice and whether its clip binds.
+    """PPO's pessimistic clipped loss of each choice, and whether the clip is active.
 
     Args:
         log_ratio: `(M,...)` new minus old log-probability.
         advantage: `(M,)`.
-        clip_low: bound below 1.
-        clip_high: bound above 1.
+        clip_low: clipping distance below 1.
+        clip_high: clipping distance above 1.
 
     Returns:
-        loss and binds, each like `log_ratio`; binds is 0 or 1, and where it is 1 the gradient is zero.
+        loss and binds, each shaped as `log_ratio`; binds is 1 where the clip is active (zero gradient), else 0.
     """
     a = advantage.view(-1, *[1] * (log_ratio.ndim - 1))
     ratio = log_ratio.clamp(-20, 20).exp()

@@ -1,8 +1,8 @@
-"""RL inside a world model: rounds of rollouts, GRPO and self-imitation, with an averaged policy as the result.
+"""RL inside a world model: rounds of rollouts, GRPO and self-imitation. The result is an averaged policy.
 
-A round draws starts from logged episodes, imagines a group of rollouts from each, lets the judge reward them, and
-updates the policy by GRPO (World-Gymnast, arXiv 2602.02454, section 4) and by supervised steps on judged successes.
-Round n is seeded by (seed, n), so a resumed run ends as an uninterrupted one.
+A round draws start frames from logged episodes, imagines a group of rollouts from each, rewards them with the judge,
+and updates the policy by GRPO (World-Gymnast, arXiv 2602.02454, section 4) and by supervised steps on judged successes.
+Round n is seeded by (seed, n), so a resumed run gives the same result as an uninterrupted one.
 
 Example::
 
@@ -39,21 +39,21 @@ STAGES = ("imagine", "judge", "policy")
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How a round is imagined.
+    """Settings of the imagined rollouts of a round.
 
     Args:
-        starts: logged frames a round.
-        start_oversampling: draw so many times more frames, and keep those at which the policy is least certain of its
-            goal; 1 keeps what is drawn. Rollouts from a start at which the policy is certain do not differ, and a group
-            without contrast teaches GRPO nothing.
-        group_size: rollouts from each start.
+        starts: start frames per round, drawn from logged episodes.
+        start_oversampling: draw this many times more frames, and keep those at which the policy is least certain of its
+            goal; 1 keeps all drawn frames. Rollouts from a start at which the policy is certain do not differ, and GRPO
+            learns nothing from a group without contrast.
+        group_size: rollouts per start.
         horizon: steps of a rollout.
-        temperature: of the goal that the policy chooses, or of its actions where it has no goals.
-        action_temperature: of the actions of a policy with goals; 0 is greedy.
-        middle_fraction: share of starts from inside logged episodes.
-        threshold: probability that counts as success; the judge's own when None.
-        confirm: successive judgements that must be successful.
-        max_uncertainty: a rollout with a larger uncertainty of the world model is invalid; None for never.
+        temperature: sampling temperature of the goal, or of the actions if the policy has no goal.
+        action_temperature: sampling temperature of the actions of a policy with goals; 0 is greedy.
+        middle_fraction: fraction of start frames that are not the first frame of their episode.
+        threshold: probability that counts as success; None uses the judge's own threshold.
+        confirm: number of successive judgements that must be successful.
+        max_uncertainty: a rollout whose world-model uncertainty exceeds this is invalid; None disables the check.
     """
 
     starts: int = 48
@@ -68,13 +68,13 @@ class RolloutConfig:
     max_uncertainty: float | None = None
 
     def temperatures(self, policy: Any) -> Temperature:
-        """Of a policy's components."""
+        """Sampling temperature of each component of `policy`."""
         if "goal" in getattr(policy, "components", ()):
             return {"goal": self.temperature, "action": self.action_temperature}
         return self.temperature
 
     def settings(self, policy: Any) -> dict[str, Any]:
-        """Keyword arguments of `agents.collect`."""
+        """Keyword arguments for `agents.collect`."""
         return {
             "group_size": self.group_size,
             "horizon": self.horizon,
@@ -90,12 +90,12 @@ class ImaginedRLConfig:
     """Settings of `ImaginedRLTrainer`.
 
     Args:
-        rollout: how a round is imagined.
-        grpo: policy-gradient update; None leaves it out.
-        imitation: supervised update on judged successes and demonstrations; `steps=0` leaves it out.
-        ema: decay, a round, of the averaged weights.
-        actor: whose rollouts are learned from: the `current` policy's, or always the `initial` one's (iterated SFT).
-        seed: of everything random.
+        rollout: settings of the imagined rollouts.
+        grpo: policy-gradient update; None disables it.
+        imitation: supervised update on judged successes and demonstrations; `steps=0` disables it.
+        ema: decay per round of the averaged weights.
+        actor: the policy that generates the rollouts: `current`, or always `initial` (iterated SFT).
+        seed: seed of all randomness.
     """
 
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -107,21 +107,21 @@ class ImaginedRLConfig:
 
 
 class ImaginedRLTrainer:
-    """Rounds of RL inside a world model.
+    """Runs rounds of RL inside a world model.
 
     Args:
         config: settings.
-        world_model: that is imagined in.
-        judge: whose reward is learned from.
-        make_policy: gives a fresh copy of the policy to begin with, at each call.
-        starts: logged frames.
-        demos: demonstrations, for the supervised steps.
-        gather: `gather(policy, starts, round, settings)` collects a round's rollouts in place of `collect` in this
-            process: Ray workers, or a simulator.
-        draw: `draw(policy, rng)` draws a round's starts in place of `draw_starts`.
+        world_model: world model that imagines the rollouts.
+        judge: judge that rewards them.
+        make_policy: returns a new copy of the initial policy at each call.
+        starts: start frames from logged episodes.
+        demos: demonstrations for the supervised steps.
+        gather: `gather(policy, starts, round, settings)` collects the rollouts of a round, e.g. on Ray workers or in a
+            simulator. None runs `collect` in this process.
+        draw: `draw(policy, rng)` draws the starts of a round. None uses `draw_starts`.
 
     Raises:
-        CheckpointError: starts, demonstrations, policy and world model do not fit each other.
+        CheckpointError: starts, demonstrations, policy and world model are incompatible.
     """
 
     def __init__(
@@ -150,15 +150,15 @@ class ImaginedRLTrainer:
         self.history: list[dict[str, float]] = []
 
     def stream(self, number: int) -> int:
-        """Seed of round `number`."""
+        """Return the seed of round `number`."""
         return self.config.seed * ROUNDS_A_SEED + number
 
     def round(self) -> dict[str, float]:
-        """One round: imagine, judge, update, average.
+        """Run one round: imagine, judge, update, average.
 
         Returns:
             scalars, also appended to `history`: those of GRPO and of the imitation, success_rate, ep_len_mean (steps),
-            valid (share), groups_share, updates, imagined_steps (so far), and seconds by stage.
+            valid (fraction), groups_share, updates, imagined_steps (cumulative), and seconds per stage.
         """
         config, number = self.config, len(self.history)
         rng = np.random.default_rng([config.seed, number])
@@ -197,30 +197,30 @@ class ImaginedRLTrainer:
         return collect(self.world_model, self.judge, policy, starts, generator=generator, **settings)
 
     def draw_starts(self, policy: Any, rng: np.random.Generator) -> Starts:
-        """A round's starts: those of the drawn frames at which the policy is least certain of its goal."""
+        """Draw frames and keep those at which the policy is least certain of its goal."""
         r = self.config.rollout
         drawn = self.starts.sample(r.starts * r.start_oversampling, rng, middle_fraction=r.middle_fraction)
         if r.start_oversampling == 1:
             return drawn
-        if not hasattr(policy, "confidence"):  # a policy that does not say how certain it is
+        if not hasattr(policy, "confidence"):  # the policy does not report its certainty
             return drawn.select(np.arange(r.starts))
         return drawn.select(policy.confidence(drawn.observation()).argsort()[: r.starts].cpu().numpy())
 
     # -- resuming ------------------------------------------------------------------------------------------------
     def save(self, folder: Path, save_policy: Callable[[Any, Path], None], **meta: Any) -> None:
-        """Write everything that the next round depends on.
+        """Write the full training state.
 
         Args:
-            folder: gets `average`, `imitation` and `grpo`.
-            save_policy: writes a policy.
-            **meta: what `load` returns, as plain JSON.
+            folder: target folder; `average`, `imitation` and `grpo` are written into it.
+            save_policy: function that writes a policy.
+            **meta: JSON values that `load` returns.
         """
         save_policy(self.average, folder / "average")
         self.imitation.save(self.policy, folder / "imitation")
         self.improver.save(self.policy, folder / "grpo", {"history": self.history, **meta})
 
     def load(self, folder: Path, load_policy: Callable[[Path], Any]) -> dict[str, Any]:
-        """Inverse of `save`; returns its `meta`."""
+        """Inverse of `save`; returns the `meta` passed to it."""
         self.imitation.load(self.policy, folder / "imitation")
         meta = self.improver.load(self.policy, folder / "grpo")
         self.history = list(meta.pop("history"))
@@ -229,7 +229,7 @@ class ImaginedRLTrainer:
 
 
 def check_frames(world_model: Any, starts: Starts, demos: ChunkDataset) -> None:
-    """Raise a CheckpointError where starts or demonstrations are not what the world model reads."""
+    """Raise a CheckpointError if starts or demonstrations do not match the inputs of the world model."""
     spec = specs_of(world_model).observation
     wanted, states = (*spec.main.size, 3), spec.state_dim
     parts: dict[str, Starts | ChunkDataset] = {"starts": starts, "demonstrations": demos}
@@ -237,20 +237,20 @@ def check_frames(world_model: Any, starts: Starts, demos: ChunkDataset) -> None:
         shape = tuple(data.images.shape[1:]), int(data.states.shape[1])
         if shape != (wanted, states):
             raise CheckpointError(
-                f"the {name} have images {shape[0]} and states ({shape[1]},), its world model reads images {wanted} "
-                f"and states ({states},)"
+                f"the {name} have images {shape[0]} and states ({shape[1]},), but the world model reads images "
+                f"{wanted} and states ({states},)"
             )
         missing = [camera.name for camera in spec.views if camera.name not in data.views]
         if missing:
             raise CheckpointError(
-                f"the {name} lack frames of the camera {', '.join(missing)}, which its world model reads"
+                f"the {name} lack frames of the camera {', '.join(missing)}, which the world model reads"
             )
 
 
 def check_chunks(world_model: Any, policy: Any, demos: ChunkDataset) -> None:
-    """Raise a CheckpointError where the demonstrated chunks are not such as the policy makes."""
+    """Raise a CheckpointError if the action chunks of the demonstrations do not match those of the policy."""
     got, wanted = tuple(demos.actions.shape[1:]), (policy.chunk, world_model.action_dim)
     if got != wanted:
         raise CheckpointError(
-            f"the demonstrations have action chunks {got}, policy and world model take {wanted}"
+            f"the demonstrations have action chunks {got}, but policy and world model expect {wanted}"
         )

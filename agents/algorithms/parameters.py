@@ -1,4 +1,4 @@
-"""Which weights an improver changes: those of the whole policy, or of one of its components.
+"""Select the weights that an improver trains: those of the whole policy, or of one component.
 
 Example::
 
@@ -14,29 +14,29 @@ from torch import nn
 from worldgym.errors import ConfigError
 
 ALIASES = {"pointer": "goal"}
-"""Earlier names of components."""
+"""Names of components in earlier versions."""
 
 
 def component_of(learn: str) -> str:
-    """The component that a setting `learn` names."""
+    """Return the component that a setting `learn` names."""
     return ALIASES.get(learn, learn)
 
 
 def learned_parameters(policy: Any, learn: str) -> list[nn.Parameter]:
-    """Weights to learn.
+    """Return the weights to train.
 
     Args:
-        policy: any; with `parameters_of(component)` where `learn` names a component.
+        policy: any policy; needs `parameters_of(component)` if `learn` names a component.
         learn: `all`, or a component.
 
     Raises:
-        ConfigError: the policy has no such component to learn alone.
+        ConfigError: the policy has no component of this name that can be trained alone.
     """
     if learn == "all":
         return list(policy.parameters())
     if not hasattr(policy, "parameters_of"):
         raise ConfigError(
-            f"learn is {learn!r}, and a {type(policy).__name__} has no parameters_of(component); set learn='all', or "
+            f"learn is {learn!r}, but {type(policy).__name__} has no parameters_of(component); set learn='all', or "
             "type --learn all"
         )
     return list(policy.parameters_of(component_of(learn)))

@@ -1,10 +1,10 @@
-"""Self-imitation: clone what the policy itself did when it was judged to succeed, beside the demonstrations.
+"""Self-imitation: clone the policy's own judged successes together with the demonstrations.
 
-Why beside GRPO: a policy gradient spreads one bit of reward over a few hundred action tokens, so a hundred
-trajectories an iteration move the weights mostly at random. A success, once judged, is also a demonstration, on a
-scene that nobody demonstrated: cloning it names the object that the words meant and the way that led there, in
-supervised strength (self-imitation learning, Oh et al. 2018; World-VLA-Loop and GigaBrain keep successes likewise).
-Starts at which the policy mostly fails weigh most, as they do in GRPO's advantage.
+It complements GRPO. A policy gradient spreads one bit of reward over a few hundred action tokens, so a hundred
+trajectories per iteration move the weights mostly at random. A judged success is also a demonstration on a scene
+without one: cloning it gives a supervised signal for which object the instruction names and how to reach it
+(self-imitation learning, Oh et al. 2018; World-VLA-Loop and GigaBrain reuse successes in the same way). Starts at which
+the policy mostly fails have the largest weight, as in the advantage of GRPO.
 
 Example::
 
@@ -29,7 +29,7 @@ from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.utils.train_state import TrainState
 
-VIEW = "view."  # before the names of the further cameras' frames among the saved columns
+VIEW = "view."  # prefix of the saved columns that hold frames of the further cameras
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,21 @@ class SelfImitationConfig:
     """Settings of self-imitation.
 
     Args:
-        steps: optimizer steps an iteration; 0 is off.
+        steps: optimizer steps per iteration; 0 disables self-imitation.
         lr: AdamW learning rate.
-        batch_size: chunks a step.
-        demo_share: share of a batch that comes from the demonstrations, which keeps the judge's mistakes in check.
+        batch_size: chunks per step.
+        demo_share: fraction of demonstrations in a batch; they limit the effect of the judge's errors.
         floor: weight of a success at a start where every attempt succeeded; 1 - success rate is added to it.
-        min_rate: share of a start's attempts that must have been judged successful for any of them to be cloned. Where
-            success is rare the judge's false positives are most of it, and those would weigh most.
-        first_chunks: clone only so many chunks from the start of each success; 0 is all. The frame that imagination
-            began with is a true one; what follows is painted, and cloning it teaches the policy to act on paintings.
-        discount: weight of a chunk per chunk that lay between it and success: the last moves of an exploring policy are
-            what succeeded, the first ones may have been a detour.
-        learn: `all`, or one component of the policy, such as `goal`: only where to go.
-        capacity: chunks remembered (12 KB each at 64 px); the oldest go first.
-        seed: of batches and augmentation.
+        min_rate: minimum fraction of a start's attempts that must be judged successful; otherwise none of them is
+            cloned. Where success is rare, most judged successes are false positives, and they would get the largest
+            weight.
+        first_chunks: clone only this many chunks from the start of each success; 0 clones all. Only the start frame is
+            real; cloning later chunks trains the policy on predicted frames.
+        discount: factor on the weight of a chunk for each chunk between it and success: the last actions of an
+            exploring policy led to success, the first ones may have been a detour.
+        learn: `all`, or one component of the policy such as `goal` (only where to move).
+        capacity: chunks kept in memory (12 KB each at 64 px); the oldest are dropped first.
+        seed: seed of batches and augmentation.
     """
 
     steps: int = 16
@@ -86,10 +87,10 @@ class SelfImitationConfig:
 
 
 class SelfImitation:
-    """Improver: supervised steps on demonstrations and on the policy's own judged successes.
+    """Improver that takes supervised steps on demonstrations and on the policy's own judged successes.
 
     Args:
-        demos: demonstrations; their share of each batch is `config.demo_share`.
+        demos: demonstrations; `config.demo_share` is their fraction of each batch.
         config: settings.
     """
 
@@ -109,14 +110,14 @@ class SelfImitation:
         )
 
     def remember(self, policy: Any, rollouts: Rollouts) -> int:
-        """Keep the chunks of valid successes of `policy`; returns how many trajectories that were."""
+        """Store the chunks of valid successes of `policy`; returns the number of stored trajectories."""
         c = self.config
         rows, weights = success_rows(
             rollouts, c.floor, c.discount, c.first_chunks, c.min_rate, hand_columns(policy)
         )
         if rows is None:
             return 0
-        if c.learn != "all":  # the place that was chosen, whatever the hand made of it
+        if c.learn != "all":  # the goal is the chosen position, whether or not the hand reached it
             chunk = np.arange(len(rows)) - np.searchsorted(rows.episode, rows.episode)
             trace = rollouts.trace_at(torch.from_numpy(rows.episode), torch.from_numpy(chunk))
             chosen = policy.targets_of(trace)["goal"]
@@ -129,10 +130,10 @@ class SelfImitation:
         return len(np.unique(rows.episode))
 
     def update(self, policy: Any, rollouts: Rollouts | None = None) -> dict[str, float]:
-        """Remember `rollouts`, then take `config.steps` steps.
+        """Store the successes of `rollouts`, then take `config.steps` steps.
 
         Returns:
-            imitation_loss (nats a dimension), memory (chunks), remembered (trajectories), imitation_steps.
+            imitation_loss (nats per action dimension), memory (chunks), remembered (trajectories), imitation_steps.
         """
         config = self.config
         remembered = self.remember(policy, rollouts) if rollouts is not None else 0
@@ -158,7 +159,7 @@ class SelfImitation:
     # -- resuming ---------------------------------------------------------------------------------
 
     def save(self, policy: Any, folder: str | Path) -> None:
-        """Write the optimizer's moments and the memory; no pickle."""
+        """Write the optimizer's moments and the stored chunks; no pickle."""
         values: dict[str, Any] = {"iteration": self.iteration, "config": dataclasses.asdict(self.config)}
         extra: dict[str, Any] = {}
         if self.memory is not None:
@@ -173,7 +174,7 @@ class SelfImitation:
         TrainState(folder).save(policy, self._sft.optimizer(policy), values, **extra)
 
     def load(self, policy: Any, folder: str | Path) -> None:
-        """Inverse of `save`; `policy` gets the weights it had then."""
+        """Inverse of `save`; also restores the weights of `policy`."""
         state = TrainState(folder)
         values = state.load(policy, self._sft.optimizer(policy))
         self.iteration = int(values["iteration"])
@@ -186,10 +187,10 @@ class SelfImitation:
 
 
 def hand_columns(policy: Any) -> HandColumns | None:
-    """Where the end effector stands in what `policy` sees and does; None where its specs have no such roles.
+    """Columns of the end effector in the policy's states and actions; None if its specs do not define these roles.
 
-    A policy of an earlier version has no specs; where it predicts goals, height is the third state and the gripper the
-    last action.
+    Policies of earlier versions have no specs. If such a policy predicts goals, the height is the third state and the
+    gripper is the last action.
     """
     specs = getattr(policy, "specs", None)
     if specs is not None:
@@ -205,11 +206,13 @@ def success_rows(
     min_rate: float = 0.0,
     hand: HandColumns | None = HandColumns(),  # noqa: B008
 ) -> tuple[ChunkDataset | None, np.ndarray]:
-    """Chunks of the valid successes and their weights, `floor + 1 - (success rate of their start)` times
-    `discount` to the number of chunks that followed; only the `first_chunks` of each when that is not 0, and
-    only of starts at which at least `min_rate` of the valid attempts succeeded.
+    """Chunks of the valid successes and their weights.
 
-    Goals are the keyframes of the path that was imagined; nan where the rollouts kept no path, or without `hand`.
+    The weight of a chunk is `floor + 1 - (success rate of its start)`, times `discount` to the power of the number of
+    chunks that followed. Only the `first_chunks` of each success are used unless that is 0, and only starts at which
+    at least `min_rate` of the valid attempts succeeded.
+
+    Goals are the keyframes of the imagined path; nan if the rollouts kept no path, or without `hand`.
     """
     good = (rollouts.valid & (rollouts.reward > 0.5)).numpy()
     groups, valid = rollouts.groups.numpy(), rollouts.valid.numpy()
@@ -253,13 +256,13 @@ def success_rows(
 
 
 def join(a: ChunkDataset, b: ChunkDataset) -> ChunkDataset:
-    """Rows of both; episode numbers of `b` follow those of `a`.
+    """Rows of both datasets; the episode numbers of `b` follow those of `a`.
 
     Raises:
-        ValueError: one of the two has a condition, or they have other cameras.
+        ValueError: only one of the two has a condition, or their cameras differ.
     """
     if set(a.views) != set(b.views):
-        raise ValueError(f"cannot join chunks of the cameras {sorted(a.views)} and {sorted(b.views)}")
+        raise ValueError(f"cannot join chunks of different cameras: {sorted(a.views)} and {sorted(b.views)}")
     offset = int(a.episode.max()) + 1 if len(a) else 0
     if (a.condition is None) != (b.condition is None):
         raise ValueError("cannot join chunks with a condition and chunks without one")

@@ -1,8 +1,8 @@
 """Supervised fine-tuning on demonstrated action chunks, with the policy's own losses (`TrainablePolicy.loss`).
 
-The starting point of every arm, so it has to be an honest one: episodes are split into training and validation,
-and the weights with the lowest validation loss are kept. Targets are hard: smoothing them puts about one nat of
-entropy in every dimension and halves the success of the sampled policy.
+SFT gives the initial policy of every method that is compared, so it is trained carefully: episodes are split into
+training and validation, and the weights with the best validation score are kept. Targets are hard: label smoothing adds
+about one nat of entropy to every dimension and halves the success of the sampled policy.
 
 Example::
 
@@ -41,29 +41,32 @@ class SFTConfig:
     """Settings of supervised fine-tuning.
 
     Args:
-        epochs: at most so many passes.
+        epochs: maximum number of passes over the data.
         batch_size: frames per step.
-        lr: peak AdamW learning rate, cosine to a twentieth after a short warm-up.
+        lr: peak AdamW learning rate; after a short warm-up it decays by a cosine to a twentieth.
         weight_decay: AdamW weight decay.
-        val_fraction: share of the episodes held out.
-        select: held-out score whose lowest weights are kept. `val_loss` punishes confidence and is lowest long
-            before the policy points best; `val_goal_error` is how far off it points, in metres.
-        patience: stop after so many epochs without a better score; 0 never stops early.
+        val_fraction: fraction of the episodes held out for validation.
+        select: validation score by which the best weights are chosen (lowest wins). `val_loss` penalises confidence and
+            reaches its minimum long before the predicted goals are best; `val_goal_error` is the distance between
+            predicted and true goal, in metres.
+        patience: stop after this many epochs without a better score; 0 never stops early.
         colour_jitter: strength of brightness, contrast and channel jitter; no shifts, which would change the label.
         noise: standard deviation of pixel noise, in [0,1] units.
-        state_noise: noise on normalised proprioception, so that the policy looks at the image too.
-        goal_coef: weight of predicting the hand's next keyframe beside the actions; that of any other component than
-            `action`.
-        aim_noise: noise on the true place that acting is trained with, in spreads of proprioception.
-        learn: `all`, or one component of the policy, such as `goal` (only where to go), while everything else and the
-            inputs' statistics stay as they are; rows of unknown goals are skipped.
-        ema: decay of the averaged weights, which are the ones that are validated and kept: at a few thousand frames the
-            weights after any single step are noisy.
-        finish_steps: steps at `finish_lr` on all demonstrations, those held out included, after the best weights were
-            found; the average of the weights on the way is kept. Without it, any arm that goes on cloning looks good.
-        finish_lr: constant learning rate of the finish.
-        grad_clip: gradient norm bound.
-        seed: of split, order and augmentation.
+        state_noise: noise on normalised proprioception, so that the policy also relies on the image.
+        goal_coef: loss weight of predicting the next keyframe of the hand, relative to the action loss; applies to
+            every component other than `action`.
+        aim_noise: noise on the true goal position that the action head is conditioned on in training, in standard
+            deviations of proprioception.
+        learn: `all`, or one component of the policy such as `goal` (only where to move). The other weights and the
+            input statistics then stay as they are, and rows without a known goal are skipped.
+        ema: decay of the averaged weights, which are validated and kept. With a few thousand frames, the weights after
+            a single step are noisy.
+        finish_steps: extra steps at `finish_lr` on all demonstrations, validation episodes included, after the best
+            weights were found; the average of the weights over these steps is kept. Without them, any method that
+            continues cloning has an advantage in a comparison.
+        finish_lr: constant learning rate of the extra steps.
+        grad_clip: maximum gradient norm.
+        seed: seed of split, order and augmentation.
     """
 
     epochs: int = 60
@@ -106,7 +109,7 @@ class SFTConfig:
 
 
 class SFT:
-    """Supervised trainer; also the BC-only control, through `update`.
+    """Supervised trainer. Its `update` is also the behaviour-cloning control.
 
     Args:
         config: settings.
@@ -125,28 +128,28 @@ class SFT:
         on_epoch: Callable[[dict[str, float]], None] | None = None,
         checkpoint: TrainState | None = None,
     ) -> dict[str, float]:
-        """Train to the best held-out score (see `select`) and leave those weights in `policy`.
+        """Train until the best validation score (see `select`) and leave those weights in `policy`.
 
         Args:
             policy: changed in place; its state normalisation is set from the training episodes.
             dataset: from `chunk_dataset`.
             on_epoch: called with scalars after every epoch.
-            checkpoint: where to save after every epoch and to resume from.
+            checkpoint: training state, saved after every epoch; an existing one is resumed.
 
         Returns:
-            best_score, best_val_loss, best_epoch, epochs, val_accuracy (share of right bins), frames.
+            best_score, best_val_loss, best_epoch, epochs, val_accuracy (fraction of correct bins), frames.
         """
         config = self.config
         if len(np.unique(dataset.episode)) > 1:
             train, val = dataset.split(config.val_fraction, config.seed)
         else:
             _log.warning(
-                "one demonstration: nothing is held out, and scores are of the frames that are learned"
+                "only one demonstration: no episode is held out, and validation uses the training frames"
             )
             train = val = dataset
         if config.learn == "all":
             for name, values in (("set_state_stats", train.states), ("set_text_stats", train.instructions)):
-                if hasattr(policy, name):  # those that standardise their inputs
+                if hasattr(policy, name):  # only policies that standardise their inputs
                     getattr(policy, name)(values)
         optimizer = _adamw(learned_parameters(policy, config.learn), config.lr, config.weight_decay)
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
@@ -165,12 +168,12 @@ class SFT:
             first = int(meta["epoch"]) + 1
             best = {**meta["best"], "weights": checkpoint.load_extra("best")}
             average.load_state_dict(checkpoint.load_extra("average"))
-            # Dropout of the finish follows from it.
+            # The dropout of the finishing steps depends on this state.
             restore_random(checkpoint.load_extra("random"))
         epoch = first - 1
         stopped = bool(config.patience) and first > 0 and epoch - best["epoch"] >= config.patience
         for epoch in range(first, first if stopped else config.epochs):
-            # One generator an epoch, so that a resumed run sees what an uninterrupted one would have seen.
+            # One generator per epoch, so that a resumed run draws the same batches as an uninterrupted one.
             rng = np.random.default_rng((config.seed, epoch))
             torch.manual_seed(config.seed * 100_003 + epoch)
             policy.train()
@@ -192,7 +195,7 @@ class SFT:
                     "weights": weights,
                     "accuracy": accuracy,
                 }
-            if on_epoch is not None:  # before the checkpoint: an epoch that was not noted is done again
+            if on_epoch is not None:  # before the checkpoint: an epoch that was not logged is repeated on resume
                 on_epoch(scalars)
             if checkpoint is not None:
                 meta = {"epoch": epoch, "best": {k: v for k, v in best.items() if k != "weights"}}
@@ -223,13 +226,13 @@ class SFT:
         policy.load_state_dict(average.state_dict())
 
     def update(self, policy: Any, rollouts: ChunkDataset, *, steps: int = 1) -> dict[str, float]:
-        """Take `steps` cloning steps at the constant learning rate; the optimizer lives on between calls."""
+        """Take `steps` cloning steps at the constant learning rate; the optimizer is kept between calls."""
         size = min(self.config.batch_size, len(rollouts))
         rows = self._rng.integers(0, len(rollouts), steps * size)
         return {"loss": float(np.mean(self.steps(policy, rollouts, rows, steps)))}
 
     def steps(self, policy: Any, dataset: ChunkDataset, rows: np.ndarray, count: int) -> list[float]:
-        """`count` steps over chosen `rows`, split evenly; returns their losses, of the action where that is learned."""
+        """Take `count` steps over the given `rows`, split evenly; returns the loss of the first component per step."""
         optimizer = self.optimizer(policy)
         policy.train()
         parts = np.array_split(rows, count)
@@ -238,14 +241,14 @@ class SFT:
         return losses
 
     def optimizer(self, policy: Any) -> torch.optim.AdamW:
-        """The optimizer of `policy` for `update` and `steps`, made at first use."""
+        """Return the optimizer of `policy` for `update` and `steps`, created on first use."""
         if self._optimizer is None:
             learned = learned_parameters(policy, self.config.learn)
             self._optimizer = _adamw(learned, self.config.lr, self.config.weight_decay)
         return self._optimizer
 
     def reseed(self, seed: int) -> None:
-        """Augmentation and draws follow from `seed` from now on, so that a resumed run repeats them."""
+        """Restart the random stream of augmentation and sampling from `seed`, so that a resumed run repeats it."""
         self._rng = np.random.default_rng(seed)
 
     def _step(
@@ -263,7 +266,7 @@ class SFT:
         observation["image"] = _jitter(observation["image"], rng, config.colour_jitter, config.noise)
         if config.state_noise:
             noise = torch.from_numpy(rng.standard_normal(observation["state"].shape).astype(np.float32))
-            spread = torch.as_tensor(getattr(policy, "state_std", 1.0)).cpu()  # unit noise without statistics
+            spread = torch.as_tensor(getattr(policy, "state_std", 1.0)).cpu()  # 1 if the policy has no statistics
             observation["state"] = observation["state"] + config.state_noise * noise * spread
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -281,10 +284,10 @@ class SFT:
     @staticmethod
     @torch.no_grad()
     def evaluate(policy: Any, dataset: ChunkDataset, batch_size: int = 256) -> dict[str, float]:
-        """Held-out scores without dropout: the policy's own `metrics`, or else its losses.
+        """Validation scores without dropout: the policy's own `metrics` if it has them, else its losses.
 
         Returns:
-            val_loss, and what else the policy measures; means over rows.
+            val_loss, and the other metrics of the policy; means over rows.
         """
         policy.eval()
         totals: dict[str, float] = {}
@@ -309,7 +312,7 @@ def _adamw(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> to
 
 @torch.no_grad()
 def average_weights(average: Any, policy: Any, decay: float) -> None:
-    """Move `average` towards `policy` by 1 - decay; statistics of states and words are copied."""
+    """Move `average` towards `policy` by 1 - decay; buffers (state and text statistics) are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(policy.parameters()), 1 - decay)
     for kept, new in zip(average.buffers(), policy.buffers(), strict=True):
         kept.copy_(new)
@@ -321,7 +324,7 @@ def _cosine(step: int, total: int, peak: float) -> float:
 
 
 def _jitter(image: Tensor, rng: np.random.Generator, strength: float, noise: float) -> Tensor:
-    """Brightness, contrast and channel gains a row, plus pixel noise; `(B,H,W,3)` uint8 in and out."""
+    """Random brightness, contrast and channel gains per row, plus pixel noise; `(B,H,W,3)` uint8 in and out."""
     if not strength and not noise:
         return image
     batch = image.shape[0]
