@@ -1,10 +1,11 @@
-"""Judges: who decides whether an instruction was fulfilled.
+"""Judges: reward models that score whether an instruction was fulfilled.
 
-A judge looks at frames and reads the instruction. `LearnedJudge` is trained on Real's logs alone and reads imagined
-frames too; `LatentJudge` reads the world model's latents; `OpenClipJudge` compares a frame with a sentence; `VlmJudge`
-asks a vision-language model here, `HttpJudge` one behind an endpoint; `ReferenceJudge` measures how far a video is from
-a demonstration; `OracleJudge` tells the simulator's truth, for audits. `ComposedJudge`, `CalibratedJudge` and
-`CachedJudge` go around any of them; `load_judge` finds out what is in a folder.
+A judge reads frames and the instruction. `LearnedJudge` is trained only on logs from the real domain and also scores
+imagined frames. `LatentJudge` reads the world model's latents. `OpenClipJudge` compares a frame with a sentence.
+`VlmJudge` runs a vision-language model in this process, `HttpJudge` queries one behind an endpoint. `ReferenceJudge`
+measures the distance between a video and a demonstration. `OracleJudge` returns the simulator's ground truth, for
+audits. `ComposedJudge`, `CalibratedJudge` and `CachedJudge` wrap other judges. `load_judge` loads a judge of any type
+from its folder.
 
 Example::
 

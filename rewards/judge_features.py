@@ -1,14 +1,15 @@
-"""The judge's eyes for a policy that learns from scratch: where the thing is that the words name.
+"""Frozen keypoint features of a judge, as the input of a policy that is trained from scratch.
 
-Why: that "red" and red belong together is learned from logs within minutes; by reward alone PPO stood at a success of a
-third after 150,000 imagined frames, which is what going to the nearest of three objects gives. A judge has learned it
-already: the keypoints that its words ask for lie on what they name. They are frozen here, so a policy on top learns to
-act, which is what reinforcement is good at. Judge and policy then share their blind spots: audit with another judge.
+From logs, a model learns within minutes which objects the word "red" refers to. From reward alone it does not: after
+150,000 imagined frames PPO had a success rate of one third, the rate of a policy that goes to the nearest of three
+objects. A trained judge has already learned this: its instruction-conditioned keypoints lie on the named objects. The
+features are frozen here, so the policy on top only learns to act. Judge and policy then share their errors, so audit
+with a different judge.
 
 Example::
 
-    eyes = JudgeFeatures(envs.single_observation_space)
-    eyes({"image": image, "state": state, "instruction": words})      # (B, eyes.dim), no gradient
+    features = JudgeFeatures(envs.single_observation_space)
+    features({"image": image, "state": state, "instruction": embedding})      # (B, features.dim), no gradient
 """
 
 from __future__ import annotations
@@ -28,30 +29,34 @@ from worldgym.errors import ConfigError
 
 
 class JudgeFeatures(nn.Module):
-    """`Dict(image (B,H,W,3) u8, state (B,S), instruction (B,384))` to coordinates, strengths and state, `(B, dim)`.
+    """Feature extractor: keypoint coordinates and strengths of a judge, and the scaled state, `(B, dim)`.
+
+    The input is `Dict(image (B,H,W,3) u8, state (B,S), instruction (B,384))`.
 
     Args:
-        space: of one observation.
-        judge: a `LearnedJudge`, its folder, or None for the bundled one. Not trained, not saved with the policy.
+        space: observation space of a single environment.
+        judge: a `LearnedJudge`, its folder, or None for the bundled one. It is not trained and not saved with the
+            policy.
 
     Raises:
-        ConfigError: instructions as text, or pictures of another size than the judge's.
+        ConfigError: instructions are text, or the image size differs from the judge's.
     """
 
     def __init__(self, space: spaces.Dict, judge: LearnedJudge | str | None = None) -> None:
         super().__init__()
         if judge is None or isinstance(judge, str):
             judge = load_bundled() if judge is None else LearnedJudge.from_pretrained(judge)
-        words, state, image = (space[k] for k in ("instruction", "state", "image"))
-        if not isinstance(words, spaces.Box) or not isinstance(state, spaces.Box) or image.shape is None:
+        instruction, state, image = (space[k] for k in ("instruction", "state", "image"))
+        if not isinstance(instruction, spaces.Box) or not isinstance(state, spaces.Box) or image.shape is None:
             raise ConfigError(
-                "a judge's eyes read embeddings; make the environment with instruction='embedding'"
+                "JudgeFeatures needs an image, a state vector and instruction embeddings; make the environment with "
+                "instruction='embedding'"
             )
         if sorted(image.shape)[-1] != judge.config.image_size:
             raise ConfigError(
-                f"pictures are {image.shape}; this judge reads {judge.config.image_size} pixels"
+                f"images have shape {image.shape}; this judge expects {judge.config.image_size} pixels a side"
             )
-        self._judge = [judge.eval().requires_grad_(False)]  # in a list: not among the policy's weights
+        self._judge = [judge.eval().requires_grad_(False)]  # in a list, so that it is not a submodule of the policy
         self.reach: Tensor
         bounds = torch.as_tensor(abs(state.low)).maximum(torch.as_tensor(abs(state.high)))
         self.register_buffer("reach", bounds, persistent=False)
@@ -59,24 +64,24 @@ class JudgeFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, observation: Mapping[str, Any]) -> Tensor:
-        """Pictures as bytes channels last, or as SB3 hands them over: channels first, in [0, 1]."""
+        """Features `(B, dim)`; images are uint8 (B,H,W,3), or float (B,3,H,W) in [0, 1] as SB3 passes them."""
         image = observation["image"]
         if image.shape[-1] == 3:
             image = image.permute(0, 3, 1, 2)
-        seen = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-        judge = self._judge[0].to(self.reach.device)  # not a submodule: moving this one does not move it
-        where, strength = judge.places(seen, observation["instruction"].float())
-        return torch.cat([where, strength, observation["state"].float() / self.reach], 1)
+        pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        judge = self._judge[0].to(self.reach.device)  # not a submodule, so `.to()` does not move it
+        coordinates, strength = judge.places(pixels, observation["instruction"].float())
+        return torch.cat([coordinates, strength, observation["state"].float() / self.reach], 1)
 
 
 class JudgeFeatureWrapper(VectorWrapper):
-    """A batch whose observations are what a judge's eyes see, `Dict(seen (dim,))`.
+    """Vector environment wrapper that replaces observations by the features of a judge, `Dict(seen (dim,))`.
 
-    For learners that look at an observation many times, such as those with a replay buffer: the picture is looked at
-    once, and 12 KB become one.
+    For algorithms that read an observation many times, such as those with a replay buffer: each image is encoded once,
+    and an observation takes 1 KB instead of 12 KB.
 
     Args:
-        env: a vector environment with `image`, `state` and `instruction="embedding"`, giving arrays.
+        env: a vector environment with `image`, `state` and `instruction="embedding"` that returns arrays.
         judge: see `JudgeFeatures`.
     """
 
@@ -84,25 +89,28 @@ class JudgeFeatureWrapper(VectorWrapper):
         super().__init__(env)
         space = env.single_observation_space
         if not isinstance(space, spaces.Dict):
-            raise ConfigError(f"observations are {space}; a judge's eyes need image, state and instruction")
+            raise ConfigError(
+                f"the observation space is {space}; expected a Dict with image, state and instruction. Make the "
+                "environment with instruction='embedding'"
+            )
         self.eyes = JudgeFeatures(space, judge)
-        seen = spaces.Box(-np.inf, np.inf, (self.eyes.dim,), np.float32)
-        self.single_observation_space = spaces.Dict({"seen": seen})
+        features = spaces.Box(-np.inf, np.inf, (self.eyes.dim,), np.float32)
+        self.single_observation_space = spaces.Dict({"seen": features})
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     def see(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """`{"seen": (B, dim) float32}` of a batch of the environment's own observations."""
+        """Encode a batch of the environment's own observations as `{"seen": (B, dim) float32}`."""
         device = self.eyes.reach.device
-        seen = self.eyes({k: torch.as_tensor(v, device=device) for k, v in observation.items()})
-        return {"seen": seen.cpu().numpy()}
+        features = self.eyes({k: torch.as_tensor(v, device=device) for k, v in observation.items()})
+        return {"seen": features.cpu().numpy()}
 
     def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
-        """As the environment, seen."""
+        """Reset the environment and encode its observations."""
         observation, info = self.env.reset(**how)
         return self.see(observation), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As the environment, seen; so is what `final_obs` holds."""
+        """Step the environment and encode its observations, including those in `final_obs`."""
         observation, reward, terminated, truncated, info = self.env.step(actions)
         if "final_obs" in info:
             last = np.full(self.num_envs, None, object)

@@ -1,6 +1,7 @@
-"""Any judge from its folder: its type is in `config.json`, see `worldgym.registry.JUDGES`.
+"""Load a judge of any type from its folder. `config.json` stores the type, see `worldgym.registry.JUDGES`.
 
-A type's `from_pretrained(folder)` may name `tokenizer`, `cache` and `keys`; it is given those that it names.
+The `from_pretrained(folder)` of a judge class may have the parameters `tokenizer`, `cache` and `keys`; only those it
+has are passed.
 
 Example::
 
@@ -21,10 +22,10 @@ from worldgym.registry import JUDGES
 
 
 def judge_keys(pairs: Sequence[str]) -> dict[str, str]:
-    """`URL=VARIABLE` of the command line as `keys` of `load_judge`: which variable holds the key of which address.
+    """Parse `URL=VARIABLE` pairs of the command line into `keys` of `load_judge`: a dict of variable names by address.
 
     Raises:
-        ConfigError: another form, an address twice, or a variable that is not set.
+        ConfigError: a pair of another form, an address with two variables, or a variable that is not set.
     """
     keys: dict[str, str] = {}
     for pair in pairs:
@@ -35,10 +36,12 @@ def judge_keys(pairs: Sequence[str]) -> dict[str, str]:
                 "the key itself); type --judge-keys http://localhost:8000/v1=MY_KEY"
             )
         if keys.setdefault(url, name) != name:
-            raise ConfigError(f"{url} has keys of two variables; name one")
+            raise ConfigError(f"{url} is given two different variables; expected one. Remove one of the two pairs")
         if not os.environ.get(name):
-            # The name is not repeated: it may be a key, typed by mistake.
-            raise ConfigError(f"the variable named for {url} is not set; type export NAME=... and {url}=NAME")
+            # The message does not repeat the name, which may be a key typed by mistake.
+            raise ConfigError(
+                f"the environment variable given for {url} is not set; type export NAME=... and {url}=NAME"
+            )
     return keys
 
 
@@ -49,17 +52,17 @@ def load_judge(
     cache: str | Path | None = None,
     keys: Mapping[str, str] | None = None,
 ) -> Any:
-    """The judge in folder `path`, of any registered type.
+    """Load the judge in folder `path`, of any registered type.
 
     Args:
-        path: written by the `save_pretrained` of a judge whose type `worldgym list` shows.
-        tokenizer: of the world model whose latents or frames will be judged; a `LatentJudge` is attached to it.
-        cache: folder of answers of a judge behind an endpoint.
-        keys: by an endpoint's address, the environment variable that holds its key; see `HttpJudge.from_pretrained`.
+        path: folder written by `save_pretrained` of a judge; `worldgym list` shows the known types.
+        tokenizer: tokenizer of the world model whose latents or frames are judged; a `LatentJudge` is attached to it.
+        cache: folder in which a judge behind an endpoint caches its answers.
+        keys: endpoint address to the environment variable that holds its key; see `HttpJudge.from_pretrained`.
 
     Raises:
-        CheckpointError: no judge there, or a damaged one.
-        ConfigError: its type is unknown here; lists what is known.
-        DependencyError: it needs a package that is not installed.
+        CheckpointError: the folder holds no judge, or a damaged one.
+        ConfigError: the type is unknown; the message lists the known ones.
+        DependencyError: the judge needs a package that is not installed.
     """
     return JUDGES.load(path, offered={"tokenizer": tokenizer, "cache": cache, "keys": keys})

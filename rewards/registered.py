@@ -1,4 +1,4 @@
-"""The judges of this package, by name; imported when first asked for.
+"""Registers the judges of this package by name; each class is imported at its first use.
 
 Example::
 
@@ -30,13 +30,13 @@ FILES = {
     "open_clip_config.json": "open_clip",
     "references.safetensors": "reference",
 }
-"""Files that only one type of judge writes."""
+"""Type of judge by the name of a file that only this type writes."""
 SETTINGS = {"url": "http", "model_type": "vlm", "grid": "latent", "asked": "learned"}
-"""Settings in config.json that tell the other types, in this order."""
+"""Type of judge by a key in config.json, for the other types; checked in this order."""
 
 
 def earlier_judge(folder: Path, config: dict[str, Any]) -> str | None:
-    """Type of a judge that an earlier version saved, or that transformers or open_clip wrote."""
+    """Type of a judge that was saved by an earlier version, by transformers or by open_clip; None if unknown."""
     found = [name for file, name in FILES.items() if (folder / file).is_file()]
     found += [name for setting, name in SETTINGS.items() if setting in config]
     return found[0] if found else None

@@ -1,1 +1,1 @@
-"""Judges that look at frames, latents or states: learned, open_clip, VLM, HTTP, reference, oracle."""
+"""Judges that read frames, latents or states: learned, latent, open_clip, VLM, HTTP, reference, oracle."""

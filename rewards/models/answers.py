@@ -1,4 +1,4 @@
-r"""The score in what a language model wrote, or nothing: a number that is not on the scale is no verdict.
+r"""Parse the score from the text that a language model wrote; a number outside the scale gives no score.
 
 Example::
 
@@ -35,17 +35,19 @@ _KEYS = ("final_score", "final score", "finalscore", "score", "success")
 
 @dataclass(frozen=True)
 class Scale:
-    r"""Which numbers are verdicts.
+    r"""The scores that an answer may give, and how to parse them.
 
     Args:
-        lowest: whole number, the least score.
-        highest: whole number, the greatest score.
-        success: the score from which on an answer says success; None for the highest.
+        lowest: lowest score, a whole number.
+        highest: highest score, a whole number.
+        success: an answer counts as success if its score is at least this; None for `highest`.
         pattern: a regular expression with one group that holds the score; its last match counts. None for the built-in
-            reading: what follows the last "final score", `\\boxed{...}`, or JSON with a key such as `score`.
+            parser, which reads the text after the last "final score", `\\boxed{...}`, or JSON with a key such as
+            `score`.
 
     Raises:
-        ConfigError: an empty scale, a success outside it, or a pattern that is no expression with one group.
+        ConfigError: `lowest` is not below `highest`, `success` is outside the scale, or `pattern` is not a regular
+            expression with one group.
     """
 
     lowest: int = 0
@@ -56,29 +58,29 @@ class Scale:
     def __post_init__(self) -> None:
         if not self.lowest < self.highest:
             raise ConfigError(
-                f"the scale goes from {self.lowest} to {self.highest}; expected lowest < highest"
+                f"lowest is {self.lowest} and highest {self.highest}; expected lowest < highest"
             )
         if not self.lowest < self.success_at <= self.highest:
             raise ConfigError(
-                f"success is {self.success}, expected above {self.lowest}, at most {self.highest}"
+                f"success is {self.success}; expected more than {self.lowest} and at most {self.highest}"
             )
         if self.pattern is not None:
             try:
                 groups = re.compile(self.pattern).groups
             except re.error as error:
-                raise ConfigError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+                raise ConfigError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
             if groups != 1:
                 raise ConfigError(
-                    f"pattern {self.pattern!r} has {groups} groups, expected one, around the score"
+                    f"pattern {self.pattern!r} has {groups} groups; expected one group, around the score"
                 )
 
     @property
     def success_at(self) -> float:
-        """The score from which on an answer says success."""
+        """The lowest score that counts as success."""
         return float(self.highest if self.success is None else self.success)
 
     def value(self, text: str) -> float | None:
-        """A whole number of the scale, or None."""
+        """Parse `text` as a whole number; None if it is not one or lies outside the scale."""
         word = text.strip().strip("*_`$ .")
         if not _WHOLE.fullmatch(word):
             return None
@@ -87,10 +89,10 @@ class Scale:
 
 
 def read_score(text: str, scale: Scale) -> float | None:
-    """The score that `text` gives, or None where it gives none that can be read.
+    """Parse the score from `text`; None if there is no readable score.
 
-    After the last "final score" the last number counts that follows the last colon of its line (or of the next line);
-    what stands in brackets does not.
+    After the last "final score", the score is the last number after the last colon of the same line (or of the next
+    line). Text in brackets is ignored.
     """
     if scale.pattern is not None:
         found = re.findall(scale.pattern, text)
@@ -110,9 +112,9 @@ def _after(rest: str, scale: Scale) -> float | None:
     if boxed:
         return scale.value(boxed[-1])
     for line in [line for line in rest.splitlines() if line.strip()][:2]:
-        said = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", line)  # "1 (not 0)", "1 (at 12:0)", "[0 or 1] 1"
-        said = said.rpartition(":")[2]
-        numbers = _NUMBER.findall(said)
+        bare = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", line)  # "1 (not 0)", "1 (at 12:0)", "[0 or 1] 1"
+        bare = bare.rpartition(":")[2]
+        numbers = _NUMBER.findall(bare)
         if numbers:
             return scale.value(numbers[-1])
     return None

@@ -1,13 +1,14 @@
 """A judge behind an OpenAI-compatible endpoint: vLLM, TGI, or a commercial API.
 
-The prompt, the frame stride and the majority of several answers are those of World-Gymnast's reward (fork of WorldGym,
-`world_model_eval/utils.py::predict`). What differs: there a request that fails is a reward of 0, and so is an answer
-that cannot be read. Here it is no verdict: the episode is invalid. A verdict has a deadline and a reply a size;
-requests are repeated within the deadline, limited in number at a time, and counted in tokens and money; answers are
-kept on disk, so that an audit pays once. When verdicts keep failing, the run is paused, not scored.
+The prompt, the frame stride and the majority vote over several answers follow the reward of World-Gymnast (fork of
+WorldGym, `world_model_eval/utils.py::predict`). One thing differs: World-Gymnast gives a reward of 0 for a failed
+request or an unreadable answer, whereas here the verdict, and with it the episode, is invalid. Each verdict has a
+deadline and each reply a maximum size. Requests are retried within the deadline, their concurrency is limited, and
+their tokens and cost are counted. Answers are cached on disk, so a repeated audit costs nothing. If verdicts keep
+failing, the run is paused instead of being scored.
 
-A key is read from the environment variable that the caller names, at the moment of the request, for the address that
-the caller names. It is part of no file, no pickle and no log; a judge's folder never says which variable is read.
+The key is read at request time from the environment variable that the caller names, and is sent only to the address
+that the caller names. It is not stored in files, pickles or logs; nor does a judge's folder store the variable's name.
 
 Example::
 
@@ -53,7 +54,7 @@ SETTINGS = "config.json"
 
 @dataclass
 class _Answer:
-    """What was said of one video."""
+    """The answers about one video, and the scores parsed from them."""
 
     texts: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -62,11 +63,11 @@ class _Answer:
 
 
 class HttpJudge:
-    """A `RewardModel` that asks an endpoint. It can be copied, pickled and sent to a worker; the key is no part of it.
+    """A `RewardModel` that queries an endpoint. It can be copied, pickled and sent to a worker, always without the key.
 
     Args:
-        config: whom and how.
-        cache: folder of answers; None keeps none.
+        config: settings of the endpoint and of the judge.
+        cache: folder in which answers are cached; None caches none.
 
     Raises:
         DependencyError: the package `openai` is not installed (extra `http`).
@@ -77,14 +78,14 @@ class HttpJudge:
         self.config, self.spent = config, Spent()
         self.cache = None if cache is None else Path(cache)
         require("openai", extra="http")
-        config.key()  # said at once when the variable is not set
+        config.key()  # raises now if the variable is not set
         self._failures, self._answered = 0, False
         self._lock = threading.Lock()
         if config.key_env is not None:
-            logger.info("the key in %s is sent to %s, and nowhere else", config.key_env, config.host)
+            logger.info("the key in %s is sent to %s only", config.key_env, config.host)
 
     def __repr__(self) -> str:
-        """Without the key, which is no part of the settings."""
+        """The settings, which do not include the key."""
         return f"HttpJudge({self.config!r})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,17 +97,17 @@ class HttpJudge:
 
     @property
     def name(self) -> str:
-        """What reports call this judge."""
+        """Name of this judge in reports."""
         return f"http:{self.config.model}"
 
     @property
     def reads(self) -> Reads:
-        """The frames that the settings say."""
+        """The frames that `config.frames` selects."""
         return Reads(frames=self.config.frames)
 
     @property
     def threshold(self) -> float:
-        """Probability at which it means success."""
+        """Probability at which a verdict counts as success."""
         return self.config.threshold
 
     @classmethod
@@ -116,16 +117,16 @@ class HttpJudge:
         cache: str | os.PathLike[str] | None = None,
         keys: Mapping[str, str] | None = None,
     ) -> HttpJudge:
-        """The judge whose settings were saved in folder `path`.
+        """Load a judge from the settings in folder `path`.
 
         Args:
-            path: of the folder.
-            cache: folder of answers; None keeps none.
-            keys: by address, the environment variable that holds its key. Only an entry for exactly the address that
-                the folder names is used; without one, no key is sent.
+            path: folder that `save_pretrained` wrote.
+            cache: folder in which answers are cached; None caches none.
+            keys: address to the environment variable that holds its key. Only the entry for exactly the address in
+                the folder's settings is used; without such an entry, no key is sent.
 
         Raises:
-            CheckpointError: no such settings there.
+            CheckpointError: the folder holds no settings of an `HttpJudge`.
             ConfigError: `keys` names a variable that is not set.
         """
         remedy = "give a folder written by HttpJudge.save_pretrained"
@@ -134,7 +135,7 @@ class HttpJudge:
         if not isinstance(values, dict):
             raise CheckpointError(f"{folder / SETTINGS} holds no settings of an HttpJudge; {remedy}")
         values.pop(TYPE, None)
-        named = values.pop("key_env", None)  # not the folder's to decide
+        stored_key_env = values.pop("key_env", None)  # ignored: a folder must not choose which variable is sent
         try:
             config = from_values(HttpJudgeConfig, values, str(folder / SETTINGS))
         except ConfigError as error:
@@ -142,28 +143,28 @@ class HttpJudge:
                 f"{folder / SETTINGS} holds no settings of an HttpJudge ({error})"
             ) from error
         key_env = (keys or {}).get(config.url)
-        if key_env is None and (named is not None or keys):
+        if key_env is None and (stored_key_env is not None or keys):
             logger.warning(
-                "no key is sent to %s: the caller names no variable for this address, and a folder's own is not "
-                "followed; give keys={%r: 'VARIABLE'}, or type --judge-keys %s=VARIABLE",
+                "no key is sent to %s: the caller names no variable for this address, and a variable named in the "
+                "judge's folder is ignored; pass keys={%r: 'VARIABLE'}, or type --judge-keys %s=VARIABLE",
                 config.host, config.url, config.url,
             )  # fmt: skip
         return cls(config.with_key(key_env), cache)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write the settings; neither the key nor the variable that holds it is one of them."""
+        """Write the settings, without the key and without the name of the variable that holds it."""
         facts = {TYPE: "http"} | {k: value for k, value in asdict(self.config).items() if k != "key_env"}
         with save_folder(path) as folder:
             (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
 
     def score(self, frames: Tensor, instructions: Sequence[str]) -> Judgement:
-        """Judge `frames (B,T,H,W,3)` uint8 against B instructions, several at a time.
+        """Judge `frames (B,T,H,W,3)` uint8 against B instructions, `config.concurrency` videos at a time.
 
-        A video on which the endpoint failed is invalid, with `raw[i]["error"]` saying how; the others stand. Each
-        verdict ends within `config.limit` seconds from its first request.
+        A video for which the endpoint failed is invalid, and `raw[i]["error"]` holds the error; other videos are not
+        affected. Each verdict is finished within `config.limit` seconds of its first request.
 
         Raises:
-            ConfigError: the endpoint refuses the very first request: wrong address, model, key or parameter.
+            ConfigError: the endpoint rejects the first request: wrong address, model, key or parameter.
             JudgeUnavailableError: `config.give_up` verdicts in a row failed, or the budget is spent.
         """
         videos = checked_videos(frames, instructions)
@@ -176,17 +177,17 @@ class HttpJudge:
         p = [float(np.mean([s >= scale.success_at for s in a.scores])) if a.scores else 0.0 for a in answers]
         failed = [a.error for a in answers if a.error]
         if failed:
-            said = failed[0][:500]
+            reason = failed[0][:500]
             logger.warning(
-                "%s gave no verdict on %d of %d videos: %s", self.name, len(failed), len(answers), said
+                "%s gave no verdict on %d of %d videos: %s", self.name, len(failed), len(answers), reason
             )
-        self._count(answers)
+        self._pause_after_failures(answers)
         return Judgement(
             torch.tensor(p), None, torch.tensor(valid, dtype=torch.bool), [vars(a) for a in answers]
         )
 
-    def _count(self, answers: Sequence[_Answer]) -> None:
-        """Pause a run whose verdicts have stopped coming."""
+    def _pause_after_failures(self, answers: Sequence[_Answer]) -> None:
+        """Raise a JudgeUnavailableError after `config.give_up` failed verdicts in a row."""
         for answer in answers:
             self._failures = 0 if answer.error is None else self._failures + 1
         limit = self.config.give_up
@@ -194,8 +195,8 @@ class HttpJudge:
             count, self._failures = self._failures, 0
             last = next(a.error for a in reversed(answers) if a.error)
             raise JudgeUnavailableError(
-                f"{self.name} at {self.config.host} gave no verdict {count} times in a row, lastly: {last[:300]}. The "
-                "run is paused: what was finished is kept. See to the endpoint, then type the same command again"
+                f"{self.name} at {self.config.host} gave no verdict {count} times in a row; last error: {last[:300]}. "
+                "The run is paused, finished work is kept. Repair the endpoint, then type the same command again"
             )
 
     # -- one video ---------------------------------------------------------------------------------
@@ -214,10 +215,10 @@ class HttpJudge:
         shown = shown_frames(video, config.stride)
         text = config.prompt.replace("{instruction}", instruction)
         key = self._cache_key(shown, text)
-        if (kept := self._kept(key)) is not None:
+        if (cached := self._read_cache(key)) is not None:
             with self._lock:
                 self.spent.cached += 1
-            return kept
+            return cached
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         content += [
             {"type": "image_url", "image_url": {"url": _data_url(frame, config.size)}} for frame in shown
@@ -228,25 +229,25 @@ class HttpJudge:
         except Refused as refused:
             if (
                 not self._answered
-            ):  # nothing was ever answered: settings are wrong, and asking on would not help
+            ):  # no request has ever succeeded, so the settings are wrong and further requests would fail too
                 return refused
             answer.error = str(refused)
         except (asyncio.TimeoutError, TimeoutError):
             answer.error = (
                 f"no verdict within {config.limit:g} s ({len(answer.texts)} of {config.votes} answers)"
             )
-        except Exception as error:  # whatever a broken endpoint makes the client stumble over
+        except Exception as error:  # a broken endpoint can cause any exception in the client
             if isinstance(error, JudgeUnavailableError):
                 raise
             answer.error = masked(f"{type(error).__name__}: {error}", config.key())
-        found = [read_score(text, config.scale) for text in answer.texts]
-        answer.scores = [score for score in found if score is not None]
+        parsed = [read_score(text, config.scale) for text in answer.texts]
+        answer.scores = [score for score in parsed if score is not None]
         if len(answer.scores) < config.min_votes and answer.error is None:
-            said = f", such as {answer.texts[0][-200:]!r}" if answer.texts else ""
-            answer.error = f"no readable score in {len(answer.texts)} answers{said}"
+            example = f", such as {answer.texts[0][-200:]!r}" if answer.texts else ""
+            answer.error = f"no readable score in {len(answer.texts)} answers{example}"
         self._answered = self._answered or bool(answer.texts)
         if answer.error is None:
-            self._keep(key, answer)
+            self._write_cache(key, answer)
         return answer
 
     # -- cache -------------------------------------------------------------------------------------
@@ -266,51 +267,51 @@ class HttpJudge:
         digest.update(np.ascontiguousarray(shown).tobytes())
         return digest.hexdigest()
 
-    def _kept(self, key: str) -> _Answer | None:
+    def _read_cache(self, key: str) -> _Answer | None:
         if self.cache is None:
             return None
         from worldgym.utils.files import read_sealed
 
         file = self.cache / key[:2] / f"{key}.json"
         try:
-            said = read_sealed(file, "")
-            if said["key"] != key:
-                return None  # the answer to another question, under this one's name
+            entry = read_sealed(file, "")
+            if entry["key"] != key:
+                return None  # this file holds the answer to another request
             return _Answer(
-                [str(t) for t in said["texts"]], [float(s) for s in said["scores"]], None, cached=True
+                [str(t) for t in entry["texts"]], [float(s) for s in entry["scores"]], None, cached=True
             )
-        except (CheckpointError, ValueError, KeyError, TypeError):  # not there, or damaged: ask again
+        except (CheckpointError, ValueError, KeyError, TypeError):  # missing or damaged: request the answer again
             return None
 
-    def _keep(self, key: str, answer: _Answer) -> None:
+    def _write_cache(self, key: str, answer: _Answer) -> None:
         if self.cache is not None:
-            said = {"key": key, "model": self.config.model, "texts": answer.texts, "scores": answer.scores}
-            write_sealed(self.cache / key[:2] / f"{key}.json", said)
+            entry = {"key": key, "model": self.config.model, "texts": answer.texts, "scores": answer.scores}
+            write_sealed(self.cache / key[:2] / f"{key}.json", entry)
 
 
 def _run(work: Any) -> Any:
-    """Run a coroutine to its end in a loop of its own, in a thread where this one has a loop already (a notebook)."""
+    """Run a coroutine in a new event loop; in a new thread if this thread already has a loop, as in a notebook."""
 
-    def alone() -> Any:
+    def in_new_loop() -> Any:
         loop = asyncio.new_event_loop()
         try:
             return loop.run_until_complete(work)
         finally:
-            loop.close()  # does not wait for a name lookup that hangs
+            loop.close()  # does not wait for a DNS lookup that hangs
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return alone()
+        return in_new_loop()
     result: list[Any] = []
 
-    def caught() -> None:
+    def store_result() -> None:
         try:
-            result.append((alone(), None))
+            result.append((in_new_loop(), None))
         except BaseException as error:
             result.append((None, error))
 
-    thread = threading.Thread(target=caught)
+    thread = threading.Thread(target=store_result)
     thread.start()
     thread.join()
     value, error = result[0]
@@ -320,10 +321,10 @@ def _run(work: Any) -> Any:
 
 
 def checked_videos(frames: Any, instructions: Sequence[str]) -> np.ndarray:
-    """`frames` as `(B,T,H,W,3)` uint8.
+    """Return `frames` as a `(B,T,H,W,3)` uint8 array.
 
     Raises:
-        ValueError: other frames, or another number of instructions.
+        ValueError: frames of another shape or dtype, or another number of instructions.
     """
     videos: np.ndarray = torch.as_tensor(frames).cpu().numpy()
     if videos.ndim != 5 or videos.dtype != np.uint8 or len(videos) != len(instructions):
@@ -334,12 +335,12 @@ def checked_videos(frames: Any, instructions: Sequence[str]) -> np.ndarray:
 
 
 def shown_frames(video: np.ndarray, stride: int) -> np.ndarray:
-    """Every `stride`th frame of `video (T,H,W,3)`, counted back from the last."""
+    """Every `stride`th frame of `video (T,H,W,3)`, counted back from the last frame."""
     return video[::-1][::stride][::-1]
 
 
 def _data_url(frame: np.ndarray, size: int) -> str:
-    """`frame (H,W,3)` uint8 as a JPEG, `size` pixels along its longer side, in a data URL."""
+    """Encode `frame (H,W,3)` uint8 as a data URL of a JPEG whose longer side has `size` pixels."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,16 +1,16 @@
-"""The world model's success head: a judge that reads latents, so that nothing has to be decoded.
+"""A judge that reads the world model's latents, so that no frame has to be decoded.
 
-Why: `LearnedJudge` looks at 64 x 64 pixels, which first have to be painted. What the dynamics hands on is 8 x 8 x 16
-numbers of the same picture; a small network on them costs a fraction, and it reads what the world model *means* rather
-than what its decoder paints. The words ask the map for keypoints, as in `LearnedJudge`, and proprioception is read
-beside it. Trained by `rewards.training.latent` on Real's logs, encoded by that world model's tokenizer; a head
-belongs to its tokenizer and is useless with another, so the config holds a fingerprint of it.
+`LearnedJudge` reads 64 x 64 pixels, which have to be decoded first. The dynamics model predicts 8 x 8 x 16 latents of
+the same frame. A small network on the latents costs a fraction, and it does not depend on decoder errors. The network
+has instruction-conditioned keypoints, as in `LearnedJudge`, and also reads proprioception. `rewards.training.latent`
+trains it on logs from the real domain that were encoded by the world model's tokenizer. It works only with this
+tokenizer, so the config stores the tokenizer's fingerprint.
 
 Example::
 
     judge = LatentJudge.from_pretrained("runs/latent_judge").attach(world_model.tokenizer)
-    judge.score(frames, instructions, states)                                 # encodes the last frame
-    judge.score(frames, instructions, states, latents=imagined.latents[:, -1])      # reads what was imagined
+    judge.score(frames, instructions, states)                                       # encodes the last frame
+    judge.score(frames, instructions, states, latents=imagined.latents[:, -1])      # reads the predicted latents
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from worldgym.utils.typed import from_values
 
 @dataclass(frozen=True)
 class LatentJudgeConfig:
-    """Shape of a `LatentJudge`.
+    """Sizes of a `LatentJudge`.
 
     Args:
-        channels: of the latents.
-        grid: latents along one side, or rows and columns.
-        width: channels of the maps and of the hidden layers.
-        asked: soft-argmax maps that the words ask for.
+        channels: channels of the latents.
+        grid: latents along one side, or (rows, columns).
+        width: channels of the feature maps and of the hidden layers.
+        asked: number of instruction-conditioned keypoints (soft-argmax maps).
         text_dim: length of the instruction embedding.
-        state_dim: proprioception that is read beside the latents, 0 for none.
-        dropout: in the head, while training.
-        max_batch: latents in one forward pass.
-        tokenizer: fingerprint of the tokenizer whose latents it reads; "" for any.
-        specs: of the observations that it was trained on, or None for judges of earlier versions.
+        state_dim: length of the proprioceptive state that is read in addition to the latents; 0 for none.
+        dropout: dropout rate in the head during training.
+        max_batch: number of latents in one forward pass.
+        tokenizer: fingerprint of the tokenizer that encodes the latents; "" accepts any tokenizer.
+        specs: specs of the observations in the training data; None for judges of earlier versions.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value is not allowed.
     """
 
     channels: int = 16
@@ -77,7 +77,7 @@ class LatentJudgeConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LatentJudgeConfig:
-        """Build from a json object; an unknown key is refused with a suggestion."""
+        """Build from a JSON object; raises a ConfigError with a suggestion for an unknown key."""
         return from_values(cls, values)
 
 
@@ -88,10 +88,10 @@ class LatentJudge(
     tags=["reward-model", "worldgym"],
     coders={LatentJudgeConfig: (dataclasses.asdict, LatentJudgeConfig.from_dict)},
 ):
-    """Latent + instruction (+ proprioception) -> probability of success.
+    """Predicts the probability of success from latents, an instruction and, optionally, proprioception.
 
     Args:
-        config: sizes; also accepts a plain dict (what `config.json` holds).
+        config: sizes, or the same as a plain dict (the content of `config.json`).
     """
 
     def __init__(self, config: LatentJudgeConfig | Mapping[str, Any] | None = None) -> None:
@@ -108,9 +108,9 @@ class LatentJudge(
         self.second = nn.Conv2d(w, w, 3, padding=1)
         self.film = nn.Linear(2 * w, 2 * w)
         self.asked = nn.Linear(2 * w, w * c.asked)
-        seen = 2 * w + c.asked * 3
+        features = 2 * w + c.asked * 3
         self.head = nn.Sequential(
-            nn.Linear(seen + 2 * w + STATE_FEATURES * c.state_dim, 2 * w), nn.GELU(), nn.Dropout(c.dropout),
+            nn.Linear(features + 2 * w + STATE_FEATURES * c.state_dim, 2 * w), nn.GELU(), nn.Dropout(c.dropout),
             nn.Linear(2 * w, w), nn.GELU(), nn.Linear(w, 1),
         )  # fmt: skip
         rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in size_of(c.grid))
@@ -125,31 +125,31 @@ class LatentJudge(
         self.register_buffer("text_std", torch.full((c.text_dim,), c.text_dim**-0.5))
         self.register_buffer("state_mean", torch.zeros(max(1, c.state_dim)))
         self.register_buffer("state_std", torch.ones(max(1, c.state_dim)))
-        self._tokenizer: list[Any] = []  # in a list: it is the world model's, not among these weights
+        self._tokenizer: list[Any] = []  # in a list, so that the tokenizer is not a submodule
 
     # -- facts ------------------------------------------------------------------------------------
     @property
     def name(self) -> str:
-        """What reports call this judge."""
+        """Name of this judge in reports."""
         return "latent"
 
     def warm_up(self) -> None:
-        """Load the sentence encoder, so that the first verdict costs no more than the second."""
+        """Load the sentence encoder, so that the first call of `score` takes no longer than the second."""
         embed(["nothing yet"])
 
     @property
     def specs(self) -> Specs | None:
-        """Of the observations that it was trained on."""
+        """Specs of the observations in the training data."""
         return self.config.specs
 
     @property
     def reads(self) -> Reads:
-        """The last frame's latents, and proprioception where it was trained with it."""
+        """The latents of the last frame, and proprioception if the judge was trained with it."""
         return Reads(state=self.config.state_dim > 0, latents=True)
 
     @property
     def threshold(self) -> float:
-        """Probability that counts as success, set on held-out episodes."""
+        """Probability at which a verdict counts as success; it was set on held-out episodes."""
         return float(self.cut)
 
     def set_threshold(self, value: float) -> None:
@@ -162,38 +162,38 @@ class LatentJudge(
     def from_pretrained(  # type: ignore[override]
         cls, path: str | Path, *, tokenizer: Any | None = None, **kwargs: Any
     ) -> LatentJudge:
-        """What `save_pretrained` wrote, attached to `tokenizer` where one is given; see `HubModel.from_pretrained`."""
+        """Load a saved judge and attach it to `tokenizer` if one is given; see `HubModel.from_pretrained`."""
         judge = super().from_pretrained(path, **kwargs)
         return judge if tokenizer is None else judge.attach(tokenizer)
 
     def attach(self, tokenizer: Any) -> LatentJudge:
-        """Say whose latents are read, so that frames can be judged as well; returns self.
+        """Attach the tokenizer that encodes the latents, so that frames can be judged as well; returns self.
 
         Raises:
-            CheckpointError: the head was trained on another tokenizer.
+            CheckpointError: the judge was trained on the latents of another tokenizer.
         """
-        found = fingerprint(tokenizer)
-        if self.config.tokenizer and found != self.config.tokenizer:
+        actual = fingerprint(tokenizer)
+        if self.config.tokenizer and actual != self.config.tokenizer:
             raise CheckpointError(
-                f"this success head reads latents of tokenizer {self.config.tokenizer}, the world model has {found}; "
-                "train one for it: worldgym train judge --kind latent --world-model DIR"
+                f"this judge was trained on latents of tokenizer {self.config.tokenizer}, but the world model has "
+                f"{actual}; train a judge for it: worldgym train judge --kind latent --world-model DIR"
             )
         self._tokenizer = [tokenizer]
         return self
 
     # -- judging ----------------------------------------------------------------------------------
     def forward(self, latents: Tensor, text: Tensor, state: Tensor | None = None) -> Tensor:
-        """Logit `(B,)` from `latents (B,C,h,w)`, `text (B,E)`, `state (B,S)`."""
-        told = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
+        """Logit `(B,)` of success from `latents (B,C,h,w)`, `text (B,E)` and `state (B,S)`."""
+        condition = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
         x = torch.cat([latents, self.places.expand(len(latents), -1, -1, -1)], 1)
-        scale, shift = self.film(told)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
         x = nn.functional.gelu(self.norm(self.first(x)) * (1 + scale) + shift)
         x = x + nn.functional.gelu(self.second(x))
         flat = x.flatten(2)
-        match = self.asked(told).unflatten(1, (self.config.asked, -1)) @ flat / self.config.width**0.5
+        match = self.asked(condition).unflatten(1, (self.config.asked, -1)) @ flat / self.config.width**0.5
         weight = match.softmax(-1)
-        where, strength = (weight @ self.places.flatten(1).t()).flatten(1), (weight * match).sum(-1)
-        parts = [flat.mean(2), flat.amax(2), where, strength, told]
+        coordinates, strength = (weight @ self.places.flatten(1).t()).flatten(1), (weight * match).sum(-1)
+        parts = [flat.mean(2), flat.amax(2), coordinates, strength, condition]
         if self.reads.state:
             assert state is not None
             normal = (state.float() - self.state_mean) / self.state_std
@@ -210,35 +210,35 @@ class LatentJudge(
         states: Tensor | np.ndarray | None = None,
         latents: Tensor | None = None,
     ) -> Judgement:
-        """Judge the last moment of B videos.
+        """Judge the last frame of B videos.
 
         Args:
-            frames: `(B,T,H,W,3)` uint8; its last frame is encoded unless `latents` are given, and then not looked at.
+            frames: `(B,T,H,W,3)` uint8; the last frame is encoded. Ignored if `latents` are given.
             instructions: B strings.
-            states: `(B,S)` proprioception at the last frame, data units; wanted where `reads.state`.
-            latents: `(B,C,h,w)` of the world model, in place of the frames.
+            states: `(B,S)` proprioception at the last frame, data units; required if `reads.state`.
+            latents: `(B,C,h,w)` latents of the world model, used instead of the frames.
 
         Raises:
-            ConfigError: frames but no tokenizer attached, or rows that do not match.
+            ConfigError: frames are given but no tokenizer is attached, or shapes do not match.
         """
         c = self.config
         if latents is None:
             if not self._tokenizer:
                 raise ConfigError(
-                    "this judge reads latents: attach(world_model.tokenizer) first, or pass "
-                    "latents=imagined.latents[:, -1]"
+                    "this judge reads latents and has no tokenizer to encode frames; call "
+                    "attach(world_model.tokenizer) first, or pass latents=imagined.latents[:, -1]"
                 )
             latents = self._tokenizer[0].encode(torch.as_tensor(frames)[:, -1])
-        wanted = (len(instructions), c.channels, *size_of(c.grid))
-        if tuple(latents.shape) != wanted:
+        expected = (len(instructions), c.channels, *size_of(c.grid))
+        if tuple(latents.shape) != expected:
             raise ConfigError(
-                f"latents are {tuple(latents.shape)}, expected {wanted}, one for each instruction"
+                f"latents are {tuple(latents.shape)}, expected {expected}, one for each instruction"
             )
-        told = None if states is None else torch.as_tensor(states)
-        if self.reads.state and (told is None or tuple(told.shape) != (len(latents), c.state_dim)):
+        proprioception = None if states is None else torch.as_tensor(states)
+        if self.reads.state and (proprioception is None or tuple(proprioception.shape) != (len(latents), c.state_dim)):
             raise ConfigError(
                 f"this judge reads proprioception: expected states {(len(latents), c.state_dim)}, got "
-                f"{None if told is None else tuple(told.shape)}"
+                f"{None if proprioception is None else tuple(proprioception.shape)}"
             )
         training, device = self.training, self.cut.device
         self.eval()
@@ -246,7 +246,7 @@ class LatentJudge(
         logits = []
         for first in range(0, len(latents), c.max_batch):
             rows = slice(first, first + c.max_batch)
-            state = None if told is None else told[rows].to(device)
+            state = None if proprioception is None else proprioception[rows].to(device)
             logits.append(self.forward(latents[rows].float().to(device), text[rows].to(device), state))
         self.train(training)
         logit = torch.cat(logits).cpu() if logits else torch.zeros(0, device="cpu")
@@ -254,7 +254,7 @@ class LatentJudge(
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """Twelve hex digits of a tokenizer's weights, at the precision in which world models are saved."""
+    """Fingerprint (12 hex digits of SHA-256) of a tokenizer's weights in bfloat16, the precision of saved models."""
     digest = hashlib.sha256()
     for name, value in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())

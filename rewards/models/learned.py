@@ -1,8 +1,9 @@
-"""The default judge: reads one frame and the instruction, says how likely the instruction is fulfilled.
+"""The default judge: predicts from one frame and the instruction the probability that the instruction is fulfilled.
 
-A dual encoder: a small convolution net whose features the instruction (real MiniLM weights) scales and shifts, with
-soft-argmax keypoints, some of them asked for by the words, because success is a matter of where two things are. It is
-trained on Real's logs alone, half of it seen through the tokenizer, so that imagined frames are in its distribution
+A small convolutional network whose features are scaled and shifted by the instruction embedding (FiLM, with real
+MiniLM weights). It computes soft-argmax keypoints, some of them conditioned on the instruction, because success depends
+on the positions of two objects. It is trained only on logs from the real domain. Half of the training frames are
+reconstructed by the tokenizer, so that imagined frames are in the training distribution
 (`rewards.training.learned`).
 
 Example::
@@ -32,31 +33,32 @@ from worldgym.utils.sizes import short, size_of
 from worldgym.utils.typed import from_values
 
 WAVES = (1.0, 2.0, 4.0, 8.0)
-"""Frequencies at which proprioception is seen beside itself, radians a standard deviation."""
+"""Frequencies of the sine and cosine features of proprioception, radians per standard deviation."""
 STATE_FEATURES = 1 + 2 * len(WAVES)
 
 
 @dataclass(frozen=True)
 class LearnedJudgeConfig:
-    """Shape of a `LearnedJudge`.
+    """Sizes of a `LearnedJudge`.
 
     Args:
-        image_size: pixels of a side of the frames, or height and width.
+        image_size: pixels along one side of the frames, or (height, width).
         stem: channels at 1/2, 1/4 and 1/8 resolution.
-        keypoints: soft-argmax maps that are always looked for.
-        asked: soft-argmax maps that the instruction asks for.
-        width: hidden width of text and head.
+        keypoints: number of keypoints (soft-argmax maps) that do not depend on the instruction.
+        asked: number of instruction-conditioned keypoints.
+        width: hidden width of the text encoder and of the head.
         text_dim: length of the instruction embedding.
-        state_dim: proprioception that is read beside the picture, 0 for none. One camera cannot tell a hand above a
-            thing from one behind it; the robot knows where its hand is.
-        by_words: whether the logit is shifted by what the instruction says (`rewards.training.calibration`).
-        dropout: in the head, while training.
-        bf16: convolutions and matmuls in bfloat16.
-        max_batch: frames in one forward pass; memory, not meaning.
-        specs: of the observations that it was trained on, or None for judges of earlier versions.
+        state_dim: length of the proprioceptive state that is read in addition to the frame; 0 for none. A single camera
+            cannot distinguish a hand above an object from a hand behind it; proprioception can.
+        by_words: whether the logit is shifted by a linear function of the instruction embedding
+            (`rewards.training.calibration`).
+        dropout: dropout rate in the head during training.
+        bf16: compute convolutions and matrix products in bfloat16.
+        max_batch: number of frames in one forward pass; it affects memory, not results.
+        specs: specs of the observations in the training data; None for judges of earlier versions.
 
     Raises:
-        ValueError: a value that cannot work.
+        ValueError: a value is not allowed.
     """
 
     image_size: int | tuple[int, int] = 64
@@ -73,7 +75,7 @@ class LearnedJudgeConfig:
     specs: Specs | None = None
 
     def __post_init__(self) -> None:
-        """Validate, and accept lists where json gave them."""
+        """Validate, and convert lists from JSON to tuples."""
         object.__setattr__(self, "stem", tuple(self.stem))
         object.__setattr__(self, "image_size", short(size_of(self.image_size)))
         if min(self.size) < 16:
@@ -88,24 +90,24 @@ class LearnedJudgeConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> LearnedJudgeConfig:
-        """A named size: `tiny` (tests) or `small`."""
+        """Build from a preset: `tiny` (for tests) or `small`."""
         presets: dict[str, dict[str, Any]] = {
             "tiny": {"stem": (8, 16, 24), "keypoints": 8, "asked": 8, "width": 48, "bf16": False},
             "small": {},
         }
         if name not in presets:
-            raise ConfigError(f"unknown judge preset {name!r}; there are {', '.join(presets)}")
+            raise ConfigError(f"unknown judge preset {name!r}; expected one of {', '.join(presets)}")
         specs = overrides.pop("specs", None)
         return dataclasses.replace(cls.from_dict({**presets[name], **overrides}), specs=specs)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LearnedJudgeConfig:
-        """Build from a json object; an unknown key is refused with a suggestion."""
+        """Build from a JSON object; raises a ConfigError with a suggestion for an unknown key."""
         return from_values(cls, values)
 
 
 class _Block(nn.Module):
-    """Residual block whose features the text modulates."""
+    """Residual block with features modulated by the text (FiLM)."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -126,10 +128,10 @@ class LearnedJudge(
     tags=["reward-model", "worldgym"],
     coders={LearnedJudgeConfig: (dataclasses.asdict, LearnedJudgeConfig.from_dict)},
 ):
-    """Frame + instruction -> probability of success.
+    """Predicts the probability of success from a frame, an instruction and, optionally, proprioception.
 
     Args:
-        config: sizes; also accepts a plain dict (what `config.json` holds).
+        config: sizes, or the same as a plain dict (the content of `config.json`).
     """
 
     def __init__(self, config: LearnedJudgeConfig | Mapping[str, Any] | None = None) -> None:
@@ -151,9 +153,9 @@ class LearnedJudge(
         self.conv3 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
         self.block3 = _Block(c3, width)
         self.block4 = _Block(c3, width)
-        seen = 2 * c3 + 3 * (config.keypoints + config.asked)
+        features = 2 * c3 + 3 * (config.keypoints + config.asked)
         self.head = nn.Sequential(
-            nn.Linear(seen + width + STATE_FEATURES * config.state_dim, width),
+            nn.Linear(features + width + STATE_FEATURES * config.state_dim, width),
             nn.GELU(),
             nn.Dropout(config.dropout),
             nn.Linear(width, width),
@@ -167,13 +169,13 @@ class LearnedJudge(
         self.register_buffer("grid", grid, persistent=False)
         self.cut: Tensor
         self.register_buffer("cut", torch.tensor(0.5))
-        # What sentences about one table share would drown what tells them apart.
+        # Embeddings are standardised: sentences about one table differ little compared with what they share.
         self.register_buffer("text_mean", torch.zeros(config.text_dim))
         self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
         if config.state_dim:
             self.register_buffer("state_mean", torch.zeros(config.state_dim))
             self.register_buffer("state_std", torch.ones(config.state_dim))
-            # A bound on a height is sharp, sharper than a layer over the height learns in a few hundred steps.
+            # A success condition has a sharp bound on the height; a layer on the raw height learns it too slowly.
             self.register_buffer("waves", torch.tensor(WAVES), persistent=False)
         if config.by_words:
             self.register_buffer("word_slope", torch.zeros(config.text_dim))
@@ -181,12 +183,14 @@ class LearnedJudge(
         self.to(memory_format=torch.channels_last)
 
     def with_word_shift(self, slope: Tensor, level: float, threshold: float) -> LearnedJudge:
-        """This judge with `slope . embedding + level` added to its logit (to what was added before), and a threshold.
+        """Return a copy with `slope . embedding + level` added to the logit and a new threshold.
+
+        The shift is added to the shift that this judge already has.
 
         Args:
-            slope: `(E,)` of the instruction's embedding.
-            level: a number.
-            threshold: of the judge that is returned.
+            slope: `(E,)` coefficients of the instruction embedding.
+            level: constant part of the shift.
+            threshold: threshold of the returned judge.
         """
         other = LearnedJudge(dataclasses.replace(self.config, by_words=True)).to(self.device)
         other.load_state_dict({**other.state_dict(), **self.state_dict()})
@@ -196,7 +200,7 @@ class LearnedJudge(
         return other.train(self.training)
 
     def warm_up(self) -> None:
-        """Load what the first verdict would load, so that it costs no more than the second."""
+        """Score a blank frame, so that the first real call of `score` takes no longer than the second."""
         size, frames = self.config.size, 1
         blank = torch.zeros(frames, 1, *size, 3, dtype=torch.uint8, device="cpu")
         states = torch.zeros(frames, self.config.state_dim, device="cpu") if self.reads.state else None
@@ -204,24 +208,24 @@ class LearnedJudge(
 
     @property
     def specs(self) -> Specs | None:
-        """Of the observations that it was trained on."""
+        """Specs of the observations in the training data."""
         return self.config.specs
 
     @property
     def reads(self) -> Reads:
-        """The last frame, and proprioception where it was trained with it."""
+        """The last frame, and proprioception if the judge was trained with it."""
         return Reads(state=self.config.state_dim > 0)
 
     def set_state_stats(self, states: np.ndarray) -> None:
-        """Standardise proprioception by that of the training logs, `(N,S)`; `train_judge` calls this once."""
+        """Set mean and standard deviation of proprioception from the training logs `(N,S)`; `train_judge` does this."""
         self.state_mean.copy_(torch.from_numpy(states.mean(0)))
         self.state_std.copy_(torch.from_numpy(states.std(0)).clamp_min(1e-4))
 
     def with_state(self, states: np.ndarray) -> LearnedJudge:
-        """This judge, reading proprioception as well: its verdicts at first, and something more to learn from.
+        """Return a copy that also reads proprioception; its verdicts are the same until it is trained further.
 
         Args:
-            states: `(N,S)` of the training logs.
+            states: `(N,S)` proprioception of the training logs.
         """
         if self.reads.state:
             return self
@@ -235,44 +239,44 @@ class LearnedJudge(
         return other.train(self.training)
 
     def init_from_policy(self, policy: Any) -> list[str]:
-        """Start from the image and text encoder of a trained policy, which has learned what the words refer to.
+        """Initialise from the image and text encoder of a trained policy, which has learned to ground the instruction.
 
         Args:
-            policy: with `encoder_state()`: tensors by name, `text_mean`, `text_std`, and those below `text`, `conv1`,
-                `conv2` and `block2` of an encoder that is built as this judge's.
+            policy: a policy with `encoder_state()`, which returns tensors by name: `text_mean`, `text_std`, and the
+                parameters of `text`, `conv1`, `conv2` and `block2` of an encoder with this judge's architecture.
 
         Returns:
-            names of the tensors taken over; those of another shape are left out.
+            names of the copied tensors; tensors of another shape are not copied.
 
         Raises:
-            CheckpointError: the policy offers no encoder, or nothing in it fits.
+            CheckpointError: the policy has no `encoder_state()`, or none of its tensors fits.
         """
         if not hasattr(policy, "encoder_state"):
             raise CheckpointError(
-                f"a {type(policy).__name__} offers no encoder_state(); leave --init-policy out, or give a policy that "
-                "`worldgym train policy` made"
+                f"a {type(policy).__name__} offers no encoder_state(); omit --init-policy, or give a policy that "
+                "`worldgym train policy` trained"
             )
         own = self.state_dict()
-        fits = {
+        matching = {
             name: value
             for name, value in policy.encoder_state().items()
             if name in own and own[name].shape == value.shape
         }
-        if not fits:
+        if not matching:
             raise CheckpointError(
-                f"no layer of the encoder of this {type(policy).__name__} fits this judge; use the same preset"
+                f"no layer of the encoder of this {type(policy).__name__} fits this judge; use one preset for both"
             )
-        self.load_state_dict({**own, **fits})
-        return sorted(fits)
+        self.load_state_dict({**own, **matching})
+        return sorted(matching)
 
     @property
     def name(self) -> str:
-        """What reports call this judge."""
+        """Name of this judge in reports."""
         return "learned"
 
     @property
     def threshold(self) -> float:
-        """Probability that counts as success, calibrated on held-out episodes."""
+        """Probability at which a verdict counts as success; it was calibrated on held-out episodes."""
         return float(self.cut)
 
     def set_threshold(self, value: float) -> None:
@@ -282,55 +286,58 @@ class LearnedJudge(
         self.cut.fill_(value)
 
     def set_text_stats(self, instructions: Sequence[str]) -> None:
-        """Standardise embeddings by those of the training sentences; `train_judge` calls this once."""
+        """Set mean and standard deviation of embeddings from the training instructions; `train_judge` does this."""
         vectors = torch.from_numpy(embed(sorted(set(instructions)))).to(self.device)
         self.text_mean.copy_(vectors.mean(0))
         self.text_std.copy_(vectors.std(0, correction=0).clamp_min(0.01))
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.cut.device
 
     def forward(self, image: Tensor, text: Tensor, state: Tensor | None = None) -> Tensor:
         """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1], `text (B,E)`, and `state (B,S)`."""
         shift = text @ self.word_slope + self.word_level if self.config.by_words else 0.0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            x, text, where, strength = self._look(image, text)
+            x, text, coordinates, strength = self._keypoints(image, text)
             x = self.block4(self.block3(nn.functional.gelu(self.conv3(x)), text), text)
             pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
         with torch.autocast(self.device.type, enabled=False):
-            parts = [pooled.float(), where, strength, text.float()]
+            parts = [pooled.float(), coordinates, strength, text.float()]
             if state is not None and self.reads.state:
                 normal = (state.float() - self.state_mean) / self.state_std
                 waves = (normal[:, None] * self.waves[:, None]).flatten(1)
                 parts += [normal, waves.sin(), waves.cos()]
             return self.head(torch.cat(parts, dim=1)).squeeze(1) + shift
 
-    def _look(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Feature map, words, coordinates `(B, 2 M)` of keypoints, those asked for last, their strengths `(B, M)`."""
+    def _keypoints(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Feature map, text features, keypoint coordinates `(B, 2 M)` and keypoint strengths `(B, M)`.
+
+        The instruction-conditioned keypoints come last.
+        """
         text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
         x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
         x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
         x = self.block2(nn.functional.gelu(self.conv2(x)), text)
         maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
         with torch.autocast(self.device.type, enabled=False):
-            named = asked.float().unflatten(1, (-1, 32)) @ keys.float().flatten(2)
-            found = torch.cat([maps.float().flatten(2), named], 1)
-            weights = torch.softmax(found, dim=-1)
-            # the second: is the thing there at all
-            where, strength = (weights @ self.grid.t()).flatten(1), (weights * found).sum(-1) / 10
-        return x, text, where, strength
+            conditioned = asked.float().unflatten(1, (-1, 32)) @ keys.float().flatten(2)
+            scores = torch.cat([maps.float().flatten(2), conditioned], 1)
+            weights = torch.softmax(scores, dim=-1)
+            # the strength shows whether the object is in the frame at all
+            coordinates, strength = (weights @ self.grid.t()).flatten(1), (weights * scores).sum(-1) / 10
+        return x, text, coordinates, strength
 
     @torch.no_grad()
     def places(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Where in `image (B,3,H,W)` float in [0,1] the judge looks under `text (B,E)`, and how sure it is.
+        """Keypoints in `image (B,3,H,W)` float in [0,1], given `text (B,E)`.
 
         Returns:
-            coordinates `(B, 2 M)` in [-1, 1], x and y of every keypoint, and strengths `(B, M)`.
+            coordinates `(B, 2 M)` in [-1, 1], x and y of every keypoint, and keypoint strengths `(B, M)`.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            return self._look(image, text)[2:]
+            return self._keypoints(image, text)[2:]
 
     @torch.no_grad()
     def score(
@@ -344,7 +351,7 @@ class LearnedJudge(
         Args:
             frames: `(B,T,H,W,3)` uint8.
             instructions: B strings.
-            states: `(B,S)` proprioception at the last frame, data units; wanted where `reads.state`, else left aside.
+            states: `(B,S)` proprioception at the last frame, data units; required if `reads.state`, otherwise ignored.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape or number of instructions.
@@ -359,19 +366,19 @@ class LearnedJudge(
             )
         if len(instructions) != len(frames):
             raise ConfigError(f"{len(frames)} videos but {len(instructions)} instructions; give one for each")
-        told: Tensor | None = None
+        proprioception: Tensor | None = None
         if self.reads.state:
-            told = None if states is None else torch.as_tensor(states)
-            wanted = (len(frames), self.config.state_dim)
-            if told is None or tuple(told.shape) != wanted:
-                got = None if told is None else tuple(told.shape)
+            proprioception = None if states is None else torch.as_tensor(states)
+            expected = (len(frames), self.config.state_dim)
+            if proprioception is None or tuple(proprioception.shape) != expected:
+                got = None if proprioception is None else tuple(proprioception.shape)
                 raise ConfigError(
-                    f"this judge reads proprioception: expected states {wanted}, got {got}; pass "
+                    f"this judge reads proprioception: expected states {expected}, got {got}; pass "
                     "score(frames, instructions, states=...), as worldgym.protocols.judged does"
                 )
         training = self.training
         self.eval()
-        rows = [None] * len(frames) if told is None else told.split(self.config.max_batch)
+        rows = [None] * len(frames) if proprioception is None else proprioception.split(self.config.max_batch)
         last, text = frames[:, -1], torch.from_numpy(embed(list(instructions)))
         logits = [
             self.forward(
@@ -394,12 +401,12 @@ class LearnedJudge(
 
 
 def to_float(frames: Tensor) -> Tensor:
-    """`(B,H,W,3)` uint8 -> `(B,3,H,W)` float in [0,1]."""
+    """Convert `(B,H,W,3)` uint8 to `(B,3,H,W)` float in [0,1]."""
     return frames.permute(0, 3, 1, 2).float() / 255
 
 
 def load_bundled(name: str = "tabletop-small") -> LearnedJudge:
-    """The judge that ships with the package."""
+    """Load the judge that is bundled with the package."""
     from worldgym import pretrained
 
     return LearnedJudge.from_pretrained(pretrained.path(name) / "judge")

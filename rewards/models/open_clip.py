@@ -1,10 +1,10 @@
 """A contrastive image-text model as a judge: any checkpoint that open_clip loads.
 
-What is scored is how much nearer a frame lies to the goal's sentence than to a sentence that only says what the picture
-is of: "goal minus baseline" (VLM-RMs, Rocamonde et al. 2024, section 3, whose regularised form has the same optimum
-when the baseline is projected out). The difference of cosines becomes a probability by a scale and an offset fitted on
-held-out logs. CLIP's cosine says nothing of "left" against "right" unless it was trained to: see
-`rewards.training.open_clip`, and audit before you reward.
+The score is the cosine similarity of a frame and the goal sentence minus that of the frame and a baseline sentence,
+which only describes the scene: "goal minus baseline" (VLM-RMs, Rocamonde et al. 2024, section 3, whose regularised form
+has the same optimum when the baseline is projected out). A scale and an offset, fitted on held-out logs, convert the
+difference of cosines to a probability. Without fine-tuning, CLIP's cosine does not distinguish "left" from "right": see
+`rewards.training.open_clip`, and audit the judge before you use it as a reward.
 
 Example::
 
@@ -44,21 +44,21 @@ MODEL, WEIGHTS = (
 
 @dataclass(frozen=True)
 class OpenClipJudgeConfig:
-    """How similarities become a verdict.
+    """Settings of an `OpenClipJudge`: how cosine similarities are converted to a verdict.
 
     Args:
-        goal: sentence of success, with `{instruction}` in it.
-        baseline: sentence of the picture whatever happens in it.
-        frames: how many of the last frames are scored, `stride` apart.
-        stride: frames between them.
-        aggregate: `last` frame alone, `mean` or `max` over those scored.
-        scale: of the difference of cosines, in the logit.
-        offset: added to it.
-        threshold: of the probability of success.
-        max_batch: frames in one forward pass.
+        goal: sentence that describes success, with the placeholder `{instruction}`.
+        baseline: sentence that describes the scene independently of success.
+        frames: number of last frames that are scored, `stride` apart.
+        stride: step between the scored frames.
+        aggregate: `last` frame only, or `mean` or `max` over the scored frames.
+        scale: factor of the difference of cosines in the logit.
+        offset: added to the logit.
+        threshold: probability at which a verdict counts as success.
+        max_batch: number of frames in one forward pass.
 
     Raises:
-        ConfigError: an impossible value.
+        ConfigError: a value is not allowed.
     """
 
     goal: str = "{instruction}"
@@ -74,21 +74,21 @@ class OpenClipJudgeConfig:
     def __post_init__(self) -> None:
         """Validate."""
         if "{instruction}" not in self.goal:
-            raise ConfigError(f"goal is {self.goal!r}; it needs {{instruction}} in it")
+            raise ConfigError(f"goal is {self.goal!r}; it needs {{instruction}}, e.g. goal='{{instruction}}'")
         if self.aggregate not in ("last", "mean", "max"):
             raise ConfigError(f"aggregate is {self.aggregate!r}; expected 'last', 'mean' or 'max'")
         if min(self.frames, self.stride, self.max_batch) < 1 or not self.scale > 0:
             raise ConfigError("frames, stride and max_batch must be at least 1, scale more than 0")
         if self.aggregate == "last" and self.frames > 1:
             raise ConfigError(
-                f"aggregate='last' looks at one frame, not {self.frames}; type aggregate='mean'"
+                f"aggregate='last' scores one frame, but frames is {self.frames}; type aggregate='mean', or frames=1"
             )
         if not 0 < self.threshold < 1:
-            raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1)")
+            raise ConfigError(f"threshold is {self.threshold}; expected a number in (0, 1)")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OpenClipJudgeConfig:
-        """Build from a json object; an unknown key is refused with a suggestion."""
+        """Build from a JSON object; raises a ConfigError with a suggestion for an unknown key."""
         made: OpenClipJudgeConfig = from_values(cls, values)
         return made
 
@@ -97,12 +97,12 @@ class OpenClipJudge:
     """A `RewardModel` around an open_clip model.
 
     Args:
-        model: has `encode_image((B,3,h,w))` and `encode_text(tokens)`.
-        tokenizer: sentences to tokens.
-        config: how similarities become a verdict.
-        description: open_clip's `model_cfg`; needed to save.
-        mean: of the pixels, RGB in [0, 1].
-        std: of the pixels.
+        model: a model with `encode_image((B,3,h,w))` and `encode_text(tokens)`.
+        tokenizer: converts a list of sentences to tokens.
+        config: settings of the judge.
+        description: open_clip's `model_cfg`; required by `save_pretrained`.
+        mean: mean of the pixels, RGB in [0, 1].
+        std: standard deviation of the pixels, RGB.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class OpenClipJudge:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def to(self, device: torch.device | str) -> OpenClipJudge:
-        """Move the model, which other settings of it share; returns itself."""
+        """Move the model, which judges made by `with_config` share; returns itself."""
         self.model.to(device)
         self._texts = {}
         return self
@@ -137,16 +137,16 @@ class OpenClipJudge:
     def create(
         cls, name: str, pretrained: str | None = None, config: OpenClipJudgeConfig | None = None
     ) -> OpenClipJudge:
-        """A model that open_clip knows by name.
+        """Build a judge from a model architecture of open_clip.
 
         Args:
-            name: such as `ViT-B-32`.
-            pretrained: a file of weights, or a tag, which open_clip downloads; None leaves them random.
-            config: how similarities become a verdict.
+            name: name of the architecture, such as `ViT-B-32`.
+            pretrained: a file of weights, or a tag whose weights open_clip downloads; None for random weights.
+            config: settings of the judge.
 
         Raises:
             DependencyError: open_clip is not installed (extra `clip`).
-            CheckpointError: no such model, or no such weights.
+            CheckpointError: open_clip has no such architecture or no such weights.
         """
         open_clip = require("open_clip", extra="clip")
         try:
@@ -165,7 +165,7 @@ class OpenClipJudge:
     def from_description(
         cls, description: Mapping[str, Any], config: OpenClipJudgeConfig | None = None
     ) -> OpenClipJudge:
-        """An untrained model of a description (open_clip's `model_cfg`), pixels in [-1, 1], CLIP's own tokens."""
+        """Build an untrained model from open_clip's `model_cfg`, with pixels in [-1, 1] and CLIP's tokenizer."""
         open_clip = require("open_clip", extra="clip")
         model = open_clip.CLIP(**description)
         tokenizer = open_clip.SimpleTokenizer(
@@ -176,7 +176,7 @@ class OpenClipJudge:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, config: OpenClipJudgeConfig | None = None) -> OpenClipJudge:
-        """What `save_pretrained` wrote, or any folder in open_clip's own form.
+        """Load a folder that `save_pretrained` wrote, or any folder in open_clip's own format.
 
         Raises:
             CheckpointError: files are missing or damaged.
@@ -205,15 +205,15 @@ class OpenClipJudge:
         """Write open_clip's `local-dir` files and the settings.
 
         Args:
-            path: folder.
-            half: weights in float16, half the bytes.
+            path: folder to write.
+            half: save the weights in float16, which halves the file size.
 
         Raises:
             ConfigError: the judge was made from a model object without its description.
         """
         if self.description is None:
             raise ConfigError(
-                "this judge does not know its model's description; pass description= when making it"
+                "this judge has no description of its model; pass description= to OpenClipJudge"
             )
         dtype = torch.float16 if half else torch.float32
         tensors = {
@@ -234,29 +234,29 @@ class OpenClipJudge:
     # -- facts ------------------------------------------------------------------------------------
     @property
     def name(self) -> str:
-        """What reports call this judge."""
+        """Name of this judge in reports."""
         return "open_clip"
 
     @property
     def threshold(self) -> float:
-        """Probability at which it means success."""
+        """Probability at which a verdict counts as success."""
         return self.config.threshold
 
     @property
     def reads(self) -> Reads:
-        """The frames that it scores, and those between them."""
+        """The scored frames and the frames between them."""
         span = (self.config.frames - 1) * self.config.stride + 1
         return Reads(frames="last" if span == 1 else span)
 
     @property
     def size(self) -> int:
-        """Pixels along one side that the model sees."""
+        """Pixels along one side of the model's input."""
         visual: Any = self.model.visual  # type: ignore[union-attr]
         size = visual.image_size
         return int(size[0] if isinstance(size, tuple | list) else size)
 
     def with_config(self, **changes: Any) -> OpenClipJudge:
-        """This judge with other settings; the model is shared."""
+        """Return a judge with changed settings that shares this judge's model."""
         config = dataclasses.replace(self.config, **changes)
         return OpenClipJudge(
             self.model, self.tokenizer, config, description=self.description, mean=self.mean, std=self.std
@@ -265,10 +265,10 @@ class OpenClipJudge:
     # -- judging ----------------------------------------------------------------------------------
     @torch.no_grad()
     def score(self, frames: Tensor | np.ndarray, instructions: Sequence[str]) -> Judgement:
-        """Judge `frames (B,T,H,W,3)` uint8 against B instructions; `raw` is the difference of cosines.
+        """Judge `frames (B,T,H,W,3)` uint8 against B instructions; `raw` holds the differences of cosines.
 
         Raises:
-            ValueError: other frames, or another number of instructions.
+            ValueError: frames of another shape or dtype, or another number of instructions.
         """
         videos = torch.as_tensor(frames)
         if videos.ndim != 5 or videos.dtype != torch.uint8 or len(videos) != len(instructions):
@@ -277,23 +277,23 @@ class OpenClipJudge:
                 "(B,T,H,W,3)"
             )
         c = self.config
-        shown = videos.flip(1)[:, :: c.stride][:, : c.frames]
-        count = shown.shape[1]
+        scored = videos.flip(1)[:, :: c.stride][:, : c.frames]
+        count = scored.shape[1]
         goals = self.texts([c.goal.replace("{instruction}", text) for text in instructions])
-        against = goals - self.texts([c.baseline])
-        seen = torch.cat([self.pictures(part) for part in shown.flatten(0, 1).split(c.max_batch)])
-        nearer = (seen.unflatten(0, (-1, count)) * against[:, None]).sum(-1)
-        value = {"last": nearer[:, 0], "mean": nearer.mean(1), "max": nearer.amax(1)}[c.aggregate]
+        direction = goals - self.texts([c.baseline])
+        images = torch.cat([self.pictures(part) for part in scored.flatten(0, 1).split(c.max_batch)])
+        similarity = (images.unflatten(0, (-1, count)) * direction[:, None]).sum(-1)
+        value = {"last": similarity[:, 0], "mean": similarity.mean(1), "max": similarity.amax(1)}[c.aggregate]
         value = value.cpu()
         logit = c.scale * value + c.offset
         return Judgement(torch.sigmoid(logit), None, torch.isfinite(logit), value.tolist())
 
     def pictures(self, frames: Tensor) -> Tensor:
-        """Unit vectors of `frames (B,H,W,3)` uint8."""
+        """Image embeddings `(B,D)` of `frames (B,H,W,3)` uint8, of unit length."""
         return nn.functional.normalize(self.model.encode_image(self.pixels(frames)).float(), dim=-1)  # type: ignore[operator]
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """What the model is shown of `frames (B,H,W,3)` uint8: `(B,3,h,w)`, standardised."""
+        """Model input `(B,3,h,w)`: `frames (B,H,W,3)` uint8, resized and standardised."""
         x = frames.to(self.device).permute(0, 3, 1, 2).float() / 255
         if x.shape[-1] != self.size:
             x = nn.functional.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(
@@ -303,7 +303,7 @@ class OpenClipJudge:
         return (x - mean) / std
 
     def texts(self, sentences: Sequence[str]) -> Tensor:
-        """Unit vectors `(B,D)`; each sentence is read once."""
+        """Text embeddings `(B,D)` of unit length; each sentence is encoded once and cached."""
         new = sorted(set(sentences) - self._texts.keys())
         if new:
             vectors = self.model.encode_text(self.tokenizer(new).to(self.device)).float()  # type: ignore[operator]

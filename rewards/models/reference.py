@@ -1,16 +1,16 @@
-"""Distance to a reference: how a demonstration looks when the same world model imagines it.
+"""A judge that compares an imagined video with a reference video: a demonstration imagined by the same world model.
 
-VLA-RFT (Li et al. 2025, arXiv 2510.00406, verified reward) pays the policy for imagining what the demonstrated actions
-imagine, minus the mean absolute error and a perceptual distance of the two videos. Both come from one world model, so
-its flaws are on both sides and cancel. The reward is dense and needs no labels, but it knows one way only: another
-solution than the demonstrated one is punished. A video whose start has no reference is *not applicable* (a probability
-of nan that is valid), which `ComposedJudge` leaves out.
+The reward is the verified reward of VLA-RFT (Li et al. 2025, arXiv 2510.00406): minus the mean absolute error and minus
+a perceptual distance between the video under the policy's actions and the video under the demonstrated actions. One
+world model predicts both videos, so its errors occur in both and cancel. The reward is dense and needs no labels, but
+it penalises every solution that differs from the demonstrated one. A video whose start has no reference is *not
+applicable*: its probability is nan and its verdict valid, and `ComposedJudge` leaves it out.
 
 Example::
 
     judge = ReferenceJudge.imagine(world_model, arrays, episodes=range(64))
     verdict = judge.score(videos, instructions)     # (B,T,H,W,3) uint8 from the first frame on
-    verdict.raw                                     # minus the distance, VLA-RFT's reward
+    verdict.raw                                     # minus the distance, the reward of VLA-RFT
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ SETTINGS, FRAMES = "config.json", "references.safetensors"
 
 @dataclass(frozen=True)
 class ReferenceJudgeConfig:
-    """How distance becomes a probability.
+    """Settings of a `ReferenceJudge`: how a distance is converted to a probability.
 
     Args:
-        scale: mean absolute error, in [0, 1] of the pixels' range, at which the probability is 1/e.
-        perceptual: weight of the perceptual distance beside the error; 0 for none.
-        threshold: of exp(-distance / scale).
+        scale: mean absolute error, as a share of the pixel range, at which the probability is 1/e.
+        perceptual: weight of the perceptual distance, which is added to the mean absolute error; 0 for none.
+        threshold: probability, exp(-distance / scale), at which a verdict counts as success.
 
     Raises:
-        ConfigError: an impossible value.
+        ConfigError: a value is not allowed.
     """
 
     scale: float = 0.02
@@ -67,16 +67,17 @@ class ReferenceJudgeConfig:
 
 
 class ReferenceJudge:
-    """A `RewardModel` of whole videos that begin where a reference begins.
+    """A `RewardModel` for whole videos that have the same first frame and instruction as a reference.
 
     Args:
         references: N videos `(T_i,H,W,3)` uint8.
-        instructions: of them.
-        config: how distance becomes a probability.
-        perceptual: distance `(B,)` of two batches of frames `(B,H,W,3)` uint8; needed where its weight is not 0.
+        instructions: N instructions.
+        config: settings of the judge.
+        perceptual: function that returns the distance `(B,)` of two batches of frames `(B,H,W,3)` uint8; required if
+            its weight is not 0.
 
     Raises:
-        ConfigError: nothing to compare with, or a perceptual weight without a distance.
+        ConfigError: no references, another number of instructions, or a perceptual weight without a distance function.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class ReferenceJudge:
         self.config = config or ReferenceJudgeConfig()
         if not references or len(references) != len(instructions):
             raise ConfigError(
-                f"{len(references)} references with {len(instructions)} instructions; expected as many, at least one"
+                f"{len(references)} references with {len(instructions)} instructions; expected equal numbers, at least "
+                "one each"
             )
         if self.config.perceptual and perceptual is None:
             raise ConfigError(
@@ -114,15 +116,15 @@ class ReferenceJudge:
         perceptual: Distance | None = None,
         generator: torch.Generator | None = None,
     ) -> ReferenceJudge:
-        """References from logged episodes, as `world_model` imagines their actions from their first frame.
+        """Make references by imagining logged episodes: the logged actions, from the first logged frame.
 
         Args:
-            world_model: obeys `worldgym.protocols.WorldModel`.
-            arrays: of `EpisodeDataset.load_arrays()`.
-            episodes: which ones; None for those that succeed.
-            config: how distance becomes a probability.
+            world_model: implements `worldgym.protocols.WorldModel`.
+            arrays: logs, from `EpisodeDataset.load_arrays()`.
+            episodes: indices of the episodes; None for those that succeed.
+            config: settings of the judge.
             perceptual: see the class.
-            generator: of the world model's sampling.
+            generator: random generator for the world model's sampling.
         """
         chosen = list(episodes) if episodes is not None else [
             i for i in range(len(arrays)) if arrays.success[arrays.rows(i)].any()
@@ -133,15 +135,15 @@ class ReferenceJudge:
             first = torch.from_numpy(arrays.frames[rows.start : rows.start + 1])
             actions = torch.from_numpy(arrays.actions[rows][:-1])
             states = torch.from_numpy(arrays.states[rows.start : rows.start + 1])
-            none = torch.zeros(1, 0, actions.shape[1], device="cpu")
-            state = world_model.begin(first[None], none, generator, states=states[None])
-            _, dream = world_model.step(state, actions[None])
-            videos.append(torch.cat([first, dream.frames[0].cpu()]))
+            no_actions = torch.zeros(1, 0, actions.shape[1], device="cpu")
+            state = world_model.begin(first[None], no_actions, generator, states=states[None])
+            _, imagined = world_model.step(state, actions[None])
+            videos.append(torch.cat([first, imagined.frames[0].cpu()]))
         return cls(videos, [arrays.instructions[i] for i in chosen], config, perceptual)
 
     @property
     def name(self) -> str:
-        """What reports call this judge."""
+        """Name of this judge in reports."""
         return "reference"
 
     @property
@@ -151,17 +153,16 @@ class ReferenceJudge:
 
     @property
     def threshold(self) -> float:
-        """Probability at which it means success."""
+        """Probability at which a verdict counts as success."""
         return self.config.threshold
 
     def score(self, frames: Tensor | np.ndarray, instructions: Sequence[str]) -> Judgement:
-        """Compare `frames (B,T,H,W,3)` uint8, the first of them a reference's own first frame.
+        """Compare videos `frames (B,T,H,W,3)` uint8 with the references that have the same first frame.
 
-        Where one of the two is longer, its counterpart's last frame stands for the rest. `progress (B,T)` is the
-        probability frame by frame.
+        The last frame of the shorter video is repeated. `progress (B,T)` is the probability of each frame.
 
         Raises:
-            ValueError: single frames: a distance to a video needs a video.
+            ValueError: fewer than two frames, frames of another shape or dtype, or another number of instructions.
         """
         videos = torch.as_tensor(frames).cpu()
         if (
@@ -172,37 +173,37 @@ class ReferenceJudge:
         ):
             raise ValueError(
                 f"frames are {videos.dtype} {tuple(videos.shape)} for {len(instructions)} instructions; expected uint8 "
-                "(B, T >= 2, H, W, 3), whole videos from their first frame on"
+                "(B, T >= 2, H, W, 3): whole videos, starting with their first frame"
             )
         steps = videos.shape[1]
         p: list[float] = []
         progress: list[Tensor] = []
         raw: list[float | None] = []
         for video, text in zip(videos, instructions, strict=True):
-            place = self._where.get(_key(video[0], text))
-            if place is None:
+            index = self._where.get(_key(video[0], text))
+            if index is None:
                 p.append(float("nan"))
                 progress.append(torch.full((steps,), float("nan")))
                 raw.append(None)
                 continue
-            reference = self.references[place]
+            reference = self.references[index]
             length = max(steps, len(reference))
-            at = torch.arange(length)
-            far = self._distance(video[at.clamp(max=steps - 1)], reference[at.clamp(max=len(reference) - 1)])
-            mean = float(far[1:].mean())
+            t = torch.arange(length)
+            distances = self._distance(video[t.clamp(max=steps - 1)], reference[t.clamp(max=len(reference) - 1)])
+            mean = float(distances[1:].mean())
             p.append(float(np.exp(-mean / self.config.scale)))
-            progress.append(torch.exp(-far[:steps] / self.config.scale))
+            progress.append(torch.exp(-distances[:steps] / self.config.scale))
             raw.append(-mean)
         return Judgement(torch.tensor(p), torch.stack(progress), torch.ones(len(p), dtype=torch.bool), raw)
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        far = (a.float() - b.float()).abs().mean((1, 2, 3)) / 255
+        distances = (a.float() - b.float()).abs().mean((1, 2, 3)) / 255
         if self.config.perceptual and self.perceptual is not None:
-            far = far + self.config.perceptual * self.perceptual(a, b).cpu().float()
-        return far
+            distances = distances + self.config.perceptual * self.perceptual(a, b).cpu().float()
+        return distances
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write settings, instructions and videos; a perceptual distance is a function and stays behind."""
+        """Write settings, instructions and videos; a perceptual distance is a function and is not saved."""
         facts = {TYPE: "reference", **asdict(self.config), "instructions": self.instructions}
         with save_folder(path) as folder:
             save_tensors(folder / FRAMES, {str(i): v for i, v in enumerate(self.references)})
@@ -210,12 +211,12 @@ class ReferenceJudge:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, perceptual: Distance | None = None) -> ReferenceJudge:
-        """What `save_pretrained` wrote.
+        """Load a judge that `save_pretrained` wrote; pass `perceptual` again if it was used.
 
         Raises:
             CheckpointError: files are missing or damaged.
         """
-        remedy = "give what save_pretrained wrote"
+        remedy = "give a folder that save_pretrained wrote"
         folder = verify_folder(path, (SETTINGS, FRAMES), remedy)
         facts = read_json(folder / SETTINGS, remedy)
         videos = load_tensors(folder / FRAMES)
@@ -226,7 +227,7 @@ class ReferenceJudge:
             return cls([videos[str(i)] for i in range(len(texts))], texts, config, perceptual)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{folder} holds no ReferenceJudge ({error}); give what save_pretrained wrote"
+                f"{folder} holds no ReferenceJudge ({error}); give a folder that save_pretrained wrote"
             ) from error
 
 

@@ -1,10 +1,10 @@
-"""A vision-language model as a judge, run here: any image-text-to-text model of transformers.
+"""A vision-language model as a judge, run in this process: any image-text-to-text model of transformers.
 
-Two ways of asking. `yes_no` reads one forward pass: the probability of "yes" against "no" as the next word, which is
-cheap and graded. `score` lets the model write, as World-Gymnast's reward does (fork of WorldGym,
-`world_model_eval/utils.py::predict`): frames in the order of time, a rubric, "Final Score: X" at the end, the share of
-several answers that say 1. An answer without a score is no verdict; with none that can be read the episode is invalid,
-where World-Gymnast would pay 0.
+There are two modes. `yes_no` uses one forward pass: the probability of "yes" against "no" as the next token, which is
+cheap and graded. `score` generates text, as the reward of World-Gymnast does (fork of WorldGym,
+`world_model_eval/utils.py::predict`): frames in temporal order, a rubric, "Final Score: X" at the end; the probability
+is the share of several answers that score 1. Answers without a readable score are not counted. With no readable answer
+the episode is invalid, where World-Gymnast gives a reward of 0.
 
 Example::
 
@@ -43,7 +43,7 @@ Does the last frame show the instruction fulfilled? Answer yes or no."""
 
 
 def _refuse_code(folder: Path) -> None:
-    """Raise a CheckpointError for a model that brings code of its own: transformers would ask whether to run it."""
+    """Raise a CheckpointError for a model with its own Python code, which transformers would offer to run."""
     for name in ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         file = folder / name
         if not file.is_file():
@@ -64,26 +64,26 @@ def _keys(data: Any) -> set[str]:
 
 @dataclass(frozen=True)
 class VlmJudgeConfig:
-    """How a model is asked.
+    """Settings of a `VlmJudge`.
 
     Args:
-        mode: `yes_no` reads the next word's probabilities, `score` lets it write.
-        prompt: with `{instruction}` in it; None for the mode's own.
-        yes: words that count as yes, those of them that are a single token.
-        no: words that count as no.
-        votes: answers a video in mode `score`.
-        min_votes: of them that must be readable.
-        frames: what it is shown: the whole `episode` so far, the `last` frame, or the last so many.
-        stride: of these frames, every so many are shown, counted back from the last, which always is.
-        size: pixels that the longer side of a frame is enlarged to.
-        temperature: of written answers; 0 is greedy, and wants `votes` of 1.
-        max_tokens: of a written answer.
-        threshold: of the probability of success.
-        scale: in mode `score`, which numbers are verdicts, and how they are found in an answer.
-        max_batch: videos in one forward pass.
+        mode: `yes_no` uses the probabilities of the next token, `score` parses a score from generated text.
+        prompt: prompt with the placeholder `{instruction}`; None for the default prompt of the mode.
+        yes: words that count as yes; only words of a single token are used.
+        no: words that count as no; only words of a single token are used.
+        votes: number of answers per video in mode `score`.
+        min_votes: smallest number of readable answers; with fewer the verdict is invalid.
+        frames: frames that are shown: the whole `episode` so far, only the `last` frame, or a number of last frames.
+        stride: every `stride`th of these frames is shown, counted back from the last frame, which is always shown.
+        size: the longer side of a frame is enlarged to this size, pixels.
+        temperature: sampling temperature of generated answers; 0 is greedy and needs `votes=1`.
+        max_tokens: largest number of tokens of a generated answer.
+        threshold: probability at which a verdict counts as success.
+        scale: in mode `score`, the scores that an answer may give, and how to parse them.
+        max_batch: number of videos in one forward pass.
 
     Raises:
-        ConfigError: an impossible value.
+        ConfigError: a value is not allowed.
     """
 
     mode: Literal["yes_no", "score"] = "yes_no"
@@ -102,14 +102,14 @@ class VlmJudgeConfig:
     max_batch: int = 8
 
     def __post_init__(self) -> None:
-        """Validate, and accept lists where json gave them."""
+        """Validate, and convert lists from JSON to tuples."""
         object.__setattr__(self, "yes", tuple(self.yes))
         object.__setattr__(self, "no", tuple(self.no))
         if self.mode not in ("yes_no", "score"):
             raise ConfigError(f"mode is {self.mode!r}; expected 'yes_no' or 'score'")
         if self.prompt is not None and "{instruction}" not in self.prompt:
             raise ConfigError(
-                "the prompt has no {instruction} in it, so the judge would not know what was asked"
+                "the prompt has no {instruction}, so the model would not be given the instruction; add {instruction}"
             )
         counts = (self.votes, self.min_votes, self.stride, self.size, self.max_tokens, self.max_batch)
         if min(counts) < 1 or self.min_votes > self.votes or self.temperature < 0:
@@ -118,14 +118,16 @@ class VlmJudgeConfig:
                 "temperature not negative"
             )
         if self.temperature == 0 and self.votes > 1:
-            raise ConfigError(f"{self.votes} greedy answers are all the same; type votes=1, or temperature=1")
+            raise ConfigError(
+                f"votes is {self.votes}, but greedy answers are all the same; type votes=1, or temperature=1"
+            )
         if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1]")
+            raise ConfigError(f"threshold is {self.threshold}; expected a number in (0, 1]")
         check_frames_setting(self.frames)
 
     @property
     def asked(self) -> str:
-        """The prompt in force."""
+        """The prompt that is used: `prompt`, or the default of the mode."""
         return self.prompt or (QUESTION if self.mode == "yes_no" else PROMPT)
 
 
@@ -133,13 +135,13 @@ class VlmJudge:
     """A `RewardModel` around a generative vision-language model.
 
     Args:
-        model: of transformers, image-text-to-text.
-        processor: its processor, with a tokenizer and, if the model has turns, a chat template.
-        config: how to ask.
-        generator: of written answers; None for seed 0. It goes on from call to call.
+        model: an image-text-to-text model of transformers.
+        processor: the model's processor, with a tokenizer and, for a chat model, a chat template.
+        config: settings of the judge.
+        generator: random generator for generated answers; None for one with seed 0. Its state advances with each call.
 
     Raises:
-        ConfigError: mode `yes_no`, and the tokenizer has no single token for yes or for no.
+        ConfigError: in mode `yes_no`, the tokenizer has no single token for yes or for no.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class VlmJudge:
         self.model, self.processor, self.config = model.eval(), processor, config or VlmJudgeConfig()
         self.generator = generator or torch.Generator().manual_seed(0)
         tokenizer = processor.tokenizer
-        if tokenizer.padding_side != "left":  # what comes next stands at the end of every row
+        if tokenizer.padding_side != "left":  # the next token must follow the last position of every row
             tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -160,13 +162,13 @@ class VlmJudge:
         self._yes, self._no = (torch.tensor(sorted(ids)) for ids in first)
         if self.config.mode == "yes_no" and (first[0] & first[1] or not first[0] or not first[1]):
             raise ConfigError(
-                f"this tokenizer has no single tokens that tell {self.config.yes} from {self.config.no}; give other "
-                "words for yes= and no=, or mode='score'"
+                f"this tokenizer has no single tokens that distinguish {self.config.yes} from {self.config.no}; give "
+                "other words for yes= and no=, or mode='score'"
             )
 
     @staticmethod
     def _tokens(tokenizer: Any, words: Sequence[str]) -> set[int]:
-        """Those of `words` that are one token; the first piece of a longer one might begin anything."""
+        """Token ids of the words that are a single token; the first token of a longer word would be ambiguous."""
         found = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in words)
         return {int(ids[0]) for ids in found if len(ids) == 1 and ids[0] != tokenizer.unk_token_id}
 
@@ -177,32 +179,33 @@ class VlmJudge:
 
     @property
     def name(self) -> str:
-        """What reports call this judge."""
+        """Name of this judge in reports."""
         return f"vlm:{self.model.config.model_type}"
 
     @property
     def reads(self) -> Reads:
-        """The frames that the settings say."""
+        """The frames that `config.frames` selects."""
         return Reads(frames=self.config.frames)
 
     @property
     def threshold(self) -> float:
-        """Probability at which it means success."""
+        """Probability at which a verdict counts as success."""
         return self.config.threshold
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path, config: VlmJudgeConfig | None = None, **loading: Any
     ) -> VlmJudge:
-        """Model, processor, and settings where there are some.
+        """Load model and processor, and the settings if the folder has any.
 
         Args:
-            path: folder of a model; `hf:OWNER/NAME` asks the hub.
-            config: how to ask; None for the settings saved there, or the defaults.
-            **loading: of `AutoModelForImageTextToText.from_pretrained`, such as `dtype` and `device_map`.
+            path: folder of a model, or `hf:OWNER/NAME` for a model on the Hugging Face hub.
+            config: settings of the judge; None for the settings saved in the folder, or the defaults.
+            **loading: keyword arguments of `AutoModelForImageTextToText.from_pretrained`, such as `dtype` and
+                `device_map`.
 
         Raises:
-            CheckpointError: no such model, settings that cannot be read, or a model that brings its own code.
+            CheckpointError: there is no such model, its settings cannot be read, or it has its own Python code.
         """
         name = str(path)
         if name.startswith(HUB):
@@ -216,7 +219,7 @@ class VlmJudge:
         settings = Path(path) / SETTINGS
         try:
             if config is None and settings.is_file():
-                verify_folder(path, (SETTINGS,), "give what save_pretrained wrote")
+                verify_folder(path, (SETTINGS,), "give a folder that save_pretrained wrote")
                 config = from_values(VlmJudgeConfig, json.loads(settings.read_text()), str(settings))
             model = transformers.AutoModelForImageTextToText.from_pretrained(name, **loading)
             processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
@@ -240,17 +243,18 @@ class VlmJudge:
     def score(self, frames: Tensor | np.ndarray, instructions: Sequence[str]) -> Judgement:
         """Judge `frames (B,T,H,W,3)` uint8 against B instructions.
 
-        `raw[i]` holds `p_yes` and the share of probability that yes and no had together, or the `texts` and `scores`.
+        `raw[i]` holds `p_yes` and `said_either` (the total probability of yes and no) in mode `yes_no`, and `texts` and
+        `scores` in mode `score`.
 
         Raises:
-            ValueError: other frames, or another number of instructions.
+            ValueError: frames of another shape or dtype, or another number of instructions.
         """
         videos = checked_videos(frames, instructions)
         p, valid, raw = [], [], []
         for first in range(0, len(videos), self.config.max_batch):
             part = slice(first, first + self.config.max_batch)
             inputs = self._inputs(videos[part], instructions[part])
-            for row in self._yes_no(inputs) if self.config.mode == "yes_no" else self._written(inputs):
+            for row in self._yes_no(inputs) if self.config.mode == "yes_no" else self._generated(inputs):
                 p.append(row.pop("p"))
                 valid.append(bool(row.pop("valid")))
                 raw.append(row)
@@ -265,28 +269,28 @@ class VlmJudge:
                 Image.fromarray(frame).resize(enlarged(frame.shape[:2], size), Image.Resampling.BICUBIC)
                 for frame in shown_frames(video, self.config.stride)
             ]
-            asked = self.config.asked.replace("{instruction}", instruction)
+            prompt = self.config.asked.replace("{instruction}", instruction)
             pictures.append(shown)
             if getattr(self.processor, "chat_template", None):
-                content = [{"type": "image"} for _ in shown] + [{"type": "text", "text": asked}]
+                content = [{"type": "image"} for _ in shown] + [{"type": "text", "text": prompt}]
                 turn = [{"role": "user", "content": content}]
                 texts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True))
             else:
-                texts.append(f"{getattr(self.processor, 'image_token', '<image>')}" * len(shown) + asked)
+                texts.append(f"{getattr(self.processor, 'image_token', '<image>')}" * len(shown) + prompt)
         inputs = self.processor(images=pictures, text=texts, return_tensors="pt", padding=True)
         return inputs.to(self.model.device)
 
     def _yes_no(self, inputs: Any) -> list[dict[str, Any]]:
         logits = self.model(**inputs).logits[:, -1].float().cpu()
-        share = logits.log_softmax(-1)
-        yes, no = (share[:, ids].logsumexp(-1).exp() for ids in (self._yes, self._no))
+        log_p = logits.log_softmax(-1)
+        yes, no = (log_p[:, ids].logsumexp(-1).exp() for ids in (self._yes, self._no))
         p = yes / (yes + no)
         return [
             {"p": float(a), "valid": bool(torch.isfinite(a)), "p_yes": float(a), "said_either": float(b)}
             for a, b in zip(p, yes + no, strict=True)
         ]
 
-    def _written(self, inputs: Any) -> list[dict[str, Any]]:
+    def _generated(self, inputs: Any) -> list[dict[str, Any]]:
         config, count = self.config, len(inputs["input_ids"])
         sampling: dict[str, Any] = {"do_sample": False}
         if config.temperature > 0:
@@ -295,20 +299,20 @@ class VlmJudge:
                 "temperature": config.temperature,
                 "num_return_sequences": config.votes,
             }
-        # generate() knows the global generator only; it is put back afterwards.
+        # generate() uses the global generator only; its state is restored afterwards.
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
-            said = self.model.generate(**inputs, max_new_tokens=config.max_tokens, **sampling)
-        said = said[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(said, skip_special_tokens=True)
+            tokens = self.model.generate(**inputs, max_new_tokens=config.max_tokens, **sampling)
+        tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
         votes = len(texts) // count
         rows = []
         for i in range(count):
-            mine = texts[i * votes : (i + 1) * votes]
-            found = [read_score(text, config.scale) for text in mine]
-            scores = [score for score in found if score is not None]
+            answers = texts[i * votes : (i + 1) * votes]
+            parsed = [read_score(text, config.scale) for text in answers]
+            scores = [score for score in parsed if score is not None]
             share = float(np.mean([s >= config.scale.success_at for s in scores])) if scores else 0.0
             rows.append(
-                {"p": share, "valid": len(scores) >= config.min_votes, "texts": mine, "scores": scores}
+                {"p": share, "valid": len(scores) >= config.min_votes, "texts": answers, "scores": scores}
             )
         return rows

@@ -1,1 +1,1 @@
-"""How judges are trained and calibrated."""
+"""Training and calibration of judges."""

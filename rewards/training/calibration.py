@@ -1,15 +1,15 @@
-"""A judge's threshold for each verb, found where it will be used and said in its own words.
+"""Calibrate a judge's threshold for each task on imagined episodes, and merge the thresholds into one.
 
-Why: how much a probability is worth differs from verb to verb. In imagination a push that misses looks much like one
-that does not, and needs more than a reach whose end the robot feels in its own arm. So policies act in imagination,
-their actions are executed in Real, and for each verb the threshold is taken at which the least of all policies'
-precision and recall is largest. It goes into the judge as a shift of its logit that is linear in the instruction's
-embedding, fitted to sentences of each verb (Platt scaling, Platt 1999, with a bias that words decide): one threshold
-then serves all.
+The best threshold differs between tasks. In imagination a failed push looks similar to a successful one, so a push
+needs a higher threshold than a reach, whose end pose proprioception shows. For calibration, policies act in
+imagination and their actions are executed in the real domain. For each task, the threshold is chosen that maximises the
+lowest precision or recall of any policy. The thresholds are then merged into the judge as a shift of its logit that is
+linear in the instruction embedding, fitted to instructions of each task (Platt scaling, Platt 1999, with a bias that
+depends on the instruction). After that, one threshold serves all tasks.
 
 Example::
 
-    table = best_thresholds([looks_of_sft, looks_of_practised])       # {"reach": 0.8, "push": 0.95, ...}
+    table = best_thresholds([verdicts_of_sft, verdicts_of_rl])       # {"reach": 0.8, "push": 0.95, ...}
     calibrate_words(judge, instructions, tasks, table, at=0.85)
 """
 
@@ -36,12 +36,12 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Looks:
-    """What a judge said of N imagined episodes that went on whatever it said, and what was true by then in Real.
+    """Verdicts of a judge on N imagined episodes that do not stop at success, with ground truth from the real domain.
 
     Args:
-        said: `(N,C)` probability of success at each look.
-        truth: `(N,C)` bool, whether the same actions had succeeded in Real by then.
-        tasks: N verbs.
+        said: `(N,C)` predicted probability of success at each of C evaluations.
+        truth: `(N,C)` bool, whether the same actions had succeeded in the real domain by then.
+        tasks: N task names.
     """
 
     said: np.ndarray
@@ -49,41 +49,45 @@ class Looks:
     tasks: tuple[str, ...]
 
     def counts(self, task: str, threshold: float) -> np.ndarray:
-        """False positives, true positives, false negatives of `task`, if episodes stop at the first success judged."""
+        """False positives, true positives, false negatives of `task` if episodes stop at the first judged success."""
         rows = np.array([t == task for t in self.tasks])
         imagined, real = stopped(self.said[rows], self.truth[rows], threshold)
         return np.array([(imagined & ~real).sum(), (imagined & real).sum(), (~imagined & real).sum()])
 
 
 def worst_rate(looks: Sequence[Looks], thresholds: Mapping[str, float]) -> float:
-    """The least precision or recall of any policy over all verbs; 0 where one is undefined."""
+    """The lowest precision or recall of any policy, pooled over all tasks; 0 if one is undefined."""
     worst = 1.0
-    for of_policy in looks:
-        fp, tp, fn = np.sum([of_policy.counts(task, cut) for task, cut in thresholds.items()], 0)
+    for verdicts in looks:
+        fp, tp, fn = np.sum([verdicts.counts(task, cut) for task, cut in thresholds.items()], 0)
         worst = min(worst, tp / max(1, tp + fp), tp / max(1, tp + fn))
     return float(worst)
 
 
 def best_thresholds(looks: Sequence[Looks], grid: Sequence[float] = GRID) -> dict[str, float]:
-    """For each verb the threshold at which `worst_rate` is largest, one verb after the other until none helps.
+    """Find the threshold of each task that maximises `worst_rate`, by coordinate ascent over the tasks.
+
+    Args:
+        looks: verdicts on the imagined episodes of one policy each.
+        grid: candidate thresholds.
 
     Raises:
-        ConfigError: no looks.
+        ConfigError: `looks` is empty.
     """
     if not looks or not looks[0].tasks:
         raise ConfigError("calibrating needs imagined episodes of at least one policy; got none")
-    tasks = sorted({task for of_policy in looks for task in of_policy.tasks})
-    at = [worst_rate(looks, dict.fromkeys(tasks, float(cut))) for cut in grid]
-    common = grid[int(np.argmax(at))]
+    tasks = sorted({task for verdicts in looks for task in verdicts.tasks})
+    rates = [worst_rate(looks, dict.fromkeys(tasks, float(cut))) for cut in grid]
+    common = grid[int(np.argmax(rates))]
     best: dict[str, float] = {task: float(common) for task in tasks}
     value, improved = worst_rate(looks, best), True
     while improved:
         improved = False
         for task in tasks:
             for cut in grid:
-                other = {**best, task: float(cut)}
-                if (rate := worst_rate(looks, other)) > value + 1e-9:
-                    best, value, improved = other, rate, True
+                candidate = {**best, task: float(cut)}
+                if (rate := worst_rate(looks, candidate)) > value + 1e-9:
+                    best, value, improved = candidate, rate, True
     return best
 
 
@@ -100,30 +104,30 @@ def calibrate_words(
     *,
     at: float,
 ) -> LearnedJudge:
-    """`judge` with a logit shift for each instruction, so that the threshold `at` means `thresholds[verb]`.
+    """Return `judge` with a logit shift for each instruction, so that threshold `at` corresponds to `thresholds[task]`.
 
     Args:
-        judge: any; unchanged.
-        instructions: M sentences, paraphrases of every verb among them.
-        tasks: their verbs.
-        thresholds: of each verb, on the judge's present scale.
-        at: the threshold on the new one.
+        judge: any learned judge; it is not changed.
+        instructions: M instructions, with several paraphrases of every task.
+        tasks: the M task names of the instructions.
+        thresholds: threshold of each task for the probabilities of `judge`.
+        at: common threshold for the probabilities of the returned judge.
 
     Raises:
-        ConfigError: a verb without a threshold.
+        ConfigError: a task has no threshold.
     """
     if unknown := sorted(set(tasks) - set(thresholds)):
-        raise ConfigError(f"no threshold for {', '.join(unknown)}; calibrate on starts of these verbs too")
+        raise ConfigError(f"no threshold for {', '.join(unknown)}; calibrate on start states of these tasks too")
     shift = {task: logit(at) - logit(cut) for task, cut in thresholds.items()}
     pairs = sorted(set(zip(instructions, tasks, strict=True)))
     x = torch.from_numpy(embed([text for text, _ in pairs])).double()
     y = torch.tensor([shift[task] for _, task in pairs], dtype=torch.float64)
-    # Each verb weighs the same, however many sentences it has.
+    # Each task has the same total weight, regardless of its number of instructions.
     count = {task: sum(t == task for _, t in pairs) for task in thresholds}
     weight = torch.tensor([1.0 / count[task] for _, task in pairs], dtype=torch.float64)
     weight = weight / weight.sum()
-    middle, level = (weight[:, None] * x).sum(0), (weight * y).sum()
-    centred = x - middle
+    mean, level = (weight[:, None] * x).sum(0), (weight * y).sum()
+    centred = x - mean
     gram = centred.T @ (weight[:, None] * centred) + RIDGE * torch.eye(x.shape[1], dtype=torch.float64)
     slope = torch.linalg.solve(gram, centred.T @ (weight * (y - level)))
-    return judge.with_word_shift(slope.float(), float(level - middle @ slope), at)
+    return judge.with_word_shift(slope.float(), float(level - mean @ slope), at)

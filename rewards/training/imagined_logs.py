@@ -1,15 +1,15 @@
-"""Real's logs as the world model imagines them: what a judge must read, with labels that are true.
+"""Imagined logs: logged action sequences imagined by the world model, with the true labels of the logs.
 
-Why: a judge that learned from true frames meets other pictures in imagination. Objects in the hand grow faint, edges
-soften, and it can only guess. But every logged action sequence can be imagined from its first frame, and Real has
-already said, frame by frame, whether it succeeded. Training on these twins teaches the judge what success looks like
-*in this world model*, and calibrating on them says how far its verdicts can be believed. No new interaction with Real
-is needed.
+Imagined frames differ from the true frames that a judge is trained on: grasped objects fade and edges blur, so the
+judge is inaccurate on them. Every logged action sequence can be imagined from its first frame, and the log has the
+true success label of each step. Training on imagined logs teaches the judge the appearance of success in this world
+model, and calibration on them measures the precision and recall of its verdicts. No new interaction with the real
+domain is needed.
 
 Example::
 
-    dreams = imagine_training_logs(world_model, arrays, generator=torch.Generator().manual_seed(0))
-    judge, report = train_judge(arrays, world_model.tokenizer, dreams=dreams)
+    imagined = imagine_training_logs(world_model, arrays, generator=torch.Generator().manual_seed(0))
+    judge, report = train_judge(arrays, world_model.tokenizer, dreams=imagined)
     report["dream/precision"], report["dream/recall"]
 """
 
@@ -39,24 +39,24 @@ def imagine_training_logs(
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> EpisodeArrays:
-    """The same episodes with every frame but the first replaced by what `world_model` imagines under their actions.
+    """Imagine logged episodes: all frames but the first are replaced by the world model's predictions.
 
     Args:
-        world_model: obeys `worldgym.protocols.WorldModel`.
-        arrays: Real's logs, from `EpisodeDataset.load_arrays()`.
-        episodes: which of them, `(M,)` indices; all when None.
-        generator: of the world model's sampling.
-        batch: episodes imagined at once.
-        progress: called with (episodes done, episodes in all).
+        world_model: implements `worldgym.protocols.WorldModel`.
+        arrays: logs from the real domain, from `EpisodeDataset.load_arrays()`.
+        episodes: `(M,)` indices of the episodes; None for all.
+        generator: random generator for the world model's sampling.
+        batch: number of episodes imagined at once.
+        progress: called with (episodes done, total episodes).
 
     Returns:
-        arrays of those episodes with new `frames`; states, actions, labels and `indices` are Real's.
+        arrays of these episodes with imagined `frames`; states, actions, labels and `indices` are those of the logs.
     """
     arrays = take_episodes(arrays, np.arange(len(arrays)) if episodes is None else np.asarray(episodes))
     frames = arrays.frames.copy()
     order = np.argsort(
         -arrays.lengths, kind="stable"
-    )  # equal lengths together: no step is imagined for nothing
+    )  # batches of similar lengths, so that few steps are imagined beyond the end of an episode
     for begin in range(0, len(order), batch):
         chosen = order[begin : begin + batch]
         first = arrays.offsets[chosen]
@@ -65,22 +65,22 @@ def imagine_training_logs(
             break
         rows = np.minimum(first[:, None] + np.arange(steps), arrays.offsets[chosen + 1][:, None] - 1)
         start = torch.from_numpy(arrays.frames[first])[:, None]
-        none = torch.zeros(len(chosen), 0, arrays.actions.shape[1], device="cpu")
+        no_actions = torch.zeros(len(chosen), 0, arrays.actions.shape[1], device="cpu")
         state = world_model.begin(
-            start, none, generator, states=torch.from_numpy(arrays.states[first])[:, None]
+            start, no_actions, generator, states=torch.from_numpy(arrays.states[first])[:, None]
         )
-        _, dream = world_model.step(state, torch.from_numpy(arrays.actions[rows]))
-        painted = dream.frames.cpu().numpy()
+        _, imagined = world_model.step(state, torch.from_numpy(arrays.actions[rows]))
+        predicted = imagined.frames.cpu().numpy()
         for row, episode in enumerate(chosen):
             inside = arrays.rows(int(episode))
-            frames[inside.start + 1 : inside.stop] = painted[row, : inside.stop - inside.start - 1]
+            frames[inside.start + 1 : inside.stop] = predicted[row, : inside.stop - inside.start - 1]
         if progress is not None:
             progress(min(begin + batch, len(order)), len(order))
     return dataclasses.replace(arrays, frames=frames)
 
 
 def take_episodes(arrays: EpisodeArrays, episodes: np.ndarray) -> EpisodeArrays:
-    """Copies of some episodes, `(M,)` indices, in their order."""
+    """Copy the episodes with indices `episodes (M,)`, in this order."""
     rows = np.concatenate([np.arange(arrays.offsets[i], arrays.offsets[i + 1]) for i in episodes])
     offsets = np.concatenate([[0], np.cumsum(arrays.lengths[episodes] + 1)]).astype(np.int64)
     values: dict[str, Any] = {"offsets": offsets, "indices": arrays.indices[episodes]}
@@ -94,44 +94,45 @@ def take_episodes(arrays: EpisodeArrays, episodes: np.ndarray) -> EpisodeArrays:
 def episode_verdicts(
     judge: LearnedJudge, dreams: EpisodeArrays, episodes: np.ndarray, *, chunk: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the judge says at every chunk's end of dreamed episodes, and what was true by then.
+    """Score imagined episodes at the end of every chunk, and compute the true success up to that step.
 
     Args:
         judge: the judge.
-        dreams: of `imagine_training_logs`.
+        dreams: imagined episodes, from `imagine_training_logs`.
         episodes: `(M,)` indices.
-        chunk: actions between two looks.
+        chunk: number of actions between two evaluations.
 
     Returns:
-        probabilities `(M,C)` and truth `(M,C)` bool, "had succeeded at this or an earlier step", both padded with their
-        last value; an episode of fewer than `chunk` actions counts by its last frame.
+        probabilities `(M,C)` and truth `(M,C)` bool (success at this or an earlier step), both padded with their last
+        value. An episode with fewer than `chunk` actions is evaluated at its last frame.
     """
-    looks = max(1, int(dreams.lengths[episodes].max()) // chunk)
-    said, truth = np.zeros((len(episodes), looks)), np.zeros((len(episodes), looks), bool)
+    evaluations = max(1, int(dreams.lengths[episodes].max()) // chunk)
+    probabilities, truth = np.zeros((len(episodes), evaluations)), np.zeros((len(episodes), evaluations), bool)
     for m, episode in enumerate(episodes):
         rows = dreams.rows(int(episode))
-        steps = np.minimum(chunk * np.arange(1, looks + 1), rows.stop - rows.start - 1)
-        when = np.unique(steps)
-        seen = torch.from_numpy(dreams.frames[rows.start + when])
-        states = torch.from_numpy(dreams.states[rows.start + when])
-        words = [dreams.instructions[episode]] * len(when)
-        p = judged(judge, seen[:, None], words, states).p_success.cpu().numpy()
+        steps = np.minimum(chunk * np.arange(1, evaluations + 1), rows.stop - rows.start - 1)
+        unique_steps = np.unique(steps)
+        frames = torch.from_numpy(dreams.frames[rows.start + unique_steps])
+        states = torch.from_numpy(dreams.states[rows.start + unique_steps])
+        words = [dreams.instructions[episode]] * len(unique_steps)
+        p = judged(judge, frames[:, None], words, states).p_success.cpu().numpy()
         so_far = np.maximum.accumulate(dreams.success[rows])
-        said[m], truth[m] = p[np.searchsorted(when, steps)], so_far[steps]
-    return said, truth
+        probabilities[m], truth[m] = p[np.searchsorted(unique_steps, steps)], so_far[steps]
+    return probabilities, truth
 
 
 def stopped(said: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of episodes that stop at the first verdict of at least `threshold`: `(N,)` bool imagined, and real, success."""
+    """Judged and true success, `(N,)` bool each, of episodes that stop at the first probability >= `threshold`."""
     hit = said >= threshold
     stop = np.where(hit.any(1), hit.argmax(1), said.shape[1] - 1)
     return np.asarray(hit.any(1)), truth[np.arange(len(said)), stop]
 
 
 def precision_recall(said: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[float, float]:
-    """Of episodes that stop at the first verdict of at least `threshold`, as imagined RL does.
+    """Precision and recall over episodes that stop at the first probability >= `threshold`, as in imagined RL.
 
-    An episode is a true positive when it had really succeeded by then. nan where nothing was said, or nothing true.
+    An episode is a true positive if it had truly succeeded by then. Precision is nan if no episode is judged a success,
+    recall is nan if no episode is truly a success.
     """
     imagined, real = stopped(said, truth, threshold)
     both = float((real & imagined).sum())
@@ -142,7 +143,7 @@ def precision_recall(said: np.ndarray, truth: np.ndarray, threshold: float) -> t
 
 
 def balanced_threshold(said: np.ndarray, truth: np.ndarray) -> float:
-    """The threshold in [0.2, 0.99] at which the smaller one of precision and recall is largest."""
+    """The threshold in [0.2, 0.99] that maximises the minimum of precision and recall."""
     grid = np.linspace(0.2, 0.99, 80)
     worst = [np.nan_to_num(min(precision_recall(said, truth, t))) for t in grid]
     return float(grid[int(np.argmax(worst))])

@@ -1,18 +1,18 @@
-"""Training the success head on latents: Real's logs through the world model's own encoder, and as it imagines them.
+"""Train a judge on latents: logs encoded by the world model's tokenizer, and logs imagined by the world model.
 
-The pairs are those of `rewards.training.learned` (half successes, half near misses and wrong words); noise on the
-latents keeps them unit-RMS. Half of a batch comes from dreams, where there are some: every logged action sequence
-imagined from its first frame, labelled by what Real said of it frame by frame.
+The training pairs are those of `rewards.training.learned` (half successes, half near misses and wrong instructions).
+Noisy latents are rescaled to unit RMS. If imagined logs are given, half of a batch comes from them: logged action
+sequences imagined from their first frame, with the true labels of the logs.
 
-A few thousand logs are too few for a network of its own from 8 x 8 latents: it knew them by heart, and half of the
-held-out successes it missed. So a judge that reads frames may teach it (distillation, Hinton et al. 2015): it says how
-likely any sentence is fulfilled in any frame, and the pairs no longer run out.
+A few thousand logs are too few to train a network on 8 x 8 latents from scratch: it overfitted and missed half of the
+held-out successes. Therefore a judge that reads frames can be the teacher (distillation, Hinton et al. 2015). It
+labels any frame with any instruction, so the number of training pairs is not limited.
 
 Example::
 
     latents = encode_logs(world_model.tokenizer, arrays)
-    dreams = imagine_training_latents(world_model, arrays, chosen)
-    judge, report = train_latent_judge(arrays, latents, world_model, dreams=dreams)
+    imagined = imagine_training_latents(world_model, arrays, chosen)
+    judge, report = train_latent_judge(arrays, latents, world_model, dreams=imagined)
     judge.save_pretrained("runs/latent_judge")
 """
 
@@ -48,7 +48,14 @@ def encode_logs(
     batch: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Latents `(F,C,h,w)` float16 of all frames of `arrays`."""
+    """Encode all frames of `arrays` to latents `(F,C,h,w)` float16.
+
+    Args:
+        tokenizer: tokenizer of the world model.
+        arrays: logs.
+        batch: number of frames encoded at once.
+        progress: called with (frames done, total frames).
+    """
     parts = []
     for first in range(0, len(arrays.frames), batch):
         parts.append(tokenizer.encode(torch.from_numpy(arrays.frames[first : first + batch])).half().cpu())
@@ -67,19 +74,19 @@ def imagine_training_latents(
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[EpisodeArrays, Tensor]:
-    """Some logs as `world_model` imagines them, without painting anything.
+    """Imagine logged episodes as latents, without decoding frames.
 
     Args:
-        world_model: obeys `worldgym.protocols.WorldModel` and has a `tokenizer`.
-        arrays: Real's logs.
+        world_model: implements `worldgym.protocols.WorldModel` and has a `tokenizer`.
+        arrays: logs from the real domain.
         episodes: `(M,)` indices.
-        generator: of the world model's sampling.
-        batch: episodes imagined at once.
-        progress: called with (episodes done, episodes in all).
+        generator: random generator for the world model's sampling.
+        batch: number of episodes imagined at once.
+        progress: called with (episodes done, total episodes).
 
     Returns:
-        arrays of those episodes (Real's labels; states as imagined), and latents `(F',C,h,w)` float16, the first of an
-        episode encoded, the others imagined.
+        arrays of these episodes (with the labels of the logs and imagined states), and latents `(F',C,h,w)` float16.
+        The first latent of an episode is encoded, the others are imagined.
     """
     chosen = take_episodes(arrays, np.asarray(episodes))
     states = chosen.states.copy()
@@ -90,22 +97,22 @@ def imagine_training_latents(
         first, steps = chosen.offsets[rows], int(chosen.lengths[rows[0]])
         if steps == 0:
             break
-        where = np.minimum(first[:, None] + np.arange(steps), chosen.offsets[rows + 1][:, None] - 1)
+        steps_of_rows = np.minimum(first[:, None] + np.arange(steps), chosen.offsets[rows + 1][:, None] - 1)
         start = torch.from_numpy(chosen.frames[first])[:, None]
-        none = torch.zeros(len(rows), 0, chosen.actions.shape[1], device="cpu")
+        no_actions = torch.zeros(len(rows), 0, chosen.actions.shape[1], device="cpu")
         state = world_model.begin(
-            start, none, generator, states=torch.from_numpy(chosen.states[first])[:, None]
+            start, no_actions, generator, states=torch.from_numpy(chosen.states[first])[:, None]
         )
-        _, dream = world_model.step(state, torch.from_numpy(chosen.actions[where]), decode="none")
-        seen = world_model.tokenizer.encode(start[:, 0])
+        _, imagined = world_model.step(state, torch.from_numpy(chosen.actions[steps_of_rows]), decode="none")
+        encoded = world_model.tokenizer.encode(start[:, 0])
         if not len(latents):
-            latents = torch.zeros(len(chosen.frames), *seen.shape[1:], dtype=torch.float16, device="cpu")
+            latents = torch.zeros(len(chosen.frames), *encoded.shape[1:], dtype=torch.float16, device="cpu")
         for row, episode in enumerate(rows):
             inside = chosen.rows(int(episode))
             count = inside.stop - inside.start - 1
-            latents[inside.start] = seen[row].half().cpu()
-            latents[inside.start + 1 : inside.stop] = dream.latents[row, :count].half().cpu()
-            states[inside.start + 1 : inside.stop] = dream.states[row, :count].cpu().numpy()
+            latents[inside.start] = encoded[row].half().cpu()
+            latents[inside.start + 1 : inside.stop] = imagined.latents[row, :count].half().cpu()
+            states[inside.start + 1 : inside.stop] = imagined.states[row, :count].cpu().numpy()
         if progress is not None:
             progress(min(begin + batch, len(order)), len(order))
     chosen.states[:] = states
@@ -124,32 +131,40 @@ def train_latent_judge(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[LatentJudge, dict[str, float]]:
-    """Train, set the threshold, report.
+    """Train a latent judge, set its threshold and evaluate it on held-out episodes.
 
     Args:
-        arrays: Real's logs.
-        latents: of `encode_logs`, one for each frame.
-        tokenizer: whose latents they are; the judge leaves attached to it.
-        config: settings, those of `rewards.training.learned` (what is about pixels has no effect).
-        model: sizes.
-        dreams: of `imagine_training_latents`, from (some of) the same episodes; a dream is held out if its episode is.
-        teacher: a `LearnedJudge`; as many pairs again, of any frame and any sentence, are learned as it judges them.
+        arrays: logs from the real domain.
+        latents: latents of all frames, from `encode_logs`.
+        tokenizer: tokenizer that encoded the latents; the returned judge is attached to it.
+        config: settings, shared with `rewards.training.learned` (those about pixels have no effect).
+        model: sizes of the judge.
+        dreams: imagined logs, from `imagine_training_latents`, of all or some of the same episodes; an imagined episode
+            is held out if the logged episode is.
+        teacher: a `LearnedJudge` to distil; it labels another `batch_size` pairs of any frame and any instruction in
+            each step.
         on_step: called with (step, scalars) every 25 steps.
-        device: where the judge is trained; the result stays there.
+        device: device for training; the returned judge stays there.
 
     Returns:
-        the judge and its held-out report: fpr, `fpr/<kind>`, tpr, balanced_accuracy, and the same of dreams under
-        `dream/`.
+        the judge and its held-out report: fpr, `fpr/<kind>`, tpr, balanced_accuracy, and the same for imagined logs
+        under `dream/`.
+
+    Raises:
+        ConfigError: the number of latents differs from the number of frames.
     """
     config = config or JudgeTrainConfig()
     if len(latents) != len(arrays.frames):
-        raise ConfigError(f"{len(latents)} latents for {len(arrays.frames)} frames; encode these very logs")
+        raise ConfigError(
+            f"{len(latents)} latents for {len(arrays.frames)} frames; expected one for each. Use "
+            "encode_logs(tokenizer, arrays) with the same arrays"
+        )
     order = np.random.default_rng(config.seed).permutation(len(arrays))
-    held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
-    sources: list[_Source] = [_Source(arrays, latents, order[held:], order[:held], config.near_share)]
+    held_out = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
+    sources: list[_Source] = [_Source(arrays, latents, order[held_out:], order[:held_out], config.near_share)]
     if dreams is not None:
-        outside = np.isin(dreams[0].indices, arrays.indices[order[:held]])
-        sources.append(_Source(*dreams, np.flatnonzero(~outside), np.flatnonzero(outside), config.near_share))
+        is_held_out = np.isin(dreams[0].indices, arrays.indices[order[:held_out]])
+        sources.append(_Source(*dreams, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out), config.near_share))
     torch.manual_seed(config.seed)
     sizes = model or LatentJudgeConfig()
     judge = LatentJudge(
@@ -175,27 +190,27 @@ def train_latent_judge(
         torch.manual_seed(int(rng.integers(2**62)))
         share = [config.batch_size]
         if len(sources) == 2:
-            dreamt = round(config.dream_share * config.batch_size)
-            share = [config.batch_size - dreamt, dreamt]
-        drawn = [
+            imagined = round(config.dream_share * config.batch_size)
+            share = [config.batch_size - imagined, imagined]
+        parts = [
             source.draw(source.train, count, rng)
             for source, count in zip(sources, share, strict=True)
             if count
         ]
-        seen, states = torch.cat([d.latents for d in drawn]), torch.cat([d.states for d in drawn])
-        labels = torch.cat([d.labels for d in drawn])
-        texts = [text for part in drawn for text in part.texts]
+        inputs, states = torch.cat([d.latents for d in parts]), torch.cat([d.states for d in parts])
+        labels = torch.cat([d.labels for d in parts])
+        texts = [text for part in parts for text in part.texts]
         if teacher is not None:
-            more = sources[0].taught(teacher, config.batch_size, rng)
-            seen, states = torch.cat([seen, more.latents]), torch.cat([states, more.states])
+            more = sources[0].distilled(teacher, config.batch_size, rng)
+            inputs, states = torch.cat([inputs, more.latents]), torch.cat([states, more.states])
             labels, texts = torch.cat([labels, more.labels]), texts + more.texts
-        seen, states, labels = blur(seen, config.latent_noise).to(device), states.to(device), labels.to(device)
+        inputs, states, labels = blur(inputs, config.latent_noise).to(device), states.to(device), labels.to(device)
         if judge.reads.state:
             states = states + judge.state_std * config.state_noise * torch.randn_like(states)
         warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
         for group in adam.param_groups:
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        logit = judge(seen, torch.from_numpy(embed(texts)).to(device), states)
+        logit = judge(inputs, torch.from_numpy(embed(texts)).to(device), states)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, labels)
         adam.zero_grad(set_to_none=True)
         loss.backward()
@@ -206,21 +221,21 @@ def train_latent_judge(
             on_step(step, {"loss": float(np.mean(recent[-25:])), "lr": adam.param_groups[0]["lr"]})
     judge.eval()
     judge.attach(tokenizer)
-    said = [source.judge(judge, config.val_pairs, config.seed, 10**9) for source in sources]
+    results = [source.judge(judge, config.val_pairs, config.seed, 10**9) for source in sources]
     judge.set_threshold(
-        calibrate(np.concatenate([s[0] for s in said]), np.concatenate([s[1] for s in said]), config.max_fpr)
+        calibrate(np.concatenate([s[0] for s in results]), np.concatenate([s[1] for s in results]), config.max_fpr)
     )
     report: dict[str, float] = {}
     for prefix, source in zip(("", "dream/"), sources, strict=False):
-        found = source.judge(judge, config.val_pairs, config.seed, 10**9 + 1)
-        report |= {prefix + key: value for key, value in rates(*found, judge.threshold).items()}
+        result = source.judge(judge, config.val_pairs, config.seed, 10**9 + 1)
+        report |= {prefix + key: value for key, value in rates(*result, judge.threshold).items()}
     report["threshold"] = judge.threshold
     _log.info("latent judge: held-out %s", {k: round(v, 4) for k, v in report.items()})
     return judge, report
 
 
 class _Drawn(NamedTuple):
-    """Pairs: latents `(N,C,h,w)`, sentences, proprioception `(N,S)`, labels `(N,)`, kinds."""
+    """A batch of pairs: latents `(N,C,h,w)`, N instructions, proprioception `(N,S)`, labels `(N,)`, N kinds."""
 
     latents: Tensor
     texts: list[str]
@@ -230,7 +245,7 @@ class _Drawn(NamedTuple):
 
 
 class _Source:
-    """Latents with labels, split into what is learned from and what is held out."""
+    """Latents with labels, split into training pairs (`train`) and held-out pairs (`held`)."""
 
     def __init__(
         self, arrays: EpisodeArrays, latents: Tensor, train: np.ndarray, held: np.ndarray, near_share: float
@@ -239,26 +254,26 @@ class _Source:
         self.train, self.held = PairSampler(arrays, train, near_share), PairSampler(arrays, held)
 
     def draw(self, pairs: PairSampler, count: int, rng: np.random.Generator) -> _Drawn:
-        """`count` pairs."""
+        """Draw `count` pairs with their true labels."""
         rows, texts, labels, kinds = pairs.sample(count, rng)
         states = torch.from_numpy(self.arrays.states[rows])
         return _Drawn(self.latents[rows].float(), texts, states, torch.from_numpy(labels), kinds)
 
-    def taught(self, teacher: Any, count: int, rng: np.random.Generator) -> _Drawn:
-        """`count` frames, half of them solved, under sentences of any goal; labelled by what `teacher` says."""
+    def distilled(self, teacher: Any, count: int, rng: np.random.Generator) -> _Drawn:
+        """Draw `count` frames, half of them solved, with instructions of any goal; `teacher` gives the labels."""
         rows = self.train.any_rows(count, rng)
         texts = [self.train.any_words(int(row), rng) for row in rows]
         frames, states = (
             torch.from_numpy(self.arrays.frames[rows]),
             torch.from_numpy(self.arrays.states[rows]),
         )
-        said = judged(teacher, frames[:, None], texts, states).p_success
-        return _Drawn(self.latents[rows].float(), texts, states, said, [])
+        labels = judged(teacher, frames[:, None], texts, states).p_success
+        return _Drawn(self.latents[rows].float(), texts, states, labels, [])
 
     def judge(
         self, judge: LatentJudge, count: int, seed: int, salt: int
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Logits, labels and kinds of held-out pairs."""
-        drawn = self.draw(self.held, count, np.random.default_rng((seed, salt)))
-        raw = judge.score(drawn.latents[:, None], drawn.texts, drawn.states, latents=drawn.latents).raw
-        return np.asarray(raw, np.float32), drawn.labels.numpy(), drawn.kinds
+        """Logits, labels and kinds of `count` held-out pairs."""
+        pairs = self.draw(self.held, count, np.random.default_rng((seed, salt)))
+        raw = judge.score(pairs.latents[:, None], pairs.texts, pairs.states, latents=pairs.latents).raw
+        return np.asarray(raw, np.float32), pairs.labels.numpy(), pairs.kinds

@@ -1,10 +1,10 @@
-"""Training and calibrating the learned judge, on Real's logs only.
+"""Train and calibrate the learned judge, only on logs from the real domain.
 
-Half of every batch goes through the tokenizer with latent noise, so that what a world model paints is in the
-judge's distribution; with `dreams` (Real's logs as the world model imagines them) it also sees what imagination does
-to a frame over forty steps. The threshold is then set on held-out episodes: without dreams false positives first, as an
-imagined failure that is called a success teaches the policy to fail; with dreams where imagined success is as precise
-as it is complete.
+Half of every batch is reconstructed by the tokenizer with latent noise, so that the frames that a world model decodes
+are in the training distribution. With `dreams` (logs imagined by the world model) the judge is also trained on the
+errors that accumulate over forty imagined steps. The threshold is then set on held-out episodes. Without imagined logs
+it bounds the false positive rate, because a failure that is judged a success trains the policy to fail. With imagined
+logs it balances precision and recall of imagined success.
 
 Example::
 
@@ -47,23 +47,27 @@ class JudgeTrainConfig:
 
     Args:
         steps: optimizer steps.
-        batch_size: pairs a step, half of them positive.
-        lr: peak AdamW learning rate, cosine to zero.
-        weight_decay: AdamW weight decay.
+        batch_size: pairs per step, half of them positive.
+        lr: peak learning rate of AdamW, with cosine decay to zero.
+        weight_decay: weight decay of AdamW.
         val_fraction: share of the episodes held out for calibration and the report.
         latent_noise: largest standard deviation of noise on unit-RMS latents.
-        colour_jitter: brightness and channel jitter.
+        colour_jitter: strength of brightness and channel jitter.
         noise: standard deviation of pixel noise, in [0,1] units.
-        state_noise: standard deviation of noise on proprioception, as a share of its spread in the logs: a world model
-            imagines it, and errs.
-        max_fpr: the threshold keeps false positives below this share, over hard negatives on held-out episodes.
-        dream_share: share of a batch that comes from dreams, where these are given.
-        hard_share: share of a batch that is mined (`rewards.training.mining`) with the judge that training goes on
-            from.
-        near_share: share of near misses among the negatives; 0 trains without any, for ablations. The report has them.
-        val_pairs: pairs in calibration and report, each.
+        state_noise: standard deviation of noise on proprioception, as a share of its standard deviation in the logs. It
+            makes the judge robust to the world model's errors in predicted proprioception.
+        max_fpr: upper bound of the false positive rate at the threshold, on hard negatives of held-out episodes.
+        dream_share: share of a batch that comes from imagined logs, if these are given.
+        hard_share: share of a batch that consists of hard examples (`rewards.training.mining`), mined with the judge
+            from which training continues.
+        near_share: share of near misses among the training negatives; 0 excludes them, for ablations. The report always
+            includes near misses.
+        val_pairs: number of pairs for calibration, and again for the report.
         checkpoint_every: steps between checkpoints.
-        seed: of split, pairs and weights.
+        seed: random seed of the split, the pairs and the weights.
+
+    Raises:
+        ConfigError: a value is not allowed.
     """
 
     steps: int = 1500
@@ -87,11 +91,12 @@ class JudgeTrainConfig:
         """Validate."""
         if self.steps < 1 or self.batch_size < 2 or self.val_pairs < 2 or self.checkpoint_every < 1:
             raise ConfigError(
-                "steps and checkpoint_every must be at least 1, batch_size and val_pairs at least 2"
+                "steps and checkpoint_every must be at least 1, batch_size and val_pairs at least 2; got "
+                f"{self.steps}, {self.checkpoint_every}, {self.batch_size}, {self.val_pairs}"
             )
         if not 0 <= self.near_share <= 0.75:
             raise ConfigError(
-                f"near_share is {self.near_share}, expected in [0, 0.75]; others need a quarter"
+                f"near_share is {self.near_share}; expected a number in [0, 0.75], because other negatives need 0.25"
             )
         if not 0 < self.val_fraction < 1 or not 0 < self.max_fpr < 1:
             raise ConfigError(
@@ -100,16 +105,16 @@ class JudgeTrainConfig:
 
 
 def reconstruct(tokenizer: Any, frames: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """`frames (N,H,W,3)` u8 through the tokenizer, with a random amount of latent noise a row up to `noise`."""
-    painted: Tensor = tokenizer.decode(blur(tokenizer.encode(frames), noise, generator))
-    return painted.to(frames.device)
+    """Encode and decode `frames (N,H,W,3)` u8, with latent noise of a random strength up to `noise` for each frame."""
+    decoded: Tensor = tokenizer.decode(blur(tokenizer.encode(frames), noise, generator))
+    return decoded.to(frames.device)
 
 
 def blur(latents: Tensor, noise: float, generator: torch.Generator | None = None) -> Tensor:
-    """`latents (N,C,h,w)` with a random amount of noise a row up to `noise`, at the length they had."""
+    """Add noise to `latents (N,C,h,w)`, of a random strength up to `noise` for each row; their RMS is preserved."""
     sigma = noise * rand((len(latents), 1, 1, 1), generator, latents.device)
     noisy = latents + sigma * randn(latents.shape, generator, latents.device)
-    # The decoder knows latents of one length only.
+    # The decoder was trained on unit-RMS latents only, so the RMS is restored.
     power = latents.square().mean(1, keepdim=True) / noisy.square().mean(1, keepdim=True).clamp_min(1e-6)
     return noisy * power.sqrt()
 
@@ -128,55 +133,62 @@ def train_judge(
     device: torch.device | str = "cpu",
     **overrides: Any,
 ) -> tuple[LearnedJudge, dict[str, float]]:
-    """Train, calibrate and report.
+    """Train a judge, set its threshold and evaluate it on held-out episodes.
 
     Args:
-        arrays: Real's logs.
-        tokenizer: has `encode((N,H,W,3) u8) -> latents` and `decode(latents) -> (N,H,W,3) u8`; None trains on true
-            frames only.
-        config: settings.
+        arrays: logs from the real domain.
+        tokenizer: an object with `encode((N,H,W,3) u8) -> latents` and `decode(latents) -> (N,H,W,3) u8`; None trains
+            on true frames only.
+        config: settings of the training.
         model: sizes of the judge.
         on_step: called with (step, scalars) every 25 steps.
-        checkpoint: where to save and to resume from.
-        init_policy: a trained policy with `encoder_state()`, from whose encoder the judge starts: without it, it took
-            400 steps to leave chance, with it 50.
-        dreams: of `rewards.training.imagined_logs.imagine_training_logs`, from (some of) the same episodes; a dream
-            is held out if its episode is.
-        judge: a trained judge to go on from, in place of a new one; it is changed.
-        device: where the judge is trained; the result stays there.
+        checkpoint: training state to save to and to resume from.
+        init_policy: a trained policy with `encoder_state()`; the judge is initialised from its encoder. Without it, the
+            judge needed 400 steps to exceed chance level, with it 50.
+        dreams: imagined logs, from `rewards.training.imagined_logs.imagine_training_logs`, of all or some of the same
+            episodes; an imagined episode is held out if the logged episode is.
+        judge: a trained judge from which training continues, instead of a new one; it is modified in place.
+        device: device for training; the returned judge stays there.
         **overrides: replace single settings, e.g. `steps=500`.
 
     Returns:
-        the judge, threshold set, and the held-out report of `evaluate_judge`, with `imagined/` in front of what was
-        measured through the tokenizer, and `dream/precision`, `dream/recall` of held-out dreams at the threshold (which
-        was chosen on the other half of them).
+        the judge with its threshold set, and the held-out report of `evaluate_judge`. Keys with the prefix `imagined/`
+        are measured on frames reconstructed by the tokenizer. `dream/precision` and `dream/recall` are measured on one
+        half of the held-out imagined episodes, at the threshold chosen on the other half.
+
+    Raises:
+        ConfigError: too few episodes, too few held-out imagined episodes, or `hard_share` without `judge`.
     """
     config = config or JudgeTrainConfig()
     if overrides:
         config = dataclasses.replace(config, **overrides)
     if len(arrays) < 2:
-        raise ConfigError(f"need at least 2 episodes to hold one out; got {len(arrays)}")
+        raise ConfigError(f"need at least 2 episodes, one of them held out; got {len(arrays)}. Collect more episodes")
     order = np.random.default_rng(config.seed).permutation(len(arrays))
-    held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
-    train, val = PairSampler(arrays, order[held:], config.near_share), PairSampler(arrays, order[:held])
-    dreamt = dreams_held = None
+    held_out = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
+    train, val = PairSampler(arrays, order[held_out:], config.near_share), PairSampler(arrays, order[:held_out])
+    imagined_pairs = held_out_imagined = None
     if dreams is not None:
-        outside = np.isin(dreams.indices, arrays.indices[order[:held]])
-        dreamt = PairSampler(dreams, np.flatnonzero(~outside), config.near_share)
-        dreams_held = np.flatnonzero(outside)
-        if len(dreams_held) < 2:
-            raise ConfigError("too few dreams of held-out episodes to set a threshold; imagine more episodes")
+        is_held_out = np.isin(dreams.indices, arrays.indices[order[:held_out]])
+        imagined_pairs = PairSampler(dreams, np.flatnonzero(~is_held_out), config.near_share)
+        held_out_imagined = np.flatnonzero(is_held_out)
+        if len(held_out_imagined) < 2:
+            raise ConfigError(
+                f"got {len(held_out_imagined)} imagined episodes of held-out logs; expected at least 2, to set a "
+                "threshold. Imagine more episodes"
+            )
     torch.manual_seed(config.seed)
     hard = None
     if config.hard_share:
         if judge is None:
             raise ConfigError(
-                "hard_share needs a judge to go on from: only a trained one is wrong in a telling way"
+                f"hard_share is {config.hard_share}, but there is no trained judge to mine hard examples with; pass "
+                "judge=, the judge to go on from"
             )
-        hard = HardFrames.mine(judge.to(device).eval(), arrays, order[held:], np.random.default_rng(config.seed))
+        hard = HardFrames.mine(judge.to(device).eval(), arrays, order[held_out:], np.random.default_rng(config.seed))
     if judge is None:
         judge = LearnedJudge(model)
-        if init_policy is not None:  # the encoder comes with its statistics of words
+        if init_policy is not None:  # the policy's encoder includes the statistics of embeddings
             judge.init_from_policy(init_policy)
         else:
             judge.set_text_stats([text for texts in train.texts.values() for text in texts])
@@ -195,20 +207,20 @@ def train_judge(
         rng = np.random.default_rng((config.seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))
-        dreaming = 0 if dreamt is None else round(config.dream_share * config.batch_size)
-        mined = 0 if hard is None else round(config.hard_share * config.batch_size)
-        rows, texts, labels, _ = train.sample(max(1, config.batch_size - dreaming - mined), rng)
+        imagined_count = 0 if imagined_pairs is None else round(config.dream_share * config.batch_size)
+        hard_count = 0 if hard is None else round(config.hard_share * config.batch_size)
+        rows, texts, labels, _ = train.sample(max(1, config.batch_size - imagined_count - hard_count), rng)
         if hard is not None:
-            found, words, verdicts = hard.sample(mined, rng)
+            hard_rows, words, verdicts = hard.sample(hard_count, rng)
             rows, texts, labels = (
-                np.concatenate([rows, found]), texts + words, np.concatenate([labels, verdicts])
+                np.concatenate([rows, hard_rows]), texts + words, np.concatenate([labels, verdicts])
             )  # fmt: skip
         frames, states = augment(torch.from_numpy(arrays.frames[rows]), rng, config), arrays.states[rows]
         if tokenizer is not None:
             half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
             frames[half] = reconstruct(tokenizer, frames[half], config.latent_noise, generator)
-        if dreamt is not None and dreams is not None and dreaming:
-            more, words, verdicts, _ = dreamt.sample(dreaming, rng)
+        if imagined_pairs is not None and dreams is not None and imagined_count:
+            more, words, verdicts, _ = imagined_pairs.sample(imagined_count, rng)
             frames = torch.cat([frames, augment(torch.from_numpy(dreams.frames[more]), rng, config)])
             texts, labels = texts + words, np.concatenate([labels, verdicts])
             states = np.concatenate([states, dreams.states[more]])
@@ -217,8 +229,8 @@ def train_judge(
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         state = None
         if judge.reads.state:
-            blur = config.state_noise * rng.standard_normal(states.shape, dtype=np.float32)
-            state = torch.from_numpy(states).to(device) + judge.state_std * torch.from_numpy(blur).to(device)
+            state_noise = config.state_noise * rng.standard_normal(states.shape, dtype=np.float32)
+            state = torch.from_numpy(states).to(device) + judge.state_std * torch.from_numpy(state_noise).to(device)
         logit = judge(to_float(frames.to(device)), torch.from_numpy(embed(texts)).to(device), state)
         true = torch.from_numpy(labels).to(device)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, true)
@@ -235,17 +247,17 @@ def train_judge(
     pairs = val.sample(config.val_pairs, np.random.default_rng((config.seed, 10**9)))
     logits, labels = _logits(judge, arrays, pairs), pairs[2]
     if tokenizer is not None:
-        seen = np.concatenate([logits, _logits(judge, arrays, pairs, tokenizer, config.latent_noise)])
-        judge.set_threshold(calibrate(seen, np.concatenate([labels, labels]), config.max_fpr))
+        all_logits = np.concatenate([logits, _logits(judge, arrays, pairs, tokenizer, config.latent_noise)])
+        judge.set_threshold(calibrate(all_logits, np.concatenate([labels, labels]), config.max_fpr))
     else:
         judge.set_threshold(calibrate(logits, labels, config.max_fpr))
     dream_report = {}
-    if dreams is not None and dreams_held is not None:
-        middle = len(dreams_held) // 2
-        judge.set_threshold(balanced_threshold(*episode_verdicts(judge, dreams, dreams_held[:middle])))
-        said = episode_verdicts(judge, dreams, dreams_held[middle:])
+    if dreams is not None and held_out_imagined is not None:
+        middle = len(held_out_imagined) // 2
+        judge.set_threshold(balanced_threshold(*episode_verdicts(judge, dreams, held_out_imagined[:middle])))
+        imagined_verdicts = episode_verdicts(judge, dreams, held_out_imagined[middle:])
         dream_report = dict(
-            zip(("dream/precision", "dream/recall"), precision_recall(*said, judge.threshold), strict=True)
+            zip(("dream/precision", "dream/recall"), precision_recall(*imagined_verdicts, judge.threshold), strict=True)
         )
     pairs = val.sample(config.val_pairs, np.random.default_rng((config.seed, 10**9 + 1)))
     report = dream_report | evaluate_judge(judge, arrays, pairs)
@@ -257,17 +269,17 @@ def train_judge(
 
 
 def calibrate(logits: np.ndarray, labels: np.ndarray, max_fpr: float) -> float:
-    """Smallest probability, at least 0.5, at which the share of false positives is at most `max_fpr`.
+    """Find the lowest threshold, at least 0.5, at which the false positive rate is at most `max_fpr`.
 
     Args:
-        logits: `(N,)`.
-        labels: `(N,)` 0 or 1.
-        max_fpr: allowed share of negatives at or above the threshold.
+        logits: `(N,)` logits of success.
+        labels: `(N,)` true labels, 0 or 1.
+        max_fpr: largest share of negatives at or above the threshold.
     """
     negatives = np.sort(logits[labels < 0.5])[::-1]
     if len(negatives) == 0:
         return 0.5
-    allowed = math.floor(max_fpr * len(negatives))  # this many negatives may lie above
+    allowed = math.floor(max_fpr * len(negatives))  # number of negatives that may lie above the threshold
     cut = negatives[allowed] if allowed < len(negatives) else -np.inf
     probability = 1 / (1 + math.exp(-float(np.clip(cut, -30, 30)))) + 1e-6
     return float(min(max(0.5, probability), 0.995))
@@ -297,10 +309,17 @@ def evaluate_judge(
     tokenizer: Any | None = None,
     noise: float = 0.0,
 ) -> dict[str, float]:
-    """Judge pairs of `PairSampler.sample`; false positives first.
+    """Evaluate a judge on pairs from `PairSampler.sample`.
+
+    Args:
+        judge: the judge.
+        arrays: logs that the pairs index.
+        pairs: frame indices, instructions, labels and kinds.
+        tokenizer: if given, frames are reconstructed by it.
+        noise: latent noise of the reconstruction.
 
     Returns:
-        fpr, `fpr/<kind>` for every kind of negative, tpr, accuracy, threshold, pairs.
+        fpr, `fpr/<kind>` for every kind of negative, tpr, accuracy, balanced_accuracy, threshold, pairs (their number).
     """
     logits = _logits(judge, arrays, pairs, tokenizer, noise)
     return {
@@ -311,23 +330,23 @@ def evaluate_judge(
 
 
 def rates(logits: np.ndarray, labels: np.ndarray, kinds: list[str], threshold: float) -> dict[str, float]:
-    """fpr, `fpr/<kind>` for every kind of negative there is, tpr, accuracy, balanced_accuracy.
+    """Compute fpr, `fpr/<kind>` for every kind of negative that occurs, tpr, accuracy and balanced_accuracy.
 
     Args:
-        logits: `(N,)`.
-        labels: `(N,)` 0 or 1.
-        kinds: N of `rewards.training.negatives.KINDS`.
-        threshold: probability from which a logit means success.
+        logits: `(N,)` logits of success.
+        labels: `(N,)` true labels, 0 or 1.
+        kinds: N kinds, see `rewards.training.negatives.KINDS`.
+        threshold: probability at which a logit counts as success.
     """
-    said, true, kind = 1 / (1 + np.exp(-logits)) >= threshold, labels > 0.5, np.asarray(kinds)
-    report = {"fpr": float(said[~true].mean())}
-    report |= {f"fpr/{name}": float(said[kind == name].mean()) for name in KINDS[1:] if (kind == name).any()}
-    report |= {"tpr": float(said[true].mean()), "accuracy": float((said == true).mean())}
+    positive, true, kind = 1 / (1 + np.exp(-logits)) >= threshold, labels > 0.5, np.asarray(kinds)
+    report = {"fpr": float(positive[~true].mean())}
+    report |= {f"fpr/{name}": float(positive[kind == name].mean()) for name in KINDS[1:] if (kind == name).any()}
+    report |= {"tpr": float(positive[true].mean()), "accuracy": float((positive == true).mean())}
     return {**report, "balanced_accuracy": (report["tpr"] + 1 - report["fpr"]) / 2}
 
 
 def augment(frames: Tensor, rng: np.random.Generator, config: JudgeTrainConfig) -> Tensor:
-    """Colour jitter and pixel noise on `(B,H,W,3)` uint8."""
+    """Apply colour jitter and pixel noise to `frames (B,H,W,3)` uint8."""
     jitter, shape = config.colour_jitter, (len(frames), 1, 1, 3)
     gain = torch.from_numpy(rng.uniform(1 - jitter, 1 + jitter, shape).astype(np.float32))
     shift = torch.from_numpy(rng.uniform(-jitter, jitter, (len(frames), 1, 1, 1)).astype(np.float32))

@@ -1,9 +1,9 @@
-"""Frames on which a judge is wrong, or nearly: what to show it again.
+"""Hard example mining: frames that a trained judge misclassifies, or nearly, are drawn more often.
 
-Why: drawn at random, failures of a good policy are nearly all easy, and the ones that imagined RL will meet, a hand one
-centimetre too high above the right thing, are one in thirty. So a trained judge looks at the frames that policies have
-reached, and those are drawn in proportion to how wrong it is about them (bootstrapping of false positives, Sung and
-Poggio 1998; online hard example mining, Shrivastava et al. 2016).
+Most randomly drawn failures of a good policy are easy to classify. The ones that matter in imagined RL, such as a hand
+one centimetre too high above the right object, are one in thirty. Therefore a trained judge scores frames that policies
+have reached, and each frame is drawn with a probability proportional to the judge's error (bootstrapping of false
+positives, Sung and Poggio 1998; online hard example mining, Shrivastava et al. 2016).
 
 Example::
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from rewards.models.learned import LearnedJudge
     from worldgym.data.reader import EpisodeArrays
 
-EASY, SURE = 0.02, 0.05  # the least weight of a failure and of a success: what is right stays in sight
+EASY, SURE = 0.02, 0.05  # smallest weight of a failure and of a success: correctly classified frames are still drawn
 
 
 @dataclass(frozen=True)
 class HardFrames:
-    """Solved and unsolved frames under their own instruction, with chances.
+    """Solved and unsolved frames with the instruction of their episode, and the probability of drawing each.
 
     Args:
         rows: `(unsolved, solved)` frame indices.
-        chances: of each.
-        texts: instruction of each frame's episode, by episode.
-        owner: `(F,)` episode of each frame.
+        chances: `(unsolved, solved)` probabilities of drawing each frame.
+        texts: instruction of each episode.
+        owner: `(F,)` episode index of each frame.
     """
 
     rows: tuple[np.ndarray, np.ndarray]
@@ -54,22 +54,22 @@ class HardFrames:
         *,
         limit: tuple[int, int] = (90_000, 30_000),
     ) -> HardFrames:
-        """Let `judge` look at frames of `episodes`, those of policies where there are any.
+        """Score frames of `episodes` with `judge`; only policy rollouts are used if there are any.
 
         Args:
-            judge: that is wrong somewhere.
-            arrays: Real's logs.
-            episodes: `(M,)` indices; none held out may be among them.
-            rng: draws which frames are looked at.
-            limit: unsolved and solved frames, at most.
+            judge: a trained judge.
+            arrays: logs from the real domain.
+            episodes: `(M,)` indices, without held-out episodes.
+            rng: draws the frames that are scored.
+            limit: largest numbers of unsolved and of solved frames.
 
         Raises:
-            DatasetError: nothing solved, or nothing unsolved.
+            DatasetError: there are no solved or no unsolved frames.
         """
         owner = np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
-        of_policy = np.array([arrays.behaviours[i] == "policy" for i in episodes])
+        from_policy = np.array([arrays.behaviours[i] == "policy" for i in episodes])
         chosen = np.zeros(len(arrays), bool)
-        chosen[episodes[of_policy] if of_policy.any() else episodes] = True
+        chosen[episodes[from_policy] if from_policy.any() else episodes] = True
         solved_before = np.concatenate(
             [np.maximum.accumulate(arrays.success[arrays.rows(i)]) for i in range(len(arrays))]
         )
@@ -81,17 +81,17 @@ class HardFrames:
                 "a policy: worldgym collect --policy DIR --mix.policy 1"
             )
         rows = tuple(rng.permutation(r)[:n] for r, n in zip((unsolved, solved), limit, strict=True))
-        p = [believed(judge, arrays, r, owner) for r in rows]
-        wrong = (np.clip(p[0], EASY, 1), np.clip(1 - p[1], SURE, 1))
+        predicted = [believed(judge, arrays, r, owner) for r in rows]
+        errors = (np.clip(predicted[0], EASY, 1), np.clip(1 - predicted[1], SURE, 1))
         return cls(
             (rows[0], rows[1]),
-            (wrong[0] / wrong[0].sum(), wrong[1] / wrong[1].sum()),
+            (errors[0] / errors[0].sum(), errors[1] / errors[1].sum()),
             list(arrays.instructions),
             owner,
         )
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Frame indices `(count,)`, instructions and labels `(count,)` float32, half of them solved."""
+        """Draw frame indices `(count,)`, instructions and labels `(count,)` float32; half of the frames are solved."""
         share = (count - count // 2, count // 2)
         parts = [
             rng.choice(rows, n, p=chance)
@@ -106,7 +106,7 @@ class HardFrames:
 def believed(
     judge: LearnedJudge, arrays: EpisodeArrays, rows: np.ndarray, owner: np.ndarray, batch: int = 512
 ) -> np.ndarray:
-    """`(N,)` probability of success that the judge gives frames `rows (N,)` under their episodes' words."""
+    """Predicted probability of success `(N,)` of frames `rows (N,)` with the instructions of their episodes."""
     out = []
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]

@@ -1,10 +1,10 @@
-"""Which (frame, instruction) pairs teach a judge: successes, near misses, and true frames under wrong words.
+"""Sample the training pairs (frame, instruction) of a judge: successes, near misses, frames with wrong instructions.
 
-A judge that sees each success only with its own instruction learns "something was achieved" and ignores the words;
-one that sees only distant failures learns "the hand is near". So negatives are: the frames just before success, the
-other unsolved frames of Real, and solved frames under the instruction of another object, place or verb. Another
-instruction may be true as well (pushing a cube to the left also reaches it): words of another verb are used
-only when they name another object.
+A judge that is trained on each success with its own instruction only learns "something was achieved" and ignores the
+instruction. A judge that is trained on distant failures only learns "the hand is near". Therefore the negatives are
+frames just before success, other unsolved frames of the logs, and solved frames with the instruction of another object,
+place or task. An instruction of another task may also be true of a frame (pushing a cube to the left also reaches it),
+so it is used only if it names another object.
 
 Example::
 
@@ -42,34 +42,34 @@ COLOURS = (
 SHAPES = ("cube", "cylinder", "ball", "block", "sphere", "box", "tray", "bowl", "drawer", "button")
 SIDES = ("left", "right", "front", "back")
 KINDS = ("success", "near_miss", "unsolved", "wrong_place", "wrong_object", "wrong_verb")
-"""What a pair is; only `success` is positive."""
+"""Kinds of pairs; only `success` is positive."""
 
-NEAR = 4  # frames before the first success that count as a near miss
+NEAR = 4  # number of frames on either side of a success that count as near misses
 
 
 def goal_of(task: str, instruction: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """(task, object words in order, place words): equal for paraphrases, different for different goals.
+    """Extract a goal (task, object words in order, place words), which is equal for all paraphrases of one goal.
 
     Example:
         >>> goal_of("push", "slide the red cube into the left area")
         ('push', ('red', 'cube'), ('left',))
     """
     words = re.findall(r"[a-z]+", instruction.lower())
-    # A place that every instruction of a task names (the tray) is no object that could be confused.
+    # The tray is left out: every instruction of its task names it, so it cannot be confused with another object.
     objects = tuple(w for w in words if w in (*COLOURS, *SHAPES) and w not in ("tray", "white"))
     return task, objects, tuple(sorted({w for w in words if w in SIDES}))
 
 
 class PairSampler:
-    """Draws balanced pairs from some episodes of a dataset.
+    """Draws pairs from some episodes of a dataset, balanced between positives and negatives and between tasks.
 
     Args:
-        arrays: from `EpisodeDataset.load_arrays()`.
+        arrays: logs, from `EpisodeDataset.load_arrays()`.
         episodes: indices of the episodes to use.
-        near_share: share of near misses among the negatives; 0 leaves such frames out altogether, for ablations.
+        near_share: share of near misses among the negatives; 0 excludes these frames completely, for ablations.
 
     Raises:
-        ValueError: without any success or any failure there is nothing to tell apart.
+        ValueError: there are no solved or no unsolved frames.
     """
 
     def __init__(self, arrays: EpisodeArrays, episodes: np.ndarray, near_share: float = 0.3) -> None:
@@ -83,9 +83,9 @@ class PairSampler:
         for i in episodes:
             rows = arrays.rows(int(i))
             flips = np.flatnonzero(np.diff(success[rows].astype(np.int8)) != 0)
-            for f in flips:  # both before a success and after one was lost
+            for f in flips:  # frames around the start and around the end of a success
                 near[rows.start + max(0, f - NEAR + 1) : min(rows.start + f + 1 + NEAR, rows.stop)] = True
-            if not success[rows].any():  # and the best moments of failed episodes
+            if not success[rows].any():  # and the frames of highest progress in failed episodes
                 near[rows.start + np.argsort(arrays.progress[rows])[-NEAR:]] = True
         self.near = np.flatnonzero(used & ~success & near)
         if near_share == 0:
@@ -93,7 +93,7 @@ class PairSampler:
         if len(self.solved) == 0 or len(self.unsolved) == 0:
             raise DatasetError(
                 f"need solved and unsolved frames to train a judge; got {len(self.solved)} and {len(self.unsolved)}. "
-                "Collect experts and failures: worldgym collect --help"
+                "Collect successful and failed episodes: worldgym collect --help"
             )
         self.goals = [goal_of(t, s) for t, s in zip(arrays.tasks, arrays.instructions, strict=True)]
         by_goal: dict[tuple, set[str]] = defaultdict(set)
@@ -104,7 +104,7 @@ class PairSampler:
         for goal in sorted(self.texts):
             self.by_task[goal[0]].append(goal)
         self._false: dict[tuple, tuple[list, list, list, list]] = {}
-        # Every task equally often, else the judge is best where successes are cheap.
+        # Every task is drawn equally often; otherwise the judge would be best on tasks with many successes.
         self._pools = {name: self._per_task(getattr(self, name)) for name in ("solved", "unsolved", "near")}
 
     def _per_task(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -118,10 +118,10 @@ class PairSampler:
     def sample(
         self, count: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
-        """`count` pairs, half of them positive.
+        """Draw `count` pairs, half of them positive.
 
         Returns:
-            rows `(count,)` of the frames, instructions, labels `(count,)` float32, kinds (see `KINDS`).
+            frame indices `(count,)`, instructions, labels `(count,)` float32, kinds (see `KINDS`).
         """
         rows, texts, labels, kinds = [], [], [], []
         for i in range(count):
@@ -143,7 +143,7 @@ class PairSampler:
                     goal = self.goals[self.owner[row]]
                 else:
                     goal, kind = found
-            options = self.texts[goal]  # any paraphrase of the goal has the same label
+            options = self.texts[goal]  # all paraphrases of a goal have the same label
             rows.append(row)
             texts.append(options[rng.integers(len(options))])
             labels.append(float(kind == "success"))
@@ -151,12 +151,12 @@ class PairSampler:
         return np.asarray(rows), texts, np.asarray(labels, np.float32), kinds
 
     def any_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """`count` frames, half of them solved."""
+        """Draw `count` frame indices, half of them solved."""
         others = np.concatenate([self.unsolved, self.near])
         return np.concatenate([rng.choice(self.solved, count // 2), rng.choice(others, count - count // 2)])
 
     def any_words(self, row: int, rng: np.random.Generator) -> str:
-        """A sentence to ask about frame `row`: its own, the same verb with another goal, or anything."""
+        """Draw an instruction for frame `row`: of its own goal, of the same task, or of any goal."""
         own = self.goals[self.owner[row]]
         if rng.random() < 0.4:
             goal = own
@@ -167,25 +167,25 @@ class PairSampler:
         return options[rng.integers(len(options))]
 
     def _wrong(self, goal: tuple, rng: np.random.Generator) -> tuple[tuple, str] | None:
-        """A goal of the logs that is false where `goal` is true, hardest kinds first."""
-        place, half, objects, verbs = self._pools_of(goal)
-        if place and rng.random() < 0.3:
-            return place[rng.integers(len(place))], "wrong_place"
-        if objects and (not verbs or rng.random() < 0.7):
-            pool = half if half and rng.random() < 0.6 else objects
+        """Draw a goal of the logs that is false where `goal` is true, preferring goals similar to `goal`."""
+        other_places, similar, other_objects, other_tasks = self._pools_of(goal)
+        if other_places and rng.random() < 0.3:
+            return other_places[rng.integers(len(other_places))], "wrong_place"
+        if other_objects and (not other_tasks or rng.random() < 0.7):
+            pool = similar if similar and rng.random() < 0.6 else other_objects
             return pool[rng.integers(len(pool))], "wrong_object"
-        if verbs:
-            return verbs[rng.integers(len(verbs))], "wrong_verb"
-        return (place[rng.integers(len(place))], "wrong_place") if place else None
+        if other_tasks:
+            return other_tasks[rng.integers(len(other_tasks))], "wrong_verb"
+        return (other_places[rng.integers(len(other_places))], "wrong_place") if other_places else None
 
     def _pools_of(self, goal: tuple) -> tuple[list, list, list, list]:
-        """False goals: another place, another object that shares a word, any other object, another verb and object."""
+        """Pools of false goals: other places, objects that share a word, all other objects, other tasks and objects."""
         if goal not in self._false:
             task, objects, places = goal
             same = self.by_task[task]
-            place = [g for g in same if g[1] == objects and g[2] != places]
-            other = [g for g in same if g[1] != objects]
-            half = [g for g in other if set(g[1]) & set(objects)]
-            verbs = [g for t in self.by_task if t != task for g in self.by_task[t] if g[1] != objects]
-            self._false[goal] = (place, half, other, verbs)
+            other_places = [g for g in same if g[1] == objects and g[2] != places]
+            other_objects = [g for g in same if g[1] != objects]
+            similar = [g for g in other_objects if set(g[1]) & set(objects)]
+            other_tasks = [g for t in self.by_task if t != task for g in self.by_task[t] if g[1] != objects]
+            self._false[goal] = (other_places, similar, other_objects, other_tasks)
         return self._false[goal]

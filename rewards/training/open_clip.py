@@ -1,16 +1,16 @@
-"""Training a small open_clip model to be a judge: contrast by what is fulfilled, not by what is named.
+"""Train a small open_clip model as a judge, on pairs labelled by whether the frame fulfils the instruction.
 
-CLIP's batch contrast takes every other caption as false, but "reach the red cube" is true of a frame in which that cube
-has just been pushed. So the pairs are those of `rewards.training.negatives`, whose labels are known: a frame with
-words that are fulfilled in it, against near misses and words of another object, place or verb. What is learned is
-what is scored
-later: the cosine with the goal's sentence less that with the baseline's, through a logistic (the pairwise loss of
-SigLIP, Zhai et al. 2023, equation 1, on known pairs).
+CLIP's contrastive loss treats every other caption of the batch as false. But "reach the red cube" is true of a frame in
+which this cube has just been pushed. Therefore training uses the labelled pairs of `rewards.training.negatives`: frames
+with instructions that they fulfil, near misses, and frames with the instruction of another object, place or task. The
+loss is computed on the quantity that is scored later: the cosine with the goal sentence minus the cosine with the
+baseline sentence, through a logistic function (the pairwise loss of SigLIP, Zhai et al. 2023, equation 1, on pairs with
+known labels).
 
-A few thousand logs hold too few pairs for a network that begins with nothing: a vision transformer had learned little
-of them after a quarter of an hour. So the pictures go through a small residual network, and a judge that reads frames
-may teach (distillation, Hinton et al. 2015): it says of each frame how likely a dozen sentences are fulfilled in it,
-and one look at the frame teaches all of them.
+A few thousand logs contain too few pairs to train a vision transformer from scratch: it had learned little after a
+quarter of an hour. Therefore the image encoder is a small residual network, and a judge that reads frames can be the
+teacher (distillation, Hinton et al. 2015). The teacher labels each frame with a dozen instructions, so that one forward
+pass of the image encoder is trained on all of them.
 
 Example::
 
@@ -46,9 +46,9 @@ SMALL: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 2},
 }  # fmt: skip
-"""open_clip's `model_cfg` of the small model: a small residual network on 64 px, a text transformer of two layers."""
+"""open_clip's `model_cfg` of the small model: a residual network on 64 px and a text transformer of two layers."""
 ASKED = 12
-"""Sentences of which a teacher speaks, a frame."""
+"""Number of instructions that the teacher labels per frame."""
 
 
 def train_open_clip(
@@ -62,17 +62,18 @@ def train_open_clip(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[OpenClipJudge, dict[str, float]]:
-    """Train, fit scale and threshold, report.
+    """Train an open_clip judge, fit its scale and threshold, and evaluate it on held-out episodes.
 
     Args:
-        arrays: Real's logs.
-        tokenizer: of a world model; half of the frames are seen through it. None shows true frames only.
-        config: settings.
-        description: open_clip's `model_cfg`.
-        teacher: a judge that reads frames; what it says of `lessons` frames is learned as well.
-        lessons: frames of which it speaks.
+        arrays: logs from the real domain.
+        tokenizer: tokenizer of a world model, which reconstructs half of the training frames; None trains on true
+            frames only.
+        config: settings of the training.
+        description: open_clip's `model_cfg` of the model.
+        teacher: a judge that reads frames, to distil; the model is also trained on its labels.
+        lessons: number of frames that the teacher labels.
         on_step: called with (step, scalars) every 25 steps.
-        device: where the judge is trained; the result stays there.
+        device: device for training; the returned judge stays there.
 
     Returns:
         the judge and its held-out report: fpr, `fpr/<kind>`, tpr, balanced_accuracy.
@@ -83,16 +84,16 @@ def train_open_clip(
     """
     config = config or JudgeTrainConfig()
     if len(arrays) < 2:
-        raise ConfigError(f"need at least 2 episodes to hold one out; got {len(arrays)}")
+        raise ConfigError(f"need at least 2 episodes, one of them held out; got {len(arrays)}. Collect more episodes")
     order = np.random.default_rng(config.seed).permutation(len(arrays))
-    held = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
-    train, val = PairSampler(arrays, order[held:], config.near_share), PairSampler(arrays, order[:held])
+    held_out = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
+    train, val = PairSampler(arrays, order[held_out:], config.near_share), PairSampler(arrays, order[:held_out])
     torch.manual_seed(config.seed)
     judge = OpenClipJudge.from_description(description).to(device)
     model = judge.model.train()
-    words = _Words(judge, [text for texts in train.texts.values() for text in texts])
-    taught = None if teacher is None else _ask(teacher, arrays, train, lessons, config.seed)
-    fit = nn.Parameter(torch.tensor([math.log(10.0), -1.0], device=device))  # log of the scale, offset
+    text_encoder = _TextEncoder(judge, [text for texts in train.texts.values() for text in texts])
+    distilled = None if teacher is None else _teacher_labels(teacher, arrays, train, lessons, config.seed)
+    fit = nn.Parameter(torch.tensor([math.log(10.0), -1.0], device=device))  # log of the scale, and the offset
     groups: list[dict[str, Any]] = [
         {"params": list(model.parameters())},
         {"params": [fit], "weight_decay": 0.0},
@@ -103,11 +104,11 @@ def train_open_clip(
         rng = np.random.default_rng((config.seed, step))
         torch.manual_seed(int(rng.integers(2**62)))
         rows, own, labels, _ = train.sample(config.batch_size, rng)
-        asked, labels = [[text] for text in own], labels[:, None]
-        if taught is not None:
-            more = rng.integers(0, len(taught.rows), config.batch_size)
-            rows = np.concatenate([rows, taught.rows[more]])
-            asked += [taught.texts[i] for i in more]
+        sentences, labels = [[text] for text in own], labels[:, None]
+        if distilled is not None:
+            more = rng.integers(0, len(distilled.rows), config.batch_size)
+            rows = np.concatenate([rows, distilled.rows[more]])
+            sentences += [distilled.texts[i] for i in more]
         frames = augment(torch.from_numpy(arrays.frames[rows]), rng, config)
         if tokenizer is not None:
             half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
@@ -117,18 +118,18 @@ def train_open_clip(
         for group in adam.param_groups:
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         with torch.autocast(judge.device.type, torch.bfloat16):
-            seen = model.encode_image(judge.pixels(frames))  # type: ignore[operator]
-            against, where = words.vectors(asked)
-        seen = nn.functional.normalize(seen.float(), dim=-1)
-        parts = [(seen[: len(own)], where[: len(own)], torch.from_numpy(labels))]
-        if taught is not None:
-            parts.append((seen[len(own) :], where[len(own) :], taught.said[torch.from_numpy(more)]))
+            images = model.encode_image(judge.pixels(frames))  # type: ignore[operator]
+            directions, indices = text_encoder.vectors(sentences)
+        images = nn.functional.normalize(images.float(), dim=-1)
+        parts = [(images[: len(own)], indices[: len(own)], torch.from_numpy(labels))]
+        if distilled is not None:
+            parts.append((images[len(own) :], indices[len(own) :], distilled.p[torch.from_numpy(more)]))
         loss = torch.zeros((), device=device)
-        for pictures, which, true in parts:
+        for embeddings, which, true in parts:
             count, true = true.shape[1], true.to(device)
-            asked_here = torch.tensor([w[:count] for w in which], device="cpu")
-            nearer = torch.einsum("bd,bkd->bk", pictures, against[asked_here])
-            loss = loss + nn.functional.binary_cross_entropy_with_logits(fit[0].exp() * nearer + fit[1], true)
+            index = torch.tensor([w[:count] for w in which], device="cpu")
+            similarity = torch.einsum("bd,bkd->bk", embeddings, directions[index])
+            loss = loss + nn.functional.binary_cross_entropy_with_logits(fit[0].exp() * similarity + fit[1], true)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,12 +147,12 @@ def train_open_clip(
     return judge, report
 
 
-class _Words:
-    """Sentences, tokenised once.
+class _TextEncoder:
+    """Encodes sentences that are tokenised once.
 
     Args:
-        judge: whose model reads them.
-        sentences: all that will be asked.
+        judge: judge whose text encoder is used.
+        sentences: all instructions that occur in training.
     """
 
     def __init__(self, judge: OpenClipJudge, sentences: list[str]) -> None:
@@ -163,46 +164,48 @@ class _Words:
         self.tokens: Tensor = tokens.to(judge.device)
         self.number = {text: i for i, text in enumerate(known)}
 
-    def vectors(self, asked: list[list[str]]) -> tuple[Tensor, list[list[int]]]:
-        """Goal minus baseline `(N,D)` of the N sentences that occur, with gradients; which of them is asked where."""
-        numbers = [[self.number[text] for text in texts] for texts in asked]
-        occur = sorted({n for row in numbers for n in row})
-        place = {n: i for i, n in enumerate(occur)}
-        read = self.judge.model.encode_text(self.tokens[[*occur, -1]]).float()  # type: ignore[operator]
-        words = nn.functional.normalize(read, dim=-1)
-        return words[:-1] - words[-1], [[place[n] for n in row] for row in numbers]
+    def vectors(self, sentences: list[list[str]]) -> tuple[Tensor, list[list[int]]]:
+        """Goal minus baseline `(N,D)` of the N distinct sentences, with gradients; and the row of each sentence."""
+        numbers = [[self.number[text] for text in texts] for texts in sentences]
+        distinct = sorted({n for row in numbers for n in row})
+        place = {n: i for i, n in enumerate(distinct)}
+        encoded = self.judge.model.encode_text(self.tokens[[*distinct, -1]]).float()  # type: ignore[operator]
+        unit = nn.functional.normalize(encoded, dim=-1)
+        return unit[:-1] - unit[-1], [[place[n] for n in row] for row in numbers]
 
 
-class _Lessons(NamedTuple):
-    """Frames `(N,)`, the `ASKED` sentences asked of each, and how likely the teacher thinks them, `(N,ASKED)`."""
+class _TeacherLabels(NamedTuple):
+    """Frame indices `(N,)`, `ASKED` instructions for each, and the teacher's probabilities of success `(N,ASKED)`."""
 
     rows: np.ndarray
     texts: list[list[str]]
-    said: Tensor
+    p: Tensor
 
 
-def _ask(teacher: Any, arrays: EpisodeArrays, pairs: PairSampler, count: int, seed: int) -> _Lessons:
-    """What `teacher` says of `count` frames."""
+def _teacher_labels(
+    teacher: Any, arrays: EpisodeArrays, pairs: PairSampler, count: int, seed: int
+) -> _TeacherLabels:
+    """Label `count` frames with `teacher`."""
     rng = np.random.default_rng((seed, 10**9 + 7))
     rows = pairs.any_rows(count, rng)
     texts = [[pairs.any_words(int(row), rng) for _ in range(ASKED)] for row in rows]
-    said = []
+    p = []
     for first in range(0, count, 64):
         part = np.repeat(rows[first : first + 64], ASKED)
         frames, states = torch.from_numpy(arrays.frames[part]), torch.from_numpy(arrays.states[part])
-        words = [text for asked in texts[first : first + 64] for text in asked]
-        said.append(judged(teacher, frames[:, None], words, states).p_success.cpu().float().view(-1, ASKED))
-    return _Lessons(rows, texts, torch.cat(said))
+        words = [text for sentences in texts[first : first + 64] for text in sentences]
+        p.append(judged(teacher, frames[:, None], words, states).p_success.cpu().float().view(-1, ASKED))
+    return _TeacherLabels(rows, texts, torch.cat(p))
 
 
 def _held_out(
     judge: OpenClipJudge, arrays: EpisodeArrays, pairs: PairSampler, config: JudgeTrainConfig, salt: int
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Logits, labels and kinds of held-out pairs."""
+    """Logits, labels and kinds of `config.val_pairs` held-out pairs."""
     rows, texts, labels, kinds = pairs.sample(config.val_pairs, np.random.default_rng((config.seed, salt)))
-    said = []
+    similarities = []
     for first in range(0, len(rows), 256):
         part = slice(first, first + 256)
-        said += judge.score(torch.from_numpy(arrays.frames[rows[part]])[:, None], texts[part]).raw
+        similarities += judge.score(torch.from_numpy(arrays.frames[rows[part]])[:, None], texts[part]).raw
     c = judge.config
-    return c.scale * np.asarray(said, np.float32) + c.offset, labels, kinds
+    return c.scale * np.asarray(similarities, np.float32) + c.offset, labels, kinds

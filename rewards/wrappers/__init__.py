@@ -1,1 +1,1 @@
-"""Judges around other judges: cached, calibrated, composed."""
+"""Judges that wrap other judges: cached, calibrated, composed."""

@@ -1,9 +1,9 @@
-"""Remember verdicts under the hash of (judge, instruction, frames): audits ask the same question many times.
+"""Cache verdicts by the hash of (judge, instruction, frames), because audits score the same frames many times.
 
 Example::
 
     judge = CachedJudge(expensive_judge, size=10_000)
-    judge.score(frames, instructions); judge.score(frames, instructions)   # the second is free
+    judge.score(frames, instructions); judge.score(frames, instructions)   # the second call uses the cache
     judge.hits, judge.misses
 """
 
@@ -23,11 +23,11 @@ from worldgym.utils.devices import place
 
 
 class CachedJudge:
-    """Least-recently-used cache in front of a judge. Invalid verdicts are not kept: the next try may succeed.
+    """Least-recently-used cache in front of a judge. Invalid verdicts are not cached, because a retry may succeed.
 
     Args:
-        judge: any `RewardModel`, a pure function of frames and instruction.
-        size: verdicts kept.
+        judge: any `RewardModel` that is a pure function of frames, instruction and state.
+        size: largest number of cached verdicts.
     """
 
     def __init__(self, judge: RewardModel, size: int = 10_000) -> None:
@@ -35,33 +35,33 @@ class CachedJudge:
             raise ValueError(f"size must be at least 1; got {size}")
         self.judge, self.size = judge, size
         self.hits = self.misses = 0
-        self._kept: OrderedDict[str, tuple[float, Tensor | None, Any]] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[float, Tensor | None, Any]] = OrderedDict()
 
     def to(self, device: torch.device | str) -> CachedJudge:
-        """Move the judge; returns itself."""
+        """Move the wrapped judge to `device`; returns itself."""
         place(self.judge, torch.device(device))
         return self
 
     @property
     def name(self) -> str:
-        """The judge's own name: a cache changes no verdict."""
+        """Name of the wrapped judge, because the cache does not change verdicts."""
         return self.judge.name
 
     @property
     def threshold(self) -> float:
-        """The judge's threshold."""
+        """Threshold of the wrapped judge."""
         return threshold_of(self.judge)
 
     @property
     def reads(self) -> Reads:
-        """What the judge reads, of frames and proprioception: what is kept belongs to frames, not to latents."""
+        """Inputs of the wrapped judge, without latents: the cache is indexed by frames."""
         return dataclasses.replace(reads_of(self.judge), latents=False)
 
     def score(self, frames: Tensor, instructions: Sequence[str], states: Tensor | None = None) -> Judgement:
-        """As the judge; only unseen (frames, instruction, state) triples reach it."""
-        told = [None] * len(frames) if states is None else list(states)
-        keys = [self._key(*row) for row in zip(frames, instructions, told, strict=True)]
-        missing = [i for i, key in enumerate(keys) if key not in self._kept]
+        """Score as the wrapped judge does; only (frames, instruction, state) triples that are not cached reach it."""
+        state_rows = [None] * len(frames) if states is None else list(states)
+        keys = [self._key(*row) for row in zip(frames, instructions, state_rows, strict=True)]
+        missing = [i for i, key in enumerate(keys) if key not in self._entries]
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
         fresh: dict[str, tuple[float, Tensor | None, Any]] = {}
@@ -76,14 +76,14 @@ class CachedJudge:
                     fresh[keys[i]] = (float(verdict.p_success[row]), progress, raw)
                 else:
                     failed[keys[i]] = raw
-        rows = [fresh.get(key) or self._kept.get(key) for key in keys]
+        rows = [fresh.get(key) or self._entries.get(key) for key in keys]
         for key in keys:
             if key in fresh:
-                self._kept[key] = fresh[key]
-            if key in self._kept:
-                self._kept.move_to_end(key)
-        while len(self._kept) > self.size:
-            self._kept.popitem(last=False)
+                self._entries[key] = fresh[key]
+            if key in self._entries:
+                self._entries.move_to_end(key)
+        while len(self._entries) > self.size:
+            self._entries.popitem(last=False)
         known = [row[1] for row in rows if row is not None]
         progress = torch.stack(known) if len(known) == len(rows) and known and known[0] is not None else None  # type: ignore[arg-type]
         return Judgement(

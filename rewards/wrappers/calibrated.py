@@ -1,14 +1,14 @@
-"""A judge whose probabilities are made true, and whose threshold keeps a stated rate of false positives.
+"""Calibrate a judge's probabilities, and set a threshold that bounds the rate of false positives.
 
-Why: a reward is thresholded, composed with others, and shown to people as a probability; a network's own is none of
-these things until it has been compared with what happened. The map is fitted on held-out logs of Real: a *temperature*
-(Guo et al. 2017, section 4.2, one number, with an offset as in Platt scaling) or *isotonic* regression (Zadrozny and
-Elkan 2002, any increasing map).
+A reward is thresholded, composed with other rewards, and reported as a probability. This requires calibrated
+probabilities, and the output of a network is not calibrated. The calibration map is fitted on held-out logs from the
+real domain. It is a *temperature* (Guo et al. 2017, section 4.2, one number, with an offset as in Platt scaling) or
+*isotonic* regression (Zadrozny and Elkan 2002, any increasing map).
 
 Example::
 
     judge = CalibratedJudge.fit(raw_judge, p, truth, method="isotonic", max_fpr=0.05)
-    judge.score(frames, instructions, states).p_success     # as often true as it says
+    judge.score(frames, instructions, states).p_success     # calibrated probability
     judge.save_pretrained("runs/calibrated")
 """
 
@@ -33,19 +33,19 @@ from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.typed import from_values
 
 SETTINGS, INNER = "calibrated.json", "judge"
-EDGE = 1e-6  # a probability of exactly 0 or 1 has no log odds
+EDGE = 1e-6  # smallest distance of a probability from 0 and 1, where log odds are infinite
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An increasing map of probabilities, through points between which it is straight, and a threshold on its far side.
+    """A piecewise linear, non-decreasing map of probabilities, and a threshold of the mapped probability.
 
     Args:
-        said: what the judge says, increasing, in [0, 1].
-        true: what that is worth, not decreasing.
-        threshold: of the mapped probability.
-        method: how it was found.
-        count: verdicts it was found from.
+        said: probabilities of the judge at the points of the map, increasing, in [0, 1].
+        true: calibrated probabilities at these points, not decreasing.
+        threshold: calibrated probability at which a verdict counts as success.
+        method: method of the fit.
+        count: number of verdicts in the fit.
     """
 
     said: tuple[float, ...]
@@ -55,15 +55,19 @@ class Calibration:
     count: int = 0
 
     def __post_init__(self) -> None:
-        """Validate, and accept lists where json gave them."""
+        """Validate, and convert lists from JSON to tuples."""
         object.__setattr__(self, "said", tuple(self.said))
         object.__setattr__(self, "true", tuple(self.true))
         good = len(self.said) == len(self.true) >= 2 and np.all(np.diff(self.said) > 0)
         if not good or np.any(np.diff(self.true) < 0) or not 0 < self.threshold <= 1:
-            raise ConfigError("a calibration needs points with increasing `said`, and a threshold in (0, 1]")
+            raise ConfigError(
+                f"got {len(self.said)} values of `said`, {len(self.true)} of `true`, and threshold {self.threshold}; "
+                "expected two or more points with increasing `said` and non-decreasing `true`, and a threshold in "
+                "(0, 1]"
+            )
 
     def apply(self, p: np.ndarray) -> np.ndarray:
-        """Mapped probabilities; nan stays nan."""
+        """Map the probabilities `p`; nan stays nan."""
         return np.where(np.isnan(p), p, np.interp(p, self.said, self.true))
 
     @classmethod
@@ -75,22 +79,23 @@ class Calibration:
         method: Literal["temperature", "isotonic"] = "isotonic",
         max_fpr: float = 0.05,
     ) -> Calibration:
-        """Find the map and the threshold.
+        """Fit the map and the threshold.
 
         Args:
-            said: `(N,)` probabilities of a judge; nan where it gave none, which are left out.
-            true: `(N,)` bool.
-            method: `temperature`, or `isotonic`.
-            max_fpr: share of what is false that may reach the threshold.
+            said: `(N,)` probabilities of a judge; nan where the judge gave no verdict, which is left out.
+            true: `(N,)` bool, true success.
+            method: `temperature` or `isotonic`.
+            max_fpr: largest share of the failures whose probability may reach the threshold.
 
         Raises:
-            ConfigError: fewer than ten verdicts, or all of one kind.
+            ConfigError: fewer than ten verdicts, or only successes, or only failures.
         """
         p, y = np.asarray(said, np.float64), np.asarray(true, bool)
         p, y = p[~np.isnan(p)], y[~np.isnan(p)]
         if len(p) < 10 or y.all() or not y.any():
             raise ConfigError(
-                f"got {len(p)} verdicts, {int(y.sum())} of them on successes; expected ten or more, of both kinds"
+                f"got {len(p)} verdicts, {int(y.sum())} of them on successes; expected ten or more, of both kinds. "
+                "Collect more held-out episodes"
             )
         if method == "temperature":
             points, mapped = _temperature(p, y)
@@ -105,7 +110,7 @@ class Calibration:
 
 
 def _temperature(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """sigmoid(a logit + b) with the least cross-entropy, tabled."""
+    """Table of sigmoid(a logit(p) + b), with a and b that minimise the cross-entropy."""
     from scipy.optimize import minimize
 
     def logit(values: np.ndarray) -> np.ndarray:
@@ -119,34 +124,34 @@ def _temperature(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return float(np.mean(np.logaddexp(0, np.where(y, -z, z))))
 
     slope, offset = minimize(loss, np.zeros(2), method="Nelder-Mead").x
-    # Dense where a sigmoid bends.
+    # Points evenly spaced in logits, so that they are dense near 0 and 1, where the map is curved.
     points = 1 / (1 + np.exp(-np.linspace(-14, 14, 113)))
     points[0], points[-1] = 0.0, 1.0
     return points, 1 / (1 + np.exp(-(np.exp(slope) * logit(points) + offset)))
 
 
 def _isotonic(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pool-adjacent-violators over what was said, ties together."""
+    """Isotonic regression by pooling adjacent violators; equal probabilities form one point."""
     from scipy.optimize import isotonic_regression
 
-    points, where, count = np.unique(p, return_inverse=True, return_counts=True)
-    share = np.bincount(where, y) / count
+    points, group, count = np.unique(p, return_inverse=True, return_counts=True)
+    share = np.bincount(group, y) / count
     mapped = isotonic_regression(share, weights=count).x
     if points[0] > 0:
         points, mapped = np.r_[0.0, points], np.r_[mapped[0], mapped]
     if points[-1] < 1:
         points, mapped = np.r_[points, 1.0], np.r_[mapped, mapped[-1]]
-    # Inside a step nothing changes: its two ends say it all.
+    # The map is constant inside a step, so only the two ends of each step are kept.
     keep = np.r_[True, (np.diff(mapped)[1:] != 0) | (np.diff(mapped)[:-1] != 0), True]
     return points[keep], mapped[keep]
 
 
 class CalibratedJudge:
-    """A judge seen through a `Calibration`.
+    """A judge whose probabilities are mapped by a `Calibration`.
 
     Args:
         judge: any `RewardModel`.
-        calibration: fitted to it.
+        calibration: calibration fitted to this judge.
     """
 
     def __init__(self, judge: Any, calibration: Calibration) -> None:
@@ -162,27 +167,27 @@ class CalibratedJudge:
         method: Literal["temperature", "isotonic"] = "isotonic",
         max_fpr: float = 0.05,
     ) -> CalibratedJudge:
-        """`judge` calibrated on what it `said` of held-out logs and what was `true`; see `Calibration.fit`."""
+        """Calibrate `judge` on its probabilities `said` of held-out logs and the labels `true`: `Calibration.fit`."""
         return cls(judge, Calibration.fit(said, true, method=method, max_fpr=max_fpr))
 
     def to(self, device: torch.device | str) -> CalibratedJudge:
-        """Move the judge; returns itself."""
+        """Move the wrapped judge to `device`; returns itself."""
         place(self.judge, torch.device(device))
         return self
 
     @property
     def name(self) -> str:
-        """What reports call this judge."""
+        """Name of this judge in reports: that of the wrapped judge, with the calibration method."""
         return f"{self.judge.name} ({self.calibration.method})"
 
     @property
     def threshold(self) -> float:
-        """That of the calibration."""
+        """Threshold of the calibration."""
         return self.calibration.threshold
 
     @property
     def reads(self) -> Reads:
-        """As the judge."""
+        """Inputs of the wrapped judge."""
         return reads_of(self.judge)
 
     def score(
@@ -192,13 +197,13 @@ class CalibratedJudge:
         states: Tensor | None = None,
         latents: Tensor | None = None,
     ) -> Judgement:
-        """The judge's verdict, its probability mapped; `raw` is the judge's own, as is what is valid."""
+        """Score with the wrapped judge and calibrate `p_success`; `progress`, `valid` and `raw` are unchanged."""
         verdict = judged(self.judge, frames, instructions, states, latents)
         p = self.calibration.apply(torch.as_tensor(verdict.p_success).double().cpu().numpy())
         return Judgement(torch.from_numpy(p).float(), verdict.progress, verdict.valid, verdict.raw)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the map, and the judge beside it."""
+        """Write the calibration and the wrapped judge."""
         with save_folder(path) as folder:
             JUDGES.save(self.judge, folder / INNER)
             (folder / SETTINGS).write_text(json.dumps(asdict(self.calibration), indent=1) + "\n")
@@ -213,17 +218,17 @@ class CalibratedJudge:
         cache: str | Path | None = None,
         keys: Mapping[str, str] | None = None,
     ) -> CalibratedJudge:
-        """What `save_pretrained` wrote; all but the path is for the judge inside, see `rewards.loading.load_judge`.
+        """Load what `save_pretrained` wrote; `tokenizer`, `cache` and `keys` are passed to `load_judge`.
 
         Raises:
             CheckpointError: files are missing or damaged.
         """
         try:
-            verify_folder(path, (SETTINGS,), "give what save_pretrained wrote")
+            verify_folder(path, (SETTINGS,), "give a folder that save_pretrained wrote")
             facts = json.loads((Path(path) / SETTINGS).read_text())
             calibration = from_values(Calibration, facts, str(Path(path) / SETTINGS))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{path} holds no calibration ({error}); give what save_pretrained wrote"
+                f"{path} holds no calibration ({error}); give a folder that save_pretrained wrote"
             ) from error
         return cls(load_judge(Path(path) / INNER, tokenizer=tokenizer, cache=cache, keys=keys), calibration)

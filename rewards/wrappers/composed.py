@@ -1,10 +1,10 @@
-"""Several judges as one: a weighted mean, or the least of them, so that a success needs everybody's word.
+"""Compose several judges: the weighted mean of their probabilities, or the minimum, for which all must agree.
 
-Why: a policy that learns to please one judge seldom pleases another that was made otherwise, so two that must agree are
-harder to game; and rewards are often a sum of named parts, some of which do not apply to every instruction.
+A policy that exploits one judge seldom exploits another one that was trained differently, so two judges that must agree
+are harder to exploit. Rewards are also often sums of named terms, some of which do not apply to every instruction.
 
-A term that does not apply to a video says so with a probability of nan that is *valid*, and is left out of that video's
-verdict. A term that failed (`valid` False) makes the verdict invalid: what it would have said is not known.
+A term that does not apply to a video returns nan with `valid` True, and is left out of that video's verdict. A failed
+term (`valid` False) makes the verdict invalid, because its probability is unknown.
 
 Example::
 
@@ -36,11 +36,11 @@ from worldgym.utils.folders import save_folder, verify_folder
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a composed verdict.
+    """One judge of a `ComposedJudge`.
 
     Args:
-        judge: who says it.
-        weight: of its probability in the mean, more than 0; without effect on the least.
+        judge: the judge.
+        weight: weight of its probability in the mean, more than 0; it has no effect with `how="least"`.
     """
 
     judge: RewardModel
@@ -48,17 +48,17 @@ class Term:
 
 
 class ComposedJudge:
-    """A `RewardModel` made of others.
+    """A `RewardModel` composed of other judges.
 
     Args:
-        terms: by name; the names stand in `raw` and in reports.
-        how: `mean` of the probabilities by weight, or `least`. For `least` each is first divided by its judge's
-            threshold (and capped at 1), so that judges of different strictness agree where each says yes: the verdict
-            is 1 exactly where all reach their own.
-        threshold: of the verdict; None for 0.5 of a mean, and for 1 of the least.
+        terms: the judges by name; the names appear in `raw` and in reports.
+        how: `mean`, the weighted mean of the probabilities, or `least`, their minimum. For `least` each probability is
+            first divided by the threshold of its judge and capped at 1, so that thresholds may differ: the result is 1
+            exactly if every judge reaches its own threshold.
+        threshold: value at which a verdict counts as success; None for 0.5 with `mean` and 1 with `least`.
 
     Raises:
-        ConfigError: no term, a weight that is not positive, an unknown `how`.
+        ConfigError: no terms, a weight that is not positive, or an unknown `how`.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class ComposedJudge:
         self.terms, self.how = dict(terms), how
         self.threshold = threshold if threshold is not None else {"mean": 0.5, "least": 1.0}[how]
         if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}, expected in (0, 1]")
+            raise ConfigError(f"threshold is {self.threshold}; expected a number in (0, 1]")
 
     def to(self, device: torch.device | str) -> ComposedJudge:
-        """Move every term's judge; returns itself."""
+        """Move the judges of all terms to `device`; returns itself."""
         for term in self.terms.values():
             place(term.judge, torch.device(device))
         return self
 
     @property
     def name(self) -> str:
-        """What reports call this judge: its terms with their weights."""
+        """Name of this judge in reports: its terms with their weights."""
         parts = [
             name if term.weight == 1 or self.how == "least" else f"{term.weight:g} {name}"
             for name, term in self.terms.items()
@@ -93,7 +93,7 @@ class ComposedJudge:
 
     @property
     def reads(self) -> Reads:
-        """What all terms together must be given; each is shown its own part of it."""
+        """The union of the inputs of all terms; each term is given only its own inputs."""
         return functools.reduce(operator.or_, (reads_of(term.judge) for term in self.terms.values()))
 
     def score(
@@ -103,7 +103,7 @@ class ComposedJudge:
         states: Tensor | None = None,
         latents: Tensor | None = None,
     ) -> Judgement:
-        """All terms on `frames (B,T,H,W,3)`; a video to which no term applies is invalid."""
+        """Score `frames (B,T,H,W,3)` with all terms; the verdict is invalid for a video to which no term applies."""
         count = len(frames)
         total, weights = torch.zeros(count, device="cpu"), torch.zeros(count, device="cpu")
         least = torch.full((count,), torch.inf, device="cpu")
@@ -112,13 +112,13 @@ class ComposedJudge:
         for name, term in self.terms.items():
             verdict = judged(term.judge, frames, instructions, states, latents)
             p = torch.as_tensor(verdict.p_success).detach().cpu().float()
-            sound = torch.as_tensor(verdict.valid).detach().cpu().bool()
+            term_valid = torch.as_tensor(verdict.valid).detach().cpu().bool()
             applies = torch.isfinite(p)
-            valid &= sound
+            valid &= term_valid
             total += torch.where(applies, term.weight * p.nan_to_num(), torch.zeros(()))
             weights += term.weight * applies
-            strict = p / threshold_of(term.judge)
-            least = torch.where(applies, torch.minimum(least, strict), least)
+            scaled = p / threshold_of(term.judge)
+            least = torch.where(applies, torch.minimum(least, scaled), least)
             for row, value in zip(raw, p.tolist(), strict=True):
                 row[name] = value if value == value else None
         valid &= weights > 0
@@ -126,17 +126,17 @@ class ComposedJudge:
         return Judgement(torch.where(valid, p, torch.zeros(())), None, valid, list(raw))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write how it is composed, and every term's judge in a folder of its number.
+        """Write the settings, and the judge of each term to a numbered subfolder.
 
         Raises:
-            ConfigError: a term that cannot be saved, such as the simulator's truth.
+            ConfigError: a term cannot be saved, such as an `OracleJudge`.
         """
         folder = Path(path)
-        if lacking := [
+        if unsavable := [
             name for name, term in self.terms.items() if not hasattr(term.judge, "save_pretrained")
         ]:
             raise ConfigError(
-                f"{', '.join(lacking)} cannot be saved; compose judges that have save_pretrained"
+                f"the terms {', '.join(unsavable)} cannot be saved; compose judges that have save_pretrained"
             )
         facts = {
             "how": self.how,
@@ -158,20 +158,20 @@ class ComposedJudge:
         cache: str | Path | None = None,
         keys: Mapping[str, str] | None = None,
     ) -> ComposedJudge:
-        """What `save_pretrained` wrote; all but the path is for the terms, see `rewards.loading.load_judge`.
+        """Load what `save_pretrained` wrote; `tokenizer`, `cache` and `keys` are passed to `load_judge` for each term.
 
         Raises:
             CheckpointError: files are missing or damaged.
         """
         folder = Path(path)
         try:
-            verify_folder(folder, ("composed.json",), "give what save_pretrained wrote")
+            verify_folder(folder, ("composed.json",), "give a folder that save_pretrained wrote")
             facts = json.loads((folder / "composed.json").read_text())
             rows = [(str(row["name"]), float(row["weight"])) for row in facts["terms"]]
             how, threshold = facts["how"], float(facts["threshold"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder} holds no composed judge ({error}); give what save_pretrained wrote"
+                f"{folder} holds no composed judge ({error}); give a folder that save_pretrained wrote"
             ) from error
         terms = {
             name: Term(load_judge(folder / str(i), tokenizer=tokenizer, cache=cache, keys=keys), weight)

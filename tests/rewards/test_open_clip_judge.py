@@ -124,7 +124,7 @@ def test_a_teacher_hands_on_what_it_sees():
 def test_what_cannot_work_is_refused(judge, tmp_path):
     with pytest.raises(ConfigError, match=r"needs \{instruction\}"):
         OpenClipJudgeConfig(goal="success")
-    with pytest.raises(ConfigError, match="looks at one frame"):
+    with pytest.raises(ConfigError, match="scores one frame"):
         OpenClipJudgeConfig(frames=3)
     with pytest.raises(ConfigError, match="did you mean 'baseline'"):
         OpenClipJudgeConfig.from_dict({"baselin": "x"})
