@@ -1,1 +1,1 @@
-"""One module a command of `worldgym`: a frozen config dataclass and `run(config) -> int`."""
+"""The commands of `worldgym`, one module each: a frozen config dataclass and `run(config) -> int`."""

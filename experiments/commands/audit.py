@@ -1,9 +1,10 @@
-"""`worldgym audit`: what judges say of the same imagined episodes, against what the same actions do in Real.
+"""`worldgym audit`: verdicts of judges on the same imagined episodes, compared with the outcome in Real.
 
-Policies act in imagination for a whole horizon; every judge looks at every fifth frame; the actions are executed in
-Real from the true start, and the judges see Real's frames as well. Printed by judge and verb: the confusion matrix,
-false positives first, how the judge does on Real's own frames, whether it refuses the words of another episode, how far
-the judges agree, and how far imagined success is from the true one. Two judges a run: one trains, another one audits.
+Policies act in imagination for a whole horizon, and every judge scores every fifth frame. Then the actions are executed
+in Real from the true start, and the judges score the frames from Real as well. The output for each judge and task: the
+confusion matrix (false positives first), accuracy on frames from Real, the share of rejected instructions of other
+episodes, the agreement between judges, and imagined minus true success. Use one judge for training and another one for
+the audit.
 
 Example::
 
@@ -44,26 +45,26 @@ AUDIT_SEED0 = 19_000_000
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """Judges against Real, in imagination and on Real's own frames.
+    """Compare judges with the ground truth, on imagined frames and on frames from Real.
 
     Args:
-        policies: that act: folders, or `sft`; `@T` sets a temperature.
-        judges: `bundled`, `latent`, `open_clip`, or folders that any judge's `save_pretrained` wrote, apart or joined
-            by commas. The first one is that whose reward is audited.
-        cache: folder of answers of judges behind an endpoint.
-        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
-            address; without one no key is sent.
+        policies: policies that act: folders, or `sft`; `@T` sets a temperature.
+        judges: `bundled`, `latent`, `open_clip`, or folders written by a judge's `save_pretrained`, separated by spaces
+            or commas. The first one gives the reward that is audited.
+        cache: folder that caches the answers of judges behind an endpoint.
+        judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL;
+            without it, no key is sent.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        suite: where the truth comes from; that of the bundle when None.
-        world_model: in place of the bundle's, a folder.
-        episodes: imagined episodes a policy, all of them executed in Real.
-        start_seed: of the starts.
-        split: which starts and words.
-        horizon: steps of an episode.
-        seed: everything random.
-        json: where the figures go; a page with the worst false positives to look at lies beside it.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        suite: suite whose real domain gives the ground truth; that of the bundle if None.
+        world_model: folder of another world model; the bundle's if None.
+        episodes: imagined episodes per policy; all of them are executed in Real.
+        start_seed: first seed of the starts.
+        split: split of starts and instructions.
+        horizon: steps per episode.
+        seed: seed of all randomness.
+        json: output file for the results; a page with the worst false positives is written beside it.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     policies: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policy",))] = ("sft",)
@@ -83,22 +84,25 @@ class AuditConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate, and part what commas join."""
+        """Split values at commas, and validate the settings."""
         for name in ("policies", "judges"):
             parts = (part.strip() for text in getattr(self, name) for part in text.split(","))
             object.__setattr__(self, name, tuple(part for part in parts if part))
         if not self.policies or not self.judges:
             raise ConfigError("an audit needs policies and judges; type --policies sft --judges bundled")
         if len(set(self.judges)) < len(self.judges):
-            raise ConfigError(f"a judge is named twice in {' '.join(self.judges)}; name each once")
+            raise ConfigError(f"a judge is named twice in {' '.join(self.judges)}; name each judge once")
         if self.episodes < 2 or self.horizon < 1:
-            raise ConfigError("episodes must be at least 2, horizon at least 1")
+            raise ConfigError(
+                f"episodes is {self.episodes}, horizon {self.horizon}; expected at least 2 episodes and a horizon of "
+                "at least 1"
+            )
         if self.start_seed < EVALUATION_SEED0:
             raise ConfigError(f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}")
 
 
 def run(config: AuditConfig) -> int:
-    """Watch, print, write the json."""
+    """Run the audit, print the table, and write the JSON file and the page."""
     from worldgym.models import load_world_model
 
     here = placing(config)
@@ -139,7 +143,7 @@ def run(config: AuditConfig) -> int:
 
 
 def report(seen: dict[str, JudgeAudit], judges: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
-    """All figures, over all policies; each policy's own are under `policies`."""
+    """Return all results over all policies; those of single policies are under `policies`."""
     levels = {name: threshold_of(judge) for name, judge in judges.items()}
     first = next(iter(judges))
     rows = {name: of_judge(name, judge, levels[name], seen, tasks) for name, judge in judges.items()}
@@ -152,7 +156,7 @@ def report(seen: dict[str, JudgeAudit], judges: dict[str, Any], tasks: tuple[str
         "imagined_minus_true": paired_bootstrap(success[valid], real[valid]).to_dict() if valid.any() else None,
         "agreement": {
             f"{a} | {b}": float(np.mean([w.agreement(a, b, (levels[a], levels[b])) for w in seen.values()]))
-            for a, b in combinations(judges, 2)  # every policy has as many looks
+            for a, b in combinations(judges, 2)  # every policy has the same number of checks
         },
         "policies": {
             policy: {
@@ -168,7 +172,7 @@ def report(seen: dict[str, JudgeAudit], judges: dict[str, Any], tasks: tuple[str
 def of_judge(
     name: str, judge: Any, level: float, seen: dict[str, JudgeAudit], tasks: tuple[str, ...]
 ) -> dict[str, Any]:
-    """One judge's figures: in imagination by verb, on Real's frames, under other words, and its price."""
+    """Results of one judge: on imagined frames by task, on frames from Real, with other instructions, and its cost."""
     counts = {task: Confusion() for task in tasks}
     invalid = 0
     for watched in seen.values():
@@ -176,17 +180,17 @@ def of_judge(
             counts[task] += watched.confusion(name, level, task)
         invalid += int((~watched.outcomes(name, level)[2]).sum())
     whole = sum(counts.values(), start=Confusion())
-    said = np.concatenate([w.said_of_real[name].ravel() for w in seen.values()])
+    on_real = np.concatenate([w.said_of_real[name].ravel() for w in seen.values()])
     now = np.concatenate([w.now.ravel() for w in seen.values()])
-    known = ~np.isnan(said)
-    refused = [other_words(judge, level, watched) for watched in seen.values()]
-    asked = sum(count for _, count in refused)
+    known = ~np.isnan(on_real)
+    swapped = [other_words(judge, level, watched) for watched in seen.values()]
+    scored = sum(count for _, count in swapped)
     episodes = sum(len(w.starts) for w in seen.values())
     return {
-        "balanced_accuracy_real": balanced_accuracy(said[known] >= level, now[known]),
+        "balanced_accuracy_real": balanced_accuracy(on_real[known] >= level, now[known]),
         "false_positive_rate_imagined": whole.fp / max(1, whole.fp + whole.tn),
         "recall_imagined": whole.tp / max(1, whole.tp + whole.fn),
-        "swapped_instruction_rejection": sum(good for good, _ in refused) / asked if asked else float("nan"),
+        "swapped_instruction_rejection": sum(good for good, _ in swapped) / scored if scored else float("nan"),
         "ms_per_episode": 1000 * sum(w.seconds[name] for w in seen.values()) / episodes,
         "threshold": level,
         "invalid": invalid,
@@ -197,10 +201,12 @@ def of_judge(
 
 
 def other_words(judge: Any, level: float, watched: JudgeAudit) -> tuple[int, int]:
-    """Real's first successful frame of each episode under the words of another one: the same verb, another goal.
+    """Score the first successful frame from Real of each episode with the instruction of another episode.
+
+    The other episode has the same task and another goal, so a correct judge rejects the frame.
 
     Returns:
-        how many were refused, how many were shown; frames on which the judge gave no verdict count as neither.
+        number of rejected frames, number of scored frames. Frames without a verdict are not counted.
     """
     import torch
 
@@ -208,11 +214,11 @@ def other_words(judge: Any, level: float, watched: JudgeAudit) -> tuple[int, int
 
     assert watched.frames is not None and watched.states is not None
     rows = np.flatnonzero(watched.now.any(1))
-    looks = watched.now[rows].argmax(1)
+    steps = watched.now[rows].argmax(1)
     goals = [goal_of(s.task, text) for s, text in zip(watched.starts, watched.instructions, strict=True)]
     texts, kept = [], []
     for place, row in enumerate(rows):
-        # the next episode in order that asks for something else with the same verb
+        # the next episodes in order with the same task and another goal
         others = [
             k % len(goals)
             for k in range(row + 1, row + len(goals))
@@ -221,17 +227,17 @@ def other_words(judge: Any, level: float, watched: JudgeAudit) -> tuple[int, int
         if others:
             texts.append(watched.instructions[others[0]])
             kept.append(place)
-    if not kept or reads_of(judge).depth != 1:  # only the frame at that look is shown
+    if not kept or reads_of(judge).depth != 1:  # a single frame can only be scored by a judge that reads one
         return 0, 0
-    chosen = (rows[kept], looks[kept])
+    chosen = (rows[kept], steps[kept])
     frames, states = torch.from_numpy(watched.frames[chosen]), torch.from_numpy(watched.states[chosen])
-    said = verdicts(judge, frames[:, None], texts, states)
-    known = ~np.isnan(said)
-    return int((said[known] < level).sum()), int(known.sum())
+    scores = verdicts(judge, frames[:, None], texts, states)
+    known = ~np.isnan(scores)
+    return int((scores[known] < level).sum()), int(known.sum())
 
 
 def calibration(seen: dict[str, JudgeAudit], name: str, bins: int = 10) -> list[dict[str, float]]:
-    """Looks of all policies by stated probability."""
+    """Reliability table over the checks of all policies: predicted probability, true share of success, count."""
     merged: dict[int, list[float]] = {}
     for watched in seen.values():
         for row in watched.calibration(name, bins):
@@ -248,16 +254,16 @@ def calibration(seen: dict[str, JudgeAudit], name: str, bins: int = 10) -> list[
 
 
 def table(facts: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     lines = []
     for name, row in facts["judges"].items():
         lines.append(
-            f"{name} (threshold {row['threshold']:g}): on Real's frames balanced accuracy "
-            f"{row['balanced_accuracy_real']:.3f}; other words refused {row['swapped_instruction_rejection']:.3f}; "
-            f"{row['ms_per_episode']:.1f} ms an episode"
+            f"{name} (threshold {row['threshold']:g}): balanced accuracy on frames from Real "
+            f"{row['balanced_accuracy_real']:.3f}; instructions of other episodes rejected "
+            f"{row['swapped_instruction_rejection']:.3f}; {row['ms_per_episode']:.1f} ms per episode"
         )
         lines.append(
-            f"  {'imagined, then Real':<22}{'FP':>5}{'TP':>5}{'FN':>5}{'TN':>5}{'FPR':>8}{'recall':>8}"
+            f"  {'imagined vs. Real':<22}{'FP':>5}{'TP':>5}{'FN':>5}{'TN':>5}{'FPR':>8}{'recall':>8}"
         )
         for task, c in [*row["by_task"].items(), ("all", row["confusion"])]:
             rates = (c["fp"] / max(1, c["fp"] + c["tn"]), c["tp"] / max(1, c["tp"] + c["fn"]))
@@ -266,7 +272,7 @@ def table(facts: dict[str, Any]) -> str:
             )
         if row["invalid"]:
             lines.append(f"  {row['invalid']} episodes without a verdict, not counted")
-    lines += [f"{pair} agree at {share:.3f} of the looks" for pair, share in facts["agreement"].items()]
+    lines += [f"{pair} agree at {share:.3f} of the checks" for pair, share in facts["agreement"].items()]
     if gap := facts["imagined_minus_true"]:
         lines.append(
             f"imagined - true success, judged by {facts['rewarded']}: {100 * gap['mean']:+.1f} "

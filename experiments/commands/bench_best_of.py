@@ -1,12 +1,12 @@
-"""`worldgym bench best-of`: the best of N imagined attempts, as each judge has it, executed in Real.
+"""`worldgym bench best-of`: each judge chooses the best of N imagined rollouts, which is then executed in Real.
 
-Why: choosing the best of N is the simplest way to optimise against a reward, and how hard it optimises is one number
-(its divergence from the policy is at most log N - (N - 1) / N nats; Gao et al. 2023, arXiv 2210.10760, section 2). The
-attempts are the same for every judge, so judges differ by nothing but their choice. A judge that is right about what it
-likes best keeps imagined and true success together as N grows; one that is gamed does not.
+Best-of-N is the simplest way to optimise against a reward. The strength of the optimisation is given by one number: the
+KL divergence from the policy is at most log N - (N - 1) / N nats (Gao et al. 2023, arXiv 2210.10760, section 2). All
+judges score the same rollouts. As N grows, imagined and true success stay together if the judge is right about the
+rollouts that it scores highest; they diverge if the judge is exploited.
 
-A judge is named as in `worldgym bench hacking`: `A+B` needs the word of both, `A~0.1` leaves out the tenth of attempts
-of which the world model is least sure.
+Judges are named as in `worldgym bench hacking`: `A+B` requires the success verdict of both, and `A~0.1` leaves out the
+10 % of rollouts with the highest uncertainty of the world model.
 
 Example::
 
@@ -39,31 +39,32 @@ from worldgym.utils.files import atomic_path, atomic_write_text
 from worldgym.utils.progress import Progress
 
 BEST_SEED0 = 15_000_000
-SHUFFLES = 40  # orders of the attempts over which the curve is averaged
-AT_ONCE = 480  # attempts imagined together
+SHUFFLES = 40  # random orders of the rollouts over which the curve is averaged
+AT_ONCE = 480  # rollouts imagined in one batch
 
 
 @dataclass(frozen=True)
 class BenchBestOfConfig:
-    """Choose among imagined attempts by each judge; ask Real.
+    """Choose the best imagined rollouts with each judge, and execute them in Real.
 
     Args:
-        judges: `bundled`, `latent`, `open_clip`, folders, `A+B` for agreement, `A~0.1` without the doubtful.
-        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
-            address; without one no key is sent.
-        names: what reports call them; as they are typed when empty.
-        policy: that attempts: a folder or `sft`.
+        judges: `bundled`, `latent`, `open_clip`, or folders. `A+B` requires both; `A~0.1` drops the 10 % most uncertain
+            rollouts.
+        judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL;
+            without it, no key is sent.
+        names: names of the judges in reports, one each; as typed if empty.
+        policy: policy that acts: a folder, or `sft`.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        suite: where the truth comes from; that of the bundle when None.
-        attempts: from each start.
-        starts: of a seed.
-        seeds: each has starts and attempts of its own.
-        temperature: of the attempts.
-        horizon: steps of an attempt.
-        threads: of torch.
-        json: where the figures go; the picture lies beside it.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        suite: suite whose real domain gives the ground truth; that of the bundle if None.
+        attempts: rollouts per start; the largest N.
+        starts: starts per seed.
+        seeds: seeds; each has its own starts and rollouts.
+        temperature: sampling temperature of the policy.
+        horizon: steps per rollout.
+        threads: number of torch threads.
+        json: output file for the results; the chart is written beside it.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     judges: tuple[str, ...] = ("bundled", "latent", "bundled+latent", "bundled~0.1")
@@ -83,22 +84,25 @@ class BenchBestOfConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         if not self.judges or not self.seeds or (self.names and len(self.names) != len(self.judges)):
-            raise ConfigError("best-of needs judges and seeds, and as many names as judges or none")
+            raise ConfigError(
+                f"got {len(self.judges)} judges, {len(self.seeds)} seeds and {len(self.names)} names; expected at "
+                "least one judge and one seed, and one name per judge or none"
+            )
         if self.attempts < 2 or min(self.starts, self.horizon, self.threads) < 1 or self.temperature <= 0:
             raise ConfigError(
-                "attempts must be at least 2, starts, horizon, threads at least 1, temperature above 0"
+                "attempts must be at least 2; starts, horizon and threads at least 1; temperature above 0"
             )
         for text in self.judges:
             parse(text)
 
 
 def parse(text: str) -> tuple[list[str], float]:
-    """`A+B~0.1` as names and the share of doubtful attempts to leave out.
+    """Split `A+B~0.1` into the names of judges and the share of uncertain rollouts to drop.
 
     Raises:
-        ConfigError: a share that is none.
+        ConfigError: the share is not a number in [0, 1).
     """
     names, _, share = text.partition("~")
     try:
@@ -106,12 +110,12 @@ def parse(text: str) -> tuple[list[str], float]:
     except ValueError:
         drop = -1.0
     if not 0 <= drop < 1:
-        raise ConfigError(f"{text}: the share of doubtful episodes must lie in [0, 1), such as {names}~0.1")
+        raise ConfigError(f"{text}: the share of uncertain episodes must lie in [0, 1), for example {names}~0.1")
     return names.split("+"), drop
 
 
 def run(config: BenchBestOfConfig) -> int:
-    """Attempt, choose, execute; table, json, picture."""
+    """Imagine and execute rollouts, choose by each judge, and write table, JSON file and chart."""
     import torch
 
     torch.set_num_threads(config.threads)
@@ -163,17 +167,18 @@ def run(config: BenchBestOfConfig) -> int:
 def choices(
     seen: list[JudgeAudit], text: str, levels: Mapping[str, float], attempts: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a judge thinks of every attempt, and what became of it.
+    """Return the score of every rollout and its imagined and true success.
 
     Args:
-        seen: episodes, `attempts` of each start beside each other.
+        seen: rollouts; the `attempts` rollouts of a start are consecutive.
         text: names of judges, as in the command.
-        levels: threshold of each.
-        attempts: of a start.
+        levels: threshold of each judge.
+        attempts: rollouts per start.
 
     Returns:
-        margin `(starts, attempts)`: log odds above the threshold at the best look, the least over judges, -inf where
-        the attempt is left out; imagined success and true success by the look at which it ends, bool.
+        margin `(starts, attempts)`: log odds above the threshold, maximum over the checks of the minimum over judges,
+        and -inf for dropped rollouts; imagined success and true success up to the check at which the rollout ends, both
+        bool.
     """
     names, drop = parse(text)
     margins = []
@@ -188,8 +193,8 @@ def choices(
     true = np.concatenate([w.by_then for w in seen])[row, ends]
     best = margin.max(1)
     if drop:
-        doubt = np.concatenate([w.doubt for w in seen if w.doubt is not None])[row, ends]
-        best = np.where(doubt <= np.quantile(doubt, 1 - drop), best, -np.inf)
+        uncertainty = np.concatenate([w.doubt for w in seen if w.doubt is not None])[row, ends]
+        best = np.where(uncertainty <= np.quantile(uncertainty, 1 - drop), best, -np.inf)
     shape = (-1, attempts)
     return (
         best.reshape(shape),
@@ -199,42 +204,42 @@ def choices(
 
 
 def curve(margin: np.ndarray, imagined: np.ndarray, true: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Imagined and true success of the attempt that is liked best among n, for n = 1, 2, 4, ...
+    """Imagined and true success of the rollout with the highest score among n, for n = 1, 2, 4, ...
 
     Args:
-        margin: `(S,N)`, what is maximised.
+        margin: `(S,N)` score that is maximised.
         imagined: `(S,N)` bool.
         true: `(S,N)` bool.
-        seed: of the orders.
+        seed: seed of the random orders.
 
     Returns:
-        n, imagined, true (lists over n), `gap_grew` (interval over starts, imagined less true at N less the same at 1),
-        `true_gained`.
+        n, imagined, true (lists over n); `gap_grew`: growth of imagined minus true success from n = 1 to N, with an
+        interval over starts; `true_gained`: the same for true success.
     """
     rng = np.random.default_rng(seed)
     starts, total = margin.shape
     sizes = [2**i for i in range(int(np.log2(total)) + 1)]
-    said, was = np.zeros((len(sizes), starts)), np.zeros((len(sizes), starts))
+    imagined_rate, true_rate = np.zeros((len(sizes), starts)), np.zeros((len(sizes), starts))
     row = np.arange(starts)
     for _ in range(SHUFFLES):
         order = rng.permuted(np.tile(np.arange(total), (starts, 1)), axis=1)
         for i, n in enumerate(sizes):
             first = order[:, :n]
             chosen = first[row, margin[row[:, None], first].argmax(1)]
-            said[i] += imagined[row, chosen] / SHUFFLES
-            was[i] += true[row, chosen] / SHUFFLES
-    gap = said - was
+            imagined_rate[i] += imagined[row, chosen] / SHUFFLES
+            true_rate[i] += true[row, chosen] / SHUFFLES
+    gap = imagined_rate - true_rate
     return {
         "n": sizes,
-        "imagined": said.mean(1).tolist(),
-        "true": was.mean(1).tolist(),
+        "imagined": imagined_rate.mean(1).tolist(),
+        "true": true_rate.mean(1).tolist(),
         "gap_grew": paired_bootstrap(gap[-1], gap[0]).to_dict("starts"),
-        "true_gained": paired_bootstrap(was[-1], was[0]).to_dict("starts"),
+        "true_gained": paired_bootstrap(true_rate[-1], true_rate[0]).to_dict("starts"),
     }
 
 
 def table(rows: Mapping[str, Any]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     lines = [f"{'judge':<36}{'imagined':>16}{'true':>16}{'gap grew by':>24}{'true success gained':>24}"]
     for name, row in rows.items():
         cells = [f"{row[k][0]:.2f} -> {row[k][-1]:.2f}" for k in ("imagined", "true")]
@@ -247,7 +252,7 @@ def table(rows: Mapping[str, Any]) -> str:
 
 
 def draw(rows: Mapping[str, Any], path: Path) -> None:
-    """Imagined and true success against N, a panel a judge."""
+    """Draw imagined and true success against N, one panel per judge."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,14 +1,14 @@
-"""`worldgym bench closed-loop`: are imagined successes real? The gate before any RL in imagination.
+"""`worldgym bench closed-loop`: the closed-loop gate, which checks imagined success in Real before RL in imagination.
 
-A policy acts on imagined frames until the judge sees success; then the same actions are executed in Real from
-the same start. The gate asks for precision and recall of imagined success of at least 0.8, for every policy.
+A policy acts on imagined frames until the judge reports success; then the same actions are executed in Real from the
+same start. The gate requires precision and recall of imagined success of at least 0.8 for every policy.
 
-Policies that nobody trained have names: `random`, `gaussian`, `weak` (SFT with disturbed weights) and `scripted` (the
-experts' actions in Real). They show what imagination pays to one who learns from scratch there.
+Besides trained policies there are `random`, `gaussian`, `weak` (SFT with noise on its weights) and `scripted` (the
+experts' actions in Real). They show which rewards imagination gives to a policy that learns from scratch.
 
 Example::
 
-    worldgym bench closed-loop --policies sft sft@1.0 runs/demo/policy --episodes 102   # a quick look
+    worldgym bench closed-loop --policies sft sft@1.0 runs/demo/policy --episodes 102   # a quick check
     worldgym bench closed-loop --policies sft --world-model runs/wm --out runs/gate.json
     worldgym bench closed-loop --policies random gaussian weak sft scripted --out runs/trust.json
 """
@@ -40,34 +40,35 @@ from worldgym.utils.progress import Progress
 
 @dataclass(frozen=True)
 class BenchClosedLoopConfig:
-    """Imagined success checked in Real: confusion matrix, precision and recall with intervals.
+    """Check imagined success in Real: confusion matrix, precision and recall with intervals.
 
     Args:
         policies: folders written by save_pretrained, `sft` for the bundled one, `random`, `gaussian`, `weak` or
             `scripted`; `@T` sets a temperature.
-        episodes: imagined episodes a policy, spread over the tasks; the gate asks for at least 100.
-        tasks: verbs; those that the bundle covers when empty.
-        split: which starts and words.
-        start_seed: first of the starts' seeds; another one than the default gives starts that chose nothing.
-        gate: precision and recall that pass.
-        bundle: a bundled checkpoint's name, or a folder with the same parts.
-        suite: where the truth comes from; that of the bundle when None.
-        world_model: folder of another world model.
-        judge: `bundled`, `latent`, `open_clip`, or a folder that any judge's `save_pretrained` wrote.
-        cache: folder of answers of judges behind an endpoint.
-        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
-            address; without one no key is sent.
-        threshold: judge's probability that counts as success; the judge's own when None.
-        confirm: successive looks that must be judged successful.
-        max_uncertainty: drop episodes of which the world model is less sure, as `worldgym demo --max-uncertainty` does
-            in practice; none when None.
-        temperature: of policies without `@T`; 0 is greedy.
-        horizon: steps of 0.2 s in an episode.
-        seed: of sampling.
-        clips: how many side-by-side videos to write a policy, false positives first.
-        out: where the json goes; videos go beside it.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        episodes: imagined episodes per policy, spread over the tasks; the gate requires at least 100.
+        tasks: tasks to check; those that the bundle covers if empty.
+        split: split of starts and instructions.
+        start_seed: first seed of the starts; a value other than the default gives starts that were used for no
+            selection.
+        gate: precision and recall that are required to pass.
+        bundle: name of a bundled checkpoint, or a folder with the same parts.
+        suite: suite whose real domain gives the ground truth; that of the bundle if None.
+        world_model: folder of another world model; the bundle's if None.
+        judge: `bundled`, `latent`, `open_clip`, or a folder written by a judge's `save_pretrained`.
+        cache: folder that caches the answers of judges behind an endpoint.
+        judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL;
+            without it, no key is sent.
+        threshold: probability of the judge that counts as success; the judge's own threshold if None.
+        confirm: number of consecutive checks that must be judged successful.
+        max_uncertainty: drop episodes whose world-model uncertainty exceeds this, as `worldgym demo --max-uncertainty`
+            does in training; no limit if None.
+        temperature: temperature of policies without `@T`; 0 is greedy.
+        horizon: steps of 0.2 s per episode.
+        seed: seed of action sampling.
+        clips: number of side-by-side videos per policy, false positives first.
+        out: output file for the results as JSON; videos are written beside it.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     policies: tuple[str, ...] = ("sft", "sft@0.5", "sft@1.0")
@@ -94,21 +95,22 @@ class BenchClosedLoopConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         if not self.policies:
             raise ConfigError("no policy given; type --policies sft, or folders")
         if self.episodes < 1 or self.horizon < 1 or self.confirm < 1 or self.clips < 0:
             raise ConfigError("episodes, horizon and confirm must be at least 1, clips at least 0")
         if self.start_seed < EVALUATION_SEED0:
             raise ConfigError(
-                f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}: data may use lower ones"
+                f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}: lower seeds may be in the "
+                "training data"
             )
         if not 0 < self.gate <= 1:
             raise ConfigError(f"gate is {self.gate}, expected more than 0 and at most 1")
 
 
 def run(config: BenchClosedLoopConfig) -> int:
-    """Print every policy's matrix, write the json; 0 when all pass the gate, 1 when one doesn't."""
+    """Print the confusion matrix of every policy and write the JSON file; return 0 if all pass the gate, else 1."""
     tasks = config.tasks or covered_tasks(config.bundle)
     here = placing(config)
     choices = [choose(text, config) for text in config.policies]
@@ -155,25 +157,25 @@ def run(config: BenchClosedLoopConfig) -> int:
 
 @dataclass(frozen=True)
 class SimpleChoice:
-    """One of the policies that nobody trained, as `PolicyChoice` has those that were."""
+    """An untrained policy, with the interface of `PolicyChoice`."""
 
     name: str
     config: BenchClosedLoopConfig
     temperature: float = 1.0
 
     def load(self) -> Any:
-        """The policy."""
+        """Create the policy."""
         suite, kwargs = chosen_suite(self.config.suite, self.config.bundle), {"horizon": self.config.horizon}
         return simple_policy(self.name, Bundle.find(self.config.bundle, placing(self.config)), kwargs, suite)
 
     @property
     def ref(self) -> SimpleChoice:
-        """Itself: it is made, not read."""
+        """The choice itself: the policy is created, not read from a folder."""
         return self
 
 
 def choose(text: str, config: BenchClosedLoopConfig) -> PolicyChoice | SimpleChoice:
-    """A policy as it is typed; a folder of that name comes first."""
+    """Parse the name of a policy; an existing folder of that name takes precedence."""
     if text in NAMES and not Path(text).exists():
         return SimpleChoice(text, config, temperature=0.0 if text == "weak" else 1.0)
     return PolicyChoice.parse(text, config.bundle, config.temperature, placing(config).name)
@@ -187,7 +189,7 @@ def check_policy(
     starts: list[Start],
     **settings: Any,
 ) -> ClosedLoopResult:
-    """One policy in closed loop, with a progress bar; `settings` are those of `run_closed_loop`."""
+    """Run one policy in closed loop with a progress bar; `settings` are passed to `run_closed_loop`."""
     with Progress(len(starts), f"closed loop, {choice.name}") as bar:
         return run_closed_loop(
             choice.ref.load(),
@@ -202,10 +204,10 @@ def check_policy(
 
 
 def load_world_model_of(bundle: str, folder: Path | None) -> Any:
-    """The bundle's world model, or that in `folder`.
+    """Load the world model in `folder`, or the bundle's if None.
 
     Raises:
-        CheckpointError: a folder that isn't there.
+        CheckpointError: the folder does not exist.
     """
     from worldgym.models import load_world_model
 
@@ -217,27 +219,27 @@ def load_world_model_of(bundle: str, folder: Path | None) -> Any:
 
 
 def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
-    """One policy's confusion counts, false positives first, and rates with intervals, in all and by task."""
+    """Return the table of one policy: confusion counts, false positives first, and rates with intervals, by task."""
 
     def row(label: str, table: Any) -> str:
-        said = wilson(table.tp + table.fp, table.n) if table.n else None
+        imagined = wilson(table.tp + table.fp, table.n) if table.n else None
         true = wilson(table.tp + table.fn, table.n) if table.n else None
         rates = [
             f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}]" if r is not None else "undefined"
-            for r in (table.precision, table.recall, said, true)
+            for r in (table.precision, table.recall, imagined, true)
         ]
         counts = "".join(f"{count:>5}" for count in (table.fp, table.tp, table.fn, table.tn))
         return f"  {label:<14}{counts}" + "".join(f"{rate:>20}" for rate in rates)
 
     imagined, real = result.imagined_rate(), result.real_rate()
-    said = f", imagined success {imagined.mean:.2f}, real {real.mean:.2f}" if imagined and real else ""
+    success = f", imagined success {imagined.mean:.2f}, real {real.mean:.2f}" if imagined and real else ""
     verdict = "passes" if result.passes(gate) else "FAILS"
-    head = f"{name}: {verdict} the gate of {gate}{said}, judge {result.judge}"
+    head = f"{name}: {verdict} the gate of {gate}{success}, judge {result.judge}"
     counts = "".join(f"{name:>5}" for name in ("FP", "TP", "FN", "TN"))
     columns = f"  {'':<14}{counts}" + "".join(f"{n:>20}" for n in ("precision", "recall", "imagined", "real"))
     tasks = [row(task, table) for task, table in result.by_task().items()]
     count = int(result.invalid.sum())
-    dropped = f"\n  {count} episodes dropped: judge failed, or world model too unsure" if count else ""
+    dropped = f"\n  {count} episodes dropped: the judge failed, or the world model was too uncertain" if count else ""
     return "\n".join([head, columns, *tasks, row("all", result.confusion)]) + dropped
 
 

@@ -1,8 +1,8 @@
-"""`worldgym bench env`: what the Gymnasium face costs on top of the world model that it wraps.
+"""`worldgym bench env`: the overhead of the Gymnasium interface over the world model that it wraps.
 
-Ratios of things timed in turns in one process: a step of the environment over the same step of the model called
-directly, with arrays and with tensors; and a tree of branches from mid-episode over as many resets. With `--workers`
-also what Ray workers bring over one of them, and with `--soak` whether memory grows over so many rounds.
+Measures ratios of alternately timed operations in one process: an environment step over the same step of the model
+called directly, with arrays and with tensors; and forking an episode into branches over as many resets. `--workers`
+adds the speed-up of several Ray workers over one, and `--soak` checks whether memory grows over a number of rounds.
 
 Example::
 
@@ -35,22 +35,22 @@ LONG = 1_000_000  # frames: no episode ends while it is timed
 
 @dataclass(frozen=True)
 class BenchEnvConfig:
-    """Overhead of the environment layer, branches against resets, seconds of an import.
+    """Measure the overhead of the environment, forks against resets, and the time of an import.
 
     Args:
-        checkpoint: folder of a world model; the bundle's when None.
-        bundle: a bundled checkpoint's name, or a folder with the same parts.
-        json: where the figures go.
-        batches: slots stepped at once.
-        branches: of the tree.
-        chunk: frames a step.
-        seconds: that each timing takes at least.
-        rounds: turns of what is compared.
-        threads: of torch.
-        workers: Ray workers whose speed is compared with that of one; 0 leaves Ray out.
-        soak: rounds on Ray workers over which memory is watched; 0 for none.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        checkpoint: folder of a world model; the bundle's if None.
+        bundle: name of a bundled checkpoint, or a folder with the same parts.
+        json: output file for the results.
+        batches: batch sizes.
+        branches: number of branches forked from one episode.
+        chunk: frames per step.
+        seconds: minimum duration of each timing.
+        rounds: number of alternations between the compared operations.
+        threads: number of torch threads.
+        workers: number of Ray workers to compare with one worker; 0 skips Ray.
+        soak: rounds on Ray workers over which memory is monitored; 0 skips this.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     checkpoint: Path | None = None
@@ -68,20 +68,20 @@ class BenchEnvConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         counts = (*self.batches, self.branches, self.chunk, self.rounds, self.threads)
         if not self.batches or min(counts) < 1 or self.seconds <= 0:
             raise ConfigError(
-                "batches, branches, chunk, rounds and threads must be at least 1, seconds more than 0"
+                "batches, branches, chunk, rounds and threads must be at least 1, and seconds more than 0"
             )
         if min(self.workers, self.soak) < 0 or (self.soak and not self.workers):
             raise ConfigError(
-                f"workers={self.workers}, soak={self.soak}; expected not negative, and a soak needs --workers 2"
+                f"workers={self.workers}, soak={self.soak}; expected at least 0, and --soak needs --workers 2 or more"
             )
 
 
 def run(config: BenchEnvConfig) -> int:
-    """Measure, print, write the json."""
+    """Measure, print the table, and write the JSON file."""
     import torch
 
     from worldgym.models import load_world_model
@@ -107,10 +107,9 @@ def run(config: BenchEnvConfig) -> int:
 
 
 def overhead(model: Any, starts: Path, batch: int, config: BenchEnvConfig) -> dict[str, float]:
-    """Time of a step of the environment over that of the model, less 1; `direct_ms` is what the model takes.
+    """Relative overhead of an environment step over a model step (ratio minus 1); `direct_ms` is the model's time.
 
-    Both sides imagine the same chunk and decode its last frame. Nobody judges: a judge costs the same wherever it is
-    called from.
+    Both imagine the same chunk and decode its last frame. No judge runs, because it costs the same in both cases.
     """
     import torch
 
@@ -129,18 +128,18 @@ def overhead(model: Any, starts: Path, batch: int, config: BenchEnvConfig) -> di
             tensors=tensors,
         )
         envs.reset(seed=0)
-        given = actions if tensors else actions.numpy()
+        inputs = actions if tensors else actions.numpy()
 
         def work() -> int:
-            envs.step(given)
+            envs.step(inputs)
             return batch
 
         return work
 
-    held = {"state": speed.start(model, batch)}
+    current = {"state": speed.start(model, batch)}
 
     def direct() -> int:
-        held["state"], _ = model.step(held["state"], actions, decode="last")
+        current["state"], _ = model.step(current["state"], actions, decode="last")
         return batch
 
     rates = speed.paired(
@@ -155,7 +154,7 @@ def overhead(model: Any, starts: Path, batch: int, config: BenchEnvConfig) -> di
 
 
 def branches(model: Any, starts: Path, config: BenchEnvConfig) -> dict[str, float]:
-    """Milliseconds of a tree from mid-episode, and of as many resets: in one batch, and one after the other."""
+    """Milliseconds to fork an episode into branches, and of as many resets, in one batch and one after the other."""
     from worldgym.imagination import WorldModelEnv, WorldModelVectorEnv
 
     count, shape = config.branches, {"horizon": 8 * config.chunk, "chunk": config.chunk}
@@ -191,7 +190,7 @@ def branches(model: Any, starts: Path, config: BenchEnvConfig) -> dict[str, floa
 
 
 def on_ray(model: Any, bundle: Bundle, config: BenchEnvConfig) -> dict[str, Any]:
-    """Scaling over Ray workers, and the soak if one was asked for."""
+    """Measure scaling over Ray workers, and memory growth if `soak` is set."""
     from experiments.pipelines import ray_scaling
 
     parts = (model, bundle.judge(), bundle.policy(), bundle.start_bank())
@@ -206,7 +205,7 @@ def on_ray(model: Any, bundle: Bundle, config: BenchEnvConfig) -> dict[str, Any]
 
 
 def import_seconds(rounds: int = 5) -> float:
-    """Least time of `import worldgym` in a fresh interpreter, over that of importing nothing."""
+    """Minimum time of `import worldgym` in a new interpreter, minus the start-up time of the interpreter."""
 
     def spent(statement: str) -> float:
         began = time.perf_counter()
@@ -218,27 +217,28 @@ def import_seconds(rounds: int = 5) -> float:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     lines = [
         f"batch {batch:>3}: {row['arrays']:+.1%} with arrays, {row['tensors']:+.1%} with tensors, "
-        f"over a step of the model alone ({row['direct_ms']:.1f} ms a chunk)"
+        f"relative to a step of the model alone ({row['direct_ms']:.1f} ms per chunk)"
         for batch, row in facts["overhead"].items()
     ]
     tree = facts["branches"]
     lines.append(
-        f"{tree['count']} branches from mid-episode: {tree['fork_ms']:.1f} ms, {tree['fork_over_resets']:.2f} of as "
-        f"many resets in one batch ({tree['reset_batch_ms']:.1f} ms; one by one {tree['reset_each_ms']:.0f} ms)"
+        f"{tree['count']} branches from mid-episode: {tree['fork_ms']:.1f} ms, {tree['fork_over_resets']:.2f} times "
+        f"the time of as many resets in one batch ({tree['reset_batch_ms']:.1f} ms; one by one: "
+        f"{tree['reset_each_ms']:.0f} ms)"
     )
     lines.append(f"import worldgym: {facts['import_seconds']:.2f} s")
     if ray := facts.get("ray"):
         lines.append(
-            f"{ray['workers']:.0f} Ray workers of one thread: {ray['many']:.0f} imagined steps a second, one: "
-            f"{ray['one']:.0f}, efficiency {ray['efficiency']:.2f}; without Ray {ray['here']:.0f}; "
-            f"{ray['bytes_per_step']:.0f} bytes moved a step"
+            f"{ray['workers']:.0f} Ray workers with one thread each: {ray['many']:.0f} imagined steps/s; one worker: "
+            f"{ray['one']:.0f}, efficiency {ray['efficiency']:.2f}; without Ray: {ray['here']:.0f}; "
+            f"{ray['bytes_per_step']:.0f} bytes transferred per step"
         )
     if soak := facts.get("soak"):
         lines.append(
-            f"memory over {soak['rounds']} rounds on Ray: driver {soak['growth_mb']['driver']:+.0f} MB, a worker "
-            f"{soak['growth_mb']['workers']:+.0f} MB, from round {max(1, round(0.1 * soak['rounds']))} on"
+            f"memory over {soak['rounds']} rounds on Ray: driver {soak['growth_mb']['driver']:+.0f} MB, worker "
+            f"{soak['growth_mb']['workers']:+.0f} MB, counted from round {max(1, round(0.1 * soak['rounds']))}"
         )
     return "\n".join(lines)

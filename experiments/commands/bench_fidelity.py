@@ -1,7 +1,8 @@
-"""`worldgym bench fidelity`: how true imagination is, by horizon, by split, in verdicts and in rankings.
+"""`worldgym bench fidelity`: accuracy of a world model by horizon and split, in verdicts, and in rankings of policies.
 
-Everything is measured on episodes that no part was trained on; truth comes from Real. Outcomes come first in closed
-loop (policies act on imagined frames, their actions are executed in Real), because open-loop replay flatters.
+All episodes are held out from the training of every part; the ground truth comes from Real. Outcomes are measured first
+in closed loop (policies act on imagined frames, and their actions are executed in Real), because open-loop replay gives
+optimistic results.
 
 Example::
 
@@ -41,26 +42,26 @@ UNSEEN = ("unseen_combination", "unseen_object", "unseen_instruction", "unseen_s
 
 @dataclass(frozen=True)
 class BenchFidelityConfig:
-    """How true imagined frames, verdicts and rankings are.
+    """Measure the accuracy of imagined frames, verdicts and rankings.
 
     Args:
-        checkpoint: folder of a world model; the bundle's when None.
-        members: further world models of the same tokenizer; their disagreement with the first is then the uncertainty.
-        bundle: where judge, policies and probe come from: a bundled checkpoint's name, or a folder.
-        suite: where the truth comes from; that of the bundle when None.
-        json: where the figures go; the report goes beside it as .html.
+        checkpoint: folder of a world model; the bundle's if None.
+        members: further world models with the same tokenizer; the uncertainty is then the disagreement of the ensemble.
+        bundle: source of judge, policies and probe: name of a bundled checkpoint, or a folder.
+        suite: suite whose real domain gives the ground truth; that of the bundle if None.
+        json: output file for the results; the report is written beside it as .html.
         episodes: held-out episodes of split `seen`, 40 steps each.
-        unseen_episodes: of each unseen split; 0 leaves them out.
-        policies: for the closed loop: folders, or `sft`; `@T` sets a temperature.
-        closed_loop_episodes: imagined episodes a policy.
-        ranking_starts: starts on which policies are ranked; 0 leaves the ranking out.
-        gaps: misspecifications at which the software simulator ranks the same policies.
+        unseen_episodes: episodes of each unseen split; 0 skips these splits.
+        policies: policies for the closed loop: folders, or `sft`; `@T` sets a temperature.
+        closed_loop_episodes: imagined episodes per policy.
+        ranking_starts: starts on which policies are ranked; 0 skips the ranking.
+        gaps: domain gaps at which the software simulator ranks the same policies.
         workers: processes for evaluation in simulators.
-        seed: everything random.
-        noises: the ranked policies are the bundled one with this much noise on its weights, down to one that fails,
-        temperatures: and, undisturbed, sampled at these.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        seed: seed of all randomness.
+        noises: noise levels on the weights of the bundled policy; each gives one of the ranked policies.
+        temperatures: sampling temperatures of the bundled policy without noise; each gives another ranked policy.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     checkpoint: Path | None = None
@@ -82,17 +83,17 @@ class BenchFidelityConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         if self.episodes < 2 or self.closed_loop_episodes < 1:
             raise ConfigError("episodes must be at least 2 and closed_loop_episodes at least 1")
         if self.unseen_episodes == 1 or min(self.unseen_episodes, self.ranking_starts) < 0:
             raise ConfigError("unseen_episodes must be 0 or at least 2, ranking_starts at least 0")
         if len(self.noises) + len(self.temperatures) < 3:
-            raise ConfigError("a ranking needs at least three policies; give more noises or temperatures")
+            raise ConfigError("a ranking needs at least three policies; give more values of --noises or --temperatures")
 
 
 def run(config: BenchFidelityConfig) -> int:
-    """Measure, print, write the json and the page."""
+    """Measure, print the table, and write the JSON file and the page."""
     from experiments.reports.fidelity import write_fidelity_report
     from worldgym.models import EnsembleWorldModel, load_world_model
 
@@ -105,14 +106,14 @@ def run(config: BenchFidelityConfig) -> int:
     plans = [("seen", tasks, config.episodes)]
     suite = chosen_suite(config.suite, config.bundle)
     for split in (split for split in UNSEEN if split in suite.splits):
-        verbs = getattr(suite, "unseen_tasks", tasks) if split == "unseen_task" else tasks
-        plans.append((split, verbs, config.unseen_episodes))
-    for i, (split, verbs, count) in enumerate(plans):
+        split_tasks = getattr(suite, "unseen_tasks", tasks) if split == "unseen_task" else tasks
+        plans.append((split, split_tasks, config.unseen_episodes))
+    for i, (split, split_tasks, count) in enumerate(plans):
         if not count:
             continue
         with Progress(count, f"Real, {split}") as bar:
             logs = true_logs(
-                verbs, count, seed=LOG_SEED0 + 10_000 * i, splits=(split,), suite=suite,
+                split_tasks, count, seed=LOG_SEED0 + 10_000 * i, splits=(split,), suite=suite,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.count),
             )  # fmt: skip
         seen = facts["by_split"].get("seen", {})
@@ -133,10 +134,13 @@ def run(config: BenchFidelityConfig) -> int:
 def measure_logs(
     model: Any, judge: Any, probe: Any, logs: TrueLogs, seed: int, bound: float | None = None
 ) -> dict[str, Any]:
-    """Open loop: Real's actions replayed in imagination. `summary` is what a split is compared by.
+    """Measure in open loop: replay the actions of logs from Real in imagination.
 
-    With `bound` of None the uncertainty that one of twenty of these very episodes exceeds is taken: a bound calibrated
-    on logs, for `uncertainty_bound` of the environments and `--max-uncertainty`.
+    `bound` is a bound on the uncertainty, for `uncertainty_bound` of the environments and `--max-uncertainty`. If None,
+    the value that 5 % of these episodes exceed is used.
+
+    Returns:
+        the results; `summary` holds those by which splits are compared.
     """
     import torch
 
@@ -145,17 +149,17 @@ def measure_logs(
     n, horizon = logs.actions.shape[:2]
     true = logs.frames[:, 1:]
     generator = torch.Generator().manual_seed(seed)
-    # Each episode gets the actions of another one: a derangement.
+    # A derangement: each episode gets the actions of another one.
     other = np.roll(np.arange(n), 1 + seed % (n - 1))
     with Progress(2 * n, "imagination") as bar:
         imagine = lambda actions, before: fidelity.imagine_logs(  # noqa: E731
             model, logs.frames, actions, logs.states, generator,
             progress=lambda done, _: bar.update(before + done - bar.count),
         )  # fmt: skip
-        said, doubt = imagine(logs.actions, 0)
-        wrong, _ = imagine(logs.actions[other], n)
+        predicted, uncertainty = imagine(logs.actions, 0)
+        shuffled, _ = imagine(logs.actions[other], n)
     still = np.repeat(logs.frames[:, :1], horizon, 1)
-    sources = {"model": said, "first_frame": still, "shuffled_actions": wrong}
+    sources = {"model": predicted, "first_frame": still, "shuffled_actions": shuffled}
     pictures = {
         name: {
             "psnr": fidelity.psnr(true, frames),
@@ -174,12 +178,12 @@ def measure_logs(
         }
         for name in sources
     }
-    imagined, happened = outcomes(judge, said, logs)
+    imagined, happened = outcomes(judge, predicted, logs)
     confusion = Confusion.of(imagined, happened)
     parts = by_part(model, judge, probe, logs, {"world model": (imagined, errors["model"])})
     drift = fidelity.drift_horizon(pictures["model"]["psnr"], pictures["first_frame"]["psnr"])
-    squared = np.square(true.astype(np.float32) - said).mean((2, 3, 4))
-    worst = doubt.max(1)
+    squared = np.square(true.astype(np.float32) - predicted).mean((2, 3, 4))
+    worst = uncertainty.max(1)
     bound = float(np.quantile(worst, 0.95)) if bound is None else bound
     within = worst <= bound
     ends = np.arange(4, horizon, 5)
@@ -193,8 +197,8 @@ def measure_logs(
         "by_part": parts,
         "confusion": confusion.to_dict(),
         "drift_horizon": drift,
-        "action_sensitivity": fidelity.action_sensitivity(true, said, wrong),
-        "uncertainty_spearman": fidelity.spearman_or_none(doubt[:, early], squared[:, ends[early]]),
+        "action_sensitivity": fidelity.action_sensitivity(true, predicted, shuffled),
+        "uncertainty_spearman": fidelity.spearman_or_none(uncertainty[:, early], squared[:, ends[early]]),
         "failure_auroc": fidelity.auroc(worst, imagined != happened),
         "uncertainty_bound": bound,
         "beyond_bound": float(1 - within.mean()),
@@ -213,7 +217,7 @@ def measure_logs(
 
 
 def column_means(values: np.ndarray) -> list[float]:
-    """Means of `(E,H)` over episodes; nan where a step was measured in none, as features are at most steps."""
+    """Means of `(E,H)` over episodes; nan for steps without a value (features are not measured at every step)."""
     measured = np.isfinite(values).sum(0)
     sums = np.nansum(values, 0)
     return [float(s / n) if n else float("nan") for s, n in zip(sums, measured, strict=True)]
@@ -222,8 +226,10 @@ def column_means(values: np.ndarray) -> list[float]:
 def by_part(
     model: Any, judge: Any, probe: Any, logs: TrueLogs, imagined: dict[str, tuple[np.ndarray, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Whose fault it is: verdicts and positions in Real's own frames (judge and probe alone), in these coded and
-    decoded (the tokenizer's share), and in `imagined` ones (that of the dynamics).
+    """Attribute errors to parts: judge and probe, tokenizer, dynamics.
+
+    Verdicts and positions are read from frames of Real (errors of judge and probe alone), from the same frames encoded
+    and decoded by the tokenizer, and from `imagined` frames.
     """
     import torch
 
@@ -231,18 +237,18 @@ def by_part(
 
     true = logs.frames[:, 1:]
     n, horizon = true.shape[:2]
-    coded = model.tokenizer.decode(
+    decoded = model.tokenizer.decode(
         model.tokenizer.encode(torch.from_numpy(np.ascontiguousarray(true)).flatten(0, 1))
     )
-    shown = {"judge": true, "tokenizer": coded.unflatten(0, (n, horizon)).numpy()}
+    shown = {"judge": true, "tokenizer": decoded.unflatten(0, (n, horizon)).numpy()}
     happened = logs.success[:, 5::5].any(1)
     rows = {
         name: (outcomes(judge, frames, logs)[0], fidelity.position_errors(probe, frames, logs.positions))
         for name, frames in shown.items()
     }
     table = {}
-    for name, (said, errors) in {**rows, **imagined}.items():
-        confusion = Confusion.of(said, happened)
+    for name, (judged, errors) in {**rows, **imagined}.items():
+        confusion = Confusion.of(judged, happened)
         negatives, positives = confusion.fp + confusion.tn, confusion.tp + confusion.fn
         table[name] = {
             "outcome_agreement": (confusion.tp + confusion.tn) / n,
@@ -255,26 +261,26 @@ def by_part(
 
 
 def outcomes(judge: Any, frames: np.ndarray, logs: TrueLogs) -> tuple[np.ndarray, np.ndarray]:
-    """Success at any chunk end (every fifth step), `(N,)` each: as judged in `frames (N,T,H,W,3)`, and in truth."""
+    """Success at any end of a chunk (every fifth step), `(N,)` each: as judged on `frames (N,T,H,W,3)`, and true."""
     import torch
 
-    # The hand's own place as Real had it: the frames are what is compared.
+    # Proprioception is taken from Real, because only frames are compared.
     states = torch.from_numpy(np.ascontiguousarray(logs.states[:, 5::5]))
-    n, looks = states.shape[:2]
+    n, checks = states.shape[:2]
     if reads_of(judge).depth == 1:
         shown = torch.from_numpy(np.ascontiguousarray(frames[:, 4::5])).flatten(0, 1)[:, None]
-        texts = [text for text in logs.instructions for _ in range(looks)]
+        texts = [text for text in logs.instructions for _ in range(checks)]
         verdicts = [settled(judge, shown, texts, states.flatten(0, 1))]
     else:
         film = torch.from_numpy(np.concatenate([logs.frames[:, :1], frames], 1))
-        verdicts = [settled(judge, film[:, : 5 * c + 6], logs.instructions, states[:, c]) for c in range(looks)]
+        verdicts = [settled(judge, film[:, : 5 * c + 6], logs.instructions, states[:, c]) for c in range(checks)]
     won = [((v.p_success >= judge.threshold) & v.valid).cpu().numpy() for v in verdicts]
-    said = won[0].reshape(n, looks).any(1) if len(won[0]) > n else np.stack(won).any(0)
-    return said, logs.success[:, 5::5].any(1)
+    judged = won[0].reshape(n, checks).any(1) if len(won[0]) > n else np.stack(won).any(0)
+    return judged, logs.success[:, 5::5].any(1)
 
 
 def closed_loop(config: BenchFidelityConfig, model: Any, judge: Any, tasks: Any) -> dict[str, Any]:
-    """Precision and recall of imagined success over all policies, and of each."""
+    """Measure precision and recall of imagined success, over all policies and for each policy."""
     from worldgym.evaluation import Confusion, make_starts
 
     starts = make_starts(tasks, max(1, round(config.closed_loop_episodes / len(tasks))), CHECK_SEED0)
@@ -300,7 +306,7 @@ def closed_loop(config: BenchFidelityConfig, model: Any, judge: Any, tasks: Any)
 def ranking(
     config: BenchFidelityConfig, model: Any, judge: Any, bundle: Bundle, tasks: Any
 ) -> dict[str, Any]:
-    """Success of graded policies in imagination, in Real and in the software simulator, and how the rankings agree."""
+    """Measure success of graded policies in imagination, Real and Soft, and the agreement of the rankings with Real."""
     import torch
 
     from experiments.pipelines.perturbed_policies import graded_policies
@@ -356,7 +362,7 @@ def ranking(
 
 
 def table(facts: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     loop = facts["closed_loop"]
     number = lambda v: "-" if v is None else f"{v:.2f}"  # noqa: E731
 
@@ -381,8 +387,8 @@ def table(facts: dict[str, Any]) -> str:
             + f"{row['drift_horizon']:>7}"
         )
     lines.append(
-        "  (at step 40: PSNR in dB beside the first frame's, median position error in px; agreement of outcomes over"
-        f" the episode)\n  action sensitivity {facts['action_sensitivity']:.2f}"
+        "  (at step 40: PSNR in dB of the model and of the repeated first frame, median position error in px; agree: "
+        f"agreement of outcomes over the episode)\n  action sensitivity {facts['action_sensitivity']:.2f}"
     )
     for part, row in facts["by_split"]["seen"]["by_part"].items():
         px = f"{number(row['position_error_px'])} px, moved {number(row['moved_objects_px'])} px"
@@ -390,7 +396,7 @@ def table(facts: dict[str, Any]) -> str:
         lines.append(f"  up to the {part:<12} agreement {number(row['outcome_agreement'])}, {wrong}, {px}")
     beyond = ", ".join(f"{split} {row['beyond_bound']:.2f}" for split, row in facts["by_split"].items())
     lines.append(
-        f"  uncertainty_bound {facts['uncertainty_bound']:.4g} stops one of twenty seen episodes: {beyond}"
+        f"  uncertainty_bound {facts['uncertainty_bound']:.4g} truncates 5 % of the seen episodes; by split: {beyond}"
     )
     for name, row in facts.get("ranking", {}).get("agreement", {}).items():
         lines.append(

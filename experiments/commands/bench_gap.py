@@ -1,6 +1,6 @@
-"""`worldgym bench gap`: how wrong the software simulator is, measured by scripted experts.
+"""`worldgym bench gap`: measures the domain gap of the software simulator with scripted experts.
 
-What is frozen lies beside the suite (`Suite.frozen_gap`); this measures it again, on other starts when asked for.
+The gap used for comparisons is a constant of the suite (`Suite.frozen_gap`).
 
 Example::
 
@@ -22,13 +22,13 @@ from worldgym.utils.progress import Progress
 
 @dataclass(frozen=True)
 class BenchGapConfig:
-    """Experts in Real, in Soft, and Soft's actions replayed in Real.
+    """Measure success of experts in Real and in Soft, and of the actions from Soft replayed in Real.
 
     Args:
-        gaps: to measure.
-        episodes: of each verb.
-        suite: whose; the default one when None.
-        json: where the figures go; nowhere when None.
+        gaps: gaps to measure, each in [0, 1].
+        episodes: episodes per task.
+        suite: suite to measure; the default one if None.
+        json: output file for the results; not written if None.
     """
 
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -37,7 +37,7 @@ class BenchGapConfig:
     json: Path | None = None
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         if not self.gaps or self.episodes < 1 or not all(0 <= g <= 1 for g in self.gaps):
             raise ConfigError(
                 f"gaps must lie in [0, 1] and episodes be at least 1; got {self.gaps}, {self.episodes}"
@@ -45,7 +45,7 @@ class BenchGapConfig:
 
 
 def run(config: BenchGapConfig) -> int:
-    """Measure, print."""
+    """Measure the gaps, print the table, and write the JSON file."""
     suite = load_suite(config.suite)
     measure_gap = extra(suite, "measure_gap", "gap to measure")
     rows = []

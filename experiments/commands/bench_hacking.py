@@ -1,13 +1,13 @@
-"""`worldgym bench hacking`: policies optimised hard against each judge, and what became of true success meanwhile.
+"""`worldgym bench hacking`: trains policies long against each judge, and measures success in Real meanwhile.
 
-Why: a judge that is right about what a policy does today may be wrong about what it learns to do for a reward. So the
-same SFT policy is pushed against every judge: GRPO on all of its weights, from the same few starts again and again,
-without demonstrations to hold it back, until imagined success from these starts exceeds `stop` or the rounds are over.
-Every few rounds the imagined episodes are executed in Real, from the same starts. A judge *holds* when the interval of
-the gap's growth (imagined less true success) reaches down to 0; it is *gamed* when it does not.
+A judge that is accurate on the current policy may be wrong about behaviour that a policy learns from its reward.
+Therefore the same SFT policy is trained against every judge: GRPO on all weights, always from the same few starts and
+without demonstrations, until imagined success from these starts exceeds `stop` or the rounds are used up. Every few
+rounds, imagined episodes are executed in Real from the same starts. The gap is imagined minus true success. A judge is
+*robust* if the interval of the growth of the gap contains 0 or lies below it, and *exploited* otherwise.
 
-A judge is a folder, `bundled`, `latent` or `open_clip`; `A+B` needs the word of both; `A~0.1` drops the tenth of
-imagined episodes of which the world model is least sure.
+A judge is a folder, `bundled`, `latent` or `open_clip`. `A+B` requires the success verdict of both. `A~0.1` drops the
+10 % of imagined episodes with the highest uncertainty of the world model.
 
 Example::
 
@@ -45,34 +45,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchHackingConfig:
-    """Push a policy against judges, watch Real.
+    """Train a policy long against judges, and measure success in Real.
 
     Args:
-        judges: `bundled`, `latent`, `open_clip`, folders, `A+B` for agreement, `A~0.1` for a stop at the world model's
-            doubt.
-        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
-            address; without one no key is sent.
-        names: what reports call them; as they are typed when empty.
-        seeds: runs of each.
+        judges: `bundled`, `latent`, `open_clip`, or folders. `A+B` requires both; `A~0.1` drops the 10 % most uncertain
+            imagined episodes.
+        judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL;
+            without it, no key is sent.
+        names: names of the judges in reports, one each; as typed if empty.
+        seeds: training seeds, one run each per judge.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        rounds: of practice at most.
+        rounds: maximum number of training rounds.
         stop: imagined success at which a run ends.
-        every: rounds between two looks at Real.
-        starts: that are practised from, each `group` times a round, and looked at; those of a seed are its own.
-        group: attempts.
-        lr: GRPO's learning rate.
-        updates: its optimizer steps a round.
-        temperature: of what the policy tries.
-        learn: `pointer` pushes where it goes, `all` how it goes there as well.
-        imitation_steps: supervised steps a round on judged successes.
-        demo_share: share of demonstrations among what is imitated; they hold a policy back.
-        average: decay, a round, of the averaged weights that are looked at.
-        horizon: steps of an imagined attempt.
-        threads: of torch.
-        out: run folders; what is finished there is not run again.
-        json: where the figures go; the picture lies beside it.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        every: rounds between two evaluations in Real.
+        starts: number of starts; each is used `group` times per round and in the evaluations. Each seed has its own.
+        group: rollouts per start.
+        lr: learning rate of GRPO.
+        updates: optimizer steps of GRPO per round.
+        temperature: sampling temperature of the rollouts.
+        learn: `pointer` trains the goal head only, `all` all weights of the policy.
+        imitation_steps: supervised steps per round on rollouts judged successful.
+        demo_share: share of demonstrations in the supervised batches; demonstrations regularise the policy.
+        average: decay per round of the averaged weights, which are evaluated.
+        horizon: steps of an imagined rollout.
+        threads: number of torch threads.
+        out: folder of the runs; finished runs in it are not repeated.
+        json: output file for the results; the chart is written beside it.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     judges: tuple[str, ...] = ("bundled",)
@@ -100,19 +100,19 @@ class BenchHackingConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         if not self.judges or not self.seeds:
             raise ConfigError("the bench needs judges and seeds; type --judges bundled --seeds 0 1 2")
         if self.names and len(self.names) != len(self.judges):
             raise ConfigError(
-                f"{len(self.names)} names for {len(self.judges)} judges; give one each, or none"
+                f"{len(self.names)} names for {len(self.judges)} judges; give one name per judge, or none"
             )
         if min(self.rounds, self.every, self.threads) < 1 or self.group < 2 or self.starts < 3:
-            raise ConfigError("rounds, every, threads must be at least 1, group 2, starts 3")
+            raise ConfigError("rounds, every and threads must be at least 1, group at least 2, starts at least 3")
 
 
 def run(config: BenchHackingConfig) -> int:
-    """Every judge, every seed; table, json, picture."""
+    """Run every judge with every seed; print the table, and write the JSON file and the chart."""
     import torch
 
     torch.set_num_threads(config.threads)
@@ -137,11 +137,11 @@ def run(config: BenchHackingConfig) -> int:
 
 
 def make_judge(text: str, bundle: Bundle, tokenizer: Any, keys: Sequence[str] = ()) -> tuple[Any, float]:
-    """The judge that `text` names, and the share of episodes to drop for doubt.
+    """Return the judge that `text` names, and the share of uncertain episodes to drop.
 
     Raises:
-        ConfigError: a share that is none.
-        CheckpointError: no such judge.
+        ConfigError: the share is not a number in [0, 1).
+        CheckpointError: there is no such judge.
     """
     from rewards import ComposedJudge, Term
 
@@ -154,7 +154,7 @@ def make_judge(text: str, bundle: Bundle, tokenizer: Any, keys: Sequence[str] = 
 
 
 def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dict[str, Any]:
-    """One run: looks at Real before, every few rounds, and at the end."""
+    """Run one seed: evaluations in Real before training, every few rounds, and at the end."""
     safe = "".join(c if c.isalnum() or c in "+~." else "_" for c in text)
     out = config.out / f"{safe}-{seed}"
     judge, drop = make_judge(
@@ -182,23 +182,23 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
     tuning = FineTuning(
         settings, bundle, folder, judge=judge, starts=starts, monitor=monitor, stop_at=config.stop
     )
-    looks = [{"round": 0.0, "steps": 0.0, **monitor.audit(tuning.policy())}]
+    evaluations = [{"round": 0.0, "steps": 0.0, **monitor.audit(tuning.policy())}]
     with folder.board() as board:
         history = tuning.run(board)
-    looks += [
+    evaluations += [
         {"round": row["iteration"], "steps": row["imagined_steps"]}
         | {k: v for k, v in row.items() if k.startswith("audit_")}
         for row in history
         if "audit_true" in row
     ]
-    row = {"judge": text, "seed": seed, "looks": looks, "practised": [r["success_rate"] for r in history]}
+    row = {"judge": text, "seed": seed, "looks": evaluations, "practised": [r["success_rate"] for r in history]}
     folder.write("finished", row)
     folder.save("looks.json", row)
     return row
 
 
 def bank_of(starts: Sequence[Start], suite: Suite) -> Any:
-    """These starts as the only ones to train_tasks from: what Real shows of them, and what is asked."""
+    """Return a bank with only these starts: their first observations in Real and their instructions."""
     import torch
 
     from agents import StartBank, Starts
@@ -212,7 +212,7 @@ def bank_of(starts: Sequence[Start], suite: Suite) -> Any:
 
 
 def uncertainty_quantile(settings: FineTuneSettings, bundle: Bundle, judge: Any, quantile: float) -> float:
-    """The model uncertainty that this share of the first policy's imagined episodes never exceeds."""
+    """Return the uncertainty that this share of the initial policy's imagined episodes never exceeds."""
     import torch
 
     from agents import collect
@@ -223,12 +223,12 @@ def uncertainty_quantile(settings: FineTuneSettings, bundle: Bundle, judge: Any,
     worst: list[torch.Tensor] = []
 
     class Uncertainties:
-        """An observer of the rollout that keeps the uncertainty of every step."""
+        """An observer of the rollout that records the uncertainty of every step."""
 
         decode: Literal["last"] = "last"
 
         def begin(self, episodes: Any) -> None:
-            """Nothing to prepare."""
+            """Do nothing before the rollout."""
 
         def __call__(self, decision: Any) -> None:
             worst.append(decision.step.imagined.uncertainty)
@@ -242,7 +242,7 @@ def uncertainty_quantile(settings: FineTuneSettings, bundle: Bundle, judge: Any,
 
 
 def of_judge(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Figures over the seeds: imagined and true success before and at the end, and how much their gap grew."""
+    """Results over the seeds: imagined and true success before and after training, and the growth of their gap."""
     first, last = ([run["looks"][i] for run in runs] for i in (0, -1))
     grown = np.array([b["audit_gap"] - a["audit_gap"] for a, b in zip(first, last, strict=True)])
     gained = np.array([b["audit_true"] - a["audit_true"] for a, b in zip(first, last, strict=True)])
@@ -259,14 +259,14 @@ def of_judge(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary(looks: Sequence[dict[str, float]]) -> str:
-    """A run in a line."""
+    """Summarise a run in one line: round, imagined and true success of each evaluation."""
     return ", ".join(
         f"{look['round']:.0f}: {look['audit_imagined']:.2f} / {look['audit_true']:.2f}" for look in looks
     )
 
 
 def table(facts: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     lines = [
         f"{'judge':<36}{'imagined':>16}{'true':>16}{'gap grew by':>28}",
     ]
@@ -281,7 +281,7 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Imagined and true success over the run, a panel a judge, a line a seed."""
+    """Draw imagined and true success over the rounds, one panel per judge and one line per seed."""
     import matplotlib
 
     matplotlib.use("Agg")

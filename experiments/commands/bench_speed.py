@@ -1,6 +1,7 @@
-"""`worldgym bench speed`: what an imagined frame costs, beside the simulator and beside WorldGym's way of sampling.
+"""`worldgym bench speed`: the cost of an imagined frame, compared with the simulator and with WorldGym's sampler.
 
-All in one process run, in turns; ratios first, since machines differ and are noisy.
+Everything is timed alternately in one process. Ratios are reported first, because machines differ and timings are
+noisy.
 
 Example::
 
@@ -37,23 +38,24 @@ LOG_SEED0 = 11_700_000
 
 @dataclass(frozen=True)
 class BenchSpeedConfig:
-    """Frames a second, ratios, stages, growth, and quality against speed.
+    """Measure frames per second, ratios, stages, scaling, and quality against speed.
 
     Args:
-        checkpoint: folder of a world model; the bundle's when None.
-        bundle: a bundled checkpoint's name, or a folder with the same parts.
-        suite: where the truth comes from; that of the bundle when None.
-        json: where the figures go.
-        batches: rows imagined at once.
-        seconds: that each timing takes at least.
-        rounds: turns of what is compared.
-        threads: of torch.
-        processes: of the simulator.
-        quality_episodes: held-out episodes on which the ways of sampling are compared; 0 leaves that out.
-        compile: also compile the denoising pass and see whether that pays; a minute or two.
-        uncached_rows: rows, and episodes at most, that are imagined as WorldGym does, hundreds of times slower.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        checkpoint: folder of a world model; the bundle's if None.
+        bundle: name of a bundled checkpoint, or a folder with the same parts.
+        suite: suite whose real domain gives the ground truth; that of the bundle if None.
+        json: output file for the results.
+        batches: batch sizes.
+        seconds: minimum duration of each timing.
+        rounds: number of alternations between the compared operations.
+        threads: number of torch threads.
+        processes: number of simulator processes.
+        quality_episodes: held-out episodes on which samplers are compared; 0 skips this.
+        compile: also time the denoising pass with torch.compile; takes a minute or two.
+        uncached_rows: batch size, and maximum number of episodes, for WorldGym's sampler, which is hundreds of times
+            slower.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     checkpoint: Path | None = None
@@ -72,17 +74,17 @@ class BenchSpeedConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         if not self.batches or min(self.batches) < 1 or self.seconds <= 0 or self.rounds < 1:
-            raise ConfigError("batches and rounds must be at least 1, seconds more than 0")
+            raise ConfigError("batches and rounds must be at least 1, and seconds more than 0")
         if self.threads < 1 or self.processes < 1 or self.uncached_rows < 1 or self.quality_episodes < 0:
             raise ConfigError(
-                "threads, processes and uncached_rows must be at least 1, quality_episodes at least 0"
+                "threads, processes and uncached_rows must be at least 1, and quality_episodes at least 0"
             )
 
 
 def run(config: BenchSpeedConfig) -> int:
-    """Measure, print, write the json."""
+    """Measure, print the table, and write the JSON file."""
     import torch
 
     from worldgym.models import load_world_model
@@ -128,10 +130,10 @@ def run(config: BenchSpeedConfig) -> int:
 
 
 def worldgym_style(model: Any, config: BenchSpeedConfig, frames: int = 3) -> float:
-    """Frames a second with the window full: no cache, 10 passes, guidance 3, float32.
+    """Frames per second of WorldGym's sampler with a full window: no cache, 10 passes, guidance 3, float32.
 
-    WorldGym imagines one episode at a time on an accelerator; a few rows at once fill this machine: a window of them is
-    a thousand tokens and more.
+    WorldGym imagines one episode at a time on an accelerator. Here a small batch is used, which is enough to occupy the
+    CPU, because its window has more than a thousand tokens.
     """
     import torch
 
@@ -153,7 +155,7 @@ def worldgym_style(model: Any, config: BenchSpeedConfig, frames: int = 3) -> flo
 
 
 def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) -> dict[str, float]:
-    """Frames a second of each stage on its own."""
+    """Frames per second of each stage alone."""
     import torch
 
     tokenizer = model.tokenizer
@@ -187,7 +189,7 @@ def stage_rates(model: Any, judge: Any, batch: int, config: BenchSpeedConfig) ->
 
 
 def alternatives(model: Any, batch: int, config: BenchSpeedConfig) -> dict[str, Any]:
-    """What was built against and may pay elsewhere: compiling the denoising pass, products in int8."""
+    """Time alternatives that are not used but may be faster elsewhere: torch.compile and int8 matrix products."""
     d, few = model.config.dynamics, config.seconds / 2
     facts: dict[str, Any] = {"int8": speed.int8_linear(d.width, batch * d.tokens, config.rounds, few)}
     if config.compile:
@@ -196,7 +198,7 @@ def alternatives(model: Any, batch: int, config: BenchSpeedConfig) -> dict[str, 
 
 
 def growth(model: Any, config: BenchSpeedConfig) -> dict[str, float]:
-    """Exponents of the time a step takes in batch size, in how far the episode is, and in tokens a frame."""
+    """Exponents with which the time of a step grows with batch size, episode length and tokens per frame."""
     import torch
 
     from worldgym.models import Dynamics, VideoWorldModel
@@ -212,7 +214,7 @@ def growth(model: Any, config: BenchSpeedConfig) -> dict[str, float]:
         began = time.perf_counter()
         state, _ = model.step(state, actions, decode="none")
         spent.append(time.perf_counter() - began)
-    # Once the ring is full; before that masked slots cost the same, but say nothing about growth.
+    # Only steps with a full ring buffer; before, masked slots cost the same and the time does not grow.
     steps = [5.0 * (i + 1) for i in range(len(spent))]
     in_horizon = speed.exponent(steps[3:], spent[3:])
     c = model.config
@@ -228,13 +230,13 @@ def growth(model: Any, config: BenchSpeedConfig) -> dict[str, float]:
 
 
 def memory(model: Any) -> int:
-    """Bytes that one imagined environment keeps between steps."""
+    """Bytes of state that one imagined environment keeps between steps."""
     state = speed.start(model, 1)
     return int(sum(part.numel() * part.element_size() for part in state.tensors()))
 
 
 def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, Any]]:
-    """Ways of sampling: frames a second beside what they are worth after 40 steps."""
+    """Compare samplers: frames per second and accuracy after 40 steps."""
     import torch
 
     from worldgym.evaluation import fidelity
@@ -251,13 +253,13 @@ def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, 
     ):  # fmt: skip
         model.sampler = replace(usual, steps=steps, dtype=dtype, mask=mask)
         began = time.perf_counter()
-        said, _ = fidelity.imagine_logs(
+        predicted, _ = fidelity.imagine_logs(
             model, logs.frames, logs.actions, logs.states, torch.Generator().manual_seed(0)
         )
         spent = time.perf_counter() - began
         name = f"{steps} pass{'es' * (steps > 1)}, {dtype}"
-        name += f", network run at {sum(mask)} of them" if mask else ""
-        rows.append({"sampler": name, **_worth(probe, logs, said, spent)})
+        name += f", network evaluated at {sum(mask)}" if mask else ""
+        rows.append({"sampler": name, **_accuracy(probe, logs, predicted, spent)})
     model.sampler = usual
     logs = logs.head(config.uncached_rows)
     first, states = torch.from_numpy(logs.frames[:, :1]), torch.from_numpy(logs.states[:, :1])
@@ -269,43 +271,44 @@ def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, 
     spent = time.perf_counter() - began
     rows.append(
         {
-            "sampler": "as WorldGym: no cache, 10 passes, guidance 3, float32",
-            **_worth(probe, logs, frames.cpu().numpy(), spent),
+            "sampler": "WorldGym's: no cache, 10 passes, guidance 3, float32",
+            **_accuracy(probe, logs, frames.cpu().numpy(), spent),
         }
     )
     return rows
 
 
-def _worth(probe: Any, logs: TrueLogs, said: np.ndarray, spent: float) -> dict[str, Any]:
+def _accuracy(probe: Any, logs: TrueLogs, predicted: np.ndarray, spent: float) -> dict[str, Any]:
+    """Speed, PSNR and position errors of predicted frames."""
     from worldgym.evaluation import fidelity
 
-    errors = fidelity.position_errors(probe, said, logs.positions)
+    errors = fidelity.position_errors(probe, predicted, logs.positions)
     return {
-        "episodes": len(said),
-        "frames_per_second": said.shape[0] * said.shape[1] / spent,
-        "psnr_40": float(fidelity.psnr(logs.frames[:, -1], said[:, -1]).mean()),
-        "psnr": float(fidelity.psnr(logs.frames[:, 1:], said).mean()),
+        "episodes": len(predicted),
+        "frames_per_second": predicted.shape[0] * predicted.shape[1] / spent,
+        "psnr_40": float(fidelity.psnr(logs.frames[:, -1], predicted[:, -1]).mean()),
+        "psnr": float(fidelity.psnr(logs.frames[:, 1:], predicted).mean()),
         "position_error_px": errors.median()["all"],
         "moved_objects_px": errors.median()["moved_objects"],
     }
 
 
 def table(facts: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     fps = ", ".join(f"batch {b}: {r:,.0f}" for b, r in facts["imagined_fps"].items())
     simulator, style = facts["simulator_fps"], facts["worldgym_style_fps"]
     lines = [
         f"imagined / simulator   {facts['imagined_over_simulator']:.2f}   (simulator {simulator:,.0f} steps/s)",
         f"imagined / WorldGym's  {facts['speedup_over_worldgym_style']:.1f}x  ({style:,.1f} frames/s)",
-        f"of the matrix peak     {facts['gemm_fraction']:.2f}   ({facts['peak_gflops']:,.0f} GFLOP/s)",
-        f"imagined, decoded frames a second   {fps}",
-        f"  at the matrix peak the same operations would make {facts['fps_at_peak']:,.0f}",
+        f"share of GEMM peak     {facts['gemm_fraction']:.2f}   ({facts['peak_gflops']:,.0f} GFLOP/s)",
+        f"imagined and decoded frames per second   {fps}",
+        f"  the same operations at the GEMM peak would give {facts['fps_at_peak']:,.0f}",
     ]
-    lines += [f"  {name:<20}{row['ms_per_frame']:>8.3f} ms a frame" for name, row in facts["stages"].items()]
-    lines.append("time grows as " + ", ".join(f"{k}^{v:.2f}" for k, v in facts["growth"].items()))
+    lines += [f"  {name:<20}{row['ms_per_frame']:>8.3f} ms per frame" for name, row in facts["stages"].items()]
+    lines.append("time per step grows as " + ", ".join(f"{k}^{v:.2f}" for k, v in facts["growth"].items()))
     lines.append(f"memory of one environment: {facts['memory_bytes_per_environment'] / 1024:,.0f} KB")
     int8 = facts["alternatives"]["int8"]
-    lines.append(f"int8 against bfloat16: product {int8['product']:.2f}x, whole layer {int8['layer']:.2f}x")
+    lines.append(f"int8 against bfloat16: matrix product {int8['product']:.2f}x, whole layer {int8['layer']:.2f}x")
     compiled = facts["alternatives"].get("compiled")
     if compiled:
         lines.append(

@@ -1,7 +1,7 @@
-"""`worldgym bench video`: the world model's trainer on recorded video of a real robot, one episode left out at a time.
+"""`worldgym bench video`: leave-one-out test of the world model's training on recorded video of a real robot.
 
-It says how well a model predicts the episodes that it saw, and the one that it did not see. A handful of episodes
-cannot generalise; the second figure is there to show it.
+It measures how well a model predicts the episodes that it was trained on, and the one that was left out. A model
+trained on a few episodes does not generalise; the second result shows this.
 
 Example::
 
@@ -36,24 +36,24 @@ HORIZONS = (1, 5, 10, 20)
 
 @dataclass(frozen=True)
 class BenchVideoConfig:
-    """Train on all episodes but one, predict both; as often as there are folds.
+    """Train on all episodes but one, and predict the trained ones and the one left out; repeat for each fold.
 
     Args:
-        source: folder of BridgeData V2 samples (mp4 + npz), a dataset of ours, or a LeRobotDataset v2.0 to v3.0.
-        camera: of a LeRobotDataset with several.
-        image_size: pixels of imported frames, a multiple of 8.
-        folds: how many episodes are left out in turn; all when None.
-        tokenizer_steps: updates of the tokenizer a fold.
-        shift_steps: of the net that moves latents.
-        steps: of the dynamics.
-        hand: `auto` takes the roles of the data's state fields; `yes` says that proprioception is x, y, z, ..., opening
-            of the fingers; `no` that nothing is known of it.
+        source: folder of BridgeData V2 samples (mp4 + npz), a worldgym dataset, or a LeRobotDataset v2.0 to v3.0.
+        camera: camera to use of a LeRobotDataset with several.
+        image_size: side of imported frames in pixels, a multiple of 8.
+        folds: number of folds, each with another episode left out; one per episode if None.
+        tokenizer_steps: updates of the tokenizer per fold.
+        shift_steps: updates per fold of the network that moves object latents.
+        steps: updates of the dynamics per fold.
+        hand: `auto` uses the roles of the dataset's state fields; `yes` means that proprioception is x, y, z, ...,
+            opening of the gripper; `no` means that its meaning is unknown.
         preset: `small` or `tiny`.
-        seed: everything random.
+        seed: seed of all randomness.
         out: run folder.
-        json: where the figures go.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        json: output file for the results.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     source: Path
@@ -72,19 +72,19 @@ class BenchVideoConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         check_numbers(self)
         require_preset(self.preset)
         if self.image_size % 8 or self.image_size < 32:
             raise ConfigError(
-                f"--image-size is {self.image_size}, expected a multiple of 8, at least 32; try --image-size 64"
+                f"--image-size is {self.image_size}, expected a multiple of 8 of at least 32; try --image-size 64"
             )
         if self.out.exists() and not self.out.is_dir():
-            raise ConfigError(f"--out {self.out} is a file, and a run needs a folder; give another --out")
+            raise ConfigError(f"--out {self.out} is a file, expected a folder; give another --out")
 
 
 def run(config: BenchVideoConfig) -> int:
-    """Train the folds, print, write the json."""
+    """Train all folds, print the table, and write the JSON file."""
     episodes, specs = load(config)
     folds = len(episodes) if config.folds is None else min(config.folds, len(episodes))
     rows = []
@@ -115,7 +115,7 @@ def run(config: BenchVideoConfig) -> int:
 
 
 def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
-    """Episodes of any kind of folder, and their specs with the main camera alone."""
+    """Read episodes from a folder of any known format, and their specs with only the main camera."""
     from worldgym.data import EpisodeDataset
     from worldgym.data.formats.bridge import bridge_episodes, bridge_specs
     from worldgym.data.formats.known import find_other, read_episodes, read_specs
@@ -138,16 +138,17 @@ def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
     episodes = [episode for episode in episodes if episode.actions is not None]
     if len(episodes) < 2:
         raise ConfigError(
-            f"{config.source} holds {len(episodes)} episodes with actions; leaving one out needs two"
+            f"{config.source} contains {len(episodes)} episodes with actions, and leaving one out needs two; give "
+            "another --source"
         )
     specs = with_hand(specs, config.hand)
     if not specs.observation.has_hand:
-        logger.info("no state field is a gripper beside a position: objects are not moved in latents")
+        logger.info("no state fields are a position and a gripper: object latents are not moved with the gripper")
     return episodes, Specs(specs.observation.select([specs.observation.main.name]), specs.action)
 
 
 def arrays_of(episodes: list[Any]) -> Any:
-    """Episodes end to end, as trainers take them."""
+    """Concatenate episodes, in the form that trainers take."""
     from types import SimpleNamespace
 
     last = lambda x: np.concatenate([x, np.zeros_like(x[:1])])  # noqa: E731
@@ -160,7 +161,7 @@ def arrays_of(episodes: list[Any]) -> Any:
 
 
 def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, specs: Specs) -> dict[str, Any]:
-    """PSNR in dB by horizon on episodes trained on and on the one left out."""
+    """Train one fold; return PSNR in dB by horizon on the trained episodes and on the one left out."""
     import torch
 
     from worldgym.models import VideoWorldModel, WorldModelConfig
@@ -213,7 +214,7 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, specs: Sp
 
 
 def curves(model: Any, episodes: list[Any]) -> dict[str, dict[str, float]]:
-    """Mean PSNR at each horizon of imagination, of the first frame repeated, and of the tokenizer alone."""
+    """Mean PSNR at each horizon of the world model, of the repeated first frame, and of the tokenizer alone."""
     import torch
 
     from worldgym.evaluation import fidelity
@@ -222,7 +223,7 @@ def curves(model: Any, episodes: list[Any]) -> dict[str, dict[str, float]]:
         name: {str(h): [] for h in HORIZONS} for name in ("model", "first_frame", "tokenizer")
     }
     for episode in episodes:
-        said, _ = fidelity.imagine_logs(
+        predicted, _ = fidelity.imagine_logs(
             model, episode.frames[None], episode.actions[None], episode.state[None],
             torch.Generator().manual_seed(0),
         )  # fmt: skip
@@ -230,7 +231,7 @@ def curves(model: Any, episodes: list[Any]) -> dict[str, dict[str, float]]:
         again = model.tokenizer.decode(model.tokenizer.encode(frames)).numpy()
         for h in (h for h in HORIZONS if h <= len(episode.actions)):
             true = episode.frames[h]
-            pictures = {"model": said[0, h - 1], "first_frame": episode.frames[0], "tokenizer": again[h]}
+            pictures = {"model": predicted[0, h - 1], "first_frame": episode.frames[0], "tokenizer": again[h]}
             for name, picture in pictures.items():
                 found[name][str(h)].append(float(fidelity.psnr(true, picture)))
     return {
@@ -240,7 +241,7 @@ def curves(model: Any, episodes: list[Any]) -> dict[str, dict[str, float]]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     lines = [
         f"{facts['episodes']} episodes at {facts['image_size']} px, {len(facts['folds'])} folds; PSNR in dB at step "
         + ", ".join(map(str, HORIZONS))

@@ -1,4 +1,4 @@
-"""`worldgym bundle`: put trained parts together into a checkpoint folder that `demo`, `bench` and `gym.make` use.
+"""`worldgym bundle`: combines trained parts into a checkpoint folder that `demo`, `bench` and `gym.make` use.
 
 Example::
 
@@ -33,7 +33,7 @@ KINDS = {
     "world_model": WORLD_MODELS, "judge": JUDGES, "policy_sft": POLICIES, "judge_latent": JUDGES,
     "judge_open_clip": JUDGES,
 }  # fmt: skip
-"""Registries of a bundle's parts, by their folders."""
+"""Registries of a bundle's parts, by folder name."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ class BundleConfig:
     """Assemble a bundle.
 
     Args:
-        data: dataset of `worldgym collect` that the parts were trained on.
+        data: dataset of `worldgym collect` on which the parts were trained.
         world_model: folder of a world model (`.../export`).
         judge: folder of a judge.
         policy: folder of the SFT policy.
-        probe: folder of the position probe (`.../export`), which `worldgym bench fidelity` measures with.
+        probe: folder of the position probe (`.../export`), which `worldgym bench fidelity` uses.
         latent_judge: folder of a success head on this world model's latents.
         open_clip_judge: folder of an open_clip judge.
-        out: the bundle's folder.
-        starts: frames of Real's logs kept as starts of imagined episodes.
-        demos_per_task: demonstrations that the policy was trained on, per task.
-        demos_limit: the demonstrations are drawn from so many first episodes, as `worldgym train policy --limit` did.
-        seed: which frames are kept.
-        suite: that the data are of, for the card; the one whose split manifest they have, or the default, when None.
+        out: folder of the bundle.
+        starts: number of logged frames that are stored as starts of imagined episodes.
+        demos_per_task: number of demonstrations per task on which the policy was trained.
+        demos_limit: draw the demonstrations from this many first episodes, as `worldgym train policy --limit` did.
+        seed: seed of the choice of start frames.
+        suite: suite of the data, for the card; if None, the suite of the data's split manifest, or the default one.
     """
 
     data: Path
@@ -72,7 +72,7 @@ class BundleConfig:
 
 
 def run(config: BundleConfig) -> int:
-    """Copy the parts, pick starts and demonstrations, write the card: all of it aside, then one rename."""
+    """Copy the parts, choose starts and demonstrations, and write the card, in a temporary folder that is renamed."""
     from agents.algorithms.sft import demonstrations
     from worldgym.data import EpisodeDataset
 
@@ -96,12 +96,12 @@ def run(config: BundleConfig) -> int:
             write_card(folder, config.out.name, tasks, dataset.manifest.hash, len(arrays), dataset.summary, suite)
             if (
                 config.out / README
-            ).is_file():  # the model card is written by people, beside what is made here
+            ).is_file():  # the model card is written by hand; keep it
                 shutil.copyfile(config.out / README, folder / README)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        # The copying names the file that it reads, which is not the one that can't be written.
+        # The error of a copy names the file that is read, but the one that cannot be written matters.
         raise OSError(error.errno, error.strerror or str(error), str(config.out)) from error
     size = sum(f.stat().st_size for f in config.out.rglob("*") if f.is_file()) / 1e6
     logger.info("bundle in %s, %.1f MB", config.out, size)
@@ -109,16 +109,16 @@ def run(config: BundleConfig) -> int:
 
 
 def suite_of(dataset: Any) -> str | None:
-    """The suite that a dataset was collected in, by the name of its split manifest; None when that is no suite's."""
+    """The suite in which a dataset was collected, from the name of its split manifest; None if there is none."""
     return dataset.manifest.name if dataset.manifest.name in SUITES.names() else None
 
 
 def parts(config: BundleConfig) -> dict[str, Path]:
-    """Folders of the parts that are given, each verified, of a known type, and made for the world model.
+    """Folders of the given parts, after a check that each is complete, of a known type, and fits the world model.
 
     Raises:
-        CheckpointError: no such folder, a file is missing, or it is not what was saved.
-        ConfigError: a type that is not registered here, or specs that do not fit.
+        CheckpointError: a folder or file is missing, or a file differs from what was saved.
+        ConfigError: a type is not registered, or specs do not match the world model.
     """
     given = {
         "world_model": config.world_model, "judge": config.judge, "policy_sft": config.policy,
@@ -130,13 +130,13 @@ def parts(config: BundleConfig) -> dict[str, Path]:
     world = specs_in(found["world_model"])
     if world is not None:
         for name in [name for name in found if name in KINDS and name != "world_model"]:
-            giver = f"the world model {found['world_model']}"
-            world.check(specs_in(found[name]), giver, f"the part {found[name]}")
+            source = f"the world model {found['world_model']}"
+            world.check(specs_in(found[name]), source, f"the part {found[name]}")
     return found
 
 
 def verify_part(name: str, source: Path) -> None:
-    """Raise an error unless `source` holds a whole part of a registered type; `name` is its folder in a bundle."""
+    """Raise an error unless `source` is a complete part of a registered type; `name` is its folder in a bundle."""
     remedy = f"give the folder of a trained {name}"
     if name not in KINDS:
         verify_folder(source, ("config.json", "model.safetensors"), remedy)
@@ -145,11 +145,11 @@ def verify_part(name: str, source: Path) -> None:
     verify_folder(source, files_of(source), remedy)
     KINDS[name].get(KINDS[name].type_of(source))
     if not (source / MANIFEST).is_file():
-        KINDS[name].load(source)  # nothing lists its files, so only loading tells whether they are all there
+        KINDS[name].load(source)  # without a manifest, only loading shows whether all files are there
 
 
 def specs_in(folder: Path) -> Specs | None:
-    """The specs in the config.json of a part; None where it has none, as those of earlier versions."""
+    """The specs in the config.json of a part; None if it has none, as in earlier versions."""
     file = folder / "config.json"
     config = read_json(file, f"Save {folder} again") if file.is_file() else {}
     found = config.get("specs") if isinstance(config, dict) else None
@@ -157,10 +157,10 @@ def specs_in(folder: Path) -> Specs | None:
 
 
 def copy_part(name: str, source: Path, target: Path) -> None:
-    """Copy all files of a part with its manifest, and compare the copy with it; a part that has none gets one.
+    """Copy all files of a part and compare the copy with its manifest. A part without a manifest gets one.
 
     Raises:
-        CheckpointError: the copy is not what the source's manifest lists.
+        CheckpointError: the copy differs from the source's manifest.
     """
     target.mkdir()
     files = files_of(source)
@@ -175,7 +175,7 @@ def copy_part(name: str, source: Path, target: Path) -> None:
 
 
 def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:
-    """`count` unsolved frames, half first frames and half from the middle of episodes, tasks equally often."""
+    """Write `count` start frames without success: half first frames, half from mid-episode, tasks equally often."""
     from agents import StartBank
 
     bank = StartBank.from_arrays(arrays)
@@ -184,13 +184,13 @@ def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:
 
 
 def write_demos(path: Path, demos: list[Any] | Any, chunk: int, specs: Specs) -> None:
-    """The demonstrated chunks; pictures as differences from their median, which deflate to a fifth.
+    """Write the demonstrated chunks. Images are stored as differences from their median, which compress to a fifth.
 
     Args:
-        path: of the archive.
-        demos: episodes.
-        chunk: actions a row, as many as the policy gives.
-        specs: of the dataset, which say where an end effector stands.
+        path: path of the archive.
+        demos: demonstrated episodes.
+        chunk: actions per row; the chunk length of the policy.
+        specs: specs of the dataset, which define the end-effector columns.
     """
     from agents import chunk_dataset
     from agents.data.demonstrations import HandColumns
@@ -216,7 +216,7 @@ def write_demos(path: Path, demos: list[Any] | Any, chunk: int, specs: Specs) ->
 def write_card(
     folder: Path, name: str, tasks: list[str], manifest: str, real_episodes: int, summary: Any, suite: str
 ) -> None:
-    """`card.json` for programs; the README beside it is for people."""
+    """Write `card.json`, the machine-readable description; the README beside it is the model card for readers."""
     from worldgym import __version__
 
     card = {

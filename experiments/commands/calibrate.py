@@ -1,8 +1,8 @@
-"""`worldgym calibrate`: the judge's threshold for each verb, found in imagination and checked in Real.
+"""`worldgym calibrate`: chooses the judge's threshold for each task on imagined episodes and checks it in Real.
 
-On starts that nothing else looks at, policies act on imagined frames and their actions are executed in Real. Half of
-the starts choose the thresholds, the other half says what they are worth. The judge that is written has one threshold,
-which practice and gate then share.
+Policies act on imagined frames from starts that are used for nothing else, and their actions are executed in Real. Half
+of the starts are used to choose the thresholds, the other half to measure precision and recall. The new judge has a
+single threshold (`at`), to which the scores of each task are mapped; training and gate use it.
 
 Example::
 
@@ -36,22 +36,22 @@ from worldgym.utils.progress import Progress
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Give each verb its threshold.
+    """Choose a threshold for each task.
 
     Args:
-        policies: that act: folders, or `sft`; `@T` sets a temperature.
-        out: folder of the judge.
+        policies: policies that act: folders, or `sft`; `@T` sets a temperature.
+        out: output folder of the calibrated judge.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        suite: where the truth comes from; that of the bundle when None.
-        world_model: in place of the bundle's, a folder.
-        judge: `bundled`, or a folder with another learned judge: only its words have thresholds of their own.
-        episodes: imagined episodes a policy; half choose, half check.
-        start_seed: of the starts; not those of any check.
-        at: the threshold that the calibrated judge has.
-        horizon: steps of an episode.
-        seed: everything random.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        suite: suite whose real domain gives the ground truth; that of the bundle if None.
+        world_model: folder of another world model; the bundle's if None.
+        judge: `bundled`, or the folder of another learned judge; other types have no thresholds per task.
+        episodes: imagined episodes per policy; half of them choose the thresholds, the other half check them.
+        start_seed: first seed of the starts, which must not be used for other evaluations.
+        at: threshold of the calibrated judge.
+        horizon: steps per episode.
+        seed: seed of all randomness.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     policies: tuple[str, ...] = ("sft",)
@@ -69,17 +69,20 @@ class CalibrateConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         if not self.policies:
             raise ConfigError("no policy given; type --policies sft, or folders")
         if self.episodes < 2 or self.horizon < 1 or not 0 < self.at < 1:
-            raise ConfigError("episodes must be at least 2, horizon at least 1, at between 0 and 1")
+            raise ConfigError(
+                f"episodes is {self.episodes}, horizon {self.horizon}, at {self.at}; expected at least 2 episodes, a "
+                "horizon of at least 1, and at between 0 and 1"
+            )
         if self.start_seed < EVALUATION_SEED0:
             raise ConfigError(f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}")
 
 
 def run(config: CalibrateConfig) -> int:
-    """Calibrate, check, write the judge."""
+    """Calibrate and check the judge, print the table, and write the judge."""
     from experiments.commands.bench_closed_loop import load_world_model_of
     from rewards import LearnedJudge
     from rewards.training.calibration import Looks, best_thresholds, calibrate_words
@@ -91,8 +94,8 @@ def run(config: CalibrateConfig) -> int:
     world_model, judge = here(load_world_model_of(config.bundle, config.world_model)), bundle.named_judge(config.judge)
     if not isinstance(judge, LearnedJudge):
         raise ConfigError(
-            f"{config.judge} is a {type(judge).__name__}; only a LearnedJudge can have thresholds for each verb. "
-            "Calibrate another one with rewards.CalibratedJudge.fit"
+            f"{config.judge} is a {type(judge).__name__}; only a LearnedJudge can have thresholds for each task. "
+            "Calibrate other judges with rewards.CalibratedJudge.fit"
         )
     starts = make_starts(tasks, max(2, round(config.episodes / len(tasks))), config.start_seed)
     half = len(starts) // 2
@@ -106,10 +109,10 @@ def run(config: CalibrateConfig) -> int:
                 choice.ref.load(), world_model, {"judge": judge}, env, starts, horizon=config.horizon,
                 temperature=choice.temperature, seed=config.seed,
             )  # fmt: skip
-            said, truth = seen.said["judge"], seen.by_then
-            verbs = tuple(start.task for start in starts)
-            choosing.append(Looks(said[:half], truth[:half], verbs[:half]))
-            checking.append(Looks(said[half:], truth[half:], verbs[half:]))
+            scores, truth = seen.said["judge"], seen.by_then
+            start_tasks = tuple(start.task for start in starts)
+            choosing.append(Looks(scores[:half], truth[:half], start_tasks[:half]))
+            checking.append(Looks(scores[half:], truth[half:], start_tasks[half:]))
             bar.update(1)
     env.close()
     thresholds = best_thresholds(choosing)
@@ -146,11 +149,11 @@ def rates(
 
 
 def table(facts: dict[str, Any]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     lines = ["thresholds  " + ", ".join(f"{task} {cut:.2f}" for task, cut in facts["thresholds"].items())]
     lines.append(f"  {'precision / recall':<34}{'chosen on':>14}{'checked on':>14}{'one threshold':>16}")
     for name, row in facts["chosen"].items():
         cells = [row, facts["checked"][name], facts["before"][name]]
-        said = [f"{c['precision']:.2f} / {c['recall']:.2f}" for c in cells]
-        lines.append(f"  {name:<34}{said[0]:>14}{said[1]:>14}{said[2]:>16}")
+        texts = [f"{c['precision']:.2f} / {c['recall']:.2f}" for c in cells]
+        lines.append(f"  {name:<34}{texts[0]:>14}{texts[1]:>14}{texts[2]:>16}")
     return "\n".join(lines)

@@ -78,7 +78,7 @@ class ClaimsRunConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         unknown = sorted(set(self.claims) - set(CLAIMS))
         if unknown or not self.claims:
             raise ConfigError(

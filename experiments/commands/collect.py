@@ -1,15 +1,14 @@
-"""`worldgym collect`: logs of a suite's domains, made by demonstrators and policies, counted and resumable.
+"""`worldgym collect`: collects episodes of scripted behaviours and policies in a domain of a suite; resumable.
 
-Episode i of a collection is decided by (seed + i, settings) alone and written in order, so the same command run
-again goes on where it stopped, and a larger `--episodes` extends it. Different settings into the same folder add
-another collection to it, e.g. rollouts of the current policy to refresh a world model.
+Episode i of a collection depends only on (seed + i, settings), and episodes are written in order. So the same command
+continues where it stopped, and a larger `--episodes` extends the collection. Other settings with the same folder add
+another collection, for example rollouts of the current policy to refresh a world model.
 
 Example::
 
     worldgym collect --out data/real --episodes 3000 --tasks reach push pick_place
     worldgym collect --out data/real --episodes 300 --seed 100000 --policy runs/sft --mix policy=1
-    # naming one weight leaves the others at zero: in the second collection only the policy acts. `--mix.policy 1` is
-    # the same
+    # weights that are not named are zero: in the second collection only the policy acts. `--mix.policy 1` is the same
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ LOG_SECONDS = 10.0
 
 
 def summary_table(records: list[EpisodeRecord]) -> str:
-    """Episodes, successes and environment steps by behaviour and by task."""
+    """Return a table of episodes, success rates and environment steps by behaviour and by task."""
     lines = [f"{'':<14}{'episodes':>9}{'success':>9}{'steps':>9}"]
     for name in ("behaviour", "task"):
         for value in sorted({getattr(record, name) for record in records}):
@@ -45,7 +44,7 @@ def _row(name: str, records: list[EpisodeRecord]) -> str:
 
 
 def run(config: CollectConfig) -> int:
-    """Collect; 0 when complete, 130 after Ctrl-C (what was made is saved)."""
+    """Collect the episodes; return 0 if complete, 130 after Ctrl-C (finished episodes are saved)."""
     suite, key = config.loaded_suite, collection_key(config)
     specs = suite.specs_for(config.cameras or None, config.image_size)
     interrupted = False
@@ -56,7 +55,7 @@ def run(config: CollectConfig) -> int:
         _warn_of_used_seeds(config, key, writer.records)
         if start:
             logger.info(
-                "%s holds %d of %d episodes of this collection; going on", config.out, start, config.episodes
+                "%s contains %d of %d episodes of this collection; continuing", config.out, start, config.episodes
             )
         settings = {
             name: getattr(config, name) for name in ("episodes", "tasks", "domain", "gap", "seed", "split")
@@ -80,10 +79,10 @@ def run(config: CollectConfig) -> int:
         real_steps = sum(record.steps for record in writer.records if record.domain == "real")
         total = len(writer.records)
     logger.info("collection %s in %s:\n%s", key, config.out, summary_table(mine))
-    logger.info("the dataset holds %d episodes and %d interactions with Real", total, real_steps)
+    logger.info("the dataset contains %d episodes and %d environment steps in Real", total, real_steps)
     if interrupted:
         logger.warning(
-            "stopped after %d of %d episodes, all saved; run the same command to go on",
+            "stopped after %d of %d episodes, all saved; run the same command to continue",
             len(mine),
             config.episodes,
         )
@@ -97,6 +96,6 @@ def _warn_of_used_seeds(config: CollectConfig, key: str, records: list[EpisodeRe
     shared = sum(config.seed <= seed < config.seed + config.episodes for seed in used)
     if shared:
         logger.warning(
-            "%d start seeds were already used in %s by another collection; for new starts try --seed %d",
+            "%d start seeds are already used in %s by another collection; for new starts try --seed %d",
             shared, config.out, max(used) + 1,
         )  # fmt: skip

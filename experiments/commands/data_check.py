@@ -1,4 +1,4 @@
-"""`worldgym data check DIR`: reads a dataset completely, says what it holds and lists every problem.
+"""`worldgym data check DIR`: reads a whole dataset, prints its contents and lists all problems.
 
 Example::
 
@@ -21,17 +21,17 @@ from worldgym.errors import DatasetError
 
 @dataclass(frozen=True)
 class DataCheckConfig:
-    """Check a dataset; exit code 2 when there are problems.
+    """Check a dataset; the exit code is 2 if there are problems.
 
     Args:
-        path: the dataset's folder, ours or in LeRobot's layout.
-        camera: cameras of a LeRobot folder, where there are several.
-        state_key: its features of proprioception, as for `worldgym import`.
-        action_key: its features of actions.
-        episodes: numbers such as `0-9,12`; only these are read.
-        skip: numbers of episodes that are left out.
-        frames: which frame belongs to a row, as for `worldgym import`.
-        json: also write what was found to this file.
+        path: folder of the dataset, a worldgym dataset or in LeRobot's layout.
+        camera: cameras to use of a LeRobot folder with several.
+        state_key: features with proprioception of a LeRobot folder, as for `worldgym import`.
+        action_key: features with actions of a LeRobot folder.
+        episodes: numbers of the episodes to read, such as `0-9,12`.
+        skip: numbers of episodes to skip.
+        frames: how frames are assigned to rows, as for `worldgym import`.
+        json: output file for the result; not written if None.
     """
 
     path: Annotated[Path, tyro.conf.Positional]
@@ -45,7 +45,7 @@ class DataCheckConfig:
 
 
 def run(config: DataCheckConfig) -> int:
-    """Read everything, print facts, notes and problems."""
+    """Read the dataset; print its facts, notes and problems."""
     from worldgym.data.check import check
     from worldgym.data.formats.lerobot_import import ImportSettings
     from worldgym.utils.files import atomic_write_text

@@ -1,10 +1,10 @@
-"""`worldgym demo`: improve a policy inside the bundled world model, measure it in Real, write a report.
+"""`worldgym demo`: fine-tunes a policy in the bundled world model, evaluates it in Real, and writes a report.
 
 Example::
 
     worldgym demo
     worldgym demo --seed 1 --out runs/demo-1
-    worldgym demo --quick          # half a minute, to see whether everything runs
+    worldgym demo --quick          # half a minute, to check that everything runs
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class DemoConfig(DemoSettings):
 
 
 def run(config: DemoConfig) -> int:
-    """Run the demo, print its table and where the report is."""
+    """Run the demo; print its table and the path of the report."""
     from experiments.pipelines.demo import run_demo
     from experiments.pipelines.demo_results import table
 

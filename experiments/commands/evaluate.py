@@ -1,4 +1,4 @@
-"""`worldgym eval`: success of policies from the same starts, with intervals and paired differences.
+"""`worldgym eval`: measures the success of policies from the same starts, with intervals and paired differences.
 
 Example::
 
@@ -34,26 +34,27 @@ BUNDLED = DEFAULT
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Success of policies on paired starts, with intervals.
+    """Measure the success of policies on paired starts, with intervals.
 
     Args:
         policy: folders written by save_pretrained, or `sft` for the bundled one; `@T` sets a temperature.
-        split: which starts and words: seen, unseen_combination, unseen_object, unseen_instruction,
+        split: split of starts and instructions: seen, unseen_combination, unseen_object, unseen_instruction,
             unseen_scene, unseen_task.
-        tasks: verbs; those that the bundle covers when empty.
-        episodes: episodes a policy, spread over the tasks.
-        temperature: of policies without `@T`; 0 is greedy.
-        seed: of sampling; the starts are always the same.
-        start_seed: first of the starts' seeds; another one than the demo's gives starts that chose nothing.
-        domain: of the suite, such as `real` or `soft`; the one that plays the robot when None.
-        gap: misspecification of the other domain, 0 to 1, where the suite has one.
-        horizon: steps of 0.2 s in an episode.
-        bundle: what `sft` refers to: a bundled checkpoint's name, or a folder.
-        suite: where policies are measured; that of the bundle when None.
-        workers: processes; 0 uses this one.
-        out: where the json goes.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        tasks: tasks to evaluate; those that the bundle covers if empty.
+        episodes: episodes per policy, spread over the tasks.
+        temperature: temperature of policies without `@T`; 0 is greedy.
+        seed: seed of action sampling; it does not change the starts.
+        start_seed: first seed of the starts; a value other than the default gives starts that were used for no
+            selection.
+        domain: domain of the suite, such as `real` or `soft`; the one that stands in for the robot if None.
+        gap: domain gap from 0 to 1 of the misspecified simulator, if the suite has one.
+        horizon: steps of 0.2 s per episode.
+        bundle: bundle of the policy `sft`: name of a bundled checkpoint, or a folder.
+        suite: suite in which policies are evaluated; that of the bundle if None.
+        workers: number of processes; 0 uses the current process.
+        out: output file for the results as JSON.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     policy: tuple[str, ...] = ("sft",)
@@ -74,21 +75,22 @@ class EvalConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         if not self.policy:
             raise ConfigError("no policy given; type --policy FOLDER, or --policy sft")
         if self.episodes < 1 or self.horizon < 1 or self.workers < 0:
             raise ConfigError("episodes and horizon must be at least 1, workers at least 0")
         if self.start_seed < EVALUATION_SEED0:
             raise ConfigError(
-                f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}: data may use lower ones"
+                f"start_seed is {self.start_seed}, expected at least {EVALUATION_SEED0}: lower seeds may be in the "
+                "training data"
             )
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
 
 
 def run(config: EvalConfig) -> int:
-    """Evaluate, print a table, write the json."""
+    """Evaluate the policies, print the table, and write the JSON file."""
     device = placing(config).name
     suite = chosen_suite(config.suite, config.bundle)
     tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
@@ -97,7 +99,7 @@ def run(config: EvalConfig) -> int:
     starts = make_starts(tasks, per_task, config.start_seed, config.split)
     where = domain_settings(suite, config.domain, config.gap)
     results: dict[str, EvalResult] = {}
-    pools: dict[int, EvaluationPool] = {}  # by the policy's chunk, which one step of an environment executes
+    pools: dict[int, EvaluationPool] = {}  # by chunk length: one environment step executes one chunk of the policy
     with ExitStack() as stack:
         for choice in choices:
             chunk = int(choice.ref.load().chunk)
@@ -121,18 +123,18 @@ def run(config: EvalConfig) -> int:
 
 
 def covered_tasks(bundle: str) -> tuple[str, ...]:
-    """Verbs that a bundle covers; the demo's when the bundle doesn't say, or when none is installed.
+    """Tasks that a bundle covers; the demo's tasks if the bundle's card does not name any or no bundle is installed.
 
     Raises:
-        CheckpointError: no such bundle, or a damaged card.
+        CheckpointError: the bundle does not exist, or its card is damaged.
     """
     if bundle == BUNDLED and bundle not in pretrained.names() and not Path(bundle).is_dir():
-        return load_suite().default_tasks  # an installation without weights measures policies of its own
+        return load_suite().default_tasks  # an installation without weights can evaluate its own policies
     return Bundle.find(bundle).tasks
 
 
 def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any]:
-    """What the json holds: every policy's outcomes, and each policy minus the first one."""
+    """Return the content of the JSON file: the outcomes of every policy, and each policy minus the first one."""
     first, *others = results
     differences = [
         {"a": name, "b": first, **paired_bootstrap(results[name].success, results[first].success).to_dict()}
@@ -145,7 +147,7 @@ def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any
 
 
 def table(results: dict[str, EvalResult], differences: list[dict[str, Any]]) -> str:
-    """Rates with their intervals, in percent."""
+    """Return the printed table: success rates with intervals, in percent."""
     width = max(12, *(len(name) for name in results)) + 2
     tasks = next(iter(results.values())).tasks()
     lines = [f"{'success, %':<{width}}{'T':>5}{'all':>20}" + "".join(f"{task:>20}" for task in tasks)]

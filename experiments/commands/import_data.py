@@ -1,8 +1,8 @@
-"""`worldgym import`: recorded episodes of others, as a dataset that every trainer here takes.
+"""`worldgym import`: converts recorded episodes in other formats to a dataset for every trainer.
 
 Reads LeRobotDataset folders, v2.0 to v3.0, folders of BridgeData V2 samples (mp4 + npz), and formats that other
-packages register (`worldgym list`, `worldgym.data.formats.known`). Nothing in the source is changed. What was not
-recorded is not made up: no instruction, no success. The same command resumes an interrupted import.
+packages register (`worldgym list`, `worldgym.data.formats.known`). The source is not changed. Instructions and success
+that were not recorded stay empty. The same command resumes an interrupted import.
 
 Example::
 
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Convert a folder; the same command resumes.
+    """Convert a folder of recordings; the same command resumes an interrupted import.
 
     Args:
-        source: a folder of LeRobot's layout, of BridgeData V2 samples, of plain videos, or of a registered format.
-        out: new folder of the dataset.
-        format: of the source, as `worldgym list` names it; `auto` asks each format whether the folder is its own.
-        image_size: pixels of a side of the frames such as 64, or height x width such as 48x80; one for all cameras, or
-            one for each.
-        camera: features that hold pictures, the main camera first; needed where there are several.
-        state_key: features of proprioception, joined; `observation.state` by default, where there is one.
-        action_key: features of actions, joined; `action` by default, `none` for video without actions.
-        state_roles: what state fields are, NAME=ROLE, e.g. `x=ee_position` or `grip=gripper`; features that need a role
-            which no field has are left out.
-        episodes: numbers such as `0-9,12`; only these are read. All when None.
-        skip: numbers of episodes that are left out.
-        skip_bad: leave out episodes that can't be read, and list them.
-        limit: at most so many episodes, the first ones.
-        success: where success comes from: `next.success` (auto, where recorded), `next.reward`, `all` or `none`.
-        reward: with `--success next.reward`, the reward from which on a row counts as success.
-        bounds: of actions at -1 and 1: `quantiles` (1 % and 99 %), `minmax`, or `auto`: quantiles, but minmax for
-            dimensions with rare large values, such as a gripper that closes seldom.
-        fps: resample to so many rows a second; needs `--actions`.
-        actions: what actions mean when rows are joined: `absolute`, `delta` or `rate`, and `NAME=RULE` for single
+        source: folder in LeRobot's layout, of BridgeData V2 samples, of plain videos, or of a registered format.
+        out: folder of the new dataset.
+        format: format of the source, as named by `worldgym list`; `auto` detects it.
+        image_size: side of the frames in pixels such as 64, or height x width such as 48x80; one value for all cameras,
+            or one for each.
+        camera: features with images, the main camera first; needed if there are several.
+        state_key: features with proprioception, concatenated; by default `observation.state`, if present.
+        action_key: features with actions, concatenated; by default `action`; `none` for video without actions.
+        state_roles: roles of state fields as NAME=ROLE, e.g. `x=ee_position` or `grip=gripper`. Without a role, the
+            functions that need it are switched off.
+        episodes: numbers of the episodes to read, such as `0-9,12`; all if None.
+        skip: numbers of episodes to skip.
+        skip_bad: skip episodes that cannot be read, and list them.
+        limit: maximum number of episodes; the first ones are read.
+        success: source of success labels: `next.success` (auto, if recorded), `next.reward`, `all` or `none`.
+        reward: minimum reward that counts as success with `--success next.reward`.
+        bounds: action values that are mapped to -1 and 1: `quantiles` (1 % and 99 %), `minmax`, or `auto`: quantiles,
+            but minmax for dimensions with rare large values, such as a gripper that rarely closes.
+        fps: resample to this number of rows per second; needs `--actions`.
+        actions: how actions of joined rows are combined: `absolute`, `delta` or `rate`, and `NAME=RULE` for single
             dimensions.
-        resize: `crop` the middle in the frames' proportions, `pad` with black, or `stretch`.
-        frames: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` is index
-            where there are as many frames as rows.
+        resize: `crop` the centre at the target aspect ratio, `pad` with black, or `stretch`.
+        frames: `timestamp` takes the frame nearest in time, `index` takes the k-th frame for the k-th row; `auto` uses
+            `index` if there are as many frames as rows.
     """
 
     source: Path
@@ -75,11 +75,11 @@ class ImportConfig:
     frames: Literal["auto", "timestamp", "index"] = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         self.settings()
 
     def settings(self) -> ImportSettings:
-        """The settings without the folders."""
+        """Return the import settings without the folders."""
         from worldgym.data.formats.lerobot_import import ImportSettings
 
         return ImportSettings(
@@ -96,7 +96,7 @@ def _words(value: int | str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def run(config: ImportConfig) -> int:
-    """Convert and say what came of it."""
+    """Convert the folder and print a report."""
     from worldgym.data.formats.known import convert, find_format
 
     settings, command = config.settings(), shlex.join(["worldgym", *sys.argv[1:]])
@@ -109,11 +109,11 @@ def run(config: ImportConfig) -> int:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report for people."""
+    """Return the lines of the printed report."""
     unknown = report["success_from"] in ("none", "none recorded")
     out = [
         f"source        {report['source']} ({report['layout']}), {report['recorded_episodes']} recorded episodes",
-        f"rate          {report['hz']:g} rows a second (recorded {report['recorded_hz']:g})",
+        f"rate          {report['hz']:g} rows per second (recorded {report['recorded_hz']:g})",
         f"cameras       {', '.join(report['cameras'])}",
         f"state         {', '.join(report['state']) or 'none'}, {report['state_dim']} dimensions",
         f"frames        {' '.join(report['image_size'])} px, matched to rows by "
@@ -128,23 +128,23 @@ def lines(report: dict[str, Any]) -> list[str]:
         [f"          and {len(report['instructions']) - 5} more"] if len(report["instructions"]) > 5 else []
     )
     out.append(
-        f"actions       {report['rows_cut']:.2%} of all rows have a dimension beyond its bounds, which is cut"
+        f"actions       {report['rows_cut']:.2%} of all rows have a dimension outside its bounds, which is clipped"
     )
     for dim in report["actions"]:
         bounds = f"{dim['low']:.4g} to {dim['high']:.4g}"
-        out.append(f"  {dim['name']:<24} {bounds:<24} {dim['bounds']:<10} {dim['cut']:.2%} cut")
+        out.append(f"  {dim['name']:<24} {bounds:<24} {dim['bounds']:<10} {dim['cut']:.2%} clipped")
     if report["split_episodes"]:
         numbers = ", ".join(list(report["split_episodes"])[:10])
         out.append(
-            f"split         {len(report['split_episodes'])} recorded episodes change their instruction: {numbers}"
+            f"split         {len(report['split_episodes'])} recorded episodes, whose instruction changes: {numbers}"
         )
     if report["rows_lost"]:
         out.append(
-            f"rows lost     {sum(report['rows_lost'].values())}, alone under their instruction, in episodes "
+            f"rows lost     {sum(report['rows_lost'].values())}, single rows with their instruction, in episodes "
             f"{', '.join(list(report['rows_lost'])[:10])}"
         )
     if report["success_from"] == "none recorded":
-        more = ", --success next.reward counts a reward from --reward on" if report["reward_recorded"] else ""
-        out.append(f"no success is recorded: --success all counts every episode as solved at its end{more}")
-    out += [f"left out: episode {number}: {why}" for number, why in report["skipped"].items()]
+        more = ", --success next.reward counts rewards of at least --reward" if report["reward_recorded"] else ""
+        out.append(f"no success is recorded: --success all counts every episode as successful at its end{more}")
+    out += [f"skipped: episode {number}: {why}" for number, why in report["skipped"].items()]
     return out

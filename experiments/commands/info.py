@@ -1,7 +1,7 @@
-"""`worldgym info`: what is installed, what it runs on, and whether anything is in its way.
+"""`worldgym info`: versions, device, rendering backend, checkpoints, and known problems of the installation.
 
-It is the first thing to type after installing and the first thing to paste into a bug report, so it must work when
-the rest doesn't: each line that can't be found out says why, and the exit code is 0.
+Its output belongs in bug reports, so it must work on a broken installation: a line that cannot be determined states the
+reason, and the exit code is always 0.
 
 Example::
 
@@ -40,21 +40,21 @@ OPTIONAL = {
 
 @dataclasses.dataclass(frozen=True)
 class InfoConfig:
-    """What `worldgym info` prints."""
+    """Print versions, device, rendering backend, checkpoints and problems of the installation."""
 
     json: bool = False
     """Print JSON instead of text."""
 
 
 def run(config: InfoConfig) -> int:
-    """Print the report; always 0, so that a broken part can be reported too."""
+    """Print the report; return 0 in any case."""
     info = gather()
     sys.stdout.write((json.dumps(info, indent=2) if config.json else as_text(info)) + "\n")
     return 0
 
 
 def gather() -> dict[str, Any]:
-    """Collect the report as JSON-able data."""
+    """Collect the report as data that JSON can represent."""
     import worldgym
     from worldgym.utils.gl import gl_report
     from worldgym.utils.shadow import find_shadowed, project_root
@@ -75,7 +75,7 @@ def gather() -> dict[str, Any]:
 
 
 def as_text(info: dict[str, Any]) -> str:
-    """Lay the report out for people."""
+    """Format the report as text."""
     gl, torch, shadowed = info["gl"], info["torch"], info["shadowed"]
     rows = [
         ("worldgym", f"{info['worldgym']} in {info['location']}"),
@@ -95,7 +95,7 @@ def as_text(info: dict[str, Any]) -> str:
     checkpoints = info["checkpoints"] or [{"text": "none; `make pretrained` in a checkout trains them"}]
     rows += [("checkpoint", _checkpoint_text(checkpoint)) for checkpoint in checkpoints]
     rows += [("shadowed", text) for text in shadowed] or [
-        ("shadowed", "none: envs, rewards, agents, experiments are ours")
+        ("shadowed", "none: envs, rewards, agents, experiments are worldgym's")
     ]
     return "\n".join(f"{name:<11} {text}" for name, text in rows)
 
@@ -140,7 +140,7 @@ def _checkpoints() -> list[dict[str, Any]]:
 def _torch() -> dict[str, Any]:
     try:
         import torch
-    except Exception as error:  # a broken torch fails in many ways, and saying so is this command's purpose
+    except Exception as error:  # a broken torch fails in many ways; the report must name the error
         return {"error": f"torch can't be imported: {error}"}
     from worldgym.utils.devices import choose_device
 

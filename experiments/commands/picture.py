@@ -1,6 +1,7 @@
-"""`worldgym picture`: true frames above, imagined frames below, from held-out starts under the same actions.
+"""`worldgym picture`: an image of true frames (top) and imagined frames (bottom) for the same starts and actions.
 
-The actions are the scripted expert's, with noise, for the whole horizon: after the goal it goes on to something else.
+The starts are held out. The actions are those of the noisy scripted expert for the whole horizon; after success it
+continues with other motions.
 
 Example::
 
@@ -24,19 +25,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """Draw Real and imagination side by side.
+    """Draw true and imagined frames of the same episodes.
 
     Args:
-        out: PNG to write.
+        out: PNG file to write.
         bundle: name or folder of a checkpoint.
-        episodes: start states, verbs in turn.
-        horizon: steps imagined from the first frame alone.
+        episodes: number of episodes; tasks alternate.
+        horizon: steps predicted from the first frame.
         every: steps between the frames shown.
-        suite: whose true frames are shown; that of the bundle when None.
-        seed: first start seed; 10,000,000 and above are held out.
-        scale: pixels shown per pixel.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        suite: suite of the true frames; that of the bundle if None.
+        seed: first start seed; seeds of at least 10,000,000 are held out.
+        scale: magnification of the frames.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     out: Path = Path("docs/imagined.png")
@@ -52,7 +53,7 @@ class PictureConfig:
 
 
 def run(config: PictureConfig) -> int:
-    """Roll out, imagine, write."""
+    """Record the episodes, imagine them, and write the image."""
     import torch
     from PIL import Image
 
@@ -77,8 +78,8 @@ def run(config: PictureConfig) -> int:
             states=torch.from_numpy(episode.state)[None, :1],
         )
         _, imagined = model.step(state, actions[None])
-        dreamt = np.concatenate([episode.frames[:1], imagined.frames[0].cpu().numpy()])
-        for source in (episode.frames, dreamt):
+        predicted = np.concatenate([episode.frames[:1], imagined.frames[0].cpu().numpy()])
+        for source in (episode.frames, predicted):
             rows.append(np.concatenate(list(source[:: config.every]), 1))
         error = (imagined.frames[0].cpu().float() - frames[1:].float()).square().mean((1, 2, 3)) / 255**2
         logger.info("%s: PSNR %.1f dB at the end", episode.instruction, float(-10 * error[-1].log10()))

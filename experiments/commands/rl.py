@@ -1,7 +1,8 @@
-"""`worldgym rl`: a policy practises inside the world model, here or on Ray workers; nothing is measured in Real.
+"""`worldgym rl`: fine-tunes a policy by RL in the world model, in this process or on Ray workers.
 
-What comes out is decided by the settings, `piece` and `threads` among them, and not by how many workers there are or
-whether some of them died; a run that was stopped goes on at its last round when the same command is typed again.
+The policy is not evaluated in Real unless audits are switched on. The result depends only on the settings, including
+`piece` and `threads`, and not on the number of workers or on failures of workers. The same command resumes an
+interrupted run at its last round.
 
 Example::
 
@@ -34,21 +35,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RlConfig(FineTuneSettings):
-    """Improve a policy inside a world model.
+    """Fine-tune a policy by RL in a world model.
 
     Args:
-        policy: folder of the policy that begins; the bundle's SFT policy when None.
-        judge: whose reward is learned from: `bundled`, `latent`, `open_clip`, or a folder that any judge's
-            `save_pretrained` wrote.
-        cache: folder of answers of judges behind an endpoint.
-        judge_keys: `URL=VARIABLE`: the environment variable whose key is sent to a judge's endpoint, for exactly that
-            address; without one no key is sent.
-        workers: Ray actors that imagine; 0 imagines in this process, without Ray.
-        threads: torch threads of each.
-        gpus: share of a GPU that each worker asks for; with any, it imagines there, else on its CPU. `device` is where
-            this process updates the policy.
-        piece: starts that are imagined together.
-        address: of a running Ray cluster, `auto` for the one on this machine; None starts one.
+        policy: folder of the initial policy; the bundle's SFT policy if None.
+        judge: judge that gives the reward: `bundled`, `latent`, `open_clip`, or a folder written by a judge's
+            `save_pretrained`.
+        cache: folder that caches the answers of judges behind an endpoint.
+        judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL;
+            without it, no key is sent.
+        workers: number of Ray workers that imagine rollouts; 0 imagines in this process, without Ray.
+        threads: number of torch threads per worker.
+        gpus: share of a GPU that each worker requests; if 0, workers imagine on the CPU. The policy is updated in this
+            process on `device`.
+        piece: number of starts per batch of imagined rollouts.
+        address: address of a running Ray cluster, `auto` for the one on this machine; None starts one.
     """
 
     out: Path = Path("runs/rl")
@@ -65,16 +66,19 @@ class RlConfig(FineTuneSettings):
     ELSEWHERE: ClassVar[set[str]] = FineTuneSettings.ELSEWHERE | {"gpus", "address", "cache", "judge_keys"}
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         super().__post_init__()
         if min(self.threads, self.piece) < 1 or min(self.workers, self.gpus) < 0:
-            raise ConfigError("threads and piece must be at least 1, workers and gpus not negative")
+            raise ConfigError(
+                f"threads is {self.threads}, piece {self.piece}, workers {self.workers}, gpus {self.gpus}; threads and "
+                "piece must be at least 1, workers and gpus at least 0"
+            )
         if self.address and not self.workers:
-            raise ConfigError(f"address={self.address} without workers; add --workers 2")
+            raise ConfigError(f"--address {self.address} needs workers; add --workers 2")
 
 
 def run(config: RlConfig) -> int:
-    """Practise; say where the policy is and how to measure it."""
+    """Fine-tune the policy; print its folder and the command that evaluates it."""
     import torch
     import yaml
 
@@ -84,10 +88,10 @@ def run(config: RlConfig) -> int:
     parts = bundle.fingerprint(policy=begin, judge=bundle.judge_folder(config.judge))
     folder = RunFolder(config.out, {**config.key(), "parts": parts}, fresh=config.fresh, restart=AGAIN)
     if folder.has("history.json", "policy"):
-        logger.warning("%s holds this run and its results; --fresh removes them and runs it again", config.out)
+        logger.warning("%s contains this run and its results; --fresh deletes them and runs it again", config.out)
         return tell(config, folder.read("history"), judge.name)
     if folder.resumed:
-        logger.info("going on with the interrupted run in %s", config.out)
+        logger.info("resuming the interrupted run in %s", config.out)
     tuning = FineTuning(config, bundle, folder, policy=begin, judge=judge)
     facts = {
         "settings": config.key(),
@@ -108,30 +112,30 @@ def run(config: RlConfig) -> int:
 
 
 def tell(config: RlConfig, history: list[dict[str, float]], judge: str) -> int:
-    """Say how a finished practice went, where the policy is and how to measure it."""
+    """Print the result of a finished run, the folder of the policy, and the command that evaluates it."""
     last = history[-1]
     sys.stdout.write(
         f"{len(history)} rounds, {last['imagined_steps']:,.0f} imagined steps; imagined success "
         f"{last['success_rate']:.2f}, judged by {judge}{audited(history)}\npolicy: {config.out / 'policy'}\n"
-        f"measure it in Real: worldgym eval --policy sft {config.out / 'policy'}\n"
+        f"evaluate it in Real: worldgym eval --policy sft {config.out / 'policy'}\n"
     )
     return 0
 
 
 def audited(history: list[dict[str, float]]) -> str:
-    """What the audits of a practice found, and what they cost."""
-    looks = [row for row in history if "audit_gap" in row]
-    if not looks:
+    """Summarise the audits of a run: their number, episodes in Real, and the success in the last one."""
+    audits = [row for row in history if "audit_gap" in row]
+    if not audits:
         return ""
-    episodes, last = sum(row["audit_episodes"] for row in looks), looks[-1]
+    episodes, last = sum(row["audit_episodes"] for row in audits), audits[-1]
     return (
-        f"; audited {len(looks)} times with {episodes:.0f} episodes in Real, at last imagined "
+        f"; audited {len(audits)} times with {episodes:.0f} episodes in Real; last audit: imagined success "
         f"{last['audit_imagined']:.2f}, true {last['audit_true']:.2f}"
     )
 
 
 def gatherer(config: RlConfig, tuning: FineTuning, stack: ExitStack) -> Callable[..., Any]:
-    """How a round is imagined: in this process, or by a pool that `stack` closes."""
+    """Return the function that imagines a round, in this process or by a pool of workers that `stack` closes."""
     from agents.rollouts.ray_pool import RolloutPool, collect_in_pieces
 
     if not config.workers:

@@ -1,8 +1,8 @@
-"""`worldgym sweep`: many fine-tunings with different settings, on Ray Tune: this machine, or a cluster.
+"""`worldgym sweep`: fine-tuning runs over a search space of settings, with Ray Tune, on this machine or a cluster.
 
-Trials are compared by imagined success over their last five rounds, the worse half is stopped early (ASHA, Li et al.
-2020), and each keeps its run folder, so a sweep that was stopped goes on where every trial was. Imagined success can be
-gamed: the table is where to look first, not what to believe. Measure the best ones in Real with `worldgym eval`.
+Trials are compared by mean imagined success over their last five rounds, and the worse half is stopped early (ASHA, Li
+et al. 2020). Each trial has a run folder, so an interrupted sweep resumes every trial. Imagined success can be
+exploited, so evaluate the best trials in Real with `worldgym eval`.
 
 Example::
 
@@ -41,25 +41,25 @@ DRAWN = re.compile(r"(uniform|loguniform)\(([^,]+),([^,]+)\)")
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Practise with every setting of a search space.
+    """Fine-tune a policy with every setting of a search space.
 
     Args:
-        space: `name=a,b,c` tries each, `name=uniform(a,b)` and `name=loguniform(a,b)` draw; names are those of
-            `worldgym rl`. Everything else keeps its default. With `--resume` it may be left out.
-        out: folder of the sweep; a trial's run folder and table lie in it.
-        bundle: name of a bundled checkpoint, or a folder with the same parts; tabletop-small when None.
-        samples: draws of the whole space; each combination of listed values counts once a draw; 1 when None.
-        iterations: rounds a trial, at most; 20 when None.
-        grace: rounds before a trial may be stopped early; 5 when None.
-        concurrent: trials at once; as many as fit when None.
-        cpus: of each trial, and its torch threads; 1 when None.
-        gpus: share of a GPU of each trial; with any, `--device auto` is that GPU, else the trial's CPU.
-        address: of a running Ray cluster, `auto` for the one on this machine; None starts one.
-        resume: go on with the sweep in `out`, with its settings; those that are typed must be the same.
-        quick: every trial as `worldgym rl --quick`.
-        seed: of the draws; 0 when None.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        space: `name=a,b,c` tries each value; `name=uniform(a,b)` and `name=loguniform(a,b)` draw values. The names are
+            settings of `worldgym rl`; all other settings keep their defaults. May be omitted with `--resume`.
+        out: folder of the sweep, with the run folders of the trials and the table.
+        bundle: name of a bundled checkpoint, or a folder with the same parts; tabletop-small if None.
+        samples: number of draws from the space; each draw runs all combinations of listed values; 1 if None.
+        iterations: maximum number of rounds per trial; 20 if None.
+        grace: rounds before a trial can be stopped early; 5 if None.
+        concurrent: maximum number of trials at once; limited only by resources if None.
+        cpus: CPU cores and torch threads per trial; 1 if None.
+        gpus: share of a GPU per trial. If it is not 0, `--device auto` is that GPU, otherwise the CPU.
+        address: address of a running Ray cluster, `auto` for the one on this machine; None starts one.
+        resume: resume the sweep in `out` with its settings; settings that are given must be equal to them.
+        quick: run every trial as `worldgym rl --quick`.
+        seed: seed of the draws; 0 if None.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     space: tuple[str, ...] = ()
@@ -79,39 +79,40 @@ class SweepConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate, the space included."""
+        """Validate the settings and the space."""
         counts = (self.samples, self.iterations, self.grace, self.cpus, self.concurrent)
         if min((n for n in counts if n is not None), default=1) < 1 or self.gpus < 0 or (self.seed or 0) < 0:
             raise ConfigError(
-                "samples, iterations, grace, cpus and concurrent must be at least 1, gpus and seed not negative"
+                "samples, iterations, grace, cpus and concurrent must be at least 1, and gpus and seed at least 0"
             )
         if self.space or not self.resume:
             parse_space(self.space)
 
 
 DEFAULTS = {"bundle": DEFAULT, "samples": 1, "iterations": 20, "grace": 5, "cpus": 1, "seed": 0}
-"""Of what a resumed sweep takes from the one that it goes on with."""
+"""Default values of settings that a resumed sweep takes from the earlier one."""
 SETTINGS = "sweep_settings.json"
 
 
 def whole_settings(config: SweepConfig) -> SweepConfig:
-    """The settings of the sweep to run: those typed, and those of the sweep that is resumed.
+    """Complete the settings with the defaults, or with those of the sweep that is resumed.
 
     Raises:
-        ConfigError: `out` holds a sweep and `--resume` is not typed, or none and it is; or what is typed differs.
-        CheckpointError: what is written down is damaged.
+        ConfigError: `out` contains a sweep and `--resume` is not given, or the reverse; or given settings differ from
+            it.
+        CheckpointError: the file with the earlier settings is damaged.
     """
     found = [name for name in FILES if (config.out / name).exists()]
     if not config.resume:
         if found:
             raise ConfigError(
-                f"{config.out} holds {', '.join(found)} of a sweep, which would be overwritten. Add --resume to go on "
-                "with it, or give another --out"
+                f"{config.out} contains {', '.join(found)} of a sweep, which would be overwritten. Add --resume to "
+                "continue it, or give another --out"
             )
         return dataclasses.replace(config, **{**DEFAULTS, **_typed(config)})
     if not (config.out / SETTINGS).is_file():
-        said = f"no {SETTINGS}, so it is of an earlier version" if found else "no sweep to go on with"
-        raise ConfigError(f"{config.out} holds {said}; leave out --resume and give a new --out")
+        reason = f"no {SETTINGS}, so its sweep is from an earlier version" if found else "no sweep to resume"
+        raise ConfigError(f"{config.out} contains {reason}; leave out --resume and give a new --out")
     before = read_sealed(config.out / SETTINGS, "Leave out --resume and give a new --out.")
     whole = dataclasses.replace(
         config,
@@ -119,10 +120,10 @@ def whole_settings(config: SweepConfig) -> SweepConfig:
         quick=config.quick or before["quick"],
         space=config.space or tuple(before["space"]),
     )
-    if told := changes(before, plain_settings(whole)):
+    if differences := changes(before, plain_settings(whole)):
         raise ConfigError(
-            f"the sweep in {config.out} has other settings ({told}). Type --resume --out {config.out} alone to go "
-            "on with it, or give another --out for another sweep"
+            f"the sweep in {config.out} has other settings ({differences}). Type only --resume --out {config.out} to "
+            "continue it, or give another --out for another sweep"
         )
     return whole
 
@@ -132,23 +133,23 @@ def _typed(config: SweepConfig) -> dict[str, Any]:
 
 
 def plain_settings(config: SweepConfig) -> dict[str, Any]:
-    """What decides the results of a sweep, as JSON has it."""
+    """The settings and inputs that determine the results of a sweep, as JSON data."""
     facts = {name: getattr(config, name) for name in (*DEFAULTS, "quick", "space")}
     facts |= {"bundle": bundle_name(config), "parts": Bundle.find(str(config.bundle)).fingerprint()}
     return dict(json.loads(json.dumps({**facts, "tried": parse_space(config.space)})))
 
 
 def bundle_name(config: SweepConfig) -> str:
-    """A bundled checkpoint's name, or the whole path of a folder, which trials elsewhere find as well."""
+    """Name of a bundled checkpoint, or the absolute path of a folder, so that trials on other nodes find it."""
     folder = Path(str(config.bundle)).expanduser()
     return str(folder.resolve()) if folder.is_dir() else str(config.bundle)
 
 
 def parse_space(texts: tuple[str, ...]) -> dict[str, list[Any] | tuple[str, float, float]]:
-    """Values to try, or `(how, low, high)` to draw from, of each setting named.
+    """Parse the space: for each setting a list of values, or `(distribution, low, high)`.
 
     Raises:
-        ConfigError: not of the form, an unknown setting, or a value of another type.
+        ConfigError: wrong syntax, an unknown setting, or a value of the wrong type.
     """
     kinds = typing.get_type_hints(FineTuneSettings)
     known = [f.name for f in dataclasses.fields(FineTuneSettings) if f.name not in FIXED]
@@ -158,7 +159,7 @@ def parse_space(texts: tuple[str, ...]) -> dict[str, list[Any] | tuple[str, floa
         if not equals or not values:
             raise ConfigError(f"space {text!r}; expected name=value,value or name=loguniform(low,high)")
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r} in the space; known: {', '.join(known)}")
+            raise ConfigError(f"unknown setting {name!r} in the space; the settings are {', '.join(known)}")
         drawn = DRAWN.fullmatch(values.replace(" ", ""))
         try:
             if drawn:
@@ -171,15 +172,15 @@ def parse_space(texts: tuple[str, ...]) -> dict[str, list[Any] | tuple[str, floa
         except ValueError as error:
             raise ConfigError(f"space {text!r}: {error}") from error
     if not space:
-        raise ConfigError("the space is empty; say what to try, such as --space lr=1e-5,2e-5")
+        raise ConfigError("the space is empty; give settings to try, such as --space lr=1e-5,2e-5")
     return space
 
 
 def convert(text: str, kind: Any) -> Any:
-    """`text` as the type of a setting; for optional ones `none` is None.
+    """Convert `text` to the type of a setting; `none` is None for optional settings.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: `text` is not a value of this type.
     """
     choices = typing.get_args(kind)
     if type(None) in choices:
@@ -188,7 +189,7 @@ def convert(text: str, kind: Any) -> Any:
         (kind,) = (choice for choice in choices if choice is not type(None))
     if typing.get_origin(kind) is typing.Literal:
         if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
         return text
     if typing.get_origin(kind) is tuple:
         return tuple(text.split("+"))
@@ -196,7 +197,7 @@ def convert(text: str, kind: Any) -> Any:
 
 
 def run(config: SweepConfig) -> int:
-    """Run the trials, print them best first, write `sweep.json`."""
+    """Run the trials, print them sorted by imagined success, and write `sweep.json`."""
     from agents.rollouts.ray_pool import check_resources, connect, disconnect
     from worldgym.utils.optional import require
 
@@ -219,7 +220,7 @@ def run(config: SweepConfig) -> int:
 
 
 def table_rows(results: Any) -> list[dict[str, Any]]:
-    """Ray's results, best first; a policy is named when it is there."""
+    """Return the results of the trials, best first; `policy` is None if the trial saved no policy."""
     rows = []
     for result in results:
         metrics = result.metrics or {}
@@ -233,25 +234,25 @@ def table_rows(results: Any) -> list[dict[str, Any]]:
                 "error": str(result.error) if result.error else None,
             }
         )
-    # Of equal ones always the same comes first.
+    # The setting breaks ties, so that the order is deterministic.
     return sorted(rows, key=lambda row: (1.0 if row[METRIC] is None else -row[METRIC], str(row["setting"])))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """What is printed."""
+    """Return the printed table."""
     lines = [f"{'imagined':>9}{'rounds':>8}  setting"]
     for row in rows:
         success = "-" if row[METRIC] is None else f"{row[METRIC]:.3f}"
         setting = ", ".join(f"{k}={v}" for k, v in row["setting"].items())
         lines.append(f"{success:>9}{row['rounds'] or 0:>8.0f}  {setting}{'  FAILED' if row['error'] else ''}")
     if best := next((row for row in rows if row["policy"]), None):
-        which = "the first one" if best is rows[0] else "the best one that left a policy"
-        lines.append(f"measure {which} in Real: worldgym eval --policy sft {best['policy']}")
+        which = "the best trial" if best is rows[0] else "the best trial with a saved policy"
+        lines.append(f"evaluate {which} in Real: worldgym eval --policy sft {best['policy']}")
     return "\n".join(lines)
 
 
 def tuner(tune: Any, config: SweepConfig) -> Any:
-    """The Tuner, new or with what an earlier one has done."""
+    """Create a Ray Tuner, or restore it from an earlier sweep."""
     out = config.out.resolve()
     fixed = {
         "bundle": bundle_name(config),
@@ -289,7 +290,7 @@ def tuner(tune: Any, config: SweepConfig) -> Any:
 
 
 def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
-    """One fine-tuning, reporting each round to Tune; runs on a worker."""
+    """Run one fine-tuning on a worker and report each round to Tune."""
     import numpy as np
     import torch
     from ray import tune
@@ -310,7 +311,7 @@ def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
     bundle = Bundle.find(settings.bundle, placing(settings))
     folder = RunFolder(out, {**settings.key(), "parts": bundle.fingerprint()})
     tuning = FineTuning(settings, bundle, folder)
-    # A resumed trial knows its earlier rounds, so that it is compared by the same mean as one that never stopped.
+    # A resumed trial includes its earlier rounds, so that its mean equals that of an uninterrupted trial.
     before = tuning.remembered()
     recent = [row["success_rate"] for row in before]
 
@@ -323,7 +324,7 @@ def trial(setting: dict[str, Any], fixed: dict[str, Any]) -> None:
 
     with folder.board() as board:
         history = tuning.run(board, report)
-    if len(before) == len(history):  # it ended before Ray had noted its last round
+    if len(before) == len(history):  # the trial ended before Ray recorded its last round
         recent.pop()
         report(history[-1])
     folder.finish()

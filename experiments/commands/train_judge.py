@@ -1,11 +1,11 @@
-"""`worldgym train judge`: a success judge from Real's logs, calibrated on held-out episodes.
+"""`worldgym train judge`: trains a success judge on logs from Real and calibrates it on held-out episodes.
 
-`--type learned` reads frames, `latent` the world model's latents, `open_clip` is a contrastive image-text model; other
-types come from other packages.
+`--type learned` reads frames, `latent` reads the world model's latents, and `open_clip` is a contrastive image-text
+model. Other packages can register more types.
 
-With a world model (or tokenizer) half of what the judge sees goes through its decoder, so that it can read imagined
-frames; with `--imagined-episodes` it also learns from logged episodes as the world model imagines them. Ctrl-C keeps
-the last checkpoint; the same command goes on from it.
+With a world model (or tokenizer), half of the training frames pass through its encoder and decoder, so that the judge
+learns to read imagined frames. With `--imagined-episodes`, it is also trained on logged episodes as predicted by the
+world model. Ctrl-C keeps the last checkpoint, and the same command resumes from it.
 
 Example::
 
@@ -43,36 +43,36 @@ BUILT_IN = ("learned", "latent", "open_clip")
 
 @dataclass(frozen=True)
 class TrainJudgeConfig:
-    """Train the success judge on logged episodes; the same command again resumes.
+    """Train the success judge on logged episodes; the same command resumes an interrupted run.
 
     Args:
-        data: dataset folder of `worldgym collect` or `worldgym import`, with labels of success.
-        out: folder of the judge (config.json, model.safetensors), with TensorBoard logs beside.
-        type: `learned` reads frames, `latent` what the world model hands on, `open_clip` compares frame and sentence.
-            Or one that another package registers (`worldgym list`) and whose class offers the training of
-            `worldgym.training.generic`; only the common options apply to those.
-        world_model: folder or name of a world model whose tokenizer blurs half of the frames; a latent judge reads its
-            latents.
+        data: dataset folder of `worldgym collect` or `worldgym import`, with success labels.
+        out: folder of the judge (config.json, model.safetensors) and of TensorBoard logs.
+        type: `learned` reads frames, `latent` reads latents of the world model, `open_clip` compares frame and
+            instruction. Also a type that another package registers (`worldgym list`) and whose class supports the
+            training of `worldgym.training.generic`; only the common options apply to these.
+        world_model: folder or name of a world model. Half of the frames pass through its tokenizer; a latent judge
+            reads its latents.
         tokenizer: run folder of `worldgym train tokenizer`, in place of `world_model`.
-        init_policy: folder of a trained policy whose image and text encoder the judge starts from (formerly `--eyes`).
-        imagined_episodes: so many logged episodes, all behaviours alike, are imagined by `world_model` from their first
-            frame and learned from as well, with Real's labels; the threshold then balances precision and recall on
-            held-out ones.
+        init_policy: folder of a trained policy whose image and text encoder initialises the judge (formerly `--eyes`).
+        imagined_episodes: number of logged episodes, balanced over behaviours, that `world_model` imagines from their
+            first frame as additional training data with the labels from Real. The threshold then balances precision
+            and recall on held-out ones.
         preset: `small` or `tiny`.
-        state: read proprioception beside the picture; one camera cannot tell above from behind.
-        initial: folder of a judge to go on from.
-        teacher: folder of a judge that reads frames, from which a latent or open_clip one learns as well.
-        hard_share: share of a batch that is drawn among frames of policies on which `initial` is wrong or nearly.
+        state: also read proprioception; with one camera, above and behind look the same.
+        initial: folder of a judge to continue training from.
+        teacher: folder of a judge that reads frames and is distilled into a latent or open_clip judge.
+        hard_share: share of a batch drawn from policy frames on which `initial` is wrong or close to its threshold.
         near_share: share of near misses among the negatives.
         steps: optimizer steps.
         batch_size: frames per step.
         lr: peak learning rate.
-        max_fpr: false positives that the threshold allows on held-out hard negatives.
-        seed: everything random follows from it.
-        limit: read at most so many episodes.
-        fresh: remove what an earlier run of this command made in `out`, and start over.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        max_fpr: maximum false-positive rate of the threshold on held-out hard negatives.
+        seed: seed of all randomness.
+        limit: maximum number of episodes to read.
+        fresh: delete what an earlier run of this command wrote to `out`, and start over.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     data: Path
@@ -107,24 +107,25 @@ class TrainJudgeConfig:
             require_preset(self.preset)
         if self.batch_size < 2:
             raise ConfigError(
-                f"--batch-size is {self.batch_size}, expected at least 2: a success and a failure"
+                f"--batch-size is {self.batch_size}, expected at least 2 (one success and one failure)"
             )
         if not 0 <= self.near_share <= 0.75 or not 0 < self.max_fpr < 1:
             raise ConfigError(
-                f"--near-share is {self.near_share} and --max-fpr {self.max_fpr}; expected in [0, 0.75] and (0, 1); "
+                f"--near-share is {self.near_share} and --max-fpr {self.max_fpr}; expected [0, 0.75] and (0, 1); "
                 "try --near-share 0.3 --max-fpr 0.02"
             )
         if self.world_model is not None and self.tokenizer is not None:
             raise ConfigError(
-                "give --world-model or --tokenizer, not both: a world model brings its own tokenizer"
+                "give --world-model or --tokenizer, not both: a world model contains its own tokenizer"
             )
         if self.imagined_episodes < 0 or (self.imagined_episodes and self.world_model is None):
             raise ConfigError(
-                f"--imagined-episodes is {self.imagined_episodes}; it needs --world-model, and 0 is off"
+                f"--imagined-episodes is {self.imagined_episodes}, expected 0 (off), or more with --world-model"
             )
         if not 0 <= self.hard_share < 1 or (self.hard_share and self.initial is None):
             raise ConfigError(
-                f"--hard-share is {self.hard_share}; expected in [0, 1), with --initial, whose errors are mined"
+                f"--hard-share is {self.hard_share}, expected [0, 1), and more than 0 only with --initial, the judge "
+                "whose errors are mined"
             )
         if self.type == "latent" and self.world_model is None:
             raise ConfigError(
@@ -134,12 +135,12 @@ class TrainJudgeConfig:
             raise ConfigError(f"--initial and --init-policy are for --type learned; got --type {self.type}")
         if self.teacher is not None and self.type == "learned":
             raise ConfigError(
-                "--teacher is for --type latent or open_clip; --initial goes on from a learned judge"
+                "--teacher is for --type latent or open_clip; to continue from a learned judge, use --initial"
             )
 
 
 def run(config: TrainJudgeConfig) -> int:
-    """Train, calibrate, save, log the held-out scores: false positives first."""
+    """Train, calibrate and save the judge, and log the held-out scores, false positives first."""
     import json
 
     from torch.utils.tensorboard import SummaryWriter
@@ -160,21 +161,21 @@ def run(config: TrainJudgeConfig) -> int:
     tokenizer = load_tokenizer(config.world_model, config.tokenizer)
     tokenizer = None if tokenizer is None else here(tokenizer)
     if tokenizer is None:
-        logger.warning("no --world-model: the judge sees true frames only and may misread imagined ones")
+        logger.warning("no --world-model: the judge is trained on true frames only and may misjudge imagined frames")
     dataset = EpisodeDataset(config.data).require_seen()
     if tokenizer is not None:
         require_size(dataset.image_size, tokenizer.config.image_size, "this tokenizer")
     facts = identity(config, dataset, contents=MODELS)
     facts["--steps"] = (
         config.steps
-    )  # the learning rate falls to zero with them, and nothing of an end can be extended
+    )  # the learning rate decays to zero over the steps, so a finished run cannot be extended
     claim(config.out, "train judge", facts, own=OWN, fresh=config.fresh)
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True)
     if not arrays.has_success.all():
         logger.warning(
-            "%d episodes without a label of success are left out", int((~arrays.has_success).sum())
+            "%d episodes without a success label are skipped", int((~arrays.has_success).sum())
         )
         arrays = arrays.keep(arrays.has_success)
     require_labels(arrays)
@@ -217,20 +218,21 @@ def run(config: TrainJudgeConfig) -> int:
 
 
 def require_labels(arrays: Any) -> None:
-    """Raise a DatasetError unless a judge can learn from `arrays`: two episodes, solved frames and unsolved ones."""
+    """Raise a DatasetError unless `arrays` has two episodes, and frames with and without success."""
     solved, frames = int(arrays.success.sum()), len(arrays.success)
     if not solved:
         raise DatasetError(
-            f"none of {frames} frames is labelled as success, so there is nothing that a judge could learn. Collect "
-            "episodes with `worldgym collect`, import with --success next.reward where rewards were recorded, or use a "
-            "judge that needs no labels (see docs/guides/judges.md)"
+            f"none of {frames} frames is labelled as success, so a judge cannot be trained. Collect episodes with "
+            "`worldgym collect`, import with --success next.reward if rewards were recorded, or use a judge that needs "
+            "no labels (see docs/guides/judges.md)"
         )
     if solved == frames:
         raise DatasetError(
-            f"all {frames} frames are labelled as success; a judge needs failures to tell apart as well"
+            f"all {frames} frames are labelled as success; a judge also needs frames without success. Collect or "
+            "import episodes with failures"
         )
     if len(arrays) < 2:
-        raise DatasetError("the dataset has 1 episode; a judge needs at least 2, one of them to be held out")
+        raise DatasetError("the dataset has 1 episode, expected at least 2: one of them is held out. Add episodes")
 
 
 def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
@@ -244,7 +246,7 @@ def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: An
         dims, there = judge.config.state_dim, arrays.states.shape[1]
         if dims not in (0, there):
             raise ConfigError(
-                f"--initial {config.initial} reads {dims} dimensions of proprioception, and the dataset has {there}; "
+                f"--initial {config.initial} reads {dims} dimensions of proprioception, but the dataset has {there}; "
                 "leave --initial out"
             )
         judge = judge.with_state(arrays.states) if config.state else judge
@@ -260,13 +262,13 @@ def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: An
         ),
         judge=judge,
         init_policy=None if config.init_policy is None else load_policy(config.init_policy),
-        dreams=_dream(config, arrays, imagine_training_logs) if config.imagined_episodes else None,
+        dreams=_imagine(config, arrays, imagine_training_logs) if config.imagined_episodes else None,
         **how,
     )
 
 
 def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
-    """Minutes: nothing is kept between the steps, so a stopped training begins again."""
+    """Train a latent judge. It takes minutes and has no checkpoints, so an interrupted run starts again."""
     from rewards import (
         LatentJudgeConfig,
         encode_logs,
@@ -289,7 +291,7 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
         model=LatentJudgeConfig(
             **width, state_dim=arrays.states.shape[1] if config.state else 0, specs=arrays.specs
         ),
-        dreams=_dream(config, arrays, imagine_training_latents) if config.imagined_episodes else None,
+        dreams=_imagine(config, arrays, imagine_training_latents) if config.imagined_episodes else None,
         teacher=None if config.teacher is None else placing(config)(load_judge(config.teacher)),
         on_step=how["on_step"],
         device=how["device"],
@@ -305,7 +307,8 @@ def _open_clip(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: 
     )
 
 
-def _dream(config: TrainJudgeConfig, arrays: Any, imagine: Callable[..., Any]) -> Any:
+def _imagine(config: TrainJudgeConfig, arrays: Any, imagine: Callable[..., Any]) -> Any:
+    """Imagine logged episodes with `--world-model` as additional training data."""
     import numpy as np
     import torch
 
@@ -326,7 +329,7 @@ def _dream(config: TrainJudgeConfig, arrays: Any, imagine: Callable[..., Any]) -
 
 
 def _even(behaviours: list[str]) -> Any:
-    """Chances that make every behaviour equally likely: what policies do matters more than their share of the logs."""
+    """Sampling probabilities that make every behaviour equally likely, whatever its share of the logs."""
     import numpy as np
 
     _, kind, count = np.unique(behaviours, return_inverse=True, return_counts=True)

@@ -1,13 +1,13 @@
-"""`worldgym train policy`: a policy from a few demonstrations (SFT), the start of every arm.
+"""`worldgym train policy`: trains a policy on demonstrations (SFT), the initial policy of fine-tuning.
 
-Datasets of any shape serve: only where proprioception is known to be a hand's does the policy point at a place before
-it acts. Ctrl-C keeps the last finished epoch; the same command goes on from it. The weights with the lowest loss on
-held-out episodes are the ones that are saved.
+Datasets of any shape work. The policy has a goal head only if proprioception is known to contain an end effector.
+Ctrl-C keeps the last finished epoch, and the same command resumes from it. The weights with the lowest loss on held-out
+episodes are saved.
 
 Example::
 
     worldgym train policy --data data/real --demos-per-task 200 --out runs/policy_sft
-    worldgym train policy --data data/mine --no-success-only        # recordings without labels of success
+    worldgym train policy --data data/mine --no-success-only        # recordings without success labels
     worldgym eval --policy sft runs/policy_sft
 """
 
@@ -47,32 +47,33 @@ OWN = ("checkpoint", "tensorboard", "config.json", "model.safetensors", "manifes
 
 @dataclass(frozen=True)
 class TrainPolicyConfig:
-    """Train a policy on demonstrations; the same command again resumes.
+    """Train a policy on demonstrations; the same command resumes an interrupted run.
 
     Args:
         data: dataset folder of `worldgym collect` or `worldgym import`.
-        out: folder of the policy (config.json, model.safetensors), with TensorBoard logs beside.
-        demos_per_task: episodes of `behaviour` to learn from, of each task.
-        behaviour: who demonstrates; `expert` where the dataset has episodes of that behaviour, else its only one.
-        success_only: learn from successful episodes alone.
-        type: of the policy: `vla`, or one that another package registers (`worldgym list`) and whose class has
+        out: folder of the policy (config.json, model.safetensors) and of TensorBoard logs.
+        demos_per_task: number of demonstrations (episodes of `behaviour`) per task.
+        behaviour: behaviour of the demonstrations; if None, `expert`, or the only behaviour of the dataset.
+        success_only: use successful episodes only.
+        type: type of the policy: `vla`, or a type that another package registers (`worldgym list`) and whose class has
             `for_data(specs, preset, arrays)` and the `loss` of `worldgym.protocols.TrainablePolicy`.
-        initial: take over how this policy acts, and learn only where to go. Acting towards a given place needs no names
-            of things, so it can come from many logs; what words mean comes from the demonstrations.
-        hand: `auto` takes the roles of the dataset's state fields; `yes` says that proprioception is x, y, z, ...,
-            opening of the fingers and that the last action is the gripper; `no` that nothing is known of it.
-        preset: `small` or `tiny`; that of `initial` where given.
-        epochs: at most so many passes; stops early when held-out loss no longer falls.
-        steps: at most so many optimizer steps, rounded up to whole epochs, in place of `epochs`.
+        initial: folder of a policy whose weights are reused and fixed, except for its goal head, which is trained.
+            Moving to a given goal needs no instruction, so it can be learned from many logs; the demonstrations are
+            needed to learn the meaning of instructions.
+        hand: `auto` uses the roles of the dataset's state fields; `yes` means that proprioception is x, y, z, ...,
+            opening of the gripper, and that the last action is the gripper; `no` means that its meaning is unknown.
+        preset: `small` or `tiny`; ignored if `initial` is given.
+        epochs: maximum number of epochs; training stops early when the held-out loss no longer decreases.
+        steps: maximum number of optimizer steps, rounded up to whole epochs, in place of `epochs`.
         batch_size: frames per step.
         lr: peak learning rate.
-        finish_steps: steps at a low rate on all demonstrations, averaged, after the best epoch.
-        patience: epochs without improvement before stopping; 0 never stops early.
-        seed: everything random follows from it, the choice of demonstrations included.
-        limit: read at most so many episodes.
-        fresh: remove what an earlier run of this command made in `out`, and start over.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        finish_steps: steps with a low learning rate and weight averaging on all demonstrations, after the best epoch.
+        patience: epochs without improvement before training stops; 0 never stops early.
+        seed: seed of all randomness, including the choice of demonstrations.
+        limit: maximum number of episodes to read.
+        fresh: delete what an earlier run of this command wrote to `out`, and start over.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     data: Path
@@ -108,7 +109,7 @@ class TrainPolicyConfig:
 
 
 def run(config: TrainPolicyConfig) -> int:
-    """Train, save, log the held-out scores."""
+    """Train and save the policy, and log the held-out scores."""
     import json
 
     import torch
@@ -155,7 +156,7 @@ def run(config: TrainPolicyConfig) -> int:
             logger.warning("only %d of %d demonstrations of %s", count, config.demos_per_task, task)
     if hand is None:
         logger.info(
-            "the dataset has no end-effector position and gripper command: the policy predicts no goals"
+            "the dataset has no end-effector position and gripper command: the policy gets no goal head"
         )
     demos = chunk_dataset(chosen, policy.chunk, hand=hand, stop_at_success=config.success_only)
     del arrays
@@ -169,10 +170,10 @@ def run(config: TrainPolicyConfig) -> int:
         learn="all" if config.initial is None else "pointer",
     )
     if config.steps is not None:
-        learned = len(demos)
+        trained = len(demos)
         if len(chosen) > 1:
-            learned -= int(demos.held_out(settings.val_fraction, settings.seed).sum())
-        epochs = math.ceil(config.steps / math.ceil(learned / config.batch_size))
+            trained -= int(demos.held_out(settings.val_fraction, settings.seed).sum())
+        epochs = math.ceil(config.steps / math.ceil(trained / config.batch_size))
         settings = dataclasses.replace(settings, epochs=epochs)
     state = TrainState(config.out / "checkpoint", identity=facts)
     first = int(state.meta()["epoch"]) + 1 if state.exists() else 0
@@ -204,18 +205,18 @@ def run(config: TrainPolicyConfig) -> int:
 
 
 def _behaviour(config: TrainPolicyConfig, arrays: EpisodeArrays) -> str:
-    """Who demonstrates: as asked, or the expert, or the only one there is."""
+    """Return the behaviour of the demonstrations: the configured one, else the expert, else the only one."""
     there = sorted(set(arrays.behaviours))
     if config.behaviour is not None:
         return config.behaviour
     if "expert" not in there and len(there) == 1:
-        logger.info("no episode of behaviour 'expert': learning from those of %r", there[0])
+        logger.info("no episodes of behaviour 'expert': using those of %r", there[0])
         return there[0]
     return "expert"
 
 
 def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> Any:
-    """A new policy for the data's specs, or `initial` with a pointer that begins anew."""
+    """Create a policy for the data's specs, or load `initial` with a new goal head."""
     import numpy as np
 
     from agents import VLAPolicy, VLAPolicyConfig
@@ -229,12 +230,12 @@ def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> A
         if (shape.state_dim, shape.action_dim) != dims or not shape.goal_dims:
             raise ConfigError(
                 f"--initial {config.initial} has {shape.state_dim} dimensions of proprioception, {shape.action_dim} of "
-                f"action and {shape.goal_dims} of goals; the dataset has {dims[0]} and {dims[1]}, and its goals are "
-                "learned. Leave --initial out"
+                f"action and {shape.goal_dims} of goals; the dataset has {dims[0]} and {dims[1]}, and goals are "
+                "needed. Leave --initial out"
             )
         policy.pointer = GoalHead(shape)
         return policy
-    # A dimension that only ever says -1 or 1 has two values, not a range.
+    # An action dimension whose values are only -1 and 1 is binary.
     two = np.abs(np.abs(arrays.actions[~arrays.is_last]) - 1).max(0, initial=0.0) < 1e-6
     binary = {int(d) for d in np.flatnonzero(two)}
     if specs.action is not None and specs.action.gripper is not None:

@@ -1,7 +1,7 @@
-"""`worldgym train probe`: the ruler that reads from a frame where the hand and the objects are.
+"""`worldgym train probe`: trains the position probe, which reads the positions of gripper and objects from a frame.
 
-Trained on true frames of a suite with their true positions, half of them seen through a world model's tokenizer.
-It measures world models; nothing that learns to act or to judge sees it or its labels.
+It is trained on true frames of a suite with true positions; half of the frames pass through a world model's tokenizer.
+It is used only to measure world models. Policies and judges are never trained with the probe or its labels.
 
 Example::
 
@@ -31,21 +31,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainProbeConfig:
-    """Train the position probe; the same command again resumes.
+    """Train the position probe; the same command resumes an interrupted run.
 
     Args:
-        world_model: folder of the world model whose tokenizer frames are also seen through; the bundled one when None.
+        world_model: folder of the world model through whose tokenizer half of the frames pass; the bundled one if None.
         out: run folder (checkpoint, TensorBoard, `export/`).
-        suite: whose frames; the default one when None.
-        tasks: verbs whose behaviours the frames come from; the suite's default ones when None.
-        episodes: episodes of 40 steps, every third frame of them used.
+        suite: suite of the frames; the default one if None.
+        tasks: tasks of the episodes; the suite's default tasks if None.
+        episodes: number of episodes of 40 steps; every third frame is used.
         steps: optimizer steps.
-        batch_size: frames a step.
+        batch_size: frames per step.
         lr: peak learning rate.
-        seed: first start seed, below the evaluation's 10,000,000, and everything random.
-        fresh: remove what an earlier run of this command made in `out`, and start over.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        seed: first start seed, below the evaluation seeds (10,000,000), and seed of all randomness.
+        fresh: delete what an earlier run of this command wrote to `out`, and start over.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     world_model: Path | None = None
@@ -73,7 +73,7 @@ class TrainProbeConfig:
 
 
 def run(config: TrainProbeConfig) -> int:
-    """Render, train, export, and say how exact it is on frames that it was not trained on."""
+    """Render frames, train and export the probe, and log its errors on held-out frames."""
     import torch
 
     from experiments.bundle import Bundle
@@ -91,39 +91,39 @@ def run(config: TrainProbeConfig) -> int:
     )
     require_size(64, model.image_size, "the world model's tokenizer")
     facts = identity(config, contents=("world_model",))
-    if config.suite is None:  # as before there were others
+    if config.suite is None:  # keeps the identity of runs from before suites could be chosen
         del facts["--suite"]
     if config.world_model is None:
         facts["--world-model"] = content_of(Bundle.find(DEFAULT).folder)
     claim(config.out, "train probe", facts, own=OWN, fresh=config.fresh)
-    # The first tenth, held out, is of `seen`: that is where the figures are from.
+    # The first tenth is held out for the scores; it is of split `seen`.
     splits = ("seen", "seen", "unseen_object", "unseen_scene")
     suite = load_suite(config.suite)
     splits = tuple(name for name in splits if name in suite.splits)
     logs = true_logs(config.tasks, config.episodes, seed=config.seed, splits=splits, suite=suite)
-    held = max(1, len(logs.frames) // 10)
+    held_out = max(1, len(logs.frames) // 10)
     frames = torch.from_numpy(logs.frames[:, ::3])
     positions = torch.from_numpy(logs.positions[:, ::3])
-    flat, where = frames[held:].flatten(0, 1), positions[held:].flatten(0, 1)
-    blurred = model.tokenizer.decode(model.tokenizer.encode(flat)).cpu()
+    flat, targets = frames[held_out:].flatten(0, 1), positions[held_out:].flatten(0, 1)
+    decoded_flat = model.tokenizer.decode(model.tokenizer.encode(flat)).cpu()
 
     def loss(module, step, generator):  # type: ignore[no-untyped-def]
         rows = torch.randint(len(flat), (config.batch_size,), generator=generator)
-        through = torch.rand(config.batch_size, generator=generator) < 0.5
-        shown = torch.where(through[:, None, None, None], blurred[rows], flat[rows])
-        return probe_loss(module, shown, where[rows])
+        tokenized = torch.rand(config.batch_size, generator=generator) < 0.5
+        inputs = torch.where(tokenized[:, None, None, None], decoded_flat[rows], flat[rows])
+        return probe_loss(module, inputs, targets[rows])
 
     torch.manual_seed(config.seed)
-    probe = here(PositionProbe(PositionProbeConfig(parts=tuple(extra(suite, "parts", "ruler of positions")))))
+    probe = here(PositionProbe(PositionProbeConfig(parts=tuple(extra(suite, "parts", "objects for a position probe")))))
     loop = LoopConfig(steps=config.steps, lr=config.lr, final_lr=0.02, warmup=30, ema=0.99, seed=config.seed)
     training = TrainingLoop(probe, loop, config.out, loss, tag="train_probe", identity=facts)
     training.run()
     trained = training.ema_model
     scores = {}
-    true = logs.frames[:held, 1:]
+    true = logs.frames[:held_out, 1:]
     decoded = model.tokenizer.decode(model.tokenizer.encode(torch.from_numpy(true).flatten(0, 1)))
-    for name, shown in (("true", true), ("decoded", decoded.cpu().numpy().reshape(true.shape))):
-        errors = position_errors(trained, shown, logs.positions[:held]).median()
+    for name, inputs in (("true", true), ("decoded", decoded.cpu().numpy().reshape(true.shape))):
+        errors = position_errors(trained, inputs, logs.positions[:held_out]).median()
         scores[name] = {
             "hand_px": errors["hand"],
             "objects_px": errors["objects"],
@@ -131,5 +131,5 @@ def run(config: TrainProbeConfig) -> int:
         }
     trained.save_pretrained(str(config.out / "export"))
     (config.out / "probe.json").write_text(json.dumps(scores, indent=1) + "\n")
-    logger.info("probe saved to %s; held out: %s", config.out / "export", scores)
+    logger.info("probe saved to %s; held-out errors: %s", config.out / "export", scores)
     return 0

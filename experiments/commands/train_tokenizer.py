@@ -1,4 +1,4 @@
-"""`worldgym train tokenizer`: the frame tokenizer from a dataset of `seen` episodes.
+"""`worldgym train tokenizer`: trains the frame tokenizer on a dataset of split `seen`.
 
 Example::
 
@@ -25,22 +25,22 @@ OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json", "
 
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
-    """Train the frame tokenizer; the same command again resumes.
+    """Train the frame tokenizer; the same command resumes an interrupted run.
 
     Args:
         data: dataset folder of `worldgym collect` or `worldgym import`.
         out: run folder (checkpoint, TensorBoard, `tokenizer.safetensors`).
-        initial: go on from the tokenizer of this world model instead of afresh.
+        initial: world model whose tokenizer is trained further; a new tokenizer if None.
         preset: `small` or `tiny`.
-        minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
-        steps: optimizer steps; a run with steps resumes to the very same numbers.
+        minutes: wall-clock time; the learning rate depends on the elapsed time. Ignored if `steps` is given.
+        steps: optimizer steps; a run with steps resumes with identical results.
         batch_size: frames per step.
         lr: peak learning rate.
-        seed: everything random follows from it.
-        limit: read at most so many episodes.
-        fresh: remove what an earlier run of this command made in `out`, and start over.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        seed: seed of all randomness.
+        limit: maximum number of episodes to read.
+        fresh: delete what an earlier run of this command wrote to `out`, and start over.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     data: Path
@@ -66,7 +66,7 @@ class TrainTokenizerConfig:
 
 
 def run(config: TrainTokenizerConfig) -> int:
-    """Train, save, log the held-out PSNR."""
+    """Train and save the tokenizer, and log the held-out PSNR."""
     import torch
 
     from worldgym.data import EpisodeDataset
@@ -91,10 +91,10 @@ def run(config: TrainTokenizerConfig) -> int:
         require_size(picture, initial.config.image_size, f"the world model {config.initial}")
     claim(config.out, "train tokenizer", facts, own=OWN, fresh=config.fresh)
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
-    held = int(arrays.offsets[-1 - max(1, len(arrays) // 20)])  # the last 5 % of the episodes are held out
+    trained = int(arrays.offsets[-1 - max(1, len(arrays) // 20)])  # the last 5 % of the episodes are held out
     if len(arrays) == 1:
-        logger.warning("one episode: nothing is held out, and the figures are of frames that are learned")
-        held = int(arrays.offsets[-1])
+        logger.warning("one episode: no frame is held out, and the PSNR is that of training frames")
+        trained = int(arrays.offsets[-1])
     loop = LoopConfig(
         steps=config.steps or 1_000_000,
         lr=config.lr,
@@ -102,12 +102,12 @@ def run(config: TrainTokenizerConfig) -> int:
         max_minutes=None if config.steps else config.minutes,
     )
     pictures = Pictures.of(arrays, preset.canvas_for(cameras))
-    held_out = pictures.select(slice(held if len(arrays) > 1 else 0, None, 15))
+    held_out = pictures.select(slice(trained if len(arrays) > 1 else 0, None, 15))
     static = all(camera.static for camera in cameras)
     fresh = replace(preset.tokenizer, image_size=short(pictures.size), background=static)
     shape = fresh if initial is None else initial.config
     tokenizer = train_tokenizer(
-        pictures.select(slice(held)),
+        pictures.select(slice(trained)),
         shape,
         loop,
         config.out,

@@ -1,7 +1,8 @@
-"""`worldgym train world-model`: the dynamics on a trained tokenizer's latents.
+"""`worldgym train world-model`: trains the dynamics on the latents of a trained tokenizer.
 
-Datasets of any shape serve: any number of actions, cameras of any size, any proprioception or none. Only where
-proprioception is known to be a hand's do objects move with it in latents, and are contacts sampled more often.
+Datasets of any shape work: any number of action dimensions, cameras of any size, any proprioception or none. If
+proprioception is known to contain an end effector, object latents are moved with it and contacts are sampled more
+often.
 
 Example::
 
@@ -45,40 +46,40 @@ OWN = ("checkpoint", "tensorboard", "shift", "export")
 
 @dataclass(frozen=True)
 class TrainWorldModelConfig:
-    """Train the dynamics; the same command again resumes.
+    """Train the dynamics; the same command resumes an interrupted run.
 
     Args:
         data: dataset folder of `worldgym collect` or `worldgym import`.
-        tokenizer: run folder of `worldgym train tokenizer`; with `initial` it replaces that model's own.
+        tokenizer: run folder of `worldgym train tokenizer`; with `initial`, it replaces the tokenizer of that model.
         out: run folder (checkpoint, TensorBoard, `export/`).
-        type: of the model: `video`, or one that another package registers (`worldgym list`) and whose class offers the
-            training of `worldgym.training.generic`; only the common options apply to those.
-        initial: start from this world model instead of afresh; an older one is grown into today's shape.
-        hand: whether objects move with a hand. `auto` is yes where the dataset says which columns of proprioception are
-            a hand's; `yes` takes x, y, z first and the gripper's opening last where it does not say.
+        type: type of the model: `video`, or a type that another package registers (`worldgym list`) and whose class
+            supports the training of `worldgym.training.generic`; only the common options apply to these.
+        initial: world model to continue training from; models of earlier versions are extended to the current shape.
+        hand: whether object latents move with an end effector. `auto` is yes if the dataset says which columns of
+            proprioception belong to it; `yes` takes x, y, z as the first and the gripper opening as the last column.
         preset: `small` or `tiny`.
-        minutes: wall time; the learning rate follows the clock. Ignored when `steps` is given.
-        steps: optimizer steps; a run with steps resumes to the very same numbers.
+        minutes: wall-clock time; the learning rate depends on the elapsed time. Ignored if `steps` is given.
+        steps: optimizer steps; a run with steps resumes with identical results.
         batch_size: windows per step.
         window: frames per window.
         lr: peak learning rate.
-        contact_odds: how many times likelier a training window begins where the hand will hold or push something within
-            the window than elsewhere, and as much again where it will carry; 1 treats all alike.
-        equal_tasks: every verb gets the same share of the windows, whatever its share of the logs; what is rare among
-            them is else learned last and forgotten first.
-        shift_steps: steps of teaching the net that moves latents, before the dynamics; only for a model that is new or
-            gets another tokenizer.
-        processes: train in so many processes, each with `batch_size` windows a step and its share of the cores. The
-            threads of one process wait for one another at every small product, processes once a step.
-        address: let Ray Train place the processes: `local` for this machine alone, `auto` or `ray://HOST:10001` for a
-            running cluster, whose nodes must all see `out`. The weights are the same, bit for bit; a process that dies
-            costs what came after the last checkpoint.
-        compile: torch.compile the training pass: 40 % faster after a minute or two of warm-up.
-        seed: everything random follows from it.
-        limit: read at most so many episodes.
-        fresh: remove what an earlier run of this command made in `out`, and start over.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        contact_odds: factor by which training windows in which the gripper grasps or pushes an object are sampled more
+            often, and again the same factor for windows in which it carries one; 1 samples all windows equally.
+        equal_tasks: sample the same number of windows of every task, whatever its share of the logs. Otherwise rare
+            tasks are learned last and forgotten first.
+        shift_steps: training steps of the network that moves object latents, before the dynamics; only for a model that
+            is new or gets another tokenizer.
+        processes: number of training processes, each with `batch_size` windows per step and its share of the cores.
+            Threads of one process synchronise at every small matrix product, processes only once per step.
+        address: distribute the processes with Ray Train: `local` for this machine, `auto` or `ray://HOST:10001` for a
+            running cluster, whose nodes must share `out`. The weights are bit-identical; if a process dies, only the
+            steps since the last checkpoint are lost.
+        compile: use torch.compile for the training pass; 40 % faster after a minute or two of warm-up.
+        seed: seed of all randomness.
+        limit: maximum number of episodes to read.
+        fresh: delete what an earlier run of this command wrote to `out`, and start over.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
     data: Path
@@ -106,7 +107,7 @@ class TrainWorldModelConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the settings."""
         for name in ("data", "tokenizer", "out", "initial"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
@@ -120,7 +121,7 @@ class TrainWorldModelConfig:
 
 
 def run(config: TrainWorldModelConfig) -> int:
-    """Encode the logs, train, export."""
+    """Encode the logs, train the dynamics, and export the model."""
     import torch
 
     from worldgym.data import EpisodeDataset
@@ -156,8 +157,8 @@ def run(config: TrainWorldModelConfig) -> int:
         data.odds = window_odds(arrays.states, arrays.offsets, config.window, config.contact_odds, hand)
     else:
         logger.info(
-            "the dataset has no end-effector position and gripper: objects are not moved in latents, and windows begin "
-            "anywhere"
+            "the dataset has no end-effector position and gripper: object latents are not moved, and training windows "
+            "are sampled uniformly"
         )
         data.odds = np.ones(len(arrays.states))
     if config.equal_tasks:
@@ -172,7 +173,7 @@ def run(config: TrainWorldModelConfig) -> int:
     elif config.processes == 1:
         train_stages(0, job, model, data)
     else:
-        with tempfile.TemporaryDirectory() as folder:  # where the processes find each other
+        with tempfile.TemporaryDirectory() as folder:  # the processes find each other through a file in it
             arguments = (job, model, data, f"{folder}/group")
             torch.multiprocessing.spawn(_process, arguments, nprocs=config.processes)  # type: ignore[no-untyped-call]
     logger.info("world model saved to %s", config.out / "export")
@@ -180,48 +181,48 @@ def run(config: TrainWorldModelConfig) -> int:
 
 
 def _acted(arrays: EpisodeArrays) -> EpisodeArrays:
-    """The episodes with actions: the dynamics are conditioned on them.
+    """Return the episodes with actions, because the dynamics are conditioned on actions.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: no episode has actions.
     """
     if arrays.has_action.all():
         return arrays
     if not arrays.has_action.any():
         raise DatasetError(
-            "no episode of the dataset has actions, and this world model is conditioned on them; add episodes with "
-            "actions, or train a type that learns from video alone (`worldgym list`)"
+            "no episode of the dataset has actions, but this world model is conditioned on actions; add episodes with "
+            "actions, or train a type that learns from video only (`worldgym list`)"
         )
-    logger.warning("%d episodes without actions are left out", int((~arrays.has_action).sum()))
+    logger.warning("%d episodes without actions are skipped", int((~arrays.has_action).sum()))
     return arrays.keep(arrays.has_action)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process trains: the command's `config`, and the `facts` by which its checkpoints know the run."""
+    """The job of a training process: the command's `config`, and the `facts` that identify the run in checkpoints."""
 
     config: TrainWorldModelConfig
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 def _initial(folder: Path, dataset: EpisodeDataset, tokenizer: FrameTokenizer | None) -> VideoWorldModel:
-    """The world model that training goes on from, if the dataset and the tokenizer fit it.
+    """Load the world model to continue training from, and check that the dataset and the tokenizer fit it.
 
     Raises:
-        ConfigError: they do not; says which sizes differ.
+        ConfigError: they do not fit; the message names the sizes that differ.
     """
     from worldgym.models import VideoWorldModel, load_world_model
 
     model = load_world_model(folder)
     if not isinstance(model, VideoWorldModel):
         raise ConfigError(
-            f"--initial {folder} is a {type(model).__name__}; training goes on from type video only"
+            f"--initial {folder} is a {type(model).__name__}, expected a world model of type video; leave --initial out"
         )
     here, there = (dataset.action_spec.dim, dataset.state_dim), (model.action_dim, model.state_dim)
     if here != there:
         raise ConfigError(
-            f"--initial {folder} takes {there[0]} dimensions of action and {there[1]} of proprioception, and the "
-            f"dataset has {here[0]} and {here[1]}; leave --initial out, and train afresh with --tokenizer"
+            f"--initial {folder} has {there[0]} dimensions of action and {there[1]} of proprioception, but the dataset "
+            f"has {here[0]} and {here[1]}; leave --initial out, and train a new model with --tokenizer"
         )
     seen = model.specs.observation
     check_observations(
@@ -243,7 +244,7 @@ def _model(
     specs: Specs,
     hand: bool,
 ) -> VideoWorldModel:
-    """A new model of the data's shape, or `initial` grown into today's."""
+    """Create a model for the data, or extend `initial` to the current shape."""
     from worldgym.models import VideoWorldModel, WorldModelConfig
     from worldgym.models.video.growth import grown
 
@@ -262,7 +263,7 @@ def _model(
 
 
 def _process(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes, group: str) -> None:
-    """One of several processes on this machine, which find each other by the file `group`."""
+    """Run one of several training processes on this machine; they find each other through the file `group`."""
     import os
 
     import torch
@@ -273,14 +274,14 @@ def _process(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes, 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=processes)
     try:
-        own = copy.deepcopy(model)  # what was handed over is one memory for all
+        own = copy.deepcopy(model)  # the model passed in is in memory shared by all processes
         train_stages(rank, job, own.to(device_of_rank(placing(job.config).device, rank)), data)
     finally:
         dist.destroy_process_group()
 
 
 def device_of_rank(device: torch.device, rank: int) -> torch.device:
-    """Where one of several processes on this machine trains: `cuda` without a number deals them over all GPUs."""
+    """Device of one of several processes on this machine; `cuda` without a number distributes them over all GPUs."""
     import torch
 
     if device.type != "cuda" or device.index is not None:
@@ -289,7 +290,7 @@ def device_of_rank(device: torch.device, rank: int) -> torch.device:
 
 
 def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes) -> None:
-    """Both stages, alone or as one rank of the process group that there is."""
+    """Train both stages, alone or as one rank of the current process group."""
     from worldgym.training.loop import LoopConfig
     from worldgym.training.shift import train_shift
     from worldgym.training.world_model import WorldModelTraining, train_world_model
@@ -310,12 +311,12 @@ def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisod
     )  # fmt: skip
     trained = train_world_model(model, data, training, config.out, identity=job.facts)
     if rank == 0:
-        trained.with_sampler(dtype=trained.config.sampler.dtype)  # `--dtype` is of this run, not of the model
+        trained.with_sampler(dtype=trained.config.sampler.dtype)  # `--dtype` is not saved with the model
         trained.save_pretrained(config.out / "export")
 
 
 def equal_shares(odds: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """`odds (F,)` scaled so that those of each of `groups (F,)` sum to the same; their mean stays."""
+    """Scale `odds (F,)` so that every group of `groups (F,)` has the same sum; the mean is unchanged."""
     result = odds.astype(np.float64)
     names = np.unique(groups)
     for name in names:

@@ -81,7 +81,7 @@ def test_the_command_writes_figures_and_a_picture(bundle, tmp_path, capsys):
 
 
 def test_what_cannot_be_meant_is_refused():
-    with pytest.raises(ConfigError, match="share of doubtful"):
+    with pytest.raises(ConfigError, match="share of uncertain"):
         BenchBestOfConfig(judges=("bundled~2",))
     with pytest.raises(ConfigError, match="attempts"):
         BenchBestOfConfig(attempts=1)

@@ -95,7 +95,7 @@ def test_figures_say_how_much_the_gap_grew():
 
 def test_what_cannot_be_meant_is_refused(bundle):
     found = Bundle.find(bundle)
-    with pytest.raises(ConfigError, match=r"share of doubtful episodes"):
+    with pytest.raises(ConfigError, match=r"share of uncertain episodes"):
         make_judge("bundled~2", found, None)
     with pytest.raises(CheckpointError, match="no judge_latent"):
         make_judge("bundled+latent", found, None)

@@ -111,7 +111,7 @@ def test_an_existing_sweep_is_never_overwritten(bundle, tmp_path, name):
 
 
 def test_there_must_be_a_sweep_to_resume(tmp_path):
-    with pytest.raises(ConfigError, match="no sweep to go on with"):
+    with pytest.raises(ConfigError, match="no sweep to resume"):
         whole_settings(SweepConfig(out=tmp_path, resume=True))
 
 
