@@ -36,7 +36,7 @@ def learned_parameters(policy: Any, learn: str) -> list[nn.Parameter]:
         return list(policy.parameters())
     if not hasattr(policy, "parameters_of"):
         raise ConfigError(
-            f"learn is {learn!r}, but {type(policy).__name__} has no parameters_of(component); set learn='all', or "
+            f"learn is {learn!r}, and a {type(policy).__name__} has no parameters_of(component); set learn='all', or "
             "type --learn all"
         )
     return list(policy.parameters_of(component_of(learn)))

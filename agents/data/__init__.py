@@ -1,1 +1,1 @@
-"""Demonstrations as training rows."""
+"""Conversion of demonstrations into training rows."""

@@ -1,4 +1,4 @@
-"""Demonstrations as training rows: a frame, the words, the next actions, and the next keyframe of the hand.
+"""Convert demonstrations into training rows: a frame, the instruction, the next actions, and the next keyframe.
 
 Example::
 
@@ -23,25 +23,25 @@ from worldgym.specs import Specs
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
 
-STEADY = 3  # steps that a new gripper command must last: a policy that explores flickers
-# Metres in one or two steps: a hand that comes down sinks more, one that has arrived not half of it.
+STEADY = 3  # steps that a new gripper command must last; exploring policies switch the command back and forth
+# Metres. A descending hand moves down more than this within one or two steps, and less than half of it on arrival.
 SINKING = 0.02
 
 
 @dataclass
 class ChunkDataset:
-    """Demonstrated action chunks, one row a frame.
+    """Demonstrated action chunks, one row per frame.
 
     Args:
         images: `(M,H,W,3)` uint8.
         states: `(M,S)` float32.
         instructions: M strings.
-        actions: `(M,K,A)` float32 in [-1,1]; NaN after the end of an episode, where nobody knows what would follow.
-        episode: `(M,)` int64, which episode a row comes from.
-        goals: `(M,S)` float32, proprioception at the next keyframe (see `keyframes`), or where success begins; NaN is
-            unknown.
+        actions: `(M,K,A)` float32 in [-1,1]; NaN after the end of an episode if the continuation is unknown.
+        episode: `(M,)` int64, episode index of each row.
+        goals: `(M,S)` float32, proprioception at the next keyframe (see `keyframes`), or at the first success if no
+            keyframe follows; NaN if unknown.
         condition: `(M,F)` float32 of a conditioned policy (`agents.policies.conditioned`), or None.
-        views: by name, `(M,H',W',3)` uint8 of the cameras beside the main one.
+        views: frames of the cameras beside the main one, by camera name, each `(M,H',W',3)` uint8.
     """
 
     images: np.ndarray
@@ -58,7 +58,7 @@ class ChunkDataset:
         return len(self.images)
 
     def select(self, rows: np.ndarray) -> ChunkDataset:
-        """Rows by index."""
+        """Select rows by index."""
         return ChunkDataset(
             self.images[rows],
             self.states[rows],
@@ -71,7 +71,7 @@ class ChunkDataset:
         )
 
     def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
-        """(training, validation) by whole episodes; at least one episode on each side.
+        """Split into (training, validation) by whole episodes, with at least one episode in each.
 
         Raises:
             DatasetError: fewer than two episodes.
@@ -80,18 +80,18 @@ class ChunkDataset:
         return self.select(np.flatnonzero(~inside)), self.select(np.flatnonzero(inside))
 
     def held_out(self, fraction: float, seed: int) -> np.ndarray:
-        """`(M,)` bool, the rows of the episodes that `split` holds out."""
+        """`(M,)` bool, True for the rows of the episodes that `split` puts into validation."""
         episodes = np.unique(self.episode)
         if len(episodes) < 2:
             raise DatasetError(
                 f"need at least 2 episodes to hold one out; got {len(episodes)}. Collect more demos"
             )
         order = np.random.default_rng(seed).permutation(episodes)
-        held = order[: min(max(1, round(fraction * len(order))), len(order) - 1)]
-        return np.isin(self.episode, held)
+        chosen = order[: min(max(1, round(fraction * len(order))), len(order) - 1)]
+        return np.isin(self.episode, chosen)
 
     def batch(self, rows: np.ndarray) -> tuple[Observation, np.ndarray]:
-        """(observation, actions `(B,K,A)`)."""
+        """Return (observation, actions `(B,K,A)`) of these rows."""
         observation = Observation(
             image=torch.from_numpy(self.images[rows]),
             state=torch.from_numpy(self.states[rows]),
@@ -104,7 +104,7 @@ class ChunkDataset:
         return observation, self.actions[rows]
 
     def chunk_batch(self, rows: np.ndarray, **more: Any) -> ChunkBatch:
-        """What `TrainablePolicy.loss` is given; `more` are further entries of it."""
+        """Return the batch for `TrainablePolicy.loss`; `more` are additional entries."""
         observation, actions = self.batch(rows)
         made: Any = {"observation": observation, "actions": actions, "goals": self.goals[rows], **more}
         return cast(ChunkBatch, made)
@@ -112,11 +112,11 @@ class ChunkDataset:
 
 @dataclass(frozen=True)
 class HandColumns:
-    """Where an end effector stands in proprioception and actions.
+    """Columns of the end effector in proprioception and actions.
 
     Args:
-        height: column of proprioception that is its height.
-        gripper: dimension of the actions that is its gripper command.
+        height: column of proprioception that holds its height.
+        gripper: action dimension that holds its gripper command.
     """
 
     height: int = 2
@@ -124,7 +124,7 @@ class HandColumns:
 
     @classmethod
     def of(cls, specs: Specs) -> HandColumns | None:
-        """From the roles of a dataset's specs; None where there is no position of three, or no gripper command."""
+        """From the roles of a dataset's specs; None without a 3D end-effector position or a gripper command."""
         position = specs.observation.columns("ee_position")
         if len(position) != 3 or specs.action is None or specs.action.gripper is None:
             return None
@@ -143,13 +143,13 @@ def chunk_dataset(
     Args:
         episodes: objects with `frames (T+1,H,W,3)`, `actions (T,A)`, `state (T+1,S)`, `instruction`, `success (T+1,)`
             or None, and `views` by camera name where there are any.
-        chunk: actions per row; past the end of an episode the hand stands still and keeps its last gripper command.
-        stop_at_success: skip the frames at and after the first success: nothing is left to do there.
-        hand: where the end effector's height and gripper stand (`HandColumns.of(specs)`). With None or False actions
-            past the end and goals are unknown (NaN). True is height third, gripper last.
+        chunk: actions per row; past the end of an episode the hand stands still and repeats its last gripper command.
+        stop_at_success: skip the frames from the first success on, where the task is already done.
+        hand: columns of the end effector's height and gripper (`HandColumns.of(specs)`). True uses the third state as
+            height and the last action as gripper. With None or False, goals and actions past the end are unknown (NaN).
 
     Raises:
-        ValueError: no episodes, or none with an action before success.
+        DatasetError: no episodes, or none with an action before success.
     """
     place = HandColumns() if hand is True else hand or None
     images, states, texts, targets, owner, goals = [], [], [], [], [], []
@@ -200,31 +200,31 @@ def keyframes(
     end: int,
     place: HandColumns = HandColumns(),  # noqa: B008
 ) -> np.ndarray:
-    """Steps at which a demonstration turns: the gripper changes and stays so, or the hand has come down.
+    """Keyframes of a demonstration: steps at which the gripper command changes for good, or a descent of the hand ends.
 
-    The end of a descent is where a hand meets what it was sent to; without it the only keyframe of a push, whose
-    gripper never turns, would be its end, and nothing would say where the pushed object is.
+    The hand reaches its target at the end of a descent. A push never changes the gripper; without this rule, the only
+    keyframe of a push would be its end, and no keyframe would show where the pushed object is.
 
     Args:
         states: `(T+1,S)` proprioception.
         actions: `(T,A)`.
-        end: look only before this step.
-        place: which columns are the height and the gripper command.
+        end: only steps before this one are searched.
+        place: columns of the height and the gripper command.
 
     Returns:
         increasing step numbers in [1, end).
     """
     sign, grip = np.sign(actions[:, place.gripper]), []
-    held = sign[0]
+    current = sign[0]
     for t in np.flatnonzero(np.diff(sign[:end])) + 1:
-        if sign[t] != held and (sign[t : t + STEADY] == sign[t]).all():
-            held = sign[t]
+        if sign[t] != current and (sign[t : t + STEADY] == sign[t]).all():
+            current = sign[t]
             grip.append(int(t))
     height = states[: end + 1, place.height]
-    low = height < 0.75 * height.min() + 0.25 * height.max()  # not a dip on the way
+    low = height < 0.75 * height.min() + 0.25 * height.max()  # excludes small dips at larger heights
     sank = np.zeros(len(height))
     sank[1:] = height[:-1] - height[1:]
-    sank[2:] = np.maximum(sank[2:], height[:-2] - height[2:])  # an exploring hand comes down unevenly
+    sank[2:] = np.maximum(sank[2:], height[:-2] - height[2:])  # an exploring hand descends unevenly
     rests = np.append(height[:-1] - height[1:] < SINKING / 2, False)
     landed = np.flatnonzero(low & (sank > SINKING) & rests)
     landed = landed[np.diff(landed, prepend=-2) > 1]
@@ -233,7 +233,7 @@ def keyframes(
 
 @dataclass
 class DemoView:
-    """One episode inside the flat arrays of a dataset; views, no copies."""
+    """One episode as views into the flat arrays of a dataset, without copies."""
 
     frames: np.ndarray
     actions: np.ndarray
@@ -246,7 +246,7 @@ class DemoView:
 
 
 def episode_views(arrays: EpisodeArrays) -> list[DemoView]:
-    """Views of all episodes with actions in `EpisodeDataset.load_arrays()`."""
+    """Return views of all episodes with actions in `EpisodeDataset.load_arrays()`."""
     views = []
     for i in np.flatnonzero(arrays.has_action).tolist():
         rows = arrays.rows(i)
@@ -273,17 +273,17 @@ def demonstrations(
     seed: int = 0,
     success_only: bool = True,
 ) -> list[DemoView]:
-    """Episodes of one behaviour, successful ones unless asked otherwise.
+    """Episodes of one behaviour; by default only successful ones.
 
     Args:
         arrays: from `EpisodeDataset.load_arrays()`.
-        per_task: at most so many of each task, drawn by `seed`; all when None.
-        behaviour: which behaviour demonstrates.
-        seed: of the draw.
-        success_only: leave out episodes without a frame of success.
+        per_task: maximum number of episodes per task, drawn by `seed`; None takes all.
+        behaviour: behaviour label of the demonstrations.
+        seed: seed of the draw.
+        success_only: leave out episodes without a successful frame.
 
     Raises:
-        DatasetError: there is none; says which behaviours there are and what to type.
+        DatasetError: there is no such episode; the message lists the existing behaviours and the command to type.
     """
     by_task: dict[str, list[DemoView]] = {}
     for view in episode_views(arrays):
@@ -300,7 +300,7 @@ def demonstrations(
 
 
 def _none_of(arrays: EpisodeArrays, behaviour: str) -> str:
-    """Why there is no demonstration, and what to type."""
+    """Error message: why there is no demonstration, and what to type."""
     solved = [bool(arrays.success[arrays.rows(i)].any()) for i in range(len(arrays))]
     counts = {
         name: (
@@ -312,16 +312,16 @@ def _none_of(arrays: EpisodeArrays, behaviour: str) -> str:
     there = ", ".join(
         f"{name} ({total} episodes, {good} successful)" for name, (total, good) in counts.items()
     )
-    said = f"no successful episode of behaviour {behaviour!r} among {len(arrays)}; there are {there}."
+    reason = f"no successful episode of behaviour {behaviour!r} among {len(arrays)}; there are {there}."
     best = max(counts, key=lambda name: counts[name][::-1])
     if counts[best][1]:
-        return f"{said} Type --behaviour {shlex.quote(best)} to learn from those"
+        return f"{reason} Type --behaviour {shlex.quote(best)} to learn from those"
     labels = (
         "worldgym import --success all marks them as such"
         if best == "imported"
         else "worldgym collect --help"
     )
     return (
-        f"{said} To learn from all episodes, successful or not, type --behaviour {shlex.quote(best)} "
+        f"{reason} To learn from all episodes, successful or not, type --behaviour {shlex.quote(best)} "
         f"--no-success-only; or make a dataset with successes ({labels})"
     )

@@ -1,17 +1,17 @@
-"""A policy that is told, beside the instruction, how good what it does is to be, and what the world model foresees.
+"""A policy conditioned on an advantage indicator and on future tokens predicted by the world model.
 
-RECAP (pi*0.6) and RAMP (GigaBrain-0.5M*, arXiv 2602.12099) train a policy on everything that was logged, good and bad,
-each action labelled with `I = 1[advantage > quantile]`; asked for I = 1 it does what was good. RAMP adds tokens z of
-the future that the world model foresees. Both are dropped with probability 0.2 in training, so the policy also runs
-without them. The condition is a vector in the observation (`condition_vector`), appended to the instruction's
-embedding through weights that begin at zero: at first the policy does what the one it was made of did.
+RECAP (pi*0.6) and RAMP (GigaBrain-0.5M*, arXiv 2602.12099) train a policy on all logged actions, good and bad, each
+labelled with `I = 1[advantage > quantile]`. At test time the policy is conditioned on I = 1. RAMP adds tokens z of the
+future that the world model predicts. Both inputs are dropped with probability 0.2 in training, so the policy also runs
+without them. The condition is a vector in the observation (`condition_vector`). It is appended to the instruction
+embedding, and its weights start at zero, so the new policy initially behaves as the policy it was made from.
 
 Example::
 
     policy = ConditionedPolicy.of(VLAPolicy.from_pretrained("runs/sft"), tokens=16)
-    seen = {"image": image, "state": state, "instruction": ["reach the red cube"]}
-    policy.act({**seen, "condition": condition_vector(good=True, size=16)[None]})
-    policy.act(seen)                                                                # the default condition: I = 1
+    observation = {"image": image, "state": state, "instruction": ["reach the red cube"]}
+    policy.act({**observation, "condition": condition_vector(good=True, size=16)[None]})
+    policy.act(observation)                                                         # the default condition: I = 1
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.folders import save_folder
 
 FLAG_REPEATS = 8
-"""How often a flag is repeated: a single number whose weights begin at zero took 250 steps to be learned."""
-FLAGS = 3 * FLAG_REPEATS  # good, bad, foreseen
-STRENGTH = 0.2  # standard deviation that flags are divided by: they weigh five times as much, within an input's bounds
+"""Number of copies of each flag: a single input whose weights start at zero took 250 steps to be learned."""
+FLAGS = 3 * FLAG_REPEATS  # good, bad, has future tokens
+STRENGTH = 0.2  # standard deviation by which flags are divided: scales them by five, within the bounds of an input
 
 
 def condition_vector(
     good: bool | None = None, tokens: np.ndarray | None = None, size: int | None = None
 ) -> np.ndarray:
-    """A condition.
+    """Build the condition of one row.
 
     Args:
-        good: what is wanted: an action better than usual, a worse one, or (None) any.
-        tokens: `(Z,)` what the world model foresees; None is nothing.
-        size: Z where there are no tokens.
+        good: requested action quality: True is better than usual, False is worse, None is unspecified.
+        tokens: `(Z,)` future tokens predicted by the world model; None gives zeros.
+        size: Z, used if `tokens` is None.
 
     Returns:
         `(FLAGS + Z,)` float32.
@@ -65,10 +65,10 @@ def condition_vector(
 
 
 class ConditionedPolicy(VLAPolicy):
-    """A `VLAPolicy` whose embedding of the instruction has a condition behind it.
+    """A `VLAPolicy` with a condition appended to its instruction embedding.
 
     Args:
-        config: sizes; `text_dim` is that of the embedding and the condition together.
+        config: sizes; `text_dim` is the length of the embedding plus the condition.
     """
 
     def __init__(self, config: VLAPolicyConfig | Mapping[str, Any] | None = None) -> None:
@@ -86,11 +86,11 @@ class ConditionedPolicy(VLAPolicy):
 
     @classmethod
     def of(cls, policy: VLAPolicy, tokens: int = 0) -> ConditionedPolicy:
-        """The same policy, which can be told more.
+        """Extend a policy by a condition, without changing its behaviour at first.
 
         Args:
-            policy: unconditioned.
-            tokens: how many numbers of foresight it is told.
+            policy: unconditioned policy.
+            tokens: number of future tokens in the condition.
         """
         more = FLAGS + tokens
         made = cls(dataclasses.replace(policy.config, text_dim=policy.config.text_dim + more))
@@ -107,7 +107,7 @@ class ConditionedPolicy(VLAPolicy):
         return made.to(policy.device).eval()
 
     def text_of(self, observation: Observation) -> Tensor:
-        """`(B,E)`: embeddings of B strings, each with its condition behind it; with `standing` where none is given."""
+        """`(B,E)`: embeddings of B strings, each followed by its condition, or by `standing` if none is given."""
         words = torch.as_tensor(embed([str(text) for text in observation["instruction"]]), device=self.device)
         given = observation.get("condition")
         if given is None:
@@ -122,31 +122,31 @@ class ConditionedPolicy(VLAPolicy):
         return torch.cat([words, condition], 1)
 
     def set_text_stats(self, instructions: Sequence[str]) -> None:
-        """Standardise the words alone."""
+        """Standardise the embedding only, not the condition."""
         vectors = torch.from_numpy(embed(sorted({str(text) for text in instructions}))).to(self.device)
         self.text_mean[:EMBEDDING_DIM] = vectors.mean(0)
         self.text_std[:EMBEDDING_DIM] = vectors.std(0, correction=0).clamp_min(0.01)
 
 
 class ForesightPolicy:
-    """RAMP's standard inference: before every chunk the world model foresees, in one step, and the policy is told.
+    """RAMP's standard inference: before every chunk a world model predicts future tokens in one step for the policy.
 
     Args:
-        policy: conditioned on as many tokens as `foresight` gives.
-        foresight: the joint predictor.
+        policy: conditioned on as many tokens as `foresight` outputs.
+        foresight: joint predictor of future tokens and value.
     """
 
     def __init__(self, policy: ConditionedPolicy, foresight: Foresight) -> None:
         self.policy, self.foresight = policy, foresight
 
     def to(self, device: torch.device | str) -> ForesightPolicy:
-        """Move both parts; returns itself."""
+        """Move both parts to `device`; returns self."""
         self.policy.to(device)
         self.foresight.to(device)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write both parts, in `policy` and `foresight`."""
+        """Write both parts into the subfolders `policy` and `foresight`."""
         with save_folder(folder) as stage:
             self.policy.save_pretrained(stage / "policy")
             self.foresight.save_pretrained(stage / "foresight")
@@ -154,7 +154,7 @@ class ForesightPolicy:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ForesightPolicy:
-        """A folder with `policy` and `foresight` in it."""
+        """Load from a folder with the subfolders `policy` and `foresight`."""
         place = Path(folder)
         return cls(
             ConditionedPolicy.from_pretrained(place / "policy"),
@@ -168,19 +168,19 @@ class ForesightPolicy:
 
     @property
     def config(self) -> VLAPolicyConfig:
-        """Of the policy."""
+        """Configuration of the policy."""
         return self.policy.config
 
     @torch.no_grad()
     def act(self, observation: Any, **how: Any) -> Any:
-        """Foresee, then act as `VLAPolicy.act` does, asked for what is good."""
+        """Predict future tokens, then act as `VLAPolicy.act` with the condition I = 1."""
         texts = [str(text) for text in observation["instruction"]]
         device = self.policy.device
         latents = self.foresight.tokenizer.encode(torch.as_tensor(observation["image"]).to(device))
         states = torch.as_tensor(observation["state"]).float().to(device)
-        seen = self.foresight(latents, states, torch.from_numpy(embed(texts)).to(device))
-        asked = np.stack([condition_vector(True, tokens) for tokens in seen.tokens.cpu().numpy()])
-        heard = Observation(
-            image=observation["image"], state=observation["state"], instruction=texts, condition=asked
+        prediction = self.foresight(latents, states, torch.from_numpy(embed(texts)).to(device))
+        condition = np.stack([condition_vector(True, tokens) for tokens in prediction.tokens.cpu().numpy()])
+        conditioned = Observation(
+            image=observation["image"], state=observation["state"], instruction=texts, condition=condition
         )
-        return self.policy.act(heard, **how)
+        return self.policy.act(conditioned, **how)

@@ -1,10 +1,10 @@
-"""Where to go next: words and picture to a distribution over places.
+"""Predicts where the hand moves next: from image, instruction and proprioception to a distribution over positions.
 
-Why a part of its own: most of what a policy gets wrong on a table with several things is *where* it goes, and that is
-two numbers. A distribution over 256 cells of the picture, each with a place of its own, is learned from demonstrations
-as a mixture density (it commits to one thing where regression settles between two) and improved by reinforcement as
-one choice among the things on the table, whose gradient is far less noisy than that of the twenty action tokens that
-follow from it.
+This is a separate part because most errors of a policy on a table with several objects concern *where* it moves, which
+is only two numbers. The head predicts a distribution over 256 image cells, each with its own position. Supervised
+training fits it as a mixture density, which commits to one object where regression would average between two. RL
+updates it as one choice among the objects, with a far less noisy gradient than that of the twenty action tokens that
+follow from the choice.
 
 Example::
 
@@ -25,17 +25,17 @@ from agents.policies.layers import FiLMBlock
 from agents.policies.vla_config import VLAPolicyConfig
 from worldgym.utils.devices import multinomial
 
-WIDTH = 64  # of the dot product between words and picture
-REACH = 0.25  # standardised distance within which cells count as one place: about 2 cm on a table of half a metre
+WIDTH = 64  # dimension of the dot product between text and image features
+REACH = 0.25  # standardised distance within which cells count as one position: about 2 cm on a table of half a metre
 MIN_LOG_SIGMA = -2.0
 
 
 class GoalProposals(NamedTuple):
-    """What the pointer says.
+    """Output of a goal head.
 
     Args:
         scores: `(B,M)` unnormalised log-probability of each of M = h w cells.
-        places: `(B,M,2)` x, y that each cell proposes, standardised as proprioception is.
+        places: `(B,M,2)` x, y proposed by each cell, standardised as proprioception.
     """
 
     scores: Tensor
@@ -43,13 +43,13 @@ class GoalProposals(NamedTuple):
 
 
 class NoGoalHead(nn.Module):
-    """In place of `GoalHead` where proprioception is not known to hold a place: one cell, that nothing depends on.
+    """Replaces `GoalHead` if proprioception has no known position columns: one cell that depends on no input.
 
-    Its calls are those of `GoalHead`; probabilities are 1, places are zeros.
+    It has the methods of `GoalHead`; probabilities are 1 and positions are zeros.
     """
 
     def forward(self, image: Tensor, text: Tensor, state: Tensor) -> GoalProposals:
-        """One cell a row."""
+        """One cell per row."""
         return GoalProposals(image.new_zeros(len(image), 1), image.new_zeros(len(image), 1, 2))
 
     def likeliest(self, pointing: GoalProposals) -> Tensor:
@@ -59,7 +59,7 @@ class NoGoalHead(nn.Module):
     def sample(
         self, pointing: GoalProposals, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """`(B,2)` zeros; draws nothing."""
+        """`(B,2)` zeros; uses no random numbers."""
         return pointing.places[:, 0]
 
     def log_prob(self, pointing: GoalProposals, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
@@ -72,10 +72,10 @@ class NoGoalHead(nn.Module):
 
 
 class GoalHead(nn.Module):
-    """Image, words and proprioception -> mixture of places.
+    """Image, text and proprioception -> mixture of positions.
 
     Args:
-        config: the policy's sizes.
+        config: sizes of the policy.
     """
 
     def __init__(self, config: VLAPolicyConfig) -> None:
@@ -96,7 +96,7 @@ class GoalHead(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         for parameter in self.nudge.parameters():
             nn.init.zeros_(parameter)
-        # Standardised workspace x, y of a pixel: right is +x and up is +y for a camera in front; SFT corrects it.
+        # Initial x, y of a pixel in the standardised workspace: +x is right, +y is up (front camera). SFT adapts it.
         self.warp = nn.Linear(2, 2)
         with torch.no_grad():
             self.warp.weight.copy_(torch.tensor([[2.5, 0.0], [0.0, -2.5]]))
@@ -108,10 +108,12 @@ class GoalHead(nn.Module):
         self.cells: Tensor
 
     def forward(self, image: Tensor, text: Tensor, state: Tensor) -> GoalProposals:
-        """Args:
-        image: `(B,5,H,W)` float, colours in [-1, 1] and pixel coordinates.
-        text: `(B,E)` standardised embedding.
-        state: `(B,S)` normalised proprioception.
+        """Score all cells and propose a position for each.
+
+        Args:
+            image: `(B,5,H,W)` float, colours in [-1, 1] and pixel coordinates.
+            text: `(B,E)` standardised embedding.
+            state: `(B,S)` normalised proprioception.
         """
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             words = self.text(text)
@@ -119,18 +121,18 @@ class GoalHead(nn.Module):
             x = self.block3(self.block2(nn.functional.gelu(self.conv2(x)), words), words)
             query = self.query(torch.cat([self.drop(words), state.to(words.dtype)], -1))
             keys, nudge = self.keys(x), self.nudge(x)
-        with torch.autocast(image.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
+        with torch.autocast(image.device.type, enabled=False):  # bf16 has 3 digits, too few: one pixel is 1/32
             scores = (query.float()[:, None] @ keys.float().flatten(2)).squeeze(1) * WIDTH**-0.5
             offset = 0.5 * torch.tanh(nudge.float().flatten(2).transpose(1, 2))
             return GoalProposals(scores, self.warp(self.cells) + offset)
 
     def best(self, pointing: GoalProposals) -> Tensor:
-        """`(B,)` the cell in the middle of what is pointed at most: neighbours speak of the same thing and add up."""
+        """`(B,)` centre cell of the most likely position; probabilities of nearby cells with one position add up."""
         share = pointing.scores.softmax(-1).unflatten(-1, (1, *self.side))
         return nn.functional.avg_pool2d(share, 3, 1, 1).flatten(1).argmax(-1)
 
     def around(self, pointing: GoalProposals, cell: Tensor) -> Tensor:
-        """`(B,2)` where the cells near `cell (B,)` agree to go: mean shift, twice."""
+        """`(B,2)` consensus position of the cells near `cell (B,)`: two mean-shift steps."""
         place = pointing.places.gather(1, cell[:, None, None].expand(-1, 1, 2))
         for _ in range(2):
             near = (pointing.places - place).square().sum(-1) / (2 * REACH**2)
@@ -138,30 +140,30 @@ class GoalHead(nn.Module):
         return place.squeeze(1)
 
     def likeliest(self, pointing: GoalProposals) -> Tensor:
-        """`(B,2)` the place that is pointed at most: what a greedy policy acts towards."""
+        """`(B,2)` most likely position, which a greedy policy moves to."""
         return self.around(pointing, self.best(pointing))
 
     def sample(
         self, pointing: GoalProposals, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """`(B,2)` places: a cell drawn with its log-probability divided by `temperature`, then what is `around` it.
+        """`(B,2)` positions: draws a cell (log-probabilities divided by `temperature`), then takes its `around`.
 
-        So what is tried are the things that the pointer hesitates between, each of them squarely.
+        Exploration therefore tries the candidate objects, each at its centre.
         """
         share = (pointing.scores / temperature).softmax(-1)
         return self.around(pointing, multinomial(share, 1, generator).squeeze(1))
 
     def log_prob(self, pointing: GoalProposals, place: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
-        """`(B,)` log-probability that a cell is drawn which speaks of `place (B,2)`; `temperature` may be `(B,1)`.
+        """`(B,)` log-probability of drawing a cell that proposes `place (B,2)`; `temperature` may be `(B,1)`.
 
-        All cells around a thing lead to the same place, so their probabilities add up; how much a cell speaks of a
-        place falls off as a Gaussian of width `REACH`.
+        All cells around an object propose the same position, so their probabilities add up. The contribution of a cell
+        falls off with the distance of its position from `place`, as a Gaussian of width `REACH`.
         """
         near = (pointing.places - place[:, None]).square().sum(-1) / (2 * REACH**2)
         return torch.logsumexp((pointing.scores / temperature).log_softmax(-1) - near, -1)
 
     def log_density(self, pointing: GoalProposals, wanted: Tensor) -> Tensor:
-        """`(B,)` log-density at `wanted (B,2)` of Gaussians around all places: what supervised training maximises."""
+        """`(B,)` log-density of the mixture of Gaussians at `wanted (B,2)`; supervised training maximises it."""
         log_sigma = self.log_sigma.clamp(min=MIN_LOG_SIGMA)
         squared = (pointing.places - wanted[:, None]).square().sum(-1)
         bump = -squared / (2 * (2 * log_sigma).exp()) - 2 * log_sigma - math.log(2 * math.pi)

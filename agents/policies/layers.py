@@ -1,4 +1,4 @@
-"""Building blocks of the policy: a convolution block that words modulate, and a transformer block with a memory.
+"""Building blocks of the policy: a text-modulated convolution block and a transformer block with an image memory.
 
 Example::
 
@@ -13,7 +13,7 @@ from worldgym.nn import TransformerBlock
 
 
 class FiLMBlock(nn.Module):
-    """Residual convolution block whose features a text vector scales and shifts."""
+    """Residual convolution block with features scaled and shifted by a text vector (FiLM)."""
 
     def __init__(self, channels: int, text_dim: int) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class FiLMBlock(nn.Module):
 class Block(TransformerBlock):
     """Pre-norm transformer block: a few tokens attend to themselves and to a fixed image memory.
 
-    The convolutions have mixed the image already; not recomputing 64 image tokens in every layer makes the whole
-    policy three times as fast on a CPU. `forward(x (B,N,D), memory (B,M,D) normalised)` gives `(B,N,D)`.
+    The convolutions have already mixed the image. Not recomputing 64 image tokens in every layer makes the whole policy
+    three times as fast on a CPU. `forward(x (B,N,D), memory (B,M,D) normalised)` returns `(B,N,D)`.
 
     Args:
         width: D.
-        heads: of attention.
-        dropout: of what attention and MLP add.
+        heads: attention heads.
+        dropout: dropout rate of the attention and MLP outputs.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:

@@ -1,7 +1,7 @@
-"""The LeRobot duck type: `select_action`, `predict_action_chunk`, `reset`.
+"""LeRobot's policy interface: `select_action`, `predict_action_chunk`, `reset`.
 
-LeRobot's evaluators call these three methods on any policy and feed dictionaries with keys such as
-`observation.image` (float, channels first) and `task`. The mixin translates both dialects.
+LeRobot's evaluators call these three methods on any policy and pass dictionaries with keys such as
+`observation.image` (float, channels first) and `task`. The mixin accepts both key formats.
 
 Example::
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LeRobotPolicyMixin:
-    """Gives a `worldgym` policy the three calls that LeRobot's tools expect; greedy."""
+    """Adds the three methods that LeRobot's tools expect to a `worldgym` policy; actions are greedy."""
 
     _queue: deque[Tensor]
 
@@ -39,11 +39,11 @@ class LeRobotPolicyMixin:
             temperature: float = 1.0,
             generator: torch.Generator | None = None,
         ) -> PolicyOutput:
-            """Given by the policy."""
+            """Provided by the policy class."""
             ...
 
     def reset(self) -> None:
-        """Forget the queued actions: call it when an episode starts."""
+        """Clear the queue of actions; call it at the start of an episode."""
         self._queue = deque()
 
     def select_action(self, batch: Mapping[str, Any]) -> Tensor:
@@ -58,7 +58,7 @@ class LeRobotPolicyMixin:
 
 
 def to_observation(batch: Mapping[str, Any]) -> Observation:
-    """Translate a LeRobot batch into an `Observation`; one of ours passes through.
+    """Convert a LeRobot batch into an `Observation`; an `Observation` is returned unchanged.
 
     Raises:
         KeyError: no image, state or instruction under any known key.

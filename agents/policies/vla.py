@@ -1,14 +1,13 @@
 """A small vision-language-action policy with exact chunk probabilities.
 
-Image, instruction (MiniLM vector) and proprioception become tokens; `chunk` learned queries read them through a
-small transformer (64 image tokens are its memory) and each answers with one categorical distribution per action
-dimension (*parallel bins*). The probability of a chunk is therefore a plain product, which is what policy-gradient
-methods need.
+Image, instruction (MiniLM vector) and proprioception become tokens. `chunk` learned queries read them through a small
+transformer (64 image tokens are its memory), and each outputs one categorical distribution per action dimension
+(*parallel bins*). The probability of a chunk is therefore a simple product, as policy-gradient methods need.
 
-It says where before it says how: `agents.policies.goal_head` chooses the place of the hand's next keyframe from words
-and picture, and the chunk is conditioned on that place. Where things are matters at 64 px: both parts see pixel
-coordinates, and keypoints (soft-argmax over 16x16 maps, half of them asked for by the instruction) localise a 7-px
-object to well under a pixel.
+The policy first chooses where to move, then how: `agents.policies.goal_head` chooses the position of the hand's next
+keyframe from image and instruction, and the chunk is conditioned on that position. Localisation matters at 64 px. Both
+parts therefore receive pixel coordinates, and keypoints (soft-argmax over 16x16 maps, half of them queried by the
+instruction) localise a 7-px object to well under a pixel.
 
 Example::
 
@@ -42,18 +41,18 @@ from worldgym.specs import Specs
 from worldgym.text import embed
 
 __all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
-# A fifth of an embedding's usual entry: a few training sentences must not blow up what is new in others.
+# A fifth of the usual entry of an embedding: a few training sentences must not amplify unseen dimensions of others.
 TEXT_STD_FLOOR = 0.01
 
 
 class Inputs(NamedTuple):
-    """What the network reads.
+    """Inputs of the network.
 
     Args:
         picture: `(B,5,H,W)` main camera: colours in [-1, 1] and pixel coordinates.
         words: `(B,E)` standardised embedding of the instruction.
         state: `(B,S)` standardised proprioception.
-        views: by camera name, pictures of the further cameras.
+        views: images of the further cameras, by camera name.
     """
 
     picture: Tensor
@@ -63,12 +62,12 @@ class Inputs(NamedTuple):
 
 
 class PolicyForward(NamedTuple):
-    """What one pass of the network says.
+    """Outputs of one forward pass.
 
     Args:
-        features: `(B, chunk, width)`, what the head reads.
-        goal: `(B, goal_dims)` next keyframe, standardised; its first two are what is acted towards.
-        pointing: where it could be, see `agents.policies.goal_head`.
+        features: `(B, chunk, width)`, inputs of the action head.
+        goal: `(B, goal_dims)` next keyframe, standardised; its first two entries are the position to move to.
+        pointing: distribution over that position, see `agents.policies.goal_head`.
         hidden: tokens `(B, N, width)` after each transformer layer.
     """
 
@@ -90,7 +89,7 @@ class VLAPolicy(
     """Image + instruction + proprioception -> categorical distributions over an action chunk.
 
     Args:
-        config: sizes; also accepts a plain dict (what `config.json` holds).
+        config: sizes; also accepts a plain dict (as in `config.json`).
 
     Example:
         >>> policy = VLAPolicy(VLAPolicyConfig.preset("tiny"))
@@ -150,8 +149,8 @@ class VLAPolicy(
 
         self.register_buffer("state_mean", torch.zeros(config.state_dim))
         self.register_buffer("state_std", torch.ones(config.state_dim))
-        # Sentences about one table are near each other; their differences, which decide what to do, are not lost
-        # in what they share once each dimension is standardised.
+        # Embeddings of sentences about one table are close to each other. Standardising each dimension makes the
+        # differences that identify the task visible.
         self.register_buffer("text_mean", torch.zeros(config.text_dim))
         self.register_buffer("text_std", torch.full((config.text_dim,), config.text_dim**-0.5))
         self.register_buffer("pixels", coordinates(config.size), persistent=False)
@@ -165,7 +164,7 @@ class VLAPolicy(
         self.reset()
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """Statistics of words, and weights of what finds the things that words name: a judge can start from them."""
+        """Text statistics and the weights that localise named objects; a judge can be initialised from them."""
         parts = ("pointer.text.", "pointer.conv1.", "pointer.conv2.", "pointer.block2.", "text_")
         found = {name: value for name, value in self.state_dict().items() if name.startswith(parts)}
         return {name.removeprefix("pointer."): value for name, value in found.items()}
@@ -177,16 +176,16 @@ class VLAPolicy(
 
     @property
     def specs(self) -> Specs | None:
-        """Cameras, state fields and actions that it was made for; None for policies of earlier versions."""
+        """Cameras, state fields and actions of the training data; None for policies of earlier versions."""
         return self.config.specs
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.positions.device
 
     def set_state_stats(self, states: np.ndarray | Tensor) -> None:
-        """Normalise proprioception by the mean and spread of `states (N,S)`; SFT calls this once."""
+        """Set the normalisation of proprioception to mean and std of `states (N,S)`; SFT calls this once."""
         if not self.config.state_dim:
             return
         states = torch.as_tensor(states, dtype=torch.float32, device=self.device)
@@ -194,7 +193,7 @@ class VLAPolicy(
         self.state_std.copy_(states.std(0, correction=1 if len(states) > 1 else 0).clamp_min(1e-3))
 
     def set_text_stats(self, instructions: Sequence[str]) -> None:
-        """Standardise embeddings by those of the training sentences (each counted once); SFT calls this once."""
+        """Set the normalisation of embeddings from the training sentences (each counted once); SFT calls this once."""
         vectors = self.embedding_of(sorted(set(instructions)))
         self.text_mean.copy_(vectors.mean(0))
         self.text_std.copy_(vectors.std(0, correction=0).clamp_min(TEXT_STD_FLOOR))
@@ -202,19 +201,20 @@ class VLAPolicy(
     # -- distributions ----------------------------------------------------------------------------------------
 
     def forward(self, observation: Observation) -> PolicyForward:
-        """What the network says when it acts towards the place that it points at most."""
+        """Forward pass conditioned on the most likely goal position."""
         return self.run(observation)
 
     def run(self, observation: Observation, *, aim: Tensor | None = None) -> PolicyForward:
-        """Everything the network says, for losses.
+        """Forward pass with all outputs, for losses.
 
         Args:
             observation: as for `act`.
-            aim: `(B,2)` standardised x, y to act towards; where the pointer points most when None.
+            aim: `(B,2)` standardised x, y to move to; None uses the most likely goal position.
 
-        A clipped action only says *which way*, the next keyframe says *where*. So the network first points at a place
-        (`agents.policies.goal_head`) and then acts towards it. SFT trains the acting with the true place: it learns
-        from few demonstrations how to go to a given place, and mistakes of the pointer do not disturb it.
+        A clipped action only gives a direction; the next keyframe gives a position. The network therefore predicts a
+        position first (`agents.policies.goal_head`), then actions towards it. SFT conditions the actions on the true
+        position. The network thus learns from few demonstrations how to move to a given position, independent of errors
+        of the goal head.
         """
         inputs = self._inputs(observation)
         pointing = self._pointing(inputs)
@@ -224,7 +224,7 @@ class VLAPolicy(
         return PolicyForward(features, goal, pointing, hidden)
 
     def point(self, observation: Observation) -> GoalProposals:
-        """What the pointer says, without acting."""
+        """Output of the goal head only, without actions."""
         return self._pointing(self._inputs(observation))
 
     def _pointing(self, inputs: Inputs) -> GoalProposals:
@@ -232,14 +232,14 @@ class VLAPolicy(
         return pointing
 
     def _act_towards(self, aim: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Features `(B,K,D)` of the actions, goal `(B,goal_dims)`, and tokens after each layer."""
+        """Action features `(B,K,D)`, goal `(B,goal_dims)`, and the tokens after each layer."""
         picture, words, state = inputs.picture, inputs.words, inputs.state
         config, batch = self.config, len(aim)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             text = self.text(words)
             x = self._stem(picture, text)
             maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
-        with torch.autocast(self.device.type, enabled=False):  # bf16 has 3 digits, and a pixel is 1/32
+        with torch.autocast(self.device.type, enabled=False):  # bf16 has 3 digits, too few: one pixel is 1/32
             named = asked.float().view(batch, -1, 32) @ keys.float().flatten(2)  # (B, M, h*w)
             points = [self._keypoints(maps.float().flatten(2)), self._keypoints(named)]
             where = self.where(torch.cat([*points, state], dim=-1))
@@ -278,14 +278,14 @@ class VLAPolicy(
         return tokens
 
     def position_of(self, state: Tensor) -> Tensor:
-        """`(B,goal_dims)` the columns of `state (B,S)` whose next keyframe is predicted."""
+        """`(B,goal_dims)` columns of `state (B,S)` for which the next keyframe is predicted."""
         columns = self.config.position
         if columns == tuple(range(len(columns))):
             return state[:, : len(columns)]
         return state[:, list(columns)]
 
     def normalise_state(self, state: Tensor) -> Tensor:
-        """Proprioception `(B,S)` in units of its spread over the demonstrations, bounded."""
+        """Standardise proprioception `(B,S)` by its statistics over the demonstrations, and clip it."""
         return ((state - self.state_mean) / self.state_std).clamp(-5, 5)
 
     def _keypoints(self, maps: Tensor) -> Tensor:
@@ -302,33 +302,33 @@ class VLAPolicy(
         """Sample a chunk for each row.
 
         Args:
-            observation: `image (B,H,W,3)` uint8, `state (B,S)` float (may be missing where S is 0), `instruction` B
+            observation: `image (B,H,W,3)` uint8, `state (B,S)` float (may be missing if S is 0), `instruction` B
                 strings (or `(B,E)` embeddings).
-            temperature: of the place pointed at (`goal`) and of the actions (`action`), one number or a mapping with
-                both; 0 takes the likeliest, and then log-probabilities are reported at temperature 1.
-                `{"goal": 1.0, "action": 0.0}` explores places and moves there greedily.
+            temperature: sampling temperature of the `goal` and of the `action`, as one number or a mapping; 0 takes the
+                most likely choice and reports its log-probability at temperature 1. `{"goal": 1.0, "action": 0.0}`
+                samples positions and moves there greedily.
             generator: source of randomness; the global one when None.
 
         Returns:
-            actions `(B,K,A)` in [-1,1]; log-probabilities of the `action`, as its head gives them
-            (`agents.policies.heads`), and of the `goal`, `(B,)`, where the policy has one.
+            actions `(B,K,A)` in [-1,1]; log-probabilities of the `action`, in the shape that its head gives
+            (`agents.policies.heads`), and of the `goal`, `(B,)`, if the policy has one.
         """
-        place_heat, heat = self.temperatures(temperature)
+        goal_temp, action_temp = self.temperatures(temperature)
         with torch.no_grad():
             inputs = self._inputs(observation)
             pointing = self._pointing(inputs)
-            if place_heat == 0:
+            if goal_temp == 0:
                 aim = self.pointer.likeliest(pointing)
             else:
-                aim = self.pointer.sample(pointing, place_heat, generator)
-            place = self.pointer.log_prob(pointing, aim, place_heat or 1.0)
+                aim = self.pointer.sample(pointing, goal_temp, generator)
+            place = self.pointer.log_prob(pointing, aim, goal_temp or 1.0)
             features, *_ = self._act_towards(aim, inputs)
-            actions, chosen, trace = self.head.sample(features, heat, generator)
-        hot = torch.full((len(aim),), heat, device=aim.device)
-        log_probs, trace = {"action": chosen}, {**trace, "action_temperature": hot}
+            actions, chosen, trace = self.head.sample(features, action_temp, generator)
+        temp = torch.full((len(aim),), action_temp, device=aim.device)
+        log_probs, trace = {"action": chosen}, {**trace, "action_temperature": temp}
         if self.config.goal_dims:
             log_probs["goal"] = place
-            trace |= {"aim": aim, "goal_temperature": torch.full((len(aim),), place_heat, device=aim.device)}
+            trace |= {"aim": aim, "goal_temperature": torch.full((len(aim),), goal_temp, device=aim.device)}
         return PolicyOutput(actions, log_probs, trace, temperature)
 
     # -- inputs -----------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ class VLAPolicy(
         return torch.cat([colours * 2 - 1, pixels.expand(len(image), -1, -1, -1)], dim=1)
 
     def text_of(self, observation: Observation) -> Tensor:
-        """`(B,E)` what is known of the words of an observation."""
+        """`(B,E)` text input of the network; here the instruction embeddings."""
         return self.embedding_of(observation["instruction"])
 
     def embedding_of(self, instruction: Sequence[str] | np.ndarray | Tensor) -> Tensor:
@@ -390,7 +390,7 @@ def coordinates(size: tuple[int, int]) -> Tensor:
 
 
 def shrunk(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """Size after convolutions of stride `factor` in all: sides are rounded up."""
+    """Image size after convolutions with total stride `factor`; sides are rounded up."""
     return -(-size[0] // factor), -(-size[1] // factor)
 
 

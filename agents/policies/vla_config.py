@@ -1,4 +1,4 @@
-"""The sizes of a `VLAPolicy`, as a frozen dataclass that goes to `config.json` and back.
+"""Sizes of a `VLAPolicy`, as a frozen dataclass that is saved to `config.json`.
 
 Example::
 
@@ -25,29 +25,29 @@ class VLAPolicyConfig:
     """Shape of a `VLAPolicy`.
 
     Args:
-        image_size: pixels of a side of the main camera's frames, or height and width.
-        state_dim: length of the proprioception vector; 0 where there is none.
+        image_size: side length of the main camera's frames in pixels, or (height, width).
+        state_dim: length of the proprioception vector; 0 if there is none.
         action_dim: length of one action.
         chunk: actions per call.
-        n_bins: bins of a continuous dimension, odd so that zero motion is one of them; centres span [-1, 1].
+        n_bins: bins per continuous dimension; odd, so that one bin is zero. Bin centres span [-1, 1].
         binary_dims: action dimensions with only two bins, -1 and +1 (the gripper).
         width: transformer width.
         layers: transformer layers.
         heads: attention heads; divides `width`.
         stem: channels of the convolutional stem at 1/2, 1/4 and 1/8 resolution.
-        keypoints: soft-argmax maps; as many again are asked for by the instruction.
-        goal_dims: how many coordinates of the end effector's position its next keyframe is predicted for: 3, or 0 for
-            robots whose proprioception has no such position; then no goal is predicted.
+        keypoints: number of soft-argmax maps; the same number of maps is added that are queried by the instruction.
+        goal_dims: number of end-effector coordinates of the next keyframe that are predicted: 3, or 0 for robots
+            without such a position in proprioception (then no goal is predicted).
         text_dim: length of the instruction embedding.
-        dropout: in the transformer, while `policy.train()`.
+        dropout: dropout rate in the transformer, in training mode.
         bf16: run matmuls and convolutions in bfloat16; probabilities stay float32.
         head: distribution over actions: `bins`, `autoregressive`, `l1` or `flow`, see `agents.policies.heads`.
-        head_settings: more of the head's own: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
-        specs: of the data that it was made for. They say which columns of proprioception are the end effector's
-            position, and which cameras there are beside the main one; None is one camera, and position first.
+        head_settings: further settings of the head: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
+        specs: specs of the training data. They define the columns of proprioception that hold the end effector's
+            position, and the cameras beside the main one; None means one camera, and position first.
 
     Raises:
-        ValueError: a value that cannot work; the message says what to type.
+        ConfigError: an invalid value; the message says what to set instead.
     """
 
     image_size: int | tuple[int, int] = 64
@@ -70,7 +70,7 @@ class VLAPolicyConfig:
     specs: Specs | None = None
 
     def __post_init__(self) -> None:
-        """Validate, and accept lists where json gave them."""
+        """Validate, and convert JSON lists to tuples."""
         object.__setattr__(self, "binary_dims", tuple(self.binary_dims))
         object.__setattr__(self, "stem", tuple(self.stem))
         object.__setattr__(self, "image_size", short(size_of(self.image_size)))
@@ -93,7 +93,7 @@ class VLAPolicyConfig:
             )
         if len(self.position) != self.goal_dims:
             raise ConfigError(
-                f"goal_dims is {self.goal_dims}, and the specs have {len(self.position)} state fields of the role "
+                f"goal_dims is {self.goal_dims}, but the specs have {len(self.position)} state fields of the role "
                 "ee_position; set goal_dims=0"
             )
         for name in ("chunk", "layers", "keypoints", "action_dim", "width", "heads"):
@@ -105,7 +105,7 @@ class VLAPolicyConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
-        HEADS.get(self.head)  # raises ConfigError where nobody knows it
+        HEADS.get(self.head)  # raises ConfigError for an unknown head
 
     @property
     def size(self) -> tuple[int, int]:
@@ -119,20 +119,20 @@ class VLAPolicyConfig:
 
     @property
     def position(self) -> tuple[int, ...]:
-        """Columns of proprioception whose next keyframe is predicted."""
+        """Columns of proprioception for which the next keyframe is predicted."""
         if self.specs is None:
             return tuple(range(self.goal_dims))
         return self.specs.observation.columns("ee_position")[: self.goal_dims]
 
     @classmethod
     def for_data(cls, name: str, specs: Specs, **overrides: Any) -> VLAPolicyConfig:
-        """A named size for data of these specs; goals are predicted where there is an end effector's position.
+        """A named size for data of these specs; goals are predicted if there is an end-effector position.
 
         Raises:
-            ConfigError: no actions, no camera, or a setting that cannot work.
+            ConfigError: no actions, no camera, or an invalid setting.
         """
         if specs.action is None:
-            raise ConfigError("a policy needs data with actions, and these specs have none")
+            raise ConfigError("a policy needs data with actions, but these specs have none")
         seen, gripper = specs.observation, specs.action.gripper
         own: dict[str, Any] = {
             "image_size": seen.main.size, "state_dim": seen.state_dim, "action_dim": specs.action.dim, "specs": specs,
@@ -150,7 +150,7 @@ class VLAPolicyConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VLAPolicyConfig:
-        """Build from a json object; an unknown key is refused with a suggestion."""
+        """Build from a JSON object; an unknown key raises a ConfigError with a suggestion."""
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:

@@ -1,11 +1,11 @@
-"""How a `VLAPolicy` is learned: what its losses are, and what it thinks of choices that were made before.
+"""Training interface of `VLAPolicy`: its losses, and probabilities of choices made earlier.
 
-Improvers know a policy by these calls alone. The policy has one or two *components*, each with log-probabilities, an
-entropy and a loss of its own: the `action`, and the `goal`, the place of the hand's next keyframe.
+Improvers use only these methods. The policy has one or two *components*, each with log-probabilities, an entropy and a
+loss of its own: the `action`, and the `goal`, which is the position of the hand's next keyframe.
 
 Example::
 
-    now = policy.evaluate(observation, trace)                  # of an earlier `act`
+    now = policy.evaluate(observation, trace)                  # trace of an earlier `act`
     now.log_probs["action"], now.entropies["goal"]
     losses = policy.loss({"observation": observation, "actions": actions, "goals": goals, "rng": rng})
 """
@@ -24,11 +24,11 @@ from agents.policies.heads import Bins
 from worldgym.errors import ConfigError
 from worldgym.protocols import ChunkBatch, Evaluation, Observation, PolicyOutput, Temperature, total_log_prob
 
-GOAL_SHARE = 0.3  # of the place's density in the loss of a goal, beside the keyframe's height
+GOAL_SHARE = 0.3  # weight of the position's log-density in the goal loss, relative to the height of the keyframe
 
 
 class LearningMixin:
-    """The calls of `worldgym.protocols.TrainablePolicy` that improvers use, and a few that are optional there."""
+    """The methods of `worldgym.protocols.TrainablePolicy` that improvers use, including some optional ones."""
 
     if TYPE_CHECKING:
         config: Any
@@ -46,41 +46,41 @@ class LearningMixin:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Names of what is chosen."""
+        """Names of the components that the policy samples."""
         return ("action", "goal") if self.config.goal_dims else ("action",)
 
     def parameters_of(self, component: str) -> Iterator[nn.Parameter]:
-        """The weights of one component, to be learned alone; `all` are those of the whole policy.
+        """Weights of one component, to be trained alone; `all` gives those of the whole policy.
 
         Raises:
-            ConfigError: no such component, or none that has weights of its own.
+            ConfigError: no such component, or it has no weights of its own.
         """
         if component == "all":
             yield from self.parameters()
             return
         if component != "goal" or isinstance(self.pointer, NoGoalHead):
             raise ConfigError(
-                f"this policy has no {component!r} that could learn alone; set learn='all', or type --learn all"
+                f"this policy has no {component!r} that can be trained alone; set learn='all', or type --learn all"
             )
         yield from self.pointer.parameters()
 
     def temperatures(self, temperature: Temperature) -> tuple[float, float]:
-        """Of the goal and of the action.
+        """Return (goal temperature, action temperature).
 
         Raises:
-            ConfigError: negative, or of an unknown component.
+            ConfigError: a negative value, or an unknown component.
         """
         if isinstance(temperature, Mapping):
             if unknown := set(temperature) - {"goal", "action"}:
                 raise ConfigError(
-                    f"temperature of {sorted(unknown)}; this policy has {', '.join(self.components)}"
+                    f"unknown components {sorted(unknown)} of temperature; this policy has {', '.join(self.components)}"
                 )
             both = float(temperature.get("goal", 1.0)), float(temperature.get("action", 1.0))
         else:
             both = float(temperature), float(temperature)
         if min(both) < 0:
             raise ConfigError(
-                f"temperature must be >= 0; got {min(both)}. 0 is greedy, 1 samples the policy itself"
+                f"temperature must be >= 0; got {min(both)}. 0 is greedy, 1 samples from the policy's distribution"
             )
         return both
 
@@ -91,13 +91,13 @@ class LearningMixin:
     ) -> Evaluation:
         """Log-probabilities and entropies of a trace of `act` under the current weights, at its temperatures.
 
-        The goal alone is evaluated without the network that acts, and then as a choice between the places that the
-        pointer proposes, which are not moved.
+        With the goal alone, the action network is not run, and the goal is evaluated as a choice between the proposed
+        positions; no gradient flows into the positions.
 
         Args:
-            observation: what `act` saw.
-            trace: of its output.
-            components: `action`, `goal`; all that there are when None.
+            observation: input of `act`.
+            trace: from the output of `act`.
+            components: `action`, `goal`; None means all components of the policy.
         """
         wanted = self.components if components is None else tuple(components)
         aim, log_probs, entropies = trace.get("aim"), {}, {}
@@ -106,15 +106,15 @@ class LearningMixin:
             pointing = pointing._replace(places=pointing.places.detach())
         else:
             out = self.run(observation, aim=None if aim is None else aim.to(self.device))
-            pointing, heat = out.pointing, trace["action_temperature"].to(self.device)
+            pointing, action_temp = out.pointing, trace["action_temperature"].to(self.device)
             log_probs["action"], entropies["action"] = self.head.evaluate(
-                out.features, {name: value.to(self.device) for name, value in trace.items()}, heat
+                out.features, {name: value.to(self.device) for name, value in trace.items()}, action_temp
             )
         if "goal" in wanted and aim is not None:
-            hot = trace["goal_temperature"].to(self.device)
-            hot = torch.where(hot == 0, 1.0, hot)[:, None]
-            log_probs["goal"] = self.pointer.log_prob(pointing, aim.to(self.device), hot)
-            place = (pointing.scores / hot).log_softmax(-1)
+            temp = trace["goal_temperature"].to(self.device)
+            temp = torch.where(temp == 0, 1.0, temp)[:, None]
+            log_probs["goal"] = self.pointer.log_prob(pointing, aim.to(self.device), temp)
+            place = (pointing.scores / temp).log_softmax(-1)
             entropies["goal"] = -(place.exp() * place).sum(-1)
         return Evaluation(log_probs, entropies)
 
@@ -124,7 +124,7 @@ class LearningMixin:
 
     @torch.no_grad()
     def confidence(self, observation: Observation) -> Tensor:
-        """`(B,)` log-probability of the likeliest goal: low where the policy hesitates between places."""
+        """`(B,)` log-probability of the most likely goal; low if the policy is undecided between positions."""
         pointing = self.point(observation)
         confidence: Tensor = self.pointer.log_prob(pointing, self.pointer.likeliest(pointing))
         return confidence
@@ -134,25 +134,25 @@ class LearningMixin:
     def loss(self, batch: ChunkBatch, components: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Losses of demonstrated chunks.
 
-        Acting is trained towards the true place, with noise on it; where the goal is unknown, towards the place that is
-        pointed at most.
+        The action head is conditioned on the true goal position plus noise. If the goal is unknown, it is conditioned
+        on the most likely predicted position.
 
         Args:
             batch: see `worldgym.protocols.ChunkBatch`.
-            components: `action`, `goal`; all that there are when None. The goal alone is its place's negative
-                log-likelihood (nats), over known goals.
+            components: `action`, `goal`; None means all components. With `goal` alone, its loss is the negative
+                log-likelihood of the position (nats), over known goals.
 
         Returns:
-            `action`, as its head has it (nats a dimension for tokens); `goal`, where any is known: negative
-            log-likelihood of the place, times 0.3, plus smooth L1 of the keyframe's height, times the share of known
-            goals.
+            `action`: loss of the action head (nats per dimension for token heads). `goal`, if any goal is known: 0.3
+            times the negative log-likelihood of the position, plus smooth L1 of the keyframe's height, times the
+            fraction of known goals.
         """
         wanted = self.components if components is None else tuple(components)
         observation, actions = batch["observation"], torch.as_tensor(np.asarray(batch["actions"]))
         if not self.config.goal_dims:
             return {"action": self._action_loss(self.run(observation), actions)}
         goals = np.asarray(batch["goals"])
-        known = ~torch.from_numpy(np.isnan(goals).any(1))  # imitation may lack the path
+        known = ~torch.from_numpy(np.isnan(goals).any(1))  # imitation data may lack the path
         target = self.position_of(
             self.normalise_state(torch.from_numpy(np.nan_to_num(goals)).to(self.device))
         )
@@ -184,12 +184,12 @@ class LearningMixin:
 
     @torch.no_grad()
     def metrics(self, batch: ChunkBatch) -> dict[str, float]:
-        """Held-out scores of a batch.
+        """Validation scores of a batch.
 
         Returns:
-            val_loss (as `loss` of actions; with goals, the joint negative log-likelihood of place and actions, nats a
-            dimension); for heads of tokens val_accuracy (share of right bins) and val_entropy; with goals
-            val_place_loss (nats) and val_goal_error (metres between true and pointed place).
+            val_loss (action loss as in `loss`; with goals, the joint negative log-likelihood of position and actions,
+            nats per dimension); for token heads val_accuracy (fraction of correct bins) and val_entropy; with goals
+            val_place_loss (nats) and val_goal_error (metres between true and most likely position).
         """
         observation = batch["observation"]
         actions = torch.as_tensor(np.asarray(batch["actions"])).to(self.device)
@@ -213,8 +213,8 @@ class LearningMixin:
         return found
 
     def targets_of(self, trace: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """What supervised training should aim at to repeat a trace: `goal (B,2)`, x and y of the end effector, in the
-        units of proprioception.
+        """Supervised targets that reproduce a trace: `goal (B,2)`, x and y of the end effector in the units of
+        proprioception.
         """
         if "aim" not in trace:
             return {}
@@ -223,18 +223,18 @@ class LearningMixin:
         return {"goal": (aim * std + mean).cpu().numpy()}
 
     def features(self, observation: Observation, layer: int = -1) -> Tensor:
-        """`(B, 3 + chunk, width)`: place, hand, words and the actions' queries after transformer layer `layer`."""
+        """`(B, 3 + chunk, width)`: position, hand, text and action-query tokens after transformer layer `layer`."""
         hidden: Tensor = self.run(observation).hidden[layer]
         return hidden.float()
 
     # -- tokens -------------------------------------------------------------------------------------------------
 
     def actions_of(self, tokens: Tensor) -> Tensor:
-        """Actions in [-1,1] of `tokens (...,A)`; only for heads of tokens."""
+        """Actions in [-1,1] for `tokens (...,A)`; token heads only."""
         actions: Tensor = self.head.actions_of(tokens)
         return actions
 
     def tokens_of(self, actions: np.ndarray | Tensor) -> Tensor:
-        """Nearest tokens of `actions (...,A)`; only for heads of tokens."""
+        """Nearest tokens of `actions (...,A)`; token heads only."""
         tokens: Tensor = self.head.tokens_of(actions)
         return tokens

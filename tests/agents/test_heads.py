@@ -184,7 +184,7 @@ def test_a_head_goes_with_a_goal(head):
 def test_unknown_heads_and_settings_are_refused():
     with pytest.raises(ConfigError, match="'bin' .did you mean 'bins'.*autoregressive, bins, flow, l1"):
         VLAPolicyConfig.preset("tiny", head="bin")
-    with pytest.raises(ConfigError, match="a head 'l1' has no such setting"):
+    with pytest.raises(ConfigError, match="head 'l1' does not accept these settings"):
         head_of("l1", steps=3)
     with pytest.raises(ConfigError, match="expected >= 1"):
         head_of("flow", steps=0)

@@ -195,7 +195,7 @@ def test_the_finish_goes_on_from_the_best_weights_and_averages():
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="must be"):
         SFTConfig(select="val_accuracy")
-    with pytest.raises(ValueError, match="has no 'eyes' that could learn alone"):
+    with pytest.raises(ValueError, match="has no 'eyes' that can be trained alone"):
         SFT(SFTConfig(learn="eyes")).optimizer(tiny_policy())
 
 

@@ -231,7 +231,7 @@ def test_a_pointer_needs_goals(tmp_path):
     with pytest.raises(ConfigError, match="goal_dims"):
         VLAPolicyConfig.preset("tiny", state_dim=2)
     policy = VLAPolicy(VLAPolicyConfig.preset("tiny", goal_dims=0))
-    with pytest.raises(ConfigError, match="no 'goal' that could learn alone"):
+    with pytest.raises(ConfigError, match="no 'goal' that can be trained alone"):
         SFT(SFTConfig(learn="pointer")).optimizer(policy)
 
 

@@ -80,7 +80,7 @@ def test_one_episode_is_trained_on_and_nothing_is_held_out(tmp_path, caplog):
     data = foreign.write(tmp_path / "data", 2, 2, episodes=1)
     with caplog.at_level("WARNING"):
         parts = foreign.trained(tmp_path, data, judge=False)
-    assert caplog.text.count("nothing is held out") == 2
+    assert caplog.text.count("no episode is held out") == 2
     imagine(parts, data)
 
 

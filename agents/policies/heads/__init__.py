@@ -1,15 +1,15 @@
-"""Action heads: features of each action of a chunk to a distribution over that action, with exact log-probabilities.
+"""Action heads: map the features of each action of a chunk to a distribution over that action.
 
-Every head answers the same three calls, so that policy-gradient algorithms and supervised training never ask which one
-it is: `sample`, `evaluate` of what was sampled, and `loss` on demonstrations.
+Log-probabilities are exact. Every head has the same three methods, so that policy-gradient and supervised algorithms do
+not depend on the type of head: `sample`, `evaluate` (of a sample), and `loss` (of demonstrations).
 
-- `bins`: one categorical for each action dimension, in parallel (RT-1; OpenVLA-OFT's parallel decoding).
-- `autoregressive`: the same tokens, each given those before it (RT-2, OpenVLA).
-- `l1`: a Laplace distribution around a regressed action (OpenVLA-OFT), its scale fixed or learned.
-- `flow`: flow matching (pi0), integrated by Euler; sampled by its stochastic differential equation, whose steps are
-  Gaussian (Flow-GRPO, arXiv 2505.05470, equation 9), so that each number of each step has a log-probability.
+- `bins`: one categorical distribution per action dimension, in parallel (RT-1; OpenVLA-OFT's parallel decoding).
+- `autoregressive`: the same tokens, each conditioned on those before it (RT-2, OpenVLA).
+- `l1`: a Laplace distribution around a regressed action (OpenVLA-OFT), with a fixed or learned scale.
+- `flow`: flow matching (pi0), integrated by Euler. Samples follow the stochastic differential equation, whose steps are
+  Gaussian (Flow-GRPO, arXiv 2505.05470, equation 9), so that each dimension of each step has a log-probability.
 
-Others register in `worldgym.registry.HEADS`.
+Further heads are registered in `worldgym.registry.HEADS`.
 
 Example::
 
@@ -37,19 +37,19 @@ def make_head(
     name: str, *, width: int, chunk: int, action_dim: int, n_bins: int = 21, binary_dims: tuple[int, ...] = (),
     bf16: bool = False, settings: Mapping[str, Any] | None = None,
 ) -> Head:  # fmt: skip
-    """A head by name.
+    """Create a head by name.
 
-    A class registered in `worldgym.registry.HEADS` is given those of the sizes below that its constructor names.
+    The constructor of a class registered in `worldgym.registry.HEADS` receives those of the sizes below that it names.
 
     Args:
-        name: of a registered head.
-        width: D of the features.
+        name: name of a registered head.
+        width: D, size of the features.
         chunk: K.
         action_dim: A.
-        n_bins: of heads of tokens.
-        binary_dims: of heads of tokens.
-        bf16: of `bins`.
-        settings: more of the head's own: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
+        n_bins: bins per dimension, for token heads.
+        binary_dims: binary action dimensions, for token heads.
+        bf16: run the matrix product of `bins` in bfloat16.
+        settings: further settings of the head: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
 
     Raises:
         ConfigError: an unknown name or setting.
@@ -62,5 +62,5 @@ def make_head(
     try:
         head: Head = kind(**accepted(kind, sizes), **dict(settings or {}))
     except TypeError as error:
-        raise ConfigError(f"a head {name!r} has no such setting: {error}") from error
+        raise ConfigError(f"head {name!r} does not accept these settings: {error}") from error
     return head

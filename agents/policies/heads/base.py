@@ -1,4 +1,4 @@
-"""What every action head answers.
+"""Base class of action heads.
 
 Example::
 
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module, ABC):
-    """What all heads have in common."""
+    """Interface of all action heads."""
 
     @abstractmethod
     def sample(
         self, features: Tensor, temperature: float, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Draw actions.
+        """Sample actions.
 
         Args:
             features: `(B,K,D)`.
-            temperature: 0 takes the likeliest, whose log-probability is then reported at temperature 1.
+            temperature: 0 takes the most likely action and reports its log-probability at temperature 1.
             generator: source of randomness; the global one when None.
 
         Returns:
@@ -38,12 +38,12 @@ class Head(nn.Module, ABC):
     def evaluate(
         self, features: Tensor, trace: Mapping[str, Tensor], temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy (nats) of every choice in a trace, each shaped as `sample` gave them.
+        """Log-probability and entropy (nats) of every choice in a trace, in the shapes that `sample` returns.
 
         Args:
             features: `(B,K,D)`.
-            trace: of `sample`.
-            temperature: `(B,)` at which it was sampled.
+            trace: from `sample`.
+            temperature: `(B,)` temperature of the sample.
         """
         ...
 

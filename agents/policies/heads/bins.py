@@ -1,4 +1,4 @@
-"""Heads of discrete tokens: all at once, or one after the other.
+"""Heads with discrete action tokens: parallel or autoregressive.
 
 Example::
 
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from agents.policies.heads.base import Head
 from worldgym.utils.devices import multinomial
 
-MASKED = -1e9  # finite: a masked bin has probability exactly 0 in float32 and 0 * log p stays 0, not nan
+MASKED = -1e9  # finite: in float32 a masked bin has probability exactly 0, and 0 * log p is 0 instead of nan
 
 
 class Bins(Head):
-    """What heads of discrete tokens share: odd numbers of equal bins in [-1, 1], or two for a binary dimension.
+    """Base class of token heads: an odd number of equal bins in [-1, 1], or two bins for a binary dimension.
 
     Args:
         action_dim: A.
-        n_bins: bins of an action dimension.
-        binary_dims: dimensions that are -1 or 1.
+        n_bins: bins per action dimension.
+        binary_dims: dimensions with the two values -1 and 1.
     """
 
     def __init__(self, action_dim: int, n_bins: int, binary_dims: tuple[int, ...]) -> None:
@@ -49,7 +49,7 @@ class Bins(Head):
         return self.centres[torch.arange(self.action_dim, device=tokens.device), tokens]
 
     def tokens_of(self, actions: np.ndarray | Tensor) -> Tensor:
-        """Nearest bins of `actions (...,A)`; a binary dimension goes by its sign (0 counts as open)."""
+        """Nearest bins of `actions (...,A)`; a binary dimension uses the sign (0 counts as open)."""
         actions = torch.as_tensor(actions, dtype=torch.float32, device=self.centres.device)
         half = (self.n_bins - 1) / 2
         tokens = ((actions.clamp(-1, 1) + 1) * half).round().long()
@@ -59,28 +59,28 @@ class Bins(Head):
 
     @abstractmethod
     def logits(self, features: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """`(B,K,A,n_bins)` float32; bins that a dimension lacks hold -1e9. `tokens (B,K,A)` are those chosen so far."""
+        """`(B,K,A,n_bins)` float32; bins that a dimension lacks are -1e9. `tokens (B,K,A)` are the tokens so far."""
         ...
 
     def evaluate(
         self, features: Tensor, trace: Mapping[str, Tensor], temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Head`; each `(B,K,A)`."""
-        hot = temperature.view(-1, 1, 1, 1)
+        temp = temperature.view(-1, 1, 1, 1)
         tokens = trace["tokens"]
-        log_probs = torch.log_softmax(self.logits(features, tokens) / torch.where(hot == 0, 1.0, hot), dim=-1)
+        log_probs = torch.log_softmax(self.logits(features, tokens) / torch.where(temp == 0, 1.0, temp), dim=-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
 
     def loss(self, features: Tensor, actions: Tensor, known: Tensor) -> Tensor:
-        """Mean cross-entropy of an action dimension, nats."""
+        """Mean cross-entropy per action dimension, in nats."""
         tokens = self.tokens_of(actions.nan_to_num())
         chosen = torch.log_softmax(self.logits(features, tokens), dim=-1).gather(-1, tokens[..., None])
         return -(chosen if bool(known.all()) else chosen[..., 0][known]).mean()
 
 
 class ParallelBins(Bins):
-    """All tokens at once.
+    """Predicts all tokens in parallel.
 
     Args:
         width: D.
@@ -96,10 +96,10 @@ class ParallelBins(Bins):
         super().__init__(action_dim, n_bins, binary_dims)
         self.bf16 = bf16
         linear = nn.Linear(width, action_dim * n_bins)
-        # near-uniform at birth: exploration is not lost before learning
+        # near-uniform at initialisation, so that exploration is not lost before training
         nn.init.normal_(linear.weight, std=0.02)
         nn.init.zeros_(linear.bias)
-        self.weight, self.bias = linear.weight, linear.bias  # the names that saved policies have
+        self.weight, self.bias = linear.weight, linear.bias  # names in saved policies
 
     def logits(self, features: Tensor, tokens: Tensor | None = None) -> Tensor:
         """See `Bins`."""
@@ -123,7 +123,7 @@ class ParallelBins(Bins):
 
 
 class AutoregressiveBins(Bins):
-    """Token after token, through a recurrent network over the K A tokens of a chunk.
+    """Predicts one token after the other, with a recurrent network over the K A tokens of a chunk.
 
     Args:
         width: D.
@@ -134,7 +134,7 @@ class AutoregressiveBins(Bins):
 
     def __init__(self, width: int, action_dim: int, n_bins: int, binary_dims: tuple[int, ...]) -> None:
         super().__init__(action_dim, n_bins, binary_dims)
-        self.before = nn.Embedding(n_bins + 1, width)  # the last one: nothing was chosen yet
+        self.before = nn.Embedding(n_bins + 1, width)  # the last index means: no token yet
         self.dimension = nn.Parameter(0.02 * torch.randn(action_dim, width))
         self.read = nn.GRU(2 * width, width, batch_first=True)
         self.out = nn.Linear(width, n_bins)
@@ -147,7 +147,7 @@ class AutoregressiveBins(Bins):
         return torch.cat([places, self.before(before)], -1)
 
     def logits(self, features: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Bins`; the tokens are needed."""
+        """See `Bins`; `tokens` are required."""
         assert tokens is not None
         flat = tokens.flatten(1)
         before = torch.cat([flat.new_full((len(flat), 1), self.n_bins), flat[:, :-1]], 1)

@@ -1,4 +1,4 @@
-"""L1 regression of actions, as OpenVLA-OFT's, with a Laplace distribution around it.
+"""L1 regression of actions, as in OpenVLA-OFT, with a Laplace distribution around the predicted action.
 
 Example::
 
@@ -20,27 +20,27 @@ from worldgym.utils.devices import rand
 
 
 class L1Head(Head):
-    """A regressed action, and a Laplace distribution around it: its likeliest fit is the least absolute error.
+    """Regressed action with a Laplace distribution around it; maximum likelihood equals least absolute error.
 
     Args:
         width: D.
         action_dim: A.
-        scale: of the Laplace distribution at first, in units of the action.
-        learn_scale: False keeps it, so that exploration does not shrink on its own.
+        scale: initial scale of the Laplace distribution, in units of the action.
+        learn_scale: False keeps the scale fixed, so that exploration does not shrink.
     """
 
     def __init__(self, width: int, action_dim: int, scale: float = 0.2, learn_scale: bool = False) -> None:
         super().__init__()
         if not 0 < scale < 10:
-            raise ConfigError(f"the scale of an l1 head is {scale}, expected between 0 and 10; try 0.2")
+            raise ConfigError(f"the scale of an l1 head is {scale}, expected a value between 0 and 10; try 0.2")
         self.mean = nn.Linear(width, action_dim)
         nn.init.normal_(self.mean.weight, std=0.02)
         nn.init.zeros_(self.mean.bias)
         self.log_scale = nn.Parameter(torch.full((action_dim,), math.log(scale)), requires_grad=learn_scale)
 
     def _shape(self, features: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
-        hot = torch.as_tensor(temperature, dtype=torch.float32, device=features.device).view(-1, 1, 1)
-        scale = self.log_scale.clamp(-5, 2).exp() * torch.where(hot == 0, 1.0, hot)
+        temp = torch.as_tensor(temperature, dtype=torch.float32, device=features.device).view(-1, 1, 1)
+        scale = self.log_scale.clamp(-5, 2).exp() * torch.where(temp == 0, 1.0, temp)
         return torch.tanh(self.mean(features.float())), scale
 
     def sample(
