@@ -1,1 +1,1 @@
-"""Software simulators and their adapters."""
+"""Simulated environments and their adapters to `worldgym`."""

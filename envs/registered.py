@@ -1,4 +1,4 @@
-"""The suites of this package, by name; `worldgym.registry` reads this module at the first look-up."""
+"""Registers the suites of this package by name; `worldgym.registry` imports this module at the first lookup."""
 
 from worldgym.moved import NAMES
 from worldgym.registry import SUITES

@@ -1,6 +1,6 @@
-"""The tabletop: language-conditioned manipulation with primitives, in two domains (real, soft).
+"""The tabletop suite: language-conditioned manipulation of geometric primitives, in two domains (real, soft).
 
-MuJoCo is imported when an environment is first asked for, so that names, specs and bounds need no simulator.
+MuJoCo is imported when an environment class is first accessed, so that names, specs and bounds need no simulator.
 
 Example::
 

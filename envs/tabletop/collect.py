@@ -1,9 +1,9 @@
-"""Behaviours that make Real's logs: experts, noisy and distracted experts, near misses, random motion.
+"""Scripted behaviours that collect logs: experts, noisy and distracted experts, near misses, random motion.
 
-Why so many: a world model and a judge learned from successes alone call everything a success. Near misses are
-displaced by 5-13 cm (6-16 px), just outside the tolerance; distracted runs do something sensible with the wrong
-object, so that the words matter; after a success the hand goes on to something else, so that success is not
-merely the end of an episode.
+A world model and a judge that are trained only on successes predict success for everything. Near misses are displaced
+by 5-13 cm (6-16 px), just outside the tolerance. Distracted episodes perform a task on the wrong object, so that the
+instruction matters. After a success the hand continues with another task, so that success does not coincide with the
+end of the episode.
 
 Example::
 
@@ -26,7 +26,7 @@ from envs.tabletop.tasks import Scene
 from worldgym.data.episode import Episode
 
 BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")
-GOALS = ("reach", "push", "pick_place")  # what a distracted or finished hand turns to
+GOALS = ("reach", "push", "pick_place")  # tasks of a hand that is distracted or has finished its own task
 COLLECTOR_VERSION = 2
 
 
@@ -36,16 +36,16 @@ def _ring(rng: np.random.Generator, low: float, high: float) -> tuple[float, flo
 
 
 def near_miss_offsets(rng: np.random.Generator, task: str) -> Offsets:
-    """One way to just miss `task`: a displaced grasp, a displaced or early release, or stopping short."""
-    way = rng.random()
+    """Draw offsets for a near miss of `task`: a displaced grasp, a displaced release, or stopping short."""
+    kind = rng.random()
     if task in ("push", "open_drawer", "close_drawer"):
         return (
             Offsets(short=float(rng.uniform(0.04, 0.09)))
-            if way < 0.6
+            if kind < 0.6
             else Offsets(grasp=_ring(rng, 0.05, 0.09))
         )
     if task in ("pick_place", "stack"):
-        return Offsets(grasp=_ring(rng, 0.06, 0.10)) if way < 0.5 else Offsets(place=_ring(rng, 0.08, 0.14))
+        return Offsets(grasp=_ring(rng, 0.06, 0.10)) if kind < 0.5 else Offsets(place=_ring(rng, 0.08, 0.14))
     return Offsets(grasp=_ring(rng, 0.06, 0.10))
 
 
@@ -57,7 +57,16 @@ def _other_goal(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 class Hand:
-    """One behaviour's action source; a fresh one per episode."""
+    """Controller of one scripted behaviour, for one episode.
+
+    Args:
+        scene: start state of the episode.
+        behaviour: one of `BEHAVIOURS`.
+        rng: randomness of the behaviour.
+
+    Raises:
+        ValueError: unknown behaviour.
+    """
 
     def __init__(self, scene: Scene, behaviour: str, rng: np.random.Generator) -> None:
         if behaviour not in BEHAVIOURS:
@@ -87,7 +96,7 @@ class Hand:
                 self.grip = -self.grip
             return np.clip([*(self.drift + rng.normal(0, 0.25, 3)), self.grip], -1, 1).astype(np.float32)
         if self.behaviour in ("near_miss", "distracted") and step == self.patience:
-            # A hand that missed does not wait: it tries again properly, or turns to something else.
+            # After a near miss or a distraction the hand does the correct task or another random one.
             self.goal = env.batch.scene() if rng.random() < 0.5 else _other_goal(env.batch.scene(), rng)
             self.offsets = Offsets()
         action = expert_action(self.goal, truth, self.offsets)
@@ -98,7 +107,7 @@ class Hand:
         return np.clip(action, -1, 1).astype(np.float32)
 
     def finished(self, env: TabletopEnv) -> None:
-        """The instruction has been fulfilled for a while: turn to something else."""
+        """Switch to another random task; called a few steps after the instruction was fulfilled."""
         self.goal, self.offsets = _other_goal(env.batch.scene(), self.rng), Offsets()
 
 
@@ -116,31 +125,34 @@ def rollout(
 
     Args:
         env: made with `terminate_on_success=False`; its horizon bounds the length.
-        task: verb; with `seed` and `split` it decides the start state.
-        seed: start seed.
+        task: name of the task; with `seed` and `split` it determines the start state.
+        seed: seed of the start state.
         behaviour: one of `BEHAVIOURS`, or `"policy"` with `act`.
         rng: randomness of the behaviour.
-        split: which start states and words.
-        act: `(observation, step) -> action (4,)` for `"policy"`.
+        split: split of start states and instructions.
+        act: function `(observation, step) -> action (4,)` for `"policy"`.
+
+    Raises:
+        ValueError: unknown behaviour, or `"policy"` without `act`.
     """
     if behaviour == "policy" and act is None:
         raise ValueError("behaviour 'policy' needs act=, a function (observation, step) -> action (4,)")
     observation, info = env.reset(seed=seed, options={"task": task, "split": split})
     warmup = 0
     if behaviour == "expert" and rng.random() < 0.65:
-        # Demonstrations that begin anywhere teach how to recover from where a policy may stray.
+        # Demonstrations from perturbed start states show how to recover from the errors of a policy.
         warmup = int(rng.integers(1, 9))
-        stray = Hand(env.batch.scene(), "random", rng)
+        random_hand = Hand(env.batch.scene(), "random", rng)
         for step in range(warmup):
-            observation, _, _, _, info = env.step(stray.act(env, step))
+            observation, _, _, _, info = env.step(random_hand.act(env, step))
     hand = None if behaviour == "policy" else Hand(env.batch.scene(), behaviour, rng)
-    seen, states, actions = [observation], [observation["state"]], []
+    observations, states, actions = [observation], [observation["state"]], []
     success, progress = [info["success"]], [info["progress"]]
     since = 0
     for step in range(env.batch.horizon - warmup):
         action = hand.act(env, step) if hand else act(observation, step)  # type: ignore[misc]
         observation, _, _, truncated, info = env.step(action)
-        seen.append(observation)
+        observations.append(observation)
         states.append(observation["state"])
         actions.append(action)
         success.append(info["success"])
@@ -154,12 +166,12 @@ def rollout(
             break
     batch = env.batch
     keys = batch.specs.observation.camera_keys
-    films = {name: np.stack([each[key] for each in seen]) for name, key in keys.items()}
+    videos = {name: np.stack([each[key] for each in observations]) for name, key in keys.items()}
     return Episode(
-        frames=films.pop(batch.specs.observation.main.name),
+        frames=videos.pop(batch.specs.observation.main.name),
         actions=np.stack(actions).astype(np.float32),
         state=np.stack(states).astype(np.float32),
-        views=films,
+        views=videos,
         instruction=env.instruction,
         success=np.array(success, bool),
         progress=np.array(progress, np.float32),

@@ -1,4 +1,4 @@
-"""MuJoCo, imported with a backend that can draw here.
+"""Imports MuJoCo with an OpenGL backend that can render on this machine.
 
 Example::
 
@@ -7,7 +7,7 @@ Example::
 
 from worldgym.utils.gl import prepare
 
-prepare()  # before MuJoCo is imported
+prepare()  # must run before MuJoCo is imported
 
 import mujoco  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""The single tabletop environment: the batch-of-one view of `TabletopVectorEnv`.
+"""The single tabletop environment: `TabletopVectorEnv` with one environment and no batch dimension.
 
 Example::
 
@@ -19,7 +19,7 @@ from worldgym.imagination.batch_of_one import BatchOfOne
 
 
 class TabletopEnv(BatchOfOne):
-    """One tabletop. Arguments are those of `TabletopVectorEnv`."""
+    """A single tabletop environment. Arguments are those of `TabletopVectorEnv`."""
 
     batch: TabletopVectorEnv
 
@@ -28,7 +28,7 @@ class TabletopEnv(BatchOfOne):
 
     @property
     def instruction(self) -> str:
-        """The words of this episode."""
+        """The instruction of this episode."""
         return self.batch.simulation().instruction
 
     @instruction.setter
@@ -36,13 +36,13 @@ class TabletopEnv(BatchOfOne):
         self.batch.simulation().instruction = text
 
     def scene(self) -> Any:
-        """The start state of this episode as plain data; `reset(options={"scene": ...})` starts there again."""
+        """The start state of this episode as plain data; `reset(options={"scene": ...})` starts from it again."""
         return self.batch.scene().to_json()
 
     def save_state(self) -> bytes:
-        """The whole state, bit for bit."""
+        """The complete state as bytes; restoring it is bit-exact."""
         return self.batch.save_state()
 
     def restore_state(self, state: bytes) -> None:
-        """Inverse of `save_state`, in any process."""
+        """Restore a state from `save_state`, in this or another process."""
         self.batch.restore_state(state)

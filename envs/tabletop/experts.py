@@ -1,8 +1,9 @@
-"""Scripted experts: reactive controllers on the true state, one per verb.
+"""Scripted experts: reactive controllers on the true state, one per task.
 
-Why reactive: they look at the state afresh at every step, so they recover after noise, and one expert makes
-demonstrations, noisy runs and near misses alike. `Offsets` displaces where they grasp, place or stop: with 4-7 cm
-of it an expert becomes the near miss that a world model and a judge must learn to tell from success.
+An expert computes its action from the current state at every step, so it recovers after noise. The same expert
+therefore makes demonstrations, noisy episodes and near misses. `Offsets` displaces the positions of grasping, placing
+or stopping. With an offset of 4-7 cm an expert makes the near misses that a world model and a judge must distinguish
+from successes.
 
 Example::
 
@@ -27,18 +28,18 @@ from envs.tabletop.scene import (
 )
 from envs.tabletop.tasks import RELEASED, Scene, Truth
 
-HOVER = 0.115  # hand height at which fingers and a carried object clear everything
+HOVER = 0.115  # hand height at which the fingers and a carried object are above all obstacles
 GRASP_Z = 0.020
 OPEN, CLOSE = 1.0, -1.0
 
 
 @dataclass(frozen=True)
 class Offsets:
-    """Metres by which an expert misses: where it grasps or touches, and where it lets go or stops."""
+    """Errors of an expert in metres: offset of the grasp or touch, offset of the release, and stopping short."""
 
     grasp: tuple[float, float] = (0.0, 0.0)
     place: tuple[float, float] = (0.0, 0.0)
-    short: float = 0.0  # how far before its goal a push, pull or press ends
+    short: float = 0.0  # distance from the goal at which a push, pull or press ends
 
 
 def _go(hand: NDArray, goal: NDArray, grip: float) -> NDArray[np.float32]:
@@ -51,10 +52,10 @@ def _go(hand: NDArray, goal: NDArray, grip: float) -> NDArray[np.float32]:
 def _over(
     s: Truth, xy: NDArray, z: float, grip: float, near: float = 0.02, hover: float = HOVER
 ) -> NDArray[np.float32]:
-    """Travel at hover height; come down to `z` once above `xy`."""
+    """Move at hover height to `xy`, then descend to `z`."""
     away = float(np.linalg.norm(s.hand[:2] - xy))
     if away > near:
-        # Rise before moving sideways; a shallow approach is fine when already high.
+        # Rise before moving sideways, unless the hand is already high or close.
         if s.hand[2] < hover - 0.03 and away > 0.03:
             return _go(s.hand, np.array([*s.hand[:2], hover]), grip)
         return _go(
@@ -79,7 +80,7 @@ def _reach(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
 
 
 def _push(scene: Scene, s: Truth, o: Offsets) -> NDArray[np.float32]:
-    # The open hand comes down over the object and sweeps sideways: the finger behind it pushes, the cage keeps it.
+    # The open hand descends over the object and moves sideways: the rear finger pushes, both fingers cage the object.
     sign = 1.0 if scene.side == "right" else -1.0
     obj = s.objects[scene.target]
     goal_x = sign * (0.165 - o.short)
@@ -96,16 +97,16 @@ def _carry(scene: Scene, s: Truth, o: Offsets, goal: NDArray, z: float) -> NDArr
     obj = s.objects[scene.target]
     goal = goal + np.array(o.place)
     if _holding(s, scene.target):
-        held = s.hand[:2] - obj[:2]
+        offset = s.hand[:2] - obj[:2]
         if np.linalg.norm(obj[:2] - goal) < 0.016:
             if s.hand[2] > z + 0.012:
-                return _go(s.hand, np.array([*(goal + held), z]), CLOSE)
+                return _go(s.hand, np.array([*(goal + offset), z]), CLOSE)
             return _go(s.hand, s.hand, OPEN)
         clear = max(HOVER, z + 0.03)
         if s.hand[2] < clear - 0.045:
             return _go(s.hand, np.array([*s.hand[:2], clear + 0.02]), CLOSE)
-        return _go(s.hand, np.array([*(goal + held), clear]), CLOSE)
-    if np.linalg.norm(obj[:2] - goal) < 0.03:  # let go where it should be: leave straight up
+        return _go(s.hand, np.array([*(goal + offset), clear]), CLOSE)
+    if np.linalg.norm(obj[:2] - goal) < 0.03:  # released at the goal: move straight up
         return _go(s.hand, np.array([*s.hand[:2], max(HOVER, z + 0.08)]), OPEN)
     grasp = obj[:2] + np.array(o.grasp)
     if s.hand[2] < GRASP_Z + 0.014 and np.linalg.norm(s.hand[:2] - grasp) < 0.02:
@@ -176,5 +177,5 @@ _EXPERTS = {
 
 
 def expert_action(scene: Scene, truth: Truth, offsets: Offsets | None = None) -> NDArray[np.float32]:
-    """The expert's action (4,) float32 in [-1, 1] for the scene's task, missing by `offsets`."""
+    """The expert's action (4,) float32 in [-1, 1] for the task of `scene`, with the errors `offsets`."""
     return _EXPERTS[scene.task](scene, truth, offsets or Offsets())

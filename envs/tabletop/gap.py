@@ -1,11 +1,11 @@
-"""How wrong the software simulator is, measured by experts, and the gap at which comparisons are decided.
+"""Measures the gap between Real and Soft with scripted experts, and fixes the gap that comparisons use.
 
-Why: a gap that is chosen after policies were compared can be chosen so that either side wins. So it is fixed by what it
-does to scripted experts, on starts that nothing else uses, and written to `gap.json` beside the physics it stands for;
-a test keeps both from drifting apart.
+A gap chosen after policies were compared could be chosen in favour of either side. Therefore the gap is fixed by its
+effect on scripted experts, on start states that are used for nothing else. It is written to `gap.json` together with
+the physics at gap 1, and a test checks that these agree with the code.
 
-An expert acts on the state, so it adapts to whatever domain it is in; its actions replayed in the other domain do not
-adapt at all. A policy that looks every few steps lies between the two.
+An expert acts on the current state, so it adapts to the domain it is in. Its actions replayed in the other domain do
+not adapt at all. A policy that observes the state every few steps lies between the two.
 
 Example::
 
@@ -29,11 +29,12 @@ from envs.tabletop.simulation import Simulation
 from envs.tabletop.tasks import Scene, draw_scene
 
 GAP_SEED0 = 16_000_000
-"""Starts of this measurement and of nothing else."""
+"""First seed of the start states, which are used only for this measurement."""
 WANTED_REPLAY = 0.42
-"""Share of experts' action sequences that still succeed when replayed in the other domain: halfway between a mild gap
-(0.67), which every policy crosses, and one (0.17) that only feedback crosses."""
+"""Wanted success rate of the experts' action sequences when replayed in the other domain: halfway between a small gap
+(0.67), which every policy overcomes, and a large one (0.17), which only feedback control overcomes."""
 ENOUGH = 0.9
+"""Smallest success rate of experts in each task and domain."""
 TASKS = ("reach", "push", "pick_place")
 
 
@@ -45,27 +46,27 @@ def measure_gap(
     episodes: int = 60,
     horizon: int = 40,
 ) -> dict[str, Any]:
-    """Experts in Real, in Soft, and Soft's actions replayed in Real.
+    """Measure success rates of experts in Real and in Soft, and of the actions from Soft replayed in Real.
 
     Args:
-        gap: of Soft.
-        looks: of its looks; experts see the state, so it makes no difference to them.
-        tasks: verbs.
-        episodes: of each.
-        horizon: steps.
+        gap: misspecification of the dynamics of Soft, in [0, 1].
+        looks: misspecification of the appearance of Soft; experts act on the state, so it does not affect them.
+        tasks: names of the tasks.
+        episodes: number of episodes per task.
+        horizon: largest number of steps of an episode.
 
     Returns:
-        gap, and of every task the success rates `real`, `soft` and `replay`.
+        gap, the success rates `real`, `soft` and `replay` of every task, and the number of episodes.
     """
     real, soft = Simulation(Physics()), Simulation(Physics().softened(gap, looks))
     rows: dict[str, dict[str, float]] = {}
     for k, task in enumerate(tasks):
-        won = np.zeros(3)
+        successes = np.zeros(3)
         for i in range(episodes):
             scene = draw_scene(GAP_SEED0 + i * len(tasks) + k, task)
-            there, actions = _act(soft, scene, horizon)
-            won += (_act(real, scene, horizon)[0], there, _replay(real, scene, actions, horizon))
-        rows[task] = dict(zip(("real", "soft", "replay"), (won / episodes).round(4).tolist(), strict=True))
+            soft_success, actions = _act(soft, scene, horizon)
+            successes += (_act(real, scene, horizon)[0], soft_success, _replay(real, scene, actions, horizon))
+        rows[task] = dict(zip(("real", "soft", "replay"), (successes / episodes).round(4).tolist(), strict=True))
     return {"gap": gap, "tasks": rows, "episodes": episodes}
 
 
@@ -81,7 +82,7 @@ def _act(simulation: Simulation, scene: Scene, horizon: int) -> tuple[bool, list
 
 
 def _replay(simulation: Simulation, scene: Scene, actions: list[np.ndarray], horizon: int) -> bool:
-    """Whether the actions succeed, standing still (gripper as it was) when they are over."""
+    """Whether the actions succeed; after the last action the hand stands still with the gripper unchanged."""
     simulation.load(scene)
     rest = np.array([0, 0, 0, actions[-1][-1]], np.float32)
     for t in range(horizon):
@@ -92,15 +93,22 @@ def _replay(simulation: Simulation, scene: Scene, actions: list[np.ndarray], hor
 
 
 def freeze(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The gap whose replays succeed most nearly as often as wanted, of those that experts solve in both domains.
+    """Choose the gap whose replay success rate is closest to `WANTED_REPLAY`, among gaps that experts solve.
+
+    Args:
+        rows: results of `measure_gap`.
+
+    Returns:
+        the content of `gap.json`: the gap, the wanted replay rate, the measurements and the physics at gap 1.
 
     Raises:
-        ValueError: experts fail at all of them.
+        ValueError: there is no gap at which experts solve every task in both domains.
     """
     solved = [r for r in rows if min(min(t["real"], t["soft"]) for t in r["tasks"].values()) >= ENOUGH]
     if not solved:
         raise ValueError(
-            f"at no gap do experts succeed in {ENOUGH:.0%} of every task; soften Physics.softened"
+            f"at no gap do experts succeed in {ENOUGH:.0%} of the episodes of every task; measure smaller gaps, or "
+            "reduce the changes in Physics.softened"
         )
     mean = lambda r: float(np.mean([t["replay"] for t in r["tasks"].values()]))  # noqa: E731
     best = min(solved, key=lambda r: abs(mean(r) - WANTED_REPLAY))
@@ -117,5 +125,5 @@ def freeze(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def frozen() -> dict[str, Any]:
-    """What was fixed: `gap`, the measurements behind it, and the physics at gap 1."""
+    """Read `gap.json`: the fixed `gap`, the measurements it is based on, and the physics at gap 1."""
     return dict(json.loads((resources.files("envs.tabletop") / "gap.json").read_text()))

@@ -1,7 +1,7 @@
-"""Instructions of the tabletop: templates per verb, the last of each kept for `unseen_instruction`.
+"""Instructions of the tabletop: templates per task; the last template of each is held out for `unseen_instruction`.
 
-Why templates: every scene holds several objects, so the words decide what counts; paraphrases keep a policy
-from memorising strings, and the held-out one measures whether it read them.
+Every scene has several objects, so the instruction determines the goal. Paraphrases prevent a policy from memorising
+strings, and the held-out paraphrase measures whether it generalises to new wording.
 
 Example::
 
@@ -76,25 +76,25 @@ TASKS = tuple(TEMPLATES)
 
 
 def paraphrases(task: str, split: str) -> range:
-    """Indices of the templates that `split` may use."""
+    """Indices of the templates that `split` uses."""
     n = len(TEMPLATES[task])
     return range(n - 1, n) if split == "unseen_instruction" else range(n - 1)
 
 
 def phrase(task: str, index: int, *, target: str = "", side: str = "", base: str = "") -> str:
-    """Fill template `index` of `task`."""
+    """Fill in template `index` of `task`."""
     return TEMPLATES[task][index].format(target=target, side=side, base=base)
 
 
 def task_of(instruction: str) -> str:
-    """The task that an instruction is of.
+    """The task of an instruction.
 
     Raises:
-        ValueError: no template reads like it.
+        ValueError: the instruction matches no template.
     """
-    words = {"target": r"\w+ \w+", "base": r"\w+ \w+", "side": "left|right"}
+    patterns = {"target": r"\w+ \w+", "base": r"\w+ \w+", "side": "left|right"}
     for task, templates in TEMPLATES.items():
         for template in templates:
-            if re.fullmatch(template.format(**{name: f"(?:{way})" for name, way in words.items()}), instruction):
+            if re.fullmatch(template.format(**{name: f"(?:{p})" for name, p in patterns.items()}), instruction):
                 return task
-    raise ValueError(f"{instruction!r} is of no known task")
+    raise ValueError(f"{instruction!r} is of no known task; the tasks are {', '.join(TEMPLATES)}")

@@ -1,4 +1,4 @@
-"""Constructors behind `worldgym/ImaginedTabletop-v0`: the bundled world model, judge and starts.
+"""Constructors of `worldgym/ImaginedTabletop-v0`, which uses the bundled world model, judge and start states.
 
 Example::
 
@@ -22,11 +22,11 @@ CHECKPOINT = "tabletop-small"
 
 
 def make_imagined_tabletop(checkpoint: str = CHECKPOINT, **settings: Any) -> WorldModelEnv:
-    """One imagined tabletop.
+    """Make a single imagined tabletop environment.
 
     Args:
-        checkpoint: bundled name, or a folder that holds `world_model/`, `judge/` and `starts.npz`.
-        **settings: any keyword of `WorldModelEnv`.
+        checkpoint: name of a bundled checkpoint, or a folder with `world_model/`, `judge/` and `starts.npz`.
+        **settings: any keyword argument of `WorldModelEnv`.
 
     Raises:
         CheckpointError: the checkpoint is missing; `make pretrained` builds it.
@@ -37,7 +37,9 @@ def make_imagined_tabletop(checkpoint: str = CHECKPOINT, **settings: Any) -> Wor
 def make_imagined_tabletop_vec(
     num_envs: int = 1, checkpoint: str = CHECKPOINT, **settings: Any
 ) -> WorldModelVectorEnv:
-    """`num_envs` imagined tabletops, stepped as one batch; keywords as in `make_imagined_tabletop`.
+    """Make a vector environment of `num_envs` imagined tabletops, stepped as one batch.
+
+    The keyword arguments are those of `make_imagined_tabletop`.
 
     Raises:
         CheckpointError: the checkpoint is missing; `make pretrained` builds it.
@@ -45,6 +47,6 @@ def make_imagined_tabletop_vec(
     return make_imagined_vec(num_envs, checkpoint=checkpoint, suite="tabletop", **settings)
 
 
-# Gymnasium looks for render modes at the entry point, to add its own wrappers for "human" and "rgb_array_list".
+# Gymnasium reads render modes from the entry point, to add its own wrappers for "human" and "rgb_array_list".
 make_imagined_tabletop.metadata = METADATA  # type: ignore[attr-defined]
 make_imagined_tabletop_vec.metadata = VECTOR_METADATA  # type: ignore[attr-defined]

@@ -1,11 +1,12 @@
-"""The one off-screen renderer of the process, which any thread may draw with.
+"""The off-screen renderer of the process, which any thread may use.
 
-Why one: the scene has no textures or meshes, so one OpenGL context draws every variant of it, and nothing is left
-behind by threads that end. A context belongs to one thread at a time, and the tabletops of one kind share a model whose
-colours are set before each drawing; so a lock goes around colouring, drawing and reading, and within it the context is
-bound to the calling thread and given back. That costs microseconds of a drawing's millisecond. A forked child opens a
-context of its own. Frames are drawn at twice the asked size and averaged: 2x2 supersampling costs a third of what 4x
-MSAA costs in software and keeps sub-pixel positions readable at 64 px.
+One renderer is enough, because the scene has no textures or meshes, so one OpenGL context can render every variant of
+it; and threads that end leave no contexts behind. A context is bound to one thread at a time, and tabletops with the
+same physics share a model whose colours are set before each frame. Therefore a lock covers setting colours, rendering
+and reading pixels; while it is held, the context is bound to the calling thread and released afterwards. This costs
+microseconds, and rendering a frame takes about a millisecond. A forked child opens its own context. Frames are rendered
+at twice the requested size and averaged: 2x2 supersampling costs a third of 4x MSAA in software and preserves sub-pixel
+positions at 64 px.
 
 Example::
 
@@ -34,27 +35,30 @@ from worldgym.utils.gl import imported_without_backend, open_context
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LOADER_SECONDS = 10  # setting a renderer up takes a tenth of one
+LOADER_SECONDS = 10  # time limit of the check in a child process; setting up a renderer takes 0.1 s
 BROKEN = (
-    "MuJoCo was imported without a way to draw, something else tried to draw with it and failed, and MuJoCo can't draw "
-    "in this process any more. Type: export MUJOCO_GL=egl, and start Python again."
+    "MuJoCo was imported without a rendering backend, other code tried to render with it and failed, and MuJoCo can't "
+    "render in this process any more. Type: export MUJOCO_GL=egl, and start Python again."
 )
 
 _lock = threading.RLock()
 _renderer: OffscreenRenderer | None = None
 _drawing = False
 _ended = False
-_broken = False  # MuJoCo's loader of OpenGL is, for as long as the process lives
-# Kept, and never touched again: what this process was forked with, and what OpenGL refuses to free.
+_broken = False  # whether MuJoCo's OpenGL loader has failed, which is permanent in this process
+# Referenced but never used again: renderers inherited by a fork, and renderers that OpenGL failed to free.
 _inherited: list[OffscreenRenderer] = []
 _unfreed: list[OffscreenRenderer] = []
 
 
 class OffscreenRenderer:
-    """Draws the cameras of tabletop models; `draw` of this module sees to threads.
+    """Renders the cameras of tabletop models. It is not thread-safe; use `draw`, which locks it.
+
+    Args:
+        model: a tabletop model.
 
     Raises:
-        RenderingError: no OpenGL context can be made; the message names the cause and the remedy.
+        RenderingError: no OpenGL context can be created; the message gives the cause and the remedy.
     """
 
     def __init__(self, model: mujoco.MjModel) -> None:
@@ -69,7 +73,7 @@ class OffscreenRenderer:
         except RenderingError:
             self.gl.close()
             raise
-        except Exception as error:  # MuJoCo raises its FatalError, or whatever its OpenGL loader met
+        except Exception as error:  # MuJoCo's FatalError, or any exception of its OpenGL loader
             self.gl.close()
             raise RenderingError(
                 f"MuJoCo can't set up its renderer on {self.gl.driver}: {error}. "
@@ -87,7 +91,7 @@ class OffscreenRenderer:
     def read(
         self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int, camera: int = 0
     ) -> NDArray[np.uint8]:
-        """Return `(height, width, 3)` uint8 as OpenGL has it, bottom row first."""
+        """Render `(height, width, 3)` uint8 in OpenGL's row order, bottom row first."""
         self._camera.fixedcamid = camera
         mujoco.mjv_updateScene(
             model,
@@ -98,7 +102,7 @@ class OffscreenRenderer:
             mujoco.mjtCatBit.mjCAT_ALL.value,
             self._scene,
         )
-        pixels = np.zeros((height, width, 3), np.uint8)  # what is not read must not pass for a picture
+        pixels = np.zeros((height, width, 3), np.uint8)  # zeros, so that pixels that were not read are recognised below
         view = mujoco.MjrRect(0, 0, width, height)
         self.gl.bind()
         try:
@@ -106,19 +110,21 @@ class OffscreenRenderer:
             mujoco.mjr_readPixels(pixels, None, view, self._context)
             failure, bound = mujoco.mjr_getError(), self.gl.bound()
         except mujoco.FatalError as error:
-            raise RenderingError(f"MuJoCo can't draw on {self.gl.driver}: {error}") from error
+            raise RenderingError(
+                f"MuJoCo can't render on {self.gl.driver}: {error}. Type: worldgym info"
+            ) from error
         finally:
             self.gl.restore()
-        # Every picture shows the table, so a row of zeros means that nothing was drawn.
+        # Every frame shows the table, so a row of zeros means that nothing was rendered.
         if failure or not bound or not pixels[height // 2].any():
             raise RenderingError(
-                f"{self.gl.driver} drew no picture (OpenGL error {failure:#x}). Draw again; if that fails too, "
+                f"{self.gl.driver} drew no picture (OpenGL error {failure:#x}). Render again; if that fails too, "
                 "type: worldgym info"
             )
         return pixels
 
     def close(self) -> None:
-        """Free what OpenGL holds for it."""
+        """Free the renderer's OpenGL resources."""
         self.gl.bind()
         try:
             self._context.free()
@@ -133,21 +139,21 @@ def draw(
     colours: Mapping[int, Sequence[float]] | None = None,
     camera: int = 0,
 ) -> NDArray[np.uint8]:
-    """Draw the state `data` of `model`; the same pixels from any thread.
+    """Render the state `data` of `model`; the pixels are the same in every thread.
 
     Args:
-        model: a tabletop's.
+        model: a tabletop model.
         data: its state.
-        size: pixels a side, or (height, width), in 16..256.
-        colours: geom to RGB or RGBA in [0, 1]; set in `model`, which scenes share, for this drawing.
-        camera: number of the camera in the model.
+        size: pixels along one side, or (height, width), in 16..256.
+        colours: geom index to RGB or RGBA in [0, 1]; set before rendering in `model`, which several scenes share.
+        camera: index of the camera in the model.
 
     Returns:
         `(height, width, 3)` uint8.
 
     Raises:
         ConfigError: `size` is out of range.
-        RenderingError: nothing can be drawn here, or nothing was; there is never a black or an old picture instead.
+        RenderingError: rendering is not possible here, or has failed; a black or old frame is never returned.
     """
     height, width = height_width(size)
     with _lock:
@@ -156,11 +162,11 @@ def draw(
     total += pixels[1::2, 0::2]
     total += pixels[0::2, 1::2]
     total += pixels[1::2, 1::2]
-    return np.ascontiguousarray(((total + 2) >> 2).astype(np.uint8)[::-1])  # GL's origin is at the bottom
+    return np.ascontiguousarray(((total + 2) >> 2).astype(np.uint8)[::-1])  # OpenGL's first row is the bottom row
 
 
 def driver() -> str:
-    """The name of the OpenGL driver that drew, "" before the first drawing."""
+    """Name of the OpenGL driver, "" before the first frame is rendered."""
     return _renderer.gl.driver if _renderer is not None else ""
 
 
@@ -173,11 +179,11 @@ def _read(
     global _renderer, _drawing
     if _ended:
         raise RenderingError(
-            "Python is shutting down: nothing can be drawn any more. Join threads that draw first."
+            "Python is shutting down, so nothing can be rendered any more. Join threads that render before the exit."
         )
     if _drawing:
         raise RenderingError(
-            "a drawing was interrupted by another one of the same thread (a signal handler that draws)"
+            "rendering was interrupted by another call in the same thread; don't render in a signal handler"
         )
     _drawing = True
     try:
@@ -190,7 +196,7 @@ def _read(
             model.geom_rgba[geom, : len(colour)] = colour
         return _renderer.read(model, data, *view)
     except RenderingError:
-        _discard()  # the next drawing starts from nothing
+        _discard()  # the next call creates a new renderer
         raise
     finally:
         _drawing = False
@@ -209,23 +215,24 @@ def _discard() -> None:
 def _check_fork() -> None:
     if _inherited and not all(renderer.gl.survives_fork for renderer in _inherited):
         raise RenderingError(
-            f"this process was forked from one that draws with {_inherited[-1].gl.driver}, which can't be used after a "
-            'fork. Start workers with the method "spawn": multiprocessing.get_context("spawn"), or '
+            f"this process was forked from one that renders with {_inherited[-1].gl.driver}, which can't be used after "
+            'a fork. Start workers with the method "spawn": multiprocessing.get_context("spawn"), or '
             'gym.make_vec(..., vectorization_mode="async", vector_kwargs={"context": "spawn"})'
             + (". Or type: unset LP_NUM_THREADS" if os.environ.get("LP_NUM_THREADS", "0") != "0" else "")
         )
 
 
 def _check_loader(model: mujoco.MjModel) -> None:
-    """Set the renderer up in a forked child first, because MuJoCo ends the process (or waits for ever) if its loader of
-    OpenGL has failed before, and there is no asking it.
+    """Test in a forked child whether a renderer can be set up, and raise a RenderingError if not.
+
+    MuJoCo aborts the process (or hangs) if its OpenGL loader has failed before, and offers no way to query this.
     """
     global _broken
     if _broken:
         raise RenderingError(BROKEN)
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: the child only draws
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is safe here: the child only renders
         pid = os.fork()
     if pid == 0:
         try:
@@ -235,7 +242,7 @@ def _check_loader(model: mujoco.MjModel) -> None:
             try:
                 OffscreenRenderer(model)
             except RenderingError:
-                pass  # the parent will find the same, and say it
+                pass  # the parent will get the same error and report it
             os.write(writing, b"1")
         finally:
             os._exit(0)
@@ -258,7 +265,7 @@ def _release() -> None:
 
 
 def _in_child() -> None:
-    """Leave the parent's context alone: its objects are the parent's, and so may be the threads behind it."""
+    """Set the parent's renderer aside after a fork: its OpenGL objects, and its driver's threads, are the parent's."""
     global _lock, _renderer, _drawing
     _lock, _drawing = threading.RLock(), False
     if _renderer is not None:
@@ -273,7 +280,7 @@ def _end() -> None:
         _discard()
 
 
-# No drawing is in progress while the process is copied, so that a child never inherits half of one.
+# The lock is held during a fork, so that no child is created in the middle of rendering.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_acquire, after_in_parent=_release, after_in_child=_in_child)
 atexit.register(_end)

@@ -1,9 +1,9 @@
-"""The tabletop's MuJoCo model: primitives only, built so that what decides success can be seen at 64 px.
+"""The tabletop's MuJoCo model: geometric primitives, sized so that success is visible at 64 px.
 
-Why these shapes: a world model at 64 px blurs whatever is one or two pixels apart, and what decides success must be
-wider than that. Objects are 6 cm (7.5 px); the open gripper is 13 cm wide and its fingers 6.4 cm deep, so that an object
-within 3.5 cm (more than 4 px) of the hand is caged, and from then on goes where the hand goes, pushed or held. Zones and
-the tray are wider than an object by more than 4 px on either side. The camera sees the whole workspace.
+A world model at 64 px blurs distances of one or two pixels, so the distances that determine success must be larger.
+Objects are 6 cm (7.5 px) wide. The open gripper is 13 cm wide and its fingers are 6.4 cm deep, so that an object within
+3.5 cm (more than 4 px) of the hand is caged and from then on moves with the hand, pushed or grasped. Zones and the tray
+exceed an object by more than 4 px on each side. The front camera sees the whole workspace.
 
 Frames: x to the right of the image, y away from the camera, z up; metres. The gripper's position is the
 point between its finger tips.
@@ -12,7 +12,7 @@ Example::
 
     from envs.tabletop.scene import Physics, build_model
     model = build_model(Physics())
-    model.nq, model.nu  # joints and actuators of one scene
+    model.nq, model.nu  # generalized coordinates and actuators
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ HALF_HEIGHT = {"cube": 0.030, "cylinder": 0.030, "ball": 0.031}
 
 WORKSPACE_LOW = np.array([-0.22, -0.17, 0.006])
 WORKSPACE_HIGH = np.array([0.22, 0.19, 0.17])
-MAX_DELTA = 0.06  # metres a step at action 1
-FINGER_TRAVEL = 0.06  # each finger, metres; opening = sum of both plus nothing at zero
+MAX_DELTA = 0.06  # metres per step at action 1
+FINGER_TRAVEL = 0.06  # travel of each finger, metres
 OPEN_WIDTH = 2 * FINGER_TRAVEL + 0.01
 ZONE_X = 0.135  # |x| beyond which an object counts as inside the left or right zone
 TRAY_HALF = 0.070
-TRAY_RIM = 0.004  # half height of the tray's rim: seen, but no wall that an object tips over
+TRAY_RIM = 0.004  # half the height of the tray's rim: visible, but too low for an object to tip over it
 DRAWER_TRAVEL = 0.08
 BUTTON_TRAVEL = 0.016
 DRAWER_X, DRAWER_Y = -0.115, 0.245
 BUTTON_X, BUTTON_Y = 0.14, 0.215
-WRIST_CAMERA, WRIST_LOOK = (0.0, -0.10, 0.15), (0.0, 0.01, 0.0)  # from the point between the finger tips
+WRIST_CAMERA, WRIST_LOOK = (0.0, -0.10, 0.15), (0.0, 0.01, 0.0)  # position and target, relative to the point between the finger tips
 
 
 @dataclass(frozen=True)
 class Physics:
-    """Everything the Soft domain gets wrong. The defaults are Real's.
+    """Parameters of dynamics and appearance. The defaults are those of Real; Soft has other values.
 
     Args:
         gain: metres moved per commanded metre.
         latency: fraction in [0, 1) of the previous command that is still executed.
-        friction: sliding friction of objects and fingers.
+        friction: sliding friction of objects; the fingers have three times this value.
         damping: damping of free objects, N s/m.
-        mass: kg of an object.
-        bias: constant drift of the hand, metres a step, (3,).
+        mass: mass of an object, kg.
+        bias: constant drift of the hand, metres per step, (3,).
         rotation: hand-eye rotation about z, degrees.
-        camera_shift: metres the camera is moved, (3,).
-        light: multiplies the light.
+        camera_shift: shift of the front camera, metres, (3,).
+        light: factor of the light intensity.
         tint: added to the table's colour, (3,).
     """
 
@@ -81,17 +81,20 @@ class Physics:
     tint: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def softened(self, gap: float, looks: float | None = None) -> Physics:
-        """The software simulator a lab would have.
+        """Physics of Soft, a misspecified software simulator such as a lab would have.
 
         Args:
-            gap: how wrong its dynamics are, in [0, 1]; 0 is Real itself.
-            looks: how wrong camera, light and colour are, in [0, 1]; as `gap` when None.
+            gap: misspecification of the dynamics, in [0, 1]; 0 is identical to Real.
+            looks: misspecification of camera, light and colour, in [0, 1]; None for the value of `gap`.
+
+        Raises:
+            ValueError: `gap` or `looks` is outside [0, 1].
         """
         g, v = gap, gap if looks is None else looks
         for name, value in (("gap", g), ("looks", v)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(
-                    f"{name} must be in [0, 1], got {value}; 0 is Real itself, 1 the largest misspecification"
+                    f"{name} must be in [0, 1], got {value}; 0 is identical to Real, 1 is the largest misspecification"
                 )
         return replace(
             self,
@@ -108,14 +111,17 @@ class Physics:
         )
 
     def randomised(self, width: float, rng: np.random.Generator) -> Physics:
-        """Physics drawn around these: domain randomisation (Tobin et al. 2017; Peng et al. 2018).
+        """Draw physics around these values: domain randomisation (Tobin et al. 2017; Peng et al. 2018).
 
         Args:
-            width: in [0, 1]; at 1 every parameter is spread as far as `softened(1)` moves it, to either side.
-            rng: of the draw.
+            width: in [0, 1]; at 1 every parameter varies by as much as `softened(1)` changes it, in both directions.
+            rng: random generator of the draw.
+
+        Raises:
+            ValueError: `width` is outside [0, 1].
         """
         if not 0.0 <= width <= 1.0:
-            raise ValueError(f"randomise must be in [0, 1], got {width}; 0 is off")
+            raise ValueError(f"randomise must be in [0, 1], got {width}; 0 disables domain randomisation")
 
         def around(spread: float, size: int | None = None) -> Any:
             return width * spread * rng.uniform(-1, 1, size)
@@ -151,12 +157,12 @@ def _object_xml(i: int, shape: str, p: Physics) -> str:
 
 
 def table_rgba(p: Physics) -> np.ndarray:
-    """The table's colour `(4,)` in [0, 1] where a scene does not darken it."""
+    """Colour `(4,)` in [0, 1] of the table in scenes without a dark table."""
     return np.append(np.clip(np.array([0.78, 0.74, 0.68]) + p.tint, 0, 1), 1.0)
 
 
 def _axes(camera: np.ndarray, look: np.ndarray) -> str:
-    """MuJoCo's `xyaxes` of a camera at `camera (3,)` that looks at `look (3,)`."""
+    """MuJoCo's `xyaxes` of a camera at position `camera (3,)` that points at `look (3,)`."""
     back = camera - look
     back /= np.linalg.norm(back)
     right = np.cross([0, 0, 1.0], back)
@@ -250,12 +256,12 @@ def _xml(p: Physics) -> str:
 </mujoco>"""
 
 
-@lru_cache(maxsize=128)  # as many as domain randomisation draws, and a few more
+@lru_cache(maxsize=128)  # more than the 64 variants of domain randomisation
 def build_model(physics: Physics) -> mujoco.MjModel:
-    """Compile the scene; the same `Physics` gives the same (shared, never resized) model within a process."""
+    """Compile the model; equal `Physics` share one model object, which is never resized, within a process."""
     model = mujoco.MjModel.from_xml_string(_xml(physics))
     for i in range(len(SLOT_SHAPES)):
-        # Damping makes a let-go object stop within a step: what is seen is the whole state.
+        # With damping a released object stops within one step, so that a single frame shows the complete state.
         first = int(model.joint(f"object{i}").dofadr[0])
         model.dof_damping[first : first + 3] = physics.damping
         model.dof_damping[first + 3 : first + 6] = physics.damping * 0.004

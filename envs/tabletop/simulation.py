@@ -1,7 +1,6 @@
-"""One tabletop's physics: loads a scene, steps it, draws it, tells the truth about it.
+"""The physics of one tabletop: loads a scene, steps it, renders it and returns its true state and success.
 
-Why a class of its own: environments, experts, collectors and audits all need the physics, and only the
-environments need Gymnasium.
+It is separate from the environments, because experts, data collection and audits need the physics without Gymnasium.
 
 Example::
 
@@ -36,12 +35,16 @@ from envs.tabletop.scene import (
 from envs.tabletop.specs import ImageSize
 from envs.tabletop.tasks import Scene, Truth, judge_truth
 
-SUBSTEPS = 32  # of 6.25 ms: 5 Hz
+SUBSTEPS = 32  # physics steps of 6.25 ms per environment step: 5 Hz
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 class Simulation:
-    """Physics and truth of one scene under `physics`."""
+    """Simulation of one scene.
+
+    Args:
+        physics: parameters of dynamics and appearance.
+    """
 
     def __init__(self, physics: Physics) -> None:
         self.physics = physics
@@ -60,19 +63,19 @@ class Simulation:
             int(m.joint("button").qposadr[0]),
         )
         self._lamp, self._table = int(m.geom("lamp").id), int(m.geom("table").id)
-        # Not what the model shows now: it is shared, and whoever drew last may have left its table dark.
+        # Not read from the model, which is shared: the scene rendered last may have set a dark table.
         self._table_rgba = table_rgba(physics)
         self._previous = np.zeros(4)
         angle = np.deg2rad(physics.rotation)
         self._rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
     def load(self, scene: Scene) -> None:
-        """Put everything where `scene` says and let it settle for 0.2 s."""
+        """Set the state to `scene` and simulate 0.2 s, so that objects settle."""
         self.scene, self.instruction, self.lamp = scene, scene.instruction, False
         d = self.data
         mujoco.mj_resetData(self.model, d)
-        for slot, (address, place) in enumerate(zip(self._objects, scene.positions, strict=True)):
-            if place is None:  # an empty slot rests far outside the picture
+        for slot, (address, pose) in enumerate(zip(self._objects, scene.positions, strict=True)):
+            if pose is None:  # the object of an empty slot is placed far outside the camera's view
                 d.qpos[address : address + 7] = (
                     0.6 + 0.2 * slot,
                     -0.9,
@@ -83,7 +86,7 @@ class Simulation:
                     0,
                 )
                 continue
-            x, y, yaw = place
+            x, y, yaw = pose
             height = HALF_HEIGHT[SLOT_SHAPES[slot]]
             d.qpos[address : address + 7] = (
                 x,
@@ -104,7 +107,7 @@ class Simulation:
         self._refresh()
 
     def _refresh(self) -> None:
-        # Positions as an exact function of qpos: what is drawn and judged is the same after a restore.
+        # Compute positions from qpos only, so that frames and success are bit-exact after a restore.
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
@@ -126,15 +129,15 @@ class Simulation:
         self.lamp = self.lamp or bool(d.qpos[self._button] > 0.7 * BUTTON_TRAVEL)
 
     def draw(self, size: ImageSize, camera: str = "front") -> NDArray[np.uint8]:
-        """What a camera sees, `(height, width, 3)` uint8; the same pixels from any thread."""
-        # Colours belong to the scene, the model is shared: all of them are set at every drawing.
-        shown: dict[int, Any] = {}
+        """Render a camera, `(height, width, 3)` uint8; the pixels are the same in every thread."""
+        # Colours belong to the scene but the model is shared, so all colours are set for every frame.
+        colours: dict[int, Any] = {}
         for slot, geom in enumerate(self._geoms):
             colour = self.scene.colours[slot]
-            shown[geom] = COLOURS[colour] if colour else (0.5, 0.5, 0.5)
-        shown[self._lamp] = (0.15, 1.0, 0.25) if self.lamp else (0.15, 0.15, 0.15)
-        shown[self._table] = (0.45, 0.52, 0.45, 1.0) if self.scene.dark_table else self._table_rgba
-        return draw(self.model, self.data, size, shown, int(self.model.camera(camera).id))
+            colours[geom] = COLOURS[colour] if colour else (0.5, 0.5, 0.5)
+        colours[self._lamp] = (0.15, 1.0, 0.25) if self.lamp else (0.15, 0.15, 0.15)
+        colours[self._table] = (0.45, 0.52, 0.45, 1.0) if self.scene.dark_table else self._table_rgba
+        return draw(self.model, self.data, size, colours, int(self.model.camera(camera).id))
 
     def state(self) -> NDArray[np.float32]:
         """Proprioception (4,) float32: hand x, y, z and finger opening, metres."""
@@ -155,7 +158,7 @@ class Simulation:
         )
 
     def truth(self) -> tuple[bool, float]:
-        """Success now and progress in [0, 1] of the scene's task."""
+        """Current success, and progress in [0, 1], of the scene's task."""
         success, progress = judge_truth(self.scene, self.privileged())
         return bool(success), float(progress)
 
@@ -170,7 +173,8 @@ class Simulation:
         n = mujoco.mj_stateSize(self.model, _STATE)
         if state.shape != (n + 4,):
             raise ValueError(
-                f"physics state has {state.shape[0]} numbers, this model needs {n + 4}: another version saved it"
+                f"the physics state has shape {state.shape}, expected {(n + 4,)}: it was saved by another version; "
+                "start again with reset()"
             )
         mujoco.mj_setState(self.model, self.data, state[:n].copy(), _STATE)
         self._previous = state[n:].copy()

@@ -1,6 +1,6 @@
-"""What the tabletop's numbers mean: cameras, proprioception, actions, and the bounds of the hand.
+"""Specs of the tabletop: cameras, proprioception, actions, and the bounds of the state.
 
-Nothing here needs MuJoCo: what is imagined of the tabletop takes its bounds from here.
+This module does not import MuJoCo, so that imagined environments can use it without a simulator.
 
 Example::
 
@@ -16,9 +16,9 @@ from worldgym.errors import ConfigError
 from worldgym.specs import ActionSpec, Camera, GripperRule, ObservationSpec, Specs, StateField
 
 ImageSize = int | Sequence[int]
-"""Pixels: a number for height and width alike, or (height, width)."""
+"""Image size in pixels: one number for both sides, or (height, width)."""
 CAMERAS = {"front": (64, 64), "wrist": (48, 64)}
-"""Cameras by name, with their default height and width; `wrist` moves with the hand."""
+"""Default (height, width) of each camera; `front` is fixed, `wrist` moves with the hand."""
 MIN_SIZE, MAX_SIZE = 16, 256
 HORIZON, CHUNK = 40, 5
 
@@ -36,9 +36,9 @@ STATE = (
     StateField("z", "ee_position", "m"),
     StateField("opening", "gripper", "m"),
 )
-"""Proprioception: the point between the finger tips, and the opening of the fingers."""
+"""Proprioception: position of the point between the finger tips, and opening of the fingers."""
 STATE_LOW, STATE_HIGH = (-0.3, -0.3, -0.05, -0.01), (0.3, 0.3, 0.3, 0.15)
-"""Bounds of the state, metres: the workspace and the fingers' travel, with 2 cm to spare."""
+"""Bounds of the state, metres: the workspace and the finger travel, with a margin of at least 2 cm."""
 
 
 def tabletop_specs(
@@ -46,15 +46,15 @@ def tabletop_specs(
     image_size: ImageSize = CAMERAS["front"],
     wrist_size: ImageSize = CAMERAS["wrist"],
 ) -> Specs:
-    """Specs of a tabletop with these cameras.
+    """Specs of a tabletop with the given cameras.
 
     Args:
-        cameras: names among `CAMERAS`; the first one is the main camera.
-        image_size: of `front`, pixels.
-        wrist_size: of `wrist`, pixels.
+        cameras: names from `CAMERAS`; the first one is the main camera.
+        image_size: size of the front camera, pixels.
+        wrist_size: size of the wrist camera, pixels.
 
     Raises:
-        ConfigError: no camera, an unknown one, or a size out of range.
+        ConfigError: no camera, an unknown camera, or a size out of range.
     """
     if isinstance(cameras, str) or not cameras or set(cameras) - set(CAMERAS):
         raise ConfigError(
@@ -66,10 +66,10 @@ def tabletop_specs(
 
 
 def height_width(size: ImageSize, name: str = "image_size") -> tuple[int, int]:
-    """Height and width in pixels.
+    """Convert an image size to (height, width) in pixels.
 
     Raises:
-        ConfigError: not one or two whole numbers in range.
+        ConfigError: `size` is not one or two whole numbers in the allowed range.
     """
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(n, int) and MIN_SIZE <= n <= MAX_SIZE for n in pair):

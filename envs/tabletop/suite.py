@@ -1,4 +1,4 @@
-"""The tabletop as a `worldgym.suite.Suite`; MuJoCo is imported when an environment is made.
+"""The tabletop as a `worldgym.suite.Suite`; MuJoCo is imported when an environment is created.
 
 Example::
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TabletopSuite:
-    """Language-conditioned manipulation of primitives, in two domains; see `worldgym.suite.Suite`."""
+    """Language-conditioned manipulation of geometric primitives, in two domains; see `worldgym.suite.Suite`."""
 
     name = "tabletop"
     tasks = TASKS
@@ -41,27 +41,27 @@ class TabletopSuite:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Which colours, combinations, words and looks occur."""
+        """Names of the splits, which differ in colours, combinations, instructions and appearance."""
         return self.manifest().names
 
     def specs_for(self, cameras: Sequence[str] | None = None, image_size: Any = None) -> Specs:
-        """Specs with these cameras, `image_size` of the front one."""
+        """Specs with the given cameras; `image_size` is the size of the front camera."""
         return tabletop_specs(cameras or ("front",), CAMERAS["front"] if image_size is None else image_size)
 
     def manifest(self) -> SplitManifest:
-        """What is held out."""
+        """The split manifest: it defines the held-out colours, combinations, instructions, tasks and seeds."""
         from worldgym.data import SplitManifest
 
         return SplitManifest.load(Path(__file__).parent / "manifest.json")
 
     def make(self, num_envs: int = 1, **settings: Any) -> Any:
-        """`TabletopVectorEnv`."""
+        """Make a `TabletopVectorEnv`."""
         from envs.tabletop.vector import TabletopVectorEnv
 
         return TabletopVectorEnv(num_envs, **settings)
 
     def make_single(self, **settings: Any) -> Any:
-        """`TabletopEnv`."""
+        """Make a `TabletopEnv`."""
         from envs.tabletop.env import TabletopEnv
 
         return TabletopEnv(**settings)
@@ -77,49 +77,49 @@ class TabletopSuite:
         split: str = "seen",
         act: Callable[[dict[str, Any], int], Any] | None = None,
     ) -> Episode:
-        """One logged episode of a scripted hand, or of `act`."""
+        """Run one episode of a scripted behaviour, or of the policy `act`, and return its log."""
         from envs.tabletop.collect import rollout
 
         return rollout(env, task, seed, behaviour, rng, split=split, act=act)
 
     # -- extras ------------------------------------------------------------------------------------------------------
     def expert_action(self, env: Any) -> Any:
-        """What the scripted expert would do now, (4,) float32."""
+        """The scripted expert's action in the current state, (4,) float32."""
         from envs.tabletop.experts import expert_action
 
         return expert_action(env.batch.scene(), env.batch.simulation().privileged())
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What `watched(...).positions` tells of: the hand, and objects by colour."""
+        """Names along the second axis of `watched(...).positions`: the hand, and the objects by colour."""
         from envs.tabletop.positions import PARTS
 
         return PARTS
 
     def watched(self, **settings: Any) -> Any:
-        """A `TabletopEnv` with `positions (T+1, K, 2)`: pixels right and down of the `parts`, nan where absent."""
+        """Make a `TabletopEnv` with `positions (T+1, K, 2)`: pixels (right, down) of the `parts`, nan if absent."""
         from envs.tabletop.positions import WatchedTabletop
 
         return WatchedTabletop(**settings)
 
     def measure_gap(self, gap: float, **settings: Any) -> dict[str, Any]:
-        """Experts in Real, in Soft, and Soft's actions replayed in Real."""
+        """Measure success rates of experts in Real and in Soft, and of the actions from Soft replayed in Real."""
         from envs.tabletop.gap import measure_gap
 
         return measure_gap(gap, **settings)
 
     def frozen_gap(self) -> float:
-        """The gap at which comparisons are decided."""
+        """The fixed gap that comparisons use."""
         from envs.tabletop.gap import frozen
 
         return float(frozen()["gap"])
 
     def driver(self) -> str:
-        """The name of the OpenGL driver that drew, "" before the first drawing."""
+        """Name of the OpenGL driver, "" before the first frame is rendered."""
         from envs.tabletop.render import driver
 
         return driver()
 
     def task_of(self, instruction: str) -> str:
-        """The verb that an instruction names."""
+        """The task of an instruction."""
         return task_of(instruction)

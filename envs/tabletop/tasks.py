@@ -1,7 +1,8 @@
-"""Scenes and success: what a start state is, how it is drawn, when an instruction is fulfilled.
+"""Start states (scenes), their random generation, and the success conditions of the tasks.
 
-A `Scene` is plain data (JSON both ways). It is wholly determined by (seed, task, split), so two policies can be
-compared from the same starts in any process. Splits decide which colours, combinations, words and looks occur.
+A `Scene` is plain data that can be converted to and from JSON. It is fully determined by (seed, task, split), so two
+policies can be compared from the same start states in any process. A split determines the colours, combinations,
+instructions and appearance that occur.
 
 Example::
 
@@ -31,21 +32,21 @@ from envs.tabletop.scene import (
 )
 
 SPLITS = ("seen", "unseen_combination", "unseen_object", "unseen_instruction", "unseen_scene", "unseen_task")
-UNSEEN_COLOUR = "cyan"  # of `unseen_object`: never in a seen scene
-HELD_OUT_TARGETS = frozenset(  # of `unseen_combination`: seen as distractors, never as the target
+UNSEEN_COLOUR = "cyan"  # colour of the target in `unseen_object`; it does not occur in seen scenes
+HELD_OUT_TARGETS = frozenset(  # targets of `unseen_combination`; in seen scenes they occur as distractors only
     {("red", "ball"), ("green", "cylinder"), ("blue", "cube"), ("yellow", "ball"), ("purple", "cylinder")}
 )
 UNSEEN_TASK = "stack"
 NEEDS_OBJECT = frozenset({"reach", "push", "pick_place", "stack"})
 
-REACH_RADIUS = 0.045  # 5.5 px: an imagined hand is off by one or two
+REACH_RADIUS = 0.045  # 5.5 px; the position error of an imagined hand is one or two pixels
 REACH_HEIGHT = 0.085
-RELEASED = 0.085  # finger opening above which nothing of an object's width can be held
+RELEASED = 0.085  # finger opening above which no object can be grasped
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A start state. Positions in metres; `objects` has one entry a slot, None where the slot is empty."""
+    """A start state. Positions are in metres; `colours` and `positions` have one entry per slot, None if empty."""
 
     seed: int
     task: str
@@ -63,7 +64,7 @@ class Scene:
     dark_table: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, strings and numbers."""
+        """Convert to plain lists, strings and numbers."""
         return asdict(self)
 
     @staticmethod
@@ -76,18 +77,18 @@ class Scene:
         return Scene(**data)
 
     def name(self, slot: int) -> str:
-        """The words for the object in `slot`: colour and shape."""
+        """Name of the object in `slot` in instructions: colour and shape."""
         return f"{self.colours[slot]} {SLOT_SHAPES[slot]}"
 
 
 def _colours(rng: np.random.Generator, split: str, task: str) -> tuple[list[str | None], int]:
-    """Colours of the slots and the target's slot, as the split allows."""
+    """Draw the colours of the slots and the target's slot, as the split requires."""
     seen = [c for c in COLOURS if c != UNSEEN_COLOUR]
     slots = 4 if split == "unseen_scene" else 3
     for _ in range(1000):
         palette = list(rng.permutation(seen)[:slots])
-        # A ball is never stacked nor stacked on. Nor pushed: it rolls out of the hand's way, policies move it to the
-        # zone one time in five, and which time cannot be seen at 64 px.
+        # A ball is never part of a stack and never pushed: it rolls away from the hand. Policies move it to the zone
+        # one time in five, and at 64 px the successful pushes look the same as the failed ones.
         movable = 2 if task in ("push", "stack") else 3
         target = int(rng.integers(movable))
         if split == "unseen_object":
@@ -107,9 +108,9 @@ def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
 def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: str) -> bool:
     d = np.abs(xy[:, None] - xy[None])
     i, j = _pairs(len(xy))
-    # An open hand over one object must not touch its neighbour. Four objects find no such places beside a tray and a
-    # free lane; there a near neighbour may be brushed. In metres: between objects in x, in y, to the tray, to the lane
-    # of a push.
+    # An open hand over one object must not touch its neighbour. With four objects, a tray and a free lane there is not
+    # enough space for this, so the hand may touch a neighbour. Distances in metres: between objects in x, between
+    # objects in y, to the tray, to the lane of a push.
     apart_x, apart_y, tray_gap, lane = (0.12, 0.08, 0.11, 0.085) if len(xy) < 4 else (0.10, 0.07, 0.10, 0.075)
     if np.any((d[i, j, 0] < apart_x) & (d[i, j, 1] < apart_y)):
         return False
@@ -133,7 +134,8 @@ def _layout_ok(xy: np.ndarray, tray: np.ndarray, task: str, target: int, side: s
     return True
 
 
-# A group's attempts share a start, and policies are measured from the same ones; drawing one takes 10 ms.
+# Cached because the rollouts of a group share a start state, policies are evaluated on the same start states, and
+# drawing one takes 10 ms.
 @lru_cache(maxsize=8192)
 def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
     """Draw the start state of (seed, task, split).
@@ -152,7 +154,7 @@ def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
     n = sum(c is not None for c in colours)
     wide = (
         0.14 if task in ("reach", "push", "pick_place") else 0.15
-    )  # drawer and button tasks keep the back free
+    )  # range of |x| in which objects are placed
     for _ in range(20000):
         xy = rng.uniform((-wide, -0.15), (wide, 0.11), (n, 2))
         tray = rng.uniform((-0.08, -0.135), (0.08, 0.08))
@@ -186,7 +188,7 @@ def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the simulator knows: `hand` (3,), `opening`, `objects` (4,3), `drawer`, `button` (m), `lamp`."""
+    """True state of the simulator: `hand` (3,), `opening`, `objects` (4,3), `drawer`, `button` (m), `lamp`."""
 
     hand: np.ndarray
     opening: float
@@ -197,7 +199,7 @@ class Truth:
 
 
 def judge_truth(scene: Scene, s: Truth) -> tuple[bool, float]:
-    """Success now, and progress in [0, 1] (a rubric of equal milestones), of the scene's own task."""
+    """Current success, and progress in [0, 1], of the scene's task; progress adds up weighted milestones."""
     tray = np.array(scene.tray)
     obj = s.objects[scene.target]
     height = HALF_HEIGHT[SLOT_SHAPES[scene.target]]

@@ -1,14 +1,14 @@
-"""The tabletop as a Gymnasium vector environment: the implementation; the single one is its batch-of-one view.
+"""The tabletop as a Gymnasium vector environment. The single environment `TabletopEnv` wraps it with a batch of one.
 
 Task Description
     A two-finger hand on Cartesian axes, a cube, a cylinder and a ball of different colours, a tray, two zones,
-    a drawer and a button. An English instruction names what to do: reach, push, pick and place, stack, open or
-    close the drawer, press the button. `domain="real"` plays the robot; `domain="soft", gap=g` is the
-    misspecified software simulator of a lab (g = 0 is Real itself).
+    a drawer and a button. An English instruction describes the task: reach, push, pick and place, stack, open or
+    close the drawer, press the button. `domain="real"` stands in for the robot; `domain="soft", gap=g` is the
+    misspecified software simulator of a lab (g = 0 is identical to Real).
 Randomizations
-    Colours, positions, tray, hand, paraphrase; wholly determined by (seed, task, split).
+    Colours, positions, tray, hand, paraphrase; fully determined by (seed, task, split).
 Success Conditions
-    See `envs.tabletop.tasks.judge_truth`. All of them can be seen in a 64 px frame of the front camera.
+    See `envs.tabletop.tasks.judge_truth`. All of them are visible in a 64 px frame of the front camera.
 
 Example::
 
@@ -41,7 +41,7 @@ from worldgym.imagination.slot_env import SlotVectorEnv, Status
 from worldgym.specs import Camera
 
 MAGIC = b"WGTT1"
-VARIANTS = 64  # draws of domain randomisation
+VARIANTS = 64  # number of different physics in domain randomisation
 
 
 def observation_space(
@@ -49,34 +49,37 @@ def observation_space(
     instruction: InstructionMode = "text",
     cameras: Sequence[str] = ("front",),
 ) -> spaces.Dict:
-    """One slot's observation: pictures (H,W,3) u8, instruction as text or as a sentence embedding (384,) f32, and state
-    (4,) f32 = hand x, y, z and finger opening in metres.
+    """Observation space of one slot.
+
+    Images (H,W,3) u8, the instruction as text or as a sentence embedding (384,) f32, and the state (4,) f32: hand x, y,
+    z and finger opening, in metres.
     """
     spec = tabletop_specs(cameras, image_size).observation
     return observations.observation_space(spec, instruction, STATE_LOW, STATE_HIGH)
 
 
 class TabletopVectorEnv(SlotVectorEnv):
-    """N tabletops in one process, drawn by one renderer.
+    """N tabletops in one process, rendered by one renderer.
 
     Args:
-        num_envs: number of slots.
+        num_envs: number of slots, i.e. parallel environments.
         domain: `"real"` or `"soft"`.
-        gap: misspecification of `"soft"` in [0, 1].
-        looks: that of its camera, light and colours alone, in [0, 1]; as `gap` when None.
-        randomise: in [0, 1]; each episode of `"soft"` gets physics and looks of its own, drawn so far around them (one
-            of 64 draws, since each has to be compiled).
-        task: one of the seven verbs, or None for a random one per episode.
-        split: which start states and words are drawn.
-        cameras: `"front"`, `"wrist"` or both; the first one is `image`, a second one `image_<name>`.
-        image_size: of the front camera: pixels, 16..256, a number or (height, width).
-        wrist_size: of the wrist camera.
+        gap: misspecification of the dynamics of `"soft"`, in [0, 1].
+        looks: misspecification of the camera, light and colours of `"soft"`, in [0, 1]; None for the value of `gap`.
+        randomise: width of domain randomisation in `"soft"`, in [0, 1]. Each episode draws dynamics and appearance
+            around those of `gap` and `looks`, from 64 variants, because each variant has to be compiled.
+        task: one of the seven tasks, or None for a random one per episode.
+        split: split of start states and instructions.
+        cameras: `"front"`, `"wrist"` or both; observations of the first one have the key `image`, of a second one
+            `image_<name>`.
+        image_size: size of the front camera in pixels, 16..256, one number or (height, width).
+        wrist_size: size of the wrist camera.
         **settings: horizon (steps of 0.2 s), max_episode_steps, chunk, flat_actions, terminate_on_success, render_mode,
             autoreset_mode, instruction as in `SlotVectorEnv`.
 
     Raises:
-        ConfigError: an unknown camera, or an impossible size.
-        ValueError: another impossible setting.
+        ConfigError: an unknown camera, or an invalid size.
+        ValueError: another invalid setting.
     """
 
     option_names = ("task", "split", "instruction", "state", "scene")
@@ -119,19 +122,19 @@ class TabletopVectorEnv(SlotVectorEnv):
         self.gap, self.looks, self.randomise, self.task, self.split = gap, looks, randomise, task, split
         self.image_size = height_width(image_size)
         self._physics = Physics().softened(gap, looks)
-        self._physics.randomised(randomise, np.random.default_rng(0))  # refuses what cannot be drawn
+        self._physics.randomised(randomise, np.random.default_rng(0))  # raises a ValueError for an invalid width
         self._sims = [Simulation(self._physics) for _ in range(num_envs)]
         self._variant = np.zeros(num_envs, np.int64)
 
     # -- one slot ----------------------------------------------------------------------------------------------------
     def start_slot(self, i: int, seed: int | None, options: dict[str, Any]) -> None:
-        """Draw a scene, or take the one in `options`.
+        """Start an episode from a new scene, or from the scene or state in `options`.
 
         Args:
-            i: the slot.
-            seed: decides the scene, with task and split; drawn from the slot's generator when None.
-            options: `task`, `split`, `instruction` (text), `state` (bytes of `save_state`), `scene` (as `scene()` of
-                the single environment gives it).
+            i: index of the slot.
+            seed: determines the scene, together with task and split; None draws it from the slot's generator.
+            options: `task`, `split`, `instruction` (text), `state` (bytes from `save_state`), `scene` (a `Scene`, or
+                the data that `scene()` of the single environment returns).
         """
         rng = self.np_random[i]
         if options.get("state") is not None:
@@ -151,39 +154,39 @@ class TabletopVectorEnv(SlotVectorEnv):
             self._sims[i].instruction = str(options["instruction"])
 
     def step_slot(self, i: int, action: NDArray[np.float32]) -> None:
-        """Advance 0.2 s under `action (4,)`."""
+        """Advance slot `i` by 0.2 s with `action (4,)`."""
         self._sims[i].step(action)
 
     def status_slot(self, i: int) -> Status:
-        """Success, progress, state (4,), instruction and task."""
+        """Success, progress, state (4,), instruction and task of slot `i`."""
         sim = self._sims[i]
         return Status(*sim.truth(), sim.state(), sim.instruction, sim.scene.task)
 
     def draw_slot(self, i: int, camera: Camera) -> NDArray[np.uint8]:
-        """What that camera sees."""
+        """Render `camera` of slot `i`, `(height, width, 3)` uint8."""
         return self._sims[i].draw(camera.size, camera.name)
 
     def _vary(self, i: int, variant: int) -> None:
-        """Physics of slot `i`: one of the draws around those of the domain."""
+        """Set the physics of slot `i` to one of the variants of domain randomisation."""
         self._variant[i] = variant
         self._sims[i] = Simulation(self._physics.randomised(self.randomise, np.random.default_rng(variant)))
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def scene(self, i: int = 0) -> Scene:
-        """The start state that slot `i` was drawn from."""
+        """The start state of slot `i`."""
         return self._sims[i].scene
 
     def simulation(self, i: int = 0) -> Simulation:
-        """The simulator of slot `i` (privileged: experts and audits only)."""
+        """The simulation of slot `i`; it gives access to the true state, for experts and audits only."""
         return self._sims[i]
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
-        """One `(256, 256, 3)` uint8 frame of the front camera a slot with `render_mode="rgb_array"`."""
+        """Render one `(256, 256, 3)` uint8 frame of the front camera per slot; None without a `render_mode`."""
         return None if self.render_mode is None else tuple(s.draw(256) for s in self._sims)
 
     # -- saving ------------------------------------------------------------------------------------------------------
     def save_state(self, i: int = 0) -> bytes:
-        """Slot `i`, bit for bit, as bytes that any process can restore."""
+        """The complete state of slot `i` as bytes, which any process can restore bit-exactly."""
         sim = self._sims[i]
         head = json.dumps(
             {
@@ -196,7 +199,7 @@ class TabletopVectorEnv(SlotVectorEnv):
         return MAGIC + struct.pack("<I", len(head)) + head + sim.physics_state().tobytes()
 
     def restore_state(self, state: bytes, i: int = 0) -> None:
-        """Put slot `i` back; the next steps are the same bits as they were after `save_state`."""
+        """Restore slot `i`; the following steps are bit-identical to those after `save_state`."""
         self._restore_slot(i, state)
         self._over[i], self._stale[i], self._started = False, True, True
 
