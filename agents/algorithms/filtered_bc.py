@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Self
 
+from agents.algorithms.improver import OptimizerImprover
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 
@@ -45,7 +47,7 @@ class FilteredBCConfig:
             raise ConfigError(f"lr must be positive, epochs and batch_size at least 1; got {self}")
 
 
-class FilteredBC:
+class FilteredBC(OptimizerImprover):
     """Improver that maximises the log-likelihood of the choices in valid successful trajectories, up to success.
 
     Args:
@@ -54,8 +56,11 @@ class FilteredBC:
 
     def __init__(self, config: FilteredBCConfig | None = None) -> None:
         self.config = config or FilteredBCConfig()
-        self.iteration = 0
-        self._optimizer: torch.optim.AdamW | None = None
+
+    @classmethod
+    def for_rl(cls, lr: float, seed: int) -> Self:
+        """Filtered behaviour cloning with the settings of an RL run."""
+        return cls(FilteredBCConfig(lr=lr, seed=seed))
 
     def update(self, policy: Any, rollouts: Rollouts) -> dict[str, float]:
         """Clone the successes in place; returns loss, steps, trajectories_kept. Without a success, changes nothing."""
@@ -65,8 +70,7 @@ class FilteredBC:
         self.iteration += 1
         if len(good) == 0:
             return {"loss": 0.0, "steps": 0.0, "trajectories_kept": 0.0, "reward": rollouts.success_rate()}
-        if self._optimizer is None:
-            self._optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
+        optimizer = self.optimizer(policy)
         where = rollouts.mask[good].nonzero()
         row, chunk = good[where[:, 0]], where[:, 1]
         policy.eval()
@@ -77,10 +81,10 @@ class FilteredBC:
                 r, c = row[part], chunk[part]
                 now = policy.evaluate(rollouts.observation(r, c), rollouts.trace_at(r, c)).log_probs
                 loss = -sum(config.weights.get(name, 1.0) * value.mean() for name, value in now.items())
-                self._optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
-                self._optimizer.step()
+                optimizer.step()
                 losses.append(float(loss.detach()))
         return {
             "loss": float(np.mean(losses)),

@@ -19,21 +19,20 @@ Example::
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
+from agents.algorithms.improver import OptimizerImprover
 from agents.algorithms.parameters import component_of, learned_parameters
 from agents.algorithms.sft import ChunkDataset
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
-from worldgym.utils.train_state import TrainState
 
 TOTALS = ("clip_fraction", "approx_kl", "entropy")
 """Scalars reported for each component; those of the action have no prefix."""
@@ -126,7 +125,7 @@ def group_advantages(
     return advantages, keep
 
 
-class GRPO:
+class GRPO(OptimizerImprover):
     """Improver that updates a policy in place from grouped rollouts.
 
     Args:
@@ -142,19 +141,17 @@ class GRPO:
         if self.config.bc_coef > 0 and demos is None:
             raise ConfigError("bc_coef > 0 needs demonstrations: GRPO(config, demos=chunk_dataset(episodes))")
         self.demos = demos
-        self.iteration = 0
-        self._optimizer: torch.optim.AdamW | None = None
 
-    def optimizer(self, policy: Any) -> torch.optim.AdamW:
-        """Return the optimizer of `policy`, created on first use."""
-        if self._optimizer is None:
-            self._optimizer = torch.optim.AdamW(
-                learned_parameters(policy, self.config.learn),
-                lr=self.config.lr,
-                weight_decay=self.config.weight_decay,
-                betas=(0.9, 0.99),
-            )
-        return self._optimizer
+    @classmethod
+    def for_rl(cls, lr: float, updates: int, seed: int, learn: str) -> Self:
+        """GRPO with the settings of an RL run."""
+        return cls(GRPOConfig(lr=lr, updates=updates, seed=seed, learn=learn))
+
+    def make_optimizer(self, policy: Any) -> torch.optim.AdamW:
+        """A new optimizer of the component of `policy` that is learned."""
+        config = self.config
+        weights = learned_parameters(policy, config.learn)
+        return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
 
     def update(self, policy: Any, rollouts: Rollouts) -> dict[str, float]:
         """Run one iteration.
@@ -253,19 +250,6 @@ class GRPO:
         loss, binds = clipped_objective(log_ratio, advantage, config.clip_low, config.clip_high)
         kl = torch.expm1(-log_ratio) + log_ratio  # k3 estimate of KL(old || new), always >= 0
         return loss, kl, binds, float(log_ratio.detach().max().exp())
-
-    # -- resuming ---------------------------------------------------------------------------------------------
-
-    def save(self, policy: Any, folder: str | Path, meta: dict[str, Any] | None = None) -> None:
-        """Write policy weights, optimizer moments and the iteration count; no pickle."""
-        values = {"iteration": self.iteration, "config": dataclasses.asdict(self.config), "user": meta or {}}
-        TrainState(folder).save(policy, self.optimizer(policy), values)
-
-    def load(self, policy: Any, folder: str | Path) -> dict[str, Any]:
-        """Inverse of `save`; returns the `meta` passed to `save`."""
-        values = TrainState(folder).load(policy, self.optimizer(policy))
-        self.iteration = int(values["iteration"])
-        return dict(values["user"])
 
 
 def prefix(component: str) -> str:

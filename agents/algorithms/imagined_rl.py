@@ -24,6 +24,8 @@ import numpy as np
 import torch
 
 from agents.algorithms.grpo import GRPO, GRPOConfig
+from agents.algorithms.improver import make_improver
+from agents.algorithms.parameters import learned_parameters
 from agents.algorithms.self_imitation import SelfImitation, SelfImitationConfig
 from agents.algorithms.sft import average_weights
 from agents.data.demonstrations import ChunkDataset
@@ -91,11 +93,13 @@ class ImaginedRLConfig:
 
     Args:
         rollout: settings of the imagined rollouts.
-        grpo: policy-gradient update; None disables it.
+        grpo: settings of the policy-gradient update; None disables it. Another improver gets its lr, updates, seed and
+            learn.
         imitation: supervised update on judged successes and demonstrations; `steps=0` disables it.
         ema: decay per round of the averaged weights.
         actor: the policy that generates the rollouts: `current`, or always `initial` (iterated SFT).
         seed: seed of all randomness.
+        improver: registered improver that updates the policy from rollouts (`worldgym.registry.IMPROVERS`).
     """
 
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -104,6 +108,12 @@ class ImaginedRLConfig:
     ema: float = 0.8
     actor: Literal["current", "initial"] = "current"
     seed: int = 0
+    improver: str = "grpo"
+
+    @property
+    def update(self) -> GRPOConfig:
+        """Settings of the improver: those of `grpo`, or its defaults where `grpo` is None."""
+        return self.grpo or GRPOConfig()
 
 
 class ImaginedRLTrainer:
@@ -122,6 +132,7 @@ class ImaginedRLTrainer:
 
     Raises:
         CheckpointError: starts, demonstrations, policy and world model are incompatible.
+        ConfigError: the policy has no such component to learn, or the improver cannot be used here.
     """
 
     def __init__(
@@ -145,9 +156,20 @@ class ImaginedRLTrainer:
         self.policy, self.average = make_policy(), make_policy()
         check_frames(world_model, starts.starts, demos)
         check_chunks(world_model, self.policy, demos)
-        self.improver = GRPO(config.grpo or GRPOConfig())
+        for learn, used in ((config.update.learn, config.grpo), (config.imitation.learn, config.imitation.steps)):
+            if used:
+                learned_parameters(self.policy, learn)  # raises before anything is imagined
+        self.improver = self._improver(demos)
         self.imitation = SelfImitation(demos, config.imitation)
         self.history: list[dict[str, float]] = []
+
+    def _improver(self, demos: ChunkDataset) -> Any:
+        given = self.config.update
+        if self.config.improver == "grpo":
+            return GRPO(given)
+        return make_improver(
+            self.config.improver, lr=given.lr, updates=given.updates, seed=given.seed, learn=given.learn, demos=demos
+        )
 
     def stream(self, number: int) -> int:
         """Return the seed of round `number`."""
@@ -157,8 +179,8 @@ class ImaginedRLTrainer:
         """Run one round: imagine, judge, update, average.
 
         Returns:
-            scalars, also appended to `history`: those of GRPO and of the imitation, success_rate, ep_len_mean (steps),
-            valid (fraction), groups_share, updates, imagined_steps (cumulative), and seconds per stage.
+            scalars, also appended to `history`: those of the improver and of the imitation, success_rate, ep_len_mean
+            (steps), valid (fraction), groups_share, updates, imagined_steps (cumulative), and seconds per stage.
         """
         config, number = self.config, len(self.history)
         rng = np.random.default_rng([config.seed, number])
@@ -172,8 +194,10 @@ class ImaginedRLTrainer:
             **self.imitation.update(self.policy, rollouts),
         }
         spent = time.perf_counter() - began
-        grpo = self.improver.config
-        learned = min(scalars.get("trajectories_kept", 0.0), grpo.updates) * grpo.epochs
+        learned = scalars.get("steps", 0.0)
+        if isinstance(self.improver, GRPO):
+            given = self.improver.config
+            learned = min(scalars.get("trajectories_kept", 0.0), given.updates) * given.epochs
         before = self.history[-1]["imagined_steps"] if self.history else 0.0
         row = {
             **{k: float(v) for k, v in scalars.items()},
@@ -181,7 +205,7 @@ class ImaginedRLTrainer:
             "success_rate": rollouts.success_rate(),
             "ep_len_mean": float(rollouts.lengths.float().mean()) * self.policy.chunk,
             "valid": float(rollouts.valid.float().mean()),
-            "groups_share": scalars["groups_kept"] / max(1.0, scalars["groups"]),
+            "groups_share": scalars.get("groups_kept", 0.0) / max(1.0, scalars.get("groups", 0.0)),
             "updates": learned + scalars["imitation_steps"],
             "imagined_steps": before + rollouts.frames_used,
             "seconds_update": spent,

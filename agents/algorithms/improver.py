@@ -1,0 +1,76 @@
+"""Improvers by name, and what those with one optimizer share.
+
+Example::
+
+    improver = make_improver("filtered_bc", lr=1e-4, seed=0, demos=demos)
+    improver.update(policy, rollouts)["loss"]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldgym.errors import ConfigError
+from worldgym.registry import IMPROVERS, accepted
+from worldgym.utils.train_state import TrainState, plain_facts
+
+NEEDED = ("update", "save", "load")
+
+
+class OptimizerImprover:
+    """Base of an improver with one optimizer: an iteration count, `save` and `load`.
+
+    A subclass sets `config` (a dataclass) and defines `update` and `make_optimizer`.
+    """
+
+    config: Any
+    iteration: int = 0
+    _optimizer: torch.optim.Optimizer | None = None
+
+    def make_optimizer(self, policy: Any) -> torch.optim.Optimizer:
+        """A new optimizer of the weights that are learned."""
+        return torch.optim.AdamW(policy.parameters(), lr=self.config.lr, weight_decay=0.0)
+
+    def optimizer(self, policy: Any) -> torch.optim.Optimizer:
+        """The optimizer, made at the first call."""
+        if self._optimizer is None:
+            self._optimizer = self.make_optimizer(policy)
+        return self._optimizer
+
+    def save(self, policy: Any, folder: str | Path, meta: dict[str, Any] | None = None) -> None:
+        """Write the policy's weights, the optimizer's state, the iteration count and `meta`; no pickle."""
+        values = {"iteration": self.iteration, "config": plain_facts(vars(self.config)), "user": meta or {}}
+        TrainState(folder).save(policy, self.optimizer(policy), values)
+
+    def load(self, policy: Any, folder: str | Path) -> dict[str, Any]:
+        """Inverse of `save`; returns its `meta`."""
+        values = TrainState(folder).load(policy, self.optimizer(policy))
+        self.iteration = int(values["iteration"])
+        return dict(values["user"])
+
+
+def make_improver(name: str, **settings: Any) -> Any:
+    """The registered improver `name`, made by its classmethod `for_rl` if it has one, else by its constructor.
+
+    Args:
+        name: registered in `worldgym.registry.IMPROVERS`.
+        **settings: of the run: `lr`, `updates` (optimizer steps a round), `seed`, `learn` (`all` or a component of the
+            policy), `demos` (`ChunkDataset`). The call gets those that it names.
+
+    Returns:
+        an object with `update(policy, rollouts)`, `save(policy, folder, meta)` and `load(policy, folder) -> meta`.
+
+    Raises:
+        ConfigError: unknown name, or a class without one of these methods.
+    """
+    kind = IMPROVERS.get(name)
+    if lacking := [method for method in NEEDED if not hasattr(kind, method)]:
+        raise ConfigError(
+            f"improver {name!r} ({kind.__name__}) cannot be used for RL: it has no {', '.join(lacking)}. Take "
+            "'grpo' or 'filtered_bc', or derive the class from agents.algorithms.improver.OptimizerImprover"
+        )
+    make = getattr(kind, "for_rl", kind)
+    return make(**accepted(make, settings))
