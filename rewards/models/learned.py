@@ -383,10 +383,10 @@ class LearnedJudge(
         logits = [
             self.forward(
                 to_float(part.to(self.device)),
-                words.to(self.device),
+                embedding.to(self.device),
                 None if state is None else state.to(self.device),
             )
-            for part, words, state in zip(
+            for part, embedding, state in zip(
                 last.split(self.config.max_batch), text.split(self.config.max_batch), rows, strict=False
             )
         ]

@@ -263,21 +263,21 @@ class VlmJudge:
     def _inputs(self, videos: np.ndarray, instructions: Sequence[str]) -> Any:
         from PIL import Image
 
-        size, pictures, texts = self.config.size, [], []
+        size, images, texts = self.config.size, [], []
         for video, instruction in zip(videos, instructions, strict=True):
             shown = [
                 Image.fromarray(frame).resize(enlarged(frame.shape[:2], size), Image.Resampling.BICUBIC)
                 for frame in shown_frames(video, self.config.stride)
             ]
             prompt = self.config.asked.replace("{instruction}", instruction)
-            pictures.append(shown)
+            images.append(shown)
             if getattr(self.processor, "chat_template", None):
                 content = [{"type": "image"} for _ in shown] + [{"type": "text", "text": prompt}]
                 turn = [{"role": "user", "content": content}]
                 texts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True))
             else:
                 texts.append(f"{getattr(self.processor, 'image_token', '<image>')}" * len(shown) + prompt)
-        inputs = self.processor(images=pictures, text=texts, return_tensors="pt", padding=True)
+        inputs = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
         return inputs.to(self.model.device)
 
     def _yes_no(self, inputs: Any) -> list[dict[str, Any]]:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from rewards.models.learned import LearnedJudge
 
 GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+"""Candidate thresholds."""
 RIDGE = 1e-3
+"""Ridge regularisation of the linear map from instruction embeddings to logit shifts."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def best_thresholds(looks: Sequence[Looks], grid: Sequence[float] = GRID) -> dic
     """Find the threshold of each task that maximises `worst_rate`, by coordinate ascent over the tasks.
 
     Args:
-        looks: verdicts on the imagined episodes of one policy each.
+        looks: one `Looks` per policy, with the verdicts on its imagined episodes.
         grid: candidate thresholds.
 
     Raises:

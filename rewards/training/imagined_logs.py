@@ -114,8 +114,8 @@ def episode_verdicts(
         unique_steps = np.unique(steps)
         frames = torch.from_numpy(dreams.frames[rows.start + unique_steps])
         states = torch.from_numpy(dreams.states[rows.start + unique_steps])
-        words = [dreams.instructions[episode]] * len(unique_steps)
-        p = judged(judge, frames[:, None], words, states).p_success.cpu().numpy()
+        instructions = [dreams.instructions[episode]] * len(unique_steps)
+        p = judged(judge, frames[:, None], instructions, states).p_success.cpu().numpy()
         so_far = np.maximum.accumulate(dreams.success[rows])
         probabilities[m], truth[m] = p[np.searchsorted(unique_steps, steps)], so_far[steps]
     return probabilities, truth

@@ -173,9 +173,9 @@ def train_latent_judge(
             "tokenizer": fingerprint(tokenizer),
         })
     )  # fmt: skip
-    words = torch.from_numpy(embed(sorted({t for texts in sources[0].train.texts.values() for t in texts})))
-    judge.text_mean.copy_(words.mean(0))
-    judge.text_std.copy_(words.std(0, correction=0).clamp_min(0.01))
+    embeddings = torch.from_numpy(embed(sorted({t for texts in sources[0].train.texts.values() for t in texts})))
+    judge.text_mean.copy_(embeddings.mean(0))
+    judge.text_std.copy_(embeddings.std(0, correction=0).clamp_min(0.01))
     if judge.reads.state:
         judge.state_mean.copy_(torch.from_numpy(arrays.states.mean(0)))
         judge.state_std.copy_(torch.from_numpy(arrays.states.std(0)).clamp_min(1e-4))
@@ -248,10 +248,10 @@ class _Source:
     """Latents with labels, split into training pairs (`train`) and held-out pairs (`held`)."""
 
     def __init__(
-        self, arrays: EpisodeArrays, latents: Tensor, train: np.ndarray, held: np.ndarray, near_share: float
+        self, arrays: EpisodeArrays, latents: Tensor, train: np.ndarray, held_out: np.ndarray, near_share: float
     ) -> None:
         self.arrays, self.latents = arrays, latents
-        self.train, self.held = PairSampler(arrays, train, near_share), PairSampler(arrays, held)
+        self.train, self.held = PairSampler(arrays, train, near_share), PairSampler(arrays, held_out)
 
     def draw(self, pairs: PairSampler, count: int, rng: np.random.Generator) -> _Drawn:
         """Draw `count` pairs with their true labels."""

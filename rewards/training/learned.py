@@ -211,18 +211,18 @@ def train_judge(
         hard_count = 0 if hard is None else round(config.hard_share * config.batch_size)
         rows, texts, labels, _ = train.sample(max(1, config.batch_size - imagined_count - hard_count), rng)
         if hard is not None:
-            hard_rows, words, verdicts = hard.sample(hard_count, rng)
+            hard_rows, more_texts, more_labels = hard.sample(hard_count, rng)
             rows, texts, labels = (
-                np.concatenate([rows, hard_rows]), texts + words, np.concatenate([labels, verdicts])
+                np.concatenate([rows, hard_rows]), texts + more_texts, np.concatenate([labels, more_labels])
             )  # fmt: skip
         frames, states = augment(torch.from_numpy(arrays.frames[rows]), rng, config), arrays.states[rows]
         if tokenizer is not None:
             half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
             frames[half] = reconstruct(tokenizer, frames[half], config.latent_noise, generator)
         if imagined_pairs is not None and dreams is not None and imagined_count:
-            more, words, verdicts, _ = imagined_pairs.sample(imagined_count, rng)
+            more, more_texts, more_labels, _ = imagined_pairs.sample(imagined_count, rng)
             frames = torch.cat([frames, augment(torch.from_numpy(dreams.frames[more]), rng, config)])
-            texts, labels = texts + words, np.concatenate([labels, verdicts])
+            texts, labels = texts + more_texts, np.concatenate([labels, more_labels])
             states = np.concatenate([states, dreams.states[more]])
         for group in optimizer.param_groups:
             warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))

@@ -193,8 +193,8 @@ def _teacher_labels(
     for first in range(0, count, 64):
         part = np.repeat(rows[first : first + 64], ASKED)
         frames, states = torch.from_numpy(arrays.frames[part]), torch.from_numpy(arrays.states[part])
-        words = [text for sentences in texts[first : first + 64] for text in sentences]
-        p.append(judged(teacher, frames[:, None], words, states).p_success.cpu().float().view(-1, ASKED))
+        instructions = [text for sentences in texts[first : first + 64] for text in sentences]
+        p.append(judged(teacher, frames[:, None], instructions, states).p_success.cpu().float().view(-1, ASKED))
     return _TeacherLabels(rows, texts, torch.cat(p))
 
 

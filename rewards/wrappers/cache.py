@@ -67,8 +67,8 @@ class CachedJudge:
         fresh: dict[str, tuple[float, Tensor | None, Any]] = {}
         failed: dict[str, Any] = {}
         if missing:
-            words = [instructions[i] for i in missing]
-            verdict = judged(self.judge, frames[missing], words, None if states is None else states[missing])
+            texts = [instructions[i] for i in missing]
+            verdict = judged(self.judge, frames[missing], texts, None if states is None else states[missing])
             for row, i in enumerate(missing):
                 raw = verdict.raw[row] if row < len(verdict.raw) else None
                 progress = None if verdict.progress is None else verdict.progress[row]
