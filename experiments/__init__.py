@@ -1,3 +1,3 @@
-"""The command line, presets, the demo and its report."""
+"""The `worldgym` command line, its presets, the demo and the reports."""
 
-import worldgym  # noqa: F401, makes earlier module names importable
+import worldgym  # noqa: F401, makes module names of earlier versions importable

@@ -1,9 +1,9 @@
-"""What a demo or a benchmark needs from a checkpoint folder, by name or by path.
+"""Load the parts of a checkpoint folder (a bundle), by name or by path.
 
 A bundle is a folder with `world_model/`, `judge/`, `policy_sft/`, `probe/`, `card.json`, and two small archives:
-`starts.npz` (images `(N,64,64,3)` uint8, states `(N,4)`, instructions, tasks, optional steps: frames of
-Real's logs where imagined episodes begin) and `demos.npz` (images, states, actions `(M,K,4)` float32, instructions,
-optional episode and goals: the demonstrations behind the SFT policy, for the BC-only control).
+`starts.npz` (images `(N,64,64,3)` uint8, states `(N,4)`, instructions, tasks, optional steps: logged real frames from
+which imagined episodes start) and `demos.npz` (images, states, actions `(M,K,4)` float32, instructions, optional
+episode and goals: the demonstrations of the SFT policy, for the BC-only control).
 
 Example::
 
@@ -31,22 +31,22 @@ from worldgym.utils.files import file_sha256
 from worldgym.utils.folders import MANIFEST, verify_file
 
 JUDGE_FOLDERS = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
-"""Judges of a bundle, by name, and the folders where they are."""
+"""Folders of the judges of a bundle, by judge name."""
 DEMOS = {
     "images": Field("uint8", ("M", "H", "W", 3)),
     "background": Field("uint8", ("H", "W", 3), required=False),
     "states": Field("float", ("M", "S")),
-    "actions": Field("float", ("M", "K", "A"), finite=False),  # NaN behind the end of an episode
+    "actions": Field("float", ("M", "K", "A"), finite=False),  # NaN after the end of an episode
     "instructions": Field("text", ("M",)),
     "episode": Field("int", ("M",), required=False),
-    "goals": Field("float", ("M", "S"), required=False, finite=False),  # NaN where none was recorded
+    "goals": Field("float", ("M", "S"), required=False, finite=False),  # NaN if not recorded
 }
-"""What the archive of demonstrations must hold; that of starts is read by `ArrayStarts`."""
+"""Fields of the archive of demonstrations; the archive of starts is read by `ArrayStarts`."""
 ARCHIVES = ("starts.npz", "demos.npz")
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over names and contents of the files in a folder, short; manifests only list them and are left out."""
+    """Short SHA-256 over names and contents of the files in a folder. Manifests are left out."""
     total = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         total.update(file.relative_to(folder).as_posix().encode())
@@ -59,8 +59,8 @@ class Bundle:
     """A checkpoint folder.
 
     Args:
-        folder: where it is.
-        placing: where its parts are put when they are loaded.
+        folder: path of the folder.
+        placing: device and precision of the loaded parts.
     """
 
     folder: Path
@@ -68,25 +68,25 @@ class Bundle:
 
     @classmethod
     def find(cls, name: str | Path, placing: Placing = ON_CPU) -> Bundle:
-        """A folder that exists, or else a bundled checkpoint of that name, whose parts are loaded as `placing` says.
+        """Find a bundle: an existing folder, or else a bundled checkpoint of that name.
 
         Raises:
-            CheckpointError: neither.
+            CheckpointError: neither exists.
         """
         folder = Path(name).expanduser()
         return cls(folder if folder.is_dir() else pretrained.path(str(name)), placing)
 
     @property
     def card(self) -> dict[str, Any]:
-        """`card.json` as it is, or an empty dictionary.
+        """Content of `card.json`, or an empty dictionary.
 
         Raises:
-            CheckpointError: damaged, or a field is of another type.
+            CheckpointError: the file is damaged, or a field has the wrong type.
         """
         return pretrained.read_card(self.folder)
 
     def fingerprint(self, *, policy: Path | None = None, judge: Path | None = None) -> str:
-        """SHA-256 of what a practice depends on: parts, starts, demonstrations; another policy or judge when given."""
+        """SHA-256 of all inputs of a fine-tuning run: parts, starts, demonstrations, and a replaced policy or judge."""
         folders = [policy or self.policy_folder, self._part("world_model"), judge or self._part("judge")]
         hashes = [folder_hash(folder) for folder in folders]
         hashes += [file_sha256(self.folder / name) for name in ARCHIVES if (self.folder / name).is_file()]
@@ -94,7 +94,7 @@ class Bundle:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks that it covers: those of its card, else those that its suite records by default."""
+        """Tasks of the bundle: those of its card, else those that its suite records by default."""
         from worldgym.suite import load_suite
 
         return tuple(self.card.get("tasks", ())) or load_suite(self.card.get("suite")).default_tasks
@@ -106,23 +106,23 @@ class Bundle:
 
     @property
     def starts_file(self) -> Path:
-        """Frames of Real's logs where imagined episodes begin."""
+        """Archive of the logged frames from which imagined episodes start."""
         return self.folder / "starts.npz"
 
     def policy(self) -> Any:
-        """A fresh copy of the SFT policy, of whatever type it is."""
+        """Load a new copy of the SFT policy, of any registered type."""
         from agents import load_policy
 
         return self.placing(load_policy(self.policy_folder))
 
     def world_model(self) -> Any:
-        """The world model, of whatever type it is."""
+        """Load the world model, of any registered type."""
         from worldgym.models import load_world_model
 
         return self.placing(load_world_model(self._part("world_model")))
 
     def judge(self) -> Any:
-        """The judge whose reward is learned from, of whatever type it is."""
+        """Load the judge that provides the reward, of any registered type."""
         return self.named_judge("bundled")
 
     def named_judge(
@@ -132,17 +132,17 @@ class Bundle:
         cache: Path | None = None,
         keys: Sequence[str] = (),
     ) -> Any:
-        """A judge by name: `bundled`, `latent`, `open_clip` are this bundle's, anything else is a folder.
+        """Load a judge by name: `bundled`, `latent`, `open_clip` belong to this bundle; anything else is a folder.
 
         Args:
-            name: of the judge.
-            tokenizer: of the world model, for judges that read latents.
-            cache: folder of answers, for judges behind an endpoint.
+            name: name or folder of the judge.
+            tokenizer: tokenizer of the world model, for judges that read latents.
+            cache: folder of cached answers, for judges behind an endpoint.
             keys: `URL=VARIABLE`, for judges behind an endpoint; see `rewards.loading.judge_keys`.
 
         Raises:
-            CheckpointError: no such part, no such folder.
-            ConfigError: `keys` that are none.
+            CheckpointError: no such part, or no such folder.
+            ConfigError: `keys` are malformed.
         """
         from rewards.loading import judge_keys, load_judge
 
@@ -150,27 +150,27 @@ class Bundle:
         return self.placing(load_judge(folder, tokenizer=tokenizer, cache=cache, keys=known))
 
     def judge_folder(self, name: str) -> Path:
-        """Where `named_judge` finds a judge.
+        """Folder from which `named_judge` loads a judge.
 
         Raises:
-            CheckpointError: no such part, no such folder.
+            CheckpointError: no such part, or no such folder.
         """
         folder = Path(name).expanduser()
         if not folder.is_dir() and name not in JUDGE_FOLDERS:
             raise CheckpointError(
-                f"there is no folder {name}; give a folder that a judge's save_pretrained wrote, or one of the "
+                f"there is no folder {name}; give a folder written by a judge's save_pretrained, or one of the "
                 f"bundle's judges: {', '.join(JUDGE_FOLDERS)}"
             )
         return folder if folder.is_dir() else self._part(JUDGE_FOLDERS[name])
 
     def probe(self) -> Any:
-        """The ruler that reads positions off frames."""
+        """Load the probe that measures positions in frames."""
         from worldgym.evaluation.probe import PositionProbe
 
         return self.placing(PositionProbe.from_pretrained(self._part("probe")))
 
     def start_bank(self, tasks: Sequence[str] | None = None) -> Any:
-        """Starts of imagined episodes, as `agents.StartBank`.
+        """Load the starts of imagined episodes, as `agents.StartBank`.
 
         Raises:
             CheckpointError: no such archive, or no start of these tasks.
@@ -184,7 +184,7 @@ class Bundle:
             raise CheckpointError(f"{self.starts_file}: {error}") from error
 
     def demonstrations(self) -> Any:
-        """The demonstrations behind the SFT policy, as `agents.ChunkDataset`; goals are nan when not recorded."""
+        """Load the demonstrations of the SFT policy, as `agents.ChunkDataset`; goals are nan if not recorded."""
         from agents import ChunkDataset
 
         remedy = pretrained.remedy(self.folder)
@@ -197,7 +197,7 @@ class Bundle:
         data = read_arrays(file, {**DEMOS, **views}, remedy[:1].upper() + remedy[1:])
         self._check_actions(np.asarray(data["actions"], np.float32), file, remedy)
         images = data["images"]
-        if "background" in data:  # stored as wrapped differences from the median picture
+        if "background" in data:  # stored as wrapped differences from the median image
             images = images + data["background"]
         return ChunkDataset(
             images=images,
@@ -211,8 +211,8 @@ class Bundle:
 
     @staticmethod
     def _check_actions(actions: np.ndarray, file: Path, remedy: str) -> None:
-        """Raise a CheckpointError unless actions are finite, but for whole steps of NaN at the end of a chunk."""
-        unknown = np.isnan(actions).all(-1)  # (M, K): behind the end of an episode
+        """Raise a CheckpointError unless actions are finite, except for whole steps of NaN at the end of a chunk."""
+        unknown = np.isnan(actions).all(-1)  # (M, K): after the end of an episode
         ends = (unknown[:, :-1] <= unknown[:, 1:]).all() and not unknown[:, 0].any()
         bad = ~np.isfinite(actions) & ~unknown[..., None]
         if bad.any() or not ends:

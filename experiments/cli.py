@@ -1,9 +1,9 @@
-"""The command `worldgym`: finds the command's module, reads its config from the command line, runs it.
+"""The command `worldgym`: finds the module of a command, reads its config from the command line, and runs it.
 
-A command is a module of `experiments.commands` with a frozen dataclass config and `run(config) -> int`; tyro makes
-the options and their help from the dataclass. Only the called command's module is imported, so `worldgym --help` is
-instant, and a package that one command needs can't break another. Mistakes that a message can explain (a
-`WorldgymError`, a full disk) print that message alone and exit with 2; Ctrl-C exits with 130 and says how to go on.
+A command is a module of `experiments.commands` with a frozen dataclass config and `run(config) -> int`; tyro generates
+the options and their help from the dataclass. Only the module of the called command is imported. `worldgym --help` is
+therefore instant, and a missing package affects only the commands that need it. Errors with an explanation (a
+`WorldgymError`, a full disk) print only their message and exit with 2. Ctrl-C exits with 130 and shows how to continue.
 
 Example::
 
@@ -40,8 +40,8 @@ class Command:
     """A command: its `module` in experiments.commands, the name of its config class, and one line of help.
 
     Args:
-        draws: it renders, so the GL library is checked first.
-        resumes: the same command, typed again, continues where it was stopped.
+        draws: the command renders, so the GL library is checked first.
+        resumes: the same command, typed again, continues an interrupted run.
         run: name of the function that runs it.
     """
 
@@ -192,11 +192,11 @@ GROUPS = {
     "evaluate": ("eval", "picture", "bench"),
     "published claims": ("claims",),
 }
-"""Headings of the list of commands, and the first words of the commands below each."""
+"""Headings of the list of commands, and the first words of the commands in each group."""
 
 
 def usage(prefix: Sequence[str] = ()) -> str:
-    """The list of commands, or of those below `prefix`."""
+    """List of all commands, or of those that start with `prefix`."""
     chosen = [words for words in COMMANDS if words[: len(prefix)] == tuple(prefix)]
     width = max(len(" ".join(words)) for words in chosen)
     lines = [f"usage: worldgym {' '.join([*prefix, '...'])}  (worldgym {__version__})"]
@@ -210,7 +210,7 @@ def usage(prefix: Sequence[str] = ()) -> str:
 
 
 def find_command(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str]] | None:
-    """Split `arguments` into a known command's words and the rest; None when they name no command."""
+    """Split `arguments` into the words of a known command and the rest; None if no command matches."""
     for words in COMMANDS:
         if tuple(arguments[: len(words)]) == words:
             return words, list(arguments[len(words) :])
@@ -218,7 +218,7 @@ def find_command(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str]] 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code: 0 done, 2 a mistake that was explained, 130 Ctrl-C."""
+    """Run a command line and return the exit code: 0 success, 2 a known error with a message, 130 Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given in (["--version"], ["-V"]):
         _say(sys.stdout, f"worldgym {__version__}")
@@ -244,12 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(sys.stderr, f"worldgym {' '.join(words)}: {message}")
         return FAILED
     finally:
-        if arguments is not None:  # called from Python; else the process ends, and its threads with it
+        if arguments is not None:  # called from Python; otherwise the process and its threads end
             threading.excepthook = others
 
 
 def _quietly(others: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """A `threading.excepthook` that says in a line which file TensorBoard's thread could not write."""
+    """A `threading.excepthook` that reports in one line a file that TensorBoard's thread could not write."""
 
     def hook(failed: Any) -> None:
         if isinstance(failed.exc_value, OSError) and _explain_os(failed.exc_value):
@@ -268,7 +268,7 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
     from worldgym.utils.shadow import require_own_packages
 
     command = COMMANDS[words]
-    if command.module != "info":  # info reports a shadow, it doesn't stop at it
+    if command.module != "info":  # `info` reports a shadowed package instead of failing
         require_own_packages()
     choose_backend()
     config_class, run = _load(command)
@@ -276,7 +276,7 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
     config = _parse(config_class, rewrite(expand_home(rest)), f"worldgym {' '.join(words)}")
     check_numbers(config)
     if hasattr(config, "device"):
-        placing(config)  # a device that is not there is said before anything is loaded or written
+        placing(config)  # a missing device is reported before anything is loaded or written
     if command.draws:
         require_gl()
     setup_logging()
@@ -285,7 +285,7 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
 
 
 def _parse(config_class: type[Any], arguments: list[str], name: str) -> Any:
-    """The config that `arguments` describe; a value that the config itself refuses raises its error."""
+    """Parse `arguments` into a config; an invalid value raises the config's own error."""
     import tyro
 
     said = io.StringIO()
@@ -293,7 +293,7 @@ def _parse(config_class: type[Any], arguments: list[str], name: str) -> Any:
         with contextlib.redirect_stderr(said):
             return tyro.cli(config_class, args=arguments, prog=name)
     except SystemExit as ended:
-        # tyro draws a box around such an error, which breaks the commands in its text.
+        # tyro would draw a box around such an error, which breaks the commands in its text.
         cause: BaseException | None = ended
         while cause is not None:
             if isinstance(cause, WorldgymError):
@@ -328,7 +328,7 @@ def _explain_unknown(given: list[str]) -> int:
 
 
 def _explain(error: BaseException) -> str | None:
-    """The message for a mistake that a message can explain; None where only a traceback helps."""
+    """Return the message for a known kind of error; None if the traceback is needed."""
     if isinstance(error, WorldgymError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -343,7 +343,7 @@ def _explain(error: BaseException) -> str | None:
 
 
 def _explain_os(error: OSError) -> str | None:
-    """What the operating system refused, and what to do; None where no file is concerned."""
+    """Describe an operating-system error and what to do; None if it does not concern a file."""
     where = error.filename if error.filename is not None else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         place = f" while writing {where}" if where else ""
@@ -375,15 +375,15 @@ def _explain_os(error: OSError) -> str | None:
 def _after_interrupt(words: tuple[str, ...], rest: list[str]) -> str:
     line = shlex.join(["worldgym", *words, *rest])
     if COMMANDS[words].resumes:
-        return f"Stopped. To go on from the last checkpoint, type the same command again:\n  {line}"
-    return f"Stopped; nothing of it is kept to resume from. To run it again:\n  {line}"
+        return f"Stopped. To continue from the last checkpoint, type the same command again:\n  {line}"
+    return f"Stopped. This command keeps no checkpoint. To run it again:\n  {line}"
 
 
 def _say(stream: TextIO, text: str) -> None:
     try:
         stream.write(text + "\n")
         stream.flush()
-    except BrokenPipeError:  # `worldgym info | head` closed the pipe; there is nobody left to tell
+    except BrokenPipeError:  # e.g. `worldgym info | head` closed the pipe; nobody reads the output
         sys.stderr.close()
 
 

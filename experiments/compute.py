@@ -1,10 +1,10 @@
-"""Where the commands compute: `--device` and `--dtype`, read once and applied to every part that is loaded.
+"""Device and precision of commands: `--device` and `--dtype`, read once and applied to every loaded part.
 
 Example::
 
-    here = placing(config)                      # ConfigError where there is no such device
+    here = placing(config)                      # ConfigError if the device does not exist
     model = here(load_world_model(folder))      # moved
-    bundle = Bundle.find(config.bundle, here)   # what it loads is moved
+    bundle = Bundle.find(config.bundle, here)   # its parts are moved when loaded
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DType = Literal["auto", "float32", "bfloat16"]
 SETTINGS = ("device", "dtype")
-"""Fields of a command's config that say where it computes; they are no part of what makes a run the same one."""
+"""Config fields for device and precision; they do not count when runs are compared."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Placing:
     """A device and a precision, by name.
 
     Args:
-        name: of the device: `cpu`, `cuda` or `cuda:N`.
-        dtype: in which world models imagine; `auto` leaves it as they were saved.
+        name: name of the device: `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of world models; `auto` keeps the precision in which they were saved.
     """
 
     name: str = "cpu"
@@ -40,7 +40,7 @@ class Placing:
         return torch.device(self.name)
 
     def __call__(self, part: Any) -> Any:
-        """Move a world model, policy, judge or probe there; returns it. What has no weights stays as it is."""
+        """Move a world model, policy, judge or probe to the device; returns it. Parts without weights do not change."""
         from worldgym.utils.devices import place
 
         return place(part, self.device, self.dtype)
@@ -50,10 +50,10 @@ ON_CPU = Placing()
 
 
 def placing(config: Any) -> Placing:
-    """What the fields `device` and `dtype` of a command's config say.
+    """Read the fields `device` and `dtype` of a command's config.
 
     Raises:
-        ConfigError: no such device here, or it lacks that precision.
+        ConfigError: the device does not exist here, or does not support the precision.
     """
     from worldgym.utils.devices import choose_device, choose_dtype
 

@@ -1,7 +1,7 @@
-"""Which suite a command means, and its environments.
+"""Selects the suite of a command and creates its environments.
 
-A command takes `--suite NAME`; without it the suite is the one in the bundle's card, and where no bundle says, the
-default one. No simulator is named here.
+A command takes `--suite NAME`. Without it, the suite is the one in the bundle's card, or else the default suite. This
+module names no simulator.
 
 Example::
 
@@ -26,28 +26,28 @@ __all__ = ["chosen_suite", "domain_settings", "evaluation_pool", "known_tasks", 
 
 
 def chosen_suite(name: str | None = None, bundle: str | Path | None = None) -> Suite:
-    """The suite called `name`, else that of the bundle, else the default one.
+    """The suite `name`, else that of the bundle, else the default suite.
 
     Raises:
-        ConfigError: no suite of that name.
+        ConfigError: no suite has that name.
         CheckpointError: the bundle's card is damaged.
     """
     return load_suite(name if name is not None or bundle is None else suite_of_bundle(bundle))
 
 
 def suite_of_bundle(bundle: str | Path) -> str | None:
-    """The suite in the card of a bundle; None where it has no card, or one of an earlier version."""
+    """Suite in the card of a bundle; None if there is no card or it was written by an earlier version."""
     folder = Path(bundle).expanduser()
     if not folder.is_dir():
         if str(bundle) not in pretrained.names():
-            return None  # whoever needs the bundle says so
+            return None  # the error is raised where the bundle is needed
         folder = pretrained.path(str(bundle))
     found = pretrained.read_card(folder).get("suite")
     return None if found is None else str(found)
 
 
 def domain_settings(suite: Suite, domain: str | None = None, gap: float = 0.0) -> dict[str, Any]:
-    """Settings of `Suite.make` for a domain; the one that plays the robot when None.
+    """Settings of `Suite.make` for a domain; None selects the domain that stands in for the robot.
 
     Raises:
         ConfigError: the suite has no such domain, or no gap.
@@ -58,30 +58,30 @@ def domain_settings(suite: Suite, domain: str | None = None, gap: float = 0.0) -
             f"suite {suite.name} has no domain {domain!r}; its domains are {', '.join(suite.domains)}"
         )
     if gap and "gap" not in suite.gap_knobs:
-        raise ConfigError(f"suite {suite.name} has no gap between its domains; leave --gap out")
+        raise ConfigError(f"suite {suite.name} has no gap between its domains; do not set --gap")
     return {"domain": domain, "gap": gap} if gap else {"domain": domain}
 
 
 def real_env(suite: Suite, **settings: Any) -> Any:
-    """A single environment of the domain that plays the robot."""
+    """Create a single environment of the domain that stands in for the robot."""
     return suite.make_single(**domain_settings(suite), **settings)
 
 
 def evaluation_pool(suite: Suite, *, workers: int, **settings: Any) -> EvaluationPool:
-    """Evaluation in worker processes; `settings` as of `Suite.make`, `domain` as in `domain_settings`."""
+    """Evaluation in worker processes; `settings` are those of `Suite.make`, `domain` as in `domain_settings`."""
     where = {} if "domain" in settings else domain_settings(suite)
     return EvaluationPool(SINGLE, workers=workers, env_kwargs={"suite": suite.name, **where, **settings})
 
 
 def known_tasks(suite: Suite, tasks: Sequence[str]) -> tuple[str, ...]:
-    """`tasks`, all of which the suite has.
+    """Return `tasks` after checking that the suite has all of them.
 
     Raises:
-        ConfigError: one is unknown.
+        ConfigError: a task is unknown.
     """
     for task in tasks:
         if task not in suite.tasks:
             raise ConfigError(
-                f"unknown task {task!r}; the tasks are {', '.join(suite.tasks)}, those of suite {suite.name}"
+                f"unknown task {task!r}; the tasks of suite {suite.name} are {', '.join(suite.tasks)}"
             )
     return tuple(tasks)

@@ -347,7 +347,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(fake_command, capsys):
     assert cli.main(["train", "fake", "--fail", "interrupt"]) == 130
     assert "same command again:\n  worldgym train fake --fail interrupt" in capsys.readouterr().err
     assert cli.main(["fake", "--fail", "interrupt"]) == 130
-    assert "nothing of it is kept" in capsys.readouterr().err
+    assert "keeps no checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

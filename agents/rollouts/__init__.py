@@ -1,4 +1,4 @@
-"""Rollouts that improvers learn from: in a world model, in a simulator, on Ray workers."""
+"""Rollouts for improvers, collected in a world model, in a simulator, or on Ray workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Rollouts"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Rollouts`, imported when first asked for."""
+    """Import `Rollouts` on first access."""
     if name not in __all__:
         raise AttributeError(f"module 'agents.rollouts' has no attribute {name!r}; it has {', '.join(__all__)}")
     from agents.rollouts import trajectories

@@ -1,8 +1,8 @@
-"""Rollouts for policy improvement: inside a world model, or in a simulator for debugging and the soft-sim arm.
+"""Rollouts for policy improvement, collected inside a world model.
 
-`collect` gathers what imagined RL learns from, by the closed loop of `worldgym.imagination.rollout`. Everything is
-batched over starts x group; only the frames that the policy and the judge read are decoded; rows that succeeded leave
-the batch, so the cost falls as the policy improves.
+`collect` generates the data of imagined RL with the closed loop of `worldgym.imagination.rollout`. It is batched over
+starts and group members, and decodes only the frames that the policy and the judge read. Successful rows leave the
+batch, so the cost falls as the policy improves. `SimulatorCollector`, for rollouts in a simulator, is also exported.
 
 Example::
 
@@ -48,14 +48,14 @@ __all__ = ["SimulatorCollector", "Rollouts", "StartBank", "Starts", "collect", "
 
 @dataclass
 class Starts:
-    """Where imagined episodes begin.
+    """Start states of imagined episodes.
 
     Args:
         images: `(M,H,W,3)` uint8 real frames.
         states: `(M,S)` float32 proprioception.
         instructions: M strings.
         tasks: M task names, for tables.
-        steps: `(M,)` int64, how deep in its episode a frame lies.
+        steps: `(M,)` int64, step of each frame within its episode.
         views: real frames of the cameras beside the main one, by camera name, each `(M,H',W',3)` uint8.
     """
 
@@ -71,7 +71,7 @@ class Starts:
         return len(self.instructions)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Starts:
-        """Rows by index."""
+        """Select rows by index."""
         index = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
         chosen = index.tolist()
         return Starts(
@@ -84,24 +84,24 @@ class Starts:
         )
 
     def observation(self) -> Observation:
-        """What a policy is shown at all of them."""
+        """Policy input at all starts."""
         seen = Observation(image=self.images, state=self.states, instruction=self.instructions)
         seen.update({f"image_{name}": view for name, view in self.views.items()})  # type: ignore[typeddict-item]
         return seen
 
     @classmethod
     def of(cls, starts: ArrayStarts, tasks: Sequence[str] | None = None) -> Starts:
-        """The starts of a start set, of these tasks where given.
+        """Convert a start set, optionally keeping only some tasks.
 
         Raises:
-            ConfigError: a set without states, or without a start of these tasks.
+            ConfigError: the set has no states, or no start of these tasks.
         """
         if starts.states is None:
-            raise ConfigError("the start set has no states, from which policies act; save it with states")
+            raise ConfigError("the start set has no states, which policies need; save it with states")
         rows = [i for i, task in enumerate(starts.tasks) if tasks is None or task in tasks]
         if not rows:
             known = ", ".join(sorted(set(starts.tasks)))
-            raise ConfigError(f"there is no start of {', '.join(tasks or ())}; there are starts of {known}")
+            raise ConfigError(f"there are no starts of {', '.join(tasks or ())}; there are starts of {known}")
         every = cls(
             torch.from_numpy(starts.images),
             torch.from_numpy(starts.states),
@@ -113,7 +113,7 @@ class Starts:
         return every.select(rows)
 
     def start_set(self) -> ArrayStarts:
-        """The same as a start set of the imagined environments, which has a file format."""
+        """Convert to a start set of the imagined environments, which can be saved to a file."""
         views = {name: view.numpy() for name, view in self.views.items()}
         return ArrayStarts(
             self.images.numpy(), self.instructions, self.states.numpy(), self.tasks, views=views,
@@ -122,10 +122,10 @@ class Starts:
 
 
 class StartBank:
-    """Unsolved frames from anywhere in Real's logs, the middle of episodes included.
+    """Unsolved frames from logged episodes, including frames from the middle of an episode.
 
-    A world model's error grows with depth, so an episode that begins shortly before the contact is judged more
-    truly than one that begins at reset.
+    A world model's error grows with the number of imagined steps. An episode that starts shortly before contact is
+    therefore judged more accurately than one that starts at reset.
 
     Args:
         starts: all candidates.
@@ -133,7 +133,7 @@ class StartBank:
 
     def __init__(self, starts: Starts) -> None:
         if len(starts) == 0:
-            raise ConfigError("the start bank is empty: every frame is solved, or no task was kept")
+            raise ConfigError("the start bank is empty: every frame is solved, or the task filter removed all episodes")
         self.starts = starts
         self._first = np.flatnonzero(starts.steps.numpy() == 0)
         self._middle = np.flatnonzero(starts.steps.numpy() > 0)
@@ -151,13 +151,13 @@ class StartBank:
         behaviours: Sequence[str] | None = None,
         stride: int = 3,
     ) -> StartBank:
-        """Every `stride`-th frame before an episode's first success.
+        """Take every `stride`-th frame before an episode's first success.
 
         Args:
             arrays: from `EpisodeDataset.load_arrays()`.
-            tasks: keep these; all when None.
-            behaviours: keep these; all when None.
-            stride: neighbouring frames are near copies, and each costs 12 KB.
+            tasks: tasks to keep; None keeps all.
+            behaviours: behaviours to keep; None keeps all.
+            stride: step between frames; neighbouring frames are nearly equal, and each costs 12 KB.
         """
         rows, owner, depth = [], [], []
         for i in range(len(arrays)):
@@ -185,7 +185,7 @@ class StartBank:
         )
 
     def sample(self, count: int, rng: np.random.Generator, *, middle_fraction: float = 0.5) -> Starts:
-        """`count` starts, tasks equally often, `middle_fraction` of them from inside episodes."""
+        """Draw `count` starts, balanced over tasks; a share of `middle_fraction` starts after the first frame."""
         tasks = np.asarray(self.starts.tasks)
         names = np.unique(tasks)
         offset = int(rng.integers(len(names)))
@@ -217,27 +217,27 @@ def collect(
     keep_frames: bool = False,
     observers: Sequence[Observer] = (),
 ) -> Rollouts:
-    """Imagine `len(starts) * group_size` trajectories and judge them at every chunk's end.
+    """Imagine `len(starts) * group_size` trajectories and judge them after every chunk.
 
     Args:
         world_model: any `WorldModel`.
-        judge: any `RewardModel`; an invalid verdict makes the trajectory invalid, never a failure.
-        policy: acts on the decoded frame and the imagined proprioception.
+        judge: any `RewardModel`; an invalid verdict makes the trajectory invalid, not a failure.
+        policy: receives the decoded frame and the imagined proprioception.
         starts: M real frames.
-        group_size: trajectories a start.
+        group_size: trajectories per start.
         horizon: environment steps; rounded up to whole chunks.
-        temperature: of the policy, or of each of its components.
+        temperature: sampling temperature of the policy, or of each of its components.
         generator: source of all randomness.
-        threshold: probability that counts as success; the judge's own `threshold`, else 0.5.
-        max_uncertainty: a trajectory whose model uncertainty exceeds it becomes invalid (hallucination).
-        confirm: successive chunk ends that must be judged successful; 2 lets one-frame glitches pass.
-        compact_below: finished rows are dropped when the share of running ones falls below this; 0 keeps a
-            static batch shape, which `torch.compile` likes.
+        threshold: success probability that counts as success; None uses the judge's own `threshold`, else 0.5.
+        max_uncertainty: a trajectory whose world-model uncertainty exceeds this becomes invalid (hallucination).
+        confirm: number of successive chunk ends that must be judged successful; 2 ignores one-frame false positives.
+        compact_below: finished rows are removed from the batch when the fraction of running rows falls below this; 0
+            keeps a static batch shape, which suits `torch.compile`.
         keep_frames: decode and keep every imagined frame, for videos.
-        observers: further ones of `worldgym.imagination.rollout`.
+        observers: additional observers of `worldgym.imagination.rollout`.
 
     Returns:
-        rollouts with rows ordered start by start: row `i` belongs to group `i // group_size`.
+        rollouts with rows ordered by start: row `i` belongs to group `i // group_size`.
     """
     if group_size < 1 or horizon < 1 or confirm < 1:
         raise ConfigError(
@@ -265,11 +265,11 @@ def collect(
 
 
 class TrajectoryRecorder:
-    """An observer of `worldgym.imagination.rollout` that writes `Rollouts`.
+    """Observer of `worldgym.imagination.rollout` that records `Rollouts`.
 
     Args:
         shape: (C, K, A) of a trajectory.
-        group_size: trajectories a start.
+        group_size: trajectories per start.
         keep_frames: keep every imagined frame.
     """
 
@@ -280,7 +280,7 @@ class TrajectoryRecorder:
         self.decode: Decode = "all" if keep_frames else "last"
 
     def begin(self, episodes: ImaginedEpisodes) -> None:
-        """Make room for all trajectories."""
+        """Allocate arrays for all trajectories."""
         image, (chunks, k, _) = episodes.image.cpu(), self.shape
         texts = list(episodes.slots.instruction)
         self.rollouts = Rollouts.empty(image, episodes.proprio.cpu(), texts, self.group_size, self.shape)
@@ -288,7 +288,7 @@ class TrajectoryRecorder:
             self.rollouts.frames = image[:, None].repeat(1, chunks * k + 1, 1, 1, 1)
 
     def __call__(self, decision: Decision) -> None:
-        """Write what the running episodes saw, did and were judged."""
+        """Record observations, actions and judgements of the running episodes."""
         out, c, k = self.rollouts, decision.number, self.shape[1]
         live, imagined = torch.from_numpy(decision.live), decision.step.imagined
         rows = torch.from_numpy(decision.rows)[live]

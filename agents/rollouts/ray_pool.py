@@ -1,8 +1,8 @@
-"""Imagined rollouts on Ray actors: each holds the world model and the judge, policy weights are sent once a round.
+"""Imagined rollouts on Ray actors. Each actor holds the world model and the judge; the policy is sent once per round.
 
-Work is cut into pieces of a few starts. What a piece gives is a function of policy, starts, seed and its number alone,
-so the result is the same for any number of workers, and the same when a worker is killed half-way: another one does
-the piece again. World model and judge enter the object store once, and every worker reads them from there.
+Work is cut into pieces of a few starts. The result of a piece depends only on policy, starts, seed and piece number.
+It is therefore the same for any number of workers, and also if a worker is killed: another worker then repeats the
+piece. World model and judge are put into the object store once, and every worker reads them from there.
 
 Example::
 
@@ -36,17 +36,17 @@ from worldgym.utils.optional import require
 logger = logging.getLogger(__name__)
 _watchers: list[Any] = []
 PIECE = 8
-"""Starts a piece, unless told otherwise."""
+"""Default number of starts per piece."""
 
 
 def piece_generator(seed: int, number: int) -> torch.Generator:
-    """All randomness of piece `number` of a collection."""
+    """Random generator of piece `number` of a collection."""
     state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def pieces_of(starts: Starts, piece: int) -> list[Starts]:
-    """Consecutive starts, `piece` at a time; the last piece may be smaller."""
+    """Split into consecutive pieces of `piece` starts; the last piece may be smaller."""
     if piece < 1:
         raise ConfigError(f"piece is {piece}, expected at least 1 start")
     return [starts.select(np.arange(i, min(i + piece, len(starts)))) for i in range(0, len(starts), piece)]
@@ -62,16 +62,16 @@ def collect_in_pieces(
     piece: int = PIECE,
     **settings: Any,
 ) -> Rollouts:
-    """What a `RolloutPool` gives, in this process.
+    """Compute the result of `RolloutPool.collect` in this process, without Ray.
 
     Args:
         world_model: as in `collect`.
         judge: as in `collect`.
         policy: as in `collect`.
         starts: as in `collect`.
-        seed: of all randomness, at least 0.
-        piece: starts a piece.
-        **settings: of `collect`, the generator excepted.
+        seed: seed of all randomness, at least 0.
+        piece: starts per piece.
+        **settings: of `collect`, except the generator.
     """
     return Rollouts.concatenate(
         [
@@ -82,22 +82,22 @@ def collect_in_pieces(
 
 
 class RolloutPool:
-    """Ray actors that imagine.
+    """Pool of Ray actors that collect imagined rollouts.
 
     Args:
         world_model: any `WorldModel` that can be pickled.
         judge: any `RewardModel` that can be pickled.
-        workers: actors.
-        threads: torch threads, and CPUs, of each.
-        gpus: share of a GPU that each one asks for; with any, its parts are computed there, else on the CPU.
-        dtype: precision of the world model, `float32` or `bfloat16`; `auto` leaves it as it is.
-        address: of a running cluster (`auto`, `ray://host:10001`); None uses the one this process is connected to, or
-            starts one on this machine.
-        retries: how often a piece is tried again on another worker after one died.
+        workers: number of actors.
+        threads: torch threads and CPUs per actor.
+        gpus: fraction of a GPU per actor; above 0, world model, judge and policy run there, else on the CPU.
+        dtype: precision of the world model, `float32` or `bfloat16`; `auto` leaves it unchanged.
+        address: address of a running cluster (`auto`, `ray://host:10001`). None uses the cluster that this process is
+            connected to, or starts one on this machine.
+        retries: how many times a piece is repeated on another worker after a worker died.
 
     Raises:
         DependencyError: Ray is not installed.
-        ConfigError: the cluster has less than what is asked for, or does not answer.
+        ConfigError: the cluster has too few resources, or does not respond.
     """
 
     def __init__(
@@ -126,14 +126,14 @@ class RolloutPool:
         self.workers = [self._worker() for _ in range(workers)]
         self.replaced = 0
         try:
-            self.memory_mb()  # a worker that cannot even be made would look like one that died at its first piece
+            self.memory_mb()  # fails here if a worker cannot be created, instead of at its first piece
         except ray.exceptions.RayError as error:
             self.close()
             missing = re.search(r"No module named '([^']+)'", str(error))
-            what = f"has no package {missing[1]!r}" if missing else f"could not be made: {error}"
+            what = f"has no package {missing[1]!r}" if missing else f"could not be created: {error}"
             raise ConfigError(
-                f"a Ray worker {what}. Every node needs this version of worldgym with its extra `rllib`, and whatever "
-                "else world model and judge are made of; experiments/cluster/Dockerfile is an image of that kind"
+                f"a Ray worker {what}. Every node needs this version of worldgym with its extra `rllib`, and the "
+                "packages of world model and judge; experiments/cluster/Dockerfile builds a suitable image"
             ) from error
 
     def _worker(self) -> Any:
@@ -145,18 +145,18 @@ class RolloutPool:
         """Imagine `len(starts) * group_size` trajectories, in the order of the starts; see `agents.collect`.
 
         Args:
-            policy: sent to the workers once: as files where its type is registered, which the workers' machines must
-                have installed as well.
-            starts: where to begin.
-            seed: of all randomness, at least 0; with `piece` it decides the result.
+            policy: sent to the workers once. A policy of a registered type is sent as files, and its package must be
+                installed on the workers' machines.
+            starts: start states.
+            seed: seed of all randomness, at least 0; the result depends on it and on `piece`.
             piece: starts that are imagined together on one worker.
-            **settings: of `collect`, the generator excepted.
+            **settings: of `collect`, except the generator.
 
         Raises:
             RuntimeError: a piece killed more workers than `retries` allows.
         """
         ray = self._ray
-        # A type that no registry knows is sent as the object that it is.
+        # A policy of an unregistered type is sent as a pickled object.
         packed = pack_policy(policy) if POLICIES.name_of(policy) else on_cpu(policy)
         parts, sent = pieces_of(starts, piece), ray.put(packed)
         waiting = list(range(len(parts)))[::-1]
@@ -175,10 +175,10 @@ class RolloutPool:
                     tries[number] += 1
                     if tries[number] > self.retries:
                         raise RuntimeError(
-                            f"piece {number} ended {tries[number]} workers in turn ({error}); look into their logs, "
-                            "for lack of memory first"
+                            f"piece {number} ended {tries[number]} workers in a row ({error}); check their logs, "
+                            "first for lack of memory"
                         ) from error
-                    logger.warning("a worker died at piece %d; another one does it again", number)
+                    logger.warning("a worker died at piece %d; another worker repeats it", number)
                     self.workers.remove(worker)
                     worker = self._worker()
                     self.workers.append(worker)
@@ -188,11 +188,11 @@ class RolloutPool:
         return Rollouts.concatenate([done[number] for number in range(len(parts))])
 
     def memory_mb(self) -> list[float]:
-        """Resident megabytes of each worker."""
+        """Resident memory of each worker, in megabytes."""
         return list(self._ray.get([worker.memory_mb.remote() for worker in self.workers]))
 
     def close(self) -> None:
-        """End the workers, and Ray where this pool started it; twice is allowed."""
+        """Stop the workers, and Ray if this pool started it; may be called twice."""
         for worker in self.workers:
             self._ray.kill(worker)
         self.workers = []
@@ -201,7 +201,7 @@ class RolloutPool:
             self._started = False
 
     def __enter__(self) -> Self:
-        """The pool itself."""
+        """Return the pool."""
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -210,21 +210,21 @@ class RolloutPool:
 
 
 class _Imaginer:
-    """One actor."""
+    """Actor that imagines rollouts."""
 
     def __init__(
         self, world_model: Any, judge: Any, threads: int, device: str = "cpu", dtype: str = "auto"
     ) -> None:
         torch.set_num_threads(threads)
-        # Ray shows a worker the GPUs that it was given and no others, so that `cuda` is one of them.
+        # Ray shows a worker only the GPUs assigned to it, so `cuda` is one of them.
         self.device = choose_device(device)
         self.world_model, self.judge = place(world_model, self.device, dtype), place(judge, self.device)
-        self.read: dict[str, Any] = {}  # the newest packed policy
+        self.read: dict[str, Any] = {}  # the latest packed policy
 
     def imagine(
         self, policy: Any, starts: Starts, seed: int, number: int, settings: dict[str, Any]
     ) -> Rollouts:
-        """One piece."""
+        """Collect the rollouts of one piece."""
         if isinstance(policy, PackedPolicy):
             if policy.key not in self.read:
                 self.read = {policy.key: place(policy.load(), self.device)}
@@ -235,12 +235,12 @@ class _Imaginer:
         return collect(self.world_model, self.judge, policy, starts, generator=generator, **settings)
 
     def memory_mb(self) -> float:
-        """Resident megabytes of this worker."""
+        """Resident memory of this worker, in megabytes."""
         return resident_mb()
 
 
 def on_cpu(part: Any) -> Any:
-    """`part`, or a copy of it on the CPU where it is elsewhere: a worker may lack the device that this process has."""
+    """Return `part`, or a CPU copy if it is on another device, which a worker may lack."""
     where = getattr(part, "device", None)
     if where is None and isinstance(part, torch.nn.Module):
         where = next((p.device for p in part.parameters()), None)
@@ -250,40 +250,40 @@ def on_cpu(part: Any) -> Any:
 
 
 def connect(ray: Any, address: str | None, cpus: int | None) -> bool:
-    """Be connected to a cluster; True if one of `cpus` (all there are when None) was started for it on this machine.
+    """Connect to a cluster; returns True if a local one was started with `cpus` CPUs (None: all).
 
     Raises:
-        ConfigError: nobody answers at `address`, or Ray does not start here.
+        ConfigError: no cluster responds at `address`, or Ray does not start on this machine.
     """
     if ray.is_initialized():
         return False
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
     if address is None or address == "local":
-        _watchers.append(watch(Path(ray.__file__).parent))  # Ray's agents outlive a killed driver by a minute
-        # Said outright: a stale address file of a killed cluster would otherwise be followed.
+        _watchers.append(watch(Path(ray.__file__).parent))  # after a kill, Ray's agents would run for another minute
+        # address="local" is explicit; otherwise Ray would use a stale address file of a killed cluster.
         try:
             ray.init(address="local", num_cpus=cpus, **quiet)
         except (
             Exception
-        ) as error:  # a full /tmp, a limit of processes or file sizes: Ray only says that it timed out
+        ) as error:  # a full /tmp, or a limit on processes or file sizes: Ray only reports a timeout
             disconnect(ray)
             raise ConfigError(
-                f"Ray could not start on this machine ({type(error).__name__}: {str(error).splitlines()[0]}). See that "
-                "/tmp has a gigabyte of free space, look into /tmp/ray/session_latest/logs, or leave out the workers"
+                f"Ray could not start on this machine ({type(error).__name__}: {str(error).splitlines()[0]}). Make "
+                "sure that /tmp has a gigabyte of free space, check /tmp/ray/session_latest/logs, or do not set workers"
             ) from error
         return True
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except Exception as error:  # each kind of address fails in its own way
+    except Exception as error:  # the type depends on the kind of address
         raise ConfigError(
             f"no Ray cluster answers at {address!r} ({type(error).__name__}: {str(error).splitlines()[0]}). Start one "
-            "with `ray start --head`, or leave out the address to use this machine alone"
+            "with `ray start --head`, or do not set the address, to use only this machine"
         ) from error
     return False
 
 
 def disconnect(ray: Any) -> None:
-    """End a cluster that `connect` has started."""
+    """Shut down a cluster that `connect` started."""
     ray.shutdown()
     for watcher in filter(None, _watchers):
         watcher.stdin.close()
@@ -291,14 +291,14 @@ def disconnect(ray: Any) -> None:
 
 
 def check_resources(ray: Any, asked: dict[str, float]) -> None:
-    """Compare what is asked for with what the cluster has, instead of waiting for it for ever.
+    """Compare the requested resources with those of the cluster, instead of waiting for them forever.
 
     Raises:
-        ConfigError: too little of something.
+        ConfigError: a resource is insufficient.
     """
     has = ray.cluster_resources()
     lines = [
-        f"{name}: {amount:g} asked for, {has.get(name, 0):g} there"
+        f"{name}: {amount:g} requested, {has.get(name, 0):g} available"
         for name, amount in asked.items()
         if amount
     ]
@@ -306,5 +306,5 @@ def check_resources(ray: Any, asked: dict[str, float]) -> None:
     short = [name for name, amount in asked.items() if amount > has.get(name, 0)]
     if short:
         raise ConfigError(
-            f"the Ray cluster has too little: {'; '.join(lines)}. Ask for fewer workers or threads, or add nodes"
+            f"the Ray cluster is too small: {'; '.join(lines)}. Request fewer workers or threads, or add nodes"
         )

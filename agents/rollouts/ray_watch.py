@@ -1,12 +1,13 @@
-"""Ends the processes of a Ray cluster on this machine whose driver is gone. Only the standard library, run as a script.
+"""Ends the processes of a local Ray cluster after its driver has ended. A script that needs only the standard library.
 
-A killed driver takes Ray's servers and workers with it, but Ray's agents go on for a minute. This process outlives the
-driver, because it has a session of its own; it learns of the end from its standard input, which the driver holds open.
+If a driver is killed, Ray's servers and workers end with it, but Ray's agents run for another minute. This process
+outlives the driver, because it has its own session. It detects the driver's end by its standard input, whose other end
+the driver holds open.
 
 Example::
 
     watcher = watch(Path(ray.__file__).parent)      # in the driver, before ray.init(address="local")
-    watcher.stdin.close()   # or the driver's death: three seconds later nothing of Ray is left
+    watcher.stdin.close()   # or the driver is killed: three seconds later no Ray process is left
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import subprocess
 import sys
 import time
 
-GRACE = 3.0  # seconds in which Ray may end its processes itself
-TICK = 1.0  # seconds between two looks at what belongs to the driver
+GRACE = 3.0  # seconds in which Ray may end its processes by itself
+TICK = 1.0  # seconds between two scans of the driver's processes
 
 
 def watch(package: str | os.PathLike[str]) -> subprocess.Popen[bytes] | None:
-    """Watch over what the calling process starts from Ray's `package` folder; None where the system has no /proc."""
+    """Watch processes that the caller starts from Ray's `package` folder; returns None on systems without /proc."""
     if not os.path.isdir("/proc/self"):
         return None
     command = [sys.executable, "-I", os.path.abspath(__file__), str(os.getpid()), os.fspath(package)]
@@ -32,7 +33,7 @@ def watch(package: str | os.PathLike[str]) -> subprocess.Popen[bytes] | None:
 
 
 def processes() -> dict[int, tuple[int, str]]:
-    """Parent and start time of every process, by its number."""
+    """Parent and start time of every process, by process id."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -40,13 +41,13 @@ def processes() -> dict[int, tuple[int, str]]:
                 with open(f"/proc/{name}/stat") as stream:
                     fields = stream.read().rpartition(")")[2].split()
             except OSError:
-                continue  # it has ended meanwhile
+                continue  # the process has ended in the meantime
             found[int(name)] = (int(fields[1]), fields[19])
     return found
 
 
 def runs(pid: int, package: str) -> bool:
-    """Whether the command line of a process names a file of `package`."""
+    """Whether the command line of a process contains a file of `package`."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as stream:
             return package + os.sep in stream.read().decode(errors="replace")
@@ -64,7 +65,7 @@ def cluster_of(driver: int, package: str, there: dict[int, tuple[int, str]]) -> 
 
 
 def main(driver: int, package: str) -> None:
-    """Look until the driver ends or says that it is done, then end what is left."""
+    """Scan until the driver ends or closes the pipe, then end the remaining processes."""
     known: dict[int, str] = {}
     while True:
         there = processes()
@@ -82,7 +83,7 @@ def main(driver: int, package: str) -> None:
 
 
 def alive(known: dict[int, str], there: dict[int, tuple[int, str]]) -> dict[int, str]:
-    """Those of `known` that still run; a number may have been given to another process."""
+    """Those of `known` that still run; a different start time means that the process id was reused."""
     return {pid: began for pid, began in known.items() if pid in there and there[pid][1] == began}
 
 

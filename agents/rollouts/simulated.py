@@ -1,8 +1,8 @@
-"""Rollouts in a software simulator with its true reward, in worker processes.
+"""Rollouts in a simulator with its true reward, in worker processes.
 
-Two uses: debugging an improver where the reward cannot lie, before any world model is trusted, and the soft-sim
-arm of a comparison. The environment arrives as the name of a suite, since `agents` imports no simulator; the
-policy stays in this process and is called on the whole batch.
+There are two uses: debugging an improver with a correct reward before using a world model, and the simulator baseline
+of a comparison. The environment is given as the name of a suite, since `agents` does not import a simulator. The
+policy runs in this process, on the whole batch.
 
 Example::
 
@@ -33,11 +33,11 @@ class SimulatorCollector:
     """A pool of simulator processes that roll out grouped starts in lockstep.
 
     Args:
-        env: name of a suite, the default one when None; or an entry point `module:VectorEnv`, called as `(num_envs=1,
-            chunk=K, horizon=H, terminate_on_success=B, **env_kwargs)`, whose `info` tells of each step of a chunk
-            (`path`, `path_success`, `path_progress`), as `worldgym.suite.Suite.make` says.
-        env_kwargs: for the environment, e.g. `{"domain": "soft", "gap": 0.5}`.
-        processes: worker processes; 0 runs the environment in this one.
+        env: name of a suite; None uses the default suite. Or an entry point `module:VectorEnv`, called as `(num_envs=1,
+            chunk=K, horizon=H, terminate_on_success=B, **env_kwargs)`, whose `info` has the entries `path`,
+            `path_success` and `path_progress` for each step of a chunk (see `worldgym.suite.Suite.make`).
+        env_kwargs: keyword arguments of the environment, e.g. `{"domain": "soft", "gap": 0.5}`.
+        processes: number of worker processes; 0 runs the environment in this process.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class SimulatorCollector:
         self._kwargs = dict(env_kwargs or {})
         if env is None or ":" not in env:
             self._kwargs["suite"], env = default_suite() if env is None else env, BATCH
-            load_suite(self._kwargs["suite"])  # an unknown one is an error here, not in a worker
+            load_suite(self._kwargs["suite"])  # raises for an unknown suite here instead of in a worker
         self._env = env
         self._processes = processes
         self._workers: list[tuple[Any, Connection]] = []
         self._local: dict[str, Any] = {}
         self._views: dict[str, torch.Tensor] = {}
-        context = multiprocessing.get_context("spawn")  # a forked OpenGL context is broken
+        context = multiprocessing.get_context("spawn")  # OpenGL contexts do not survive a fork
         for _ in range(processes):
             ours, theirs = context.Pipe()
             worker = context.Process(target=_serve, args=(theirs, env, self._kwargs), daemon=True)
@@ -61,7 +61,7 @@ class SimulatorCollector:
             self._workers.append((worker, ours))
 
     def __enter__(self) -> SimulatorCollector:
-        """Itself."""
+        """Return the collector."""
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -97,21 +97,21 @@ class SimulatorCollector:
         self, seeds: Sequence[int], tasks: Sequence[str], *, split: str = "seen", chunk: int = 5, horizon: int = 40,
         goes_on: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:  # fmt: skip
-        """Put one environment at each start.
+        """Reset one environment per start.
 
         Args:
             seeds: N start seeds.
             tasks: N tasks.
-            split: which starts and words.
-            chunk: actions that it will be stepped by.
+            split: split of starts and instructions.
+            chunk: actions per step of the environment.
             horizon: environment steps.
-            goes_on: a true success does not end the episode.
+            goes_on: True continues the episode after a true success.
 
         Returns:
             images of the main camera `(N,H,W,3)` uint8, proprioception `(N,S)` float32, instructions.
 
         Raises:
-            ValueError: other numbers of seeds and tasks.
+            ValueError: the numbers of seeds and tasks differ.
         """
         if len(seeds) != len(tasks):
             raise ValueError(f"give one task for each seed; got {len(seeds)} seeds, {len(tasks)} tasks")
@@ -149,23 +149,23 @@ class SimulatorCollector:
             policy: the policy.
             seeds: M start seeds.
             tasks: M tasks.
-            split: which starts and words.
-            group_size: episodes a start.
+            split: split of starts and instructions.
+            group_size: episodes per start.
             horizon: environment steps.
-            temperature: of the policy, or of each of its components.
+            temperature: sampling temperature of the policy, or of each of its components.
             generator: source of the policy's randomness.
-            partial: the reward is the mean over the horizon of task progress at each step, 1 from success on, as
-                World-Gymnast's simulator arm sums partial rewards; else 1 for success.
-            judge: says from the simulator's frames, after each chunk, whether it is a success, in place of the truth:
-                what is learned then lacks the world model's errors and has the judge's.
+            partial: True sets the reward to the task progress averaged over the horizon, with progress 1 after success,
+                as in World-Gymnast's simulator baseline. False sets it to 1 for success, else 0.
+            judge: judges success from the simulator's frame after each chunk, in place of the true success. The
+                rollouts then have the judge's errors but not the world model's.
 
         Raises:
             ConfigError: the judge reads more than one frame.
         """
         if judge is not None and reads_of(judge).depth != 1:
             raise ConfigError(
-                f"judge {judge.name} reads frames={reads_of(judge).frames!r}, and the simulator shows the frame at the "
-                "end of each chunk; give a judge of single frames, or collect in a world model (agents.collect)"
+                f"judge {judge.name} reads frames={reads_of(judge).frames!r}, but the simulator provides only the "
+                "frame at the end of each chunk; use a judge of single frames, or a world model (agents.collect)"
             )
         k = policy.chunk
         chunks = -(-horizon // k)
@@ -226,7 +226,7 @@ class SimulatorCollector:
             out.reward[rows[success]] = 1.0
             progress = torch.from_numpy(np.concatenate([x["progress"] for x in answers])).float()
             earned[rows] += progress[rows]
-            earned[rows[success]] += (chunks - c - 1) * k  # and so it stays
+            earned[rows[success]] += (chunks - c - 1) * k  # progress stays 1 after success
             running[rows[success]] = False
         assert out is not None
         if partial:
@@ -245,7 +245,7 @@ def collect_simulated(
     processes: int = 2,
     **kwargs: Any,
 ) -> Rollouts:
-    """One collection with processes of its own; use `SimulatorCollector` to collect again and again."""
+    """Run one collection with its own processes; use `SimulatorCollector` for repeated collections."""
     with SimulatorCollector(env, env_kwargs, processes=processes) as simulator:
         return simulator.collect(policy, seeds, tasks, **kwargs)
 
@@ -279,7 +279,7 @@ def _serve(pipe: Connection, env: str, kwargs: Mapping[str, Any]) -> None:
 def _answer(
     memory: dict[str, Any], env: str, kwargs: Mapping[str, Any], name: str, part: dict[str, Any]
 ) -> dict[str, Any]:
-    """Handle one request in a worker; `memory` keeps one single-slot environment a row, and their last frames."""
+    """Handle one request in a worker; `memory` keeps one single-slot environment per row and its last observation."""
     if name == "reset":
         count, made = len(part["seeds"]), part["made"]
         module, _, attribute = env.partition(":")

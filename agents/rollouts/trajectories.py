@@ -1,4 +1,4 @@
-"""What improvers learn from: trajectories as flat tensors, one row a trajectory, grouped by start.
+"""Training data of improvers: trajectories as flat tensors, one row per trajectory, grouped by start.
 
 Example::
 
@@ -23,22 +23,22 @@ class Rollouts:
     """N trajectories of C chunks of K actions.
 
     Args:
-        images: `(N,C,H,W,3)` uint8, what the policy saw before each chunk.
+        images: `(N,C,H,W,3)` uint8, policy input before each chunk.
         states: `(N,C,S)` float32, proprioception before each chunk.
         instructions: N strings.
         actions: `(N,C,K,A)` float32 in [-1,1], zero where `mask` is False.
-        mask: `(N,C)` bool, True up to and including the chunk in which success was judged.
+        mask: `(N,C)` bool, True up to and including the chunk judged successful.
         reward: `(N,)` float32, 1 for success.
-        valid: `(N,)` bool, False where the judge failed or the world model lost confidence.
-        groups: `(N,)` int64, which start a row belongs to.
-        p_success: `(N,C)` float32, the judge's probability after each chunk, nan where nothing was judged.
-        final_images: `(N,H,W,3)` uint8, the last frame that was reached.
-        log_probs: by component of the policy, `(N,C,...)` float32: of its choices, when they were sampled.
-        trace: by name, `(N,C,...)`: what the policy needs to evaluate them again; nobody else reads it.
-        frames: `(N,C*K+1,H,W,3)` uint8 when every frame was asked for, else None.
-        path: `(N,C*K,S)` float32, proprioception after each action, when it was kept, else None.
-        views: by name, `(N,C,H',W',3)` uint8: what the policy saw of the cameras beside the main one.
-        frames_used: environment or world-model steps spent, for the budget.
+        valid: `(N,)` bool, False if the judge failed or the world model's uncertainty exceeded its limit.
+        groups: `(N,)` int64, index of the start of each row.
+        p_success: `(N,C)` float32, the judge's success probability after each chunk, nan if not judged.
+        final_images: `(N,H,W,3)` uint8, the last frame of each trajectory.
+        log_probs: by component of the policy, `(N,C,...)` float32: log-probabilities of the choices when sampled.
+        trace: by name, `(N,C,...)`: data with which the policy evaluates its choices again; only the policy reads it.
+        frames: `(N,C*K+1,H,W,3)` uint8 if all frames were kept, else None.
+        path: `(N,C*K,S)` float32, proprioception after each action if it was kept, else None.
+        views: by name, `(N,C,H',W',3)` uint8: policy input from the cameras beside the main one.
+        frames_used: number of environment or world-model steps, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
 
@@ -66,7 +66,7 @@ class Rollouts:
 
     @property
     def lengths(self) -> Tensor:
-        """`(N,)` int64, chunks until success or the horizon."""
+        """`(N,)` int64, number of chunks until success or the horizon."""
         return self.mask.sum(1)
 
     @staticmethod
@@ -77,7 +77,7 @@ class Rollouts:
         group_size: int,
         shape: tuple[int, int, int],
     ) -> Rollouts:
-        """Room for one trajectory a row of `images (N,H,W,3)`, `states (N,S)`, `shape` (C, K, A); nothing solved."""
+        """Allocate one unsolved trajectory per row of `images (N,H,W,3)` and `states (N,S)`; `shape` is (C, K, A)."""
         total, (chunks, k, a) = len(images), shape
         return Rollouts(
             images=torch.zeros((total, chunks, *images.shape[1:]), dtype=torch.uint8),
@@ -96,7 +96,7 @@ class Rollouts:
     def record(
         self, rows: Tensor, chunk: int, observation: Observation, output: PolicyOutput, live: Tensor
     ) -> None:
-        """Write what was seen and done at `chunk` into `rows`; `live` chooses among the rows of the other arguments."""
+        """Write observation and output of chunk `chunk` into `rows`; `live` selects the matching rows of the inputs."""
         self.images[rows, chunk] = torch.as_tensor(observation["image"])[live].cpu()
         self.states[rows, chunk] = torch.as_tensor(observation["state"])[live].cpu()
         for key, value in observation.items():
@@ -114,11 +114,11 @@ class Rollouts:
         self.mask[rows, chunk] = True
 
     def success_rate(self) -> float:
-        """Mean reward of the valid trajectories; nan without any."""
+        """Mean reward of the valid trajectories; nan if there are none."""
         return float(self.reward[self.valid].mean()) if bool(self.valid.any()) else float("nan")
 
     def select(self, rows: Tensor) -> Rollouts:
-        """Rows by index or boolean mask."""
+        """Select rows by index or boolean mask."""
         index = rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
         values: dict[str, object] = {}
         for field in dataclasses.fields(self):
@@ -135,12 +135,12 @@ class Rollouts:
 
     @staticmethod
     def concatenate(parts: list[Rollouts]) -> Rollouts:
-        """Join collections of one policy; group ids are kept apart."""
+        """Join collections of one policy; group ids are renumbered so that groups stay separate."""
         if not parts:
             raise ValueError("nothing to concatenate: got an empty list of Rollouts")
         kinds = {(*sorted(part.log_probs), *sorted(part.trace), *sorted(part.views)) for part in parts}
         if len(kinds) > 1:
-            raise ValueError(f"cannot join rollouts of different policies; their traces hold {sorted(kinds)}")
+            raise ValueError(f"cannot join rollouts of different policies; their traces have {sorted(kinds)}")
         values: dict[str, object] = {}
         offset, groups = 0, []
         for part in parts:
@@ -165,7 +165,7 @@ class Rollouts:
         return Rollouts(**values)  # type: ignore[arg-type]
 
     def trace_at(self, row: Tensor, chunk: Tensor) -> dict[str, Tensor]:
-        """Traces at `(row, chunk)` pairs, each `(M,)` int64."""
+        """Trace at `(row, chunk)` pairs, each `(M,)` int64."""
         return {name: value[row, chunk] for name, value in self.trace.items()}
 
     def observation(self, row: Tensor, chunk: Tensor) -> Observation:

@@ -1,7 +1,7 @@
-"""Checks of numbers and paths that all commands share, done once after the command line was read.
+"""Checks of numbers and paths shared by all commands, done once after the command line is parsed.
 
-Why here: a library that is handed a NaN, a negative number of steps or a path with `~` in it ends in an error of its
-own, minutes later, that names none of the options.
+Without them, a NaN, a negative number of steps or a path with `~` would fail minutes later inside a library, with a
+message that does not name the option.
 
 Example::
 
@@ -27,7 +27,7 @@ AT_LEAST_ONE = frozenset(
         "rollout_horizon", "confirm", "demos_limit", "bc_batch", "concurrent", "cpus", "grace", "batches",
     }
 )  # fmt: skip
-"""Options that count something of which there must be one, where they are given."""
+"""Options that must be at least 1 if they are given."""
 POSITIVE = frozenset({"lr", "minutes", "seconds", "imitation_lr"})
 NOT_NEGATIVE = frozenset(
     {
@@ -41,7 +41,7 @@ SEED_LIMIT = 2**63
 
 
 def expand_home(arguments: Sequence[str]) -> list[str]:
-    """`~` and `~user` at the begin of a value replaced, in `--out=~/x` too, which shells leave alone."""
+    """Replace `~` and `~user` at the start of a value, including `--out=~/x`, which shells do not expand."""
     out = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -56,7 +56,7 @@ def check_numbers(config: Any, prefix: str = "--") -> None:
     """Refuse numbers that no command can use.
 
     Raises:
-        ConfigError: NaN or infinity, a count below one, a rate that is not positive; names the option as it is typed.
+        ConfigError: NaN or infinity, a count below one, or a rate that is not positive; names the option.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

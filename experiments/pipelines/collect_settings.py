@@ -21,14 +21,14 @@ from worldgym.errors import ConfigError
 from worldgym.suite import POLICY, Suite, load_suite
 from worldgym.utils.sizes import short
 
-SEED_LIMIT = 1_000_000  # seeds from here on belong to debugging and to evaluation
+SEED_LIMIT = 1_000_000  # larger seeds are reserved for debugging and evaluation
 
 
 class BehaviourMix(dict[str, float]):
-    """Relative weights of who acts, by behaviour; they need not sum to 1. `policy` is the checkpoint of `--policy`.
+    """Relative weights of behaviours; they need not sum to 1. `policy` is the checkpoint given by `--policy`.
 
     Raises:
-        ConfigError: a weight below 0, or none.
+        ConfigError: a weight is negative, or all are zero.
     """
 
     def __init__(self, *weights: Any, **more: float) -> None:
@@ -43,29 +43,30 @@ class CollectConfig:
     """Collect logged episodes.
 
     Args:
-        out: folder of the dataset; made, continued or added to.
-        episodes: size of this collection, counting what an earlier run of it already saved.
-        suite: whose tasks and demonstrators; the default one when None.
-        tasks: dealt in turn; those that the suite records by default when None.
-        mix: who acts how often, by behaviour: `--mix expert=1 policy=0.5`, or `--mix.expert 1`; the suite's default mix
-            when nothing is named.
+        out: folder of the dataset; created, continued or extended.
+        episodes: size of this collection, including episodes that an earlier run of it already saved.
+        suite: suite that provides tasks and demonstrators; None uses the default one.
+        tasks: tasks, used in turn; None uses those that the suite records by default.
+        mix: weights of the behaviours that act: `--mix expert=1 policy=0.5`, or `--mix.expert 1`; the suite's default
+            mix if none are given.
         policy: checkpoint folder of the policy for the behaviour `policy`.
         temperature: sampling temperature of the policy; 0 is greedy.
-        world_model: let the policy look at what this world model imagines while its actions are executed in the domain.
-            What a policy does when imagination misleads it, and what then really happens, is what a world model and a
-            judge most need to see; with it the world model is refreshed and the judge's dreams are closed-loop ones.
-        domain: of the suite; `real` is the robot stand-in, whose steps are counted, `soft` a misspecified simulator.
-        gap: how wrong `soft` is, 0..1, where the suite has such a gap.
+        world_model: world-model folder. The policy then acts on imagined frames while its actions are executed in the
+            domain. This records how a policy acts on wrong predictions and what really happens. Such episodes are the
+            most useful data for improving a world model, and for training a judge on closed-loop imagined episodes.
+        domain: domain of the suite; `real` stands in for the robot and its steps are counted, `soft` is a misspecified
+            simulator.
+        gap: degree of misspecification of `soft`, 0..1, if the suite has such a gap.
         seed: start seed of episode 0; episode i uses seed + i, below 1,000,000.
-        workers: simulator processes; 0 runs in this one.
-        split: which scenes and words; only `seen` may be trained on.
-        horizon: most steps an episode; the suite's when None.
-        image_size: pixels of the main camera, a number or height and width; the suite's when None.
-        cameras: the first one is the main camera; the suite's default when empty.
-        images: `png`, or `mp4` for at least 128 px.
-        shard_episodes: episodes a file; a kill loses at most these.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        workers: simulator processes; 0 runs in this process.
+        split: split of scenes and instructions; only `seen` may be used for training.
+        horizon: maximum number of steps per episode; None uses the suite's.
+        image_size: pixels of the main camera, one number or height and width; None uses the suite's.
+        cameras: camera names, the main camera first; the suite's default if empty.
+        images: `png`, or `mp4` for frames of at least 128 px.
+        shard_episodes: episodes per file; if the process is killed, at most this many are lost.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of the world model; `auto` keeps the precision in which it was saved.
     """
 
     out: Path = Path("data/real")
@@ -114,8 +115,8 @@ class CollectConfig:
             raise ConfigError(f"unknown split {self.split!r}; the splits are {', '.join(suite.splits)}")
         if self.seed < 0 or self.seed + self.episodes > SEED_LIMIT:
             raise ConfigError(
-                f"seeds {self.seed}..{self.seed + self.episodes - 1} leave 0..{SEED_LIMIT - 1}, what data may use "
-                "(evaluation starts lie above); take a smaller --seed"
+                f"seeds {self.seed}..{self.seed + self.episodes - 1} lie outside 0..{SEED_LIMIT - 1}, the range for "
+                "data (evaluation uses larger seeds); use a smaller --seed"
             )
         domain_settings(suite, self.domain, self.gap)
         if not 0.0 <= self.gap <= 1.0 or (self.domain == suite.domains[0] and self.gap != 0.0):
@@ -124,7 +125,7 @@ class CollectConfig:
             raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if self.world_model is not None and self.policy is None:
             raise ConfigError(
-                "--world-model says what a policy looks at: give --policy and --mix policy=1 as well"
+                "--world-model sets the frames that a policy acts on: give --policy and --mix policy=1 as well"
             )
         if (self.weights[POLICY] > 0) != (self.policy is not None):
             raise ConfigError(
@@ -133,19 +134,19 @@ class CollectConfig:
 
     @property
     def loaded_suite(self) -> Suite:
-        """The suite."""
+        """Load the suite."""
         return load_suite(self.suite)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of every behaviour of the suite and of the policy: as given, else those of its default mix."""
+        """Weight of every behaviour of the suite and of the policy: the given ones, else the suite's default mix."""
         suite = self.loaded_suite
         given = self.mix if any(self.mix.values()) else suite.mix
         return {name: given.get(name, 0.0) for name in (*suite.behaviours, POLICY)}
 
     @staticmethod
     def rewrite_arguments(arguments: Sequence[str]) -> list[str]:
-        """`--mix.NAME W` and `--mix NAME=W`, as typed, in the one form that tyro reads: `--mix NAME W ...`."""
+        """Rewrite `--mix.NAME W` and `--mix NAME=W` to the form that tyro parses: `--mix NAME W ...`."""
         weights: list[str] = []
         others: list[str] = []
         left = list(arguments)

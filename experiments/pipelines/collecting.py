@@ -1,7 +1,7 @@
-"""The processes that make episodes: who acts in which start, and how episodes come back in order.
+"""Worker processes that record episodes, and the code that returns the episodes in order.
 
-Kept apart from the command because an episode must not depend on how many workers there are: a `Job` is decided by
-the settings and its index alone, and finished episodes are handed out in order, whoever made them.
+An episode must not depend on the number of workers. A `Job` therefore depends only on the settings and its index, and
+finished episodes are returned in order, whichever worker recorded them.
 
 Example::
 
@@ -39,7 +39,7 @@ from worldgym.utils.files import file_sha256
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to make; wholly decided by the config and its index."""
+    """One episode to record; determined by the config and its index."""
 
     index: int
     seed: int
@@ -51,7 +51,7 @@ Rollout = Callable[[Job], Episode]
 
 
 def job(config: CollectConfig, index: int) -> Job:
-    """What episode `index` of a collection is."""
+    """Describe episode `index` of a collection."""
     weights = config.weights
     chances = np.array(list(weights.values())) / sum(weights.values())
     rng = np.random.default_rng([config.seed, index, 1])
@@ -60,7 +60,7 @@ def job(config: CollectConfig, index: int) -> Job:
 
 
 def collection_key(config: CollectConfig) -> str:
-    """Twelve hex digits that name a collection: all settings that change an episode, but not how many there are."""
+    """Twelve hex digits that identify a collection: hash of all settings that change an episode."""
     settings: dict[str, Any] = {
         "mix": config.weights,
         "policy": _weights_hash(config.policy, "policy") if config.policy else None,
@@ -73,7 +73,7 @@ def collection_key(config: CollectConfig) -> str:
     if config.suite not in (
         None,
         default_suite(),
-    ):  # collections of earlier versions go on under their old names
+    ):  # collections of earlier versions keep their names
         settings["suite"] = config.suite
     if config.cameras:
         settings["cameras"] = config.cameras
@@ -90,11 +90,11 @@ def _weights_hash(folder: Path, what: str) -> str:
     return file_sha256(weights)[:12] if weights.is_file() else folder_hash(folder)[:12]
 
 
-# ---- one process that makes episodes ---------------------------------------------------------------------------------
+# ---- one worker process ----------------------------------------------------------------------------------------------
 
 
 def make_rollout(config: CollectConfig) -> Rollout:
-    """Build a simulator (and load the policy) once; the result makes one episode per call."""
+    """Create a simulator (and load the policy) once; the returned function records one episode per call."""
     suite = config.loaded_suite
     more: dict[str, Any] = {"cameras": config.cameras} if config.cameras else {}
     env = suite.make_single(
@@ -135,10 +135,10 @@ def make_rollout(config: CollectConfig) -> Rollout:
 
 
 def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str, Any], int], np.ndarray]]:
-    """Load the policy; `result(seed)` is an action source that asks it for a chunk and plays the chunk out.
+    """Load the policy; `result(seed)` is an action source that queries the policy for a chunk and executes all of it.
 
-    With a world model the policy sees a true frame at the start only, then what the model imagines, so that all its
-    actions are known at the start.
+    With a world model the policy receives a real frame only at the start, then imagined frames. All its actions are
+    therefore known at the start.
     """
     import torch
 
@@ -175,8 +175,8 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
 
 
 def _work(config: CollectConfig, jobs: Any, results: Any) -> None:
-    """A worker process: jobs in, episodes out, until it gets None or its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it saves, then stops us
+    """Worker process: receives jobs and sends episodes until it receives None or its parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C: it saves, then stops the workers
     parent = multiprocessing.parent_process()
     index = -1
     try:
@@ -194,15 +194,15 @@ def _work(config: CollectConfig, jobs: Any, results: Any) -> None:
             results.put((index, make(what), None))
     except WorldgymError as error:
         results.put((index, None, str(error)))
-    except Exception:  # noqa: BLE001, it goes to the parent whole, where somebody reads it
+    except Exception:  # noqa: BLE001, the parent receives the traceback and reports it
         results.put((index, None, traceback.format_exc()))
 
 
-# ---- many of them ----------------------------------------------------------------------------------------------------
+# ---- all workers -----------------------------------------------------------------------------------------------------
 
 
 def episodes_in_order(config: CollectConfig, start: int) -> Generator[Episode, None, None]:
-    """Episodes `start..config.episodes-1`, in order, made by the workers.
+    """Yield episodes `start..config.episodes-1` in order, recorded by the workers.
 
     Raises:
         WorldgymError: a worker failed or died.
@@ -213,7 +213,7 @@ def episodes_in_order(config: CollectConfig, start: int) -> Generator[Episode, N
             yield make(job(config, index))
         return
     with _workers(config) as (processes, jobs, results):
-        window = 4 * config.workers  # bounds what waits in memory when one worker is slow
+        window = 4 * config.workers  # limits the number of episodes in memory if one worker is slow
         sent = start
         ready: dict[int, Episode] = {}
         for index in range(start, config.episodes):
@@ -243,7 +243,7 @@ def _receive(processes: list[Any], results: Any) -> tuple[int, Episode | None, s
 
 @contextmanager
 def _workers(config: CollectConfig) -> Iterator[tuple[list[Any], Any, Any]]:
-    context = multiprocessing.get_context("spawn")  # an OpenGL context does not survive a fork
+    context = multiprocessing.get_context("spawn")  # OpenGL contexts do not survive a fork
     jobs: Any = context.Queue()
     results: Any = context.Queue()
     processes = [
@@ -262,7 +262,7 @@ def _workers(config: CollectConfig) -> Iterator[tuple[list[Any], Any, Any]]:
         for process in processes:
             if process.is_alive():
                 process.terminate()
-        for process in processes:  # all were told before any is waited for
+        for process in processes:  # all have been asked to stop before the first join
             process.join(timeout=2.0)
             if process.is_alive():
                 process.kill()

@@ -1,8 +1,8 @@
-"""The demo: a policy gets better at the real-robot stand-in by practising only inside a world model.
+"""The demo: fine-tune a policy by RL inside a world model only, and measure it in the stand-in for the real robot.
 
-Order: measure the SFT policy in Real, improve a copy by GRPO and self-imitation inside the bundled world model, train
-the BC-only control for as many updates, measure every arm from the same starts, replay imagined episodes in Real,
-write everything down. Each piece is remembered in `state/`, so that the same settings go on after Ctrl-C.
+Steps: measure the SFT policy in Real; improve a copy by GRPO and self-imitation inside the bundled world model; train
+the BC-only control with the same number of updates; measure every variant from the same starts; execute imagined
+episodes in Real; write the report. Each result is stored in `state/`, so that the same command continues after Ctrl-C.
 
 Example::
 
@@ -30,22 +30,22 @@ from worldgym.utils.progress import Progress
 logger = logging.getLogger(__name__)
 
 RESULTS = ("results.json", "evaluations.json", "history.json", "report.html", "policy", "policy_bc_only")
-"""What a finished run has in its folder, for people."""
+"""Results in the folder of a finished run."""
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
-    """Run, or go on after an interruption; returns what `results.json` holds. A finished run is not run again.
+    """Run the demo, or continue an interrupted run; returns the content of `results.json`. Finished runs are not repeated.
 
     Raises:
         CheckpointError: the bundle is missing or incomplete.
-        ConfigError: the folder holds a run with other settings, or somebody else's files.
+        ConfigError: the folder holds a run with other settings, or files that no run of the demo wrote.
     """
     bundle = Bundle.find(settings.bundle, placing(settings))
     facts = {**settings.key(), "parts": bundle.fingerprint()}
     folder = RunFolder(settings.out, facts, fresh=settings.fresh, restart=AGAIN)
     if folder.has("state/results.json", *RESULTS):
         logger.warning(
-            "%s holds this run and its results; --fresh removes them and runs it again", settings.out
+            "%s already has a finished run with its results; --fresh removes it and runs again", settings.out
         )
         return dict(folder.read("results"))
     return _Demo(settings, bundle, folder).run()
@@ -56,10 +56,10 @@ class _Demo:
         self.settings, self.bundle, self.folder = settings, bundle, folder
         self.tasks = settings.tasks or self.bundle.tasks
         if folder.resumed:
-            logger.info("going on with the interrupted run in %s", settings.out)
+            logger.info("continuing the interrupted run in %s", settings.out)
         self.starts = make_starts(self.tasks, max(1, round(settings.episodes / len(self.tasks))))
         self.tuning = FineTuning(settings, self.bundle, self.folder, tasks=self.tasks)
-        # The workers load the text encoder too; done here first, its modules are compiled only once.
+        # The workers load the text encoder too; loading it here first compiles its modules only once.
         embed(self.tuning.starts.starts.instructions[:1])
         self._write_config()
 
@@ -80,12 +80,12 @@ class _Demo:
             sft = ref(self.bundle.policy_folder)
             evaluations = {"sft": self._measure(pool, "sft", sft)}
             board.add_scalar("eval/success_once", evaluations["sft"]["greedy"].rate().mean, 0)
-            verbs = ", ".join(self.tuning.tasks)
+            trained = ", ".join(self.tuning.tasks)
             logger.info(
-                "2/5 practising inside the world model: %s, %d iterations", verbs, settings.iterations
+                "2/5 RL inside the world model: %s, %d iterations", trained, settings.iterations
             )
             history = self.tuning.run(board)
-            logger.info("3/5 training the BC-only control for as many updates")
+            logger.info("3/5 training the BC-only control with the same number of updates")
             updates = round(sum(row["updates"] for row in history))
             self._clone(updates)
             logger.info("4/5 measuring every policy in Real from the same starts")
@@ -98,7 +98,7 @@ class _Demo:
             evaluations["language_blind"] = self._measure(pool, "language_blind", improved, blind)
             steps = int(history[-1]["imagined_steps"])
             board.add_scalar("eval/success_once", evaluations["imagined_rl"]["greedy"].rate().mean, steps)
-            logger.info("5/5 replaying %d imagined episodes in Real", settings.check_episodes)
+            logger.info("5/5 executing %d imagined episodes in Real", settings.check_episodes)
             check = folder.once("check", lambda: self._check(improved))
             clips = [
                 *check["clips"],
@@ -125,10 +125,10 @@ class _Demo:
         folder.finish()
         return results
 
-    # -- pieces -----------------------------------------------------------------------------------
+    # -- steps ------------------------------------------------------------------------------------
 
     def _env_kwargs(self, chunk: int | None = None) -> dict[str, Any]:
-        # With a chunk, Real draws only the frames that the policy looks at.
+        # With a chunk, Real renders only the frames that the policy reads.
         suite = chosen_suite(None, self.settings.bundle)
         return {"suite": suite.name, **domain_settings(suite), "horizon": self.settings.horizon, "chunk": chunk}
 
@@ -164,7 +164,7 @@ class _Demo:
         return result
 
     def _clone(self, updates: int) -> None:
-        """The BC-only control: the same number of updates, on the demonstrations, averaged over as many."""
+        """Train the BC-only control: the same number of updates on demonstrations, with the same weight averaging."""
         from agents import SFT, SFTConfig, average_weights
 
         target = self.settings.out / "policy_bc_only"

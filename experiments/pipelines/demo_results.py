@@ -1,4 +1,4 @@
-"""`results.json` of a demo run: arms, paired differences, the imagination check, the budget and the time.
+"""`results.json` of a demo run: policy variants, paired differences, the imagination check, the budget and the time.
 
 Example::
 
@@ -26,7 +26,7 @@ Evaluations = Mapping[str, Mapping[str, EvalResult]]
 
 
 def differences(evaluations: Evaluations, seed: int = 0) -> list[dict[str, Any]]:
-    """imagined_rl minus every other arm over the same starts: greedy, sampled, and the mean of both."""
+    """Paired differences imagined_rl minus every other variant: greedy, sampled, and the mean of both."""
     found = []
     for mode in ("greedy", "sampled", "both"):
         for other in COMPARED:
@@ -54,17 +54,17 @@ def assemble(
     card: Mapping[str, Any],
     judge: str,
 ) -> dict[str, Any]:
-    """What `results.json` holds; every number is a JSON type.
+    """Build the content of `results.json`; every number is a JSON type.
 
     Args:
-        settings: of the run.
-        tasks: verbs that were measured.
-        evaluations: arm -> mode ("greedy", "sampled") -> outcomes.
-        history: one row an iteration.
+        settings: settings of the run.
+        tasks: measured tasks.
+        evaluations: variant -> mode ("greedy", "sampled") -> outcomes.
+        history: one row per iteration.
         check: the imagination check, as `ClosedLoopResult.to_dict`.
         seconds: wall time by stage.
         card: the bundle's card.
-        judge: name of the judge whose verdicts were the reward.
+        judge: name of the judge that provided the reward.
     """
     window = max(1, min(5, len(history) // 2))
     rates = [row["success_rate"] for row in history]
@@ -128,7 +128,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results as plain text, for the end of a run."""
+    """Format the results as plain text, printed at the end of a run."""
 
     def rate(value: Mapping[str, float]) -> str:
         return f"{100 * value['mean']:5.1f} [{100 * value['low']:4.1f}, {100 * value['high']:4.1f}]"
@@ -140,8 +140,8 @@ def table(results: Mapping[str, Any]) -> str:
     lines += ["", "Imagined RL minus ..., points [95 % interval]"]
     for d in results["differences"]:
         numbers = f"{100 * d['mean']:+6.1f} [{100 * d['low']:+5.1f}, {100 * d['high']:+5.1f}]"
-        said = "better" if d["low"] > 0 else "worse" if d["high"] < 0 else "no clear difference"
-        lines.append(f"{ARM_LABELS.get(d['b'], d['b']):<26}{d['mode']:>8}{numbers:>25}  {said}")
+        outcome = "better" if d["low"] > 0 else "worse" if d["high"] < 0 else "no clear difference"
+        lines.append(f"{ARM_LABELS.get(d['b'], d['b']):<26}{d['mode']:>8}{numbers:>25}  {outcome}")
     counts, gate = results["confusion"], results["gate"]
     rates = "".join(f", {k} {rate(gate[k]).strip()}" for k in ("precision", "recall") if gate[k])
     order = " ".join(f"{key.upper()} {counts[key]}" for key in ("fp", "tp", "fn", "tn"))

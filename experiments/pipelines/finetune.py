@@ -1,7 +1,7 @@
-"""Fine-tuning inside a world model, resumable: what the demo and `worldgym rl` run around `ImaginedRLTrainer`.
+"""Resumable fine-tuning inside a world model, used by the demo and by `worldgym rl` around `ImaginedRLTrainer`.
 
-It takes the parts from a bundle, remembers every round in the run's folder, audits the averaged policy against the
-suite's true outcomes every few rounds, and writes TensorBoard scalars.
+It takes the parts from a bundle, saves every round in the run's folder, audits the averaged policy against the suite's
+true outcomes every few rounds, and writes TensorBoard scalars.
 
 Example::
 
@@ -33,21 +33,22 @@ STAGES = ("imagine", "judge", "policy")
 
 
 class FineTuning:
-    """One policy's rounds.
+    """Fine-tunes one policy in rounds.
 
     Args:
-        settings: how.
-        bundle: world model, judge, policy to begin with, starts and demonstrations.
-        folder: where each round is remembered.
-        gather: `gather(policy, starts, round, settings)` collects a round's `Rollouts`; in this process when None.
-        policy: begins in place of the bundle's, a folder.
-        tasks: that are learned; the bundle's when empty.
-        judge: rewards in place of the bundle's.
+        settings: settings of the fine-tuning.
+        bundle: provides world model, judge, initial policy, starts and demonstrations.
+        folder: run folder in which each round is saved.
+        gather: `gather(policy, starts, round, settings)` collects the `Rollouts` of a round; None collects in this
+            process.
+        policy: folder of the initial policy, in place of the bundle's.
+        tasks: tasks to train on; the bundle's when empty.
+        judge: judge in place of the bundle's.
         demos: demonstrations in place of the bundle's.
         starts: a `StartBank` in place of the bundle's.
-        draw: `draw(policy, rng)` draws a round's starts; see `ImaginedRLTrainer`.
-        monitor: audits the averaged policy; a `RewardHackingMonitor` of the settings when None.
-        stop_at: imagined success, in an audit, at which the rounds end; None for all rounds.
+        draw: `draw(policy, rng)` draws the starts of a round; see `ImaginedRLTrainer`.
+        monitor: audits the averaged policy; None creates a `RewardHackingMonitor` from the settings.
+        stop_at: imagined success in an audit at which training stops; None runs all rounds.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class FineTuning:
         self.monitor = monitor or RewardHackingMonitor(settings, self.world_model, self.judge, self.tasks)
 
     def policy(self) -> Any:
-        """A fresh copy of the policy to begin with."""
+        """Load a new copy of the initial policy."""
         if self.begin_with is None:
             return self.bundle.policy()
         from agents import load_policy
@@ -107,14 +108,15 @@ class FineTuning:
     def run(
         self, board: Any, report: Callable[[dict[str, float]], None] | None = None
     ) -> list[dict[str, float]]:
-        """All rounds that are still to do; saved after each, so Ctrl-C costs at most one.
+        """Run all remaining rounds. Each is saved, so Ctrl-C loses at most one.
 
         Args:
             board: a TensorBoard writer.
-            report: called with each round's scalars, after it and the averaged policy in `out/policy` were saved.
+            report: called with the scalars of each round, after the round and the averaged policy (`out/policy`) were
+                saved.
 
         Returns:
-            one row of scalars a round. The improved policy, averaged over the rounds, is in `out/policy`.
+            one row of scalars per round. The improved policy, averaged over the rounds, is in `out/policy`.
         """
         from agents import load_policy
 
@@ -144,7 +146,7 @@ class FineTuning:
                     trainer.save(partial, save_policy, stream=stream)
                 self._scalars(board, row)
                 if report is not None:
-                    save_policy(trainer.average, settings.out / "policy")  # the receiver may end this process
+                    save_policy(trainer.average, settings.out / "policy")  # `report` may end this process
                     report(row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
                 progress.update(
@@ -161,12 +163,12 @@ class FineTuning:
         return list(history)
 
     def _over(self, row: dict[str, float]) -> bool:
-        """Whether no further round is wanted after one with these scalars."""
+        """Whether training stops after a round with these scalars."""
         enough = self.stop_at is not None and row.get("audit_imagined", 0.0) > self.stop_at
         return enough or self.monitor.trips(row)
 
     def stream(self, number: int) -> int:
-        """Seed of round `number`."""
+        """Return the seed of round `number`."""
         from agents.algorithms.imagined_rl import ROUNDS_A_SEED
 
         return self.settings.seed * ROUNDS_A_SEED + number
@@ -182,21 +184,21 @@ class FineTuning:
         return list(final or [])
 
     def _rounds(self) -> list[Path]:
-        """Rounds that are wholly on disk, the last one last."""
+        """Folders of the completely saved rounds, in order."""
         return sorted(self.folder.state.glob("round-[0-9]*"))
 
     def _forget_rounds(self) -> None:
-        """Remove what only an interrupted run would need."""
+        """Remove files that only an interrupted run needs."""
         names = {f"state/{path.name}" for path in self._rounds()}
         names |= {
             name for name in self.folder.made if name.startswith("state/round-")
-        }  # a kill came before the marker
+        }  # killed before the round was complete
         if names:
             self.folder.disown(*sorted(names))
 
     @contextmanager
     def _saved(self, number: int) -> Iterator[Path]:
-        """A folder for what round `number` leaves: all of it stays or, killed half-way, the round before."""
+        """Folder for the state of round `number`; if killed while saving, the previous round is kept."""
         before, name = self._rounds(), f"round-{number:05d}"
         self.folder.own(f"state/{name}")
         with save_folder(self.folder.state / name) as partial:
@@ -234,28 +236,28 @@ class FineTuning:
 
 
 def practised(settings: FineTuneSettings, bundle: Bundle, tasks: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Tasks that are learned: those of the settings, else those that the bundle covers, except thinly covered ones."""
+    """Tasks to train on: those of the settings, else those of the bundle, except tasks with little data."""
     tasks = tasks or bundle.tasks
     thin = bundle.card.get("tasks_thin", ())
     return settings.train_tasks or tuple(t for t in tasks if t not in thin) or tasks
 
 
 def stream_now() -> str:
-    """The state of torch's random stream, which dropout draws from."""
+    """State of torch's random generator, from which dropout draws, as hex."""
     import torch
 
     return torch.get_rng_state().numpy().tobytes().hex()
 
 
 def restore_stream(state: str) -> None:
-    """Inverse of `stream_now`: what comes after draws the same numbers whether the run was resumed or not."""
+    """Inverse of `stream_now`, so that a resumed run draws the same numbers as an uninterrupted one."""
     import torch
 
     torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
-    if torch.cuda.is_available():  # its stream is not kept with a round: what follows draws by a seed of its own
+    if torch.cuda.is_available():  # CUDA's generator is not saved with a round; it gets a seed derived from the state
         torch.cuda.manual_seed_all(zlib.crc32(bytes.fromhex(state)))
 
 
 def save_policy(policy: Any, folder: Path) -> None:
-    """Write a policy so that the folder holds the old one or the new one, nothing between."""
+    """Write a policy atomically: the folder has the old or the new policy, never a mixture."""
     POLICIES.save(policy, folder)

@@ -1,4 +1,4 @@
-"""Held-out logs of Real with the truth beside each frame, for measuring world models and never for training them.
+"""Held-out real episodes with the true state of each frame, to measure world models. Never used for training.
 
 Example::
 
@@ -16,7 +16,7 @@ import numpy as np
 from experiments.suites import domain_settings
 from worldgym.suite import Suite, extra, load_suite
 
-# They go on for the whole horizon; experts stop when they are done. Those that a suite lacks are left out.
+# These act for the whole horizon; experts stop when they are done. Behaviours that a suite lacks are left out.
 BEHAVIOURS = ("noisy", "near_miss", "noisy", "distracted", "noisy", "random")
 
 
@@ -29,7 +29,7 @@ class TrueLogs:
         actions: `(N,T,A)` in [-1, 1].
         states: `(N,T+1,S)` proprioception.
         success: `(N,T+1)` bool, success at that step.
-        positions: `(N,T+1,K,2)` pixels of the suite's `parts`, nan where one is absent.
+        positions: `(N,T+1,K,2)` pixel positions of the suite's `parts`, nan if absent.
         instructions, tasks, splits: N each.
     """
 
@@ -43,7 +43,7 @@ class TrueLogs:
     splits: tuple[str, ...]
 
     def head(self, episodes: int) -> TrueLogs:
-        """The first so many episodes, or all."""
+        """The first `episodes` episodes, or all."""
         return TrueLogs(**{f.name: getattr(self, f.name)[:episodes] for f in fields(self)})
 
 
@@ -57,28 +57,28 @@ def true_logs(
     suite: Suite | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrueLogs:
-    """Roll demonstrators of mixed skill out in Real; tasks, splits and behaviours take turns.
+    """Roll out demonstrators of mixed skill in the real domain; tasks, splits and behaviours take turns.
 
     Args:
-        tasks: verbs.
-        episodes: how many.
-        seed: of the first start; each next one is one higher.
-        horizon: steps of each.
-        splits: which start states and words.
-        suite: whose; the default one when None.
-        progress: called with (episodes done, episodes in all).
+        tasks: task names.
+        episodes: number of episodes.
+        seed: seed of the first start; it increases by one per episode.
+        horizon: steps per episode.
+        splits: splits of start states and instructions.
+        suite: the suite; None uses the default one.
+        progress: called with (finished episodes, total episodes).
 
     Raises:
-        ConfigError: the suite has no ruler of positions, or none of the behaviours.
+        ConfigError: the suite does not measure positions, or has none of the behaviours.
     """
     suite = load_suite() if suite is None else suite
-    watched = extra(suite, "watched", "ruler of positions")
+    watched = extra(suite, "watched", "environment that measures positions")
     env = watched(**domain_settings(suite), terminate_on_success=False, horizon=horizon)
     behaviours = [name for name in BEHAVIOURS if name in suite.behaviours] or list(suite.behaviours)
     logs, positions = [], []
     for i in range(episodes):
         rng = np.random.default_rng(seed + i)
-        # Each cycle through the tasks takes the next behaviour, each cycle through those the next split.
+        # The behaviour changes after each cycle through the tasks, the split after each cycle through the behaviours.
         behaviour = behaviours[i // len(tasks) % len(behaviours)]
         split = splits[i // (len(tasks) * len(behaviours)) % len(splits)]
         task = tasks[i % len(tasks)]

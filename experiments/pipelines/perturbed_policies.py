@@ -1,7 +1,8 @@
-"""Policies of different quality made from one, so that a ranking has something to rank.
+"""Policies of different quality made from one policy, to test rankings.
 
-A policy's weights are disturbed by Gaussian noise, a stated share of each tensor's own spread: the hand comes to point
-worse and worse. Beside them stand sampling temperatures of the policy as it is.
+Gaussian noise is added to the weights, with a standard deviation that is a given fraction of each tensor's standard
+deviation; the larger it is, the worse the policy moves. Sampling temperatures of the unperturbed policy give further
+variants.
 
 Example::
 
@@ -30,13 +31,13 @@ class Graded:
 def graded_policies(
     policy: Any, noises: Sequence[float], temperatures: Sequence[float], seed: int = 0
 ) -> list[Graded]:
-    """One policy for each share of noise (acting greedily) and for each temperature (of the undisturbed one).
+    """One policy per noise level (acting greedily) and one per temperature (unperturbed).
 
     Args:
-        policy: an `nn.Module` that obeys `worldgym.protocols.Policy`.
-        noises: standard deviations of the noise, in those of each tensor.
-        temperatures: of sampling.
-        seed: of the noise; all shares use the same draw.
+        policy: an `nn.Module` that implements `worldgym.protocols.Policy`.
+        noises: standard deviations of the noise, relative to those of each tensor.
+        temperatures: sampling temperatures.
+        seed: seed of the noise; all levels use the same draw.
     """
     out = []
     for share in noises:

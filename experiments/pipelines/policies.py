@@ -1,4 +1,4 @@
-"""Policies as they are named on a command line: a folder, `sft` for the bundled one, `@T` for a temperature.
+"""Policies as named on a command line: a folder, `sft` for the bundled one, `@T` for a sampling temperature.
 
 Example::
 
@@ -20,11 +20,11 @@ from worldgym.registry import POLICIES
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """A policy and how it is sampled.
+    """A policy and its sampling temperature.
 
     Args:
-        name: as it was typed.
-        ref: where it is.
+        name: as typed.
+        ref: reference to the policy's folder.
         temperature: 0 is greedy.
     """
 
@@ -34,13 +34,13 @@ class PolicyChoice:
 
     @classmethod
     def parse(cls, text: str, bundle: str, temperature: float = 0.0, device: str = "cpu") -> PolicyChoice:
-        """Read `FOLDER`, `FOLDER@T`, `sft` or `sft@T`.
+        """Parse `FOLDER`, `FOLDER@T`, `sft` or `sft@T`.
 
         Args:
-            text: what was typed.
-            bundle: name or folder that `sft` refers to.
-            temperature: when none is given in the text.
-            device: where the policy is loaded.
+            text: the text typed by the user.
+            bundle: name or folder of the bundle that provides `sft`.
+            temperature: used if the text has none.
+            device: device on which the policy is loaded.
 
         Raises:
             ConfigError: the temperature is not a number >= 0.
@@ -55,16 +55,16 @@ class PolicyChoice:
             except ValueError:
                 temperature = -1.0
             if not 0 <= temperature < float("inf"):
-                raise ConfigError(f"in {text!r}, {number!r} is no temperature; type for example {place}@1.0")
+                raise ConfigError(f"in {text!r}, {number!r} is not a temperature; type for example {place}@1.0")
         return cls(text, PolicyRef(str(policy_folder(place, bundle)), device=device), temperature)
 
 
 def policy_folder(place: str | Path, bundle: str) -> Path:
-    """The folder of a policy that a command line names: a folder, or `sft` for the one of a bundle.
+    """Folder of a policy named on the command line: a folder, or `sft` for that of the bundle.
 
     Raises:
-        CheckpointError: no such folder, or one without a policy. No hub is asked.
-        ConfigError: a policy of a type that no installed package registers.
+        CheckpointError: no such folder, or it has no policy. Model hubs are not searched.
+        ConfigError: no installed package registers the policy's type.
     """
     folder = Path(place).expanduser()
     if str(place) == "sft" and not folder.exists():

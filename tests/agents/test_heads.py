@@ -186,9 +186,9 @@ def test_unknown_heads_and_settings_are_refused():
         VLAPolicyConfig.preset("tiny", head="bin")
     with pytest.raises(ConfigError, match="head 'l1' does not accept these settings"):
         head_of("l1", steps=3)
-    with pytest.raises(ConfigError, match="expected >= 1"):
+    with pytest.raises(ConfigError, match="expected steps >= 1"):
         head_of("flow", steps=0)
     with pytest.raises(ConfigError, match="try 0.2"):
         head_of("l1", scale=0.0)
-    with pytest.raises(ConfigError, match="temperature of \\['token'\\]"):
+    with pytest.raises(ConfigError, match="unknown components \\['token'\\] of temperature"):
         policy_with("l1").act(observation(1), temperature={"token": 1.0})

@@ -51,7 +51,7 @@ def test_too_few_resources_are_named_instead_of_waited_for():
             return {"CPU": 2.0}
 
     check_resources(Ray, {"CPU": 2, "GPU": 0})
-    with pytest.raises(ConfigError, match="CPU: 64 asked for, 2 there.*fewer workers"):
+    with pytest.raises(ConfigError, match="CPU: 64 requested, 2 available.*fewer workers"):
         check_resources(Ray, {"CPU": 64, "GPU": 0.5})
 
 
@@ -111,7 +111,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(cluster, tmp_pat
 
 @pytest.mark.slow
 def test_asking_for_more_than_there_is_fails_at_once(cluster):
-    with pytest.raises(ConfigError, match="asked for, 2 there"):
+    with pytest.raises(ConfigError, match="requested, 2 available"):
         RolloutPool(LineWorld(), BrightJudge(), 16)
 
 

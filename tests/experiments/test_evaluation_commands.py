@@ -42,7 +42,7 @@ def test_a_policy_can_carry_its_temperature(bundle):
     folder = bundle / "policy_sft"
     choice = PolicyChoice.parse(f"{folder}@0.5", str(bundle), 1.0)
     assert choice.temperature == 0.5 and choice.ref.path == str(folder)
-    with pytest.raises(ConfigError, match="no temperature"):
+    with pytest.raises(ConfigError, match="not a temperature"):
         PolicyChoice.parse("sft@warm", str(bundle))
     with pytest.raises(CheckpointError, match="save_pretrained"):
         PolicyChoice.parse("no/such/folder", str(bundle))

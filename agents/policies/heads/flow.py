@@ -37,7 +37,7 @@ class FlowHead(Head):
     def __init__(self, width: int, chunk: int, action_dim: int, steps: int = 5, noise: float = 0.5) -> None:
         super().__init__()
         if steps < 1 or not 0 < noise <= 2:
-            raise ConfigError(f"steps={steps}, noise={noise} of a flow head; expected steps >= 1 and noise in (0, 2]")
+            raise ConfigError(f"a flow head has steps={steps}, noise={noise}; expected steps >= 1 and noise in (0, 2]")
         self.chunk, self.action_dim, self.steps, self.noise = chunk, action_dim, steps, noise
         self.time = nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Linear(width, width))
         self.enter = nn.Linear(chunk * action_dim, width)
