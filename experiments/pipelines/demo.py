@@ -34,7 +34,7 @@ RESULTS = ("results.json", "evaluations.json", "history.json", "report.html", "p
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
-    """Run the demo, or continue an interrupted run; returns the content of `results.json`. Finished runs are not repeated.
+    """Run the demo, or continue an interrupted run; returns the content of `results.json`. Finished runs are kept.
 
     Raises:
         CheckpointError: the bundle is missing or incomplete.

@@ -1,9 +1,9 @@
-"""What Ray workers bring and cost: steps a second by their number, bytes moved, memory over many rounds.
+"""Benchmarks of Ray workers: steps per second by number of workers, bytes transferred, memory over many rounds.
 
 Example::
 
-    scaling(world_model, judge, policy, bank, workers=2)     # efficiency, bytes a step
-    soak(world_model, judge, policy, bank, rounds=200)       # resident memory, driver and workers
+    scaling(world_model, judge, policy, bank, workers=2)     # efficiency, bytes per step
+    soak(world_model, judge, policy, bank, rounds=200)       # resident memory of driver and workers
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ def scaling(
     rounds: int = 3,
     seconds: float = 5.0,
 ) -> dict[str, float]:
-    """Imagined steps a second of one worker and of `workers`, a thread each, in turns.
+    """Imagined steps per second of one worker and of `workers` workers with one thread each, measured in turns.
 
     Args:
-        world_model: what imagines.
-        judge: what judges.
-        policy: what acts.
+        world_model: any `WorldModel`.
+        judge: any `RewardModel`.
+        policy: any `Policy`.
         bank: a `StartBank`.
-        workers: of the larger pool; every worker of both pools has a piece to do at all times.
-        piece: starts a piece.
-        rounds: turns.
-        seconds: of each turn, at least.
+        workers: size of the larger pool; there are enough pieces to keep every worker of both pools busy.
+        piece: starts per piece.
+        rounds: number of turns.
+        seconds: minimum duration of each turn.
 
     Returns:
-        `one`, `many`: steps a second; `here`: of this process without Ray, one thread; `efficiency`: many / (workers x
-        one); `bytes_per_step`: what Ray serialises for a step: weights, starts and rollouts, world model and judge
-        not counted, which are sent once.
+        `one`, `many`: steps per second; `here`: steps per second in this process without Ray, one thread; `efficiency`:
+        many / (workers x one); `bytes_per_step`: bytes that Ray serialises per step, namely policy weights, starts and
+        rollouts. World model and judge are not counted, since they are sent only once.
     """
     import torch
 
@@ -63,7 +63,7 @@ def scaling(
     }
     ray = require("ray", extra="rllib")
     with ExitStack() as stack:
-        if connect(ray, None, workers + 1):  # room for both pools; only one of them works at a time
+        if connect(ray, None, workers + 1):  # CPUs for both pools; only one of them works at a time
             stack.callback(disconnect, ray)
         many = stack.enter_context(RolloutPool(world_model, judge, workers))
         one = stack.enter_context(RolloutPool(world_model, judge, 1))
@@ -89,11 +89,11 @@ def scaling(
 def soak(
     world_model: Any, judge: Any, policy: Any, bank: Any, *, workers: int, rounds: int = 200
 ) -> dict[str, Any]:
-    """Resident megabytes of driver and workers over many small rounds, every round with weights sent afresh.
+    """Resident memory of driver and workers, in megabytes, over many small rounds; each round sends new weights.
 
     Returns:
-        `rounds`; `driver_mb`, `workers_mb`: five readings from the tenth part on to the end; `growth_mb`: last less
-        first, of driver and of the workers' mean.
+        `rounds`; `driver_mb`, `workers_mb`: five readings between a tenth of the rounds and the end; `growth_mb`: last
+        minus first reading, of the driver and of the workers' mean.
     """
     rng = np.random.default_rng(0)
     marks = sorted({max(1, round(rounds * share)) for share in (0.1, 0.325, 0.55, 0.775, 1.0)})

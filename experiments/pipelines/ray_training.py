@@ -1,8 +1,8 @@
-"""Training processes placed by Ray Train, on this machine or on a cluster.
+"""Training processes started by Ray Train, on this machine or on a cluster.
 
-Why: `torch.multiprocessing` knows one machine. Ray Train starts the same function on every worker, with a process
-group between them, and starts it again when a worker dies: the function resumes from its own checkpoint, which is
-why all nodes must see one run folder.
+`torch.multiprocessing` is limited to one machine. Ray Train starts the same function on every worker, creates a process
+group, and restarts the function after a worker died. The function then resumes from its own checkpoint. All nodes must
+therefore share one run folder.
 
 Example::
 
@@ -22,7 +22,7 @@ from worldgym.errors import ConfigError
 from worldgym.utils.optional import require
 
 RETRIES = 2
-"""How often the group is started again after a worker died."""
+"""How many times the group is restarted after a worker died."""
 
 
 def on_ray(
@@ -36,20 +36,20 @@ def on_ray(
     *,
     gpu: bool = False,
 ) -> None:
-    """Call `function(rank, config, model, data)` on so many Ray workers.
+    """Call `function(rank, config, model, data)` on `workers` Ray workers.
 
     Args:
-        function: trains one rank; must resume by itself from what lies in its run folder.
-        config: handed on.
-        model: handed on through the object store; every worker has a copy of its own.
-        data: handed on through the object store.
-        workers: ranks; each gets its share of this machine's cores, as many CPUs of the cluster.
+        function: trains one rank; must resume by itself from the content of its run folder.
+        config: passed to the function.
+        model: passed through the object store; every worker gets its own copy.
+        data: passed through the object store.
+        workers: number of ranks; each requests its share of this machine's cores as CPUs of the cluster.
         address: `local`, `auto` or `ray://HOST:10001`.
-        out: run folder; Ray's own notes go to `out/ray`.
-        gpu: every rank asks for a GPU, and its model is put there.
+        out: run folder; Ray's own files go to `out/ray`.
+        gpu: every rank requests a GPU, and its model is placed there.
 
     Raises:
-        ConfigError: no cluster there, one that has too little, or training failed more than `RETRIES` times.
+        ConfigError: no cluster at `address`, too few resources, or training failed more than `RETRIES` times.
         DependencyError: Ray is not installed.
     """
     ray = require("ray", extra="rllib")
@@ -79,8 +79,8 @@ def on_ray(
             trainer.fit()
         except train.TrainingFailedError as error:
             raise ConfigError(
-                f"training on Ray failed {RETRIES + 1} times; the last time: {error}. What was reached lies in {out}; "
-                "the same command goes on from there"
+                f"training on Ray failed {RETRIES + 1} times; last error: {error}. The last checkpoint is in {out}; "
+                "type the same command to continue from it"
             ) from error
     finally:
         if started:
@@ -88,7 +88,7 @@ def on_ray(
 
 
 def _worker(setting: dict[str, Any]) -> None:
-    """One rank; Ray Train has made the process group."""
+    """One rank; Ray Train has created the process group."""
     import ray
     import torch
     from ray import train

@@ -1,4 +1,4 @@
-"""`worldgym train world-model|judge --type NAME` for types of other packages; the seam is `worldgym.training.generic`.
+"""`worldgym train world-model|judge --type NAME` for types of other packages, by `worldgym.training.generic`.
 
 Example::
 
@@ -24,7 +24,7 @@ COMMON = (
     "data", "out", "type", "preset", "steps", "minutes", "batch_size", "window", "lr", "seed", "limit", "fresh",
     "device", "dtype",
 )  # fmt: skip
-"""Options that every type is trained with."""
+"""Options that apply to every registered type."""
 OWN = (
     "checkpoint",
     "tensorboard",
@@ -40,16 +40,16 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     """Train a part of the registered type `config.type`, and save it.
 
     Args:
-        registry: of the part.
-        config: of the command; of its options those in `COMMON` apply.
-        command: its words.
+        registry: registry of the part.
+        config: config of the command; only its options in `COMMON` apply.
+        command: words of the command.
         save_to: folder of the result.
 
     Returns:
         the exit code.
 
     Raises:
-        ConfigError: an unknown type, one that offers no training, or an option that does not apply.
+        ConfigError: an unknown type, a type that cannot be trained, or an option that does not apply.
     """
     import torch
 
@@ -82,7 +82,7 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
 
 
 def refuse_others(config: Any, names: tuple[str, ...]) -> None:
-    """Raise a ConfigError where an option beside `names` was given: the type would not follow it."""
+    """Raise a ConfigError if an option other than `names` was given, since the type would ignore it."""
     given = [
         field.name
         for field in dataclasses.fields(config)

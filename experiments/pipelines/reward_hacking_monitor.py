@@ -1,9 +1,9 @@
-"""Audits of a policy while it learns inside a world model: how far imagined success exceeds true success.
+"""Audits of a policy during training inside a world model: by how much imagined success exceeds true success.
 
-Why: a policy that is rewarded by a judge learns to please the judge (World-VLA-Loop, arXiv 2602.06508, saw one grasp a
-cup by its back, which passed for success in imagination). So every few rounds the averaged policy acts in imagination
-from fixed starts, its actions are executed in Real, and learning ends when imagined success exceeds the true one by
-more than a bound. Real's use is counted.
+A policy that is rewarded by a judge learns to exploit the judge's errors (World-VLA-Loop, arXiv 2602.06508, reports a
+policy that grasped a cup by its back, which the judge accepted as success in imagination). Every few rounds, the
+averaged policy therefore acts in imagination from fixed starts, and its actions are executed in Real. Training stops
+when imagined success exceeds true success by more than a bound. The episodes in Real are counted.
 
 Example::
 
@@ -24,18 +24,18 @@ from worldgym.protocols import threshold_of
 
 logger = logging.getLogger(__name__)
 MONITOR_SEED0 = 18_500_000
-"""Starts of these audits: held out, and other than those of any measurement."""
+"""First seed of the audit starts: held-out starts that no measurement uses."""
 
 
 class RewardHackingMonitor:
-    """The audits of one fine-tuning; off unless `settings.audit_every`.
+    """Audits of one fine-tuning run; disabled unless `settings.audit_every` is set.
 
     Args:
-        settings: how often, on how many episodes, and how wide a gap is too wide.
-        world_model: that the policy learns in.
-        judge: whose reward it learns from.
-        tasks: that it learns.
-        start_seed: of the audits' starts.
+        settings: interval, number of episodes, and the maximum gap.
+        world_model: world model in which the policy is trained.
+        judge: judge that provides the reward.
+        tasks: tasks of the training.
+        start_seed: first seed of the audit starts.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class RewardHackingMonitor:
         self.start_seed = start_seed
 
     def due(self, rounds: int) -> bool:
-        """Whether an audit comes after so many rounds."""
+        """Whether an audit follows round number `rounds`."""
         every = self.settings.audit_every
         return every > 0 and rounds % every == 0
 
     def starts(self) -> list[Start]:
-        """Of the audits, as many of each task."""
+        """Starts of the audits, the same number for each task."""
         each = max(1, round(self.settings.audit_episodes / len(self.tasks)))
         return make_starts(self.tasks, each, self.start_seed)
 
     def audit(self, policy: Any) -> dict[str, float]:
-        """Act in imagination, greedily; execute in Real; compare. The same starts every time, all of them paired."""
+        """Act greedily in imagination, execute the actions in Real, and compare (paired; same starts every time)."""
         from worldgym.evaluation.judge_audit import watch
 
         settings = self.settings
@@ -82,18 +82,18 @@ class RewardHackingMonitor:
             "audit_valid": float(valid.mean()),
         }
         if valid.any():
-            said, true = float(imagined[valid].mean()), float(real[valid].mean())
-            found |= {"audit_imagined": said, "audit_true": true, "audit_gap": said - true}
+            judged, true = float(imagined[valid].mean()), float(real[valid].mean())
+            found |= {"audit_imagined": judged, "audit_true": true, "audit_gap": judged - true}
         return found
 
     def trips(self, row: dict[str, float]) -> bool:
-        """Whether learning must end after a round with these scalars."""
+        """Whether training must stop after a round with these scalars."""
         gap = row.get("audit_gap")
         if gap is None or gap <= self.settings.audit_bound:
             return False
         logger.warning(
-            "learning ends after round %d: imagined success %.2f, true success %.2f from the same starts, a gap beyond "
-            "%.2f. What was learned last pleases judge %s and not Real",
+            "training stops after round %d: imagined success %.2f, true success %.2f from the same starts, a gap above "
+            "%.2f. The last updates exploit judge %s without success in Real",
             row["iteration"], row["audit_imagined"], row["audit_true"], self.settings.audit_bound, self.judge.name,
         )  # fmt: skip
         return True

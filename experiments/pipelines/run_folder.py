@@ -1,8 +1,8 @@
-"""A run folder that survives Ctrl-C: finished pieces are remembered as json, and used again when asked for.
+"""A run folder that survives Ctrl-C: finished steps are stored as JSON and reused.
 
-Why: a demo takes minutes, and most of them are evaluations and RL iterations that need not be done twice.
-Each piece is a function of the settings alone, so a resumed run ends with an uninterrupted one's numbers. A finished
-run is kept until somebody asks for another one.
+A demo takes minutes, mostly for evaluations and RL iterations that need not be repeated. Each step depends only on the
+settings, so a resumed run gives the same numbers as an uninterrupted one. A finished run is kept until the user asks
+for a new one.
 
 Example::
 
@@ -38,30 +38,30 @@ WRITTEN = (
     "state", "videos", "policy", "policy_bc_only", "config.yaml", "history.json", "clips.json", "results.json",
     "evaluations.json", "report.html", "looks.json",
 )  # fmt: skip
-"""What runs write into their folder: where one of these is and no marker, the folder is somebody else's."""
+"""Files and folders that runs write. If one exists without a marker, the folder is not a run folder of this command."""
 RESTART = "remove {out} to start over"
 AGAIN = "type the same command with --fresh to start over"
-"""`restart` of the commands that have that option."""
+"""`restart` for the commands with the option --fresh."""
 
 
 class RunFolder:
     """State of one run.
 
-    `state/settings.json` is the marker: it says what was asked for and which files this run has made. Only these are
-    ever removed.
+    `state/settings.json` is the marker. It stores the settings and the files that this run has written. Only these
+    files are ever removed.
 
     Args:
         out: the run's folder.
-        settings: json-able; a run with other settings is not mixed with this one, and not replaced by it.
-        fresh: remove what an interrupted or finished run has made.
-        restart: what a user does to start over, for messages.
+        settings: JSON values; a run with other settings is neither continued nor replaced.
+        fresh: remove the files of an interrupted or finished run.
+        restart: how a user starts over, for messages.
 
     Attributes:
-        resumed: the folder holds a run of these settings, interrupted or finished.
-        finished: it came to its end; nothing has been written to the folder yet.
+        resumed: the folder holds a run with these settings, interrupted or finished.
+        finished: the run has finished; nothing has been written to the folder since.
 
     Raises:
-        ConfigError: the folder holds a run with other settings, or files of these names that no run made.
+        ConfigError: the folder holds a run with other settings, or files of these names that no run wrote.
         CheckpointError: the marker is damaged.
     """
 
@@ -76,13 +76,14 @@ class RunFolder:
         if old is None:
             self._refuse_foreign()
         elif fresh:
-            write_sealed(self.state / MARKER, old, indent=1)  # a full disk is met before anything is removed
+            write_sealed(self.state / MARKER, old, indent=1)  # fails on a full disk before anything is removed
             self._clear(old)
             old = None
-        elif told := changes(old["settings"], self.settings):
+        elif differences := changes(old["settings"], self.settings):
             raise ConfigError(
                 f"{self.out} holds {'a finished' if old['finished'] else 'an interrupted'} run with other settings "
-                f"({told}). Type the same settings to {'see its results' if old['finished'] else 'go on'}, "
+                f"({differences}). Type the same settings to "
+                f"{'see its results' if old['finished'] else 'continue it'}, "
                 f"{self.restart}, or give another --out"
             )
         self.resumed = old is not None
@@ -90,7 +91,7 @@ class RunFolder:
         self.made: list[str] = old["made"] if old else []
         self.token: str = old["token"] if old else secrets.token_hex(6)
         self.state.mkdir(parents=True, exist_ok=True)
-        for folder in (self.state, self.out):  # a finished run writes nothing, and so would never meet leftovers
+        for folder in (self.state, self.out):  # a finished run writes nothing, so it would never clean up leftovers
             sweep_once(folder)
         if not self.finished:
             self._mark(False)
@@ -111,7 +112,7 @@ class RunFolder:
         if not isinstance(facts, dict) or any(
             not isinstance(facts.get(key), kind) for key, kind in kinds.items()
         ):
-            raise CheckpointError(f"{file} is no marker of this version's runs. {remedy}")
+            raise CheckpointError(f"{file} is not a marker of a run of this version. {remedy}")
         return facts
 
     def _mark(self, finished: bool) -> None:
@@ -122,19 +123,19 @@ class RunFolder:
         names = [name for name in WRITTEN if _holds_anything(self.out / name)]
         if names:
             raise ConfigError(
-                f"{self.out} holds {', '.join(names)}, which no interrupted or finished run of this command left "
-                "there. Nothing of it was touched; give another --out, or move it away"
+                f"{self.out} holds {', '.join(names)}, which no interrupted or finished run of this command wrote. "
+                "Nothing was changed; give another --out, or move these files away"
             )
 
     def own(self, name: str) -> Path:
-        """Note that this run is about to make a file or folder, `name` relative to `out`; returns its path."""
+        """Register a file or folder, `name` relative to `out`, before this run writes it; returns its path."""
         if name not in self.made:
             self.made.append(name)
             self._mark(False)
         return self.out / name
 
     def disown(self, *names: str) -> None:
-        """Remove what this run has made and needs no more."""
+        """Remove files of this run that it no longer needs."""
         for name in names:
             self._remove(name)
         self.made = [name for name in self.made if name not in names]
@@ -151,7 +152,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def _clear(self, old: Mapping[str, Any]) -> None:
-        """Remove what the marker lists, and `videos` when nothing else is in it; the marker is replaced afterwards."""
+        """Remove the files in the marker, and `videos` if it is then empty; the marker is replaced afterwards."""
         for name in old["made"]:
             self._remove(str(name))
         self._remove_events(old["token"])
@@ -165,10 +166,10 @@ class RunFolder:
 
     @contextmanager
     def board(self) -> Iterator[Any]:
-        """A TensorBoard writer in `out`, in place of the one of an interrupted part of this run.
+        """Open a TensorBoard writer in `out` that replaces the event file of an interrupted part of this run.
 
-        Its caller writes all rows again, remembered ones included: readers disagree on what to do with steps that two
-        event files have.
+        The caller writes all rows again, stored ones included, because TensorBoard readers treat steps that occur in
+        two event files differently.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -176,22 +177,22 @@ class RunFolder:
         with SummaryWriter(str(self.out), filename_suffix=f".{self.token}") as writer:
             yield writer
 
-    # -- pieces -----------------------------------------------------------------------------------
+    # -- stored results ---------------------------------------------------------------------------
     def read(self, name: str) -> Any:
-        """A remembered piece, or None.
+        """Return a stored result, or None.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: the file is damaged.
         """
         file = self.state / f"{name}.json"
         return read_sealed(file, self._remedy) if file.is_file() else None
 
     def write(self, name: str, value: Any) -> None:
-        """Remember a piece."""
+        """Store a result."""
         write_sealed(self.own(f"state/{name}.json"), value)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """The remembered piece, or a new one, made and remembered."""
+        """Return the stored result, or call `make` and store its result."""
         value = self.read(name)
         if value is None:
             value = make()
@@ -200,7 +201,7 @@ class RunFolder:
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
-        """Add the wall time of a block to `seconds[name]`; it survives an interruption."""
+        """Add the wall time of a block to `seconds[name]`; the sum is kept across interruptions."""
         began = time.perf_counter()
         try:
             yield
@@ -208,20 +209,20 @@ class RunFolder:
             self.add_seconds(name, time.perf_counter() - began)
 
     def add_seconds(self, name: str, seconds: float) -> None:
-        """Add to `seconds[name]` and remember."""
+        """Add to `seconds[name]` and store it."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.write("seconds", self.seconds)
 
     def save(self, name: str, value: Any) -> Path:
-        """Write a result beside the state, for people."""
+        """Write a result file into `out`, for users."""
         return atomic_write_text(self.out / name, json.dumps(value, indent=1) + "\n")
 
     def finish(self) -> None:
-        """Note that the run came to its end."""
+        """Mark the run as finished."""
         self._mark(True)
 
     def has(self, *names: str) -> bool:
-        """Whether the run has finished and its results `names`, relative to `out`, are all there."""
+        """Whether the run has finished and its results `names`, relative to `out`, all exist."""
         return self.finished and all((self.out / name).exists() for name in names)
 
 
@@ -232,7 +233,7 @@ def _holds_anything(path: Path) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+    """Versions on which a result depends."""
     from worldgym import __version__
 
     found = {"worldgym": __version__, "python": platform.python_version()}
@@ -245,7 +246,7 @@ def versions() -> dict[str, str]:
 
 
 def finite(value: Any) -> Any:
-    """`value` with None for every number that JSON cannot hold (nan, infinities), in dicts and lists of any depth."""
+    """Replace every number that JSON cannot represent (nan, infinities) by None, in dicts and lists of any depth."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,9 +1,9 @@
-"""Settings of fine-tuning inside a world model and of the demo, their defaults, and what `quick` shrinks.
+"""Settings of the demo and of fine-tuning inside a world model, their defaults, and the reductions by `quick`.
 
 Example::
 
     settings = DemoSettings(seed=1, out="runs/demo-1")
-    settings.key()      # what an interrupted run must share with the one that goes on
+    settings.key()      # settings that a resumed run must have in common
 """
 
 from __future__ import annotations
@@ -24,50 +24,51 @@ if TYPE_CHECKING:
 from worldgym.pretrained import DEFAULT
 
 CHECK_SEED0 = 11_000_000
-"""Starts of the imagination check: held out, and other than the evaluation's."""
+"""First seed of the starts of the imagination check: held out, and different from those of the evaluation."""
 
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """How a policy is fine-tuned inside a world model.
+    """Settings of fine-tuning a policy inside a world model.
 
     Args:
-        seed: of everything that is random here.
+        seed: seed of all randomness.
         out: folder of results and of the improved policy.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        train_tasks: tasks to learn in imagination; when empty, those that the bundle covers, except thinly covered
-            ones. What is imagined wrongly is learned wrongly: choose tasks that come near the closed-loop gate.
+        train_tasks: tasks to train on in imagination; if empty, the bundle's tasks, except those with little data.
+            Errors of the world model are learned by the policy: choose tasks that come close to passing the closed-loop
+            gate.
         iterations: rounds of GRPO.
-        starts: logged frames a round, each tried `group` times.
-        start_oversampling: draw so many times more frames, and keep those at which the policy is least certain of its
-            goal: where it is certain, all rollouts of a group are alike and nothing is compared.
-        group: rollouts from each start.
+        starts: logged start frames per round, each tried `group` times.
+        start_oversampling: draw this many times more frames, and keep those at which the policy is least certain of its
+            goal. Where it is certain, all rollouts of a group are alike and give no learning signal.
+        group: rollouts per start.
         rollout_horizon: steps of a rollout; longer rollouts drift.
-        temperature: of the goals that the policy samples; above 1 it explores more than it would by itself.
-        action_temperature: of the actions of a policy with goals; 0 is greedy.
-        learn: `goal` improves where the policy goes and leaves its actions as they were cloned; `all` improves both.
-        average: decay, an iteration, of the averaged weights that are kept as the improved policy; the BC-only control
-            is averaged likewise.
-        lr: GRPO's learning rate; 0 leaves GRPO out.
-        updates: GRPO's optimizer steps a round; the more, the further the policy goes from the one that was tried.
-        actor: whose rollouts are learned from: the `current` policy's, or always the `initial` one's (iterated SFT).
-        imitation_steps: supervised steps a round on judged imagined successes and demonstrations; 0 is off.
-        imitation_lr: their learning rate.
-        demo_share: share of demonstrations among what is imitated.
-        min_rate: share of the attempts from a start that must have been judged successful for any to be imitated.
-        middle_fraction: share of starts taken from inside logged episodes.
-        threshold: judge's probability that counts as success; the judge's own when None.
-        confirm: successive looks that must be judged successful.
-        max_uncertainty: drop imagined episodes whose model uncertainty exceeds this; never when None.
-        bc_batch: chunks a supervised step, in self-imitation and in the BC-only control.
-        audit_every: rounds between two audits of the averaged policy, whose imagined episodes are then executed in Real
-            and counted; 0 is off.
-        audit_episodes: imagined and executed an audit.
-        audit_bound: learning ends when imagined success exceeds the true one by more.
-        quick: a few seconds' worth of everything, to see whether it runs; its numbers mean nothing.
-        fresh: forget what an interrupted run in the same folder has done.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: precision in which a world model imagines; `auto` leaves it as it was saved.
+        temperature: sampling temperature of the policy's goals; above 1 it explores more than the policy itself would.
+        action_temperature: sampling temperature of the actions of a policy with goals; 0 is greedy.
+        learn: `goal` trains where the policy moves and keeps the action head as it was cloned; `all` trains both.
+        average: decay per iteration of the averaged weights, which are the improved policy; the BC-only control is
+            averaged in the same way.
+        lr: GRPO's learning rate; 0 disables GRPO.
+        updates: GRPO's optimizer steps per round; more steps move the policy further from the one that acted.
+        actor: policy that generates the rollouts: `current`, or always `initial` (iterated SFT).
+        imitation_steps: supervised steps per round on judged imagined successes and demonstrations; 0 disables them.
+        imitation_lr: learning rate of these steps.
+        demo_share: fraction of demonstrations in their batches.
+        min_rate: fraction of the attempts from a start that must be judged successful; otherwise none is imitated.
+        middle_fraction: fraction of start frames that are not the first frame of their episode.
+        threshold: success probability that counts as success; None uses the judge's own threshold.
+        confirm: number of successive judgements that must be successful.
+        max_uncertainty: drop imagined episodes whose world-model uncertainty exceeds this; None drops none.
+        bc_batch: chunks per supervised step, in self-imitation and in the BC-only control.
+        audit_every: rounds between two audits of the averaged policy, in which its imagined episodes are executed in
+            Real (and counted); 0 disables audits.
+        audit_episodes: imagined and executed episodes per audit.
+        audit_bound: training stops when imagined success exceeds true success by more than this.
+        quick: reduce everything to a few seconds, to test whether the run works; the results are meaningless.
+        fresh: discard an earlier run in the same folder.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: precision of the world model; `auto` keeps the precision in which it was saved.
     """
 
     seed: int = 0
@@ -107,13 +108,13 @@ class FineTuneSettings:
         "iterations": 2, "starts": 2, "group": 4, "rollout_horizon": 10, "bc_batch": 8, "imitation_steps": 2,
     }  # fmt: skip
     ELSEWHERE: ClassVar[set[str]] = {"out", "fresh", "workers", "device", "dtype"}
-    """What a resumed run may have otherwise: where and how it runs."""
+    """Settings in which a resumed run may differ: where and how it runs."""
 
     def __post_init__(self) -> None:
-        """Validate, and shrink everything for `quick`."""
+        """Validate, and reduce everything for `quick`."""
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "train_tasks", tuple(self.train_tasks))
-        object.__setattr__(self, "learn", "goal" if self.learn == "pointer" else self.learn)  # its earlier name
+        object.__setattr__(self, "learn", "goal" if self.learn == "pointer" else self.learn)  # name in earlier versions
         if self.quick:
             for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
@@ -123,7 +124,7 @@ class FineTuneSettings:
         )  # fmt: skip
         if self.group < 2:
             raise ConfigError(
-                f"group is {self.group}; attempts are compared with each other, so take at least 2"
+                f"group is {self.group}, expected at least 2 (attempts are compared with each other); try --group 8"
             )
         if min(self.seed, self.imitation_steps, self.audit_every) < 0:
             raise ConfigError("seed, imitation_steps and audit_every must not be negative")
@@ -137,18 +138,18 @@ class FineTuneSettings:
                 f"lr must not be negative, actor 'current' or 'initial'; got {self.lr}, {self.actor!r}"
             )
         if self.actor == "initial" and self.lr > 0:
-            raise ConfigError("GRPO learns from the policy's own rollouts: actor='initial' goes with lr=0 only")
+            raise ConfigError("GRPO needs rollouts of the current policy; set lr=0 for actor='initial'")
         for name in ("temperature", "imitation_lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 
     def sampling(self, policy: Any, temperature: float | None = None) -> Any:
-        """Temperatures of a policy's components: `action_temperature` for its actions where it has goals."""
+        """Sampling temperatures by component: for a policy with goals, its actions use `action_temperature`."""
         rollout = self.trainer_config().rollout
         return dataclasses.replace(rollout, temperature=temperature or rollout.temperature).temperatures(policy)
 
     def trainer_config(self) -> ImaginedRLConfig:
-        """The same as the settings of `agents.ImaginedRLTrainer` and of its parts."""
+        """Convert to the settings of `agents.ImaginedRLTrainer` and its parts."""
         from agents import GRPOConfig, ImaginedRLConfig, RolloutConfig, SelfImitationConfig
 
         rollout = RolloutConfig(
@@ -165,7 +166,7 @@ class FineTuneSettings:
         return ImaginedRLConfig(rollout, grpo, imitation, self.average, self.actor, self.seed)
 
     def key(self) -> dict[str, Any]:
-        """What a resumed run must have in common."""
+        """Settings that a resumed run must have in common."""
         data = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.ELSEWHERE}
         return json.loads(json.dumps(data, default=str))
 
@@ -175,14 +176,14 @@ class DemoSettings(FineTuneSettings):
     """Improve a policy inside the bundled world model and measure it in Real.
 
     Args:
-        tasks: to measure; those the bundle covers when empty.
+        tasks: tasks to measure; the bundle's if empty.
         horizon: steps of 0.2 s in a measured episode.
-        episodes: episodes in Real a policy and mode; design asks for at least 200.
-        sharpen_temperature: of the sharpening control.
-        check_episodes: imagined episodes replayed in Real.
-        check_temperature: sampling temperature of those.
-        clips: how many of those become videos.
-        workers: evaluation processes; 0 uses this one.
+        episodes: episodes in Real per policy and mode; at least 200 for reliable intervals.
+        sharpen_temperature: sampling temperature of the sharpened SFT control.
+        check_episodes: imagined episodes that are executed in Real.
+        check_temperature: sampling temperature of these episodes.
+        clips: number of these episodes to save as videos.
+        workers: evaluation processes; 0 uses this process.
     """
 
     out: Path = Path("runs/demo")
@@ -211,7 +212,7 @@ class DemoSettings(FineTuneSettings):
 
 
 def at_least_one(settings: Any, *names: str) -> None:
-    """Raise a ConfigError for the first of these settings that is less than 1."""
+    """Raise a ConfigError for the first of these settings that is below 1."""
     for name in names:
         if getattr(settings, name) < 1:
             raise ConfigError(f"{name} is {getattr(settings, name)}, expected at least 1")

@@ -1,8 +1,9 @@
-"""Policies that nobody trained, beside those that were: what does imagination pay them?
+"""Untrained policies, to test which success rates imagination gives them.
 
-Who learns from scratch inside a world model begins with random actions, so the gate is run on them too: `random` draws
-uniformly, `gaussian` from a normal distribution of spread 1, clipped; `weak` is the SFT policy with disturbed weights;
-`scripted` executes what the scripted experts do in Real from the same starts, without looking at what is imagined.
+Training from scratch inside a world model starts with random actions, so the closed-loop gate is also run on them.
+`random` draws uniformly; `gaussian` draws from a clipped normal distribution with standard deviation 1; `weak` is the
+SFT policy with perturbed weights; `scripted` executes the actions of the scripted experts in Real from the same starts,
+without using the imagined frames.
 
 Example::
 
@@ -28,19 +29,19 @@ from worldgym.suite import Suite, extra, load_suite
 
 NAMES = ("random", "gaussian", "weak", "scripted")
 WEAK = 0.2
-"""Noise of `weak`, in the spread of each tensor of weights."""
+"""Noise of `weak`, relative to the standard deviation of each weight tensor."""
 
 
 def simple_policy(
     name: str, bundle: Bundle, env_kwargs: dict[str, Any] | None = None, suite: Suite | None = None
 ) -> Any:
-    """One of `NAMES`.
+    """Create one of the policies in `NAMES`.
 
     Args:
-        name: which.
-        bundle: whose SFT policy `weak` disturbs, and whose chunk length the others have.
-        env_kwargs: of the environment in which `scripted` makes its plans.
-        suite: whose experts and actions; that of the bundle when None.
+        name: name of the policy.
+        bundle: bundle that provides the SFT policy of `weak`, and the chunk length of the others.
+        env_kwargs: settings of the environment in which `scripted` plans.
+        suite: suite of the experts and actions; None uses that of the bundle.
     """
     suite, sft = chosen_suite(None, bundle.folder) if suite is None else suite, bundle.policy()
     if name == "weak":
@@ -52,12 +53,12 @@ def simple_policy(
 
 
 class NoisePolicy:
-    """Actions that depend on nothing.
+    """Random actions, independent of the observation.
 
     Args:
         kind: `random` or `gaussian`.
-        chunk: actions a call, K.
-        size: numbers an action, A.
+        chunk: actions per call, K.
+        size: action dimension, A.
     """
 
     def __init__(self, kind: str, chunk: int, size: int) -> None:
@@ -80,12 +81,12 @@ class NoisePolicy:
 
 
 class ScriptedPolicy:
-    """The scripted experts' actions in Real, replayed.
+    """Replays the actions of the scripted experts in Real.
 
     Args:
-        chunk: actions a call, K.
-        env_kwargs: of the environment in which the experts act.
-        suite: whose experts; the default one when None.
+        chunk: actions per call, K.
+        env_kwargs: settings of the environment in which the experts act.
+        suite: suite of the experts; None uses the default one.
 
     Raises:
         ConfigError: the suite has no scripted expert.
@@ -98,7 +99,7 @@ class ScriptedPolicy:
         self.plans, self.calls = torch.zeros(0, 0, 0), 0
 
     def prepare(self, starts: Sequence[Start]) -> None:
-        """Let the experts act from each start, for a whole episode."""
+        """Record one episode of the experts from each start."""
         env, plans = self.suite.make_single(**self.env_kwargs), []
         for start in starts:
             reset_env(env, start)
@@ -118,7 +119,7 @@ class ScriptedPolicy:
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> PolicyOutput:
-        """The next chunk of the plan of each row; `observation["row"]` says which of the prepared starts it is."""
+        """Next chunk of each row's plan; `observation["row"]` is the index of the row's start in `prepare`."""
         first = self.calls * self.chunk
         self.calls += 1
         actions = self.plans[torch.as_tensor(observation["row"]), first : first + self.chunk]

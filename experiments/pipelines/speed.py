@@ -1,9 +1,9 @@
-"""Timings of imagination and of the simulator, taken in turns so that a noisy machine troubles all alike.
+"""Timings of imagination and of the simulator, measured in turns so that load on the machine affects all alike.
 
 Example::
 
-    imagined_fps(model, batch=64, steps=20)      # decoded frames a second
-    simulator_fps(processes=2, seconds=10)       # rendered steps a second
+    imagined_fps(model, batch=64, steps=20)      # decoded frames per second
+    simulator_fps(processes=2, seconds=10)       # rendered steps per second
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from worldgym.specs import specs_of
 
 
 def rate(work: Callable[[], int], seconds: float = 2.0, warmup: int = 1) -> float:
-    """Units a second of `work`, which returns how many it did, repeated for at least `seconds`."""
+    """Units per second of `work`, which returns how many units it did and is repeated for at least `seconds`."""
     for _ in range(warmup):
         work()
     done, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < seconds:
         done += work()
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # work that was only queued is not done
+            torch.cuda.synchronize()  # waits for queued GPU work
     return done / passed
 
 
 def paired(works: dict[str, Callable[[], int]], rounds: int = 3, seconds: float = 1.0) -> dict[str, float]:
-    """Median rate of each, measured in turns."""
+    """Median rate of each function, measured in turns."""
     rates: dict[str, list[float]] = {name: [] for name in works}
     for i in range(rounds):
         for name, work in works.items():
@@ -41,7 +41,7 @@ def paired(works: dict[str, Callable[[], int]], rounds: int = 3, seconds: float 
 
 
 def start(model: Any, batch: int, seed: int = 0) -> Any:
-    """An imagined state of `batch` rows that begins from noise pictures; speed does not depend on what is seen."""
+    """Imagined state of `batch` rows that starts from noise images; the speed does not depend on their content."""
     generator = torch.Generator().manual_seed(seed)
     size = specs_of(model).observation.main.size
     frames = torch.randint(0, 256, (batch, 1, *size, 3), generator=generator, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def start(model: Any, batch: int, seed: int = 0) -> Any:
 
 
 def imagining(model: Any, batch: int, chunk: int = 5, decode: str = "all") -> Callable[[], int]:
-    """Work that goes on imagining `chunk` frames in `batch` rows."""
+    """Function that imagines the next `chunk` frames in `batch` rows."""
     held = {"state": start(model, batch)}
     actions = torch.rand(batch, chunk, model.action_dim) * 2 - 1
 
@@ -61,7 +61,7 @@ def imagining(model: Any, batch: int, chunk: int = 5, decode: str = "all") -> Ca
 
 
 def matmul_gflops(size: int = 2048, device: torch.device | str = "cpu") -> Callable[[], int]:
-    """Work of bfloat16 matrix products; a unit is a million floating-point operations."""
+    """Function that multiplies bfloat16 matrices; one unit is a million floating-point operations."""
     a, b = torch.randn(2, size, size, dtype=torch.bfloat16).to(device)
 
     def work() -> int:
@@ -72,18 +72,18 @@ def matmul_gflops(size: int = 2048, device: torch.device | str = "cpu") -> Calla
 
 
 def transformer_flops(config: Any) -> int:
-    """Useful floating-point operations of the transformer layers for one frame of one row."""
+    """Useful floating-point operations of the transformer layers per frame and row."""
     d, n = config.width, config.tokens
     return config.depth * n * (2 * 12 * d * d + 2 * 2 * d * n * config.window)
 
 
 def denoising(model: Any, batch: int, step: Callable[..., Any] | None = None) -> Callable[[], int]:
-    """Work of the network alone: one frame's tokens through `Dynamics.step`, cache commit included.
+    """Function that runs the network alone: one frame's tokens through `Dynamics.step`, cache commit included.
 
     Args:
-        model: whose network.
+        model: world model of the network.
         batch: rows.
-        step: in place of the network's own, such as a compiled one.
+        step: replaces the network's own step, e.g. by a compiled one.
     """
     net = model.inference_network()
     step = net.step if step is None else step
@@ -103,7 +103,7 @@ def denoising(model: Any, batch: int, step: Callable[..., Any] | None = None) ->
 
 
 def flops_per_frame(model: Any) -> dict[str, float]:
-    """Useful floating-point operations of one imagined frame, matrix products and convolutions, by stage."""
+    """Useful floating-point operations per imagined frame (matrix products and convolutions), by stage."""
     from torch.utils.flop_counter import FlopCounterMode
 
     latent = start(model, 1).latent
@@ -117,10 +117,10 @@ def flops_per_frame(model: Any) -> dict[str, float]:
 
 
 def compiling(model: Any, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """`torch.compile` of the denoising pass against none: rates in turns, and what compiling cost.
+    """Compare the denoising pass with and without `torch.compile`: rates measured in turns, and the compile time.
 
     Returns:
-        `speedup` and `compile_seconds`, or `failed` with the reason, on a machine without a C++ compiler say.
+        `speedup` and `compile_seconds`, or `failed` with the reason, e.g. on a machine without a C++ compiler.
     """
     try:
         compiled = denoising(model, batch, torch.compile(model.inference_network().step, dynamic=False))
@@ -128,16 +128,16 @@ def compiling(model: Any, batch: int, rounds: int, seconds: float) -> dict[str, 
         compiled()
         spent = time.perf_counter() - began
         rates = paired({"plain": denoising(model, batch), "compiled": compiled}, rounds, seconds)
-    except Exception as error:  # whatever a compiler may say: a bench goes on without it
+    except Exception as error:  # compilers raise many types of errors; the benchmark continues without them
         return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     return {"speedup": rates["compiled"] / rates["plain"], "compile_seconds": spent}
 
 
 def int8_linear(width: int, rows: int, rounds: int, seconds: float) -> dict[str, float]:
-    """A `width` to `4 width` layer on `rows` tokens: int8 against bfloat16, as factors of its speed.
+    """Speed of int8 relative to bfloat16, for a layer of size `width` to `4 width` on `rows` tokens.
 
-    `product` is the int8 product alone, `layer` with what a network needs around it: scales by row of its input,
-    rounding, and scaling back. Both sides as PyTorch runs them, without kernels of our own.
+    `product` is the int8 product alone. `layer` adds the operations that a network needs: input scales per row,
+    rounding, and rescaling. Both use PyTorch's own kernels.
     """
     x, weight = torch.randn(rows, width).bfloat16(), torch.randn(4 * width, width)
     low, scale = weight.bfloat16(), weight.abs().amax(1) / 127
@@ -163,7 +163,7 @@ def int8_linear(width: int, rows: int, rounds: int, seconds: float) -> dict[str,
 
 
 def layers_only(model: Any, batch: int) -> Callable[[], int]:
-    """Work of the transformer layers without convolutions in and out: what the matrix-multiply fraction is of."""
+    """Function that runs only the transformer layers, without their convolutions (for the matmul fraction)."""
     net = model.inference_network()
     dtype, c = next(net.parameters()).dtype, model.config.dynamics
     x0 = torch.randn(batch, c.tokens, c.width).to(model.device, dtype)
@@ -198,7 +198,7 @@ def _simulate(suite: str | None, seconds: float, queue: Any) -> None:
 
 
 def simulator_fps(processes: int = 2, seconds: float = 8.0, suite: str | None = None) -> float:
-    """Rendered steps a second of Real, resets included, in so many processes at once."""
+    """Rendered steps per second of Real, resets included, in `processes` processes at once."""
     context = get_context("spawn")
     queue = context.Queue()
     workers = [context.Process(target=_simulate, args=(suite, seconds, queue)) for _ in range(processes)]
@@ -211,5 +211,5 @@ def simulator_fps(processes: int = 2, seconds: float = 8.0, suite: str | None = 
 
 
 def exponent(x: list[float], seconds: list[float]) -> float:
-    """Slope of log time over log x: 1 is linear, 0 is free."""
+    """Slope of log time over log x: 1 is linear, 0 is constant."""
     return float(np.polyfit(np.log(x), np.log(seconds), 1)[0])

@@ -1,4 +1,4 @@
-"""The tokenizer in a run folder of `worldgym train tokenizer`, or of a world model.
+"""Load the tokenizer from a run folder of `worldgym train tokenizer`, or from a world model.
 
 Example::
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def read_tokenizer(folder: Path) -> FrameTokenizer:
-    """The trained tokenizer in `folder`, frozen.
+    """Load the trained tokenizer in `folder`, frozen.
 
     Raises:
-        CheckpointError: missing, damaged, or with weights that are not finite.
+        CheckpointError: the tokenizer is missing, damaged, or has weights that are not finite.
     """
     from worldgym.models.tokenizers import FrameTokenizer, TokenizerConfig
     from worldgym.utils.files import read_json
@@ -47,12 +47,12 @@ def read_tokenizer(folder: Path) -> FrameTokenizer:
 
 
 def load_tokenizer(world_model: Path | None, tokenizer: Path | None) -> FrameTokenizer | None:
-    """The tokenizer of a world model, or of `worldgym train tokenizer`, or None."""
+    """Load the tokenizer of a world model, or of `worldgym train tokenizer`; None if neither is given."""
     if world_model is not None:
         from worldgym.models import load_world_model
 
         found: FrameTokenizer | None = getattr(load_world_model(world_model), "tokenizer", None)
         if found is None:
-            raise ConfigError(f"the world model {world_model} has no tokenizer; leave --world-model out")
+            raise ConfigError(f"the world model {world_model} has no tokenizer; do not set --world-model")
         return found
     return None if tokenizer is None else read_tokenizer(tokenizer)

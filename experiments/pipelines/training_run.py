@@ -1,8 +1,8 @@
-"""What all trainers share: whose run a folder holds, what the numbers of proprioception mean, checked settings.
+"""Shared by all training commands: the identity of a run folder, the meaning of proprioception, and checked settings.
 
-A trainer's folder says in `run.json` what was asked for: the settings, and hashes of the data and of the models that
-training begins with. The same command goes on with it or repeats it; another one is refused, so that weights and
-figures of two runs are never mixed.
+`run.json` in the folder stores the identity of the run: the settings, and hashes of the data and of the models from
+which training starts. The same command continues or repeats the run. A different command is refused, so that weights
+and figures of two runs are never mixed.
 
 Example::
 
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 MARKER = "run.json"
 Hand = Literal["auto", "yes", "no"]
 EXTENDABLE = ("steps", "minutes", "epochs")
-"""Settings that may change when a run goes on: how long it is."""
+"""Settings that may change when a run is continued: its length."""
 ELSEWHERE = ("data", "out", "fresh", "address", "compile", "device", "dtype")
-"""Settings that do not decide the result, or that are compared by content."""
+"""Settings that do not affect the result, or that are compared by content."""
 
 
 def require_preset(preset: str, presets: Sequence[str] = ("small", "tiny")) -> None:
@@ -51,12 +51,12 @@ def require_preset(preset: str, presets: Sequence[str] = ("small", "tiny")) -> N
 
 
 def require_size(image_size: ImageSize, model_size: ImageSize, what: str) -> None:
-    """Raise a ConfigError unless frames of the data are as large as `what` takes them: pixels a side, or (H, W)."""
+    """Raise a ConfigError unless the frames of the data have the size that `what` reads: pixels a side, or (H, W)."""
     if size_of(image_size) != size_of(model_size):
         has, takes = text(size_of(image_size)), text(size_of(model_size))
         raise ConfigError(
             f"the dataset has frames of {has} pixels a side, and {what} takes {takes}; train it on this dataset, or "
-            f"make the dataset anew with `worldgym collect` or `worldgym import` --image-size {takes}"
+            f"create the dataset again with `worldgym collect` or `worldgym import` --image-size {takes}"
         )
 
 
@@ -64,12 +64,12 @@ def require_size(image_size: ImageSize, model_size: ImageSize, what: str) -> Non
 
 
 def with_hand(specs: Specs, choice: Hand = "auto") -> Specs:
-    """The specs with the roles of a hand, or without, as a user says; `auto` leaves them as recorded.
+    """Add or remove the roles of a hand in the specs; `auto` keeps them as recorded.
 
     Args:
-        specs: of a dataset.
-        choice: `yes` says that proprioception is x, y, z, ..., opening of the fingers, and that the last action is the
-            gripper; `no` that nothing is known of it.
+        specs: specs of a dataset.
+        choice: `yes` means that proprioception is x, y, z, ..., finger opening, and that the last action is the
+            gripper; `no` means that its columns are unknown.
 
     Raises:
         ConfigError: `yes` with fewer than four dimensions.
@@ -94,18 +94,18 @@ def with_hand(specs: Specs, choice: Hand = "auto") -> Specs:
     return Specs(dataclasses.replace(specs.observation, state=tuple(fields)), action)
 
 
-# -- whose run a folder holds -------------------------------------------------------------------------------------
+# -- identity of a run folder -------------------------------------------------------------------------------------
 
 
 def identity(
     config: Any, dataset: EpisodeDataset | None = None, contents: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What decides the result of a training command: settings by option name, data and models by content.
+    """Identity of a training run: settings by option name, data and models by content.
 
     Args:
-        config: the command's.
-        dataset: what is trained on.
-        contents: fields that name folders of models; their files are compared, not their names.
+        config: config of the command.
+        dataset: training data.
+        contents: fields that name folders of models; the contents of their files are compared, not their names.
     """
     facts: dict[str, Any] = {}
     for field in dataclasses.fields(config):
@@ -120,12 +120,12 @@ def identity(
 
 
 def option(field: str) -> str:
-    """A field as it is typed."""
+    """Return the command-line option of a field."""
     return "--" + field.replace("_", "-")
 
 
 def fingerprint(dataset: EpisodeDataset) -> str:
-    """Hash of what a dataset has committed: file hashes, action spec and split rules; 16 hex digits."""
+    """Hash of the committed content of a dataset: file hashes, action spec and split rules; 16 hex digits."""
     meta = dataset.meta
     facts = [[f["sha256"] for f in meta.files], meta.action_spec.to_dict(), meta.manifest.hash]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -141,7 +141,7 @@ def arrays_hash(*arrays: np.ndarray) -> str:
 
 
 def content_of(path: Path | str) -> str:
-    """Hash of the weights and settings in a model's folder; a name that is no folder is itself."""
+    """Hash of the weights and settings in a model's folder; a name that is not a folder is returned unchanged."""
     folder = Path(path)
     if not folder.is_dir():
         return str(path)
@@ -155,22 +155,22 @@ def content_of(path: Path | str) -> str:
 def claim(
     out: Path, command: str, facts: Mapping[str, Any], *, own: Sequence[str], fresh: bool = False
 ) -> None:
-    """Note in `out` that it holds the run `facts` of `command`, or refuse.
+    """Record in `out` that it holds the run `facts` of `command`, or refuse.
 
     Args:
-        out: the run's folder; made when needed.
-        command: such as `train tokenizer`.
-        facts: of `identity`.
+        out: the run's folder; created if needed.
+        command: words of the command, such as `train tokenizer`.
+        facts: from `identity`.
         own: files and folders that the command writes into `out`.
-        fresh: remove what an earlier run of this command made here, and nothing else.
+        fresh: remove the files of an earlier run of this command, and nothing else.
 
     Raises:
-        ConfigError: `out` is a file, holds a run with other settings or data, or one of another command; or `fresh`,
-            and files of these names are there that no marker lists.
+        ConfigError: `out` is a file, or holds a run with other settings or data or of another command; or `fresh` is
+            set and `out` holds files of these names that no marker lists.
         CheckpointError: the marker is damaged.
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file, and a run needs a folder; give another --out")
+        raise ConfigError(f"--out {out} is a file, but a run needs a folder; give another --out")
     marker = out / MARKER
     before = _read(marker)
     if before is not None and before["command"] != command:
@@ -182,13 +182,13 @@ def claim(
     there = [name for name in own if (out / name).exists()]
     if before is None and fresh and there:
         raise ConfigError(
-            f"{out} holds {', '.join(there)}, which no run of this command has noted as its own; nothing was removed. "
-            "Give another --out, or move these away"
+            f"{out} holds {', '.join(there)}, which no run of this command has recorded; nothing was removed. Give "
+            "another --out, or move these files away"
         )
-    if before is not None and (told := changes(before["facts"], facts)):
+    if before is not None and (differences := changes(before["facts"], facts)):
         raise ConfigError(
-            f"{out} holds a run with other settings or data ({told}). Type the same settings to go on with it, give "
-            "another --out, or add --fresh, which removes what that run has made and starts over"
+            f"{out} holds a run with other settings or data ({differences}). Type the same settings to continue it, "
+            "give another --out, or add --fresh, which removes the files of that run and starts over"
         )
     mine = before["own"] if before is not None else [name for name in own if name not in there]
     out.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def claim(
 
 
 def finish(out: Path, config: Any) -> None:
-    """Note that the run in `out`, as `config` says, came to its end, with the results that are there now."""
+    """Mark the run of `config` in `out` as finished, with the results that exist now."""
     before = _read(out / MARKER)
     if before is not None:
         files = [name for name in before["own"] if (out / name).exists() and name != "checkpoint"]
@@ -207,24 +207,24 @@ def finish(out: Path, config: Any) -> None:
 
 
 def finished(out: Path, config: Any) -> bool:
-    """Whether `out` holds this very run, finished, with all its results; says so, and what runs it again."""
+    """Whether `out` holds this run, finished, with all its results; if so, logs how to run it again."""
     end = (_read(out / MARKER) or {}).get("finished")
     if not isinstance(end, dict) or end.get("settings") != _settings(config):
         return False
     if not all((out / str(name)).exists() for name in end.get("files", [])):
         return False
-    sweep_once(out)  # a finished run writes nothing, and so would never meet leftovers
-    logger.warning("%s holds this run and its results; --fresh removes them and runs it again", out)
+    sweep_once(out)  # a finished run writes nothing, so it would never clean up leftovers
+    logger.warning("%s already has a finished run with its results; --fresh removes it and runs again", out)
     return True
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """`facts` as JSON gives them back; paths and other objects become strings."""
+    """Convert `facts` as a JSON round trip would; paths and other objects become strings."""
     return dict(json.loads(json.dumps(dict(facts), default=str)))
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """All settings that could change a result."""
+    """All settings that could affect the result."""
     return _plain({k: v for k, v in dataclasses.asdict(config).items() if k not in ELSEWHERE})
 
 
@@ -235,7 +235,7 @@ def _read(marker: Path) -> dict[str, Any] | None:
     data = read_sealed(marker, remedy)
     kinds = {"command": str, "facts": dict, "own": list}
     if not isinstance(data, dict) or any(not isinstance(data.get(key), kind) for key, kind in kinds.items()):
-        raise CheckpointError(f"{marker} is no marker of a training run. {remedy}")
+        raise CheckpointError(f"{marker} is not a marker of a training run. {remedy}")
     return data
 
 

@@ -184,7 +184,7 @@ def test_practice_ends_when_the_judge_is_pleased_and_real_is_not(bundle, tmp_pat
         assert run(gamed) == 0
     history = json.loads((tmp_path / "history.json").read_text())
     assert len(history) == 1 and history[0]["audit_imagined"] == 1.0 and history[0]["audit_gap"] > 0.5
-    assert "pleases judge" in caplog.text and (tmp_path / "policy" / "model.safetensors").is_file()
+    assert "exploit judge" in caplog.text and (tmp_path / "policy" / "model.safetensors").is_file()
 
 
 def test_bad_settings_are_refused():
