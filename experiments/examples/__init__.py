@@ -1,4 +1,4 @@
-"""Whole programs in one file each, to be read, copied and changed.
+"""Complete example programs, one file each, to read, copy and change.
 
 Example::
 

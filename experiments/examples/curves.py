@@ -1,6 +1,4 @@
-"""Learning curves of several example runs in one picture: imagined success over frames, and Real before and after.
-
-Why: what the world model says of a policy that learns inside it, and what is true of it, belong in one figure.
+"""Draws learning curves of several example runs: imagined success over frames, and success in Real before and after.
 
 Example::
 
@@ -23,12 +21,12 @@ from worldgym.utils.files import atomic_path
 
 @dataclass(frozen=True)
 class Args:
-    """What to draw.
+    """Settings of the chart.
 
     Args:
-        runs: folders with a `results.json`; the folder's name is the curve's.
-        out: picture to write.
-        smooth: points of the running mean.
+        runs: run folders with a `results.json`; the folder names are the titles.
+        out: image file to write.
+        smooth: number of points of the running mean.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -37,7 +35,7 @@ class Args:
 
 
 def main(args: Args) -> int:
-    """Read, draw, write."""
+    """Read the runs, and draw and write the chart."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -60,7 +58,7 @@ def main(args: Args) -> int:
             spread = [[rate["mean"] - rate["low"]], [rate["high"] - rate["mean"]]]
             axis.errorbar(
                 at, rate["mean"], spread, fmt="o", color="#d9822b", capsize=3, markersize=5, clip_on=False,
-                label="Real, by the mean" if name == "before" else None,
+                label="Real, mean action" if name == "before" else None,
             )  # fmt: skip
         axis.set_title(f"{folder.name} ({results['seconds'] / 60:.0f} min)", fontsize=10)
         axis.set_xlabel("thousand imagined frames")

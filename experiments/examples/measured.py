@@ -1,7 +1,7 @@
-"""What the library examples have in common: success in Real before and after, and the page of results.
+"""Evaluation shared by the library examples: success in Real before and after training, and the file of results.
 
-Why: three libraries, one way of measuring. A policy of any library is a function from a batch of observations to a
-batch of actions; it is measured acting by its mean, from the same held-out starts each time.
+A policy of any library is a function from a batch of observations to a batch of actions. It is evaluated with its mean
+action, from the same held-out starts each time.
 
 Example::
 
@@ -29,12 +29,12 @@ EVAL_SEED0 = 18_000_000
 
 
 def success_in_real(act: Callable[[dict[str, np.ndarray]], np.ndarray], args: Any, slots: int = 25) -> np.ndarray:
-    """`(N,)` bool, success at any time; the same starts whenever it is called.
+    """Return success at any time of the episode, `(N,)` bool. Every call uses the same starts.
 
     Args:
-        act: batch of observations to actions `(B,4)` in [-1, 1], each held for a chunk.
-        args: `task`, `horizon`, `chunk`, `eval_episodes`.
-        slots: stepped side by side.
+        act: function from a batch of observations to actions `(B,4)` in [-1, 1], each repeated for a chunk.
+        args: object with `task`, `horizon`, `chunk` and `eval_episodes`.
+        slots: number of parallel environments.
     """
     envs = ActionRepeat(load_suite().make(
         slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
@@ -53,15 +53,15 @@ def success_in_real(act: Callable[[dict[str, np.ndarray]], np.ndarray], args: An
 def write_results(
     out: Path, args: Any, before: np.ndarray, after: np.ndarray, curve: Sequence[dict[str, float]], seconds: float
 ) -> str:
-    """Write `results.json` and return its sentence.
+    """Write `results.json` and return a one-sentence summary.
 
     Args:
         out: run folder.
-        args: dataclass, as typed.
-        before: `(N,)` bool, success of each start untrained.
-        after: and trained.
-        curve: rows with `frames`, imagined `success`, `seconds`.
-        seconds: of learning.
+        args: dataclass of the command-line arguments.
+        before: `(N,)` bool, success of the untrained policy on each start.
+        after: `(N,)` bool, success of the trained policy on each start.
+        curve: rows with `frames`, imagined `success` and `seconds`.
+        seconds: training time.
     """
     difference = paired_bootstrap(after, before)
     results = {

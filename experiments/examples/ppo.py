@@ -1,8 +1,9 @@
-"""PPO from scratch inside the world model, in one file: reach, measured in Real before and after.
+"""PPO from scratch in the world model, in one file: the task reach, evaluated in Real before and after training.
 
-For whoever wants to see the whole loop: imagined episodes as torch tensors (`tensors=True`), autoreset disabled so that
-each reset names its task, Gaussian actions that are held for a chunk of frames, generalised advantages that bootstrap
-where time ran out, the clipped objective (Schulman et al. 2017, equation 7). In CleanRL's manner: one file to read.
+It shows the whole training loop in one file, as CleanRL does: imagined episodes as torch tensors (`tensors=True`),
+disabled autoreset so that each reset names its task, Gaussian actions that are repeated for a chunk of frames,
+generalised advantage estimation that bootstraps at truncation, and the clipped objective (Schulman et al. 2017,
+equation 7).
 
 Example::
 
@@ -38,27 +39,27 @@ EVAL_SEED0 = 18_000_000
 
 @dataclass(frozen=True)
 class Args:
-    """What to run.
+    """Settings of the run.
 
     Args:
-        task: verb that is practised; the bundled world model covers reach, push and pick_place.
-        frames: to imagine in all.
+        task: task to learn; the bundled world model covers reach, push and pick_place.
+        frames: total number of imagined frames.
         out: run folder.
-        seed: everything random.
-        num_envs: slots imagined together.
-        chunk: frames for which an action is held.
-        horizon: frames of an episode.
-        steps: actions of each slot between updates.
-        lr: of Adam, falling linearly to 0.
-        gamma, lam: discount and trace of the advantages, per action.
-        clip: of the ratio.
-        epochs: over what was gathered.
-        minibatches: of each epoch.
-        entropy: its weight in the objective.
-        log_std: spread of the actions to begin with.
-        reward_kind: `potential` pays nearness to success by the judge's log odds too; `success`, `difference`.
-        eval_episodes: in Real, from the same starts before and after.
-        threads: of torch.
+        seed: seed of all randomness.
+        num_envs: environments that are stepped as one batch.
+        chunk: frames for which an action is repeated.
+        horizon: frames per episode.
+        steps: actions per environment between updates.
+        lr: learning rate of Adam, decaying linearly to 0.
+        gamma, lam: discount and GAE parameter, per action.
+        clip: clipping range of the probability ratio.
+        epochs: epochs over the data of an update.
+        minibatches: minibatches per epoch.
+        entropy: weight of the entropy bonus.
+        log_std: initial log standard deviation of the actions.
+        reward_kind: `success`, `difference`, or `potential`, which adds shaping by the judge's log odds.
+        eval_episodes: evaluation episodes in Real, from the same starts before and after training.
+        threads: number of torch threads.
     """
 
     task: str = "reach"
@@ -83,7 +84,7 @@ class Args:
 
 
 class Agent(nn.Module):
-    """Policy and value of what the eyes see, `(B, dim)`."""
+    """Policy and value networks on image and instruction features `(B, dim)`."""
 
     def __init__(self, dim: int, log_std: float, width: int = 128) -> None:
         super().__init__()
@@ -99,13 +100,13 @@ class Agent(nn.Module):
 
 
 def held(action: Tensor, chunk: int) -> Tensor:
-    """`(B,4)` within bounds, for `chunk` frames: `(B,K,4)`."""
+    """Clamp an action `(B,4)` to [-1, 1] and repeat it for `chunk` frames: `(B,K,4)`."""
     return action.clamp(-1, 1)[:, None].expand(-1, chunk, -1)
 
 
 @torch.no_grad()
 def success_in_real(eyes: JudgeFeatures, agent: Agent, args: Args, slots: int = 25) -> np.ndarray:
-    """`(N,)` bool, success at any time, acting by the mean; the same starts whenever it is called."""
+    """Return success at any time with mean actions, `(N,)` bool. Every call uses the same starts."""
     envs = load_suite().make(
         slots, task=args.task, horizon=args.horizon, chunk=args.chunk,
         instruction="embedding", autoreset_mode="Disabled", terminate_on_success=False,
@@ -122,7 +123,7 @@ def success_in_real(eyes: JudgeFeatures, agent: Agent, args: Args, slots: int = 
 
 
 def advantages(batch: dict[str, Tensor], args: Args) -> Tensor:
-    """`(T,B)` generalised advantages (Schulman et al. 2016, equation 16); out of time, it goes on in its value."""
+    """Generalised advantages `(T,B)` (Schulman et al. 2016, equation 16); at truncation, bootstrap from the value."""
     target = batch["reward"] + args.gamma * batch["next_value"] * ~batch["terminated"]
     delta, out = target - batch["value"], torch.zeros_like(target)
     carry = torch.zeros_like(delta[0])
@@ -133,7 +134,7 @@ def advantages(batch: dict[str, Tensor], args: Args) -> Tensor:
 
 
 def main(args: Args) -> int:
-    """Train, measure, write `results.json` and the agent."""
+    """Train and evaluate; write `results.json` and the weights."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -144,13 +145,13 @@ def main(args: Args) -> int:
         instruction="embedding", reward_kind=args.reward_kind, discount=args.gamma, judge_every=args.chunk,
         autoreset_mode="Disabled",
     )  # fmt: skip
-    eyes = JudgeFeatures(envs.single_observation_space)
-    agent = Agent(eyes.dim, args.log_std)
+    encoder = JudgeFeatures(envs.single_observation_space)
+    agent = Agent(encoder.dim, args.log_std)
     adam = torch.optim.Adam(agent.parameters(), lr=args.lr, eps=1e-5)
-    before = success_in_real(eyes, agent, args)
+    before = success_in_real(encoder, agent, args)
     options = {"task": args.task}
     observation, _ = envs.reset(seed=args.seed, options=options)
-    seen = eyes(observation)
+    seen = encoder(observation)
     per_update = args.num_envs * args.steps * args.chunk
     updates, began, curve = max(1, args.frames // per_update), time.perf_counter(), []
     for update in range(updates):
@@ -162,9 +163,9 @@ def main(args: Args) -> int:
                 policy, value = agent(seen)
                 action = policy.sample()
                 after, reward, terminated, truncated, info = envs.step(held(action, args.chunk))
-                seen_after = eyes(after)
+                seen_after = encoder(after)
                 next_value = agent(seen_after)[1]
-            # A judge that failed says nothing: such a step is left out below.
+            # Steps that the judge could not score are dropped below.
             valid = ~torch.as_tensor(info["invalid"])
             rows.append({
                 "seen": seen, "action": action, "log_prob": policy.log_prob(action).sum(-1), "value": value,
@@ -176,7 +177,7 @@ def main(args: Args) -> int:
             if over.any():
                 ended += list(zip(info["success_once"][over], info["episode_len"][over], strict=True))
                 observation, _ = envs.reset(options={**options, "reset_mask": over})
-                seen = eyes(observation)
+                seen = encoder(observation)
         batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
         gain = advantages(batch, args)
         batch |= {"advantage": gain, "return": gain + batch["value"]}
@@ -193,7 +194,7 @@ def main(args: Args) -> int:
             board.add_scalar(f"train/{name}", loss, frames)
         sys.stdout.write(f"{frames:>8} frames  imagined success {success:.2f}  {frames / curve[-1]['seconds']:.0f}/s\n")
     envs.close()
-    after_training = success_in_real(eyes, agent, args)
+    after_training = success_in_real(encoder, agent, args)
     board.add_scalar("eval/success_once", float(after_training.mean()), updates * per_update)
     board.close()
     difference = paired_bootstrap(after_training, before)
@@ -212,7 +213,7 @@ def main(args: Args) -> int:
 
 
 def improve(agent: Agent, adam: torch.optim.Optimizer, flat: dict[str, Tensor], args: Args) -> dict[str, float]:
-    """Some epochs of clipped updates on N steps; mean losses."""
+    """Run `epochs` of clipped updates on N steps; return mean losses."""
     total = {"policy_gradient_loss": 0.0, "value_loss": 0.0, "entropy_loss": 0.0, "clip_fraction": 0.0}
     count = args.epochs * args.minibatches
     for _ in range(args.epochs):

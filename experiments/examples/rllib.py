@@ -1,7 +1,7 @@
-"""RLlib from scratch inside the world model: reach, by PPO on the new API stack, measured in Real before and after.
+"""RLlib in the world model: PPO on the new API stack learns the task reach, evaluated in Real before and after.
 
-RLlib's own PPO, unmodified, on the batched class through `rllib_config`; the network is `ImageLanguageModule` on the
-judge's eyes.
+Uses RLlib's PPO without changes on the batched environment through `rllib_config`. The network is `ImageLanguageModule`
+on the judge's image and text features.
 
 Example::
 
@@ -31,19 +31,19 @@ GAMMA, SUCCESS = 0.97, "success_rate"
 
 @dataclass(frozen=True)
 class Args:
-    """What to run.
+    """Settings of the run.
 
     Args:
-        task: verb that is practised; the bundled world model covers reach, push and pick_place.
-        minutes: of learning.
+        task: task to learn; the bundled world model covers reach, push and pick_place.
+        minutes: training time in minutes.
         out: run folder.
-        seed: everything random.
-        num_envs: slots imagined together.
-        env_runners: remote processes that each imagine so many; 0 imagines in this one.
-        chunk: frames for which an action is held.
-        horizon: frames of an episode.
-        eval_episodes: in Real, from the same starts before and after.
-        threads: of torch.
+        seed: seed of all randomness.
+        num_envs: environments that are stepped as one batch.
+        env_runners: number of remote processes with `num_envs` environments each; 0 imagines in this process.
+        chunk: frames for which an action is repeated.
+        horizon: frames per episode.
+        eval_episodes: evaluation episodes in Real, from the same starts before and after training.
+        threads: number of torch threads.
     """
 
     task: str = "reach"
@@ -59,15 +59,15 @@ class Args:
 
 
 class CountSuccess(RLlibCallback):
-    """Reports the share of episodes that were judged successful; with shaped rewards the return does not say it."""
+    """Reports the share of episodes judged successful, which shaped rewards do not show."""
 
     def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
-        """RLlib calls this with every finished episode."""
+        """Record the success of a finished episode; called by RLlib."""
         metrics_logger.log_value(SUCCESS, float(episode.get_infos(-1)["success_once"]), window=200)
 
 
 def main(args: Args) -> int:
-    """Learn, measure, write `results.json` and RLlib's checkpoint."""
+    """Train and evaluate; write `results.json` and RLlib's checkpoint."""
     import ray
 
     torch.set_num_threads(args.threads)
@@ -89,8 +89,8 @@ def main(args: Args) -> int:
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:
         module: Any = algorithm.get_module()
         with torch.no_grad():
-            told = module.forward_inference({"obs": {k: torch.as_tensor(v) for k, v in observation.items()}})
-        mean: torch.Tensor = told["action_dist_inputs"][:, :4]
+            outputs = module.forward_inference({"obs": {k: torch.as_tensor(v) for k, v in observation.items()}})
+        mean: torch.Tensor = outputs["action_dist_inputs"][:, :4]
         return mean.clamp(-1, 1).numpy()
 
     before = success_in_real(act, args)

@@ -1,7 +1,8 @@
-"""Stable-Baselines3 from scratch inside the world model: reach, by PPO or SAC, measured in Real before and after.
+"""Stable-Baselines3 in the world model: PPO or SAC learns the task reach, evaluated in Real before and after.
 
-SB3's own algorithms and its `MultiInputPolicy`, unmodified. The feature extractor is the judge's eyes, frozen: the one
-that SB3 brings joins picture and words end to end, and by reward alone PPO does not learn to find a thing by its name.
+Uses SB3's algorithms and `MultiInputPolicy` without changes. The feature extractor is the judge's frozen image and text
+encoder. SB3's own extractor concatenates image and text features; trained with it from reward only, PPO does not learn
+to find an object by its name.
 
 Example::
 
@@ -35,19 +36,19 @@ GAMMA = 0.97
 
 @dataclass(frozen=True)
 class Args:
-    """What to run.
+    """Settings of the run.
 
     Args:
-        algorithm: of SB3.
-        task: verb that is practised; the bundled world model covers reach, push and pick_place.
-        minutes: of learning.
+        algorithm: algorithm of SB3.
+        task: task to learn; the bundled world model covers reach, push and pick_place.
+        minutes: training time in minutes.
         out: run folder.
-        seed: everything random.
-        num_envs: slots imagined together.
-        chunk: frames for which an action is held.
-        horizon: frames of an episode.
-        eval_episodes: in Real, from the same starts before and after.
-        threads: of torch.
+        seed: seed of all randomness.
+        num_envs: environments that are stepped as one batch.
+        chunk: frames for which an action is repeated.
+        horizon: frames per episode.
+        eval_episodes: evaluation episodes in Real, from the same starts before and after training.
+        threads: number of torch threads.
     """
 
     algorithm: Literal["ppo", "sac"] = "ppo"
@@ -63,7 +64,7 @@ class Args:
 
 
 class Watch(BaseCallback):
-    """Keeps the curve of imagined success, and stops when the time is over."""
+    """Records the curve of imagined success, and stops training when the time is over."""
 
     def __init__(self, minutes: float, chunk: int) -> None:
         super().__init__()
@@ -84,9 +85,9 @@ class Watch(BaseCallback):
 
 
 def build(args: Args, envs: Any) -> Any:
-    """The algorithm with settings for short episodes of few decisions."""
+    """Create the algorithm, with settings for short episodes of few decisions."""
     net = {"net_arch": [128, 128], "activation_fn": nn.Tanh}
-    eyes = {
+    extractor = {
         "features_extractor_class": ImageLanguageExtractor,
         "features_extractor_kwargs": {"features": JudgeFeatures},
     }
@@ -94,9 +95,10 @@ def build(args: Args, envs: Any) -> Any:
     if args.algorithm == "ppo":
         return PPO(
             "MultiInputPolicy", envs, learning_rate=1e-3, n_steps=20, batch_size=320, n_epochs=4, ent_coef=0.002,
-            policy_kwargs={**net, **eyes, "log_std_init": -1.0}, **common,
+            policy_kwargs={**net, **extractor, "log_std_init": -1.0}, **common,
         )  # fmt: skip
-    # A small, fixed weight of the entropy: the automatic one begins at 1, and with rewards of 1 at most it went random.
+    # A small, fixed entropy weight. The automatic weight starts at 1; with rewards of at most 1, the policy became
+    # random.
     return SAC(
         "MultiInputPolicy", envs, learning_rate=1e-3, buffer_size=200_000, learning_starts=3_000, batch_size=512,
         train_freq=1, gradient_steps=16, ent_coef=0.005, policy_kwargs=net, **common,
@@ -104,13 +106,14 @@ def build(args: Args, envs: Any) -> Any:
 
 
 def main(args: Args) -> int:
-    """Learn, measure, write `results.json` and the model."""
+    """Train and evaluate; write `results.json` and the weights."""
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     envs = make_sb3_vec_env(
         "worldgym/Imagined-v0", num_envs=args.num_envs, held=True, task=args.task, chunk=args.chunk,
         horizon=args.horizon, judge_every=args.chunk, reward_kind="potential", discount=GAMMA,
-        # PPO sees a picture four times and looks itself; SAC sees it again and again, so it is looked at once.
+        # PPO encodes each image itself, four times. SAC replays images often, so they are encoded once in the
+        # environment.
         wrap=JudgeFeatureWrapper if args.algorithm == "sac" else None,
     )  # fmt: skip
     model, watch = build(args, envs), Watch(args.minutes, args.chunk)

@@ -49,7 +49,7 @@ def test_the_space_has_the_names_and_types_of_the_settings():
     ("text", "words"),
     [
         ("lr", "name=value"),
-        ("rate=1", "known: seed"),
+        ("rate=1", "settings are seed"),
         ("group=many", "invalid literal"),
         ("learn=some", "none of goal, all"),
         ("lr=loguniform(0,1)", "more than 0"),
