@@ -1,1 +1,1 @@
-"""Tables, charts, videos and HTML pages."""
+"""Tables, charts, videos and HTML pages of results."""

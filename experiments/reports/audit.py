@@ -1,8 +1,8 @@
-"""The page of `worldgym audit`: judges side by side, their calibration, and their worst false positives to look at.
+"""The HTML page of `worldgym audit`: comparison of judges, their calibration, and their worst false positives.
 
-A false positive is worst when the judge was surest: imagined success with the highest probability that Real, under the
-same actions from the same start, did not confirm. Each is shown imagined beside real, up to the look at which the judge
-said so.
+The worst false positives are those with the highest predicted probability: the judge reports success in imagination,
+but the same actions from the same start fail in Real. Each is shown as imagined next to real video, up to the check at
+which the judge reported success.
 
 Example::
 
@@ -33,7 +33,7 @@ from worldgym.utils.files import atomic_write_text
 def worst_false_positives(
     seen: Mapping[str, JudgeAudit], judge: str, level: float, out: Path, count: int = 4
 ) -> list[dict[str, Any]]:
-    """Write `out/*.gif` of the false positives of which `judge` was surest; rows with `gif` and `caption`."""
+    """Write `out/*.gif` of the most confident false positives of `judge`; returns rows with `gif` and `caption`."""
     found = []
     for policy, watched in seen.items():
         if watched.imagined is None or watched.frames is None:
@@ -58,20 +58,20 @@ def worst_false_positives(
 
 
 def write_audit_report(facts: Mapping[str, Any], films: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
-    """Write one self-contained page of what an audit found."""
+    """Write the results of an audit as one self-contained page."""
     path = Path(path)
     sections = [
         ("Judges", _judges(facts)),
-        ("Imagined verdicts against Real, false positives first", _confusions(facts)),
-        ("Imagined less true success", _gaps(facts)),
-        ("Stated against true probability", _calibration(facts["judges"])),
-        ("Do they agree", _agreement(facts["agreement"])),
-        ("The worst false positives", _films(films)),
+        ("Judged success in imagination against true success in Real", _confusions(facts)),
+        ("Imagined minus true success", _gaps(facts)),
+        ("Calibration: true rate against predicted probability", _calibration(facts["judges"])),
+        ("Agreement between judges", _agreement(facts["agreement"])),
+        ("Worst false positives", _films(films)),
         ("Versions", f"<pre>{escape(json.dumps(facts.get('versions', {}), indent=1))}</pre>"),
     ]
     head = (
-        "<h1>What the judges are worth</h1><p class='lead'>The same imagined episodes, seen by every judge; the same "
-        f"actions, executed in Real. {facts['episodes']} episodes; rewarded by {escape(facts['rewarded'])}.</p>"
+        "<h1>Comparison of judges</h1><p class='lead'>All judges score the same imagined episodes; the same actions are "
+        f"executed in Real. {facts['episodes']} episodes. Reward from {escape(facts['rewarded'])}.</p>"
     )
     body = head + "".join(f"<section><h2>{escape(t)}</h2>{b}</section>" for t, b in sections if b)
     atomic_write_text(path, PAGE.substitute(title="worldgym audit", style=STYLE, body=body))
@@ -80,8 +80,8 @@ def write_audit_report(facts: Mapping[str, Any], films: Sequence[Mapping[str, An
 
 def _judges(facts: Mapping[str, Any]) -> str:
     header = [
-        "judge", "threshold", "balanced accuracy, Real", "other words refused", "FPR imagined", "recall imagined",
-        "ms an episode", "no verdict",
+        "judge", "threshold", "balanced accuracy, Real", "wrong instructions rejected", "FPR imagined",
+        "recall imagined", "ms per episode", "no verdict",
     ]  # fmt: skip
     keys = (
         "balanced_accuracy_real", "swapped_instruction_rejection", "false_positive_rate_imagined", "recall_imagined",
@@ -99,13 +99,13 @@ def _confusions(facts: Mapping[str, Any]) -> str:
         for task, c in [*judge["by_task"].items(), ("all", judge["confusion"])]:
             counts = [str(c[k]) for k in ("fp", "tp", "fn", "tn")]
             rows.append([escape(name), escape(task), *counts, rate(c["precision"]), rate(c["recall"])])
-    return table(["judge", "verb", "FP", "TP", "FN", "TN", "precision", "recall"], rows)
+    return table(["judge", "task", "FP", "TP", "FN", "TN", "precision", "recall"], rows)
 
 
 def _gaps(facts: Mapping[str, Any]) -> str:
     gaps = [("all", facts["imagined_minus_true"])]
     gaps += [(name, row["imagined_minus_true"]) for name, row in facts["policies"].items()]
-    return table(["policy", "points"], [
+    return table(["policy", "difference, percentage points"], [
         [escape(name), "-" if gap is None else f"{100 * gap['mean']:+.1f} "
          f"<small>[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]</small>"]
         for name, gap in gaps
@@ -113,12 +113,12 @@ def _gaps(facts: Mapping[str, Any]) -> str:
 
 
 def _calibration(judges: Mapping[str, Any]) -> str:
-    lines = [Series("as stated", [0.0, 1.0], [0.0, 1.0])]
+    lines = [Series("perfect calibration", [0.0, 1.0], [0.0, 1.0])]
     lines += [
         Series(name, [r["stated"] for r in row["calibration"]], [r["true"] for r in row["calibration"]])
         for name, row in judges.items()
     ]
-    return line_chart(lines, x_label="stated probability of success at a look", y_range=(0.0, 1.0))
+    return line_chart(lines, x_label="predicted success probability of a check", y_range=(0.0, 1.0))
 
 
 def _agreement(pairs: Mapping[str, float | None]) -> str:

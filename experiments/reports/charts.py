@@ -1,7 +1,7 @@
-"""Small inline SVG charts, so that a report is one file that opens anywhere, offline and for ever.
+"""Small inline SVG charts, so that a report is one self-contained file that works offline.
 
-Why not matplotlib: an SVG of forty lines is sharp at any size, follows the page's fonts and colours, and
-costs neither an import nor a megabyte of base64.
+Compared with matplotlib figures, these SVGs are sharp at any size, use the page's fonts and colours, and need neither a
+large import nor a megabyte of base64.
 
 Example::
 
@@ -21,7 +21,7 @@ COLOURS = ("#2458c5", "#d9822b", "#1f8a5b", "#8250b8", "#6b7280")
 
 @dataclass(frozen=True)
 class Series:
-    """One line: finite `y` against `x`; `smooth` draws a running mean over the raw points, `low` and `high` a band."""
+    """One line of `y` (finite values) over `x`; `smooth` adds a running mean, `low` and `high` draw a band."""
 
     label: str
     x: Sequence[float]
@@ -56,7 +56,7 @@ def line_chart(
     width: int = 620,
     height: int = 250,
 ) -> str:
-    """An SVG line chart; a note instead of a chart when there is no finite point."""
+    """Draw an SVG line chart; returns a note instead if there is no finite point."""
     points = [(float(a), float(b)) for s in series for a, b in zip(s.x, s.y, strict=True) if math.isfinite(b)]
     if not points:
         return '<p class="note">No points to draw.</p>'
@@ -113,7 +113,7 @@ def line_chart(
 def interval_chart(
     rows: Sequence[IntervalRow], *, groups: Sequence[str] = (), zero: bool = False, width: int = 620
 ) -> str:
-    """Means with 95 % intervals, one row each; `zero` draws the line that a difference must not touch."""
+    """Draw means with 95 % intervals, one row each; `zero` draws a line at zero, for differences."""
     if not rows:
         return '<p class="note">No rows to draw.</p>'
     left, right, step, bottom = max(210, 20 + round(6.4 * max(len(row.label) for row in rows))), 64, 26, 30
@@ -136,14 +136,14 @@ def interval_chart(
         )
     for i, row in enumerate(rows):
         y, colour = step * i + step / 2 + 4, COLOURS[row.group % len(COLOURS)]
-        said = f"{100 * row.mean:+.0f} pts" if zero else percent(row.mean)
+        value = f"{100 * row.mean:+.0f} pts" if zero else percent(row.mean)
         out.append(
             f'<text class="label" x="{left - 12}" y="{y + 4:.1f}" '
             f'text-anchor="end">{escape(row.label)}</text>'
             f'<line x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
             f'stroke="{colour}" stroke-width="3" stroke-linecap="round" opacity=".45"/>'
             f'<circle cx="{at(row.mean):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
-            f'<text class="tick" x="{width - right + 10}" y="{y + 4:.1f}">{said}</text>'
+            f'<text class="tick" x="{width - right + 10}" y="{y + 4:.1f}">{value}</text>'
         )
     out.append("</svg>")
     return "".join(out) + (_legend(groups) if groups else "")
@@ -156,17 +156,17 @@ STYLE = (
 
 
 def standalone(chart: str, labels: Sequence[str] = ()) -> str:
-    """A chart as an SVG file of its own, on white, its legend inside.
+    """Convert a chart to a complete SVG file with a white background and its legend.
 
     Args:
-        chart: of `line_chart` or `interval_chart`.
-        labels: of the legend, in the order of the colours.
+        chart: from `line_chart` or `interval_chart`.
+        labels: legend labels, in the order of the colours.
 
     Raises:
-        ValueError: the chart is a note, since there was nothing to draw.
+        ValueError: the chart is a note, because there was nothing to draw.
     """
     if not chart.startswith("<svg"):
-        raise ValueError(f"this is no chart: {chart[:60]!r}")
+        raise ValueError(f"expected an SVG chart with data; got {chart[:60]!r}")
     svg = chart[: chart.index("</svg>")]
     head, _, body = svg.partition(">")
     left, top, width, height = (float(v) for v in head.partition('viewBox="')[2].partition('"')[0].split())
@@ -194,7 +194,7 @@ def _legend(labels: Sequence[str]) -> str:
 
 
 def _nice(low: float, high: float) -> tuple[float, float]:
-    """Widen a range to round ends."""
+    """Widen a range to round limits."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     unit = 10 ** math.floor(math.log10(high - low)) / 2

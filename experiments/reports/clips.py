@@ -1,7 +1,7 @@
-"""Chooses and writes the videos of a demo: imagined next to real, and before next to after.
+"""Selects and writes the videos of a demo: imagined next to real, and before next to after.
 
-False positives come first, because a report that hides them teaches nothing; and one start where the improved
-policy became worse is shown beside those where it became better.
+False positives come first, because they show the failures of the method. One start at which the improved policy became
+worse is shown together with those at which it became better.
 
 Example::
 
@@ -27,11 +27,11 @@ SHARES = {"fp": 2, "tp": 3, "fn": 1, "tn": 1}
 
 
 def choose(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """At most `count` clips, false positives first, every verdict and task represented when possible."""
+    """Select at most `count` clips, false positives first; includes every verdict and task if possible."""
     chosen: list[Clip] = []
     for verdict, share in SHARES.items():
         pool = [clip for clip in clips if clip.verdict == verdict]
-        # One of each task before a second of any.
+        # One clip of each task before a second one of any task.
         ranks: dict[str, int] = {}
         ranked = []
         for clip in pool:
@@ -46,15 +46,15 @@ def choose(clips: Sequence[Clip], count: int) -> list[Clip]:
 def imagined_clips(
     clips: Sequence[Clip], out: Path, count: int, own: Callable[[str], object] = str
 ) -> list[dict[str, Any]]:
-    """Write `count` imagined | real videos into `out/videos` and describe them; `own` gets each file's name before."""
+    """Write `count` imagined | real videos to `out/videos`; returns their rows. `own` registers each file name."""
     rows = []
     for i, clip in enumerate(choose(clips, count)):
-        said, was = ("success" if good else "failure" for good in (clip.imagined_success, clip.real_success))
+        imagined, real = ("success" if good else "failure" for good in (clip.imagined_success, clip.real_success))
         frames = side_by_side(
             clip.imagined,
             clip.real,
-            f"imagined: {said}",
-            f"real: {was}",
+            f"imagined: {imagined}",
+            f"real: {real}",
             left_good=clip.imagined_success,
             right_good=clip.real_success,
         )
@@ -67,11 +67,11 @@ def before_after_clips(
     env: Any, before: EvalResult, after: EvalResult, sft: Any, improved: Any, out: Path, count: int = 3,
     own: Callable[[str], object] = str,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Write greedy SFT | improved videos: up to `count` starts that were won, and one that was lost."""
+    """Write greedy SFT | improved videos: up to `count` starts with new successes, and one with a new failure."""
     won = np.flatnonzero(~before.success & after.success)
     lost = np.flatnonzero(before.success & ~after.success)
     tasks = [after.starts[i].task for i in won]
-    # One of each task before a second of any.
+    # One start of each task before a second one of any task.
     order = sorted(range(len(won)), key=lambda j: (tasks[:j].count(tasks[j]), j))
     rows = []
     for i in [*won[order[:count]], *lost[:1]]:
@@ -89,7 +89,7 @@ def before_after_clips(
 
 
 def record_episode(policy: Any, env: Any, start: Start) -> tuple[np.ndarray, bool]:
-    """Greedy episode in Real: frames `(T+1,H,W,3)` uint8 and whether it succeeded."""
+    """Greedy episode in Real: frames `(T+1,H,W,3)` uint8, and whether it succeeded."""
     observation, info = reset_env(env, start)
     frames, success, done = [np.asarray(observation["image"])], bool(info["success"]), False
     while not done:

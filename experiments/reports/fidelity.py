@@ -1,4 +1,4 @@
-"""The page of `worldgym bench fidelity`: what stays true how long, and whose verdicts can be trusted.
+"""The HTML page of `worldgym bench fidelity`: errors of the world model by horizon, and reliability of verdicts.
 
 Example::
 
@@ -22,22 +22,22 @@ from worldgym.utils.files import atomic_write_text
 LABELS = {
     "model": "world model",
     "first_frame": "first frame repeated",
-    "shuffled_actions": "another's actions",
+    "shuffled_actions": "actions of another episode",
 }
 
 
 def write_fidelity_report(facts: Mapping[str, Any], path: Path | str) -> Path:
-    """Write one self-contained page of the figures that `bench fidelity` measured."""
+    """Write the results of `bench fidelity` as one self-contained page."""
     path = Path(path)
     sections = [
-        ("Verdicts, closed loop", _closed_loop(facts["closed_loop"])),
-        ("By horizon, on held-out episodes", _by_horizon(facts["by_horizon"])),
-        ("By split", _splits(facts["by_split"])),
-        ("By part", _parts(facts["by_split"]["seen"].get("by_part"))),
+        ("Imagined success against success in Real, closed loop", _closed_loop(facts["closed_loop"])),
+        ("Errors by horizon, on held-out episodes", _by_horizon(facts["by_horizon"])),
+        ("Results by split", _splits(facts["by_split"])),
+        ("Errors by part", _parts(facts["by_split"]["seen"].get("by_part"))),
         ("Ranking of policies", _ranking(facts.get("ranking"))),
         ("Versions", f"<pre>{escape(json.dumps(facts.get('versions', {}), indent=1))}</pre>"),
     ]
-    head = "<h1>How true imagination is</h1><p class='lead'>Measured on episodes that no part was trained on.</p>"
+    head = "<h1>Fidelity of the world model</h1><p class='lead'>Measured on episodes that no part was trained on.</p>"
     body = head + "".join(f"<section><h2>{escape(t)}</h2>{b}</section>" for t, b in sections if b)
     atomic_write_text(path, PAGE.substitute(title="worldgym fidelity", style=STYLE, body=body))
     return path
@@ -56,8 +56,8 @@ def _closed_loop(loop: Mapping[str, Any]) -> str:
         + [rate(loop[k]) for k in ("precision", "recall")]
     )
     return (
-        "<p>Policies act on imagined frames until the judge sees success; then the same actions are executed in Real "
-        "from the same start.</p>" + table(["policy", "FP", "TP", "FN", "TN", "precision", "recall"], rows)
+        "<p>Policies act on imagined frames until the judge reports success. Then the same actions are executed in "
+        "Real from the same start.</p>" + table(["policy", "FP", "TP", "FN", "TN", "precision", "recall"], rows)
     )
 
 
@@ -67,14 +67,14 @@ def _by_horizon(by_horizon: Mapping[str, Any]) -> str:
         for name, row in by_horizon.items():
             pairs = [(i + 1, y) for i, y in enumerate(pick(row)) if y is not None]
             lines.append(Series(LABELS.get(name, name), [x for x, _ in pairs], [y for _, y in pairs]))
-        drawn = line_chart(lines, x_label="steps imagined", y_format=lambda v: f"{v:.{digits}f}")
+        drawn = line_chart(lines, x_label="imagined steps", y_format=lambda v: f"{v:.{digits}f}")
         return f"<h3>{escape(title)}</h3>{drawn}"
 
     part = lambda key: lambda row: [step[key] for step in row["position"]]  # noqa: E731
     return (
         chart("Position error of moved objects, median px", part("moved_objects"))
         + chart("Position error of the hand, median px", part("hand"))
-        + chart("Moved objects that are not to be seen any more, share", part("lost_share_moved"), 2)
+        + chart("Fraction of moved objects that are no longer visible", part("lost_share_moved"), 2)
         + chart("PSNR, dB", lambda row: row["psnr"])
         + chart("SSIM", lambda row: row["ssim"], 2)
         + chart("EfficientNet-Lite0 feature distance", lambda row: row["features"], 2)
@@ -94,14 +94,14 @@ def _splits(splits: Mapping[str, Any]) -> str:
             + [number(row[k]) for k in ("uncertainty_spearman", "failure_auroc")]
         )
     header = [
-        "split", "episodes", "PSNR at 40", "first frame", "px", "hand px", "moved px", "lost", "agreement", "FPR",
-        "drift horizon", "action sensitivity", "doubt ~ error", "AUROC",
+        "split", "episodes", "PSNR at 40", "PSNR of first frame", "all px", "hand px", "moved px", "lost", "agreement",
+        "FPR", "drift horizon", "action sensitivity", "uncertainty ~ error", "AUROC",
     ]  # fmt: skip
     return table(header, rows) + (
-        "<p class='note'>Position errors are medians at step 40. Agreement and false-positive rate: Real's actions "
-        "replayed in imagination, judged every fifth step. Drift horizon: steps until the first frame repeated is as "
-        "good in PSNR. Doubt ~ error: rank correlation of the model's own uncertainty with its error, steps 5 to 20; "
-        "AUROC: that uncertainty as a sign of a wrong verdict.</p>"
+        "<p class='note'>Position errors (px) are medians at step 40. Agreement and FPR (false-positive rate): actions "
+        "of real episodes are replayed in imagination and judged every fifth step. Drift horizon: number of steps "
+        "until repeating the first frame reaches the same PSNR. Uncertainty ~ error: rank correlation of the model's "
+        "uncertainty with its error, steps 5 to 20. AUROC: this uncertainty as a predictor of wrong verdicts.</p>"
     )
 
 
@@ -110,10 +110,10 @@ def _parts(parts: Mapping[str, Any] | None) -> str:
         return ""
     keys = ("outcome_agreement", "false_positive_rate", "false_negative_rate", "position_error_px", "moved_objects_px")
     rows = [[escape(name)] + [number(row[k]) for k in keys] for name, row in parts.items()]
-    header = ["up to the", "agreement", "FPR", "FNR", "px at 40", "moved px"]
+    header = ["up to", "agreement", "FPR", "FNR", "px at 40", "moved px"]
     return (
-        "<p>Verdicts and positions in Real's own frames (judge and probe alone), in the same frames coded and decoded "
-        "(tokenizer), and in imagined ones (world model): what each part adds to the error.</p>" + table(header, rows)
+        "<p>Errors of verdicts and positions that each part adds: in real frames (judge and probe only), in the same "
+        "frames encoded and decoded (tokenizer), and in imagined frames (world model).</p>" + table(header, rows)
     )
 
 
@@ -130,7 +130,7 @@ def _ranking(ranking: Mapping[str, Any] | None) -> str:
         for name, row in ranking["agreement"].items()
     ]
     return (
-        f"<p>Success on the same {ranking['starts']} starts, by world.</p>"
+        f"<p>Success rates from the same {ranking['starts']} starts in each world.</p>"
         + table(["policy", *map(escape, worlds)], rates)
         + table(["evaluator", "Pearson", "Spearman", "MMRV"], agreements)
     )

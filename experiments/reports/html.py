@@ -1,7 +1,6 @@
-"""`report.html`: one self-contained page about a demo run, written from the run folder alone.
+"""Writes `report.html`, one self-contained page about a demo run, from the files of the run folder.
 
-Why from the folder: the page can be made again, or restyled, without computing anything again, and nothing
-in it can differ from `results.json`.
+The page can therefore be written again without repeating the computation, and it always agrees with `results.json`.
 
 Example::
 
@@ -27,10 +26,10 @@ Row = Mapping[str, Any]
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `folder/report.html` from `results.json` and, when there, `history.json` and `clips.json`.
+    """Write `folder/report.html` from `results.json` and, if they exist, `history.json` and `clips.json`.
 
     Raises:
-        FileNotFoundError: when the folder holds no results.json.
+        FileNotFoundError: the folder has no results.json.
     """
     folder = Path(folder)
     if not (folder / "results.json").is_file():
@@ -42,7 +41,7 @@ def write_report(folder: str | Path) -> Path:
         _headline(results),
         _section("What was done", _explanation(results, clips)),
         _section("Results in Real", _results(results)),
-        _section("What imagination can be trusted with", _confusion(results)),
+        _section("Reliability of imagined success", _confusion(results)),
         _section(
             "Videos: imagined next to real", _videos(folder, [c for c in clips if c["kind"] == "dream"])
         ),
@@ -50,8 +49,8 @@ def write_report(folder: str | Path) -> Path:
             "Before and after, in Real", _videos(folder, [c for c in clips if c["kind"] == "before_after"])
         ),
         _section("Learning curves", _curves(history)),
-        _section("What it cost", _cost(results)),
-        _section("How to go on", _next_steps(folder, results)),
+        _section("Cost", _cost(results)),
+        _section("Next steps", _next_steps(folder, results)),
         _section("Settings and versions", _settings(folder, results)),
     ]
     page = PAGE.substitute(title="worldgym demo", style=STYLE, body="\n".join(s for s in sections if s))
@@ -82,13 +81,13 @@ def points(value: Row) -> str:
 
 
 def difference(results: Row, a: str, b: str, mode: str) -> Row | None:
-    """The entry of `differences` for two arms in one mode, or None."""
+    """The entry of `differences` for two variants in one mode, or None."""
     found = (d for d in results["differences"] if (d["a"], d["b"], d.get("mode")) == (a, b, mode))
     return next(found, None)
 
 
 def verdict(value: Row) -> str:
-    """'better', 'worse' or 'no clear difference', by whether the interval excludes 0."""
+    """'better', 'worse' or 'no clear difference', depending on whether the interval excludes 0."""
     return "better" if value["low"] > 0 else "worse" if value["high"] < 0 else "no clear difference"
 
 
@@ -114,14 +113,14 @@ def _headline(results: Row) -> str:
     precision = (results.get("gate") or {}).get("precision")
     if precision:
         cards.append(
-            f"<div><b>{percent(precision['mean'])}</b><span>of imagined successes that were replayed "
-            "in Real succeeded there</span></div>"
+            f"<div><b>{percent(precision['mean'])}</b><span>of the imagined successes executed in Real "
+            "also succeeded there</span></div>"
         )
     minutes = results["seconds"].get("total", 0.0) / 60
     return (
-        "<h1>A policy that practised in its imagination</h1>"
-        f'<p class="lead">worldgym demo, seed {results["seed"]}, {minutes:.1f} minutes. Every number comes with '
-        f"its 95 % interval, from {after['success']['episodes'] if after else 0} episodes with the same start "
+        "<h1>A policy trained in imagination</h1>"
+        f'<p class="lead">worldgym demo, seed {results["seed"]}, {minutes:.1f} minutes. All rates have 95 % '
+        f"intervals, from {after['success']['episodes'] if after else 0} episodes with the same start "
         f'states for every policy.</p><div class="headline">{"".join(cards)}</div>'
     )
 
@@ -171,9 +170,9 @@ def _results(results: Row) -> str:
         + "".join(body)
         + "</table></div><h3>Paired differences, in percentage points</h3>"
         + '<div class="scroll"><table><tr><th>comparison</th><th>mode</th><th class="n">difference</th>'
-        + f"<th>so it is</th></tr>{rows}</table></div>"
-        + '<p class="note">Rates have Wilson intervals, differences a bootstrap over the same start states. '
-        "One policy beats another only when the interval of the difference excludes 0.</p>"
+        + f"<th>result</th></tr>{rows}</table></div>"
+        + '<p class="note">Rates have Wilson intervals; differences have bootstrap intervals over the same start '
+        "states. One policy counts as better than another only if the interval of the difference excludes 0.</p>"
     )
 
 
@@ -190,17 +189,17 @@ def _confusion(results: Row) -> str:
         for t, row in (gate.get("by_task") or {}).items()
     )
     return (
-        f"<p>The improved policy acted on imagined frames from {total} held-out starts; then the <i>same "
-        "actions</i> were executed in Real from the same start. A false positive, imagined success that is not "
-        f"real, is what reward hacking looks like.</p><p>{rates}</p>"
-        '<div class="scroll"><table class="matrix"><tr><th></th><th>really failed</th>'
-        "<th>really succeeded</th></tr>"
+        f"<p>The improved policy acted on imagined frames from {total} held-out starts. Then the <i>same "
+        "actions</i> were executed in Real from the same starts. A false positive is a success in imagination that "
+        f"fails in Real. Many false positives indicate reward hacking.</p><p>{rates}</p>"
+        '<div class="scroll"><table class="matrix"><tr><th></th><th>failure in Real</th>'
+        "<th>success in Real</th></tr>"
         f'<tr><th>imagined success</th><td class="wrong"><b>{table["fp"]}</b>false positives</td>'
         f'<td class="right"><b>{table["tp"]}</b>true positives</td></tr>'
         f'<tr><th>imagined failure</th><td class="right"><b>{table["tn"]}</b>true negatives</td>'
         f'<td class="wrong"><b>{table["fn"]}</b>false negatives</td></tr></table></div>'
         + (
-            '<h3>Per task</h3><div class="scroll"><table><tr><th>task</th><th class="n">FP</th>'
+            '<h3>Results by task</h3><div class="scroll"><table><tr><th>task</th><th class="n">FP</th>'
             '<th class="n">TP</th><th class="n">FN</th><th class="n">TN</th><th class="n">precision</th>'
             '<th class="n">recall</th></tr>'
             f"{by_task}</table></div>"
@@ -238,7 +237,7 @@ def _curves(history: Sequence[Row]) -> str:
     success = line_chart(
         [
             series(
-                "imagined success while training (sampled; dots: one iteration, line: running mean)",
+                "imagined success during training (sampled; dots: iterations, line: running mean)",
                 "success_rate",
             )
         ],
@@ -246,8 +245,8 @@ def _curves(history: Sequence[Row]) -> str:
         y_range=(0.0, 1.0),
     )
     small = [
-        ("Entropy of the places tried (nats)", "goal_entropy"),
-        ("Clipped share of the probability ratios", "goal_clip_fraction"),
+        ("Entropy of the sampled goal positions (nats)", "goal_entropy"),
+        ("Fraction of clipped probability ratios", "goal_clip_fraction"),
         ("Groups with both successes and failures", "groups_kept"),
         ("Imagined steps until success", "ep_len_mean"),
     ]
@@ -271,11 +270,11 @@ def _cost(results: Row) -> str:
     budget, seconds = results["budget"], dict(results["seconds"])
     total = seconds.pop("total", sum(seconds.values()))
     words = {
-        "real_episodes": "real episodes behind the bundled models",
+        "real_episodes": "real episodes for training the bundled models",
         "imagined_steps": "imagined steps used for training",
-        "soft_steps": "steps in a software simulator",
-        "evaluation_steps": "steps in Real, to measure only",
-        "audit_episodes": "episodes in Real, to audit practice",
+        "soft_steps": "steps in a misspecified simulator",
+        "evaluation_steps": "steps in Real, for measurement only",
+        "audit_episodes": "episodes in Real, for audits during training",
         "policy_updates": "policy updates",
     }
     left = "".join(
@@ -288,7 +287,7 @@ def _cost(results: Row) -> str:
         for k, v in seconds.items()
     )
     speed = results.get("imagined_steps_per_second")
-    note = f'<p class="note">Imagination ran at {speed:,.0f} frames a second.</p>' if speed else ""
+    note = f'<p class="note">Imagination speed: {speed:,.0f} frames per second.</p>' if speed else ""
     return (
         f'<div class="two"><table>{left}</table><table>{right}<tr class="key"><td>total</td>'
         f'<td class="n">{total:,.1f} s</td></tr></table></div>{note}'
@@ -299,14 +298,14 @@ def _next_steps(folder: Path, results: Row) -> str:
     out = escape(folder.as_posix())
     seed = int(results["seed"]) + 1
     return (
-        "<p>Change one thing and look again; everything below runs on the same two cores.</p><pre><code>"
-        f"worldgym demo --seed {seed} --out {out}-seed{seed}      # another seed: is the gain luck?\n"
+        "<p>All commands below run on the same two cores.</p><pre><code>"
+        f"worldgym demo --seed {seed} --out {out}-seed{seed}      # repeat with another seed\n"
         f"worldgym eval --policy {out}/policy sft --split unseen_instruction --episodes 210\n"
         f"worldgym bench closed-loop --policies {out}/policy sft --episodes 100\n"
         f"tensorboard --logdir {out}\n"
-        "worldgym train world-model --help               # a better world model is the strongest lever"
+        "worldgym train world-model --help               # a better world model helps most"
         "</code></pre>"
-        "<p>In Python the imagined world is an ordinary environment: "
+        "<p>In Python, the world model is available as a Gymnasium environment: "
         '<code>gym.make("worldgym/Imagined-v0")</code>.</p>'
     )
 

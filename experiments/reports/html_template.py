@@ -1,6 +1,6 @@
-"""Page skeleton and style of `report.html`; `experiments.reports.html` fills it in.
+"""Page skeleton and style of `report.html`, filled in by `experiments.reports.html`.
 
-Why a module and not a data file: it travels with the package whatever way it was installed.
+This is a module instead of a data file, so that every kind of installation includes it.
 
 Example::
 
@@ -88,28 +88,23 @@ $body
 )
 
 EXPLANATION = """
-<p>A robot policy looks at a camera image, reads an instruction such as <i>"$instruction"</i>, and moves a
-gripper. It had
-learned from demonstrations (<b>SFT</b>), and still fails often. To get better it needs practice, but
-practice on a
-robot is slow. So it practised in its <b>imagination</b>: a video model, learned from logged robot episodes
-alone, that
-shows what the camera would see after each action.</p>
+<p>A robot policy reads a camera image and an instruction such as <i>"$instruction"</i>, and moves a gripper.
+It was trained on demonstrations (<b>SFT</b>) and still fails often. Reinforcement learning could improve it, but
+collecting episodes on a robot is slow. Here the policy was fine-tuned in <b>imagination</b>: a video world model,
+trained only on logged robot episodes, predicts the camera image after each action.</p>
 <div class="flow">
-<div><b>Imagine</b>From a logged frame, the policy tries the task $group times inside the world model. No
-simulator, no robot.</div>
-<div><b>Judge</b>A learned judge (<code>$judge</code>) looks at the imagined frames, reads the instruction
-and says: done or not.</div>
-<div><b>Improve</b>GRPO makes the attempts that worked likelier, and the others less likely; what worked is also
-imitated, beside the demonstrations. $iterations rounds.</div>
-<div><b>Check</b>Before and after are measured in Real, the stand-in for the robot, which training never
-touched.</div>
+<div><b>Imagine</b>From a logged frame, the policy attempts the task $group times inside the world model, without
+simulator or robot.</div>
+<div><b>Judge</b>A learned judge (<code>$judge</code>) reads the imagined frames and the instruction, and decides
+whether the task succeeded.</div>
+<div><b>Improve</b>GRPO makes successful attempts more likely and failed ones less likely. Successful attempts are
+also imitated, together with the demonstrations. $iterations rounds.</div>
+<div><b>Check</b>The policies before and after training are measured in Real, the stand-in for the robot, which is
+not used during this training.</div>
 </div>
-<p class="note">Why the controls: if more cloning (<b>BC only</b>), or just acting less randomly
-(<b>sharpened</b>),
-explained the gain, imagination would have taught nothing. The <b>language-blind</b> row tells the improved
-policy
-somebody else's instruction: it should do badly, or the policy never read its own.</p>
+<p class="note">The controls test other explanations of an improvement: more cloning (<b>BC only</b>), or less random
+actions (<b>sharpened</b>). The <b>language-blind</b> control gives the improved policy the instruction of another
+start. Its success should be low; otherwise the policy ignores its instruction.</p>
 """
 
 ARM_LABELS = {
@@ -121,9 +116,9 @@ ARM_LABELS = {
 }
 
 ARM_NOTES = {
-    "sft": "the policy that every arm starts from",
-    "imagined_rl": "practised in the world model only",
-    "bc_only": "as many updates, on the demonstrations",
-    "sft_sharpened": "SFT, sampled at a lower temperature; greedy is its limit",
-    "language_blind": "improved policy, wrong instruction",
+    "sft": "initial policy of all other rows",
+    "imagined_rl": "fine-tuned in the world model only",
+    "bc_only": "same number of updates, on the demonstrations",
+    "sft_sharpened": "SFT with a lower sampling temperature; greedy is its limit",
+    "language_blind": "improved policy with a wrong instruction",
 }

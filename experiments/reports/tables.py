@@ -1,4 +1,4 @@
-"""Tables of our pages.
+"""Tables of the HTML pages.
 
 Example::
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """HTML of a table whose first column is text and whose others are numbers; cells are HTML already."""
+    """HTML table with text in the first column and numbers in the others; cells are already HTML."""
     cells = lambda row, tag: "".join(  # noqa: E731
         f"<{tag}{' class=n' if i else ''}>{cell}</{tag}>" for i, cell in enumerate(row)
     )
@@ -20,5 +20,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number, or a dash for None and for what is not one."""
+    """Format a number; a dash for None and nan."""
     return "-" if value is None or value != value else f"{value:.{digits}f}"

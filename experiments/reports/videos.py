@@ -1,7 +1,7 @@
-"""Side-by-side clips, imagined | real, as mp4 on disk and gif in the report.
+"""Side-by-side clips, imagined | real, as mp4 files and as gif in the report.
 
-Why both: players like mp4; a gif embeds in one html file and plays everywhere. Frames are 64 px, so they
-are enlarged by whole factors without smoothing: what one sees is what the policy saw.
+Video players support mp4; a gif can be embedded in an HTML file. Frames of 64 px are enlarged by whole factors without
+smoothing, so that they show exactly the policy's input.
 
 Example::
 
@@ -33,7 +33,7 @@ def side_by_side(
     scale: int = 3,
     hold: int = 4,
 ) -> np.ndarray:
-    """Two clips next to each other under coloured titles; the shorter one keeps its last frame.
+    """Combine two clips side by side under coloured titles; the shorter one repeats its last frame.
 
     Args:
         left: `(T, H, W, 3)` uint8.
@@ -46,7 +46,7 @@ def side_by_side(
         hold: extra copies of the last frame, so that a looping clip can be read.
 
     Returns:
-        `(max(T, T') + hold, H', W', 3)` uint8 with even H' and W', as mp4 wants.
+        `(max(T, T') + hold, H', W', 3)` uint8 with even H' and W', as mp4 requires.
     """
     length = max(len(left), len(right))
     height, width = left.shape[1] * scale, left.shape[2] * scale
@@ -87,7 +87,7 @@ def save_mp4(frames: np.ndarray, path: str | Path, fps: int = FPS) -> Path:
     import imageio.v2 as imageio
 
     path = Path(path)
-    # 4:4:4 would be sharper, but browsers refuse it; the frames are enlarged, so 4:2:0 is harmless here.
+    # 4:4:4 would be sharper, but browsers do not support it; the frames are enlarged, so 4:2:0 looks the same.
     how = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 2}
     with atomic_path(path) as temporary, imageio.get_writer(temporary, **how) as writer:
         for frame in frames:

@@ -45,7 +45,7 @@ def test_judges_are_compared_on_the_same_episodes(bundle, tmp_path, capsys):
     assert 0 <= facts["agreement"][f"bundled | {strict}"] <= 1
     said = capsys.readouterr().out
     page = out.with_suffix(".html").read_text()
-    for heading in ("false positives first", "Stated against true", "Do they agree"):
+    for heading in ("Judged success in imagination", "Calibration", "Agreement between judges"):
         assert heading in page
     assert "imagined - true success, judged by bundled" in said and "agree at" in said
 
@@ -80,7 +80,7 @@ def test_bad_settings_are_refused(tmp_path, bundle, capsys):
     assert "no judge in" in capsys.readouterr().err
 
 
-def test_the_worst_false_positives_are_shown_where_the_judge_was_surest(tmp_path):
+def test_the_most_confident_false_positives_are_shown(tmp_path):
     count, looks = 5, 3
     said = np.full((count, looks), 0.1, np.float32)
     said[1, 2], said[2, 1], said[4, 0] = 0.95, 0.99, 0.9
@@ -95,5 +95,5 @@ def test_the_worst_false_positives_are_shown_where_the_judge_was_surest(tmp_path
     assert [film["caption"].split(" (")[0] for film in films] == ["reach thing 2", "reach thing 1"]
     assert "judged 0.99" in films[0]["caption"]
     lengths = [Image.open(film["gif"]).n_frames for film in films]
-    assert lengths[0] < lengths[1], "up to the look at which the judge said so"
+    assert lengths[0] < lengths[1], "up to the check at which the judge reported success"
     assert worst_false_positives({"sft": seen}, "j", 0.8, tmp_path, count=1) == films[:1]
