@@ -288,9 +288,9 @@ def _parse(config_class: type[Any], arguments: list[str], name: str) -> Any:
     """Parse `arguments` into a config; an invalid value raises the config's own error."""
     import tyro
 
-    said = io.StringIO()
+    captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(captured):
             return tyro.cli(config_class, args=arguments, prog=name)
     except SystemExit as ended:
         # tyro would draw a box around such an error, which breaks the commands in its text.
@@ -299,8 +299,8 @@ def _parse(config_class: type[Any], arguments: list[str], name: str) -> Any:
             if isinstance(cause, WorldgymError):
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
-        if said.getvalue():
-            _say(sys.stderr, said.getvalue().rstrip())
+        if captured.getvalue():
+            _say(sys.stderr, captured.getvalue().rstrip())
         raise
 
 

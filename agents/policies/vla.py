@@ -238,10 +238,10 @@ class VLAPolicy(
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             text = self.text(words)
             x = self._stem(picture, text)
-            maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
+            maps, keys, text_queries = self.maps(x), self.keys(x), self.asked(text)
         with torch.autocast(self.device.type, enabled=False):  # bf16 has 3 digits, too few: one pixel is 1/32
-            named = asked.float().view(batch, -1, 32) @ keys.float().flatten(2)  # (B, M, h*w)
-            points = [self._keypoints(maps.float().flatten(2)), self._keypoints(named)]
+            scores = text_queries.float().view(batch, -1, 32) @ keys.float().flatten(2)  # (B, M, h*w)
+            points = [self._keypoints(maps.float().flatten(2)), self._keypoints(scores)]
             where = self.where(torch.cat([*points, state], dim=-1))
             if config.goal_dims:
                 goal = torch.cat([aim, self.goal(where)[:, 2:]], dim=-1)

@@ -50,11 +50,11 @@ def start(model: Any, batch: int, seed: int = 0) -> Any:
 
 def imagining(model: Any, batch: int, chunk: int = 5, decode: str = "all") -> Callable[[], int]:
     """Function that imagines the next `chunk` frames in `batch` rows."""
-    held = {"state": start(model, batch)}
+    latest = {"state": start(model, batch)}
     actions = torch.rand(batch, chunk, model.action_dim) * 2 - 1
 
     def work() -> int:
-        held["state"], _ = model.step(held["state"], actions, decode=decode)
+        latest["state"], _ = model.step(latest["state"], actions, decode=decode)
         return batch * chunk
 
     return work

@@ -70,7 +70,7 @@ def write_audit_report(facts: Mapping[str, Any], films: Sequence[Mapping[str, An
         ("Versions", f"<pre>{escape(json.dumps(facts.get('versions', {}), indent=1))}</pre>"),
     ]
     head = (
-        "<h1>Comparison of judges</h1><p class='lead'>All judges score the same imagined episodes; the same actions are "
+        "<h1>Comparison of judges</h1><p class='lead'>All judges score the same imagined episodes; their actions are "
         f"executed in Real. {facts['episodes']} episodes. Reward from {escape(facts['rewarded'])}.</p>"
     )
     body = head + "".join(f"<section><h2>{escape(t)}</h2>{b}</section>" for t, b in sections if b)

@@ -1,4 +1,4 @@
-"""A world that can be computed by hand, for tests of policies and improvers."""
+"""A toy world with known dynamics, for tests of policies and improvers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def starts(count: int, seed: int = 0, words: str = "move right") -> Starts:
 
 @dataclass
 class LineState:
-    """Imagined state: `states (B,4)`; the first entry is where the hand is on a line."""
+    """Imagined state: `states (B,4)`; the first entry is the hand's position on a line."""
 
     states: Tensor
 
@@ -60,7 +60,7 @@ class LineState:
 
 
 class LineWorld:
-    """The state adds up the actions; the frame shows the first coordinate as brightness."""
+    """The next state adds the actions; the frame shows the first coordinate as brightness."""
 
     image_size, action_dim, state_dim = SIZE, 4, 4
 
@@ -92,7 +92,7 @@ class LineWorld:
 
 
 class BrightJudge:
-    """Success when the frame is bright: the hand went far to the right."""
+    """Judges success if the frame is bright, i.e. if the hand is far to the right."""
 
     name = "bright"
     threshold = 0.5

@@ -1,4 +1,4 @@
-"""A vector environment on a line, with the interface of the tabletop's."""
+"""A vector environment on a line, with the same interface as the tabletop environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LineEnv:
     def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
         path, success, progress = [], [], []
         if self.ends and self.x >= 0.105:
-            self.x = 0.0  # as an environment that resets itself
+            self.x = 0.0  # like an environment with automatic reset
         for action in actions[0]:
             if not (self.ends and success and success[-1]):
                 SHARED["steps"] += 1

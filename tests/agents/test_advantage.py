@@ -1,4 +1,4 @@
-"""Advantage-conditioned policies: returns, indicators, what being told changes, and foresight on the way."""
+"""Advantage-conditioned policies: returns, indicators, effect of the condition, and predicted future tokens."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ def test_asked_for_good_actions_it_does_what_was_good(tmp_path):
     n = 64
     actions = np.zeros((n, 5, 4), np.float32)
     good = np.arange(n) % 2 == 0
-    actions[good, :, 0], actions[~good, :, 0] = 0.9, -0.9  # what was good went right
+    actions[good, :, 0], actions[~good, :, 0] = 0.9, -0.9  # good actions move right
     images = np.repeat(
         rng.integers(0, 256, (n // 2, 16, 16, 3), dtype=np.uint8), 2, 0
-    )  # either way from each
+    )  # both directions from each
     logs = ChunkDataset(
         images,
         np.zeros((n, 4), np.float32),
@@ -137,7 +137,7 @@ def test_asked_for_good_actions_it_does_what_was_good(tmp_path):
         return float(out.actions[:, :, 0].mean())
 
     assert way(True) > 0.5 > -0.5 > way(False)
-    assert way(None) > 0.5, "without a condition it does what is good"
+    assert way(None) > 0.5, "without a condition it acts as for good=True"
     policy.save_pretrained(tmp_path / "p")
     again = ConditionedPolicy.from_pretrained(tmp_path / "p")
     one, other = (p(look(2, [WORDS] * 2)).features for p in (again, policy))
@@ -148,7 +148,7 @@ def test_the_pointer_alone_can_be_told_where_it_is_good_to_go():
     rng, n = np.random.default_rng(0), 64
     good = np.arange(n) % 2 == 0
     goals = np.zeros((n, 4), np.float32)
-    goals[:, 0] = np.where(good, 1.0, -1.0)  # in standard deviations: this policy has seen no data
+    goals[:, 0] = np.where(good, 1.0, -1.0)  # in standard deviations, since this policy has no data statistics
     images = np.repeat(rng.integers(0, 256, (n // 2, 16, 16, 3), dtype=np.uint8), 2, 0)
     logs = ChunkDataset(
         images,
@@ -177,7 +177,7 @@ def test_the_pointer_alone_can_be_told_where_it_is_good_to_go():
         return float((pointing.scores.softmax(-1) * (pointing.places[..., 0] > 0)).sum(-1).mean())
 
     assert right(True) > 0.9 > 0.1 > right(False)
-    assert right(None) > 0.9, "without a condition it does what is good"
+    assert right(None) > 0.9, "without a condition it acts as for good=True"
 
 
 def test_failures_are_rows_too():

@@ -53,7 +53,7 @@ def test_an_invalid_judgement_is_not_a_failure():
     _, keep = group_advantages(
         reward, torch.zeros(4, dtype=torch.int64), torch.tensor([True, True, True, False])
     )
-    assert not bool(keep.any())  # without the broken one all are equal: nothing to learn
+    assert not bool(keep.any())  # without the invalid one all rewards are equal: no advantage
 
 
 def test_the_clip_binds_outside_its_bounds_and_only_there():

@@ -1,4 +1,4 @@
-"""Action heads: what they report is what they would say again, and supervised training and GRPO work with every one."""
+"""Action heads: `evaluate` reproduces log-probabilities; supervised training and GRPO work with every head."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WIDTH, K, A = 16, 3, 4
 def head_of(name, **more):
     torch.manual_seed(0)
     made = make_head(name, width=WIDTH, chunk=K, action_dim=A, n_bins=7, binary_dims=(3,), settings=more)
-    for parameter in made.parameters():  # newborn heads predict zero whatever they see
+    for parameter in made.parameters():  # heads predict zero for every input at initialisation
         parameter.data += 0.3 * torch.randn_like(parameter) * parameter.requires_grad
     return made
 
@@ -79,14 +79,14 @@ def test_a_laplace_distribution_is_sampled_as_its_density_says():
         _, log_prob, trace = head.sample(features, 1.0, torch.Generator().manual_seed(0))
     drawn = trace["drawn"].flatten()
     assert abs(float(drawn.abs().mean()) - 0.1) < 0.005 and abs(float(drawn.mean())) < 0.005
-    assert abs(float(log_prob.mean()) + 1 + math.log(0.2)) < 0.02, "its mean is minus the entropy"
+    assert abs(float(log_prob.mean()) + 1 + math.log(0.2)) < 0.02, "the mean log-probability is minus the entropy"
 
 
 def test_the_stochastic_flow_has_the_marginals_of_the_deterministic_one():
-    """Flow-GRPO, equation 8: noise is added and taken out again, so that what is sampled stays what was learned."""
+    """Flow-GRPO, equation 8: adding noise with the drift correction leaves the sampled distribution unchanged."""
     torch.manual_seed(0)
     exact = FlowHead(WIDTH, 1, 1, steps=60, noise=1.0)
-    mean, spread = 0.4, 0.1  # data: a Gaussian, whose velocity is known
+    mean, spread = 0.4, 0.1  # Gaussian data, for which the velocity is known
 
     def velocity(features, x, t):
         t = t.view(-1, 1, 1)
@@ -105,7 +105,7 @@ def test_the_stochastic_flow_has_the_marginals_of_the_deterministic_one():
 
 
 def demos(count=48):
-    """Go right where the picture is dark, left where it is bright."""
+    """Demonstrations that move right if the image is dark, left if it is bright."""
     rng = np.random.default_rng(0)
     bright = np.arange(count) % 2 == 0
     images = rng.integers(0, 40, (count, 16, 16, 3)).astype(np.uint8)
@@ -113,7 +113,7 @@ def demos(count=48):
     actions = np.zeros((count, 5, 4), np.float32)
     actions[..., 0] = np.where(bright, -0.8, 0.8)[:, None]
     actions[..., 3] = np.where(bright, -1.0, 1.0)[:, None]
-    actions[0, 3:] = np.nan  # nobody knows what followed
+    actions[0, 3:] = np.nan  # unknown continuation
     states, goals = np.zeros((count, 4), np.float32), np.full((count, 4), np.nan, np.float32)
     return ChunkDataset(images, states, ["go"] * count, actions, np.arange(count), goals), bright
 
@@ -143,7 +143,7 @@ def attempts(policy, seed, count=6):
 
 @HEAD
 def test_grpo_improves_every_head_from_true_reward(head):
-    """In a world that is exact, whose reward is true: the hand must go right."""
+    """With known dynamics and the true reward, the policy learns to move right."""
     more = {"l1": {"scale": 0.6}, "flow": {"steps": 4, "noise": 0.7}}.get(head, {})
     policy = policy_with(head, head_settings=more)
     grpo = GRPO(GRPOConfig(lr=1e-3))

@@ -130,7 +130,7 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
     way = 0.1 * r.actions[..., 0].flatten(1).cumsum(1)
     assert torch.equal(r.reward > 0, way.amax(1) >= 0.105)
     assert r.path is not None
-    for i in range(16):  # the path is Real's, step by step, and stands still after a success
+    for i in range(16):  # the path has every step of the simulator and is constant after a success
         steps = int((way[i] >= 0.105).int().argmax()) if r.reward[i] else 9
         assert torch.allclose(r.path[i, : steps + 1, 0], way[i, : steps + 1], atol=1e-5)
     part = collect_simulated(
@@ -143,7 +143,7 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
         assert float(part.reward[i]) == pytest.approx(float(gone.mean()), abs=1e-5)
 
     class Early:
-        """Calls it a success when half of the way is gone, and fails to answer for the last start."""
+        """Judges success after half of the path, and gives no answer for the last start."""
 
         threshold, reads = 0.5, Reads(state=True)
 
@@ -152,17 +152,17 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
 
             return Judgement((states[:, 0] > 0.05).float(), None, states[:, 1] < 3, [])
 
-    told = collect_simulated(
+    judged = collect_simulated(
         policy, range(4), ["reach"] * 4, env="simulated_line:LineEnv", processes=0, group_size=4, horizon=10,
         generator=torch.Generator().manual_seed(0), judge=Early(),
     )  # fmt: skip
-    assert told.valid.tolist() == [True] * 12 + [False] * 4, "no answer is no failure"
-    for i in range(12):  # chunk by chunk, at its end, and the truth stops nothing
-        at_ends = told.actions[i, :, :, 0].cumsum(1)[:, -1].cumsum(0) * 0.1
-        assert bool(told.reward[i]) == bool((at_ends[: int(told.lengths[i])] > 0.05).any())
+    assert judged.valid.tolist() == [True] * 12 + [False] * 4, "a missing answer does not count as failure"
+    for i in range(12):  # judged at the end of each chunk; a true success does not stop the episode
+        at_ends = judged.actions[i, :, :, 0].cumsum(1)[:, -1].cumsum(0) * 0.1
+        assert bool(judged.reward[i]) == bool((at_ends[: int(judged.lengths[i])] > 0.05).any())
 
     class Never(Early):
-        """Never content."""
+        """Never judges success."""
 
         def score(self, frames, instructions, states):
             from worldgym.protocols import Judgement
@@ -174,7 +174,7 @@ def test_a_simulator_gives_the_same_kind_of_rollouts():
         generator=torch.Generator().manual_seed(0), judge=Never(),
     )  # fmt: skip
     gone = 0.1 * never.actions[..., 0].flatten(1).cumsum(1)
-    assert bool((gone[:, :9] >= 0.105).any()), "some go on after what would be a success"
+    assert bool((gone[:, :9] >= 0.105).any()), "some episodes continue after a true success"
     assert torch.allclose(never.path[..., 0], gone, atol=1e-5) and not never.reward.any()
     with pytest.raises(ValueError, match="one task for each seed"):
         collect_simulated(policy, [1, 2], ["reach"], env="simulated_line:LineEnv", processes=0)

@@ -30,7 +30,7 @@ def test_a_steady_hand_explores_places_alone():
     policy, look = tiny_policy(), observation(64)
     out = policy.act(look, temperature={"action": 0.0}, generator=torch.Generator().manual_seed(0))
     given = logits(policy, look, out.trace["aim"])
-    assert torch.equal(given.argmax(-1), out.trace["tokens"])  # the aim is all that was drawn
+    assert torch.equal(given.argmax(-1), out.trace["tokens"])  # only the goal position was sampled
     greedy = policy.act(look, temperature=0.0)
     assert float((out.trace["aim"] - greedy.trace["aim"]).norm(dim=-1).max()) > 0.1
     assert torch.allclose(policy.log_prob_of(look, out), out.log_prob, atol=1e-4)
@@ -39,7 +39,7 @@ def test_a_steady_hand_explores_places_alone():
 def test_a_place_is_as_likely_as_all_cells_that_speak_of_it():
     pointer = tiny_policy().pointer
     places = torch.zeros(1, 16, 2)
-    places[0, 8:] = 2.0  # two things on the table, eight cells for each
+    places[0, 8:] = 2.0  # two objects on the table, eight cells for each
     scores = torch.where(torch.arange(16) < 8, 1.0, 0.0)[None]
     many = GoalProposals(scores.expand(4000, -1), places.expand(4000, -1, -1))
     for temperature in (1.0, 2.0):
@@ -53,7 +53,7 @@ def test_a_place_is_as_likely_as_all_cells_that_speak_of_it():
 def test_the_greedy_place_is_where_most_cells_agree():
     pointer = tiny_policy().pointer
     scores, places = torch.zeros(1, 16), torch.zeros(1, 16, 2)
-    scores[0, :4], scores[0, 15] = 2.0, 2.5  # four neighbours in a row against one lonely cell
+    scores[0, :4], scores[0, 15] = 2.0, 2.5  # four neighbours in a row against one isolated cell
     places[0, 15] = 3.0
     pointing = GoalProposals(scores, places)
     assert float(pointer.likeliest(pointing).norm()) < 0.1
@@ -69,7 +69,7 @@ def test_rollouts_keep_the_places_and_join_only_with_those_of_such_a_policy():
     assert both.trace["aim"].shape == (48, 3, 2)
     with pytest.raises(ValueError, match="different policies"):
         Rollouts.concatenate([r, explored(tiny_policy(goal_dims=0))])
-    row, chunk = both.mask.nonzero().unbind(1)  # each choice at the temperature that it was made at
+    row, chunk = both.mask.nonzero().unbind(1)  # each choice at its own sampling temperature
     again = policy.evaluate(both.observation(row, chunk), both.trace_at(row, chunk)).log_probs
     for name, value in again.items():
         assert torch.allclose(value, both.log_probs[name][row, chunk], atol=1e-4), name
@@ -86,7 +86,7 @@ def test_grpo_can_train_the_pointer_alone():
     scalars = GRPO(GRPOConfig(lr=1e-3, learn="pointer")).update(policy, r)
     assert scalars["goal_approx_kl"] >= 0 and "goal_clip_fraction" in scalars
     change = density() - was
-    assert float(change[good].mean()) > float(change[~good].mean())  # what was rewarded became likelier
+    assert float(change[good].mean()) > float(change[~good].mean())  # rewarded choices became more likely
     for key, value in policy.state_dict().items():
         assert key.startswith("pointer.") or torch.equal(before[key], value), key
 
@@ -95,7 +95,7 @@ def test_a_flickering_gripper_is_no_keyframe():
     actions = np.zeros((20, 4), np.float32)
     actions[:, -1] = 1
     actions[5, -1] = -1  # one step: noise
-    actions[12:, -1] = -1  # closed for good
+    actions[12:, -1] = -1  # remains closed
     states = np.full((21, 4), 0.1, np.float32)
     assert keyframes(states, actions, 20).tolist() == [12]
 
@@ -120,10 +120,10 @@ def test_the_last_moves_before_a_success_weigh_most():
     first, weights = success_rows(r, floor=0.1, first_chunks=1)
     assert first is not None and len(first) == len(weights) == len(np.unique(rows.episode))
     for i, image in zip(first.episode, first.images, strict=True):
-        assert (image == r.images[i, 0].numpy()).all()  # the true frame that imagination began with
+        assert (image == r.images[i, 0].numpy()).all()  # the real start frame
     rare = r.select(torch.arange(len(r)))
     rare.reward = torch.zeros(len(r))
-    rare.reward[0] = 1.0  # one of the six attempts at its start
+    rare.reward[0] = 1.0  # one of the six attempts from its start
     assert (
         success_rows(rare, floor=0.1)[0] is not None
         and success_rows(rare, floor=0.1, min_rate=0.5)[0] is None

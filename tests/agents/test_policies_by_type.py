@@ -1,4 +1,4 @@
-"""A saved policy says its type and is loaded by it, here and in other processes; heads are found by name."""
+"""A saved policy records its type and is loaded by it, here and in other processes; heads are found by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rollouts on Ray: the same whatever the number of workers, and when one is killed; refusals that say what to do."""
+"""Rollouts on Ray: independent of the number of workers and of killed workers; error messages say what to do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_too_few_resources_are_named_instead_of_waited_for():
 
 
 class Slow(LineWorld):
-    """Leaves its process number in a folder and takes its time, so that it can be killed."""
+    """Writes its process id to a folder and runs slowly, so that it can be killed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.mark.slow  # workers import everything again
+@pytest.mark.slow  # slow because workers import all modules again
 def test_any_number_of_workers_gives_what_one_process_gives(cluster):
     policy = tiny_policy()
     expected = collect_in_pieces(LineWorld(), BrightJudge(), policy, starts(6), seed=3, **SETTINGS)
@@ -117,7 +117,7 @@ def test_asking_for_more_than_there_is_fails_at_once(cluster):
 
 @pytest.mark.slow
 def test_a_node_without_a_package_is_named_with_what_to_install(cluster, tmp_path, monkeypatch):
-    """A module that only the driver can import stands for a package that a node lacks."""
+    """A module that only the driver can import simulates a package that a node lacks."""
     (tmp_path / "only_here.py").write_text(
         "from line_world import LineWorld\nclass World(LineWorld):\n    pass\n"
     )
@@ -176,7 +176,7 @@ def test_nothing_of_ray_outlives_a_killed_driver():
 
 
 def test_only_processes_of_the_package_are_watched(tmp_path):
-    """A child that runs from the folder is found with its own children; another child is not."""
+    """A child process that runs from the folder is found with its children; another child is not."""
     import subprocess
     import sys
 

@@ -19,7 +19,7 @@ def demo(seed: int, steps: int = 12, success_at: int | None = 10) -> SimpleNames
         success[success_at:] = True
     words = "push the red cube to the left" if seed % 2 else "push the red cube to the right"
     actions = rng.uniform(-0.1, 0.1, (steps, 4)).astype(np.float32)
-    actions[:, 0] = -1 if seed % 2 else 1  # what to do is in the words alone
+    actions[:, 0] = -1 if seed % 2 else 1  # only the instruction determines the action
     actions[:, 3] = -1
     return SimpleNamespace(
         frames=rng.integers(0, 256, (steps + 1, SIZE, SIZE, 3), dtype=np.uint8),
@@ -32,7 +32,7 @@ def demo(seed: int, steps: int = 12, success_at: int | None = 10) -> SimpleNames
 
 def test_chunks_hold_the_next_actions_and_then_stand_still():
     episode = demo(0, steps=7, success_at=None)
-    episode.state[:, 2] = 0.1  # no descent, hence no keyframe on the way
+    episode.state[:, 2] = 0.1  # no descent, hence no intermediate keyframe
     data = chunk_dataset([episode])
     assert len(data) == 7 and data.actions.shape == (7, 5, 4)
     assert np.array_equal(data.actions[1], episode.actions[1:6])
@@ -80,7 +80,7 @@ def test_it_learns_what_the_words_say_and_keeps_the_best():
     actions = policy.act(observation, temperature=0).actions
     wanted = torch.tensor([-1.0 if "left" in text else 1.0 for text in observation["instruction"]])
     assert float((actions[:, 0, 0].sign() == wanted).float().mean()) > 0.95
-    # The same pictures with shuffled words: the policy must follow the words, or it is blind to language.
+    # The same images with shuffled instructions: a policy that ignores the instruction would not change.
     observation["instruction"] = [
         t.replace("left", "?").replace("right", "left").replace("?", "right")
         for t in observation["instruction"]
@@ -110,7 +110,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"finish_steps": 2}, {"epochs": 6, "patience": 1, "lr": 0.5}])
 def test_a_run_killed_after_its_last_epoch_finishes_with_the_same_weights(tmp_path, changes):
-    """Dropout of the finish, and an early stop, are those of the run that was not killed."""
+    """Dropout of the finishing steps, and early stopping, are the same as in an uninterrupted run."""
     data, last = chunk_dataset([demo(i) for i in range(6)]), []
     whole, history = fitted(data, on_epoch=lambda scalars: last.append(scalars["epoch"]), changes=changes)
 
@@ -189,7 +189,7 @@ def test_the_finish_goes_on_from_the_best_weights_and_averages():
     finished = SFT(config).fit(policy, data)
     assert finished["best_score"] == history["best_score"]
     gap = [float((a - b).abs().max()) for a, b in zip(plain.parameters(), policy.parameters(), strict=True)]
-    assert 0 < max(gap) < 12 * 1e-4 * 2  # Adam moves a weight by about its rate a step
+    assert 0 < max(gap) < 12 * 1e-4 * 2  # Adam changes a weight by about the learning rate per step
 
 
 def test_unknown_choices_are_refused():

@@ -1,4 +1,4 @@
-"""Policies made for data of other shapes: several cameras, frames that are not square, roles in other columns."""
+"""Policies for other data formats: several cameras, frames that are not square, roles in other columns."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_columns_of_the_hand_come_from_the_roles() -> None:
 
 
 class Demo:
-    """Three steps with two cameras and no word on success."""
+    """Three steps with two cameras and without success labels."""
 
     def __init__(self, seed: int, actions: bool = True) -> None:
         rng = np.random.default_rng(seed)

@@ -52,7 +52,7 @@ def test_sampling_frequencies_match_the_probabilities():
     policy = tiny_policy(n_bins=5, chunk=1)
     one = observation(1)
     with torch.no_grad():
-        policy.head.weight.mul_(40)  # a peaked distribution tests more than a flat one
+        policy.head.weight.mul_(40)  # a peaked distribution is a stricter test than a flat one
         p = torch.softmax(logits(policy, one), -1)[0, 0]  # (A, 5)
     n = 6000
     many = {
@@ -141,7 +141,7 @@ def test_an_unknown_key_in_the_config_is_refused_with_a_suggestion(tmp_path):
     tiny_policy().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "widht": 64}))
-    (tmp_path / "manifest.json").unlink()  # which would say that the file was edited
+    (tmp_path / "manifest.json").unlink()  # otherwise the manifest check would fail first
     with pytest.raises(CheckpointError, match="did you mean 'width'"):
         VLAPolicy.from_pretrained(tmp_path)
 
