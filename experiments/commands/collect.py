@@ -79,7 +79,7 @@ def run(config: CollectConfig) -> int:
         real_steps = sum(record.steps for record in writer.records if record.domain == "real")
         total = len(writer.records)
     logger.info("collection %s in %s:\n%s", key, config.out, summary_table(mine))
-    logger.info("the dataset contains %d episodes and %d environment steps in Real", total, real_steps)
+    logger.info("the dataset contains %d episodes and %d interactions with Real", total, real_steps)
     if interrupted:
         logger.warning(
             "stopped after %d of %d episodes, all saved; run the same command to continue",
@@ -96,6 +96,6 @@ def _warn_of_used_seeds(config: CollectConfig, key: str, records: list[EpisodeRe
     shared = sum(config.seed <= seed < config.seed + config.episodes for seed in used)
     if shared:
         logger.warning(
-            "%d start seeds are already used in %s by another collection; for new starts try --seed %d",
+            "%d start seeds were already used in %s by another collection; for new starts try --seed %d",
             shared, config.out, max(used) + 1,
         )  # fmt: skip

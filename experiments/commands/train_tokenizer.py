@@ -93,7 +93,7 @@ def run(config: TrainTokenizerConfig) -> int:
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
     trained = int(arrays.offsets[-1 - max(1, len(arrays) // 20)])  # the last 5 % of the episodes are held out
     if len(arrays) == 1:
-        logger.warning("one episode: no frame is held out, and the PSNR is that of training frames")
+        logger.warning("one episode: no episode is held out, and the PSNR is that of training frames")
         trained = int(arrays.offsets[-1])
     loop = LoopConfig(
         steps=config.steps or 1_000_000,

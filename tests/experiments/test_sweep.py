@@ -51,7 +51,7 @@ def test_the_space_has_the_names_and_types_of_the_settings():
         ("lr", "name=value"),
         ("rate=1", "settings are seed"),
         ("group=many", "invalid literal"),
-        ("learn=some", "none of goal, all"),
+        ("learn=some", "one of goal, all"),
         ("lr=loguniform(0,1)", "more than 0"),
         ("lr=uniform(2,1)", "low < high"),
     ],
@@ -157,7 +157,7 @@ def test_a_trial_that_the_scheduler_ends_early_has_left_the_policy_it_reported(
         trial({"lr": 1e-5}, fixed)
     (row,) = table_rows([SimpleNamespace(metrics=fake.reports[-1], config={"lr": 1e-5}, error=None)])
     printed = table([row]).splitlines()[-1]
-    assert printed.startswith("measure the first one in Real: worldgym eval --policy sft ")
+    assert printed.startswith("evaluate the best trial in Real: worldgym eval --policy sft ")
     typed = [*shlex.split(printed.partition("worldgym ")[2]), "--bundle", str(bundle), "--episodes", "2"]
     typed += ["--workers", "0", "--horizon", "5", "--out", fixed["sweep"] + "/eval.json"]
     assert main(typed) == 0
@@ -206,7 +206,7 @@ def test_a_sweep_names_only_policies_that_are_there(tmp_path):
     rows = table_rows(results)
     assert [row["setting"]["lr"] for row in rows] == [1, 3, 2, 4] and rows[0]["policy"] is None
     assert table(rows).splitlines()[-1] == (
-        f"measure the best one that left a policy in Real: worldgym eval --policy sft {tmp_path / 'policy'}"
+        f"evaluate the best trial with a saved policy in Real: worldgym eval --policy sft {tmp_path / 'policy'}"
     )
 
 
