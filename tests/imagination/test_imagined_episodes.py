@@ -221,7 +221,7 @@ def test_without_starts_reset_says_what_to_pass():
     env = WorldModelEnv(DotWorldModel())
     with pytest.raises(ValueError, match="initial_image"):
         env.reset(seed=0)
-    with pytest.raises(ValueError, match="comes without words"):
+    with pytest.raises(ValueError, match="has no instruction"):
         env.reset(options={"initial_image": picture()})
 
 
@@ -274,7 +274,7 @@ def test_restore_replays_bit_for_bit_across_autoresets(make_vec, mode):
     for a, b in zip(first, second, strict=True):
         assert np.array_equal(a[0]["image"], b[0]["image"]) and np.array_equal(a[0]["state"], b[0]["state"])
         assert a[0]["instruction"] == b[0]["instruction"] and np.array_equal(a[1], b[1])
-    with pytest.raises(ValueError, match="expected what save_state"):
+    with pytest.raises(ValueError, match="expected the result of save_state"):
         make_vec(num_envs=2).restore_state(saved)
 
 

@@ -339,5 +339,5 @@ def test_a_world_model_that_forgets_a_camera_is_named():
 
     envs = WorldModelVectorEnv(Forgetful(), None, starts())
     envs.reset(seed=0)
-    with pytest.raises(ValueError, match="Forgetful.step imagined no frames of camera wrist"):
+    with pytest.raises(ValueError, match="Forgetful.step returned no frames of camera wrist"):
         envs.step(np.zeros((1, JOINTS), np.float32))

@@ -164,7 +164,7 @@ def test_a_grown_model_at_first_imagines_what_the_old_one_did():
     before, after = (m.step(_begin(m, 2), _actions(2, 3))[1].latents for m in (old, new))
     assert 0 < float((before - after).square().mean()) < 0.01  # latents have unit mean square
     bare = VideoWorldModel(replace(TINY, dynamics=replace(TINY.dynamics, motion=None)))
-    with pytest.raises(ValueError, match="afresh"):
+    with pytest.raises(ValueError, match="from scratch"):
         grown(bare, states)
 
 

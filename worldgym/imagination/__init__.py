@@ -1,4 +1,4 @@
-"""Imagination: a world model, a judge and a start set as Gymnasium environments.
+"""Gymnasium environments made of a world model, a judge and a start set.
 
 Example::
 
@@ -6,7 +6,7 @@ Example::
     envs = WorldModelVectorEnv(model, judge, ArrayStarts(images, instructions), num_envs=16, chunk=5)
     observation, info = envs.reset(seed=0)
     observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
-    branches = envs.fork([0] * 64)  # 64 copies of slot 0, mid-episode
+    branches = envs.fork([0] * 64)  # 64 copies of slot 0, in the middle of its episode
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from worldgym.imagination.starts import ArrayStarts, DatasetStarts, ImageStarts, Start, StartSet
     from worldgym.imagination.vector import WorldModelVectorEnv
 
-# Resolved on first use: simulators take their spaces from this package, and need no torch.
+# Resolved on first use: simulators import their spaces from this package and do not need torch.
 _LAZY = {
     **dict.fromkeys(("ArrayStarts", "DatasetStarts", "ImageStarts", "Start", "StartSet"), "starts"),
     "SavedState": "episodes",

@@ -1,4 +1,4 @@
-"""The single environment as a view of a batch of one, so that nothing is written twice.
+"""The single environment, implemented as a view of a batch of one slot.
 
 Example::
 
@@ -25,7 +25,7 @@ class BatchOfOne(gym.Env[dict[str, Any], Any]):
     """The single environment: a `BatchedEnv` of one slot, with autoreset disabled.
 
     Args:
-        batch: that batch.
+        batch: the batch.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}
@@ -40,7 +40,7 @@ class BatchOfOne(gym.Env[dict[str, Any], Any]):
 
     @property  # type: ignore[override]
     def spec(self) -> Any:
-        """What `gym.make` made it from, with the limit of steps that is in force."""
+        """The spec that `gym.make` used, with the step limit in force."""
         return self._spec
 
     @spec.setter
@@ -50,7 +50,7 @@ class BatchOfOne(gym.Env[dict[str, Any], Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; options as of the batch, for one slot."""
+        """Start an episode; options are those of the batch, for one slot."""
         if seed is None:
             self._share_stream()
         observation, info = self.batch.reset(seed=seed, options=options)
@@ -59,13 +59,13 @@ class BatchOfOne(gym.Env[dict[str, Any], Any]):
         return _first(observation), self._first_info(info)
 
     def _share_stream(self) -> None:
-        """One generator, whichever of the two the user looks at."""
+        """Share one random generator between this environment and its batch."""
         if self._np_random is None:
             self._np_random, self._np_random_seed = seeding.np_random()
         self.batch.np_random = (self._np_random,)
 
     def step(self, action: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
-        """One action `(A,)`, or a chunk `(K, A)`, of values in [-1, 1].
+        """Step by one action `(A,)`, or a chunk `(K, A)`, with values in [-1, 1].
 
         Raises:
             ValueError: wrong shape, NaN, or values beyond [-1, 1].
@@ -75,10 +75,10 @@ class BatchOfOne(gym.Env[dict[str, Any], Any]):
         if self.batch.finished:
             raise EpisodeOverError("the episode is over; call reset() to start another one")
         observation, reward, terminated, truncated, info = self.batch.step(batch)
-        seen, facts = _first(observation), self._first_info(info)
+        first, first_info = _first(observation), self._first_info(info)
         if self.batch.tensors:
-            return seen, reward[0], terminated[0], truncated[0], facts
-        return seen, float(reward[0]), bool(terminated[0]), bool(truncated[0]), facts
+            return first, reward[0], terminated[0], truncated[0], first_info
+        return first, float(reward[0]), bool(terminated[0]), bool(truncated[0]), first_info
 
     def _first_info(self, info: dict[str, Any]) -> dict[str, Any]:
         first: dict[str, Any] = {}
@@ -90,7 +90,7 @@ class BatchOfOne(gym.Env[dict[str, Any], Any]):
         return first
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """One frame, (H, W, 3) uint8, with `render_mode="rgb_array"`."""
+        """The current frame, (H, W, 3) uint8, with `render_mode="rgb_array"`."""
         frames = self.batch.render()
         return None if frames is None else frames[0]
 
@@ -100,7 +100,7 @@ class BatchOfOne(gym.Env[dict[str, Any], Any]):
 
 
 class EqualNaN(float):
-    """A number, or NaN, which equals itself here: Gymnasium's checker compares infos of two runs by ==."""
+    """A float whose NaN equals NaN: Gymnasium's checker compares the infos of two runs by ==."""
 
     def __eq__(self, other: object) -> bool:
         return float(self) == other or (math.isnan(self) and isinstance(other, float) and math.isnan(other))

@@ -1,15 +1,15 @@
-"""The machine of a batched Gymnasium environment: resets, seeds, autoreset, masks of info, final observations.
+"""Common part of batched Gymnasium environments: resets, seeds, autoreset, info masks, final observations.
 
-Why: imagined environments and simulators differ in how a slot starts and what a step does. Everything else that
-Gymnasium asks of a vector environment stands here, once. A simulator derives from `slot_env.SlotVectorEnv`, which needs
-still less.
+Imagined environments and simulators differ in how a slot starts and what a step does. Everything else that Gymnasium
+requires of a vector environment is implemented here. A simulator derives from `slot_env.SlotVectorEnv`, which has an
+even smaller interface.
 
 Example::
 
     class Mine(BatchedEnv):
         def _start(self, rows, options, seeds): ...     # begin episodes in these slots, return their info
         def _advance(self, actions, moving): ...        # step the slots `moving`, return a BatchStep
-        def _observation(self): ...                     # what all slots show now
+        def _observation(self): ...                     # current observation of all slots
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from worldgym.imagination.settings import horizon_of, limited_spec
 Flags = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 Column = tuple[str, Any, Flags]
-"""An info entry: its key, one value a slot, and the slots that have it."""
+"""An info entry: its key, one value per slot, and the mask of slots that have it."""
 Seed = int | Sequence[int | None] | None
 
 
 class EpisodeOverError(AssertionError, ValueError):
-    """With autoreset disabled, an episode that is over was stepped."""
+    """An episode that is over was stepped while autoreset is disabled."""
 
 
 class BatchStep(NamedTuple):
-    """What a step brought: `reward (N,)` float64, `terminated (N,)` and `truncated (N,)` bool, entries of the info."""
+    """Result of a step: `reward (N,)` float64, `terminated (N,)` and `truncated (N,)` bool, info entries."""
 
     reward: NDArray[np.float64]
     terminated: Flags
@@ -49,19 +49,19 @@ class BatchStep(NamedTuple):
 
 
 class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
-    """N slots that start, step and end on their own.
+    """N slots that start, step and end independently.
 
-    Slot i of `reset(seed=s)` is seeded s + i, whatever N is.
+    Slot i of `reset(seed=s)` is seeded with s + i for any N.
 
     Args:
         num_envs: number of slots.
-        observation_space: of one slot.
-        action_space: of one slot.
+        observation_space: space of one slot.
+        action_space: space of one slot.
         horizon: frames until truncation.
-        chunk: None, or K frames a step.
+        chunk: None, or K frames per step.
         render_mode: None or "rgb_array".
         autoreset_mode: one of Gymnasium's three, or its value ("NextStep", "SameStep", "Disabled").
-        fps: frames a second, for videos.
+        fps: frames per second, for videos.
 
     Raises:
         ValueError: an impossible setting.
@@ -104,21 +104,21 @@ class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-    # -- what an environment writes --------------------------------------------------------------------------------
+    # -- methods that an environment implements ---------------------------------------------------------------------
     @abstractmethod
     def _start(self, rows: Rows, options: dict[str, Any], seeds: Sequence[int | None]) -> list[Column]:
-        """Begin an episode in the slots `rows`, whose generators are seeded; `seeds` has one entry a row."""
+        """Begin an episode in the slots `rows`, whose generators are already seeded; `seeds` has one entry per row."""
 
     @abstractmethod
     def _advance(self, actions: Any, moving: Flags) -> BatchStep:
-        """Step the slots `moving` by `actions (N, ...)`; the others are left as they are."""
+        """Step the slots `moving` by `actions (N, ...)`; leave the others unchanged."""
 
     @abstractmethod
     def _observation(self) -> dict[str, Any]:
-        """What every slot shows now; later steps must not change it."""
+        """Current observation of every slot; later steps must not change it."""
 
-    def _paid(self, reward: Any, terminated: Any, truncated: Any) -> tuple[Any, Any, Any]:
-        """In which form these are handed out."""
+    def _convert_outcome(self, reward: Any, terminated: Any, truncated: Any) -> tuple[Any, Any, Any]:
+        """Convert rewards and end flags to the returned type."""
         return reward, terminated, truncated
 
     # -- Gymnasium -------------------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
         """Start episodes.
 
         Args:
-            seed: slot i is seeded `seed + i`, or `seed[i]`; None goes on with the present generators.
-            options: of the environment, and `reset_mask`: (num_envs,) bool, the slots to reset.
+            seed: slot i is seeded with `seed + i`, or `seed[i]`; None continues the present generators.
+            options: options of the environment, and `reset_mask`: (num_envs,) bool, the slots to reset.
 
         Raises:
             ValueError: an unknown option, one that does not fit, or another number of seeds.
@@ -145,13 +145,13 @@ class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
         else:
             seeds = seed
         if len(seeds) != self.num_envs:
-            raise ValueError(f"{len(seeds)} seeds; expected {self.num_envs}, one an environment, or an int")
+            raise ValueError(f"{len(seeds)} seeds; expected {self.num_envs}, one per environment, or an int")
         for i, chosen in enumerate(seeds):
             if chosen is not None and mask[i]:
                 self._seed_slot(i, int(chosen))
         infos: dict[str, Any] = {}
-        for key, values, having in self._begin(np.flatnonzero(mask), options, seeds):
-            put_info(infos, key, values, having)
+        for key, values, present in self._begin(np.flatnonzero(mask), options, seeds):
+            put_info(infos, key, values, present)
         return self._observation(), infos
 
     def _begin(
@@ -187,26 +187,26 @@ class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
         if not waiting.all():
             result = self._advance(actions, ~waiting)
         columns = list(result.columns)
-        if waiting.any():  # NEXT_STEP: their action was ignored, this step only shows them their new start
+        if waiting.any():  # NEXT_STEP: their action was ignored; this step returns their first observation
             columns += self._begin(np.flatnonzero(waiting), {})
         over = result.terminated | result.truncated
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
             self._final(infos, columns, over)
-            columns = [(key, values, having & ~over) for key, values, having in columns]
+            columns = [(key, values, present & ~over) for key, values, present in columns]
             columns += self._begin(np.flatnonzero(over), {})
         else:
             self.over[:] = over
-        for key, values, having in columns:
-            put_info(infos, key, values, having)
-        return self._observation(), *self._paid(result.reward, result.terminated, result.truncated), infos
+        for key, values, present in columns:
+            put_info(infos, key, values, present)
+        return self._observation(), *self._convert_outcome(result.reward, result.terminated, result.truncated), infos
 
     def _final(self, infos: dict[str, Any], columns: list[Column], over: Flags) -> None:
-        """SAME_STEP: last observation and info of ended episodes, in the form of SyncVectorEnv."""
+        """SAME_STEP: final observation and info of ended episodes, in the format of SyncVectorEnv."""
         last = self._observation()
         final_info: dict[str, Any] = {}
-        for key, values, having in columns:
-            put_info(final_info, key, values, having & over)
+        for key, values, present in columns:
+            put_info(final_info, key, values, present & over)
         if self.tensors:
             infos["final_obs"] = last
         else:
@@ -219,7 +219,7 @@ class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
     # -- reading ---------------------------------------------------------------------------------------------------
     @property
     def over(self) -> Flags:
-        """(num_envs,) bool, episodes that have ended and wait for a reset; may be written to."""
+        """(num_envs,) bool, episodes that have ended and wait for a reset; callers may write to it."""
         return self._over
 
     @property
@@ -234,7 +234,7 @@ class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
 
     @property  # type: ignore[override]
     def spec(self) -> Any:
-        """What `gym.make_vec` made it from, with the limit of steps that is in force."""
+        """The spec that `gym.make_vec` used, with the step limit in force."""
         return self._spec
 
     @spec.setter
@@ -247,7 +247,7 @@ class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """One generator a slot, as `SyncVectorEnv` has them; all that is random in a slot is drawn from it."""
+        """One generator per slot, as in `SyncVectorEnv`; all randomness of a slot is drawn from it."""
         for i, stream in enumerate(self._streams):
             if stream is None:
                 self._seed_slot(i, None)
@@ -264,7 +264,7 @@ class BatchedEnv(VectorEnv[Any, Any, Any], ABC):
 
 
 def check_settings(num_envs: int, chunk: int | None, render_mode: str | None) -> None:
-    """Settings that every batched environment has.
+    """Check the settings that every batched environment has.
 
     Raises:
         ValueError: one of them is impossible.
@@ -283,7 +283,7 @@ def put_info(infos: dict[str, Any], key: str, values: Any, mask: Flags) -> None:
     Args:
         infos: the batched info dictionary, changed in place.
         key: name of the entry; absent while no slot has it.
-        values: one value a slot: an array or tensor whose first dimension is the number of slots.
+        values: one value per slot: an array or tensor whose first dimension is the number of slots.
         mask: (num_envs,) bool, the slots that have this entry.
     """
     if not mask.any():

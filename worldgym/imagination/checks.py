@@ -1,7 +1,7 @@
-"""Checks of what users hand to an environment, which turn bad input into an explanation.
+"""Checks of user input to an environment, with messages that explain the error.
 
-Why: a NaN that enters a world model leaves no trace but a grey picture fifty frames later. No torch is imported here
-unless a tensor is given, so that simulators need none.
+Without them, a NaN that enters a world model shows only as a grey image fifty frames later. torch is not imported here
+unless a tensor is given, so that simulators do not need it.
 
 Example::
 
@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-_ROUNDING = 1e-5  # float32 policies end on 1.0000001; that is rounding, not a mistake
+_ROUNDING = 1e-5  # float32 policies output 1.0000001; this is a rounding error and accepted
 
 
 def check_actions(actions: Any, shape: tuple[int, ...], used: NDArray[np.bool_]) -> Any:
@@ -26,11 +26,11 @@ def check_actions(actions: Any, shape: tuple[int, ...], used: NDArray[np.bool_])
     Args:
         actions: array or tensor of `shape`, values in [-1, 1].
         shape: `(num_envs, ...)` of the batched action space.
-        used: (num_envs,) bool; the other rows are about to be reset, their actions are ignored and become zero.
+        used: (num_envs,) bool; the other rows are about to be reset, so their actions are ignored and set to zero.
 
     Returns:
-        Float32 of the same shape, without gradient, rounding errors beyond [-1, 1] clipped; a tensor for a tensor, on
-        its device, else an array.
+        Float32 of the same shape, without gradient; rounding errors beyond [-1, 1] are clipped. A tensor input gives a
+        tensor on its device, any other input an array.
 
     Raises:
         ValueError: wrong shape, not numeric, NaN or infinity, values beyond [-1, 1].
@@ -49,18 +49,18 @@ def check_actions(actions: Any, shape: tuple[int, ...], used: NDArray[np.bool_])
     if not used.all():
         batch = batch.clone() if tensor else batch.copy()
         batch[np.flatnonzero(~used).tolist()] = 0.0
-    wrong = ~(abs(batch) <= 1.0 + _ROUNDING)  # NaN compares false, so one test finds both
+    wrong = ~(abs(batch) <= 1.0 + _ROUNDING)  # comparisons with NaN are false, so this finds both errors
     if bool(wrong.any()):
         where = [int(i) for i in np.argwhere(wrong.cpu().numpy() if tensor else wrong)[0]]
         value = float(batch[tuple(where)])
-        said = "outside [-1, 1]" if np.isfinite(value) else "NaN or infinity"
+        problem = "outside [-1, 1]" if np.isfinite(value) else "NaN or infinity"
         remedy = (
             "clip with np.clip(action, -1, 1) or wrap the environment in gymnasium.wrappers.ClipAction"
             if np.isfinite(value)
-            else "look for a division by zero or an exploded loss in the policy that made it"
+            else "look for a division by zero or a diverged loss in the policy that produced it"
         )
         raise ValueError(
-            f"actions{where} is {value}; expected finite numbers in [-1, 1], and this is {said}: {remedy}"
+            f"actions{where} is {value}; expected finite numbers in [-1, 1], but this is {problem}: {remedy}"
         )
     return batch.clamp(-1.0, 1.0) if tensor else np.clip(batch, -1.0, 1.0)
 
@@ -69,7 +69,7 @@ def check_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
     """The slots to reset, (num_envs,) bool; None means all.
 
     Raises:
-        ValueError: not such an array, or all False.
+        ValueError: not a bool array of this shape, or all False.
     """
     if mask is None:
         return np.ones(num_envs, np.bool_)
@@ -94,10 +94,10 @@ def check_image(image: Any, size: tuple[int, int], name: str = "initial_image") 
     Args:
         image: (H, W, 3) uint8 array or tensor.
         size: height and width that the world model was trained on, pixels.
-        name: how the caller names it, for the message.
+        name: name of the image in error messages.
 
     Raises:
-        ValueError: another dtype or size than the world model's.
+        ValueError: dtype or size differ from the world model's.
     """
     array = image.detach().cpu().numpy() if hasattr(image, "detach") else np.asarray(image)
     expected = (*size, 3)
@@ -115,7 +115,7 @@ def check_image(image: Any, size: tuple[int, int], name: str = "initial_image") 
 
 
 def check_instruction(text: Any, space: spaces.Text) -> str:
-    """Validate an instruction against the space of the environment's words.
+    """Validate an instruction against the environment's text space.
 
     Raises:
         ValueError: not a string, empty, too long, or with characters outside the space.
@@ -123,12 +123,12 @@ def check_instruction(text: Any, space: spaces.Text) -> str:
     if not isinstance(text, str):
         raise ValueError(f"instruction is a {type(text).__name__}; expected a str")
     text = str(text)  # np.str_ becomes a plain str
-    strange = sorted(set(text) - set(space.character_set))
-    if not 1 <= len(text) <= space.max_length or strange:
+    unknown = sorted(set(text) - set(space.character_set))
+    if not 1 <= len(text) <= space.max_length or unknown:
         raise ValueError(
             f"instruction {text!r} has {len(text)} characters"
-            + (f", among them {strange}, which are not in the space" if strange else "")
-            + f"; expected 1 to {space.max_length} characters of {space.characters!r}. Pass the sentences that you will"
-            " use to the environment: instructions=[...]"
+            + (f", among them {unknown}, which are not in the space" if unknown else "")
+            + f"; expected 1 to {space.max_length} characters of {space.characters!r}. Pass all sentences that will be"
+            " used to the environment: instructions=[...]"
         )
     return text

@@ -1,12 +1,13 @@
 """The single imagined environment: the batch-of-one view of `WorldModelVectorEnv`.
 
 Task Description
-    Imagine forward from a real frame under the agent's actions until a judge sees the instruction fulfilled.
+    Predict frames from a real start frame under the agent's actions until the judge detects that the instruction is
+    fulfilled.
 Randomizations
-    The start (image, state, instruction) and the world model's noise; wholly determined by the seed.
+    The start (image, state, instruction) and the world model's noise; fully determined by the seed.
 Success Conditions
-    The judge's probability of success reaches `success_threshold`, the judge's own by default. It can be wrong:
-    replay what matters in Real.
+    The judge's probability of success reaches `success_threshold`, the judge's own by default. The judge can be wrong:
+    verify important results by replaying the actions in the suite's real domain.
 
 Example::
 
@@ -32,12 +33,12 @@ from worldgym.protocols import RewardModel, WorldModel
 
 
 class WorldModelEnv(BatchOfOne):
-    """One world model, judge and start set as a `gymnasium.Env`.
+    """A `gymnasium.Env` made of one world model, one judge and one start set.
 
     Args:
         world_model: a `protocols.WorldModel`, or the path or name of a checkpoint.
         reward: a `protocols.RewardModel`, an entry point "package.module:factory", or None for no reward.
-        starts: a `StartSet`, the path or name of one, or None if every reset brings an `initial_image`.
+        starts: a `StartSet`, the path or name of one, or None if every reset passes an `initial_image`.
         render_mode: None or "rgb_array".
         **settings: horizon, chunk, judge_every, ... as in `WorldModelVectorEnv`.
 
@@ -61,7 +62,7 @@ class WorldModelEnv(BatchOfOne):
         for key in ("num_envs", "autoreset_mode"):
             if key in settings:
                 raise TypeError(
-                    f"{key} belongs to many environments; use gym.make_vec or WorldModelVectorEnv"
+                    f"{key} is a setting of batched environments; use gym.make_vec or WorldModelVectorEnv"
                 )
         batch = WorldModelVectorEnv(
             world_model,
@@ -76,14 +77,14 @@ class WorldModelEnv(BatchOfOne):
 
     @property
     def instruction(self) -> str:
-        """The words of this episode."""
+        """The instruction of this episode."""
         return self.batch.instructions[0]
 
     def save_state(self) -> SavedState:
-        """The whole episode as a value that later steps leave alone, random streams included."""
+        """The whole episode, including its random streams, as a value that later steps do not change."""
         return self.batch.save_state()
 
     def restore_state(self, state: SavedState) -> None:
-        """Inverse of `save_state`: the same actions then give the same bits."""
+        """Inverse of `save_state`: the same actions then give identical bits."""
         self._share_stream()
         self.batch.restore_state(state)

@@ -1,13 +1,13 @@
-"""Imagined episodes that run together: the world model's memory, what the judge is shown, and the book-keeping.
+"""Imagined episodes that run together: world-model state, frames for the judge, and bookkeeping.
 
-Why: the Gymnasium environment, imagined RL, the closed-loop gate, audits and refresh collection all do the same between
-two actions: imagine, look, judge, decide what ends. This is the one place where that is written.
+The Gymnasium environment, RL in imagination, the closed-loop gate, audits and refresh collection all do the same
+between two actions: predict frames, judge them, decide which episodes end. This module implements that step.
 
 Example::
 
     episodes = ImaginedEpisodes.begin(model, judge, Rules(horizon=40), images, states, instructions)
     step = episodes.step(actions)              # actions (B,K,A)
-    step.outcome.success, step.p, step.valid   # one entry an episode
+    step.outcome.success, step.p, step.valid   # one entry per episode
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from worldgym.specs import specs_of
 
 @dataclass(frozen=True)
 class ImaginedStep:
-    """What one call of `ImaginedEpisodes.step` brought, one entry an episode.
+    """Result of one call of `ImaginedEpisodes.step`, one entry per episode.
 
     Args:
         imagined: the world model's output.
-        outcome: reward, success and ends.
-        p: `(B,)` float64, judged probability of success; 0 where nothing was judged or the judge gave no verdict.
-        valid: `(B,)` bool, False where the judge was asked and gave no verdict.
-        uncertainty: `(B,)` float64 of the world model.
-        hallucination: `(B,)` bool, the uncertainty was beyond its bound, so that the episode was not judged.
+        outcome: reward, success and end flags.
+        p: `(B,)` float64, judged probability of success; 0 for episodes without a valid judgement.
+        valid: `(B,)` bool, False where the judge was queried and returned no valid judgement.
+        uncertainty: `(B,)` float64, uncertainty of the world model.
+        hallucination: `(B,)` bool, the uncertainty exceeded its bound, so the episode was not judged.
     """
 
     imagined: Imagined
@@ -55,20 +55,20 @@ class ImaginedEpisodes:
     """B episodes in one batch.
 
     Args:
-        world_model: obeys `worldgym.protocols.WorldModel`.
-        judge: obeys `worldgym.protocols.RewardModel`, or None: no reward, no success.
+        world_model: implements `worldgym.protocols.WorldModel`.
+        judge: implements `worldgym.protocols.RewardModel`; None gives no reward and no success.
         rules: when episodes are judged, and what ends them.
         state: the world model's state of B rows.
         image: `(B,H,W,3)` uint8, the first observations.
-        proprio: `(B,S)` float32, proprioception there.
-        slots: book-keeping of B rows.
-        views: first observations of the cameras beside the main one, by camera name, each `(B,H',W',3)` uint8. Judges
-            are shown the main camera alone.
+        proprio: `(B,S)` float32, proprioception of the first observations.
+        slots: bookkeeping of B rows.
+        views: first observations of the cameras besides the main one, by camera name, each `(B,H',W',3)` uint8. Judges
+            receive the main camera only.
 
     Attributes:
-        state, slots, views: as above, now.
-        proprio: `(B,S)` float32, now.
-        seconds: wall time of `imagine` and `judge` since they began.
+        state, slots, views: current values of the arguments above.
+        proprio: `(B,S)` float32, current proprioception.
+        seconds: wall time spent in `imagine` and `judge` so far.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class ImaginedEpisodes:
             images: `(M,H,W,3)` uint8 real frames.
             states: `(M,S)` proprioception.
             instructions: M of them.
-            copies: episodes a start, next to each other; B is M times this.
-            generator: of the world model's sampling.
+            copies: episodes per start, adjacent to each other; B is M times this.
+            generator: random generator of the world model's sampling.
             views: real frames of the world model's further cameras, by camera name, each `(M,H',W',3)` uint8.
 
         Raises:
-            ValueError: a camera of the world model is missing; says which.
+            ValueError: frames of a camera of the world model are missing; the message names it.
         """
         began = time.perf_counter()
         device = getattr(world_model, "device", "cpu")
@@ -141,18 +141,18 @@ class ImaginedEpisodes:
         return self.buffer.last
 
     def observation(self) -> Observation:
-        """What a policy sees now: `image`, and `image_<name>` of each further camera of the world model."""
+        """The policy's current observation: `image`, and `image_<name>` of each further camera of the world model."""
         seen = Observation(image=self.image, state=self.proprio, instruction=list(self.slots.instruction))
         seen.update({self.keys[name]: frames for name, frames in self.views.items()})  # type: ignore[typeddict-item]
         return seen
 
     def step(self, actions: Tensor, *, moving: Flags | None = None, decode: Decode = "last") -> ImaginedStep:
-        """Imagine K frames, judge who is due, decide what ends.
+        """Imagine K frames, judge the episodes that are due, decide which end.
 
         Args:
             actions: `(B,K,A)` in [-1, 1].
-            moving: `(B,)` bool; the others are imagined along, but neither judged nor counted. None for all.
-            decode: "all" where somebody wants every frame; what the judge reads is decoded in any case.
+            moving: `(B,)` bool; the others are imagined too, but neither judged nor counted. None for all.
+            decode: "all" to get every frame; frames that the judge reads are decoded in any case.
         """
         slots, count = self.slots, len(self)
         moving = np.ones(count, np.bool_) if moving is None else moving
@@ -163,8 +163,8 @@ class ImaginedEpisodes:
         self.buffer.append(imagined.frames if self.buffer.decode == "all" else imagined.frames[:, -1:])
         if missing := [name for name in self.views if name not in imagined.views]:
             raise ValueError(
-                f"{type(self.world_model).__name__}.step imagined no frames of camera {missing[0]}, which its specs "
-                "name; return Imagined(..., views={name: frames (B,K,H,W,3)})"
+                f"{type(self.world_model).__name__}.step returned no frames of camera {missing[0]}, which is in its "
+                "specs; return Imagined(..., views={name: frames (B,K,H,W,3)})"
             )
         self.views = {name: imagined.views[name][:, -1] for name in self.views}
         self.proprio = imagined.states[:, -1].float()
@@ -180,27 +180,27 @@ class ImaginedEpisodes:
         elif due.any():
             rows = np.flatnonzero(due)
             p[rows], valid[rows] = self.judge_rows(rows)
-            valid[rows] &= np.isfinite(slots.last_p[rows])  # without a baseline there is no difference either
+            valid[rows] &= np.isfinite(slots.last_p[rows])  # a difference also needs a valid baseline
         outcome = self.rules.settle(slots, moving, due, hallucination, p, valid)
         return ImaginedStep(imagined, outcome, p, valid, uncertainty, hallucination)
 
     def judge_rows(self, rows: NDArray[np.int64]) -> tuple[Numbers, Flags]:
-        """Judge the episodes `rows (R,)` as they are: probability `(R,)`, 0 without a verdict, and validity `(R,)`."""
+        """Judge the current frames of episodes `rows (R,)`: probability `(R,)`, 0 if invalid, and validity `(R,)`."""
         began = time.perf_counter()
         p, valid = np.zeros(len(self)), np.zeros(len(self), np.bool_)
-        for alike, clips in self.buffer.clips(rows):
-            index = torch.as_tensor(alike, device=clips.device)
+        for same_length, clips in self.buffer.clips(rows):
+            index = torch.as_tensor(same_length, device=clips.device)
             latents = None if self.latents is None else self.latents[index]
-            verdict = settled(
-                self.judge, clips, list(self.slots.instruction[alike]), self.proprio[index], latents
+            judgement = settled(
+                self.judge, clips, list(self.slots.instruction[same_length]), self.proprio[index], latents
             )
-            p[alike] = verdict.p_success.cpu().numpy().astype(np.float64)
-            valid[alike] = verdict.valid.cpu().numpy()
+            p[same_length] = judgement.p_success.cpu().numpy().astype(np.float64)
+            valid[same_length] = judgement.valid.cpu().numpy()
         self.seconds["judge"] += time.perf_counter() - began
         return p[rows], valid[rows]
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Self:
-        """Copies of the episodes `rows`, in any order and as often as wanted; later steps leave the others alone."""
+        """Independent copies of the episodes `rows`, in any order, repetitions allowed."""
         chosen = np.asarray(rows, np.int64)
         index = torch.as_tensor(chosen, device=self.image.device)
         taken = object.__new__(type(self))
@@ -225,17 +225,17 @@ class ImaginedEpisodes:
         self.slots.put(chosen, other.slots)
 
     def first_judgement(self) -> None:
-        """Judge the first frames, where the reward is a difference and needs a baseline."""
+        """Judge the first frames, if the reward is a difference and needs a baseline."""
         if self.judge is not None and self.rules.needs_baseline:
             p, valid = self.judge_rows(np.arange(len(self)))
             self.slots.last_p[:] = np.where(valid, p, np.nan)
 
 
 def views_of(world_model: Any, observation: Mapping[str, Any]) -> dict[str, Any]:
-    """The frames in an observation of the cameras beside the main one that `world_model` imagines, by camera name.
+    """Frames of the further cameras that `world_model` imagines, taken from an observation, by camera name.
 
     Raises:
-        ValueError: one of them is missing; says which.
+        ValueError: one of them is missing; the message names it.
     """
     keys = specs_of(world_model).observation.camera_keys
     seen = {name: observation[key] for name, key in keys.items() if key in observation and key != "image"}
@@ -244,15 +244,15 @@ def views_of(world_model: Any, observation: Mapping[str, Any]) -> dict[str, Any]
 
 
 def check_views(world_model: Any, views: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Names of the cameras beside the main one that `world_model` imagines.
+    """Names of the cameras besides the main one that `world_model` imagines.
 
     Raises:
-        ValueError: `views` lack one of them.
+        ValueError: one of them is missing from `views`.
     """
     wanted = tuple(camera.name for camera in specs_of(world_model).observation.views)
     if missing := [name for name in wanted if name not in (views or {})]:
         raise ValueError(
-            f"no frames of camera {', '.join(missing)}, which the world model imagines; there are those of the main "
+            f"no frames of camera {', '.join(missing)}, which the world model imagines; got those of the main "
             f"camera{''.join(f' and of {name}' for name in views or {})}. Give views={{{missing[0]!r}: frames}}"
         )
     return wanted
@@ -260,10 +260,10 @@ def check_views(world_model: Any, views: Mapping[str, Any] | None) -> tuple[str,
 
 @dataclass(frozen=True)
 class SavedState:
-    """Slots of a `WorldModelVectorEnv` at one moment; in memory only, later steps leave it alone.
+    """Slots of a `WorldModelVectorEnv` at one moment; in memory only, later steps do not change it.
 
     Args:
-        episodes: of every slot.
+        episodes: the episodes of all slots.
         streams: state of each slot's random generator.
     """
 

@@ -1,4 +1,4 @@
-"""The frames of running episodes that a judge reads: the last one, the last n, or all since the first observation.
+"""Buffer of the frames that a judge reads: the last one, the last n, or all since the first observation.
 
 Example::
 
@@ -26,7 +26,7 @@ class FrameBuffer:
 
     Args:
         first: `(B,H,W,3)` uint8, the first observation of each episode.
-        frames: how many the judge reads, see `Reads`.
+        frames: number of frames that the judge reads, see `Reads`.
     """
 
     def __init__(self, first: Tensor, frames: FrameCount = "last") -> None:
@@ -36,28 +36,28 @@ class FrameBuffer:
 
     @property
     def decode(self) -> Decode:
-        """Which imagined frames have to be decoded for it."""
+        """Which imagined frames have to be decoded for this buffer."""
         return "last" if self.depth == 1 else "all"
 
     @property
     def last(self) -> Tensor:
-        """`(B,H,W,3)`, the newest frames."""
+        """`(B,H,W,3)`, the latest frames."""
         return self.frames[:, -1]
 
     def append(self, frames: Tensor) -> None:
-        """Add `frames (B,K,H,W,3)` to every episode."""
+        """Append `frames (B,K,H,W,3)`, K per episode."""
         self.lengths = self.lengths + frames.shape[1]
         joined = frames if self.depth == 1 else torch.cat([self.frames, frames], 1)
         self.frames = joined[:, -int(self.lengths.max()) :] if self.depth is None else joined[:, -self.depth :]
 
     def clips(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """What the judge reads of `rows (R,)`: rows of equal length, and their frames `(R',T,H,W,3)`."""
+        """Judge input of `rows (R,)`, grouped by length: rows of equal length and their frames `(R',T,H,W,3)`."""
         if self.depth is not None:
             yield rows, self.frames[torch.as_tensor(rows, device=self.frames.device)]
             return
         for length in np.unique(self.lengths[rows]):
-            alike = rows[self.lengths[rows] == length]
-            yield alike, self.frames[torch.as_tensor(alike, device=self.frames.device), -int(length) :]
+            same_length = rows[self.lengths[rows] == length]
+            yield same_length, self.frames[torch.as_tensor(same_length, device=self.frames.device), -int(length) :]
 
     def take(self, rows: NDArray[np.int64]) -> Self:
         """Copies of the episodes `rows (R,)`."""
@@ -67,7 +67,7 @@ class FrameBuffer:
         return taken
 
     def put(self, rows: NDArray[np.int64], other: Self) -> None:
-        """Replace the episodes `rows (R,)` by all those of `other`, in order."""
+        """Replace the episodes `rows (R,)` by all episodes of `other`, in order."""
         length = max(self.frames.shape[1], other.frames.shape[1])
         frames = last_frames(self.frames, length).clone()
         frames[torch.as_tensor(rows, device=frames.device)] = last_frames(other.frames, length)

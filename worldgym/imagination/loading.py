@@ -1,7 +1,7 @@
-"""From strings to objects: checkpoints, judges and start sets named in a JSON-able `EnvSpec`.
+"""Loading of checkpoints, judges and start sets that a JSON-able `EnvSpec` names as strings.
 
-Why: an environment id has to travel to worker processes as text, while the environment itself should know
-nothing of files. Everything that reads a disk on the way to an imagined environment is here.
+An environment id has to be sent to worker processes as text, while the environment itself should not handle files.
+Everything that reads from disk to build an imagined environment is in this module.
 
 Example::
 
@@ -23,8 +23,8 @@ from worldgym.imagination.starts import ArrayStarts, StartSet
 from worldgym.protocols import RewardModel, WorldModel
 from worldgym.registry import JUDGES
 
-# One copy of a checkpoint in a process, for as long as somebody uses it: N single environments share the
-# weights, which is safe because everything that changes lives in the imagined state.
+# One copy of each checkpoint per process, for as long as it is in use: N single environments share the weights. This
+# is safe because everything that changes is stored in the imagined state.
 _models: weakref.WeakValueDictionary[tuple[str, int], Any] = weakref.WeakValueDictionary()
 
 
@@ -64,16 +64,16 @@ def _load_world_model(name: str) -> WorldModel:
 def resolve_reward(
     reward: RewardModel | str | Path | None, kwargs: dict[str, Any] | None = None
 ) -> RewardModel | None:
-    """A judge: as given, of a folder, or made by calling `pkg.mod:factory(**kwargs)` when given as an entry point.
+    """A judge: as given, loaded from a folder, or made by the entry point `pkg.mod:factory` with `kwargs`.
 
-    A folder is loaded by the registered type that its config.json names; its type is given those of `kwargs`, such as
-    `cache`, that it names.
+    A folder is loaded by the registered type named in its config.json. The type receives those of `kwargs` that it
+    accepts, such as `cache`.
 
     Raises:
         CheckpointError: a folder without a judge, or a damaged one.
         ConfigError: a folder with a judge of an unknown type.
-        ValueError: the string is no folder, no entry point, or nothing importable.
-        TypeError: what came out is not a `worldgym.protocols.RewardModel`.
+        ValueError: the string is neither a folder nor an importable entry point.
+        TypeError: the result is not a `worldgym.protocols.RewardModel`.
     """
     if reward is None:
         return None
@@ -84,7 +84,7 @@ def resolve_reward(
         module, _, attribute = reward.partition(":")
         if not module or not attribute:
             raise ValueError(
-                f"reward={reward!r}; expected a judge's folder, or 'package.module:factory', e.g. "
+                f"reward={reward!r}; expected the folder of a judge, or 'package.module:factory', e.g. "
                 "'rewards.models.learned:load_bundled'"
             )
         try:
@@ -97,17 +97,17 @@ def resolve_reward(
         made = factory(**(kwargs or {}))
     if not isinstance(made, RewardModel):
         raise TypeError(
-            f"reward gave a {type(made).__name__}; expected a worldgym.protocols.RewardModel: a `name` and"
+            f"reward resolved to a {type(made).__name__}; expected a worldgym.protocols.RewardModel: a `name` and"
             " score(frames (B,T,H,W,3) uint8, instructions) -> Judgement"
         )
     return made
 
 
 def resolve_starts(starts: StartSet | str | Path | None) -> StartSet | None:
-    """A start set: as given, an .npz file, a dataset folder, or the bundled set of a checkpoint's name.
+    """A start set: as given, loaded from an .npz file or a dataset folder, or the set of a named bundled checkpoint.
 
     Raises:
-        CheckpointError: nothing of that name.
+        CheckpointError: nothing with that name exists.
         TypeError: the object lacks part of `StartSet`.
     """
     if starts is None:

@@ -1,7 +1,7 @@
-"""The spaces that imagined environments and simulators share: keys of observations, their order, words, bounds.
+"""Spaces shared by imagined environments and simulators: observation keys, their order, text, bounds.
 
-Why one function: spaces that compare equal can still flatten in different orders, and a policy that reads flat vectors
-would then read garbage without a word. No torch in here: a simulator needs none.
+They are built in one place because spaces that compare equal can still flatten in different orders, and a policy that
+reads flat vectors would then get wrong inputs without an error. torch is not used: simulators do not need it.
 
 Example::
 
@@ -29,9 +29,10 @@ EMBEDDING_DIM = 384
 
 
 class Instruction(spaces.Text):
-    """A `Text` space that refuses shared memory: Gymnasium (1.2.2 to 1.4.0) reads text from it once, at the start.
+    """A `Text` space that refuses shared memory.
 
-    Every learner of an asynchronous vector environment would get the instruction "aaaa...".
+    Gymnasium (1.2.2 to 1.4.0) reads text from shared memory only once, at the start. Every learner of an asynchronous
+    vector environment would then get the instruction "aaaa...".
     """
 
 
@@ -40,17 +41,17 @@ def _refuse(space: Instruction, n: int = 1, ctx: Any = None) -> Any:
     raise CustomSpaceError(
         "instructions are text, which Gymnasium does not pass through shared memory; type gym.make_vec(..., "
         'vectorization_mode="async", vector_kwargs={"shared_memory": False}), or make the environments with '
-        'instruction="embedding". The batch, gym.make_vec(...) without a mode, needs neither'
+        'instruction="embedding". The batch, gym.make_vec(...) without vectorization_mode, needs neither'
     )
 
 
 def instruction_space(
     known: Sequence[str] = (), alphabet: str = ALPHABET, longest: int = MAX_INSTRUCTION
 ) -> Instruction:
-    """Words of 1 to `longest` characters of `alphabet`, or of as many and such as the `known` sentences need."""
-    strange = sorted(set("".join(known)) - set(alphabet))
+    """Text space of 1 to `longest` characters of `alphabet`, extended where the `known` sentences need more."""
+    extra = sorted(set("".join(known)) - set(alphabet))
     longest = max(longest, max((len(text) for text in known), default=0))
-    return Instruction(max_length=longest, charset=alphabet + "".join(strange))
+    return Instruction(max_length=longest, charset=alphabet + "".join(extra))
 
 
 def observation_space(
@@ -62,17 +63,17 @@ def observation_space(
 ) -> spaces.Dict:
     """`Dict(image (H,W,3) u8, image_<name> (H',W',3) u8 ..., instruction, state (S,) f32)`, keys in this order.
 
-    There is one picture for each camera of the spec, and no state where S is 0.
+    There is one image per camera of the spec, and no state if S is 0.
 
     Args:
         spec: cameras with their sizes, state fields, and the alphabet of instructions.
         instruction: `"text"`, or `"embedding"` for a sentence embedding (384,) f32.
-        state_low: bound of the state, a number or S numbers; minus infinity for none.
-        state_high: upper bound.
-        words: space of the text; None for the alphabet of the spec.
+        state_low: lower bound of the state, a number or S numbers; minus infinity for none.
+        state_high: upper bound of the state, likewise.
+        words: text space of the instruction; None uses the alphabet of the spec.
 
     Raises:
-        ValueError: unknown `instruction` mode, or bounds that do not fit the state or are not low < high.
+        ValueError: unknown `instruction` mode, or bounds that do not fit the state or do not satisfy low < high.
     """
     size = spec.state_dim
     try:
@@ -103,6 +104,6 @@ def observation_space(
 
 
 def action_space(action_dim: int, chunk: int | None = None, flat: bool = False) -> spaces.Box:
-    """`Box(-1, 1, (A,))`, or `Box(-1, 1, (K, A))` when actions come in chunks of K frames, `(K A,)` if `flat`."""
+    """`Box(-1, 1, (A,))`; with chunks of K frames `Box(-1, 1, (K, A))`, or `(K A,)` if `flat`."""
     shape = (action_dim,) if chunk is None else (chunk * action_dim,) if flat else (chunk, action_dim)
     return spaces.Box(-1.0, 1.0, shape, np.float32)

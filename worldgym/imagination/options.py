@@ -1,13 +1,13 @@
-"""What `reset(options=...)` may say, and what it means for each slot.
+"""Parsing of `reset(options=...)` into a start for each slot.
 
-Why: the same six options come from a user at a prompt, from a curriculum and from a planner; a misspelt key
-that is silently ignored would start every episode from somewhere else than intended.
+The same six options are given by interactive users, by curricula and by planners. Unknown keys are an error, because a
+misspelt key that is silently ignored would start episodes from an unintended state.
 
 Example::
 
     envs.reset(options={"task": "push"})
     envs.reset(options={"initial_image": photo, "instruction": "push the red cube to the left"})
-    envs.reset(options={"initial_image": {"front": photo, "wrist": other}, "instruction": "open the drawer"})
+    envs.reset(options={"initial_image": {"front": photo, "wrist": photo_2}, "instruction": "open the drawer"})
     envs.reset(options={"episode": 12, "frame": 20, "reset_mask": mask})
     envs.reset(options={"state": envs.save_state()})
 """
@@ -36,17 +36,17 @@ KEYS = ("instruction", "initial_image", "episode", "frame", "state", "task", "re
 
 @dataclass(frozen=True)
 class ResetPlan:
-    """What to begin R slots from: a saved state's rows, or stacked context frames.
+    """Starts of R slots: rows of a saved state, or stacked context frames.
 
     Args:
         instructions: R strings.
         tasks: R strings.
         frames: (R, Tc, H, W, 3) uint8.
         actions: (R, Tc-1, A) float32.
-        states: (R, Tc, S) float32, or None for the model's estimate.
+        states: (R, Tc, S) float32, or None to let the model estimate them.
         views: frames of further cameras, by camera name, each (R, Tc, H', W', 3) uint8.
-        source: a `SavedState` instead of frames, or None.
-        source_rows: its rows, R of them.
+        source: a `SavedState` used instead of frames, or None.
+        source_rows: the R rows of `source`.
     """
 
     instructions: list[str]
@@ -68,7 +68,7 @@ def plan(
     num_envs: int,
     words: spaces.Text,
 ) -> ResetPlan:
-    """Turn options into starts for the slots `rows`, drawing what they leave open from each slot's stream.
+    """Turn options into starts for the slots `rows`; values left open are drawn from each slot's stream.
 
     Raises:
         ValueError: an unknown option, a value that does not fit, or nothing to start from.
@@ -113,10 +113,10 @@ def begin_rows(
     seeds: Tensor,
     views: Mapping[str, Tensor] | None = None,
 ) -> Any:
-    """`model.begin` with one noise seed a row, so that what a row imagines does not depend on its neighbours.
+    """`model.begin` with one noise seed per row, so that a row's predictions do not depend on the other rows.
 
-    A model whose state has no `keys` gets a generator made from the first row's seed instead: runs stay
-    reproducible, but a slot's noise then depends on which slots are reset with it.
+    A model whose state has no `keys` gets a generator seeded with the first row's seed instead. Runs stay reproducible,
+    but a slot's noise then depends on which slots are reset with it.
     """
     more: Any = {"views": views} if views else {}
     state = model.begin(frames, actions, torch.Generator().manual_seed(int(seeds[0])), states=states, **more)
@@ -124,20 +124,20 @@ def begin_rows(
 
 
 def has_keys(state: Any) -> bool:
-    """Whether a state has noise keys `keys (B,) int64`, from which each row draws its noise."""
+    """Whether a state has noise keys `keys (B,) int64`, from which the noise of each row is drawn."""
     return isinstance(getattr(state, "keys", None), Tensor)
 
 
 def rekey(state: Any, seeds: Tensor) -> Any:
-    """`state` with other noise keys `(B,)`, set by its `with_keys`, or by `_replace` if it is a named tuple.
+    """`state` with new noise keys `(B,)`, set by its `with_keys`, or by `_replace` if it is a named tuple.
 
     Raises:
-        ValueError: the model's state has none.
+        ValueError: the model's state has no noise keys.
     """
     if not has_keys(state):
         raise ValueError(
-            f"a {type(state).__name__} has no noise keys; expected `keys (B,)` int64 and `with_keys(keys)`, as a"
-            " VideoWorldModel's state has"
+            f"a {type(state).__name__} has no noise keys; expected `keys (B,)` int64 and `with_keys(keys)`, as in"
+            " the state of a VideoWorldModel"
         )
     seeds = seeds.to(state.keys.device)
     return state.with_keys(seeds) if hasattr(state, "with_keys") else state._replace(keys=seeds)
@@ -176,7 +176,7 @@ def _start(
     if image is not None and episode is not None:
         raise ValueError("options hold both 'initial_image' and 'episode'; expected one of them")
     if image is not None:
-        start = _pictured(image, _proprio(options.get("state"), spec.state_dim), spec)
+        start = _start_from_images(image, _proprio(options.get("state"), spec.state_dim), spec)
     elif options.get("state") is not None:
         raise ValueError(
             "option 'state' is proprioception without an 'initial_image'; pass both, or a saved state"
@@ -196,35 +196,35 @@ def _start(
     for camera in spec.views:
         if camera.name not in start.views:
             raise ValueError(
-                f"a start has no frames of camera {camera.name}, which the world model imagines; it has those of "
+                f"the start has no frames of camera {camera.name}, which the world model imagines; it has frames of "
                 f"{spec.main.name}{''.join(f' and {name}' for name in start.views)}. Record that camera, or give "
                 f"options={{'initial_image': {{{spec.main.name!r}: ..., {camera.name!r}: ...}}}}"
             )
         check_image(start.views[camera.name][-1], camera.size, f"a start's frame of camera {camera.name}")
     if text is None and start.instruction is None:
-        raise ValueError("an initial_image comes without words; add options={'instruction': 'push the ...'}")
+        raise ValueError("an initial_image has no instruction; add options={'instruction': 'push the ...'}")
     words = check_instruction(start.instruction if text is None else text, space)
     return Start(start.frames, words, start.states, start.actions, start.task, start.views)
 
 
-def _pictured(image: Any, states: NDArray[np.float32] | None, spec: ObservationSpec) -> Start:
-    """A start from one picture, or from one of each camera by name."""
+def _start_from_images(image: Any, states: NDArray[np.float32] | None, spec: ObservationSpec) -> Start:
+    """A start from one image, or from one image per camera, by name."""
     names = [camera.name for camera in spec.cameras]
     pictures = image if isinstance(image, Mapping) else {names[0]: image}
-    missing, strange = set(names) - set(pictures), set(pictures) - set(names)
-    if missing or strange:
-        wrong = [f"no picture of camera {name}" for name in names if name in missing]
-        wrong += [f"an unknown camera {name}" for name in sorted(map(str, strange))]
+    missing, unknown = set(names) - set(pictures), set(pictures) - set(names)
+    if missing or unknown:
+        problems = [f"no picture of camera {name}" for name in names if name in missing]
+        problems += [f"an unknown camera {name}" for name in sorted(map(str, unknown))]
         raise ValueError(
-            f"option 'initial_image' has {' and '.join(wrong)}; the world model imagines {', '.join(names)}: give "
+            f"option 'initial_image' has {' and '.join(problems)}; the world model imagines {', '.join(names)}: give "
             f"{{{', '.join(f'{name!r}: (H, W, 3) uint8' for name in names)}}}"
         )
     seen: dict[str, NDArray[np.uint8]] = {}
     for camera in spec.cameras:
         picture = pictures[camera.name]
         pixels = read_image(picture) if isinstance(picture, (str, Path)) else picture
-        called = "initial_image" if len(names) == 1 else f"initial_image of camera {camera.name}"
-        seen[camera.name] = check_image(pixels, camera.size, called)[None]
+        image_name = "initial_image" if len(names) == 1 else f"initial_image of camera {camera.name}"
+        seen[camera.name] = check_image(pixels, camera.size, image_name)[None]
     return Start(seen.pop(names[0]), states=states, views=seen)
 
 
@@ -240,8 +240,8 @@ def _proprio(state: Any, state_dim: int) -> NDArray[np.float32] | None:
 
 
 def _of_slot(key: str, value: Any, i: int, num_envs: int) -> Any:
-    """Slot i's share of an option: sequences, and arrays of one dimension more than a value, are per slot."""
-    if isinstance(value, Mapping):  # pictures by camera
+    """Slot i's value of an option: sequences, and arrays with one dimension more than a value, are per slot."""
+    if isinstance(value, Mapping):  # images by camera
         return {name: _of_slot(key, part, i, num_envs) for name, part in value.items()}
     single = {"initial_image": 3, "state": 1}.get(key, 0)
     array = hasattr(value, "ndim") and value.ndim > single

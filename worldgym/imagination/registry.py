@@ -1,7 +1,7 @@
-"""Constructors behind `worldgym/Imagined-v0`: any world model, or any checkpoint folder with its judge and its starts.
+"""Constructors of `worldgym/Imagined-v0`: any world model, or any checkpoint folder with its judge and its starts.
 
-Why: `gym.make` takes an id and JSON-able keywords, so that an `EnvSpec` can be sent to a worker; these functions turn
-them into environments and say what to run when the weights are not there.
+`gym.make` takes an id and JSON-able keywords, so that an `EnvSpec` can be sent to a worker. These functions build the
+environments from them and name the command to run when the weights are missing.
 
 Example::
 
@@ -25,7 +25,7 @@ from worldgym.imagination.vector import WorldModelVectorEnv
 from worldgym.suite import load_suite
 
 JUDGE = "rewards.loading:load_judge"
-"""Entry point of the loader that the commands use too."""
+"""Entry point of the loader, which the commands use too."""
 METADATA, VECTOR_METADATA = WorldModelEnv.metadata, WorldModelVectorEnv.metadata
 PARTS = {"world_model": "world_model", "reward": "judge", "starts": "starts.npz"}
 
@@ -35,9 +35,10 @@ def make_imagined(**settings: Any) -> WorldModelEnv:
 
     Args:
         **settings: `checkpoint` (the name of a bundled one, or a folder that holds `world_model/`, `judge/` and
-            `starts.npz`), which fills `world_model`, `reward` and `starts` where they are not given; `suite`, whose
-            bounds the state has, the one in the checkpoint's card without; and any keyword of `WorldModelEnv`. Without
-            `checkpoint` and `world_model` the checkpoint is the bundled `worldgym.pretrained.DEFAULT`.
+            `starts.npz`), which supplies `world_model`, `reward` and `starts` if they are not given; `suite`, which
+            supplies the bounds of the state (by default the suite in the checkpoint's card); and any keyword of
+            `WorldModelEnv`. Without `checkpoint` and `world_model`, the checkpoint is the bundled
+            `worldgym.pretrained.DEFAULT`.
 
     Raises:
         CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
@@ -54,17 +55,17 @@ def make_imagined_vec(num_envs: int = 1, **settings: Any) -> WorldModelVectorEnv
     return WorldModelVectorEnv(num_envs=num_envs, **filled(**settings))
 
 
-# Gymnasium looks for render modes at the entry point, to add its own wrappers for "human" and "rgb_array_list".
+# Gymnasium reads the render modes from the entry point, to add its wrappers for "human" and "rgb_array_list".
 make_imagined.metadata = METADATA  # type: ignore[attr-defined]
 make_imagined_vec.metadata = VECTOR_METADATA  # type: ignore[attr-defined]
 
 
 def filled(checkpoint: str | Path | None = None, suite: str | None = None, **settings: Any) -> dict[str, Any]:
-    """Complete an environment's keywords by the parts of a checkpoint, and by the bounds of its suite.
+    """Complete an environment's keywords with the parts of a checkpoint and the state bounds of its suite.
 
     Raises:
         CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
-        ConfigError: a suite is named that nobody registered.
+        ConfigError: the named suite is not registered.
     """
     if checkpoint is None and "world_model" not in settings:
         checkpoint = pretrained.DEFAULT
@@ -97,7 +98,7 @@ def _folder(checkpoint: str | Path) -> Path:
 
 
 def _suite_of(checkpoint: str | Path) -> str | None:
-    """The suite in a checkpoint's card, if it is known here: what is imagined needs no simulator."""
+    """The suite in a checkpoint's card, or None if it is not registered here: imagination needs no simulator."""
     name = pretrained.read_card(_folder(checkpoint)).get("suite")
     try:
         return None if name is None else load_suite(name).name

@@ -1,7 +1,7 @@
-"""The closed loop of imagination: a policy acts on imagined frames until a judge sees success or the horizon ends.
+"""Closed-loop imagined rollouts: a policy acts on predicted frames until the judge detects success or the horizon ends.
 
-Imagined RL, the closed-loop gate, audits of judges, claims and refresh collection are this loop with other observers.
-The Gymnasium environment is the same `ImaginedEpisodes`, stepped by its user.
+RL in imagination, the closed-loop gate, audits of judges, claims and refresh collection use this loop with different
+observers. The Gymnasium environment uses the same `ImaginedEpisodes`, stepped by the user.
 
 Example::
 
@@ -9,7 +9,7 @@ Example::
     result.success, result.invalid, result.actions[0].shape     # (B,) bool, (B,) bool, (T, A)
 
     episodes = ImaginedEpisodes.begin(model, judge, Rules(horizon=40, judge_every=1), images, states, texts)
-    rollout(lambda seen, rows: policy.act(seen), episodes, observers=[FrameRecorder(len(episodes))])
+    rollout(lambda observation, rows: policy.act(observation), episodes, observers=[FrameRecorder(len(episodes))])
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from worldgym.imagination.rules import Flags, Rules
 from worldgym.protocols import Decode, Observation, PolicyOutput, threshold_of
 
 Act = Callable[[Observation, NDArray[np.int64]], PolicyOutput]
-"""Chooses chunks `(B,K,A)` for an observation of B rows; the second argument `(B,)` says which episode each row is."""
+"""Chooses chunks `(B,K,A)` for an observation of B rows; the second argument `(B,)` is the episode of each row."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One action chunk of every episode that is still in the batch, and what came of it.
+    """One action chunk of every episode that is still in the batch, and its result.
 
     Args:
-        number: decisions before this one.
-        rows: `(B,)` int64, the episode that each row of the batch is.
-        live: `(B,)` bool, rows that were still running; the others only wait to be dropped from the batch.
-        observation: what the policy saw.
-        output: what it answered.
-        actions: `(B,K,A)` of that, in [-1, 1], as imagined: the last chunk is cut at the horizon.
-        step: what was imagined and judged.
+        number: number of decisions before this one.
+        rows: `(B,)` int64, the episode of each row of the batch.
+        live: `(B,)` bool, rows that were still running; the others are finished and not yet removed from the batch.
+        observation: observation given to the policy.
+        output: output of the policy.
+        actions: `(B,K,A)` of that output, in [-1, 1], as imagined: the last chunk is cut at the horizon.
+        step: predicted frames and judgements.
     """
 
     number: int
@@ -56,28 +56,28 @@ class Decision:
 
 
 class Observer(Protocol):
-    """Looks on, and keeps what it wants."""
+    """Callback of a rollout that records what it needs."""
 
     decode: Decode  # "all" if it needs every imagined frame, else "last"
 
     def begin(self, episodes: ImaginedEpisodes) -> None:
-        """Before the first decision."""
+        """Called before the first decision."""
         ...
 
     def __call__(self, decision: Decision) -> None:
-        """After each decision."""
+        """Called after each decision."""
         ...
 
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """How N imagined episodes ended.
+    """Results of N imagined episodes.
 
     Args:
         success: `(N,)` bool, judged successful.
-        invalid: `(N,)` bool, not successful, and the judge gave no verdict or the world model was too uncertain.
+        invalid: `(N,)` bool, not successful, and either the judgement was invalid or the world model too uncertain.
             Such an episode is dropped, never counted as a failure.
-        frames: imagined in all, rows that only waited included.
+        frames: total number of imagined frames, including finished rows that were still in the batch.
         seconds: wall time of `imagine`, `judge` and `policy`.
     """
 
@@ -91,14 +91,14 @@ class RolloutResult:
 def rollout(
     act: Act, episodes: ImaginedEpisodes, *, observers: Sequence[Observer] = (), compact_below: float = 1.0
 ) -> RolloutResult:
-    """Let a policy act in all episodes until each is over by its rules.
+    """Run a policy in all episodes until each one ends by its rules.
 
     Args:
         act: the policy; its actions are clipped to [-1, 1].
-        episodes: as they begin; they are changed.
+        episodes: the episodes at their start; they are modified.
         observers: called after each decision, in order.
-        compact_below: finished rows are dropped from the batch when the share of running ones falls below this; 0 keeps
-            a static batch shape, which `torch.compile` likes.
+        compact_below: finished rows are removed from the batch when the fraction of running rows falls below this; 0
+            keeps the batch shape static, which suits `torch.compile`.
     """
     rows = np.arange(len(episodes))
     success, invalid = np.zeros(len(episodes), np.bool_), np.zeros(len(episodes), np.bool_)
@@ -110,8 +110,8 @@ def rollout(
     while not episodes.slots.over.all():
         live = ~episodes.slots.over
         if live.mean() < compact_below:
-            kept = np.flatnonzero(live)
-            episodes, rows, live = episodes.take(kept), rows[kept], live[kept]
+            running = np.flatnonzero(live)
+            episodes, rows, live = episodes.take(running), rows[running], live[running]
         began = time.perf_counter()
         observation = episodes.observation()
         output = act(observation, rows)
@@ -131,7 +131,7 @@ def rollout(
 
 
 class ActionRecorder:
-    """Keeps the actions of every episode, up to its end.
+    """Records the actions of every episode, up to its end.
 
     Args:
         count: number of episodes.
@@ -143,22 +143,22 @@ class ActionRecorder:
         self._parts: list[list[NDArray[np.float32]]] = [[] for _ in range(count)]
 
     def begin(self, episodes: ImaginedEpisodes) -> None:
-        """Nothing has been done yet."""
+        """Called before the first decision; there is nothing to record."""
 
     def __call__(self, decision: Decision) -> None:
-        """Keep a chunk of each running episode."""
+        """Record the chunk of each running episode."""
         actions = decision.actions.float().cpu().numpy()
         for row in np.flatnonzero(decision.live):
             self._parts[decision.rows[row]].append(actions[row])
 
     @property
     def actions(self) -> list[NDArray[np.float32]]:
-        """N arrays `(T, A)`."""
+        """Recorded actions, N arrays `(T, A)`."""
         return [np.concatenate(parts) for parts in self._parts]
 
 
 class FrameRecorder:
-    """Keeps every frame of every episode, the first observation included, up to its end.
+    """Records every frame of every episode, including the first observation, up to its end.
 
     Args:
         count: number of episodes.
@@ -170,32 +170,32 @@ class FrameRecorder:
         self._parts: list[list[NDArray[np.uint8]]] = [[] for _ in range(count)]
 
     def begin(self, episodes: ImaginedEpisodes) -> None:
-        """Keep the first observations."""
+        """Record the first observations."""
         for parts, image in zip(self._parts, episodes.image.cpu().numpy(), strict=True):
             parts.append(image[None])
 
     def __call__(self, decision: Decision) -> None:
-        """Keep the imagined frames of each running episode."""
+        """Record the imagined frames of each running episode."""
         frames = decision.step.imagined.frames.cpu().numpy()
         for row in np.flatnonzero(decision.live):
             self._parts[decision.rows[row]].append(frames[row])
 
     @property
     def frames(self) -> list[NDArray[np.uint8]]:
-        """N arrays `(T+1, H, W, 3)`."""
+        """Recorded frames, N arrays `(T+1, H, W, 3)`."""
         return [np.concatenate(parts) for parts in self._parts]
 
 
 @dataclass(frozen=True)
 class ImaginedRollout:
-    """What a policy did on imagined frames from B starts.
+    """Actions, results and frames of a policy in imagined episodes from B starts.
 
     Args:
         actions: B arrays `(T_b, A)` float32, up to the imagined end.
         success: `(B,)` bool.
         invalid: `(B,)` bool, see `RolloutResult`.
         frames: B arrays `(T_b+1, H, W, 3)` uint8 when recorded, else None.
-        steps: imagined frames in all.
+        steps: total number of imagined frames.
     """
 
     actions: list[NDArray[np.float32]]
@@ -219,22 +219,22 @@ def run_policy(
     generator: torch.Generator | None = None,
     record: bool = False,
 ) -> ImaginedRollout:
-    """Let a policy act on imagined frames until the judge sees success at the end of a chunk, or the horizon ends.
+    """Run a policy on imagined frames until the judge detects success at the end of a chunk, or the horizon ends.
 
     Args:
-        policy: obeys `worldgym.protocols.Policy`. One with a method `prepare` also gets `observation["row"]`, `(B,)`
-            int64, the start that each row is.
-        world_model: obeys `worldgym.protocols.WorldModel`.
-        judge: obeys `worldgym.protocols.RewardModel`, or None: nothing ends before the horizon.
-        observation: true starts: "image" `(B,H,W,3)` uint8, "state" `(B,S)`, "instruction" B strings, and
+        policy: implements `worldgym.protocols.Policy`. A policy with a method `prepare` also gets `observation["row"]`,
+            `(B,)` int64, the start of each row.
+        world_model: implements `worldgym.protocols.WorldModel`.
+        judge: implements `worldgym.protocols.RewardModel`, or None: no episode ends before the horizon.
+        observation: real start observations: "image" `(B,H,W,3)` uint8, "state" `(B,S)`, "instruction" B strings, and
             "image_<name>" of each further camera of the world model.
         horizon: environment steps.
         temperature: sampling temperature; 0 is greedy.
         threshold: success is `p_success >= threshold`; the judge's own `threshold`, else 0.5, when None.
-        confirm: successive chunk ends that must be judged successful.
-        max_uncertainty: an episode whose model uncertainty exceeds it before a success is invalid, as in imagined RL.
+        confirm: number of successive chunk ends that must be judged successful.
+        max_uncertainty: an episode whose model uncertainty exceeds this before a success is invalid, as in imagined RL.
         generator: torch generator of policy and world model.
-        record: keep every imagined frame (costs decoding all of them).
+        record: record every imagined frame, which requires decoding all of them.
     """
     limit = threshold_of(judge) if threshold is None else threshold
     rules = Rules(horizon, None, 1, limit, uncertainty_bound=max_uncertainty, confirm=confirm)
@@ -250,13 +250,15 @@ def run_policy(
         views=views_of(world_model, observation),
     )
 
-    def act(seen: Observation, rows: NDArray[np.int64]) -> PolicyOutput:
-        shown: Any = {**seen, "row": torch.from_numpy(rows)} if hasattr(policy, "prepare") else seen
+    def act(current: Observation, rows: NDArray[np.int64]) -> PolicyOutput:
+        shown: Any = {**current, "row": torch.from_numpy(rows)} if hasattr(policy, "prepare") else current
         output: PolicyOutput = policy.act(shown, temperature=temperature, generator=generator)
         return output
 
-    did = ActionRecorder(len(texts))
-    film = FrameRecorder(len(texts)) if record else None
-    result = rollout(act, episodes, observers=[did] if film is None else [did, film])
-    frames = None if film is None else film.frames
-    return ImaginedRollout(did.actions, result.success, result.invalid, frames, result.frames)
+    actions = ActionRecorder(len(texts))
+    frame_recorder = FrameRecorder(len(texts)) if record else None
+    result = rollout(
+        act, episodes, observers=[actions] if frame_recorder is None else [actions, frame_recorder]
+    )
+    frames = None if frame_recorder is None else frame_recorder.frames
+    return ImaginedRollout(actions.actions, result.success, result.invalid, frames, result.frames)

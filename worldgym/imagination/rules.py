@@ -1,7 +1,7 @@
-"""When an imagined frame is judged, what it pays and what ends: pure book-keeping, no model, no pixels.
+"""Rules of imagined episodes: when frames are judged, the reward, and what ends an episode. No model, no pixels.
 
-Why: reward, success, horizon, hallucination and invalid judgements meet in every step of every slot. Kept
-apart from the tensors they can be read, and tested, in isolation.
+Reward, success, horizon, hallucination and invalid judgements interact in every step of every slot. They are separate
+from the tensor code so that they can be read and tested on their own.
 
 Example::
 
@@ -24,14 +24,14 @@ from worldgym.imagination.slots import Slots
 
 RewardKind = Literal["success", "difference", "potential"]
 REWARD_KINDS = ("success", "difference", "potential")
-BOUND = 8.0  # of the log odds that count; beyond it a judge's certainty says nothing of distance
+BOUND = 8.0  # clip of the log odds; beyond it, a judge's probability carries no information about the distance
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step brought, one entry a slot; `sound` marks a valid judgement, `over` an ended episode."""
+    """Result of a step, one entry per slot; `sound` marks a valid judgement, `over` an ended episode."""
 
     reward: Numbers
     success: Flags
@@ -41,7 +41,7 @@ class Outcome:
 
     @property
     def over(self) -> Flags:
-        """Ended, either way."""
+        """Episodes that terminated or were truncated."""
         return self.terminated | self.truncated
 
 
@@ -49,7 +49,7 @@ class Outcome:
 class Rules:
     """How episodes are judged and ended; see `WorldModelVectorEnv` for the meaning of each field.
 
-    `judge_every=1` judges after every step, whole chunks included.
+    `judge_every=1` judges at the end of every step; a chunk counts as one step.
 
     Raises:
         ValueError: an impossible setting.
@@ -75,37 +75,36 @@ class Rules:
             raise ValueError(
                 f"horizon={self.horizon} with chunk={self.chunk}; expected a positive multiple of the chunk"
             )
-        if not self.success_threshold > 0.0:  # beyond 1 there is no success
+        if not self.success_threshold > 0.0:  # a threshold above 1 means that nothing counts as success
             raise ValueError(f"success_threshold={self.success_threshold}; expected a probability in (0, 1]")
         if self.reward_kind not in REWARD_KINDS:
             raise ValueError(
                 f"reward_kind={self.reward_kind!r}; expected one of {', '.join(map(repr, REWARD_KINDS))}"
             )
         if not 0.0 < self.discount <= 1.0:
-            raise ValueError(f"discount={self.discount}; expected in (0, 1], that of the learner")
+            raise ValueError(f"discount={self.discount}; expected the learner's discount, in (0, 1]")
 
     @property
     def needs_baseline(self) -> bool:
-        """Whether rewards are differences, so that an episode's first frame is judged too."""
+        """Whether rewards are differences, so that an episode's first frame must be judged too."""
         return self.reward_kind != "success"
 
     def due(self, slots: Slots, moving: Flags, uncertainty: Numbers) -> tuple[Flags, Flags]:
-        """Slots to judge now, and slots whose dream is too uncertain to be judged at all."""
+        """Slots to judge now, and slots whose predicted frames are too uncertain to be judged."""
         bound = np.inf if self.uncertainty_bound is None else self.uncertainty_bound
-        hallucination = moving & ~(uncertainty <= bound)  # NaN is no certainty either
+        hallucination = moving & ~(uncertainty <= bound)  # NaN counts as too uncertain
         ending = slots.elapsed >= self.horizon
         return moving & ~hallucination & ((slots.unjudged >= self.judge_every) | ending), hallucination
 
     def settle(
         self, slots: Slots, moving: Flags, judged: Flags, hallucination: Flags, p: Numbers, valid: Flags
     ) -> Outcome:
-        """Turn judgements `p`, `valid` of the slots `judged` into rewards and ends, and update `slots`.
+        """Turn the judgements `p`, `valid` of the slots `judged` into rewards and end flags, and update `slots`.
 
-        An invalid judgement truncates its episode; the reward of 0 is a placeholder, the episode is to be
-        dropped.
+        An invalid judgement truncates its episode with a placeholder reward of 0; such an episode must be dropped.
         """
         sound = judged & valid
-        hit = sound & (p.astype(np.float32) >= np.float32(self.success_threshold))  # judges speak in float32
+        hit = sound & (p.astype(np.float32) >= np.float32(self.success_threshold))  # judges return float32
         slots.streak[judged] = np.where(hit, slots.streak + 1, 0)[judged]
         success = hit & (slots.streak >= self.confirm)
         first = (success & ~slots.success_once).astype(np.float64)
@@ -126,10 +125,11 @@ class Rules:
 
 
 def potential(p: Numbers) -> Numbers:
-    """How near a state is to success, from its judged probability: log odds, bounded, in [-0.5, 0.5].
+    """Closeness of a state to success from its judged probability: bounded log odds, scaled to [-0.5, 0.5].
 
-    `discount * potential(after) - potential(before)` on top of the success leaves the best policy the best one (Ng,
-    Harada, Russell 1999, theorem 1). Log odds, because a probability is 0.001 both near and far from the goal.
+    Adding `discount * potential(after) - potential(before)` to the success reward keeps the optimal policy optimal (Ng,
+    Harada, Russell 1999, theorem 1). Log odds are used because the probability is about 0.001 both near the goal and
+    far from it.
     """
     bounded = np.clip(p, 1 / (1 + np.exp(BOUND)), 1 / (1 + np.exp(-BOUND)))
     return np.asarray(np.log(bounded / (1 - bounded)) / (2 * BOUND), np.float64)

@@ -1,4 +1,4 @@
-"""Settings that an imagined environment works out from others: its horizon, and the bounds of its states.
+"""Derived settings of an imagined environment: its horizon, and the bounds of its states.
 
 Example::
 
@@ -18,13 +18,13 @@ from worldgym.specs import specs_of
 
 HORIZON = 40
 SPREADS = (
-    10.0  # standard deviations around the mean that states are bounded by; beyond, a model has lost its way
+    10.0  # bounds of the state, in standard deviations around the mean; a prediction beyond them is a model error
 )
 Bound = float | Sequence[float]
 
 
 def horizon_of(horizon: int | None, max_episode_steps: int | None, chunk: int | None) -> int:
-    """Frames until truncation, from frames or from steps of a chunk.
+    """Number of frames until truncation, given in frames or in steps of one chunk.
 
     Raises:
         ValueError: both are given and differ, or a value is less than 1.
@@ -43,7 +43,7 @@ def horizon_of(horizon: int | None, max_episode_steps: int | None, chunk: int | 
 
 
 def limited_spec(spec: Any, horizon: int, chunk: int | None) -> Any:
-    """An `EnvSpec` that says after how many steps an episode ends, for wrappers such as TimeAwareObservation."""
+    """A copy of an `EnvSpec` with the step limit set, for wrappers such as TimeAwareObservation."""
     if spec is None or spec.max_episode_steps is not None:
         return spec
     limited = copy.copy(spec)
@@ -52,10 +52,10 @@ def limited_spec(spec: Any, horizon: int, chunk: int | None) -> Any:
 
 
 def state_bounds(model: Any, starts: Any, low: Bound | None, high: Bound | None) -> tuple[Any, Any]:
-    """Bounds of the state, `(S,)` or a number each: as given, else from what model and starts know of it.
+    """Bounds of the state, `(S,)` or one number each: as given, else from the statistics of model and starts.
 
-    Ten standard deviations around the training data's mean hold every state that is not a mistake, and what was
-    recorded is never cut. A model without statistics is not bounded.
+    The derived bounds are ten standard deviations around the mean of the training data, widened to include every
+    recorded state. A model without statistics has no bounds.
     """
     config = getattr(model, "config", None)
     mean, std = (getattr(config, f"state_{name}", None) for name in ("mean", "std"))

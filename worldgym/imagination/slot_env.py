@@ -1,9 +1,9 @@
-"""A simulator as a batched Gymnasium environment: how a slot starts, steps, stands and looks, and nothing else.
+"""A simulator as a batched Gymnasium environment; a suite implements start, step, status and rendering of one slot.
 
 Task Description
-    Whatever the simulator's tasks are. Success and progress come from the simulator: they are the truth.
+    The simulator's tasks. Success and progress come from the simulator and are ground truth.
 Randomizations
-    Slot i of `reset(seed=s)` depends on s + i alone.
+    Slot i of `reset(seed=s)` depends only on s + i.
 Success Conditions
     `Status.success`. The reward is 1 at the first success of an episode.
 
@@ -40,14 +40,14 @@ from worldgym.specs import Camera, Specs
 
 
 class Status(NamedTuple):
-    """How a slot stands now.
+    """Current status of a slot.
 
     Args:
-        success: the instruction is fulfilled.
+        success: whether the instruction is fulfilled.
         progress: in [0, 1].
         state: `(S,)` float32, proprioception in the units of the suite's spec.
-        instruction: what is to be done.
-        task: its name.
+        instruction: instruction of the episode.
+        task: name of the task.
     """
 
     success: bool
@@ -60,33 +60,34 @@ class Status(NamedTuple):
 class SlotVectorEnv(BatchedEnv):
     """N slots of a simulator, stepped one after another.
 
-    Observation: `Dict(image, image_<name> of each further camera, instruction, state)`. Info has the same entries from
-    the reset on: `success`, `progress`, `task`, `instruction_text`, `success_once`, `success_at_end`, `return`,
-    `episode_len` of the episode so far. With a chunk it also tells of every step in it, the last one repeated after an
-    end: `path` (num_envs, K, S), the proprioception, `path_success` (num_envs, K) and `path_progress`.
+    Observation: `Dict(image, image_<name> of each further camera, instruction, state)`. Info has the same entries after
+    a reset and after a step: `success`, `progress`, `task`, `instruction_text`, and of the current episode
+    `success_once`, `success_at_end`, `return`, `episode_len`. With a chunk it also has an entry for every step of the
+    chunk, where the last one is repeated after an episode end: `path` (num_envs, K, S), the proprioception,
+    `path_success` (num_envs, K) and `path_progress`.
 
     Args:
         specs: cameras with their sizes, state fields, meaning of actions.
         num_envs: number of slots.
         domain: name of the domain, as in `Episode.domain`.
         horizon: frames until truncation; 40 when None.
-        max_episode_steps: the same in steps of a chunk, as Gymnasium's vector environments take it.
+        max_episode_steps: the same in steps of one chunk, as in Gymnasium's vector environments.
         chunk: None for actions `(A,)`, K for `(K, A)` stepped as K frames.
-        flat_actions: True takes a chunk as one vector `(K A,)`, for libraries that want no matrix.
+        flat_actions: True takes a chunk as one vector `(K A,)`, for libraries without matrix actions.
         terminate_on_success: False keeps an episode going after success.
         render_mode: None or "rgb_array".
         autoreset_mode: one of Gymnasium's three.
         instruction: "text", or "embedding" for libraries that take numbers only.
-        instructions: sentences beyond the alphabet of the spec that will occur.
-        state_low: bound of the state, a number or S numbers; of the suite's spec.
-        state_high: upper bound.
+        instructions: sentences that will occur and may need characters outside the spec's alphabet.
+        state_low: lower bound of the state, a number or S numbers; None for that of the suite's spec.
+        state_high: upper bound of the state, likewise.
 
     Raises:
         ValueError: an impossible setting.
     """
 
     option_names: tuple[str, ...] = ("task", "split", "instruction")
-    """Options of `reset` that `start_slot` knows."""
+    """Options of `reset` that `start_slot` accepts."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class SlotVectorEnv(BatchedEnv):
     ) -> None:
         check_settings(num_envs, chunk, render_mode)
         if specs.action is None:
-            raise ValueError("these specs say nothing of actions; give Specs(observation, action)")
+            raise ValueError("these specs have no action spec; give Specs(observation, action)")
         words: spaces.Text | None = None
         if instructions:
             words = instruction_space(
@@ -132,17 +133,17 @@ class SlotVectorEnv(BatchedEnv):
             camera.name: np.zeros((num_envs, *camera.size, 3), np.uint8)
             for camera in specs.observation.cameras
         }
-        self.interactions = 0  # environment steps ever taken: the use of a real robot is counted
+        self.interactions = 0  # total number of environment steps, the cost of using a real robot
 
-    # -- what a suite writes ---------------------------------------------------------------------------------------
+    # -- methods that a suite implements ---------------------------------------------------------------------------
     @abstractmethod
     def start_slot(self, i: int, seed: int | None, options: dict[str, Any]) -> None:
         """Begin an episode in slot `i`.
 
         Args:
-            i: the slot; its generator is `np_random[i]`, freshly seeded by `seed` where there is one.
-            seed: the seed, or None: draw what is random from the generator.
-            options: this slot's, among `option_names`.
+            i: the slot; its generator is `np_random[i]`, freshly seeded with `seed` if there is one.
+            seed: the seed, or None: draw random values from the generator.
+            options: the options of this slot, keys among `option_names`.
         """
 
     @abstractmethod
@@ -151,11 +152,11 @@ class SlotVectorEnv(BatchedEnv):
 
     @abstractmethod
     def status_slot(self, i: int) -> Status:
-        """How slot `i` stands now."""
+        """Current status of slot `i`."""
 
     @abstractmethod
     def draw_slot(self, i: int, camera: Camera) -> NDArray[np.uint8]:
-        """What a camera sees in slot `i` now, `(H, W, 3)` uint8 of the camera's size."""
+        """Current image of a camera in slot `i`, `(H, W, 3)` uint8 of the camera's size."""
 
     # -- starting and stepping -------------------------------------------------------------------------------------
     def _start(self, rows: Rows, options: dict[str, Any], seeds: Sequence[int | None]) -> list[Column]:
@@ -168,9 +169,9 @@ class SlotVectorEnv(BatchedEnv):
         for i, seed in zip(map(int, rows), seeds, strict=True):
             self._steps[i], self._returns[i], self._success_once[i], self._stale[i] = 0, 0.0, False, True
             self.start_slot(i, seed, {key: _of_slot(value, i) for key, value in options.items()})
-        having = np.zeros(self.num_envs, np.bool_)
-        having[rows] = True
-        return self._columns(having, self._standing(having))
+        present = np.zeros(self.num_envs, np.bool_)
+        present[rows] = True
+        return self._columns(present, self._step_status(present))
 
     def _advance(self, actions: Any, moving: Flags) -> BatchStep:
         if hasattr(actions, "cpu"):
@@ -179,7 +180,7 @@ class SlotVectorEnv(BatchedEnv):
         chunks = actions.reshape(self.num_envs, -1, self.specs.action.dim)
         reward = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
-        path = self._standing(moving)
+        path = self._step_status(moving)
         for i in map(int, np.flatnonzero(moving)):
             self._stale[i] = True
             for t, action in enumerate(chunks[i]):
@@ -199,8 +200,8 @@ class SlotVectorEnv(BatchedEnv):
         self._returns += reward
         return BatchStep(reward, terminated, truncated, self._columns(moving, path))
 
-    def _standing(self, having: Flags) -> dict[str, NDArray[Any]]:
-        """How the slots stand, as often as a chunk has steps; nothing without a chunk."""
+    def _step_status(self, present: Flags) -> dict[str, NDArray[Any]]:
+        """Current status of the slots, repeated for the steps of a chunk; empty without a chunk."""
         if self.chunk is None:
             return {}
         shape, size = (self.num_envs, self.chunk), self.specs.observation.state_dim
@@ -209,7 +210,7 @@ class SlotVectorEnv(BatchedEnv):
             "path_success": np.zeros(shape, np.bool_),
             "path_progress": np.zeros(shape, np.float32),
         }
-        for i in map(int, np.flatnonzero(having)):
+        for i in map(int, np.flatnonzero(present)):
             now = self.status_slot(i)
             path["path"][i], path["path_success"][i], path["path_progress"][i] = (
                 now.state,
@@ -218,12 +219,12 @@ class SlotVectorEnv(BatchedEnv):
             )
         return path
 
-    def _columns(self, having: Flags, path: dict[str, NDArray[Any]]) -> list[Column]:
-        """The info of the slots `having`, the same entries at a reset and at a step."""
+    def _columns(self, present: Flags, path: dict[str, NDArray[Any]]) -> list[Column]:
+        """Info entries of the slots `present`, the same ones after a reset and after a step."""
         n = self.num_envs
         success, progress = np.zeros(n, np.bool_), np.zeros(n, np.float32)
         task, words = np.full(n, "", object), np.full(n, "", object)
-        for i in map(int, np.flatnonzero(having)):
+        for i in map(int, np.flatnonzero(present)):
             now = self.status_slot(i)
             success[i], progress[i], task[i], words[i] = now.success, now.progress, now.task, now.instruction
         entries = {
@@ -237,7 +238,7 @@ class SlotVectorEnv(BatchedEnv):
             "episode_len": self._steps.copy(),
             **path,
         }
-        return [(key, values, having) for key, values in entries.items()]
+        return [(key, values, present) for key, values in entries.items()]
 
     # -- reading ---------------------------------------------------------------------------------------------------
     def _observation(self) -> dict[str, Any]:
@@ -257,18 +258,18 @@ class SlotVectorEnv(BatchedEnv):
         return {**seen, "state": np.stack([now.state for now in standing])} if spec.state_dim else seen
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
-        """What the main camera sees in each slot, (H, W, 3) uint8, with `render_mode="rgb_array"`."""
+        """Current image of the main camera in each slot, (H, W, 3) uint8, with `render_mode="rgb_array"`."""
         if self.render_mode is None:
             return None
         camera = self.specs.observation.main
         return tuple(self.draw_slot(i, camera) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Nothing to release."""
+        """There is nothing to release."""
 
 
 def _of_slot(value: Any, i: int) -> Any:
-    """Option `value` of slot `i`: lists, tuples and object arrays hold one entry a slot."""
+    """Value of an option for slot `i`: lists, tuples and object arrays hold one entry per slot."""
     return (
         value[i]
         if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim)

@@ -1,7 +1,7 @@
-"""Book-keeping of many imagined episodes: one row a slot, plain NumPy, copied and replaced by row.
+"""Bookkeeping of many imagined episodes: one row per slot, plain NumPy, copied and replaced by row.
 
-Why: autoreset, `reset_mask`, `save_state` and `fork` are all "take these rows" and "put these rows"; keeping
-every per-episode number in one place makes each of them one line and none of them forgets a field.
+Autoreset, `reset_mask`, `save_state` and `fork` all copy rows ("take") or replace rows ("put"). With every per-episode
+number in one class, each of them is one line and includes every field.
 
 Example::
 
@@ -28,15 +28,14 @@ class Slots:
     """Per-episode state that does not belong to the world model; every array has `num_envs` rows.
 
     Args:
-        instruction: the words to be obeyed, object array of str.
-        task: the start set's name of the task, "" when unknown, object array of str.
-        embedding: sentence embeddings (num_envs, 384) float32, or (num_envs, 0) when nobody asked for them.
+        instruction: instruction of the episode, object array of str.
+        task: task name from the start set, "" when unknown, object array of str.
+        embedding: sentence embeddings (num_envs, 384) float32, or (num_envs, 0) when they are not used.
         elapsed: imagined frames since the start of the episode.
         unjudged: imagined frames since the last judgement.
         returned: sum of rewards so far.
-        last_p: the judge's last probability of success (the baseline of difference rewards); NaN if it was
-            invalid.
-        streak: judgements of success in a row, up to the last one.
+        last_p: the judge's last valid probability of success, the baseline of difference rewards; NaN if there is none.
+        streak: number of successive success judgements, up to the last judgement.
         success_once: whether success was judged at any time.
         over: whether the episode has ended and waits for a reset.
     """

@@ -1,7 +1,7 @@
-"""Where imagined episodes begin: arrays, logged episodes (the middle included), one picture.
+"""Starts of imagined episodes: from arrays, from logged episodes (any frame), or from one image.
 
-Why: the start set is the curriculum of imagined training. Beginning in the middle of a logged episode puts
-little imagined depth, hence little model error, before the contact that decides success.
+The start set is the curriculum of training in imagination. A start in the middle of a logged episode leaves few
+imagined frames, and thus little model error, before the contact that decides success.
 
 Example::
 
@@ -32,21 +32,21 @@ START_FIELDS = {
     "tasks": Field("text", ("N",), required=False),
     "steps": Field("int", ("N",), required=False),
 }
-"""Arrays of a start set's file; further cameras are `views_<name>`, uint8 (N, H', W', 3)."""
+"""Arrays in the file of a start set; further cameras are `views_<name>`, uint8 (N, H', W', 3)."""
 VIEWS = "views_"
 
 
 @dataclass(frozen=True)
 class Start:
-    """One moment from which an imagined episode can begin.
+    """A state from which an imagined episode can begin.
 
     Args:
-        frames: (Tc, H, W, 3) uint8, the last one is the first observation, earlier ones are context.
-        instruction: what is to be done, or None when the caller must say.
+        frames: (Tc, H, W, 3) uint8; the last one is the first observation, earlier ones are context.
+        instruction: instruction of the episode, or None if the caller must give one.
         states: (Tc, S) float32 proprioception in the dataset's units, or None to let the model estimate it.
         actions: (Tc-1, A) float32 in [-1, 1] between the frames; None means Tc = 1.
         task: name of the task, "" when unknown.
-        views: frames of the cameras beside the main one, by camera name, each (Tc, H', W', 3) uint8.
+        views: frames of the cameras besides the main one, by camera name, each (Tc, H', W', 3) uint8.
     """
 
     frames: NDArray[np.uint8]
@@ -59,14 +59,14 @@ class Start:
 
 @runtime_checkable
 class StartSet(Protocol):
-    """Anything that can be asked for starts; sampling draws from the given generator and nothing else."""
+    """Protocol of start sets; sampling uses the given generator and no other randomness."""
 
     def __len__(self) -> int:
         """Number of images or episodes in the set."""
         ...
 
     def sample(self, rng: np.random.Generator, *, task: str | None = None) -> Start:
-        """Draw a start, of one task when `task` is given."""
+        """Draw a start, from the given `task` only if there is one."""
         ...
 
     def get(self, episode: int, frame: int = 0) -> Start:
@@ -83,10 +83,10 @@ class ArrayStarts:
         states: (N, S) float32, or None to let the model estimate them.
         tasks: N strings, or None.
         views: frames of further cameras, by camera name, each (N, H', W', 3) uint8.
-        steps: (N,) how deep in its logged episode each image lies; 0 for all when None.
+        steps: (N,) index of each image in its logged episode; None for 0.
 
     Raises:
-        ValueError: arrays of different lengths, wrong dtype, no row at all.
+        ValueError: arrays of different lengths, wrong dtype, or no rows.
     """
 
     def __init__(
@@ -120,16 +120,16 @@ class ArrayStarts:
     def load(cls, path: str | Path, remedy: str | None = None) -> ArrayStarts:
         """Read `images`, `instructions` and optionally `states`, `tasks`, `steps`, `views_<camera>` from an .npz file.
 
-        Nothing is unpickled. `remedy` is what the message of a damaged file says to do.
+        Nothing is unpickled. `remedy` is the advice in the message about a damaged file.
 
         Raises:
-            CheckpointError: there is no such file, it is damaged, or it is no start set.
+            CheckpointError: the file is missing, damaged, or not a start set.
         """
         path = Path(path)
         if not path.exists():
             raise CheckpointError(
                 f"no start set at {path}, the file is missing; `make pretrained` rebuilds the bundled one, "
-                "ArrayStarts.save writes another"
+                "ArrayStarts.save writes a new one"
             )
         remedy = (
             remedy
@@ -149,7 +149,7 @@ class ArrayStarts:
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write the set as a compressed .npz file of plain arrays; on any error the old file is as it was."""
+        """Write the set as a compressed .npz file of plain arrays; on an error the old file is unchanged."""
         arrays: dict[str, Any] = {"images": self.images, "instructions": np.array(self.instructions, np.str_)}
         arrays["tasks"] = np.array(self.tasks, np.str_)
         if self.states is not None:
@@ -161,7 +161,7 @@ class ArrayStarts:
 
     @property
     def state_range(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Least and greatest state, `(S,)` each; None without states."""
+        """Elementwise minimum and maximum of the states, `(S,)` each; None without states."""
         return None if self.states is None else (self.states.min(0), self.states.max(0))
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ class ArrayStarts:
         return len(self.images)
 
     def sample(self, rng: np.random.Generator, *, task: str | None = None) -> Start:
-        """Draw uniformly, among the images of `task` when given.
+        """Draw a start uniformly, from the images of `task` if given.
 
         Raises:
             ValueError: no image of that task.
@@ -182,10 +182,10 @@ class ArrayStarts:
         return self.get(rows[int(rng.integers(len(rows)))])
 
     def get(self, episode: int, frame: int = 0) -> Start:
-        """Image number `episode`; each image is an episode of one frame.
+        """Start at image number `episode`; each image is an episode of one frame.
 
         Raises:
-            ValueError: outside the set.
+            ValueError: the index is outside the set.
         """
         if not 0 <= episode < len(self) or frame != 0:
             raise ValueError(
@@ -207,13 +207,13 @@ class DatasetStarts:
 
     Args:
         dataset: an `EpisodeDataset`, or any sequence of `Episode`s; read lazily.
-        context: frames handed to the model, >= 1; the last one is the first observation.
+        context: number of frames given to the model, >= 1; the last one is the first observation.
         middle: False restricts starts to the first frame of an episode.
-        margin: frames left before the logged success (and before the end), >= 0, so that an episode never begins
-            with its goal already reached.
+        margin: minimum number of frames between a start and the logged success (or the end), >= 0, so that no episode
+            begins with its goal already reached.
 
     Raises:
-        ValueError: an empty dataset or impossible settings.
+        ValueError: an empty dataset or invalid settings.
     """
 
     def __init__(self, dataset: Any, *, context: int = 1, middle: bool = True, margin: int = 1) -> None:
@@ -226,14 +226,14 @@ class DatasetStarts:
 
     @property
     def instructions(self) -> list[str]:
-        """The sentences of its episodes, each once."""
+        """The distinct instructions of the episodes."""
         records = getattr(self.dataset, "records", None)
         rows = self.dataset if records is None else records
         return list(dict.fromkeys(str(row.instruction) for row in rows))
 
     @property
     def state_range(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Least and greatest recorded state, `(S,)` each; None where the dataset keeps no statistics."""
+        """Elementwise minimum and maximum of the recorded states, `(S,)` each; None without dataset statistics."""
         stats = getattr(self.dataset, "stats", None)
         found = stats.get("observation.state") if isinstance(stats, dict) else None
         return None if not found else (np.array(found["min"], np.float32), np.array(found["max"], np.float32))
@@ -270,7 +270,7 @@ class DatasetStarts:
         """The start at `frame` of episode number `episode`.
 
         Raises:
-            ValueError: outside the dataset or the episode.
+            ValueError: the index is outside the dataset or the episode.
         """
         if not 0 <= episode < len(self.dataset):
             raise ValueError(f"episode {episode}; the dataset has episodes 0..{len(self.dataset) - 1}")
@@ -278,11 +278,11 @@ class DatasetStarts:
 
 
 class ImageStarts(ArrayStarts):
-    """A start set of one picture.
+    """A start set of one image.
 
     Args:
-        image: (H, W, 3) uint8 array, or the path of a picture file of that size.
-        instruction: what is to be done.
+        image: (H, W, 3) uint8 array, or the path of an image file of that size.
+        instruction: instruction of the episodes.
         state: (S,) float32 proprioception, or None to let the model estimate it.
     """
 
@@ -297,7 +297,7 @@ class ImageStarts(ArrayStarts):
 
 
 def start_from_episode(episode: Any, frame: int = 0, context: int = 1) -> Start:
-    """Cut `context` frames that end at `frame` out of an `Episode`, the first one repeated where none is.
+    """Cut `context` frames that end at `frame` out of an `Episode`; missing frames repeat the first one.
 
     Raises:
         ValueError: `frame` lies outside the episode.
@@ -306,15 +306,15 @@ def start_from_episode(episode: Any, frame: int = 0, context: int = 1) -> Start:
     if not 0 <= frame < len(frames):
         raise ValueError(f"frame {frame} of an episode with frames 0..{len(frames) - 1}")
     index = np.arange(frame - context + 1, frame + 1)
-    kept = index.clip(min=0)
+    clipped = index.clip(min=0)
     actions = np.asarray(episode.actions, np.float32)
-    between = np.zeros((context - 1, actions.shape[-1]), np.float32)  # standing still before the first frame
+    between = np.zeros((context - 1, actions.shape[-1]), np.float32)  # zero actions before the first frame
     for row, t in enumerate(index[:-1]):
         if t >= 0:
             between[row] = actions[t]
-    states = None if episode.state is None else np.asarray(episode.state, np.float32)[kept]
-    views = {name: np.asarray(view)[kept] for name, view in (getattr(episode, "views", None) or {}).items()}
-    return Start(frames[kept], str(episode.instruction), states, between, str(episode.task or ""), views)
+    states = None if episode.state is None else np.asarray(episode.state, np.float32)[clipped]
+    views = {name: np.asarray(view)[clipped] for name, view in (getattr(episode, "views", None) or {}).items()}
+    return Start(frames[clipped], str(episode.instruction), states, between, str(episode.task or ""), views)
 
 
 def _pictures(name: str, frames: Any) -> NDArray[np.uint8]:
@@ -325,11 +325,11 @@ def _pictures(name: str, frames: Any) -> NDArray[np.uint8]:
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read a picture file as (H, W, 3) uint8.
+    """Read an image file as (H, W, 3) uint8.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture.
+        ValueError: the file is not an image.
     """
     from PIL import Image, UnidentifiedImageError
 

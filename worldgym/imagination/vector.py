@@ -1,15 +1,16 @@
 """Many imagined episodes in one batch: world model, judge and starts as a Gymnasium vector environment.
 
 Task Description
-    Each slot is imagined forward from a real frame under its actions. Models, datasets and logs stay outside: the
-    world model, the judge and the starts come in as objects (or as names, see
+    Each slot is imagined forward from a real frame under its actions. The environment does not handle models, datasets
+    or logs itself: world model, judge and starts are passed as objects (or as names, see
     `worldgym.imagination.loading`).
 Randomizations
-    The start and the model's noise, from one generator a slot: slot i of `reset(seed=s)` draws what the single
-    environment seeded s + i draws. Frames agree to the rounding of the batch size: bits repeat for one batch size.
+    The start and the model's noise, from one generator per slot: slot i of `reset(seed=s)` draws the same values as
+    the single environment seeded with s + i. Frames agree up to the rounding that depends on the batch size; they are
+    bit-identical for equal batch sizes.
 Success Conditions
-    The judge's probability of success reaches `success_threshold`, the judge's own by default. It can be wrong:
-    replay what matters in Real.
+    The judge's probability of success reaches `success_threshold`, the judge's own by default. The judge can be wrong:
+    verify important results by replaying the actions in the suite's real domain.
 
 Example::
 
@@ -55,55 +56,55 @@ from worldgym.utils.devices import choose_device, place
 class WorldModelVectorEnv(BranchingVectorEnv):
     """`num_envs` episodes imagined together.
 
-    Observation: `Dict(image (H,W,3) u8, instruction, state (S,) f32)`; no state where the model has none, and one more
-    picture `image_<name>` for each further camera of its `specs`. Judges are shown the main camera alone. Info has the
-    same keys from the reset on: `p_success` is NaN at frames that were not judged, `success_once`, `return` and
-    `episode_len` are those of the episode so far, `instruction_text` are the words. Action: `(A,)` in [-1, 1], or
-    `(K, A)` stepped as K frames with `chunk=K`. An
-    invalid judgement truncates with info["invalid"]; its reward of 0 is a placeholder: drop the episode.
+    Observation: `Dict(image (H,W,3) u8, instruction, state (S,) f32)`; there is no state if the model has none, and one
+    more image `image_<name>` for each further camera of its `specs`. Judges receive the main camera only. Info has the
+    same keys after a reset and after a step: `p_success` is NaN at frames that were not judged; `success_once`,
+    `return` and `episode_len` are those of the current episode; `instruction_text` is the instruction. Action: `(A,)`
+    in [-1, 1], or `(K, A)` with `chunk=K`, stepped as K frames. An invalid judgement truncates the episode with
+    info["invalid"]; its reward of 0 is a placeholder, so drop the episode.
 
     Args:
         world_model: a `protocols.WorldModel` with `merge`, or the path or name of a checkpoint.
-        reward: a `protocols.RewardModel`, an entry point "package.module:factory", or None: no reward, no
+        reward: a `protocols.RewardModel`, an entry point "package.module:factory", or None for no reward and no
             success.
-        starts: a `StartSet`, the path or name of one, or None if every reset brings an `initial_image`.
+        starts: a `StartSet`, the path or name of one, or None if every reset passes an `initial_image`.
         num_envs: number of slots.
-        task: every start drawn from the start set is of this task, those of automatic resets too; None for any. The
-            option `task` of a reset comes first.
+        task: draw starts of this task only, also at automatic resets; None for any. The option `task` of a reset
+            overrides it.
         horizon: imagined frames until truncation; a multiple of `chunk`.
-        max_episode_steps: the same in steps, as Gymnasium's vector environments take it; None for `horizon`.
-        chunk: None, or K frames a step.
+        max_episode_steps: the same in steps, as in Gymnasium's vector environments; None to use `horizon`.
+        chunk: None, or K frames per step.
         judge_every: frames between two judgements, >= 1; the last frame of an episode is always judged. The
-            judge sees the current frame.
-        success_threshold: probability at which the judge's word counts as success, in (0, 1]; None for the judge's own
-            `threshold`, or 0.5 if it has none.
-        reward_kind: "success" pays 1 at the first judged success; "difference" pays the change of the judged
-            probability since the last judgement; "potential" pays a success and how much nearer the judge's log odds
-            say it has come, `rules.potential`.
-        discount: of the learner; for "potential" alone.
-        terminate_on_success: False lets an episode go on after success.
-        confirm: judgements of success in a row that make a success; 2 lets errors of a single frame pass.
-        uncertainty_bound: truncate a slot, unjudged and with info["hallucination"], above this; None for
-            never.
-        flat_actions: True takes a chunk as one vector (K A,), for libraries that want no matrix.
+            judge reads the current frame.
+        success_threshold: judged probability that counts as success, in (0, 1]; None for the judge's own `threshold`,
+            or 0.5 if it has none.
+        reward_kind: "success" gives 1 at the first judged success; "difference" gives the change of the judged
+            probability since the last judgement; "potential" gives 1 at success plus the change of the judge's bounded
+            log odds, see `rules.potential`.
+        discount: discount of the learner; used by "potential" only.
+        terminate_on_success: False continues an episode after success.
+        confirm: number of successive success judgements that count as a success; 2 ignores errors on a single frame.
+        uncertainty_bound: above this uncertainty a slot is truncated without a judgement and with
+            info["hallucination"]; None for never.
+        flat_actions: True takes a chunk as one vector (K A,), for libraries without matrix actions.
         instruction: "text", or "embedding" for `Box(384,)` sentence embeddings.
-        instructions: sentences that resets will ask for; the space of words has the characters and the length of
-            these and of the start set's.
+        instructions: sentences that resets will use; the text space covers the characters and the length of
+            these and of the start set's instructions.
         autoreset_mode: one of Gymnasium's three, or its value ("NextStep", "SameStep", "Disabled").
         render_mode: None or "rgb_array".
-        tensors: True keeps images, states, rewards and dones as torch tensors on the model's device.
+        tensors: True returns images, states, rewards and dones as torch tensors on the model's device.
         info_frames: True adds info["frames"] (num_envs, K, H, W, 3) uint8, every imagined frame of the step,
-            info["frames_<name>"] of each further camera, and info["states"] (num_envs, K, S) float32 with them.
-        state_low: lower bound of the state, a number or S numbers; imagined states are clipped to it. None for the
-            least recorded value and ten standard deviations below the mean, whichever is lower, where the model or the
-            starts know them, else no bound.
+            info["frames_<name>"] of each further camera, and info["states"] (num_envs, K, S) float32.
+        state_low: lower bound of the state, a number or S numbers; imagined states are clipped to it. None takes the
+            lower of the least recorded value and the mean minus ten standard deviations, if the model or the starts
+            have these statistics, else no bound.
         state_high: upper bound, likewise.
-        reward_kwargs: keywords of the entry point, JSON-able.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`: where world model and judge are moved; None leaves them.
+        reward_kwargs: keyword arguments of the entry point, JSON-able.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`, to which world model and judge are moved; None leaves them.
 
     Raises:
         CheckpointError: a named checkpoint or start set is missing.
-        TypeError: an object does not follow its protocol.
+        TypeError: an object does not implement its protocol.
         ValueError: an impossible setting.
     """
 
@@ -145,7 +146,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             where = choose_device(device)
             self.world_model, self.reward = place(self.world_model, where), place(self.reward, where)
         warm_up = getattr(self.reward, "warm_up", None)
-        if warm_up is not None:  # here, not in the middle of the first episode
+        if warm_up is not None:  # at construction, not in the middle of the first episode
             warm_up()
         if success_threshold is None:
             success_threshold = threshold_of(self.reward)
@@ -190,12 +191,11 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         """Start episodes.
 
         Args:
-            seed: slot i is seeded `seed + i`, or `seed[i]`; None goes on with the present streams.
-            options: each value for all slots, or a list with one a slot. `instruction`: str. `task`: a task
-                of the start set. `initial_image`: (H,W,3) uint8 or the path of a picture, or one of each
-                camera by name. `episode`: an
-                `Episode` or the number of one in the start set, with `frame`: int. `state`: a `SavedState`
-                to begin from, or the (S,) proprioception that goes with `initial_image`. `reset_mask`:
+            seed: slot i is seeded with `seed + i`, or `seed[i]`; None continues the present streams.
+            options: each value is for all slots, or a list with one entry per slot. `instruction`: str. `task`: a task
+                of the start set. `initial_image`: (H,W,3) uint8 or the path of an image, or one of each camera by
+                name. `episode`: an `Episode` or the index of one in the start set, with `frame`: int. `state`: a
+                `SavedState` to begin from, or the (S,) proprioception that goes with `initial_image`. `reset_mask`:
                 (num_envs,) bool, the slots to reset.
 
         Raises:
@@ -206,8 +206,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
     def _start(
         self, rows: NDArray[np.int64], options: dict[str, Any], seeds: Sequence[int | None]
     ) -> list[Column]:
-        everyone = self.np_random
-        streams = [everyone[i] for i in rows]
+        all_streams = self.np_random
+        streams = [all_streams[i] for i in rows]
         model, device = self.world_model, self.device
         if self.task is not None:
             options = {"task": self.task, **options}
@@ -237,20 +237,20 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             self._episodes = fresh
         else:
             self._episodes.put(rows, fresh)
-        having = np.zeros(self.num_envs, np.bool_)
-        having[rows] = True
+        present = np.zeros(self.num_envs, np.bool_)
+        present[rows] = True
         nothing, zero = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs)
-        still = Outcome(zero, nothing, nothing, nothing, nothing)
-        columns = self._columns(still, zero, ~nothing, nothing, zero, having)
-        if self.info_frames:  # nothing was imagined yet: the start, as often as a step has frames
+        no_outcome = Outcome(zero, nothing, nothing, nothing, nothing)
+        columns = self._columns(no_outcome, zero, ~nothing, nothing, zero, present)
+        if self.info_frames:  # no frame is imagined at a reset: repeat the start for the frames of a step
             count = self.chunk or 1
-            films = {name: _repeat(view, count) for name, view in self._pictures().items()}
-            columns += self._paths(films, _repeat(self._now.proprio, count), having)
+            videos = {name: _repeat(view, count) for name, view in self._pictures().items()}
+            columns += self._paths(videos, _repeat(self._now.proprio, count), present)
         return columns
 
     # -- stepping ------------------------------------------------------------------------------------------
     def _advance(self, actions: Any, moving: Flags) -> BatchStep:
-        """One step of all episodes; rows not `moving` are left to their reset."""
+        """One step of all episodes; rows that are not `moving` are about to be reset."""
         chunk = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         chunk = chunk.reshape(self.num_envs, -1, self.world_model.action_dim)
         step = self._now.step(chunk, moving=moving, decode="all" if self.info_frames else "last")
@@ -262,44 +262,44 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             columns += self._paths(frames, step.imagined.states, moving)
         return BatchStep(step.outcome.reward, step.outcome.terminated, step.outcome.truncated, columns)
 
-    def _paid(self, reward: Any, terminated: Any, truncated: Any) -> tuple[Any, Any, Any]:
+    def _convert_outcome(self, reward: Any, terminated: Any, truncated: Any) -> tuple[Any, Any, Any]:
         if not self.tensors:
             return reward, terminated, truncated
-        paid = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+        rewards = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
         ends = [torch.as_tensor(flags, device=self.device) for flags in (terminated, truncated)]
-        return paid, ends[0], ends[1]
+        return rewards, ends[0], ends[1]
 
     def _columns(
-        self, outcome: Outcome, uncertainty: Any, valid: Flags, hallucination: Flags, p: Any, having: Flags
+        self, outcome: Outcome, uncertainty: Any, valid: Flags, hallucination: Flags, p: Any, present: Flags
     ) -> list[Column]:
-        """The info entries of the slots `having`, the same ones at a reset and at a step."""
+        """Info entries of the slots `present`, the same ones after a reset and after a step."""
         slots = self._now.slots
         columns: list[Column] = [
-            ("instruction_text", slots.instruction.copy(), having),
-            ("task", slots.task.copy(), having),
-            ("success", outcome.success, having),
-            ("uncertainty", uncertainty, having),
-            ("judge_valid", valid, having),
-            ("invalid", ~valid, having),
-            ("hallucination", hallucination, having),
-            ("p_success", np.where(outcome.sound, p, np.nan), having),
-            ("success_once", slots.success_once.copy(), having),
-            ("success_at_end", outcome.success, having),
-            ("return", slots.returned.copy(), having),
-            ("episode_len", slots.elapsed.copy(), having),
+            ("instruction_text", slots.instruction.copy(), present),
+            ("task", slots.task.copy(), present),
+            ("success", outcome.success, present),
+            ("uncertainty", uncertainty, present),
+            ("judge_valid", valid, present),
+            ("invalid", ~valid, present),
+            ("hallucination", hallucination, present),
+            ("p_success", np.where(outcome.sound, p, np.nan), present),
+            ("success_once", slots.success_once.copy(), present),
+            ("success_at_end", outcome.success, present),
+            ("return", slots.returned.copy(), present),
+            ("episode_len", slots.elapsed.copy(), present),
         ]
         if self.reward is not None:
-            columns.append((f"reward_terms/{self.reward.name}", outcome.reward, having))
+            columns.append((f"reward_terms/{self.reward.name}", outcome.reward, present))
         return columns
 
-    def _paths(self, frames: dict[str, Tensor], states: Tensor, having: Flags) -> list[Column]:
-        """Every frame `(num_envs, K, H, W, 3)` of a step by camera, and every state."""
+    def _paths(self, frames: dict[str, Tensor], states: Tensor, present: Flags) -> list[Column]:
+        """Every frame `(num_envs, K, H, W, 3)` of a step, by camera, and every state."""
         path = {
-            self.observed.camera_keys[name].replace("image", "frames", 1): film
-            for name, film in frames.items()
+            self.observed.camera_keys[name].replace("image", "frames", 1): video
+            for name, video in frames.items()
         }
         path["states"] = states.float().clamp(self._low, self._high)
-        return [(key, film if self.tensors else film.cpu().numpy(), having) for key, film in path.items()]
+        return [(key, video if self.tensors else video.cpu().numpy(), present) for key, video in path.items()]
 
     # -- reading -------------------------------------------------------------------------------------------
     @property
@@ -328,21 +328,21 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         words: Any = tuple(str(text) for text in now.slots.instruction)
         if self.instruction_mode == "embedding":
             words = now.slots.embedding.copy()
-        seen: dict[str, Any] = {
+        observation: dict[str, Any] = {
             self.observed.camera_keys[name]: picture for name, picture in self._pictures().items()
         }
         if self.tensors:
             if self.instruction_mode == "embedding":
                 words = torch.as_tensor(words, device=self.device)
         else:
-            seen = {key: picture.cpu().numpy().copy() for key, picture in seen.items()}
+            observation = {key: picture.cpu().numpy().copy() for key, picture in observation.items()}
             state = state.cpu().numpy()
-        seen["instruction"] = words
-        return {**seen, "state": state} if self.observed.state_dim else seen
+        observation["instruction"] = words
+        return {**observation, "state": state} if self.observed.state_dim else observation
 
     @property
     def instructions(self) -> list[str]:
-        """The words each slot is to obey."""
+        """The instruction of each slot."""
         return [str(text) for text in self._now.slots.instruction]
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
@@ -351,5 +351,5 @@ class WorldModelVectorEnv(BranchingVectorEnv):
 
 
 def _repeat(values: Tensor, count: int) -> Tensor:
-    """`(B, ...)` as `(B, count, ...)`."""
+    """Repeat `(B, ...)` to `(B, count, ...)`."""
     return values[:, None].expand(-1, count, *[-1] * (values.dim() - 1))

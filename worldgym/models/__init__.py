@@ -1,4 +1,4 @@
-"""Learned parts of the world model: frame tokenizer, dynamics, and both behind the `WorldModel` protocol."""
+"""World models: frame tokenizers, latent dynamics, and their combination behind the `WorldModel` protocol."""
 
 from worldgym.models.canvas import Canvas
 from worldgym.models.ensemble import EnsembleWorldModel

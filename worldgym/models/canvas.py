@@ -1,8 +1,8 @@
-"""Several cameras as one picture: stacked from top to bottom, each padded by its own edge pixels.
+"""Several cameras in one image: stacked from top to bottom, each padded with its own edge pixels.
 
-Why: one tokenizer and one latent grid then serve any number of views, whose tokens attend to one another as those of
-one frame do. DreamZero concatenates its views in the same way (arXiv 2602.15922). A camera whose size is no multiple
-of what the model needs is padded here and cropped on the way back, so that users see their own sizes only.
+One tokenizer and one latent grid then serve any number of views, and the tokens of all views attend to one another like
+those of a single frame. DreamZero concatenates its views in the same way (arXiv 2602.15922). A camera whose size is not
+a multiple of what the model needs is padded here and cropped again on output, so that users see the original sizes.
 
 Example::
 
@@ -26,20 +26,20 @@ from worldgym.specs import Camera
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The least multiple that is not smaller."""
+    """Round up to the next multiple."""
     return -(-value // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where each camera is in the picture.
+    """Layout of the cameras in the image.
 
     Args:
         cameras: the main camera first; at least one.
-        multiple: the picture's height and width are multiples of it, those of each camera's part of 8.
+        multiple: the image's height and width are multiples of it; each camera's part is a multiple of 8.
 
     Raises:
-        ConfigError: no camera, or a multiple that 8 does not divide.
+        ConfigError: no camera, or `multiple` is not divisible by 8.
     """
 
     cameras: tuple[Camera, ...]
@@ -55,18 +55,18 @@ class Canvas:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the picture, pixels."""
+        """Height and width of the image in pixels."""
         height = sum(round_up(camera.height, 8) for camera in self.cameras)
         width = max(camera.width for camera in self.cameras)
         return round_up(height, self.multiple), round_up(width, self.multiple)
 
     @property
     def plain(self) -> bool:
-        """Whether the picture is the frame of the only camera."""
+        """Whether the image equals the frame of the only camera."""
         return len(self.cameras) == 1 and self.cameras[0].size == self.size
 
     def _parts(self) -> list[tuple[Camera, int, int]]:
-        """Camera, first row and padded height of each part; the last one reaches to the bottom."""
+        """Camera, first row and padded height of each part; the last part extends to the bottom."""
         parts, top = [], 0
         for camera in self.cameras:
             height = round_up(camera.height, 8)
@@ -77,11 +77,11 @@ class Canvas:
         return parts
 
     def pack(self, frames: Tensor, views: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The picture `(..., H', W', 3)` uint8; for a single camera of that size the very frames.
+        """The image `(..., H', W', 3)` uint8; for a single camera of that size, `frames` itself.
 
         Args:
-            frames: `(..., H, W, 3)` uint8 of the main camera.
-            views: of the other cameras, by name, with the same leading axes.
+            frames: `(..., H, W, 3)` uint8, frames of the main camera.
+            views: frames of the other cameras, by name, with the same leading axes.
 
         Raises:
             ConfigError: a camera is missing or unknown, or frames have another size or dtype.
@@ -90,7 +90,7 @@ class Canvas:
         names = [camera.name for camera in self.cameras[1:]]
         if set(views) != set(names):
             raise ConfigError(
-                f"got the views {sorted(views) or 'none'} beside the main camera's frames, expected "
+                f"got the views {sorted(views) or 'none'} besides the main camera's frames, expected "
                 f"{sorted(names) or 'none'}; pass views={{name: frames}} for each of the other cameras"
             )
         check_frames(frames, self.cameras[0].size)
@@ -103,7 +103,7 @@ class Canvas:
             if picture.shape[:-3] != frames.shape[:-3]:
                 raise ConfigError(
                     f"frames of {camera.name} have leading axes {tuple(picture.shape[:-3])}, those of the main camera "
-                    f"{tuple(frames.shape[:-3])}; give one frame for each"
+                    f"{tuple(frames.shape[:-3])}; give frames with equal leading axes"
                 )
             down = torch.arange(height, device=picture.device).clamp(max=camera.height - 1)
             right = torch.arange(self.size[1], device=picture.device).clamp(max=camera.width - 1)
@@ -111,7 +111,7 @@ class Canvas:
         return torch.cat(padded, -3)
 
     def unpack(self, picture: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Frames of the main camera, and of the others by name, cropped from `picture (..., H', W', 3)`."""
+        """Frames of the main camera, and those of the others by name, cropped from `picture (..., H', W', 3)`."""
         if self.plain:
             return picture, {}
         parts = {

@@ -1,11 +1,11 @@
-"""Several world models of one tokenizer as one: the first imagines, the others say how much they would differ.
+"""An ensemble of world models with one tokenizer: the first predicts, the others estimate the uncertainty.
 
-Why: a network's own estimate of its error (`Imagined.uncertainty` of one model) was fitted where there were logs, and
-knows nothing of where there were none. Members that were trained apart agree where data told them what happens and
-differ where it did not. At every step all members see the leader's last frame and predict the next; the variance among
-these predictions is the uncertainty (one-step disagreement: PETS, Chua et al. 2018; Plan2Explore, Sekar et al. 2020,
-section 3). The imagined video is the leader's alone, bit for bit; each further member costs one more network pass a
-frame, and no decoding.
+A single network's estimate of its own error (`Imagined.uncertainty` of one model) was fitted on the logs and is not
+reliable where there were none. Ensemble members that were trained separately agree where the data determined the
+outcome and differ elsewhere. At every step all members get the leader's last frame and predict the next one; the
+variance among these predictions is the uncertainty (one-step disagreement: PETS, Chua et al. 2018; Plan2Explore, Sekar
+et al. 2020, section 3). The predicted video is the leader's alone, bit for bit. Each further member costs one more
+network pass per frame, and no decoding.
 
 Example::
 
@@ -37,18 +37,18 @@ from worldgym.utils.sizes import ImageSize
 
 @dataclass(frozen=True)
 class EnsembleState(RowBatch):
-    """Where each member's memory stands; all have seen the leader's frames."""
+    """States of all members; all caches contain the leader's frames."""
 
     members: tuple[ImaginedState, ...]
 
     @property
     def latent(self) -> Tensor:
-        """The current clean latent `(B,C,h,w)`."""
+        """The current clean latent `(B,C,h,w)` of the leader."""
         return self.members[0].latent
 
     @property
     def states(self) -> Tensor:
-        """Current proprioception `(B,S)`."""
+        """The leader's current proprioception `(B,S)`."""
         return self.members[0].states
 
     @property
@@ -58,22 +58,22 @@ class EnsembleState(RowBatch):
 
     @property
     def keys(self) -> Tensor:
-        """Noise keys `(B,)` int64, which all members share."""
+        """Noise keys `(B,)` int64, shared by all members."""
         return self.members[0].keys
 
     def with_keys(self, keys: Tensor) -> EnsembleState:
-        """The same state with other noise keys `(B,)` int64."""
+        """The same state with new noise keys `(B,)` int64."""
         return EnsembleState(tuple(member.with_keys(keys) for member in self.members))
 
 
 class EnsembleWorldModel:
-    """Implements `worldgym.protocols.WorldModel`.
+    """An ensemble as one `worldgym.protocols.WorldModel`.
 
     Args:
-        members: two or more world models with the same tokenizer; the first one leads.
+        members: two or more world models with the same tokenizer; the first one is the leader.
 
     Raises:
-        ConfigError: fewer than two, the same object twice, or tokenizers that differ.
+        ConfigError: fewer than two members, the same object twice, or different tokenizers.
     """
 
     def __init__(self, members: Sequence[VideoWorldModel]) -> None:
@@ -84,20 +84,22 @@ class EnsembleWorldModel:
             )
         self.members = tuple(members)
         self.leader = members[0]
-        mine = self.leader.tokenizer.state_dict()
+        leader_weights = self.leader.tokenizer.state_dict()
         for i, member in enumerate(members[1:], 1):
-            theirs = member.tokenizer.state_dict()
-            if mine.keys() != theirs.keys() or not all(torch.equal(mine[k], theirs[k]) for k in mine):
+            other_weights = member.tokenizer.state_dict()
+            if leader_weights.keys() != other_weights.keys() or not all(
+                torch.equal(leader_weights[k], other_weights[k]) for k in leader_weights
+            ):
                 raise ConfigError(
                     f"member {i} has another tokenizer than the leader, so their latents can't be compared; train it "
-                    "with `worldgym train world-model --tokenizer` on the leader's"
+                    "with `worldgym train world-model --tokenizer` and the leader's tokenizer"
                 )
         self.tokenizer = self.leader.tokenizer
         self.action_dim, self.state_dim = self.leader.action_dim, self.leader.state_dim
 
     @property
     def specs(self) -> Specs:
-        """Those of the leader."""
+        """Specs of the leader."""
         return self.leader.specs
 
     @property
@@ -107,17 +109,17 @@ class EnsembleWorldModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.leader.device
 
     def to(self, device: torch.device | str) -> EnsembleWorldModel:
-        """Move every member to `device`; returns itself."""
+        """Move every member to `device`; returns self."""
         for member in self.members:
             member.to(device)
         return self
 
     def with_sampler(self, **changes: object) -> EnsembleWorldModel:
-        """Change every member's sampler, see `VideoWorldModel.with_sampler`; returns itself."""
+        """Change every member's sampler, see `VideoWorldModel.with_sampler`; returns self."""
         for member in self.members:
             member.with_sampler(**changes)
         return self
@@ -131,7 +133,7 @@ class EnsembleWorldModel:
         states: Tensor | None = None,
         views: Mapping[str, Tensor] | None = None,
     ) -> EnsembleState:
-        """As `VideoWorldModel.begin`; draws as many random numbers as the leader alone."""
+        """Like `VideoWorldModel.begin`; draws as many random numbers as the leader alone."""
         first = self.leader.begin(frames, actions, generator, states=states, views=views)
         rest = [
             member.begin(frames, actions, torch.Generator().manual_seed(0), states=states, views=views)
@@ -142,9 +144,9 @@ class EnsembleWorldModel:
     def step(
         self, state: EnsembleState, actions: Tensor, *, decode: Decode = "all"
     ) -> tuple[EnsembleState, Imagined]:
-        """As `VideoWorldModel.step`; `uncertainty (B,)` is the members' variance, the largest of the K steps.
+        """Like `VideoWorldModel.step`; `uncertainty (B,)` is the members' variance, the largest of the K steps.
 
-        It is the variance of a latent number, which has unit mean square, averaged over the frame.
+        The variance is that of a latent value (latents have unit mean square), averaged over the frame.
         """
         if decode not in ("all", "last", "none"):
             raise ConfigError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
@@ -153,17 +155,17 @@ class EnsembleWorldModel:
                 f"actions have shape {tuple(actions.shape)}, expected (B, K, {self.action_dim}), K >= 1"
             )
         actions, members = actions.to(self.device), list(state.members)
-        latents, states, doubts = [], [], []
+        latents, states, disagreements = [], [], []
         for i in range(actions.shape[1]):
             chunk = actions[:, i : i + 1]
             before = members[0]
             members[0], imagined = self.leader.step(before, chunk, decode="none")
-            said = [imagined.latents[:, 0]]
+            predictions = [imagined.latents[:, 0]]
             for j, member in enumerate(self.members[1:], 1):
-                seen = members[j].replace(latent=before.latent, states=before.states)
-                members[j], other = member.step(seen, chunk, decode="none")
-                said.append(other.latents[:, 0])
-            doubts.append(torch.stack(said).var(0, correction=0).mean((1, 2, 3)))
+                member_state = members[j].replace(latent=before.latent, states=before.states)
+                members[j], prediction = member.step(member_state, chunk, decode="none")
+                predictions.append(prediction.latents[:, 0])
+            disagreements.append(torch.stack(predictions).var(0, correction=0).mean((1, 2, 3)))
             latents.append(imagined.latents)
             states.append(imagined.states)
         every = torch.cat(latents, 1)
@@ -173,23 +175,23 @@ class EnsembleWorldModel:
             frames=frames,
             latents=every,
             states=torch.cat(states, 1),
-            uncertainty=torch.stack(doubts, 1).amax(1),
+            uncertainty=torch.stack(disagreements, 1).amax(1),
             views=views,
         )
 
     def fork(
         self, state: EnsembleState, index: Tensor, generator: torch.Generator | None = None
     ) -> EnsembleState:
-        """As `VideoWorldModel.fork`."""
+        """Like `VideoWorldModel.fork`."""
         first = self.leader.fork(state.members[0], index, generator)
         pairs = zip(self.members[1:], state.members[1:], strict=True)
-        rest = (member.fork(theirs, index) for member, theirs in pairs)
+        rest = (member.fork(other_weights, index) for member, other_weights in pairs)
         return EnsembleState((first, *rest)).with_keys(first.keys)
 
     def merge(self, state: EnsembleState, rows: Tensor, other: EnsembleState) -> EnsembleState:
-        """As `VideoWorldModel.merge`."""
+        """Like `VideoWorldModel.merge`."""
         parts = zip(self.members, state.members, other.members, strict=True)
-        return EnsembleState(tuple(member.merge(mine, rows, yours) for member, mine, yours in parts))
+        return EnsembleState(tuple(member.merge(own, rows, new) for member, own, new in parts))
 
     def observe(
         self,
@@ -199,9 +201,9 @@ class EnsembleWorldModel:
         *,
         views: Mapping[str, Tensor] | None = None,
     ) -> EnsembleState:
-        """As `VideoWorldModel.observe`."""
+        """Like `VideoWorldModel.observe`."""
         first = self.leader.observe(state.members[0], frames, states, views=views)
-        rest = (their.replace(latent=first.latent, states=first.states) for their in state.members[1:])
+        rest = (member.replace(latent=first.latent, states=first.states) for member in state.members[1:])
         return EnsembleState((first, *rest))
 
     def render(self, state: EnsembleState) -> Tensor:
@@ -214,7 +216,7 @@ class EnsembleWorldModel:
 
     # -- disk -------------------------------------------------------------------------------------
     def save_pretrained(self, path: Path | str) -> Path:
-        """Write every member in a folder of its number, the leader in `0`, and how many there are."""
+        """Write every member to a numbered folder, the leader to `0`, and the number of members to config.json."""
         with save_folder(path) as folder:
             for i, member in enumerate(self.members):
                 member.save_pretrained(folder / str(i))
@@ -223,12 +225,12 @@ class EnsembleWorldModel:
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> EnsembleWorldModel:
-        """Load what `save_pretrained` wrote.
+        """Load an ensemble written by `save_pretrained`.
 
         Raises:
             CheckpointError: missing or damaged files.
         """
-        remedy = "give a folder that EnsembleWorldModel.save_pretrained wrote"
+        remedy = "give a folder written by EnsembleWorldModel.save_pretrained"
         folder = verify_folder(path, ("config.json",), remedy)
         config = read_json(folder / "config.json", remedy)
         count = config.get("members") if isinstance(config, dict) else None

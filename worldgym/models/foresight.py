@@ -1,19 +1,19 @@
-"""What a frame promises: value and future latents, predicted jointly by one flow-matching network (RAMP).
+"""Joint prediction of value and future latents of a frame by one flow-matching network (RAMP).
 
-GigaBrain-0.5M*'s RAMP (arXiv 2602.12099, section 3; no code of it is public) lets a video model predict the joint state
-`s = [z_future ; Psi(value) ; Psi(proprio)]`, `Psi` tiling a number over the latent grid as a channel of its own, by
-flow matching: `|| W(s_t, t | o, l) - (eps - s) ||^2`, `s_t = (1 - t) s + t eps`. At inference one denoising step
-suffices. Here W is a small transformer over 2 x 2 patches of the frame's latents, modulated by the noise level, the
-words and the hand's state. What the paper leaves open and is chosen here: the hand's *future* state is what is tiled;
-the value's channel weighs as much as all latents together; the network says the clean s, futures as the frame's own
-latents plus a change (`W = (s_t - s) / t`); and at t = 1, where noise tells nothing, it is shown none, in training and
-at inference, so that one step is one answer.
+In GigaBrain-0.5M*'s RAMP (arXiv 2602.12099, section 3; no public code) a video model predicts the joint state
+`s = [z_future ; Psi(value) ; Psi(proprio)]` by flow matching: `|| W(s_t, t | o, l) - (eps - s) ||^2`,
+`s_t = (1 - t) s + t eps`. `Psi` tiles a number over the latent grid as a separate channel. At inference one denoising
+step suffices. Here W is a small transformer over 2 x 2 patches of the frame's latents, modulated by the noise level,
+the instruction and proprioception. Four choices that the paper leaves open are made here. The *future* proprioception
+is tiled. The value channel is weighted as much as all latents together. The network predicts the clean s, futures as
+the frame's own latents plus a change (`W = (s_t - s) / t`). At t = 1, where the input is pure noise, it is replaced by
+zeros in training and at inference, so that one step gives one deterministic prediction.
 
 Example::
 
     model = Foresight(ForesightConfig(), tokenizer)
-    seen = model(latents, states, embed(texts))           # latents (B,C,h,w), states (B,S)
-    seen.value, seen.tokens                               # (B,) in [-1, 0], (B, ForesightConfig.tokens)
+    predicted = model(latents, states, embed(texts))      # latents (B,C,h,w), states (B,S)
+    predicted.value, predicted.tokens                     # (B,) in [-1, 0], (B, ForesightConfig.tokens)
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from worldgym.utils.typed import from_values
 
 @dataclass(frozen=True)
 class ForesightConfig:
-    """Sizes.
+    """Sizes of the predictor.
 
     Args:
-        channels: of a latent.
+        channels: channels of a latent.
         grid: height and width in cells; one number for a square.
-        state_dim: of proprioception.
-        text_dim: of an instruction's embedding.
-        futures: how many future frames are predicted; 0 predicts the value alone, as RECAP's critic does.
-        patch: cells of a patch along one side.
-        width: of the transformer.
-        depth: its layers.
-        heads: of attention.
-        tokens: numbers that summarise what is foreseen, for a policy to read.
+        state_dim: dimension of proprioception.
+        text_dim: dimension of an instruction's embedding.
+        futures: number of predicted future frames; 0 predicts the value only, like RECAP's critic.
+        patch: cells along one side of a patch.
+        width: width of the transformer.
+        depth: number of its layers.
+        heads: number of attention heads.
+        tokens: length of the vector that summarises the prediction for a policy.
         image_size: height and width of a frame in pixels; one number for a square.
-        latent_widths: of the tokenizer.
-        latent_blocks: of the tokenizer.
-        background: whether the tokenizer knows a background picture.
+        latent_widths: `widths` of the tokenizer.
+        latent_blocks: `blocks` of the tokenizer.
+        background: whether the tokenizer has a background image.
     """
 
     channels: int = 16
@@ -72,7 +72,7 @@ class ForesightConfig:
     background: bool = True
 
     def __post_init__(self) -> None:
-        """Validate, and accept lists where json gave them."""
+        """Validate, and convert lists from JSON to tuples."""
         object.__setattr__(self, "latent_widths", tuple(self.latent_widths))
         object.__setattr__(self, "latent_blocks", tuple(self.latent_blocks))
         object.__setattr__(self, "grid", short(self.grid))
@@ -94,13 +94,13 @@ class ForesightConfig:
 
 
 class Foreseen(NamedTuple):
-    """What a frame promises.
+    """Prediction for a frame.
 
     Args:
-        value: `(B,)` expected return: minus the share of the horizon that success will still take, -1 for never.
-        futures: `(B,N,C,h,w)` latents of the future frames; `(B,1,0,h,w)` where none are predicted.
-        states: `(B,N,S)` standardised proprioception there; `(B,1,0)` likewise.
-        tokens: `(B,tokens)` summary for a policy, about unit size.
+        value: `(B,)` expected return: minus the fraction of the horizon until success, -1 for no success.
+        futures: `(B,N,C,h,w)` latents of the future frames; `(B,1,0,h,w)` if none are predicted.
+        states: `(B,N,S)` standardised proprioception at these frames; `(B,1,0)` if none are predicted.
+        tokens: `(B,tokens)` summary for a policy, of about unit size.
     """
 
     value: Tensor
@@ -119,8 +119,9 @@ class Foresight(
     """The joint predictor.
 
     Args:
-        config: sizes; also a plain dict (what `config.json` holds).
-        tokenizer: whose latents it reads, copied and frozen; one of random weights when None, to be loaded.
+        config: sizes; also accepts a plain dict (the contents of `config.json`).
+        tokenizer: tokenizer whose latents are the input; it is copied and frozen. None creates one with random weights,
+            to be loaded.
     """
 
     def __init__(
@@ -161,12 +162,12 @@ class Foresight(
         for name, size in (("state", c.state_dim), ("text", c.text_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
-        # A fixed random projection, so that a policy's tokens do not move under it while this network trains.
+        # A fixed random projection, so that a policy's input tokens do not change while this network trains.
         self.summary.requires_grad_(False)
 
     @classmethod
     def of(cls, tokenizer: FrameTokenizer, **sizes: Any) -> Foresight:
-        """A new one for a tokenizer's latents."""
+        """Create an untrained predictor for a tokenizer's latents."""
         t = tokenizer.config
         return cls(
             ForesightConfig(
@@ -177,13 +178,13 @@ class Foresight(
         )  # fmt: skip
 
     def train(self, mode: bool = True) -> Foresight:
-        """The tokenizer stays as it is."""
+        """Set the mode; the tokenizer stays in evaluation mode."""
         super().train(mode)
         self.tokenizer.eval()
         return self
 
     def set_stats(self, states: Tensor, texts: Tensor) -> None:
-        """Standardise by the training data: `states (N,S)`, `texts (M,E)`."""
+        """Set the standardisation from the training data: `states (N,S)`, `texts (M,E)`."""
         self.state_mean.copy_(states.mean(0))
         self.state_std.copy_(states.std(0).clamp_min(1e-3))
         self.text_mean.copy_(texts.mean(0))
@@ -193,7 +194,7 @@ class Foresight(
         """The joint state `(B,J,h,w)`: `futures (B,N,C,h,w)`, `states (B,N,S)` in data units, `value (B,)`."""
         c = self.config
         tiled = ((states - self.state_mean) / self.state_std).flatten(1)[:, : c.futures * c.state_dim]
-        scalars = torch.cat([tiled, 2 * value[:, None] + 1], 1)  # a value in [-1, 0] becomes one in [-1, 1]
+        scalars = torch.cat([tiled, 2 * value[:, None] + 1], 1)  # maps a value in [-1, 0] to [-1, 1]
         return torch.cat([futures.flatten(1, 2), scalars[:, :, None, None].expand(-1, -1, *c.cells)], 1)
 
     def clean(self, noisy: Tensor, t: Tensor, latents: Tensor, states: Tensor, texts: Tensor) -> Tensor:
@@ -212,21 +213,21 @@ class Foresight(
             x = block(x, modulation=modulation)
         change = from_tokens(self.write(self.norm(x)), c.patch, c.cells)
         rest = latents.new_zeros(len(latents), c.joint - c.futures * c.channels, *c.cells)
-        still = torch.cat([latents] * c.futures + [rest], 1)
-        return still + change
+        unchanged = torch.cat([latents] * c.futures + [rest], 1)
+        return unchanged + change
 
     def loss(
         self, latents: Tensor, states: Tensor, texts: Tensor, joint: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Flow matching on `joint (B,J,h,w)`; half of the batch at t = 1, where it is asked at inference."""
+        """Flow-matching loss on `joint (B,J,h,w)`; half of the batch is at t = 1, the level used at inference."""
         b = len(joint)
         t = rand((b,), generator, joint.device)
         t[: b // 2] = 1.0
         least = t.clamp_min(0.05)
         level = least[:, None, None, None]
         noise = randn(joint.shape, generator, joint.device) * (level < 1)
-        said = self.clean(FLOW.add(joint, noise, least), t, latents, states, texts)
-        error = ((said - joint) / level).square().mean((0, 2, 3))  # of velocities: (s_t - s) / t
+        predicted = self.clean(FLOW.add(joint, noise, least), t, latents, states, texts)
+        error = ((predicted - joint) / level).square().mean((0, 2, 3))  # of velocities: (s_t - s) / t
         rest = error[:-1].mean() if len(error) > 1 else error.new_zeros(())
         return rest + error[-1]
 

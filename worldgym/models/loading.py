@@ -1,9 +1,9 @@
-"""A saved world model of any registered type.
+"""Loading of a saved world model of any registered type.
 
 Example::
 
     world_model = load_world_model("tabletop-small")        # a bundled checkpoint
-    world_model = load_world_model("runs/mine/export")      # its config.json says which type it is
+    world_model = load_world_model("runs/mine/export")      # its config.json names its type
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from worldgym.utils.devices import choose_device, place
 
 
 def load_world_model(name_or_path: str | Path, *, device: str | None = None) -> Any:
-    """A world model of any registered type.
+    """Load a world model of any registered type.
 
     Args:
-        name_or_path: a bundled name such as `"tabletop-small"`, a bundle's folder, or a folder that the
-            `save_pretrained` of a world model wrote.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`: given to a `from_pretrained` that takes it, and the model is moved
-            there where it has `to`. None leaves it where its `from_pretrained` put it.
+        name_or_path: a bundled name such as `"tabletop-small"`, the folder of a bundle, or a folder written by the
+            `save_pretrained` of a world model.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; passed to `from_pretrained` if that accepts it, and the model is
+            moved there if it has `to`. None leaves it where `from_pretrained` put it.
 
     Raises:
-        CheckpointError: no world model there, or a damaged one.
-        ConfigError: its type is unknown here; lists what is known.
+        CheckpointError: no world model at this path, or a damaged one.
+        ConfigError: its type is not registered here; the message lists the known types.
     """
     path = Path(name_or_path)
     if not path.exists():

@@ -1,1 +1,1 @@
-"""Imagined environments in other libraries, and wrappers around them."""
+"""Adapters that run imagined environments in other RL libraries, and wrappers around the environments."""

@@ -1,7 +1,7 @@
-"""One action a chunk: the same action for all its frames.
+"""Action repeat: one action per chunk, applied to all frames of the chunk.
 
-Why: a policy that learns from scratch explores badly with another action at every fifth of a second, and a chunk of
-five independent ones has twenty dimensions. Held for a chunk there are four again, and an episode is eight decisions.
+A policy that learns from scratch explores badly when its action changes every 0.2 s, and a chunk of five independent
+actions has twenty dimensions. With one action per chunk there are four dimensions, and an episode has eight decisions.
 
 Example::
 
@@ -20,13 +20,13 @@ from gymnasium.vector.utils import batch_space
 
 
 class ActionRepeat(VectorWrapper):
-    """A vector environment that steps chunks, driven by one action a step.
+    """A vector environment that steps chunks but takes one action per step.
 
     Args:
         env: a vector environment whose actions are `(K, A)` chunks.
 
     Raises:
-        ValueError: its actions are of another form; says what to pass.
+        ValueError: the actions have another shape; the message names the settings to pass.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -34,7 +34,7 @@ class ActionRepeat(VectorWrapper):
         space = env.single_action_space
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 2:
             raise ValueError(
-                f"actions are {space}; holding one needs chunks (K, A): make the environment with chunk=5 and without "
+                f"actions are {space}; repeating one needs chunks (K, A): make the environment with chunk=5, without "
                 "flat_actions"
             )
         self.frames = space.shape[0]
@@ -42,7 +42,7 @@ class ActionRepeat(VectorWrapper):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step with `actions (N, A)`, arrays or tensors, each repeated for the frames of a chunk."""
+        """Step with `actions (N, A)`, arrays or tensors; each action is repeated for the frames of a chunk."""
         if hasattr(actions, "detach"):
             repeated: Any = actions[:, None].expand(-1, self.frames, -1)
         else:
@@ -51,13 +51,13 @@ class ActionRepeat(VectorWrapper):
 
 
 class HeldAction(gym.ActionWrapper):
-    """The single environment of `ActionRepeat`: one action `(A,)` for all frames of a chunk.
+    """The single-environment version of `ActionRepeat`: one action `(A,)` for all frames of a chunk.
 
     Args:
         env: an environment whose actions are `(K, A)` chunks.
 
     Raises:
-        ValueError: its actions are of another form; says what to pass.
+        ValueError: the actions have another shape; the message names the settings to pass.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -65,29 +65,29 @@ class HeldAction(gym.ActionWrapper):
         space = env.action_space
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 2:
             raise ValueError(
-                f"actions are {space}; holding one needs chunks (K, A): make the environment with chunk=5 and without "
+                f"actions are {space}; repeating one needs chunks (K, A): make the environment with chunk=5, without "
                 "flat_actions"
             )
         self.frames = space.shape[0]
         self.action_space = gym.spaces.Box(space.low[0], space.high[0], dtype=np.float32)
 
     def action(self, action: Any) -> Any:
-        """`(A,)` to `(K, A)`."""
+        """Repeat an action `(A,)` to a chunk `(K, A)`."""
         return np.repeat(np.asarray(action)[None], self.frames, 0)
 
 
 def make_action_repeat(env_id: str, **settings: Any) -> gym.Env:
-    """Behind `worldgym/ActionRepeat-v0`: the environment `env_id` with one action a chunk."""
+    """Entry point of `worldgym/ActionRepeat-v0`: the environment `env_id` with one action per chunk."""
     return HeldAction(gym.make(env_id, **settings))
 
 
 def make_action_repeat_vec(env_id: str, num_envs: int = 1, **settings: Any) -> ActionRepeat:
-    """Behind `worldgym/ActionRepeat-v0`: the batch of `env_id` with one action a chunk."""
+    """Vector entry point of `worldgym/ActionRepeat-v0`: the batch of `env_id` with one action per chunk."""
     return ActionRepeat(gym.make_vec(env_id, num_envs=num_envs, **settings))
 
 
 def __getattr__(name: str) -> Any:
-    """Names of earlier versions, with a warning."""
+    """Resolve names of earlier versions, with a deprecation warning."""
     from worldgym.moved import earlier
 
     return earlier(__name__, name)

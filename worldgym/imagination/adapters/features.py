@@ -1,9 +1,9 @@
-"""Features for policies that learn from scratch: where in the picture is what the words ask for.
+"""Features for policies that learn from scratch: image locations that match the instruction.
 
-Why: convolutions whose output is flattened have to learn by reward alone that "red" in the words and red in the picture
-belong together, once for every place. Here the words make a query, the query
-is matched against every place of a feature map, and where it matches best is read off as a coordinate (spatial
-soft-argmax, Levine et al. 2016, section 5.2; asked by words as in the judge, `rewards.models.learned`).
+Convolutions with flattened output must learn from reward alone, and separately for every location, that "red" in the
+instruction belongs to red pixels. Here the instruction is mapped to queries. Each query is matched against every
+location of a feature map, and the best match is read out as a coordinate (spatial soft-argmax, Levine et al. 2016,
+section 5.2; queried with the instruction as in the judge, `rewards.models.learned`).
 
 Example::
 
@@ -20,22 +20,22 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-KEYS = 24  # channels by which words and places are matched
+KEYS = 24  # channels of the keys and queries that match image locations to words
 
 
 class ImageLanguageFeatures(nn.Module):
-    """`Dict(image (B,H,W,3) u8, state (B,S), instruction (B,D))` to `(B, dim)`; the main camera alone is looked at.
+    """Maps `Dict(image (B,H,W,3) u8, state (B,S), instruction (B,D))` to `(B, dim)`; uses the main camera only.
 
     Args:
-        space: of one observation; the picture channels last, or channels first as SB3 has it.
-        sentences: instructions to come, such as the start set's, by which embeddings are standardised: what sentences
-            about one table have in common drowns what tells them apart. None takes embeddings as they are.
-        asked: coordinates that the words ask for, x and y of each.
-        width: of the text's and the joint layer.
-        bf16: convolutions in bfloat16, which is twice as fast where the processor has it.
+        space: space of one observation; images have channels last, or channels first as in SB3.
+        sentences: expected instructions, such as those of the start set. Embeddings are standardised with their mean
+            and standard deviation, because sentences about one table differ little. None leaves embeddings unchanged.
+        asked: number of image coordinates (x and y) that are queried with the instruction.
+        width: width of the text layer and of the joint layer.
+        bf16: run convolutions in bfloat16, which is twice as fast on processors that support it.
 
     Raises:
-        ValueError: the space lacks one of the three, or its instruction is text.
+        ValueError: the space lacks one of the three entries, or its instruction is text.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class ImageLanguageFeatures(nn.Module):
         ]
         if lacking:
             raise ValueError(
-                f"these features need numbers under image, state and instruction; {', '.join(lacking)} are none in "
-                f"{space}. Make the environment with instruction='embedding'"
+                f"these features need numeric arrays under image, state and instruction; {', '.join(lacking)} do not "
+                f"have one in {space}. Make the environment with instruction='embedding'"
             )
         image, state, words = (space[k] for k in ("image", "state", "instruction"))
         assert isinstance(state, spaces.Box) and image.shape is not None and words.shape is not None
@@ -86,27 +86,27 @@ class ImageLanguageFeatures(nn.Module):
         bounds = torch.as_tensor(abs(state.low)).maximum(torch.as_tensor(abs(state.high)))
         reach = torch.where(
             torch.isfinite(bounds), bounds, torch.ones_like(bounds)
-        )  # without a bound: as it is
+        )  # unbounded states are not scaled
         self.register_buffer("reach", reach, persistent=False)
         self.bf16 = bf16
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dim = width + 2 * asked + state.shape[0]
 
     def forward(self, observation: Mapping[str, Any]) -> Tensor:
-        """Pictures as bytes, or floats in [0, 1]."""
+        """Compute features `(B, dim)`; images are uint8, or floats in [0, 1]."""
         image = observation["image"]
         if image.shape[-1] == 3:
             image = image.permute(0, 3, 1, 2)
-        seen = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-        seen = torch.cat([2 * seen - 1, self.pixels.expand(len(seen), -1, -1, -1)], 1)
-        with torch.autocast(seen.device.type, torch.bfloat16, enabled=self.bf16):
-            seen = seen.contiguous(memory_format=torch.channels_last)
-            maps = self.keys(torch.relu(self.conv2(torch.relu(self.conv1(seen))))).float()
+        inputs = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        inputs = torch.cat([2 * inputs - 1, self.pixels.expand(len(inputs), -1, -1, -1)], 1)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            maps = self.keys(torch.relu(self.conv2(torch.relu(self.conv1(inputs))))).float()
         words = (observation["instruction"].float() - self.text_mean) / self.text_std
-        told = self.words(words.clamp(-5, 5))
-        match = self.queries(told).unflatten(1, (-1, KEYS)) @ maps.flatten(2) / KEYS**0.5
+        text = self.words(words.clamp(-5, 5))
+        match = self.queries(text).unflatten(1, (-1, KEYS)) @ maps.flatten(2) / KEYS**0.5
         weight = match.softmax(-1)
         where, strength = (weight @ self.grid.t()).flatten(1), (weight * match).sum(-1).tanh()
         state = observation["state"].float() / self.reach
-        joint = self.joint(torch.cat([where, strength, state, told], 1))
+        joint = self.joint(torch.cat([where, strength, state, text], 1))
         return torch.cat([joint, where, state], 1)

@@ -1,8 +1,8 @@
-"""Keep what an environment showed: every finished episode of a batch becomes an episode of a dataset.
+"""Record an environment: every finished episode of a batch becomes an episode of a dataset.
 
-Why: a recorded imagined episode can be looked at, replayed in Real, or learned from by whatever reads a LeRobotDataset;
-`domain` says that it was imagined and the provenance who judged it, so that nobody takes it for a log. Works around
-simulators of a suite too, whose episodes are logs. All cameras are recorded.
+A recorded imagined episode can be viewed, replayed in the suite's real domain, or used for training by anything that
+reads a LeRobotDataset. `domain` marks it as imagined and the provenance names the judge, so that it is not mistaken for
+a logged episode. Simulators of a suite can be recorded too; their episodes are logs. All cameras are recorded.
 
 Example::
 
@@ -10,7 +10,7 @@ Example::
     from worldgym.imagination.adapters.recording import RecordDataset
     envs = gym.make_vec("worldgym/Imagined-v0", num_envs=16, checkpoint="runs/bundle", chunk=5, info_frames=True)
     with RecordDataset(envs, "data/imagined", behaviour="sft") as envs:
-        ...  # reset and step as ever
+        ...  # reset and step as usual
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from worldgym.suite import load_suite
 
 
 @dataclass
-class _Open:
-    """One episode under way: frames, by the camera's key, and states are one more than actions."""
+class _OpenEpisode:
+    """An unfinished episode; it has one frame (per camera key) and one state more than actions."""
 
     frames: dict[str, list[NDArray[np.uint8]]]
     states: list[NDArray[np.float32]]
@@ -45,24 +45,25 @@ class _Open:
 
 
 class RecordDataset(VectorWrapper):
-    """A vector environment that writes its episodes to a dataset as they end.
+    """A vector environment that writes each episode to a dataset when it ends.
 
-    Success and progress of an imagined frame are the judge's: whether it called it a success, and its probability, at
-    frames that it looked at (provenance `judged`); False and 0 at all others. An episode whose judgement was
-    invalid is counted in `dropped` and not written, as are episodes cut short by a reset or by `close`. After restoring
-    or forking states of the environment inside, reset before going on: what led there was not seen.
+    For imagined frames, success and progress come from the judge: its success decision and its probability, at the
+    frames that it judged (provenance `judged`); False and 0 at all other frames. Episodes with an invalid judgement are
+    counted in `dropped` and not written, and so are episodes that a reset or `close` cuts short. After restoring or
+    forking states of the inner environment, reset before you continue, because the wrapper did not record the frames
+    before that state.
 
     Args:
-        env: a vector environment with `image`, `state` and `instruction`; actions in chunks need `info_frames=True`.
-        path: the dataset's folder, made or continued.
-        behaviour: who acts, for the provenance.
-        split: which split the starts are of.
-        action_spec: what the actions mean; as the environment or its world model says when None.
-        manifest: the split rules; None for one that says only which environment was recorded.
-        shard_episodes: episodes a file; a kill loses at most so many.
+        env: a vector environment with `image`, `state` and `instruction`; chunked actions need `info_frames=True`.
+        path: the dataset folder; it is created, or continued if it exists.
+        behaviour: name of the acting policy, stored in the provenance.
+        split: split that the starts belong to.
+        action_spec: meaning of the actions; None takes that of the environment or of its world model.
+        manifest: the split rules; None writes a manifest that names only the recorded environment and split.
+        shard_episodes: episodes per file; at most this many are lost if the process is killed.
 
     Raises:
-        ValueError: an environment without pictures, or one that steps chunks and hands out only their last frame.
+        ValueError: an environment without images, or one that steps chunks and returns only their last frame.
         DatasetError: the folder holds another kind of dataset.
     """
 
@@ -78,20 +79,20 @@ class RecordDataset(VectorWrapper):
         shard_episodes: int = 50,
     ) -> None:
         self.dropped = 0
-        self._open: list[_Open | None] = []
-        self._writer: DatasetWriter | None = None  # `close` finds these whatever is refused below
+        self._open: list[_OpenEpisode | None] = []
+        self._writer: DatasetWriter | None = None  # `close` needs these even if a check below fails
         super().__init__(env)
         base: Any = env.unwrapped
         spaces = getattr(env.single_observation_space, "spaces", {})
         if not {"image", "state", "instruction"} <= set(spaces):
             raise ValueError(
                 f"this environment observes {sorted(spaces) or env.single_observation_space}; recording needs image, "
-                "state and instruction, as the ids of worldgym have them"
+                "state and instruction, as in the environment ids of worldgym"
             )
         self.chunk = getattr(base, "chunk", None)
         if self.chunk is not None and not getattr(base, "info_frames", False):
             raise ValueError(
-                f"chunk={self.chunk} hands out the last frame of {self.chunk}: make the environment with "
+                f"chunk={self.chunk} returns only the last of {self.chunk} frames: make the environment with "
                 "info_frames=True (imagined ids), or without a chunk"
             )
         self.domain = str(getattr(base, "domain", "imagined"))
@@ -109,11 +110,11 @@ class RecordDataset(VectorWrapper):
         if manifest is None:
             manifest = SplitManifest(name="recorded", rules={"domain": self.domain, "split": split})
         self._writer = DatasetWriter(
-            path, Specs(self._seen(base, spaces), action_spec), manifest, shard_episodes=shard_episodes
+            path, Specs(self._recorded_spec(base, spaces), action_spec), manifest, shard_episodes=shard_episodes
         )
 
-    def _seen(self, base: Any, spaces: Any) -> ObservationSpec:
-        """What is recorded: the environment's spec where it has one, else the sizes of its spaces."""
+    def _recorded_spec(self, base: Any, spaces: Any) -> ObservationSpec:
+        """The recorded observation spec: that of the environment if it has one, else made from its space sizes."""
         sizes = {"front": spaces["image"].shape[:2]}
         sizes |= {name: spaces[key].shape[:2] for key, name in self._names.items()}
         known = getattr(base, "specs", None) or specs_of(getattr(base, "world_model", None))
@@ -127,7 +128,7 @@ class RecordDataset(VectorWrapper):
     def reset(  # type: ignore[override]
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """As the environment's; episodes under way in the slots that are reset are dropped."""
+        """Reset the environment; unfinished episodes in the slots that are reset are dropped."""
         mask = np.ones(self.num_envs, np.bool_)
         if options and options.get("reset_mask") is not None:
             mask = np.asarray(options["reset_mask"], np.bool_)
@@ -138,20 +139,20 @@ class RecordDataset(VectorWrapper):
         return observation, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As the environment's; what ends is written."""
+        """Step the environment; episodes that end are written."""
         observation, reward, terminated, truncated, info = self.env.step(actions)
         over = _numpy(terminated) | _numpy(truncated)
         taken = _numpy(actions).astype(np.float32).reshape(self.num_envs, self.chunk or 1, -1)
         same_step = self._mode is AutoresetMode.SAME_STEP
         for i in range(self.num_envs):
-            if self._waiting[i]:  # NEXT_STEP: the action was ignored, this is the new start
+            if self._waiting[i]:  # NEXT_STEP: the action was ignored, this is the first frame of a new episode
                 self._begin(i, observation, info)
             elif self._open[i] is not None:
                 last = info["final_obs"] if same_step and over[i] else observation
-                facts = info["final_info"] if same_step and over[i] else info
-                self._add(i, taken[i], last, facts)
+                step_info = info["final_info"] if same_step and over[i] else info
+                self._add(i, taken[i], last, step_info)
                 if over[i]:
-                    self._end(i, facts)
+                    self._end(i, step_info)
                     if same_step:
                         self._begin(i, observation, info)
         self._waiting = over if self._mode is AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, np.bool_)
@@ -160,7 +161,7 @@ class RecordDataset(VectorWrapper):
     def _begin(self, i: int, observation: Any, info: dict[str, Any]) -> None:
         if self._open[i] is not None and self._open[i].actions:  # type: ignore[union-attr]
             self.dropped += 1
-        self._open[i] = _Open(
+        self._open[i] = _OpenEpisode(
             {key: [_numpy(observation[key][i]).copy()] for key in self._keys},
             [_numpy(observation["state"][i]).astype(np.float32)],
             str(_entry(info, "instruction_text", i) or ""),
@@ -171,17 +172,17 @@ class RecordDataset(VectorWrapper):
         episode = self._open[i]
         assert episode is not None
         if self.chunk is None:
-            # SAME_STEP hands out one observation a slot, tensors one for all slots
+            # SAME_STEP returns one observation per slot, tensor environments one for all slots
             shown = (
                 {key: last[key][i] for key in (*self._keys, "state")} if isinstance(last, dict) else last[i]
             )
-            films = {key: _numpy(shown[key])[None] for key in self._keys}
+            videos = {key: _numpy(shown[key])[None] for key in self._keys}
             states = _numpy(shown["state"])[None]
         else:
-            films = {key: _numpy(info[key.replace("image", "frames", 1)][i]) for key in self._keys}
+            videos = {key: _numpy(info[key.replace("image", "frames", 1)][i]) for key in self._keys}
             states = _numpy(info["states"][i])
-        for key, film in films.items():
-            episode.frames[key] += list(film.copy())
+        for key, video in videos.items():
+            episode.frames[key] += list(video.copy())
         episode.states += list(states.astype(np.float32))
         episode.actions += list(actions)
         quiet = len(states) - 1
@@ -225,7 +226,7 @@ class RecordDataset(VectorWrapper):
         )
 
     def close(self, **kwargs: Any) -> None:
-        """Write what is finished, drop what is not, close the environment."""
+        """Write finished episodes, drop unfinished ones, close the environment."""
         self.dropped += sum(e is not None and bool(e.actions) for e in self._open)
         self._open = [None] * len(self._open)
         if self._writer is not None:
@@ -246,21 +247,21 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 
 def _actions_of(env: Any) -> ActionSpec:
-    """What an environment's actions mean: as it says, else as its world model says, else as the default suite says.
+    """Meaning of an environment's actions, from its own specs, its world model's, or the default suite's.
 
     Raises:
-        ValueError: none of them speaks of so many numbers.
+        ValueError: none of them has an action spec of this dimension.
     """
     size = int(getattr(getattr(env, "world_model", None), "action_dim", 0))
     specs = getattr(env, "specs", None) or specs_of(getattr(env, "world_model", None))
-    found = specs.action or load_suite().specs.action  # world models of earlier versions do not say
+    found = specs.action or load_suite().specs.action  # world models of earlier versions store no action spec
     if found is None or (size and found.dim != size):
         raise ValueError(
-            f"nothing says what the {size} numbers of an action mean; give action_spec=ActionSpec(...)"
+            f"no specs define the meaning of the {size} numbers of an action; give action_spec=ActionSpec(...)"
         )
     return found
 
 
 def _entry(info: dict[str, Any], key: str, i: int) -> Any:
-    """Slot i's entry of a batched info, None where it has none."""
+    """Slot i's entry of a batched info, or None."""
     return info[key][i] if key in info and info[f"_{key}"][i] else None

@@ -1,9 +1,10 @@
-"""RLlib on batched environments: a config that uses the batch, and a network for what our environments show.
+"""RLlib on batched environments: a config that steps the batch, and a network for their observations.
 
-Why: RLlib (new API stack) steps single environments unless told to use the batched class, takes the observation after
-an end to be a reset's (Gymnasium's NEXT_STEP; fed SAME_STEP it runs and is wrong), has no network for an image beside
-numbers and no room for a matrix of actions, and its remote runners know an id only with the module that registers it.
-`rllib_config` settles all of that; the rest of the config is RLlib's own and can be changed as always.
+RLlib (new API stack) has five problems with batched environments. It steps single environments unless it is given the
+batched class. It treats the observation after an episode end as that of a reset (Gymnasium's NEXT_STEP; with SAME_STEP
+it runs without an error but is wrong). It has no network for an image next to vectors. It does not accept action
+matrices. Its remote runners know an environment id only together with the module that registers it. `rllib_config`
+handles all five; the other settings of the config are RLlib's and can be changed as usual.
 
 Example::
 
@@ -47,17 +48,17 @@ def rllib_config(
     held: bool = False,
     **settings: Any,
 ) -> AlgorithmConfig:
-    """An algorithm's config that steps the batched environment.
+    """An algorithm config that steps the batched environment.
 
     Args:
-        env_id: a Gymnasium id with a vector entry point; ids of ours get the module prefix that remote runners need.
-        num_envs: slots of each runner.
+        env_id: a Gymnasium id with a vector entry point; worldgym ids get the module prefix that remote runners need.
+        num_envs: slots per runner.
         algorithm: RLlib's config class.
-        env_runners: remote runners; 0 samples in the driver.
-        action_repeat: one action a chunk, repeated for its frames (`ActionRepeat`), which suits learning from scratch;
+        env_runners: number of remote runners; 0 samples in the driver.
+        action_repeat: one action per chunk, repeated for its frames (`ActionRepeat`), suited to learning from scratch;
             False takes chunks of different actions as one vector.
         held: earlier name of `action_repeat`.
-        **settings: of the environment. Instructions come as embeddings.
+        **settings: settings of the environment. Instructions are given as embeddings.
 
     Raises:
         ValueError: an autoreset mode other than NEXT_STEP, text instructions, or tensors.
@@ -65,10 +66,10 @@ def rllib_config(
     mode = AutoresetMode(settings.get("autoreset_mode", AutoresetMode.NEXT_STEP))
     if mode is not AutoresetMode.NEXT_STEP:
         raise ValueError(
-            f"autoreset_mode={mode.value!r}; RLlib counts episodes right with 'NextStep' only, leave it out"
+            f"autoreset_mode={mode.value!r}; RLlib counts episodes correctly with 'NextStep' only, leave it out"
         )
     if settings.get("instruction", "embedding") != "embedding" or settings.get("tensors"):
-        raise ValueError("RLlib takes arrays of numbers; leave out instruction= and tensors=")
+        raise ValueError("RLlib takes numeric arrays only; leave out instruction= and tensors=")
     keywords = {"instruction": "embedding", **settings, "autoreset_mode": mode.value}
     if env_id.startswith("worldgym/"):
         env_id = f"worldgym:{env_id}"
@@ -93,10 +94,10 @@ def rllib_config(
 
 
 class ImageLanguageModule(TorchRLModule, ValueFunctionAPI):
-    """Policy and value of an observation `Dict(image (H,W,3) u8, state (S,), instruction (D,))`, Gaussian actions.
+    """Gaussian policy and value function for `Dict(image (H,W,3) u8, state (S,), instruction (D,))`.
 
-    `model_config`: `width` (128) of the hidden layers, `log_std` (-0.5) that exploration begins with, `features` (class
-    made with the space, `ImageLanguageFeatures`; `rewards.judge_features.JudgeFeatures` sees already).
+    `model_config`: `width` (128) of the hidden layers, `log_std` (-0.5) at the start of training, `features` (a class
+    constructed with the space, `ImageLanguageFeatures`; `rewards.judge_features.JudgeFeatures` is a trained encoder).
     """
 
     def setup(self) -> None:

@@ -1,13 +1,13 @@
-"""Stable-Baselines3's view of a batch of environments: its algorithms run on ours unmodified.
+"""Adapter for Stable-Baselines3: its algorithms run on a batch of environments unmodified.
 
-Why: SB3 takes no Gymnasium `VectorEnv`, and its own `make_vec_env` steps environments one by one, a forward pass of the
-world model each. This adapter hands it the batch. SB3 expects the observation after an end to be that of the next
-episode (Gymnasium's SAME_STEP), the last one in `terminal_observation`, and whether time ran out in
-`TimeLimit.truncated`, from which it bootstraps; with another autoreset mode it would run and be wrong, so that is
-refused. Episode statistics are recorded here: no `Monitor` is needed.
+SB3 does not accept a Gymnasium `VectorEnv`, and its own `make_vec_env` steps environments one by one, with one forward
+pass of the world model each. This adapter passes it the batch. SB3 expects the observation after an episode end to be
+the first of the next episode (Gymnasium's SAME_STEP), the final observation in `terminal_observation`, and the
+truncation flag in `TimeLimit.truncated`, from which it bootstraps. With another autoreset mode it would run without an
+error but be wrong, so other modes are refused. Episode statistics are recorded here; no `Monitor` is needed.
 
-An episode whose judge failed ends truncated with `info["invalid"]`; SB3 knows no such thing and trains on it as on one
-that ran out of time, with a reward of 0.
+An episode whose judgement failed is truncated with `info["invalid"]`. SB3 has no such flag and trains on it as on an
+episode that reached its time limit, with a reward of 0.
 
 Example::
 
@@ -39,12 +39,15 @@ from stable_baselines3.common.vec_env import VecEnv  # noqa: E402
 
 
 class ImageLanguageExtractor(BaseFeaturesExtractor):
-    """Picture, words and state for SB3's `policy_kwargs={"features_extractor_class": ImageLanguageExtractor}`.
+    """Features of image, instruction and state for SB3.
+
+    Pass it as `policy_kwargs={"features_extractor_class": ImageLanguageExtractor}`.
 
     Args:
-        observation_space: SB3's, whose pictures are channels first.
-        features: class with `dim`, made with the space; `rewards.judge_features.JudgeFeatures` sees already.
-        **settings: of that class.
+        observation_space: SB3's space, whose images have channels first.
+        features: a class with `dim`, constructed with the space; `rewards.judge_features.JudgeFeatures` is a trained
+            encoder.
+        **settings: settings of that class.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class ImageLanguageExtractor(BaseFeaturesExtractor):
         self.features = made
 
     def forward(self, observations: Any) -> Any:
-        """`(B, dim)` of SB3's observations, pictures in [0, 1]."""
+        """Features `(B, dim)` of SB3's observations; images are in [0, 1]."""
         return self.features(observations)
 
 
@@ -75,14 +78,14 @@ def make_sb3_vec_env(
     """A registered batch of environments for SB3: SAME_STEP autoreset, instructions as embeddings.
 
     Args:
-        env_id: a Gymnasium id with a vector entry point, such as `worldgym/Imagined-v0` (with `checkpoint`; the bundled
-            one where none is given) or that of a simulator.
-        num_envs: slots.
+        env_id: a Gymnasium id with a vector entry point, such as `worldgym/Imagined-v0` (with `checkpoint`; by default
+            the bundled one) or the id of a simulator.
+        num_envs: number of slots.
         action_repeat: one action for all frames of a `chunk`, see `ActionRepeat`.
         held: earlier name of `action_repeat`.
-        wrap: goes around the batch last, such as `rewards.judge_features.JudgeFeatureWrapper`.
-        seed: slot i starts from `seed + i` at the first reset.
-        **settings: of the environment, see `WorldModelVectorEnv`.
+        wrap: outermost wrapper of the batch, such as `rewards.judge_features.JudgeFeatureWrapper`.
+        seed: slot i is seeded with `seed + i` at the first reset.
+        **settings: settings of the environment, see `WorldModelVectorEnv`.
 
     Raises:
         ValueError: settings that SB3 cannot work with.
@@ -99,13 +102,13 @@ def make_sb3_vec_env(
 
 
 class SB3VecEnv(VecEnv):
-    """A Gymnasium vector environment as SB3's.
+    """A Gymnasium vector environment as an SB3 `VecEnv`.
 
     Args:
-        envs: in autoreset mode SAME_STEP, with spaces of numbers only, giving NumPy arrays.
+        envs: in autoreset mode SAME_STEP, with numeric spaces only, returning NumPy arrays.
 
     Raises:
-        ValueError: another mode, text instructions, or `tensors=True`; says what to pass instead.
+        ValueError: another mode, text instructions, or `tensors=True`; the message names the setting to pass instead.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -126,18 +129,18 @@ class SB3VecEnv(VecEnv):
             )
         if getattr(envs.unwrapped, "tensors", False):
             raise ValueError(
-                "the environment gives torch tensors and Stable-Baselines3 takes arrays; use tensors=False"
+                "the environment returns torch tensors and Stable-Baselines3 takes arrays; use tensors=False"
             )
         self.envs = envs
         self._actions: Any = None
         self._returned, self._length = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
         self._began = time.time()
         super().__init__(envs.num_envs, space, envs.single_action_space)
-        self.metadata = dict(envs.metadata)  # VecVideoRecorder reads the frames a second there
+        self.metadata = dict(envs.metadata)  # VecVideoRecorder reads the frame rate from it
 
     # -- SB3's loop ------------------------------------------------------------------------------
     def reset(self) -> Any:
-        """Start all episodes, with the seeds and options that `seed()` and `set_options()` left."""
+        """Start all episodes with the seeds and options set by `seed()` and `set_options()`."""
         options = _per_slot(self._options)
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         observation, info = self.envs.reset(seed=seeds, options=options)  # type: ignore[arg-type]
@@ -148,11 +151,11 @@ class SB3VecEnv(VecEnv):
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep `actions (num_envs, ...)` for `step_wait`."""
+        """Store `actions (num_envs, ...)` for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> Any:
-        """Observation, reward (num_envs,) float32, done (num_envs,) bool, and one info dict a slot."""
+        """Return observation, reward (num_envs,) float32, done (num_envs,) bool, and one info dict per slot."""
         observation, reward, terminated, truncated, info = self.envs.step(self._actions)
         done = terminated | truncated
         self._returned += reward
@@ -180,29 +183,29 @@ class SB3VecEnv(VecEnv):
         """Close the batch."""
         self.envs.close()
 
-    # -- what SB3 asks of single environments ------------------------------------------------------
+    # -- methods that SB3 expects of single environments -------------------------------------------
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The batch's attribute, once for each slot."""
+        """The batch's attribute, repeated for each slot."""
         return [getattr(self.envs.unwrapped, attr_name)] * len(self._chosen(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set the batch's attribute: of all slots or of none.
+        """Set the batch's attribute, for all slots at once.
 
         Raises:
-            ValueError: fewer slots; they share one environment.
+            ValueError: only some slots are given; all slots share one environment.
         """
         if len(self._chosen(indices)) != self.num_envs:
-            raise ValueError(f"set_attr({attr_name!r}) for some slots: they are one batch; leave out indices")
+            raise ValueError(f"set_attr({attr_name!r}) for some slots only: all slots are one batch; leave out indices")
         setattr(self.envs.unwrapped, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call the batch's method once; a result of one value a slot is shared out, another is everybody's."""
+        """Call the batch's method once; a result with one value per slot is split, any other is given to every slot."""
         result = getattr(self.envs.unwrapped, method_name)(*args, **kwargs)
         shared = isinstance(result, list | tuple | np.ndarray) and len(result) == self.num_envs
         return [result[i] if shared else result for i in self._chosen(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        """True for `Monitor`, whose episode statistics are in our infos; else False."""
+        """True for `Monitor`, whose episode statistics are already in the infos; else False."""
         return [issubclass(wrapper_class, Monitor)] * len(self._chosen(indices))
 
     def get_images(self) -> Sequence[np.ndarray | None]:
@@ -217,19 +220,19 @@ class SB3VecEnv(VecEnv):
 
 
 def _rows(info: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """A vector environment's info as one dict a slot, each with what its masks grant it."""
+    """A vector environment's info as one dict per slot, each with the entries that its masks mark."""
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
     for key, values in info.items():
         if key.startswith("_") or key in ("final_obs", "final_info"):
             continue
-        having = info.get(f"_{key}", np.ones(count, np.bool_))
-        for i in map(int, np.flatnonzero(having)):
+        present = info.get(f"_{key}", np.ones(count, np.bool_))
+        for i in map(int, np.flatnonzero(present)):
             value = values[i]
             rows[i][key] = value.item() if isinstance(value, np.generic) else value
     return rows
 
 
 def _per_slot(options: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """SB3's options, one dict a slot, as a vector environment takes them: one list a key."""
+    """Convert SB3's options, one dict per slot, to those of a vector environment, one list per key."""
     keys = {key: None for row in options for key in row}
     return {key: [row.get(key) for row in options] for key in keys} or None

@@ -1,8 +1,8 @@
 """Environments of worldgym as a batched TorchRL environment: tensors, final observations, masked resets.
 
-TorchRL resets the slots that are done itself, between two steps, so that the observation after the last action is never
-replaced by the next episode's first. Autoreset is therefore off inside, and resets go through TorchRL's `_reset` mask.
-Instructions come as sentence embeddings, because a TensorDict holds no text.
+TorchRL itself resets finished slots between two steps, so that the final observation is never replaced by the first of
+the next episode. Autoreset is therefore disabled inside, and resets go through TorchRL's `_reset` mask.
+Instructions are given as sentence embeddings, because a TensorDict cannot hold text.
 
 Example::
 
@@ -34,19 +34,19 @@ _INFO = ("success", "success_once", "invalid", "p_success", "uncertainty", "retu
 class TorchRLEnv(EnvBase):  # type: ignore[misc]
     """A batch of environments; every entry of its TensorDicts has `num_envs` rows.
 
-    Observation keys are the environment's: `image (N, H, W, 3)` uint8, `instruction (N, 384)` float32, `state (N, S)`
-    float32. Numbers of the info that TorchRL users log stand beside them: `success`, `success_once`, `invalid`,
-    `p_success` (NaN where nothing was judged), `uncertainty`, `return`, `episode_len`. Drop episodes that are
-    `invalid`: their reward is a placeholder.
+    Observation keys are those of the environment: `image (N, H, W, 3)` uint8, `instruction (N, 384)` float32, `state
+    (N, S)` float32. Info entries that TorchRL users log are added: `success`, `success_once`, `invalid`, `p_success`
+    (NaN at frames that were not judged), `uncertainty`, `return`, `episode_len`. Drop `invalid` episodes: their reward
+    is a placeholder.
 
     Args:
         env_id: a Gymnasium id with a vector entry point, such as `worldgym/Imagined-v0`.
-        num_envs: slots.
-        device: where the tensors are handed out.
-        **settings: of the environment, see `WorldModelVectorEnv`.
+        num_envs: number of slots.
+        device: device of the returned tensors.
+        **settings: settings of the environment, see `WorldModelVectorEnv`.
 
     Raises:
-        ValueError: an autoreset mode, text instructions.
+        ValueError: `autoreset_mode` or text instructions are set.
     """
 
     batch_locked = True
@@ -64,14 +64,14 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]
         if settings.get("autoreset_mode", "Disabled") not in ("Disabled", gym.vector.AutoresetMode.DISABLED):
             raise ValueError("TorchRL resets episodes itself; leave out autoreset_mode")
         if settings.get("instruction", "embedding") != "embedding":
-            raise ValueError("a TensorDict holds no text; leave out instruction=, embeddings are handed out")
+            raise ValueError("a TensorDict cannot hold text; leave out instruction=, embeddings are returned")
         super().__init__(device=device, batch_size=torch.Size([num_envs]))
         settings = {**settings, "instruction": "embedding", "autoreset_mode": "Disabled"}
         self.envs: Any = gym.make_vec(
             env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **settings
         )
         self._seed: int | None = None
-        # A short reset shows which numbers the info has; the seed that a user sets comes later.
+        # A first reset shows which info entries exist; the user's seed is set later.
         observation, info = self.envs.reset(seed=0)
         self._logged = [key for key in _INFO if key in info]
         space: Any = self.envs.single_observation_space
@@ -112,11 +112,11 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]
         observation, info = self.envs.reset(seed=self._seed, options=options or None)
         self._seed = None
         rows = self._rows(observation, info)
-        if options:  # slots that go on keep the numbers of their info
+        if options:  # slots that are not reset keep their info entries
             where = torch.as_tensor(options["reset_mask"]).view(-1, 1)
             for key in self._logged:
-                kept = None if tensordict is None else tensordict.get(key, None)
-                rows[key] = rows[key] if kept is None else torch.where(where, rows[key], kept.cpu())
+                previous = None if tensordict is None else tensordict.get(key, None)
+                rows[key] = rows[key] if previous is None else torch.where(where, rows[key], previous.cpu())
         over = torch.zeros(self.batch_size[0], 1, dtype=torch.bool)
         flags = {key: over.clone() for key in ("done", "terminated", "truncated")}
         return TensorDict({**rows, **flags}, batch_size=self.batch_size, device=self.device)

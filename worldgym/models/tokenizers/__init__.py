@@ -1,4 +1,4 @@
-"""Tokenizers: frames as grids of latents, and back. Ours, and any image autoencoder of diffusers.
+"""Tokenizers that map frames to grids of latents and back: our own, and any image autoencoder of diffusers.
 
 Example::
 
@@ -20,14 +20,14 @@ AnyTokenizerConfig = TokenizerConfig | DiffusersTokenizerConfig
 
 
 def build_tokenizer(config: AnyTokenizerConfig) -> Any:
-    """A tokenizer of random weights, to be trained or loaded."""
+    """Create a tokenizer with random weights, to be trained or loaded."""
     if isinstance(config, DiffusersTokenizerConfig):
         return DiffusersTokenizer(config)
     return FrameTokenizer(config)
 
 
 def tokenizer_config(values: Any, where: str = "") -> AnyTokenizerConfig:
-    """The config of a tokenizer from what JSON holds.
+    """Parse the config of a tokenizer from JSON values.
 
     Raises:
         ConfigError: unknown or missing settings, or values of another type.

@@ -1,4 +1,4 @@
-"""What every tokenizer of frames can do.
+"""Protocol of frame tokenizers.
 
 Example::
 
@@ -19,11 +19,11 @@ from worldgym.utils.sizes import ImageSize, size_of
 
 @runtime_checkable
 class VideoTokenizer(Protocol):
-    """Frames as a grid of latents, and back. A `torch.nn.Module`; a world model keeps its weights beside its own."""
+    """Maps frames to a grid of latents and back. A `torch.nn.Module`; a world model stores its weights with its own."""
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width, pixels."""
+        """Height and width in pixels."""
         ...
 
     @property
@@ -38,27 +38,27 @@ class VideoTokenizer(Protocol):
 
     @property
     def static_picture(self) -> Tensor | None:
-        """The static background `(3,H,W)` in [0, 1] that it knows, or None."""
+        """The static background `(3,H,W)` in [0, 1] that the tokenizer stores, or None."""
         ...
 
     def encode(self, frames: Tensor, batch: int = 256) -> Tensor:
-        """`(N,H,W,3)` uint8 -> `(N,C,h,w)` float32 of about unit size."""
+        """Encode `(N,H,W,3)` uint8 to `(N,C,h,w)` float32 of about unit size."""
         ...
 
     def decode(self, z: Tensor, batch: int = 256) -> Tensor:
-        """`(N,C,h,w)` -> `(N,H,W,3)` uint8."""
+        """Decode `(N,C,h,w)` to `(N,H,W,3)` uint8."""
         ...
 
     def decode_pixels(self, z: Tensor) -> Tensor:
-        """`(N,C,h,w)` -> `(N,3,H,W)` float, not clamped; differentiable."""
+        """Decode `(N,C,h,w)` to `(N,3,H,W)` float, not clamped; differentiable."""
         ...
 
     def encode_background(self) -> Tensor | None:
-        """Latent `(C,h,w)` of the static picture, or None."""
+        """Latent `(C,h,w)` of the static background, or None."""
         ...
 
     def project(self, z: Tensor, dim: int = 1) -> Tensor:
-        """Predicted latents put where true latents are; `dim` is the axis of the channels."""
+        """Project predicted latents onto the set of valid latents; `dim` is the channel axis."""
         ...
 
 

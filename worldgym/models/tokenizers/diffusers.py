@@ -1,7 +1,7 @@
 """Any image autoencoder of diffusers as a tokenizer: AutoencoderTiny, AutoencoderDC, AutoencoderKL.
 
-Its latents are standardised by channel, so that the dynamics sees numbers of unit size whatever the autoencoder's own
-scale is. diffusers is imported when such a tokenizer is made; that takes several seconds.
+Its latents are standardised per channel, so that the dynamics gets values of unit size regardless of the autoencoder's
+own scale. diffusers is imported when such a tokenizer is created, which takes several seconds.
 
 Example::
 
@@ -28,17 +28,17 @@ KINDS = ("AutoencoderTiny", "AutoencoderDC", "AutoencoderKL")
 
 @dataclass(frozen=True)
 class DiffusersTokenizerConfig:
-    """Which autoencoder.
+    """Config of a tokenizer made from a diffusers autoencoder.
 
     Args:
-        kind: its class in diffusers, one of `KINDS`.
+        kind: class name of the autoencoder in diffusers, one of `KINDS`.
         image_size: height and width in pixels; one number for a square.
-        settings: the class's own config, what its `config.json` holds.
-        latent_channels: of its latents.
+        settings: config of that class, as in its `config.json`.
+        latent_channels: number of latent channels.
         reduction: pixels along one side of a latent cell: 8, or 32 for AutoencoderDC.
 
     Raises:
-        ConfigError: another class, or an impossible size.
+        ConfigError: an unsupported class, or an impossible size.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class DiffusersTokenizerConfig:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width, pixels."""
+        """Height and width in pixels."""
         return size_of(self.image_size)
 
     @property
@@ -66,14 +66,14 @@ class DiffusersTokenizerConfig:
 
 
 class DiffusersTokenizer(nn.Module):
-    """Implements `worldgym.models.tokenizers.base.VideoTokenizer`.
+    """A diffusers autoencoder as a `worldgym.models.tokenizers.base.VideoTokenizer`.
 
     Args:
-        config: which autoencoder, and the size of frames.
-        autoencoder: with weights; made afresh from `config.settings` when None, to be loaded.
+        config: the autoencoder and the size of frames.
+        autoencoder: autoencoder with weights; None creates one from `config.settings`, to be loaded.
 
     Raises:
-        ConfigError: latents of another shape than the config says.
+        ConfigError: the shape of the latents differs from the config.
     """
 
     latent_mean: Tensor
@@ -94,7 +94,7 @@ class DiffusersTokenizer(nn.Module):
 
     @classmethod
     def of(cls, autoencoder: nn.Module, image_size: ImageSize) -> DiffusersTokenizer:
-        """A tokenizer of a loaded autoencoder."""
+        """Create a tokenizer from a loaded autoencoder."""
         values: Any = autoencoder.config
         settings = json.loads(json.dumps({k: v for k, v in dict(values).items() if not k.startswith("_")}))
         channels, rows, _ = _latent_shape(autoencoder, size_of(image_size))
@@ -103,7 +103,7 @@ class DiffusersTokenizer(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width, pixels."""
+        """Height and width in pixels."""
         return self.config.size
 
     @property
@@ -118,16 +118,16 @@ class DiffusersTokenizer(nn.Module):
 
     @property
     def static_picture(self) -> None:
-        """It knows no background."""
+        """None; this tokenizer has no background image."""
         return None
 
     def encode_background(self) -> None:
-        """It knows no background."""
+        """None; this tokenizer has no background image."""
         return None
 
     @torch.no_grad()
     def fit(self, frames: Tensor, batch: int = 64) -> DiffusersTokenizer:
-        """Standardise latents by those of `frames (N,H,W,3)` uint8; returns itself."""
+        """Set the standardisation from the latents of `frames (N,H,W,3)` uint8; returns self."""
         z = self.encode(frames, batch) * self.latent_std + self.latent_mean
         self.latent_mean.copy_(z.mean((0, 2, 3))[:, None, None])
         self.latent_std.copy_(z.std((0, 2, 3), correction=0).clamp_min(1e-4)[:, None, None])
@@ -135,24 +135,24 @@ class DiffusersTokenizer(nn.Module):
 
     @staticmethod
     def project(z: Tensor, dim: int = 1) -> Tensor:
-        """Predicted latents as they are."""
+        """Return predicted latents unchanged."""
         return z
 
     def encode_pixels(self, x: Tensor) -> Tensor:
-        """`(N,3,H,W)` float in [0, 1] -> standardised latents `(N,C,h,w)`."""
+        """Encode `(N,3,H,W)` float in [0, 1] to standardised latents `(N,C,h,w)`."""
         return (_encoded(self.autoencoder, 2 * x - 1).float() - self.latent_mean) / self.latent_std
 
     def decode_pixels(self, z: Tensor) -> Tensor:
-        """Latents `(N,C,h,w)` -> `(N,3,H,W)` float, not clamped."""
+        """Decode latents `(N,C,h,w)` to `(N,3,H,W)` float, not clamped."""
         picture: Tensor = self.autoencoder.decode(z * self.latent_std + self.latent_mean).sample
         return (picture.float() + 1) / 2
 
     @torch.no_grad()
     def encode(self, frames: Tensor, batch: int = 64) -> Tensor:
-        """`(N,H,W,3)` uint8 -> `(N,C,h,w)` float32.
+        """Encode `(N,H,W,3)` uint8 to `(N,C,h,w)` float32.
 
         Raises:
-            ConfigError: another size or dtype.
+            ConfigError: the frames have another size or dtype.
         """
         check_frames(frames, self.config.size)
         frames = frames.to(self.latent_mean.device)
@@ -161,7 +161,7 @@ class DiffusersTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor, batch: int = 64) -> Tensor:
-        """`(N,C,h,w)` -> `(N,H,W,3)` uint8."""
+        """Decode `(N,C,h,w)` to `(N,H,W,3)` uint8."""
         z = z.to(self.latent_mean.device)
         parts = [
             (self.decode_pixels(part).clamp(0, 1) * 255).round().to(torch.uint8) for part in z.split(batch)
@@ -170,10 +170,10 @@ class DiffusersTokenizer(nn.Module):
 
 
 def _encoded(autoencoder: Any, x: Tensor) -> Tensor:
-    said = autoencoder.encode(x)
-    if hasattr(said, "latent_dist"):
-        return said.latent_dist.mode()  # type: ignore[no-any-return]
-    return said.latents if hasattr(said, "latents") else said.latent  # type: ignore[no-any-return]
+    encoded = autoencoder.encode(x)
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()  # type: ignore[no-any-return]
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -1,15 +1,15 @@
 """The frame tokenizer: 8 x 8 pixels to 16 numbers (64 x 64 pixels to an 8 x 8 grid), and back.
 
-Why this shape: everything downstream lives in its latents, so what it drops is lost. For static cameras it codes the
-difference to the scene's median picture (the static part costs nothing), and its losses weigh what differs from that
-picture (an object is 1 % of the pixels). Every latent vector has unit RMS, so that imagined latents can be put back on
-the sphere at each step instead of fading.
+All downstream models use its latents, so details that it loses cannot be recovered. For static cameras it encodes the
+difference to the median image of the scene (the static part needs no capacity), and its losses give more weight to
+pixels that differ from that image (an object covers 1 % of the pixels). Every latent vector has unit RMS, so that
+predicted latents can be projected back onto the sphere at each step instead of fading.
 
 Example::
 
     tokenizer = FrameTokenizer()
     z = tokenizer.encode(frames)      # (N, H, W, 3) uint8 -> (N, 16, 8, 8) float32
-    again = tokenizer.decode(z)       # (N, 64, 64, 3) uint8
+    reconstruction = tokenizer.decode(z)       # (N, 64, 64, 3) uint8
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class TokenizerConfig:
         image_size: height and width in pixels, multiples of 8; one number for a square.
         latent_channels: numbers per grid cell.
         widths: channels at 1/2, 1/4 and 1/8 resolution.
-        blocks: residual blocks at each of these.
-        background: code the difference to the median picture of the training frames. For cameras that do not move; with
-            False every pixel is coded and weighs the same.
+        blocks: residual blocks at each of these resolutions.
+        background: encode the difference to the median image of the training frames. For static cameras; with False
+            every pixel is encoded and has the same weight.
 
     Raises:
-        ConfigError: a size that is no multiple of 8, or widths and blocks that cannot be.
+        ConfigError: a size that is not a multiple of 8, or invalid widths or blocks.
     """
 
     image_size: ImageSize = 64
@@ -61,7 +61,7 @@ class TokenizerConfig:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width, pixels."""
+        """Height and width in pixels."""
         return size_of(self.image_size)
 
     @property
@@ -76,17 +76,17 @@ class TokenizerConfig:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions added to their input."""
+    """Two 3 x 3 convolutions with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)  # starts as the identity: trains without any norm
+        nn.init.zeros_(self.second.weight)  # starts as the identity, so it trains without normalisation layers
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N,C,h,w)` to the same."""
+        """Map `(N,C,h,w)` to the same shape."""
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
@@ -96,7 +96,7 @@ def unit_rms(z: Tensor, dim: int = 1) -> Tensor:
 
 
 class FrameTokenizer(nn.Module):
-    """Convolutional autoencoder with unit-RMS latents and, for static cameras, a background picture."""
+    """Convolutional autoencoder with unit-RMS latents and, for static cameras, a background image."""
 
     def __init__(self, config: TokenizerConfig | None = None) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class FrameTokenizer(nn.Module):
         self.background: Tensor
         if c.background:
             self.register_buffer("background", torch.full((3, *c.size), 0.5))
-        else:  # nothing is known of the scene: middle grey
+        else:  # no background image: mid-grey
             self.register_buffer("background", torch.full((3, 1, 1), 0.5), persistent=False)
 
     @property
@@ -128,7 +128,7 @@ class FrameTokenizer(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width, pixels."""
+        """Height and width in pixels."""
         return self.config.size
 
     @property
@@ -138,40 +138,40 @@ class FrameTokenizer(nn.Module):
 
     @property
     def static_picture(self) -> Tensor | None:
-        """The median picture `(3,H,W)` in [0, 1], or None for cameras that move."""
+        """The median image `(3,H,W)` in [0, 1], or None for moving cameras."""
         return self.background if self.config.background else None
 
     @staticmethod
     def project(z: Tensor, dim: int = 1) -> Tensor:
-        """Latents whose vectors along `dim` have RMS 1, as all that `encode` gives."""
+        """Scale the vectors along `dim` to RMS 1, as `encode` does."""
         return unit_rms(z, dim)
 
     def set_background(self, frames: Tensor) -> None:
-        """Take the per-pixel median of `frames (N,H,W,3)` u8 as the static picture, where there is one."""
+        """Store the per-pixel median of `frames (N,H,W,3)` u8 as the background image, if the config has one."""
         if not self.config.background:
             return
         self.background.copy_(_pixels(frames).median(0).values)
 
     def encode_background(self) -> Tensor | None:
-        """Latent `(C,h,w)` of the static picture, or None for cameras that move."""
+        """Latent `(C,h,w)` of the background image, or None for moving cameras."""
         if not self.config.background:
             return None
         return self.encode((self.background.permute(1, 2, 0) * 255).round().to(torch.uint8)[None])[0]
 
     def encode_pixels(self, x: Tensor) -> Tensor:
-        """`(N,3,H,W)` float in [0, 1] -> unit-RMS latents `(N,C,h,w)`."""
+        """Encode `(N,3,H,W)` float in [0, 1] to unit-RMS latents `(N,C,h,w)`."""
         return unit_rms(self.encoder((x - self.background) * 2).float())
 
     def decode_pixels(self, z: Tensor) -> Tensor:
-        """Latents `(N,C,h,w)` -> `(N,3,H,W)` float, not clamped."""
+        """Decode latents `(N,C,h,w)` to `(N,3,H,W)` float, not clamped."""
         return self.decoder(z).float() / 2 + self.background
 
     @torch.no_grad()
     def encode(self, frames: Tensor, batch: int = 256) -> Tensor:
-        """`(N,H,W,3)` uint8 -> `(N,C,h,w)` float32.
+        """Encode `(N,H,W,3)` uint8 to `(N,C,h,w)` float32.
 
         Raises:
-            ConfigError: another size or dtype.
+            ConfigError: the frames have another size or dtype.
         """
         check_frames(frames, self.config.size)
         frames = frames.to(self.background.device)
@@ -180,7 +180,7 @@ class FrameTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor, batch: int = 256) -> Tensor:
-        """`(N,C,h,w)` -> `(N,H,W,3)` uint8."""
+        """Decode `(N,C,h,w)` to `(N,H,W,3)` uint8."""
         z = z.to(self.background.device)
         with autocast(self.background.device):
             out = [
@@ -191,7 +191,7 @@ class FrameTokenizer(nn.Module):
 
 
 def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
-    """bf16 matrix products and convolutions; 2-4 times faster than fp32 on CPUs that have them."""
+    """Run matrix products and convolutions in bf16; 2-4 times faster than fp32 on CPUs that support it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -202,12 +202,12 @@ def _pixels(frames: Tensor) -> Tensor:
 def tokenizer_loss(
     tokenizer: FrameTokenizer, frames: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """Foreground-weighted L1 + L2 with noisy latents.
+    """Foreground-weighted L1 + L2 reconstruction loss with noisy latents.
 
     Args:
         tokenizer: the model.
         frames: `(N,H,W,3)` uint8.
-        generator: latent noise, so that the decoder forgives what a world model gets slightly wrong.
+        generator: draws the latent noise, which makes the decoder robust to small errors of a world model.
     """
     x = _pixels(frames.to(tokenizer.background.device))
     with autocast(x.device):

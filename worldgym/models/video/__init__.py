@@ -1,4 +1,4 @@
-"""The latent video world model: tokenizer and block-causal dynamics, with object motion as an option.
+"""The latent video world model: a tokenizer and block-causal dynamics, with object motion as an option.
 
 Example::
 

@@ -1,4 +1,4 @@
-"""Files of earlier versions: their config keys and weight names as today's, in one place.
+"""Compatibility with files of earlier versions: conversion of their config keys and weight names.
 
 Example::
 
@@ -21,25 +21,25 @@ _LAYER = {"up": "mlp.0", "down": "mlp.2", "modulation": "offset"}
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of an earlier `config.json` of a world model as today's.
+    """Convert the values of an earlier `config.json` of a world model to the current format.
 
     Raises:
-        ConfigError: of a version whose models can no longer be run.
+        ConfigError: the config is of a version whose models can no longer be run.
     """
     data = dict(config)
     dynamics = dict(data["dynamics"])
     if dynamics.get("moved") and "moved_width" not in dynamics:
         raise ConfigError(
-            "it moves frames through pixels, as this version no longer does; imagine with the version that made "
-            "it, or train anew with `worldgym train world-model --data DATA --tokenizer TOKENIZER`"
+            "it moves frames through pixels, which this version no longer supports; use it with the version that made "
+            "it, or train a new one with `worldgym train world-model --data DATA --tokenizer TOKENIZER`"
         )
     if "motion" not in dynamics:
-        dynamics.setdefault("anchor", False)  # older checkpoints lacked it and do not say so
+        dynamics.setdefault("anchor", False)  # older checkpoints had no anchor and no key for it
         old = {k: dynamics.pop(k, None) for k in ("moved", "held", "holding", "low", "moved_width", "shift")}
         dynamics["motion"] = None
         if old["moved"]:
             dynamics["motion"] = {
-                # The flags meant a state of x, y, z, ..., opening.
+                # The flags assumed a state of x, y, z, ..., opening.
                 "hand": {"position": [0, 1, 2], "gripper": max(3, int(dynamics["state_dim"]) - 1)},
                 "projection": old["shift"],
                 "warp_anchor": bool(old["held"]),
@@ -52,7 +52,7 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed(name: str) -> str:
-    """The name of one of the dynamics' weights, as an earlier version called it, today."""
+    """Current name of a weight of the dynamics, from the name in an earlier version."""
     head, _, rest = name.partition(".")
     if head in _MOTION:
         return f"objects.{_MOTION[head]}.{rest}"

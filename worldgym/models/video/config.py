@@ -1,6 +1,6 @@
-"""Shapes of a video world model and how it draws frames; saved as config.json beside the weights.
+"""Configuration of a video world model and its sampler; saved as config.json next to the weights.
 
-Why apart from the model: checkpoints, trainers and the command line speak of shapes without loading a network.
+It is separate from the model so that checkpoints, trainers and the command line can use it without loading a network.
 
 Example::
 
@@ -26,7 +26,7 @@ from worldgym.utils.sizes import ImageSize, short, size_of
 from worldgym.utils.typed import from_values
 
 PRESETS = ("small", "tiny")
-# The bundled checkpoint's camera: what a unit of (dx, dy, dz, gripper) moves in the image, latent cells right and down.
+# For the bundled checkpoint's camera: image motion per unit of (dx, dy, dz, gripper), in latent cells right and down.
 BUNDLED_MOTION = ObjectMotionConfig(
     hand=HandColumns((0, 1, 2), 3),
     projection=((0.95, 0.0, 0.0, 0.0), (0.0, -0.73, -0.61, 0.0)),
@@ -40,20 +40,20 @@ class DynamicsConfig:
     """Shape of the dynamics' transformer.
 
     Args:
-        latent_channels: the tokenizer's.
-        grid: the tokenizer's, height and width in cells; one number for a square.
+        latent_channels: channels of the tokenizer's latents.
+        grid: height and width of the tokenizer's latent grid in cells; one number for a square.
         patch: latent cells along one side of a token.
-        width: of the transformer.
-        depth: its layers.
-        heads: of attention.
-        window: frames that a frame attends to, itself included; also the length of the ring of keys and values.
+        width: width of the transformer.
+        depth: number of its layers.
+        heads: number of attention heads.
+        window: number of frames that a frame attends to, including itself; also the length of the key-value ring.
         action_dim: A.
-        state_dim: S; 0 where no proprioception was recorded.
-        anchor: whether a clean frame from before the window is an input as well.
-        motion: how objects move with the hand; None for the plain dynamics, which assumes nothing of the data.
+        state_dim: S; 0 if no proprioception was recorded.
+        anchor: whether a clean frame from before the window is an input too.
+        motion: how objects move with the hand; None for the plain dynamics, which makes no assumptions about the data.
 
     Raises:
-        ConfigError: a shape that cannot be.
+        ConfigError: an invalid shape.
     """
 
     latent_channels: int = 16
@@ -93,18 +93,18 @@ class DynamicsConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How a frame is drawn.
+    """Settings of the sampler that generates frames.
 
     Args:
-        steps: denoising passes per frame; 1 gives the mean of what may happen (and uses no noise), more let the sample
-            decide.
+        steps: denoising passes per frame; 1 predicts the mean of the possible outcomes (without noise), more passes
+            draw a sample.
         dtype: `"bfloat16"` or `"float32"` for the transformer.
-        mask: which of the passes run the network; at the others its last answer serves again. Empty runs all. This is
-            the fixed form of DreamZero's caching of velocities; the adaptive form would look at the batch, and what a
-            row imagines must not depend on its neighbours.
+        mask: which of the passes run the network; the others reuse its last output. Empty runs all. This is the fixed
+            form of DreamZero's velocity caching; the adaptive form would depend on the whole batch, and a row's
+            predictions must not depend on the other rows.
 
     Raises:
-        ConfigError: values that cannot be.
+        ConfigError: invalid values.
     """
 
     steps: int = 2
@@ -120,7 +120,7 @@ class SamplerConfig:
         object.__setattr__(self, "mask", mask)
         if mask and (len(mask) != self.steps or not mask[0]):
             raise ConfigError(
-                f"sampler mask must say True or False for each of {self.steps} passes, the first True; got {mask}"
+                f"sampler mask must hold True or False for each of {self.steps} passes, the first True; got {mask}"
             )
 
     def runs(self, i: int) -> bool:
@@ -128,13 +128,13 @@ class SamplerConfig:
         return not self.mask or self.mask[i]
 
     def times(self) -> list[float]:
-        """Noise levels of the passes, evenly from 1 downwards."""
+        """Noise levels of the passes, evenly spaced from 1 downwards."""
         return [1.0 - i / self.steps for i in range(self.steps)]
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """What a config holds beside its parts."""
+class _OtherFields:
+    """Fields of a config besides its parts."""
 
     state_mean: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     state_std: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
@@ -143,19 +143,19 @@ class _Facts:
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Everything needed to build the model; saved as config.json beside the weights.
+    """Everything needed to build the model; saved as config.json next to the weights.
 
     Args:
-        tokenizer: its shape; its frames are the canvas of all cameras.
-        dynamics: its shape.
-        sampler: how frames are drawn.
-        state_mean: of the data's proprioception, per dimension.
-        state_std: likewise.
-        tasks: tasks that the training logs covered.
-        specs: what it shows and is given; None where the data said nothing, see `described`.
+        tokenizer: config of the tokenizer; its frames are the canvas of all cameras.
+        dynamics: config of the dynamics.
+        sampler: config of the sampler.
+        state_mean: mean of the data's proprioception, per dimension.
+        state_std: standard deviation of the data's proprioception, per dimension.
+        tasks: tasks in the training logs.
+        specs: observation and action specs; None if the data had none, see `described`.
 
     Raises:
-        ConfigError: parts that do not fit together.
+        ConfigError: the parts do not fit together.
     """
 
     tokenizer: AnyTokenizerConfig = field(default_factory=TokenizerConfig)
@@ -172,8 +172,8 @@ class WorldModelConfig:
         found = (d.latent_channels, d.cells, d.state_dim, d.state_dim)
         if wanted != found:
             raise ConfigError(
-                "the parts of this world model do not fit: the tokenizer has latents and state_mean and state_std "
-                f"numbers {wanted}, but the dynamics take {found}; make the shape with WorldModelConfig.for_data"
+                "the parts of this world model do not fit: tokenizer channels and grid, and lengths of state_mean and "
+                f"state_std, are {wanted}, but the dynamics take {found}; make the shape with WorldModelConfig.for_data"
             )
         if self.specs is not None:
             self._check_specs(self.specs)
@@ -185,11 +185,11 @@ class WorldModelConfig:
             "make the shape with WorldModelConfig.for_data",
         )
         dims = (d.state_dim, d.action_dim)
-        said = (observation.state_dim, d.action_dim if specs.action is None else specs.action.dim)
-        if dims != said:
+        described = (observation.state_dim, d.action_dim if specs.action is None else specs.action.dim)
+        if dims != described:
             raise ConfigError(
-                f"the specs have {said[0]} state fields and {said[1]} actions, the dynamics {dims[0]} and {dims[1]}; "
-                f"{remedy}"
+                f"the specs have {described[0]} state fields and {described[1]} actions, the dynamics {dims[0]} "
+                f"and {dims[1]}; {remedy}"
             )
         if self.canvas.size != self.tokenizer.size:
             raise ConfigError(
@@ -198,16 +198,16 @@ class WorldModelConfig:
             )
         if d.motion is not None and d.motion.hand != HandColumns.of(observation):
             raise ConfigError(
-                f"object motion reads {d.motion.hand}, and by the specs the hand is {HandColumns.of(observation)}; "
-                "give three state fields the role ee_position and one gripper, or leave it out with motion=None"
+                f"object motion reads {d.motion.hand}, but by the specs the hand is {HandColumns.of(observation)}; "
+                "give three state fields the role ee_position and one gripper, or disable it with motion=None"
             )
 
-    # -- what it is of ---------------------------------------------------------------------------------------------
+    # -- specs and canvas ------------------------------------------------------------------------------------------
     @property
     def described(self) -> Specs:
-        """The specs, or what the shape says where there are none.
+        """The specs, or specs derived from the shapes if there are none.
 
-        State fields are then `state_i` of role `other`, except those that object motion reads.
+        State fields are then named `state_i` with role `other`, except those that object motion reads.
         """
         if self.specs is not None:
             return self.specs
@@ -216,25 +216,25 @@ class WorldModelConfig:
 
     @property
     def canvas(self) -> Canvas:
-        """Where the cameras are in the tokenizer's picture."""
+        """Layout of the cameras in the tokenizer's image."""
         cameras = self.described.observation.cameras
         if not cameras:
-            raise ConfigError("the specs have no camera, and a video world model needs one at least")
+            raise ConfigError("the specs have no camera; a video world model needs at least one")
         return Canvas(cameras, self.tokenizer.reduction * self.dynamics.patch)
 
     def canvas_for(self, cameras: Sequence[Camera]) -> Canvas:
         """The canvas that `for_data` makes for these cameras.
 
-        Its sides are multiples of a token's; only a single square frame of an odd number of latent cells is not padded,
-        and gets a patch of one cell.
+        Its sides are multiples of a token's side. The exception is a single square frame with an odd number of latent
+        cells, which is not padded and gets a patch of one cell.
         """
         cell = self.tokenizer.reduction
         return Canvas(tuple(cameras), cell * _patch(tuple(cameras), self.dynamics.patch, cell))
 
-    # -- making --------------------------------------------------------------------------------------------------------
+    # -- construction --------------------------------------------------------------------------------------------------
     @staticmethod
     def preset(name: str) -> WorldModelConfig:
-        """`"small"` (bundled, 2 CPU cores) or `"tiny"` (tests), both for the tabletop until `for_data`."""
+        """Preset `"small"` (bundled, 2 CPU cores) or `"tiny"` (tests); both fit the tabletop until `for_data`."""
         if name == "small":
             return WorldModelConfig(dynamics=DynamicsConfig(motion=BUNDLED_MOTION))
         if name == "tiny":
@@ -255,21 +255,21 @@ class WorldModelConfig:
         hand: bool | None = None,
         specs: Specs | None = None,
     ) -> WorldModelConfig:
-        """This shape for other data: its sizes, cameras, and the mean and spread of its proprioception.
+        """Adapt this config to other data: sizes, cameras, and the mean and standard deviation of proprioception.
 
-        Twice the side of a frame is twice that of the latent grid, and four times the tokens. Objects move with the
-        hand only where the data have one (`ObservationSpec.has_hand`) and one static camera.
+        Doubling the side of a frame doubles the side of the latent grid and gives four times the tokens. Object motion
+        is used only if the data have a hand (`ObservationSpec.has_hand`) and one static camera.
 
         Args:
             states: `(F,S)` proprioception of the training logs.
-            action_dim: A; that of `specs.action` when None.
-            image_size: pixels of the only camera, where there are no specs.
-            hand: whether objects move with the hand; with specs, None is wherever it can be. Without specs, True (also
-                None) means that proprioception is x, y, z first and the gripper's opening last.
-            specs: of the data.
+            action_dim: A; None takes it from `specs.action`.
+            image_size: image size in pixels of the only camera, if there are no specs.
+            hand: whether objects move with the hand. With specs, None enables it whenever possible. Without specs, True
+                (also None) means that proprioception is x, y, z first and the gripper opening last.
+            specs: specs of the data.
 
         Raises:
-            ConfigError: `hand` and no hand in the data, or no size of the action.
+            ConfigError: `hand` is set but the data have no hand, or the size of the action is unknown.
         """
         size = states.shape[1]
         if specs is not None:
@@ -289,7 +289,7 @@ class WorldModelConfig:
             observation = _observation((Camera("front", *size_of(image_size)),), size, columns)
         if action_dim is None:
             raise ConfigError(
-                "how many actions there are is not known; give action_dim, or specs with an action spec"
+                "the number of action dimensions is unknown; give action_dim, or specs with an action spec"
             )
         cameras = observation.cameras
         cell = self.tokenizer.reduction
@@ -326,20 +326,20 @@ class WorldModelConfig:
         d = self.dynamics
         assert d.motion is not None
         same = (action_dim, states.shape[1], picture) == (d.action_dim, d.state_dim, self.tokenizer.size)
-        still = (0.0,) * action_dim
+        zero = (0.0,) * action_dim
         grasp, low = bounds_of(states, hand)
-        projection = d.motion.projection if same else (still, still)
+        projection = d.motion.projection if same else (zero, zero)
         return replace(d.motion, hand=hand, projection=projection, grasp_range=grasp, contact_height=low)
 
     # -- disk -------------------------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Convert to plain JSON data."""
         specs = None if self.specs is None else self.specs.to_dict()
         return {**asdict(replace(self, specs=None)), "specs": specs}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> WorldModelConfig:
-        """Inverse of `to_dict`; also takes what earlier versions wrote.
+        """Inverse of `to_dict`; also accepts configs of earlier versions.
 
         Raises:
             ConfigError: unknown or missing settings, or values of another type.
@@ -351,7 +351,7 @@ class WorldModelConfig:
             "dynamics": from_values(DynamicsConfig, values.pop("dynamics"), "dynamics"),
             "sampler": from_values(SamplerConfig, values.pop("sampler", {}), "sampler"),
         }
-        rest = from_values(_Facts, values)
+        rest = from_values(_OtherFields, values)
         return WorldModelConfig(
             **parts,
             **vars(rest),
@@ -366,6 +366,6 @@ def _observation(cameras: tuple[Camera, ...], state_dim: int, hand: HandColumns 
 
 
 def _patch(cameras: tuple[Camera, ...], patch: int, cell: int) -> int:
-    """1 where the only camera's frame is a square of an odd number of latent cells, which is not padded."""
+    """Patch size; 1 if the only frame is a square with an odd number of latent cells, which is not padded."""
     height, width = cameras[0].size if len(cameras) == 1 else (0, 1)
     return 1 if height == width and height % cell == 0 and height // cell % patch else patch

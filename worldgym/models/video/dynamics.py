@@ -2,17 +2,18 @@
 
 Each frame is a few tokens (patches of the latent grid) that attend to each other and to the last frames. A frame's
 tokens get the noisy frame *and* the previous clean frame as input channels, and predict the clean frame as previous +
-change: copying is free, so all capacity goes to what moves. Because the previous frame enters as input, the keys and
-values computed while denoising already hold what was committed: an imagined frame is cached once, by the denoising
-pass itself, and costs no second pass. Noise levels are independent per frame (diffusion forcing, Chen et al. 2024);
-flow matching with x_t = (1 - t) x + t eps, t = 0 clean. Pure noise (t = 1) says nothing about the frame, so zeros are
-given in its place: a one-pass sample is then the network's plain best guess. Action, proprioception and noise level
-act through adaLN with one modulation MLP shared by all layers (PixArt-alpha's adaLN-single).
+change, so that copying needs no capacity and all of it is used for what moves. The previous frame is an input, so the
+keys and values computed while denoising already describe the committed frames. An imagined frame is therefore cached by
+the denoising pass itself and needs no second pass. Noise levels are independent per frame (diffusion forcing, Chen et
+al. 2024); flow matching with x_t = (1 - t) x + t eps, t = 0 clean. Pure noise (t = 1) carries no information about the
+frame, so the input is replaced by zeros: a one-pass sample is then the network's mean prediction. Action,
+proprioception and noise level enter through adaLN with one modulation MLP shared by all layers (PixArt-alpha's
+adaLN-single).
 
-The *anchor*, a clean frame from before the window (the one that imagination began with), enters as input channels too:
-what was hidden for longer than the window is seen there, so it can come back as what it was.
+The *anchor* is a clean frame from before the window (the start frame of the imagined episode). It enters as input
+channels too: objects that were occluded for longer than the window are visible in it and can reappear unchanged.
 
-Where the config asks for it, warped frames show how objects move with the hand (`worldgym.models.video.object_motion`).
+If configured, warped frames show how objects move with the hand (`worldgym.models.video.object_motion`).
 
 Example::
 
@@ -60,12 +61,12 @@ class DynamicsOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Cache(RowBatch):
-    """What the dynamics remembers of B imaginations.
+    """Memory of the dynamics for B imagined episodes.
 
     Args:
-        ring: keys and values of the last frames.
-        anchor: `(B,C,h,w)` clean frame from before the window, never forgotten.
-        motion: what the anchor is warped by, where it is.
+        ring: ring buffer with the keys and values of the last frames.
+        anchor: `(B,C,h,w)` clean frame from before the window, kept for the whole episode.
+        motion: memory for warping the anchor; None if it is not warped.
     """
 
     ring: KVCache
@@ -74,13 +75,13 @@ class Cache(RowBatch):
 
     @property
     def count(self) -> Tensor:
-        """`(B,)` int64 frames seen."""
+        """`(B,)` int64, number of frames processed."""
         return self.ring.count
 
 
 @dataclass
 class FrameInputs:
-    """What the network is given of N frames.
+    """Network input of N frames.
 
     Args:
         noisy: `(N,C,h,w)` noisy frames.
@@ -88,8 +89,8 @@ class FrameInputs:
         t: `(N,)` noise levels in [0, 1].
         actions: `(N,A)` in [-1, 1].
         states: `(N,S)` normalised proprioception at `previous`.
-        anchor: `(N,C,h,w)`.
-        warped: further frames `(N,C,h,w)`, of the previous frame's dtype.
+        anchor: `(N,C,h,w)` anchor frames.
+        warped: warped frames, each `(N,C,h,w)`, of the previous frame's dtype.
     """
 
     noisy: Tensor
@@ -102,7 +103,7 @@ class FrameInputs:
 
 
 class Dynamics(nn.Module):
-    """Predicts the clean next frame; see the module docstring for the design."""
+    """The latent dynamics: predicts the clean next frame; see the module docstring for the design."""
 
     def __init__(self, config: DynamicsConfig | None = None) -> None:
         super().__init__()
@@ -142,29 +143,29 @@ class Dynamics(nn.Module):
                 state_dict[prefix + name] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _inputs(self, given: FrameInputs) -> tuple[Tensor, Tensor]:
-        """Tokens `(N, n, D)` and condition `(N, D)`."""
-        c, t = self.config, given.t
-        parts = [given.noisy * (t < 1)[:, None, None, None], given.previous]
-        parts += [given.anchor] if c.anchor else []
-        parts += given.warped
-        grid = self.stem(torch.cat([part.to(given.previous.dtype) for part in parts], 1))
+    def _inputs(self, frame_inputs: FrameInputs) -> tuple[Tensor, Tensor]:
+        """Compute tokens `(N, n, D)` and condition `(N, D)`."""
+        c, t = self.config, frame_inputs.t
+        parts = [frame_inputs.noisy * (t < 1)[:, None, None, None], frame_inputs.previous]
+        parts += [frame_inputs.anchor] if c.anchor else []
+        parts += frame_inputs.warped
+        grid = self.stem(torch.cat([part.to(frame_inputs.previous.dtype) for part in parts], 1))
         x = self.embed(to_tokens(grid, c.patch)) + self.place
         frequency = torch.exp(torch.arange(16, device=t.device) * (math.log(200.0) / 16))
         angle = t[:, None] * frequency
-        known = torch.cat([given.actions, given.states, angle.cos(), angle.sin()], -1)
-        return x, self.condition(known.to(x.dtype))
+        conditioning = torch.cat([frame_inputs.actions, frame_inputs.states, angle.cos(), angle.sin()], -1)
+        return x, self.condition(conditioning.to(x.dtype))
 
-    def _outputs(self, x: Tensor, condition: Tensor, given: FrameInputs) -> tuple[Tensor, Tensor, Tensor]:
-        c, previous = self.config, given.previous
+    def _outputs(self, x: Tensor, condition: Tensor, frame_inputs: FrameInputs) -> tuple[Tensor, Tensor, Tensor]:
+        c, previous = self.config, frame_inputs.previous
         shift, scale = self.final(condition)[:, None].chunk(2, -1)
         x = F.layer_norm(x, (c.width,)) * (1 + scale) + shift
         grid = from_tokens(self.unembed(x), c.patch, c.cells)
-        seen = [z.to(grid.dtype) for z in (previous, *given.warped)]
-        hidden = F.silu(self.refine(torch.cat([grid, *seen], 1)))
+        inputs = [z.to(grid.dtype) for z in (previous, *frame_inputs.warped)]
+        hidden = F.silu(self.refine(torch.cat([grid, *inputs], 1)))
         latents = previous.float() + self.change(hidden).float()
         if self.objects is not None:
-            latents = self.objects.take_from(latents, hidden, given.warped, previous)
+            latents = self.objects.take_from(latents, hidden, frame_inputs.warped, previous)
         head = self.state_head(torch.cat([x.mean(1), condition], -1)).float()
         return latents, head[:, :-1], head[:, -1]
 
@@ -187,7 +188,7 @@ class Dynamics(nn.Module):
             actions: `(B,T,A)` in [-1, 1] that lead from `previous` to the next frame.
             states: `(B,T,S)` normalised proprioception at `previous`.
             anchor: `(B,C,h,w)` clean frame from before the window; the first of `previous` when None.
-            displacement: `(B,2)` cells by which something was carried between the anchor and the window; 0 when None.
+            displacement: `(B,2)` cells by which an object was moved between the anchor and the window; 0 when None.
         """
         b, frames = t.shape
         n, c = self.config.tokens, self.config
@@ -197,8 +198,8 @@ class Dynamics(nn.Module):
             warped = self.objects.window(previous, actions, states, anchor, displacement)
         flat = [v.flatten(0, 1) for v in (noisy, previous, t, actions, states)]
         anchors = anchor[:, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
-        given = FrameInputs(*flat, anchor=anchors, warped=warped)
-        x, condition = self._inputs(given)
+        frame_inputs = FrameInputs(*flat, anchor=anchors, warped=warped)
+        x, condition = self._inputs(frame_inputs)
         six = self.modulate(condition).unflatten(-1, (6, -1)).unflatten(0, (b, frames))  # (B, T, 6, D)
         layout = SequenceLayout(tuple(Segment("video", f, n) for f in range(frames)))
         mask = additive(layout.mask(block_causal(c.window)).to(x.device), x.dtype)
@@ -207,7 +208,7 @@ class Dynamics(nn.Module):
         x = x.reshape(b, frames * n, -1)
         for layer in self.layers:
             x = layer(x, modulation=layer.modulation(six), mask=mask, rotary=rotary)
-        latents, states_out, log_error = self._outputs(x.reshape(b * frames, n, -1), condition, given)
+        latents, states_out, log_error = self._outputs(x.reshape(b * frames, n, -1), condition, frame_inputs)
         shape = (b, frames)
         return DynamicsOutput(
             latents.unflatten(0, shape), states_out.unflatten(0, shape), log_error.unflatten(0, shape)
@@ -216,12 +217,12 @@ class Dynamics(nn.Module):
     def empty_cache(
         self, anchor: Tensor, states: Tensor, dtype: torch.dtype, displacement: Tensor | None = None
     ) -> Cache:
-        """A memory that holds nothing but `anchor` (B,C,h,w).
+        """A cache that contains only `anchor` (B,C,h,w).
 
         Args:
             anchor: clean frame.
-            states: `(B,S)` normalised proprioception at the first frame to come.
-            dtype: of keys and values.
+            states: `(B,S)` normalised proprioception at the first frame of the rollout.
+            dtype: dtype of keys and values.
             displacement: `(B,2)` as in `forward`.
         """
         c, batch = self.config, len(anchor)
@@ -235,19 +236,19 @@ class Dynamics(nn.Module):
     def step(
         self, noisy: Tensor, previous: Tensor, t: Tensor, actions: Tensor, states: Tensor, cache: Cache
     ) -> DynamicsOutput:
-        """Denoise one frame, writing what it must remember into `cache` in place (`count` is the caller's to advance).
+        """Denoise one frame and write its keys and values into `cache` in place; the caller advances `count`.
 
-        Same arguments as `forward` without the time axis. The cost does not depend on how many frames came before.
+        Same arguments as `forward` without the time axis. The cost does not depend on the number of earlier frames.
         """
         c, warped = self.config, []
         if self.objects is not None:
             moved, features = torch.zeros(len(t), 2, device=t.device), cache.anchor
-            if cache.motion is not None:  # a second pass over the same frame adds nothing
+            if cache.motion is not None:  # a further pass over the same frame adds nothing
                 self.objects.track(cache.motion, states)
                 moved, features = cache.motion.displacement, cache.motion.features
             warped = self.objects.warps(previous, actions, states, moved, features)
-        given = FrameInputs(noisy, previous, t, actions, states, cache.anchor, warped)
-        x, condition = self._inputs(given)
+        frame_inputs = FrameInputs(noisy, previous, t, actions, states, cache.anchor, warped)
+        x, condition = self._inputs(frame_inputs)
         six = self.modulate(condition).unflatten(-1, (6, -1))[:, None]
         mask = additive(cache.ring.valid(), x.dtype)[:, None, None]
         rotary = Rotary.of(cache.count[:, None], c.width // c.heads).heads().to(x.dtype)
@@ -256,4 +257,4 @@ class Dynamics(nn.Module):
                 x, modulation=layer.modulation(six), mask=mask, rotary=rotary,
                 update=lambda k, v, i=i: cache.ring.write(i, k, v),
             )  # fmt: skip
-        return DynamicsOutput(*self._outputs(x, condition, given))
+        return DynamicsOutput(*self._outputs(x, condition, frame_inputs))

@@ -1,14 +1,14 @@
-"""A picture moved by a fraction of a latent cell, computed in latents alone.
+"""Shift of a frame by a fraction of a latent cell, computed in latent space.
 
-Why it exists: what a hand holds moves as the hand does, so carrying is copying from elsewhere. But a latent vector
-says *where inside its cell* an edge lies; interpolating such vectors, as one would pixels, wipes an object out in two
-steps. Decoding, moving the pixels and encoding again keeps it, and would double the cost of a step. This net is
-trained to give what that detour gives (`worldgym.training.shift`) at a fifth of its cost (`worldgym bench speed`,
-stages): unfold the latents to a finer grid of features, move those bilinearly, fold them again. Networks that move
-features so that later pixels move are the spatial transformers of Jaderberg et al. 2015; moving what is there to
-predict video is Finn et al. 2016, section 3.
+A grasped object moves with the hand, so its prediction is a shifted copy. But a latent vector encodes *where inside its
+cell* an edge lies; interpolating latent vectors like pixels erases an object in two steps. Decoding, shifting pixels
+and encoding again preserves it, but would double the cost of a step. This network is trained to reproduce the result
+of that procedure (`worldgym.training.shift`) at a fifth of its cost (`worldgym bench speed`, stages): it unfolds the
+latents to a finer grid of features, shifts those bilinearly, and folds them again. Networks that shift features in
+order to shift pixels are the spatial transformers of Jaderberg et al. 2015; predicting video by moving existing content
+is Finn et al. 2016, section 3.
 
-The scene's static background stays where it is, as the tokenizer codes only what differs from it.
+The static background of the scene does not move, because the tokenizer encodes only the difference to it.
 
 Example::
 
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from worldgym.models.tokenizers.frame import ResidualBlock, unit_rms
 
-FINER = 4  # the finer grid's cells along one latent cell
+FINER = 4  # cells of the finer grid along one latent cell
 
 
 def move_bilinearly(x: Tensor, shift: Tensor) -> Tensor:
-    """`x (N,C,h,w)` moved by `shift (N,2)` of its own cells to the right and down; zeros come in at the edges."""
+    """Shift `x (N,C,h,w)` by `shift (N,2)` of its own cells to the right and down; edges are filled with zeros."""
     h, w = x.shape[-2:]
     right = (torch.arange(w, device=x.device) + 0.5) * 2 / w - 1
     down = (torch.arange(h, device=x.device) + 0.5) * 2 / h - 1
@@ -39,18 +39,18 @@ def move_bilinearly(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def unshuffle(x: Tensor, by: int) -> Tensor:
-    """`F.pixel_unshuffle`, three times as fast on a CPU: `(N,C,h,w)` to `(N,C by^2,h/by,w/by)`."""
+    """Like `F.pixel_unshuffle`, but three times as fast on a CPU: `(N,C,h,w)` to `(N,C by^2,h/by,w/by)`."""
     n, c, h, w = x.shape
     cells = x.reshape(n, c, h // by, by, w // by, by)
     return cells.permute(0, 1, 3, 5, 2, 4).reshape(n, c * by**2, h // by, w // by)
 
 
 class LatentShift(nn.Module):
-    """Latents of the same picture with its foreground moved.
+    """Shifts the foreground of latents.
 
     Args:
-        channels: of the latents.
-        width: of the convolutions.
+        channels: channels of the latents.
+        width: width of the convolutions.
         features: channels on the finer grid.
     """
 
@@ -66,15 +66,15 @@ class LatentShift(nn.Module):
         )  # fmt: skip
 
     def unfold(self, z: Tensor) -> Tensor:
-        """Latents `(N,C,h,w)` on the finer grid, `(N,features,4h,4w)`: what does not depend on the shift."""
+        """Map latents `(N,C,h,w)` to the finer grid, `(N,features,4h,4w)`; this part does not depend on the shift."""
         fine: Tensor = F.pixel_shuffle(self.into(z), FINER)
         return fine
 
     def fold(self, fine: Tensor, shift: Tensor) -> Tensor:
-        """Unit-RMS latents `(N,C,h,w)` of what `unfold` gave, moved by `shift (N,2)` latent cells right and down."""
+        """Shift the output of `unfold` by `shift (N,2)` latent cells right and down; unit-RMS latents `(N,C,h,w)`."""
         moved = move_bilinearly(fine, shift * FINER).to(fine.dtype)
         return unit_rms(self.back(unshuffle(moved, FINER)).float())
 
     def forward(self, z: Tensor, shift: Tensor) -> Tensor:
-        """Unit-RMS latents like `z (N,C,h,w)`, moved by `shift (N,2)` latent cells to the right and down."""
+        """Shift `z (N,C,h,w)` by `shift (N,2)` latent cells to the right and down; returns unit-RMS latents."""
         return self.fold(self.unfold(z), shift)

@@ -1,22 +1,21 @@
-"""Object motion: what a hand grasps or pushes moves in the image as the hand does. An option of the dynamics.
+"""Object motion: objects that the hand grasps or pushes move in the image like the hand. An option of the dynamics.
 
 It applies to one static camera and to proprioception whose spec names the position (x, y, z) and the gripper opening of
-one hand (`ObservationSpec.has_hand`), and only where the config asks for it. Other data use the plain dynamics.
+one hand (`ObservationSpec.has_hand`), and only if the config enables it. Other data use the plain dynamics.
 
-The dynamics is shown the previous frame *warped* by the image motion that is expected of the hand (one learned shift a
-frame, from action and proprioception), and may take any cell from there instead of from the previous frame. Carrying an
-object is then copying. `worldgym.models.video.latent_shift` says how latents are moved.
+The dynamics gets the previous frame *warped* by the expected image motion of the hand (one learned shift per frame,
+from action and proprioception), and may take any cell from it instead of from the previous frame. Moving a grasped
+object is then copying. `worldgym.models.video.latent_shift` describes how latents are shifted.
 
-Each such copy loses a little, colour first, and a carried object is copied a dozen times. So the dynamics is also
-shown the *anchor*, a clean frame from before the window, warped by as much as the hand has moved in the image while
-something was between its fingers: this shows the carried object where it is now, one copy from the truth. A hand that
-sweeps low over the table pushes what it meets, so sideways travel there counts as well. Copying from the first frame
-across time is the skip connection of Ebert et al. 2017 (section 4); that proprioception says by how much is this
-project's.
+Each copy loses some detail, colour first, and a grasped object is copied a dozen times. So the dynamics also gets the
+*anchor*, a clean frame from before the window, warped by the image motion of the hand while it grasped something. This
+shows the grasped object at its current place after a single copy. A hand that sweeps low over the table pushes what it
+touches, so sideways motion there counts as well. Copying from the first frame across time is the skip connection of
+Ebert et al. 2017 (section 4); computing the displacement from proprioception is new in this project.
 
 Example::
 
-    hand = HandColumns.of(spec)                                       # None where the spec has no hand
+    hand = HandColumns.of(spec)                                       # None if the spec has no hand
     motion = ObjectMotionConfig(hand, projection=((0.95, 0, 0, 0), (0, -0.73, -0.61, 0)))
     config = replace(config, dynamics=replace(config.dynamics, motion=motion))
     odds = window_odds(states, offsets, window=20, contact=2.5, hand=hand)
@@ -39,14 +38,14 @@ from worldgym.specs import ObservationSpec
 
 @dataclass(frozen=True)
 class HandColumns:
-    """Where proprioception says what the hand does.
+    """Columns of proprioception that describe the hand.
 
     Args:
         position: columns of x, y and z.
-        gripper: column of the opening; larger is wider open.
+        gripper: column of the gripper opening; larger values are wider open.
 
     Raises:
-        ConfigError: not three columns of the position, or one column twice.
+        ConfigError: not three position columns, or a column given twice.
     """
 
     position: tuple[int, ...]
@@ -62,7 +61,7 @@ class HandColumns:
 
     @classmethod
     def of(cls, spec: ObservationSpec) -> HandColumns | None:
-        """Those of the roles `ee_position` and `gripper`; None where the spec does not name one hand."""
+        """Columns of the roles `ee_position` and `gripper`; None unless the spec names exactly one hand."""
         if not spec.has_hand:
             return None
         return cls(spec.columns("ee_position"), spec.columns("gripper")[0])
@@ -75,16 +74,16 @@ class HandColumns:
 
 @dataclass(frozen=True)
 class ObjectMotionConfig:
-    """How objects move with the hand.
+    """Settings of object motion.
 
     Args:
-        hand: columns of proprioception.
-        projection: latent cells (right, down) that a unit of each action dimension moves the hand in the image, as
-            training first assumes; it learns better.
-        warp_anchor: whether the anchor, warped by what the hand has carried since, is an input too.
-        grasp_range: normalised gripper openings between which something is in the hand.
-        contact_height: normalised height below which sideways travel of the hand pushes things; None where it does not.
-        width: of the net that moves latents.
+        hand: columns of proprioception that describe the hand.
+        projection: initial value for the image motion of the hand, in latent cells (right, down) per unit of each
+            action dimension; training refines it.
+        warp_anchor: whether the anchor, warped by the displacement of moved objects since, is an input too.
+        grasp_range: normalised gripper openings between which the hand is assumed to grasp something.
+        contact_height: normalised height below which sideways motion of the hand pushes objects; None for no pushing.
+        width: width of the network that shifts latents.
     """
 
     hand: HandColumns
@@ -105,7 +104,7 @@ class ObjectMotionConfig:
             )
 
     def check(self, action_dim: int, state_dim: int) -> None:
-        """Raise a ConfigError unless it fits sizes of action and proprioception."""
+        """Raise a ConfigError unless the settings fit the sizes of action and proprioception."""
         if len(self.projection[0]) != action_dim:
             raise ConfigError(
                 f"projection needs {action_dim} numbers for right and down each; got {self.projection}"
@@ -119,12 +118,12 @@ class ObjectMotionConfig:
 
 @dataclass(frozen=True)
 class MotionMemory(RowBatch):
-    """What the anchor is warped by, kept beside the key-value cache.
+    """Memory for warping the anchor, stored next to the key-value cache.
 
     Args:
-        displacement: `(B,2)` cells (right, down) by which something was carried since the anchor.
-        last: `(B,S)` normalised proprioception up to which that is counted.
-        features: `(B,f,4h,4w)` the anchor on the grid on which it is moved.
+        displacement: `(B,2)` cells (right, down) by which an object was moved since the anchor.
+        last: `(B,S)` normalised proprioception up to which the displacement is counted.
+        features: `(B,f,4h,4w)` features of the anchor on the finer grid.
     """
 
     displacement: Tensor
@@ -133,14 +132,14 @@ class MotionMemory(RowBatch):
 
 
 class ObjectMotion(nn.Module):
-    """Frames warped as objects move with the hand, and what the dynamics takes from them.
+    """Warps frames by the expected object motion and lets the dynamics take cells from them.
 
     Args:
-        config: how they move.
-        channels: of the latents.
+        config: settings of object motion.
+        channels: channels of the latents.
         action_dim: A.
         state_dim: S.
-        hidden: channels of the features from which the share of each warped frame is read.
+        hidden: channels of the features that predict the weight of each warped frame.
     """
 
     def __init__(
@@ -163,37 +162,37 @@ class ObjectMotion(nn.Module):
 
     @property
     def count(self) -> int:
-        """Warped frames that the dynamics is shown."""
+        """Number of warped frames that the dynamics gets."""
         return 1 + self.config.warp_anchor
 
     # -- the hand ----------------------------------------------------------------------------------------------------
     def image_motion(self, actions: Tensor, states: Tensor) -> Tensor:
-        """Motion `(N,2)` of the hand in the image, latent cells right and down, under `actions (N,A)` from `states`."""
+        """Image motion `(N,2)` of the hand, latent cells right and down, under `actions (N,A)` from `states`."""
         dtype = self.projection.weight.dtype
         actions, states = actions.to(dtype), states.to(dtype)
         cells: Tensor = self.projection(actions) + self.residual(torch.cat([actions, states], -1))
         return cells
 
     def grasps(self, states: Tensor) -> Tensor:
-        """Whether something is between the fingers, by normalised `states (...,S)`."""
+        """Whether the hand grasps something, from the gripper opening in normalised `states (...,S)`."""
         low, high = self.config.grasp_range
         opening = states[..., self.config.hand.gripper]
         return (opening > low) & (opening < high)
 
     def pushes(self, states: Tensor) -> Tensor:
-        """Whether the hand is so low that it pushes what it meets, by normalised `states (...,S)`."""
+        """Whether the hand is low enough to push objects, from normalised `states (...,S)`."""
         if self.config.contact_height is None:
             return torch.zeros_like(states[..., 0], dtype=torch.bool)
         return states[..., self.config.hand.height] < self.config.contact_height
 
     def carries(self, states: Tensor) -> Tensor:
-        """Whether the hand takes along what it touches, by normalised `states (...,S)`."""
+        """Whether the hand moves objects by grasping or pushing, from normalised `states (...,S)`."""
         return self.grasps(states) | self.pushes(states)
 
     def displacement(self, states: Tensor) -> Tensor:
-        """Cells `(B,T,2)` by which something was carried from the first to each of normalised `states (B,T,S)`."""
+        """Cells `(B,T,2)` by which an object was moved from the first to each of normalised `states (B,T,S)`."""
         counts = self.carries(states)
-        if self.config.contact_height is not None:  # what is pushed stays on the table, however the hand bobs
+        if self.config.contact_height is not None:  # pushed objects stay on the table, whatever the hand's height
             height = torch.arange(states.shape[-1], device=states.device) == self.config.hand.height
             states = torch.where(height, states.clamp(min=self.config.contact_height), states)
         place = self.place(states.to(self.projection.weight.dtype)).float()
@@ -201,7 +200,7 @@ class ObjectMotion(nn.Module):
         return F.pad(carried.cumsum(1), (0, 0, 1, 0))
 
     def loss(self, actions: Tensor, states: Tensor) -> Tensor:
-        """How far `place`, the hand's place in the image, is from moving as `image_motion` says: squared, `(B,T)`.
+        """Squared difference between the motion of `place`, the hand's image position, and `image_motion`, `(B,T)`.
 
         Args:
             actions: `(B,T,A)` in [-1, 1].
@@ -214,7 +213,7 @@ class ObjectMotion(nn.Module):
 
     # -- warped frames -------------------------------------------------------------------------------------------------
     def warp(self, picture: Tensor, cells: Tensor) -> Tensor:
-        """`picture (N,C,h,w)` as it looks when all that is not background moves by `cells (N,2)`."""
+        """`picture (N,C,h,w)` with everything but the background shifted by `cells (N,2)`."""
         moved: Tensor = self.shift(picture, cells)
         return moved.to(picture.dtype)
 
@@ -224,11 +223,11 @@ class ObjectMotion(nn.Module):
         """The warped previous frame and, if configured, the warped anchor, each like `previous (N,C,h,w)`.
 
         Args:
-            previous: frames before those to be predicted.
-            actions: `(N,A)`.
-            states: `(N,S)` normalised, at `previous`.
-            displacement: `(N,2)` cells by which something was carried up to `previous`.
-            features: `(N,f,4h,4w)` of the anchor.
+            previous: frames before the predicted ones.
+            actions: `(N,A)` actions.
+            states: `(N,S)` normalised proprioception at `previous`.
+            displacement: `(N,2)` cells by which an object was moved up to `previous`.
+            features: `(N,f,4h,4w)` features of the anchor on the finer grid.
         """
         cells = self.image_motion(actions, states)
         shown = [self.warp(previous, cells)]
@@ -245,14 +244,14 @@ class ObjectMotion(nn.Module):
         anchor: Tensor,
         displacement: Tensor | None,
     ) -> list[Tensor]:
-        """`warps` of all frames of a window, flat over B T.
+        """Warped frames as in `warps` for all frames of a window, flattened over B T.
 
         Args:
-            previous: `(B,T,C,h,w)`.
-            actions: `(B,T,A)`.
-            states: `(B,T,S)` normalised.
-            anchor: `(B,C,h,w)`.
-            displacement: `(B,2)` between the anchor and the window; none when None.
+            previous: `(B,T,C,h,w)` frames before the predicted ones.
+            actions: `(B,T,A)` actions.
+            states: `(B,T,S)` normalised proprioception.
+            anchor: `(B,C,h,w)` anchor frames.
+            displacement: `(B,2)` displacement between the anchor and the window; 0 when None.
         """
         frames = states.shape[1]
         features, moves = anchor, states.new_zeros(*states.shape[:2], 2)
@@ -265,7 +264,7 @@ class ObjectMotion(nn.Module):
         return self.warps(*flat)
 
     def take_from(self, latents: Tensor, hidden: Tensor, shown: list[Tensor], previous: Tensor) -> Tensor:
-        """`latents (N,C,h,w)` with cells taken from warped frames, by features `hidden (N,64,h,w)`."""
+        """Blend cells of the warped frames into `latents (N,C,h,w)`, gated by features `hidden (N,64,h,w)`."""
         taken = self.take(hidden).float().sigmoid()
         for i, picture in enumerate(shown):
             latents = latents + taken[:, i : i + 1] * (picture.float() - previous.float())
@@ -273,25 +272,25 @@ class ObjectMotion(nn.Module):
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def memory(self, anchor: Tensor, states: Tensor, displacement: Tensor | None) -> MotionMemory | None:
-        """What is remembered from `anchor (B,C,h,w)` on, where it is warped; `displacement (B,2)` so far."""
+        """Memory that starts at `anchor (B,C,h,w)` and `displacement (B,2)`; None if the anchor is not warped."""
         if not self.config.warp_anchor:
             return None
         moved = torch.zeros(len(anchor), 2, device=anchor.device) if displacement is None else displacement
         return MotionMemory(moved.float().clone(), states.float().clone(), self.shift.unfold(anchor))
 
     def track(self, memory: MotionMemory, states: Tensor) -> None:
-        """Count what was carried up to `states (B,S)`, in place; a second call with the same states adds nothing."""
+        """Add the displacement up to `states (B,S)`, in place; a second call with the same states adds nothing."""
         both = torch.stack([memory.last, states.float()], 1)
         memory.displacement.add_(self.displacement(both)[:, 1])
         memory.last.copy_(states)
 
 
-# -- what the logs say -------------------------------------------------------------------------------------------
+# -- statistics of the logs -------------------------------------------------------------------------------------
 def bounds_of(states: np.ndarray, hand: HandColumns) -> tuple[tuple[float, float], float | None]:
-    """Grasp range and contact height, normalised, that the logs' proprioception `(F,S)` suggests.
+    """Grasp range and contact height, normalised, derived from the logs' proprioception `(F,S)`.
 
-    Something is in the hand between a fifth and nine tenths of the way from closed to open; the hand pushes in the
-    lowest fifth of its heights, unless they are all the same.
+    The hand is assumed to grasp something between a fifth and nine tenths of the way from closed to open, and to push
+    in the lowest fifth of its heights, unless all heights are equal.
     """
     mean, std = states.mean(0), states.std(0) + 1e-6
     z, grip = hand.height, hand.gripper
@@ -307,15 +306,16 @@ def window_odds(
 ) -> np.ndarray:
     """Relative odds `(F,)` that a training window begins at each frame.
 
-    `contact` where the window holds a step at which the hand moves a thing, its square where it holds one at which the
-    hand carries something, 1 elsewhere. Such steps are found from proprioception alone: the gripper is partly closed
-    (and the hand is high), or the hand slides sideways close to the table.
+    The odds are `contact` squared if the window contains a step at which the hand carries something, `contact` if it
+    contains one at which the hand moves an object otherwise, and 1 elsewhere. These steps are derived from
+    proprioception alone: the gripper is partly closed (and the hand is high), or the hand moves sideways close to the
+    table.
 
     Args:
-        states: `(F,S)` data units.
-        offsets: `(E+1,)` where episodes begin.
-        window: frames a window.
-        contact: the odds.
+        states: `(F,S)` proprioception in data units.
+        offsets: `(E+1,)` first frame of each episode.
+        window: frames per window.
+        contact: odds of windows with contact.
         hand: columns of the hand.
     """
     opening, height = states[:, hand.gripper], states[:, hand.height]

@@ -1,8 +1,8 @@
-"""Where imaginations stand, and imagining their rows in several threads.
+"""State of imagined episodes, and prediction of their rows in several threads.
 
-Rows are independent, so a batch can be imagined in pieces at once. On a CPU that beats more threads inside each
-operation up to about a hundred rows: a frame is dozens of small matrix products, at each of which such threads wait
-for one another. With hundreds of rows it makes no difference.
+Rows are independent, so parts of a batch can be predicted in parallel. On a CPU this is faster than more threads inside
+each operation for up to about a hundred rows: a frame takes dozens of small matrix products, and at each of them such
+threads wait for one another. With hundreds of rows there is no difference.
 
 Example::
 
@@ -31,13 +31,13 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class ImaginedState(RowBatch):
-    """Where B imaginations stand. A world model's `step` returns a new one and leaves this one alone.
+    """State of B imagined episodes. A world model's `step` returns a new one and does not change this one.
 
     Args:
         latent: `(B,C,h,w)` float32, the current clean latent.
         states: `(B,S)` float32, current proprioception in the data's units.
-        cache: what the dynamics remembers.
-        keys: `(B,)` int64 noise keys; with the frame count they decide every random number of a row.
+        cache: memory of the dynamics.
+        keys: `(B,)` int64 noise keys; together with the frame count they determine every random number of a row.
     """
 
     latent: Tensor
@@ -51,12 +51,12 @@ class ImaginedState(RowBatch):
         return len(self.latent)
 
     def with_keys(self, keys: Tensor) -> ImaginedState:
-        """The same state with other noise keys `(B,)` int64."""
+        """The same state with new noise keys `(B,)` int64."""
         return self.replace(keys=keys)
 
     def index(self, rows: Tensor) -> ImaginedState:
         """Rows `rows (B',)` int64 as a new state that shares no memory with this one."""
-        # Indexing keeps the latents' memory format, by which convolutions choose how to round; index_select does not.
+        # Indexing keeps the latents' memory format, which affects the rounding of convolutions; index_select does not.
         return super().index(rows).replace(latent=self.latent[rows.to(self.latent.device)])
 
 
@@ -65,12 +65,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     usual = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "worldgym-rows", initializer=torch.set_num_threads, initargs=(1,))
     list(pool.map(lambda _: None, range(threads)))
-    torch.set_num_threads(usual)  # the setting is a thread's own, its default for new threads is everybody's
+    torch.set_num_threads(usual)  # the setting is per thread, but it also sets the default of new threads
     return pool
 
 
 def in_threads(work: Callable[[In], Out], parts: Sequence[In]) -> list[Out]:
-    """`[work(part) for part in parts]`, a thread for each part and one torch thread in each."""
+    """`[work(part) for part in parts]`, with one thread per part and one torch thread in each."""
     if len(parts) == 1:
         return [work(parts[0])]
     return list(_pool(len(parts)).map(work, parts))

@@ -1,8 +1,8 @@
-"""Imagination without a cache: every pass runs the whole window again, as WorldGym drives its own network.
+"""Prediction without a cache: every pass runs the whole window again, as WorldGym does with its own network.
 
-Why it is here: it is what our ring buffer must agree with (one pass without guidance gives the same frames), and what
-speed is compared with: the published sampler clears its keys and values at every frame, takes 10 DDIM steps and guides
-with a weight of 3 in float32.
+It is the reference for the ring buffer (one pass without guidance gives the same frames), and the baseline for speed:
+the published sampler clears its keys and values at every frame, takes 10 DDIM steps and uses a guidance weight of 3, in
+float32.
 
 Example::
 
@@ -36,14 +36,15 @@ def imagine_uncached(
     Args:
         model: its float32 network is used.
         frames: the true first frame.
-        actions: in [-1, 1].
-        states: proprioception at it, in data units.
-        generator: noise of all passes but the first, which begins from nothing.
-        passes: of denoising a frame.
-        guidance: weight w of `still + w (acting - still)`, where `still` has zero actions; 1 is plain and costs half.
+        actions: actions in [-1, 1].
+        states: proprioception at the first frame, in data units.
+        generator: draws the noise of all passes but the first, which starts from zeros.
+        passes: number of denoising passes per frame.
+        guidance: weight w of `idle + w (acting - idle)`, where `idle` is the prediction for zero actions; 1 means no
+            guidance and costs half.
     """
     net, window = model.dynamics, model.config.dynamics.window
-    frames, states, actions = (given.to(model.device) for given in (frames, states, actions))
+    frames, states, actions = (window_actions.to(model.device) for window_actions in (frames, states, actions))
     latents = [model.tokenizer.encode(model.canvas.pack(frames[:, 0]))]
     anchor = latents[0]
     proprio = [model.normalise_state(states[:, 0].float())]
@@ -51,42 +52,42 @@ def imagine_uncached(
     for i in range(actions.shape[1]):
         low = max(0, i + 1 - window)
         previous = torch.stack(latents[low : i + 1], 1)
-        given, given_states = actions[:, low : i + 1].float(), torch.stack(proprio[low : i + 1], 1)
+        window_actions, window_states = actions[:, low : i + 1].float(), torch.stack(proprio[low : i + 1], 1)
         displacement = None
         if net.objects is not None and net.objects.config.warp_anchor:
             displacement = net.objects.displacement(torch.stack(proprio[: low + 1], 1))[:, -1]
-        # The past is shown clean, at level 0. With one pass the ring buffer keeps what the network saw of a frame when
-        # it drew it, which is nothing, at level 1.
+        # Past frames are given clean, at level 0. With one pass the ring buffer keeps the network's inputs from when it
+        # predicted a frame, which are zeros at level 1.
         level = torch.full(previous.shape[:2], float(passes == 1), device=previous.device)
 
-        def answer(
+        def denoise(
             x: Tensor,
             t: float,
             previous: Tensor = previous,
             level: Tensor = level,
-            given: Tensor = given,
-            given_states: Tensor = given_states,
+            window_actions: Tensor = window_actions,
+            window_states: Tensor = window_states,
             displacement: Tensor | None = displacement,
         ) -> tuple[Tensor, DynamicsOutput]:
             level[:, -1] = t
             noisy = torch.cat([previous[:, 1:], x[:, None]], 1)
-            said = net(noisy, previous, level, given, given_states, anchor, displacement)
-            clean = said.latents[:, -1]
+            output = net(noisy, previous, level, window_actions, window_states, anchor, displacement)
+            clean = output.latents[:, -1]
             if guidance != 1.0:
-                still = net(
-                    noisy, previous, level, torch.zeros_like(given), given_states, anchor, displacement
+                idle = net(
+                    noisy, previous, level, torch.zeros_like(window_actions), window_states, anchor, displacement
                 )
-                clean = still.latents[:, -1] + guidance * (clean - still.latents[:, -1])
-            return clean, said
+                clean = idle.latents[:, -1] + guidance * (clean - idle.latents[:, -1])
+            return clean, output
 
-        clean, said = renoise(
-            answer,
-            lambda both: both[0],
+        clean, output = renoise(
+            denoise,
+            lambda pair: pair[0],
             torch.zeros_like(previous[:, -1]),
             [1.0 - k / passes for k in range(passes)],
             lambda k, like=latents[0]: randn(like.shape, generator, like.device).to(like),
         )
         latents.append(model.tokenizer.project(clean))
-        proprio.append(proprio[-1] + said.states[:, -1])
+        proprio.append(proprio[-1] + output.states[:, -1])
         out.append(latents[-1])
     return model.decode(torch.stack(out, 1))[0]

@@ -1,8 +1,8 @@
-"""The world model: tokenizer + dynamics behind the `WorldModel` protocol.
+"""The world model: tokenizer and dynamics behind the `WorldModel` protocol.
 
-Why a class on top: users think in frames and actions; latents, noise, ring buffers, normalised proprioception and the
-canvas of several cameras stay in here. Every row of a batch has a noise key of its own, so what a row imagines does not
-depend on its neighbours.
+Users work with frames and actions; latents, noise, ring buffers, normalised proprioception and the canvas of several
+cameras are internal. Every row of a batch has its own noise key, so a row's predictions do not depend on the other
+rows.
 
 Example::
 
@@ -41,24 +41,24 @@ from worldgym.utils.tensors import load_tensors, save_tensors
 
 TYPE = "video"
 EXACT = ("background", "latent_mean", "latent_std")  # buffers that are saved in their own precision
-# Fewer rows are imagined in one piece. Smaller pieces would still pay, but another cut is another rounding in bfloat16,
-# and the recorded results were made with this one.
+# Fewer rows than this are not split. Smaller parts would still be faster, but another split changes the rounding in
+# bfloat16, and the recorded results were made with this one.
 ROWS_PER_THREAD = 12
 
 
 class _NoState(nn.Module):
-    """In place of the estimate of proprioception where none was recorded."""
+    """Placeholder for the proprioception estimate if no proprioception was recorded."""
 
     def forward(self, latents: Tensor) -> Tensor:
-        """`(N,C,h,w)` to `(N,0)`."""
+        """Map `(N,C,h,w)` to `(N,0)`."""
         return latents.new_zeros(len(latents), 0)
 
 
 class VideoWorldModel(nn.Module):
-    """Imagines video of one or more cameras under actions. Implements `worldgym.protocols.WorldModel`.
+    """Predicts video of one or more cameras under actions. Implements `worldgym.protocols.WorldModel`.
 
     Args:
-        config: its shape; the bundled model's when None.
+        config: config of the model; None for that of the bundled model.
     """
 
     def __init__(self, config: WorldModelConfig | None = None) -> None:
@@ -74,13 +74,13 @@ class VideoWorldModel(nn.Module):
                 nn.Conv2d(channels, 32, 3, padding=1), nn.SiLU(), nn.Flatten(),
                 nn.Linear(32 * rows * columns, 128), nn.SiLU(), nn.Linear(128, c.dynamics.state_dim),
             )  # fmt: skip
-        self._fast: list[Dynamics] = []  # in a list, so that torch does not count it among the weights
+        self._fast: list[Dynamics] = []  # in a list, so that torch does not register it as a submodule
         self.sampler = c.sampler
 
-    # -- facts ------------------------------------------------------------------------------------
+    # -- properties -------------------------------------------------------------------------------
     @property
     def specs(self) -> Specs:
-        """What it shows and is given: cameras, proprioception, actions."""
+        """Specs of its inputs and outputs: cameras, proprioception, actions."""
         return self.config.described
 
     @property
@@ -100,11 +100,11 @@ class VideoWorldModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def normalise_state(self, states: Tensor) -> Tensor:
-        """Data units -> zero mean, unit variance."""
+        """Convert data units to zero mean and unit variance."""
         mean, std = (
             torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std)
         )
@@ -119,7 +119,7 @@ class VideoWorldModel(nn.Module):
 
     # -- the protocol -----------------------------------------------------------------------------
     def inference_network(self) -> Dynamics:
-        """The dynamics at the sampler's precision; call `refresh` after training steps."""
+        """The dynamics in the sampler's precision; call `refresh` after training steps."""
         # A bf16 copy of the weights: casting 6 M parameters at every frame costs as much as the frame.
         if self.sampler.dtype == "float32":
             return self.dynamics
@@ -128,19 +128,19 @@ class VideoWorldModel(nn.Module):
         return self._fast[0]
 
     def refresh(self) -> None:
-        """Bring the inference copy up to date with the weights; `load_state_dict` does it itself."""
+        """Copy the current weights to the inference copy; `load_state_dict` does this itself."""
         for copied in self._fast:
             with torch.no_grad():
                 torch._foreach_copy_(list(copied.parameters()), list(self.dynamics.parameters()))
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; also brings the inference copy up to date."""
+        """Like torch's; also updates the inference copy."""
         result = super().load_state_dict(*args, **kwargs)
         self.refresh()
         return result
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch, which moves modules by it; the inference copy is made anew where the weights are then."""
+        """Like torch's, which moves modules with it; the inference copy is then made anew on the new device."""
         self._fast = []
         return super()._apply(*args, **kwargs)
 
@@ -154,13 +154,13 @@ class VideoWorldModel(nn.Module):
         states: Tensor | None = None,
         views: Mapping[str, Tensor] | None = None,
     ) -> ImaginedState:
-        """Start from real frames.
+        """Create the state of episodes that start from real frames.
 
         Args:
             frames: `(B,Tc,H,W,3)` uint8 of the main camera, Tc >= 1.
-            actions: `(B,Tc-1,A)` in [-1, 1] between them.
+            actions: `(B,Tc-1,A)` in [-1, 1] between the frames.
             generator: draws the rows' noise keys; None draws from torch's global generator.
-            states: `(B,Tc,S)` proprioception; None estimates it from the pictures.
+            states: `(B,Tc,S)` proprioception; None estimates it from the images.
             views: `(B,Tc,H',W',3)` uint8 of the other cameras, by name.
 
         Raises:
@@ -194,7 +194,7 @@ class VideoWorldModel(nn.Module):
         cache = net.empty_cache(latents[:, 0], normal[:, 0], dtype)
         first = max(
             0, context - 1 - self.config.dynamics.window
-        )  # older frames would leave the ring buffer anyway
+        )  # older frames would be overwritten in the ring buffer anyway
         for i in range(first, context - 1):
             clean = latents[:, i + 1].to(dtype)
             time = torch.zeros(b, device=self.device)
@@ -204,13 +204,13 @@ class VideoWorldModel(nn.Module):
         return ImaginedState(latents[:, -1], self.denormalise_state(normal[:, -1]), cache, keys)
 
     def _noise(self, keys: Tensor, count: Tensor, shape: torch.Size, passes: int) -> Tensor:
-        """`(passes, B, C, h, w)`; row i is a function of (keys[i], count[i]) alone."""
-        out = torch.empty(len(keys), passes, *shape, device="cpu")  # drawn there: the same on every device
+        """Noise `(passes, B, C, h, w)`; row i is a function of (keys[i], count[i]) alone."""
+        out = torch.empty(len(keys), passes, *shape, device="cpu")  # drawn on the CPU: identical on every device
         if passes == 0:
             return out.transpose(0, 1).to(self.device)
         generator = torch.Generator()
-        for row, (key, seen) in enumerate(zip(keys.tolist(), count.tolist(), strict=True)):
-            generator.manual_seed((key * 1_000_003 + seen) % (2**63))
+        for row, (key, frame_count) in enumerate(zip(keys.tolist(), count.tolist(), strict=True)):
+            generator.manual_seed((key * 1_000_003 + frame_count) % (2**63))
             torch.randn(passes, *shape, generator=generator, out=out[row])
         return out.transpose(0, 1).to(self.device)
 
@@ -221,9 +221,9 @@ class VideoWorldModel(nn.Module):
         """Imagine K frames.
 
         Args:
-            state: where to go on from; unchanged.
+            state: state to continue from; it is not changed.
             actions: `(B,K,A)` in [-1, 1].
-            decode: which frames to turn into pixels; a frame that nobody reads costs half.
+            decode: which frames to decode to pixels; a frame that is not decoded costs half.
         """
         if actions.ndim != 3 or len(actions) != state.batch_size or actions.shape[-1] != self.action_dim:
             raise ConfigError(
@@ -232,44 +232,44 @@ class VideoWorldModel(nn.Module):
         if decode not in ("all", "last", "none"):
             raise ConfigError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
         actions = actions.to(self.device)
-        net = self.inference_network()  # made here: not by several threads at once
+        net = self.inference_network()  # created here, so that the threads below do not each create it
         pieces = min(torch.get_num_threads(), state.batch_size // ROWS_PER_THREAD)
         if self.device.type != "cpu" or pieces < 2:
             return self._imagine(net, state, actions, decode)
         parts = list(zip(state.split(pieces), actions.chunk(pieces), strict=True))
-        answers = in_threads(lambda part: self._imagine(net, *part, decode), parts)
-        said = [imagined for _, imagined in answers]
-        return ImaginedState.cat([after for after, _ in answers]), Imagined(
-            frames=torch.cat([imagined.frames for imagined in said]),
-            latents=torch.cat([imagined.latents for imagined in said]),
-            states=torch.cat([imagined.states for imagined in said]),
-            uncertainty=torch.cat([imagined.uncertainty for imagined in said]),
-            views={name: torch.cat([imagined.views[name] for imagined in said]) for name in said[0].views},
+        results = in_threads(lambda part: self._imagine(net, *part, decode), parts)
+        outputs = [imagined for _, imagined in results]
+        return ImaginedState.cat([after for after, _ in results]), Imagined(
+            frames=torch.cat([imagined.frames for imagined in outputs]),
+            latents=torch.cat([imagined.latents for imagined in outputs]),
+            states=torch.cat([imagined.states for imagined in outputs]),
+            uncertainty=torch.cat([imagined.uncertainty for imagined in outputs]),
+            views={name: torch.cat([imagined.views[name] for imagined in outputs]) for name in outputs[0].views},
         )
 
     @torch.no_grad()
     def _imagine(
         self, net: Dynamics, state: ImaginedState, actions: Tensor, decode: Decode
     ) -> tuple[ImaginedState, Imagined]:
-        """`step` in one piece."""
+        """The part of `step` that runs in one thread."""
         dtype = next(net.parameters()).dtype
         cache = state.cache.clone()
         latent, proprio = state.latent, self.normalise_state(state.states)
         latents, states, errors = [], [], []
         times = self.sampler.times()
         for i in range(actions.shape[1]):
-            # Drawn for the later passes only: the first begins from nothing (see `dynamics`).
+            # Noise is needed for the later passes only: the first starts from zeros (see `dynamics`).
             noise = self._noise(state.keys, cache.count, latent.shape[1:], len(times) - 1)
-            before, action, known = latent.to(dtype), actions[:, i].float(), proprio
+            before, action, state_in = latent.to(dtype), actions[:, i].float(), proprio
 
-            def answer(
-                x: Tensor, t: float, before: Tensor = before, action: Tensor = action, known: Tensor = known
+            def denoise(
+                x: Tensor, t: float, before: Tensor = before, action: Tensor = action, state_in: Tensor = state_in
             ) -> DynamicsOutput:
                 level = torch.full((len(x),), t, device=self.device)
-                return net.step(x.to(dtype), before, level, action, known, cache)
+                return net.step(x.to(dtype), before, level, action, state_in, cache)
 
             out = renoise(
-                answer, lambda said: said.latents, torch.zeros_like(latent), times, noise.__getitem__,
+                denoise, lambda outputs: outputs.latents, torch.zeros_like(latent), times, noise.__getitem__,
                 self.sampler.runs,
             )  # fmt: skip
             cache.ring.advance()
@@ -290,7 +290,7 @@ class VideoWorldModel(nn.Module):
         )
 
     def decode(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Frames `(B,K,H,W,3)` uint8 of the main camera and of the others, by name, from `latents (B,K,C,h,w)`."""
+        """Decode `latents (B,K,C,h,w)` to frames `(B,K,H,W,3)` uint8 of the main camera, and of the others by name."""
         shape = latents.shape[:2]
         if latents.numel():
             picture = self.tokenizer.decode(latents.flatten(0, 1)).unflatten(0, shape)
@@ -301,13 +301,13 @@ class VideoWorldModel(nn.Module):
     def fork(
         self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None
     ) -> ImaginedState:
-        """Rows `index (B',)` as a new state. With `generator`, copies get noise of their own; else their source's."""
+        """Rows `index (B',)` as a new state. With `generator` copies get new noise keys, else those of their source."""
         keys = None if generator is None else randint(2**62, (len(index),), generator, self.device)
         forked = state.index(index)
         return forked if keys is None else forked.replace(keys=keys)
 
     def merge(self, state: ImaginedState, rows: Tensor, other: ImaginedState) -> ImaginedState:
-        """`state` with its rows `rows` replaced by all rows of `other`, in order."""
+        """`state` with the rows `rows` replaced by all rows of `other`, in order."""
         return state.scatter(rows, other)
 
     @torch.no_grad()
@@ -319,10 +319,10 @@ class VideoWorldModel(nn.Module):
         *,
         views: Mapping[str, Tensor] | None = None,
     ) -> ImaginedState:
-        """Replace what was imagined last by what was really seen.
+        """Replace the current imagined frame by a real observation.
 
         Args:
-            state: where imagination stands.
+            state: current state.
             frames: `(B,H,W,3)` uint8 of the main camera.
             states: `(B,S)` proprioception, or None to estimate it.
             views: `(B,H',W',3)` uint8 of the other cameras, by name.
@@ -351,7 +351,7 @@ class VideoWorldModel(nn.Module):
 
     # -- disk -------------------------------------------------------------------------------------
     def save_pretrained(self, path: Path | str) -> Path:
-        """Write `config.json` and `model.safetensors` (bf16: half the bytes, the precision it runs at)."""
+        """Write `config.json` and `model.safetensors` (in bf16: half the size, and the precision used at inference)."""
         tensors = {
             k: v.detach().to("cpu", v.dtype if k.endswith(EXACT) else torch.bfloat16)
             for k, v in self.state_dict().items()
@@ -364,10 +364,10 @@ class VideoWorldModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> VideoWorldModel:
-        """Load what `save_pretrained` wrote.
+        """Load a model written by `save_pretrained`.
 
         Raises:
-            CheckpointError: missing or damaged files; says which.
+            CheckpointError: missing or damaged files; the message names them.
         """
         remedy = (
             "train a world model with `worldgym train world-model`, or use the bundled name 'tabletop-small'"
