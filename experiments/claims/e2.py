@@ -33,7 +33,7 @@ SFT, BC, RL = ((NAME, f"{arm}-{DEMOS}") for arm in ("few", "few_bc", "few_rl"))
 
 def few_demonstrations(lab: ClaimContext) -> Any:
     """Return the first `DEMOS` of the bundle's demonstrations of each task."""
-    task_of = extra(lab.suite, "task_of", "grammar that says which task an instruction names")
+    task_of = extra(lab.suite, "task_of", "function that returns the task of an instruction")
     demos = lab.bundle.demonstrations()
     episodes, first = np.unique(demos.episode, return_index=True)
     demo_tasks = [task_of(demos.instructions[i]) for i in first]
