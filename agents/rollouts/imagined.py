@@ -101,7 +101,7 @@ class Starts:
         rows = [i for i, task in enumerate(starts.tasks) if tasks is None or task in tasks]
         if not rows:
             known = ", ".join(sorted(set(starts.tasks)))
-            raise ConfigError(f"there are no starts of {', '.join(tasks or ())}; there are starts of {known}")
+            raise ConfigError(f"there is no start of {', '.join(tasks or ())}; there are starts of {known}")
         every = cls(
             torch.from_numpy(starts.images),
             torch.from_numpy(starts.states),

@@ -136,14 +136,14 @@ def interval_chart(
         )
     for i, row in enumerate(rows):
         y, colour = step * i + step / 2 + 4, COLOURS[row.group % len(COLOURS)]
-        value = f"{100 * row.mean:+.0f} pts" if zero else percent(row.mean)
+        value_text = f"{100 * row.mean:+.0f} pts" if zero else percent(row.mean)
         out.append(
             f'<text class="label" x="{left - 12}" y="{y + 4:.1f}" '
             f'text-anchor="end">{escape(row.label)}</text>'
             f'<line x1="{at(row.low):.1f}" x2="{at(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
             f'stroke="{colour}" stroke-width="3" stroke-linecap="round" opacity=".45"/>'
             f'<circle cx="{at(row.mean):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
-            f'<text class="tick" x="{width - right + 10}" y="{y + 4:.1f}">{value}</text>'
+            f'<text class="tick" x="{width - right + 10}" y="{y + 4:.1f}">{value_text}</text>'
         )
     out.append("</svg>")
     return "".join(out) + (_legend(groups) if groups else "")
