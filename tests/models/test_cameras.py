@@ -98,7 +98,7 @@ def test_views_that_do_not_fit_are_named():
             bad()
     with pytest.raises(ConfigError, match="no camera wrist"):
         Pictures.of(SimpleNamespace(frames=front.numpy()), canvas)
-    with pytest.raises(ConfigError, match="one each"):
+    with pytest.raises(ConfigError, match="equal numbers"):
         Pictures(front.numpy(), {"wrist": front.numpy()[:1]}, canvas)
 
 

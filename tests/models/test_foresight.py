@@ -85,7 +85,7 @@ def test_the_step_from_noise_does_not_depend_on_the_tokenizer_and_survives_disk(
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="heads must divide"):
         ForesightConfig(width=30, heads=4)
-    with pytest.raises(DatasetError, match="one row a frame"):
+    with pytest.raises(DatasetError, match="one row per frame"):
         ForesightData(
             torch.zeros(2, 1), torch.zeros(1), torch.zeros(2), torch.zeros(2), torch.zeros(2), np.zeros(2)
         )

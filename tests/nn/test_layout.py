@@ -76,7 +76,7 @@ def test_slices_indices_times_and_positions_follow_the_segments():
 
 def test_mistakes_say_what_to_do():
     layout = SequenceLayout.of(Segment("video", 0, 2), Segment("action", 0, 1), Segment("video", 1, 2))
-    with pytest.raises(ConfigError, match="do not stand together"):
+    with pytest.raises(ConfigError, match="are not contiguous"):
         layout.slice("video")
     with pytest.raises(ConfigError, match="no tokens of role 'text'"):
         layout.slice("text")

@@ -54,7 +54,7 @@ def test_the_sum_of_the_terms_is_minimised(tmp_path):
 def test_what_cannot_be_trained_is_named():
     with pytest.raises(ConfigError, match="'x'.*no for_data.*and no loss"):
         fresh_part(object, "x", None, "small", None)
-    with pytest.raises(ConfigError, match="no torch.nn.Module"):
+    with pytest.raises(ConfigError, match="not a torch.nn.Module"):
         train_part(type("Plain", (), {"loss": lambda *a: {}})(), arrays(), PartTraining(), "unused")
     with pytest.raises(ConfigError, match="at least 1"):
         PartTraining(batch=0)

@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     loop.run()
     weights = loop.checkpoint / "tensors.safetensors"
     weights.write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointError, match="emove .*checkpoint to start afresh"):
+    with pytest.raises(CheckpointError, match="emove .*checkpoint to start from scratch"):
         _loop(tmp_path, "run", 3)
     assert weights.read_bytes() == b"not safetensors"
 

@@ -1,4 +1,4 @@
-"""A kit for networks over token sequences: layouts and masks, a transformer, caches, noise processes, samplers.
+"""Building blocks for networks over token sequences: layouts, masks, a transformer, caches, noise, samplers.
 
 Example::
 

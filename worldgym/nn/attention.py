@@ -1,7 +1,7 @@
-"""Attention by hand, and rotary positions over one to three axes.
+"""Explicit attention, and rotary position embeddings over one to three axes.
 
-Why by hand: at the few queries of a frame the fused kernel is slower on a CPU; its backward took 41 % of a training
-step. Scores are softmaxed in float32 unless asked otherwise.
+Attention is not fused because, with the few queries of one frame, the fused kernel is slower on a CPU; its backward
+pass took 41 % of a training step. The softmax is computed in float32 by default.
 
 Example::
 
@@ -26,11 +26,11 @@ def attend(
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        q: `(B, heads, Lq, E)`.
-        k: `(B, heads, Lk, E)`.
-        v: `(B, heads, Lk, E)`.
+        q: queries `(B, heads, Lq, E)`.
+        k: keys `(B, heads, Lk, E)`.
+        v: values `(B, heads, Lk, E)`.
         mask: added to the scores, broadcast to `(B, heads, Lq, Lk)`; see `worldgym.nn.kv_cache.additive`.
-        float_softmax: softmax in float32; False keeps the dtype of the scores, whose gradient is then rounded likewise.
+        float_softmax: softmax in float32; False keeps the dtype of the scores, which then also rounds the gradient.
 
     Returns:
         `(B, Lq, heads * E)`.
@@ -43,11 +43,11 @@ def attend(
 
 
 class Rotary(NamedTuple):
-    """Rotary position embedding (Su et al. 2021): pairs of numbers, turned by angles that grow with the position.
+    """Rotary position embedding (Su et al. 2021): pairs of channels, rotated by angles proportional to the position.
 
     Args:
-        cos: `(..., L, head_dim / 2)`.
-        sin: likewise.
+        cos: cosines `(..., L, head_dim / 2)`.
+        sin: sines, of the same shape.
     """
 
     cos: Tensor
@@ -61,19 +61,19 @@ class Rotary(NamedTuple):
 
         Args:
             positions: `(..., L)` on one axis, or `(..., L, n)` on n axes with `axes`.
-            head_dim: of queries and keys.
-            axes: how many of the head's numbers each axis turns, all even; they sum to `head_dim`. None is one axis.
-            base: the slowest pair turns by 1 / base a position.
+            head_dim: dimension of queries and keys per head.
+            axes: number of head channels that each axis rotates, all even; they sum to `head_dim`. None is one axis.
+            base: the slowest pair rotates by 1 / base per position.
 
         Raises:
-            ConfigError: axes that do not fit.
+            ConfigError: `axes` do not fit `positions` or `head_dim`.
         """
         sizes = (head_dim,) if axes is None else tuple(axes)
         split = positions[..., None] if axes is None else positions
         if sum(sizes) != head_dim or any(size % 2 for size in sizes) or split.shape[-1] != len(sizes):
             raise ConfigError(
                 f"rotary axes {sizes} over positions of {split.shape[-1]} axes do not fit a head of {head_dim} "
-                "numbers; give one even number an axis, with that sum"
+                "channels; give one even number per axis, with that sum"
             )
         angles = []
         for i, size in enumerate(sizes):
@@ -84,14 +84,14 @@ class Rotary(NamedTuple):
         return cls(angle.cos(), angle.sin())
 
     def turn(self, x: Tensor) -> Tensor:
-        """`x (B, heads, L, head_dim)` turned by the positions' angles."""
+        """Rotate `x (B, heads, L, head_dim)` by the angles of the positions."""
         a, b = x.chunk(2, -1)
         return torch.cat([a * self.cos - b * self.sin, a * self.sin + b * self.cos], -1)
 
     def to(self, dtype: torch.dtype) -> Rotary:
-        """In another dtype."""
+        """Convert to another dtype."""
         return Rotary(self.cos.to(dtype), self.sin.to(dtype))
 
     def heads(self) -> Rotary:
-        """With an axis for the heads before the tokens: for angles `(B, L, head_dim / 2)` that differ among rows."""
+        """Add an axis for the heads before the tokens: for angles `(B, L, head_dim / 2)` that differ between rows."""
         return Rotary(self.cos.unsqueeze(-3), self.sin.unsqueeze(-3))

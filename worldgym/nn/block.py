@@ -1,7 +1,7 @@
-"""The transformer block: pre-norm attention and MLP, modulated or not, with a memory or cross-attention or without.
+"""The transformer block: pre-norm attention and MLP, optionally with modulation, a memory, or cross-attention.
 
-Every transformer of the project is made of it: the dynamics (adaLN-single, a key-value cache), the joint predictor of
-value and future (adaLN), the policy (a fixed image memory) and `worldgym.nn.transformer.Transformer`.
+Every transformer of the project uses it: the dynamics (adaLN-single, key-value cache), the joint predictor of value and
+future (adaLN), the policy (fixed image memory) and `worldgym.nn.transformer.Transformer`.
 
 Example::
 
@@ -23,15 +23,15 @@ Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Modulation(NamedTuple):
-    """Adaptive layer norm of a block: each `(B, G, D)`, where G divides L and group g is of tokens g L/G to (g+1) L/G.
+    """Adaptive layer norm of a block: each `(B, G, D)`. G divides L; group g applies to tokens g L/G to (g+1) L/G.
 
     Args:
-        shift: added to the normed input of attention.
-        scale: 1 + scale multiplies it.
-        gate: multiplies what attention adds.
-        mlp_shift: as `shift`, of the MLP.
-        mlp_scale: as `scale`, of the MLP.
-        mlp_gate: as `gate`, of the MLP.
+        shift: added to the normalised input of attention.
+        scale: the normalised input of attention is multiplied by 1 + scale.
+        gate: factor of the attention output.
+        mlp_shift: as `shift`, for the MLP.
+        mlp_scale: as `scale`, for the MLP.
+        mlp_gate: as `gate`, for the MLP.
     """
 
     shift: Tensor
@@ -43,32 +43,32 @@ class Modulation(NamedTuple):
 
 
 def _by_group(x: Tensor, group: Tensor, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`work(x, group)` for `x (B,L,D)` and `group (B,G,D)`."""
+    """Compute `work(x, group)` for `x (B,L,D)` and `group (B,G,D)`."""
     if group.shape[1] in (1, x.shape[1]):
         return work(x, group)
     return work(x.unflatten(1, (group.shape[1], -1)), group[:, :, None]).flatten(1, 2)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`x (B,L,D)` times `1 + scale` plus `shift`, both `(B,G,D)`."""
+    """Multiply `x (B,L,D)` by `1 + scale` and add `shift`, both `(B,G,D)`."""
     return _by_group(_by_group(x, 1 + scale, torch.mul), shift, torch.add)
 
 
 class TransformerBlock(nn.Module):
-    """Attention and MLP, each added to its input.
+    """Attention and MLP, each with a residual connection.
 
     Args:
         width: D.
-        heads: of attention.
-        head_dim: numbers a head; `width / heads` when None.
-        activation: class of the MLP's nonlinearity; the MLP is four times as wide.
-        affine: layer norms have weights of their own.
-        offset: the block has a learned offset of the modulation, `(6, D)`, and gates are 1 + what is given
+        heads: number of attention heads.
+        head_dim: channels per head; `width / heads` when None.
+        activation: class of the MLP's activation; the hidden layer is four times as wide as D.
+        affine: layer norms have their own weights.
+        offset: the block has a learned offset `(6, D)` of the modulation, and gates are 1 + the given value
             (adaLN-single).
-        memory: keys and values also come from tokens that are given to `forward` and stay as they are.
-        context_dim: width of the tokens of a cross-attention between attention and MLP; None for none.
-        dropout: of what attention and MLP add.
-        float_softmax: as of `attend`.
+        memory: keys and values also come from tokens that are passed to `forward` and not updated.
+        context_dim: width of the tokens of a cross-attention between attention and MLP; None for no cross-attention.
+        dropout: dropout rate of the outputs of attention and MLP.
+        float_softmax: as in `attend`.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class TransformerBlock(nn.Module):
         self.offset = nn.Parameter(torch.randn(6, width) / width**0.5) if offset else None
 
     def modulation(self, six: Tensor | None) -> Modulation | None:
-        """What `six (B, G, 6, D)` says: shift, scale and gate of attention, and of the MLP; the offset is added.
+        """Split `six (B, G, 6, D)` into shift, scale and gate of attention, and of the MLP; the offset is added.
 
-        With an offset, gates are one plus what the sum says (adaLN-single as the dynamics has it).
+        With an offset, gates are one plus that sum (adaLN-single, as in the dynamics).
         """
         if six is None:
             return None
@@ -115,13 +115,13 @@ class TransformerBlock(nn.Module):
         return Modulation(shift, scale, 1 + gate, mlp_shift, mlp_scale, 1 + mlp_gate)
 
     def split(self, x: Tensor) -> Tensor:
-        """`(B, L, heads * E)` -> `(B, heads, L, E)`."""
+        """Split heads: `(B, L, heads * E)` -> `(B, heads, L, E)`."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def project(
         self, x: Tensor, modulation: Modulation | None = None, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values `(B, heads, L, E)` of `x (B,L,D)`; keys and values begin with the memory's."""
+        """Queries, keys and values `(B, heads, L, E)` of `x (B,L,D)`; keys and values of the memory come first."""
         h = self.norm1(x)
         if modulation is not None:
             h = modulated(h, modulation.scale, modulation.shift)
@@ -140,7 +140,7 @@ class TransformerBlock(nn.Module):
         modulation: Modulation | None = None,
         context: Tensor | None = None,
     ) -> Tensor:
-        """`x (B,L,D)` with what attention found, `(B, L, heads * E)`, cross-attention and the MLP added."""
+        """Add attention output `(B, L, heads * E)`, cross-attention and MLP to `x (B,L,D)`."""
         added = self.drop(self.out(attended))
         x = x + (added if modulation is None else _by_group(added, modulation.gate, torch.mul))
         if self.cross is not None and context is not None:
@@ -162,16 +162,16 @@ class TransformerBlock(nn.Module):
         context: Tensor | None = None,
         update: Update | None = None,
     ) -> Tensor:
-        """`(B,L,D)` -> `(B,L,D)`.
+        """Apply the block: `(B,L,D)` -> `(B,L,D)`.
 
         Args:
             x: tokens.
-            memory: `(B,M,D)` normalised, for blocks with `memory`.
-            modulation: of `modulation`.
+            memory: normalised tokens `(B,M,D)`, for blocks with `memory`.
+            modulation: output of `modulation`.
             mask: added to the attention scores.
-            rotary: turns queries and keys.
+            rotary: rotates queries and keys.
             context: `(B,M,context_dim)`, for blocks with cross-attention.
-            update: `update(keys, values)` gives those to attend to: a cache's `write`.
+            update: `update(keys, values)` returns the keys and values to attend to, e.g. `write` of a cache.
         """
         q, k, v = self.project(x, modulation, memory)
         if rotary is not None:
@@ -183,13 +183,13 @@ class TransformerBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention to other tokens, such as words; adds nothing at first.
+    """Attention to other tokens, such as text; its output is zero at initialisation.
 
     Args:
-        width: of the tokens.
-        context_dim: of the others.
-        heads: of attention.
-        inner: numbers of all heads.
+        width: width of the tokens.
+        context_dim: width of the other tokens.
+        heads: number of attention heads.
+        inner: total number of channels of all heads.
     """
 
     def __init__(self, width: int, context_dim: int, heads: int, inner: int) -> None:
@@ -202,7 +202,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """`x (B,L,D)`, `context (B,M,context_dim)` -> `(B,L,D)`."""
+        """Attend from `x (B,L,D)` to `context (B,M,context_dim)`; returns `(B,L,D)`."""
         split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
         k, v = self.kv(context).chunk(2, -1)
         return self.out(attend(split(self.q(self.norm(x))), split(k), split(v)))  # type: ignore[no-any-return]

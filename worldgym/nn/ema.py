@@ -20,14 +20,14 @@ from worldgym.errors import ConfigError
 
 
 class EMA:
-    """The averaged copy of a model.
+    """A copy of a model with averaged weights.
 
     Args:
-        model: what is trained.
-        decay: share of the average that an update keeps, in [0, 1]; smaller at first, (1 + step) / (10 + step).
+        model: the trained model.
+        decay: weight of the old average in an update, in [0, 1]; at first it is limited to (1 + step) / (10 + step).
 
     Raises:
-        ConfigError: a decay outside of [0, 1].
+        ConfigError: the decay is outside [0, 1].
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -38,9 +38,9 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Average in the model's weights after optimizer step `step`; buffers are copied."""
+        """Update the average with the model's weights after optimizer step `step`; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine: list[Any] = list(self.model.parameters())
-        torch._foreach_lerp_(mine, list(self.source.parameters()), 1 - decay)
+        averaged: list[Any] = list(self.model.parameters())
+        torch._foreach_lerp_(averaged, list(self.source.parameters()), 1 - decay)
         for average, value in zip(self.model.buffers(), self.source.buffers(), strict=True):
             average.copy_(value)

@@ -1,13 +1,14 @@
-"""A ring buffer of keys and values, whose rows can be copied, replaced and joined.
+"""A ring buffer of keys and values. Its rows can be copied, replaced and joined.
 
-Why a ring: a step costs the same however long the episode is, and the memory of a row is constant. Every row has its
-own count, so rows of different ages share one batch (per-slot resets, forks of GRPO groups, planners' candidates).
+With a ring buffer, the cost of a step does not depend on the episode length, and the memory per row is constant. Every
+row has its own count, so rows of different ages can share one batch (per-slot resets, forks of GRPO groups, candidates
+of a planner).
 
 Example::
 
     cache = KVCache.empty(depth=4, batch=8, heads=4, slots=12, tokens=16, head_dim=64)
     keys, values = cache.write(layer=0, keys=k, values=v)      # k, v (8, 4, 16, 64) -> (8, 4, 192, 64) each
-    cache.valid(1)                                             # (8, 192) bool: which of these to attend to
+    cache.valid(1)                                             # (8, 192) bool: positions that may be attended to
     cache.advance()                                            # once all layers have written
 """
 
@@ -22,19 +23,19 @@ from worldgym.errors import ConfigError
 from worldgym.nn.layout import Kind, Rule, Segment, SequenceLayout
 from worldgym.nn.rows import RowBatch, row_field
 
-MASKED = -1e4  # added to the score of what may not be attended to; its softmax weight is exactly 0
+MASKED = -1e4  # added to the score of masked positions; their softmax weight is exactly 0
 
 
 @dataclass(frozen=True)
 class KVCache(RowBatch):
-    """Keys and values of the last tokens, as attention multiplies them, without a copy.
+    """Keys and values of the last tokens, in the layout that attention uses, without a copy.
 
     Args:
         keys: `(depth, B, heads, slots, tokens, head_dim)`.
         values: likewise.
-        count: `(B,)` int64, slots that a row has written in all.
-        marks: `(B, slots)` int64, which segment a slot's tokens belong to; -1 where nothing was noted.
-        kinds: role and cleanness that `marks` refer to.
+        count: `(B,)` int64, total number of slots that a row has written.
+        marks: `(B, slots)` int64, kind of segment of a slot's tokens, an index of `kinds`; -1 if it was not noted.
+        kinds: pairs of role and `clean` flag.
     """
 
     keys: Tensor = row_field(1)
@@ -56,18 +57,18 @@ class KVCache(RowBatch):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> KVCache:
-        """A cache that holds nothing.
+        """Create an empty cache.
 
         Args:
-            depth: layers.
+            depth: number of layers.
             batch: B.
-            heads: of attention.
+            heads: number of attention heads.
             slots: length of the ring; slot i is overwritten by slot i + slots.
-            head_dim: of keys and values.
-            tokens: per slot; 1 where segments have different lengths.
-            kinds: role and cleanness of the segments to come; empty where the caller masks by itself.
-            device: of all tensors.
-            dtype: of keys and values.
+            head_dim: dimension of keys and values per head.
+            tokens: tokens per slot; 1 if segments have different lengths.
+            kinds: role and `clean` flag of the segments to be written; empty if the caller makes its own masks.
+            device: device of all tensors.
+            dtype: dtype of keys and values.
         """
         shape = (depth, batch, heads, slots, tokens, head_dim)
         return cls(
@@ -91,9 +92,9 @@ class KVCache(RowBatch):
         return torch.arange(len(self.count), device=self.count.device)[:, None], after % self.slots
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's `keys` and `values (B, heads, L, head_dim)` in place; all that the layer holds.
+        """Write `keys` and `values (B, heads, L, head_dim)` of one layer in place; return all that the layer holds.
 
-        The count stays: writing again overwrites the same slots, and `advance` commits them.
+        The count does not change: writing again overwrites the same slots, and `advance` commits them.
 
         Returns:
             keys and values `(B, heads, slots * tokens, head_dim)`.
@@ -105,19 +106,19 @@ class KVCache(RowBatch):
         return self.keys[layer].flatten(2, 3), self.values[layer].flatten(2, 3)
 
     def valid(self, written: int = 1) -> Tensor:
-        """`(B, slots * tokens)` bool: what was ever written, the next `written` slots included."""
-        slots = torch.arange(self.slots, device=self.count.device)  # they fill in order, then all are valid
+        """`(B, slots * tokens)` bool: slots that were ever written, including the next `written` slots."""
+        slots = torch.arange(self.slots, device=self.count.device)  # slots fill in order; then all are valid
         return (slots < self.count[:, None] + written).repeat_interleave(self.keys.shape[4], 1)
 
     def advance(self, written: int = 1) -> None:
-        """Commit the slots that were written; in place."""
+        """Commit the written slots, in place."""
         self.count.add_(written)
 
     def note(self, layout: SequenceLayout) -> None:
-        """Note in place which segments the next slots hold; for caches of one token a slot.
+        """Store in place which segments the next slots hold; for caches with one token per slot.
 
         Raises:
-            ConfigError: a kind of segment that this cache was not made for.
+            ConfigError: a kind of segment that is not in `kinds`.
         """
         marks = []
         for segment in layout.segments:
@@ -131,7 +132,7 @@ class KVCache(RowBatch):
         self.marks[rows, slots] = torch.tensor(marks, device=self.marks.device)
 
     def mask(self, layout: SequenceLayout, rule: Rule) -> Tensor:
-        """`(B, L, slots)` bool: which slot each token of `layout`, already noted, may attend to by `rule`."""
+        """`(B, L, slots)` bool: slots that each token of `layout`, already noted, may attend to by `rule`."""
         distinct, where = torch.unique(self.marks, return_inverse=True)
         rows = []
         for query in layout.segments:
@@ -149,5 +150,5 @@ class KVCache(RowBatch):
 
 
 def additive(allowed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A bool mask as what is added to attention scores."""
+    """Convert a bool mask to a tensor that is added to attention scores."""
     return torch.zeros(allowed.shape, device=allowed.device, dtype=dtype).masked_fill_(~allowed, MASKED)

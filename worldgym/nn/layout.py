@@ -1,8 +1,8 @@
-"""Token sequences as data: a layout is a list of segments, and a rule says which segment may attend to which.
+"""Token sequences as data: a layout is a list of segments, and a rule defines which segment may attend to which.
 
-Why: world models, policies and joint video-action models differ in what the sequence holds and in the attention
+World models, policies and joint video-action models differ in the contents of the sequence and in the attention
 pattern, not in the transformer. A new pattern is a new layout or rule, not a new network. The attention masks of
-DreamZero, UWM, pi0, VLA-JEPA, Motus and WorldGym are all rules of this kind.
+DreamZero, UWM, pi0, VLA-JEPA, Motus and WorldGym can all be written as such rules.
 
 Example::
 
@@ -29,8 +29,8 @@ class Segment:
     """Consecutive tokens of one kind.
 
     Args:
-        role: what they are, such as `video`, `action`, `state` or `text`.
-        block: time step that they belong to, at least 0.
+        role: kind of tokens, such as `video`, `action`, `state` or `text`.
+        block: time step of the tokens, at least 0.
         length: number of tokens.
         clean: the tokens carry no noise. Teacher forcing has a clean and a noisy copy of a block in one sequence.
 
@@ -52,9 +52,9 @@ class Segment:
 
 
 Rule = Callable[[Segment, Segment], bool]
-"""`rule(query, key)`: may the query's tokens attend to the key's? It may read role, block and clean, not length."""
+"""`rule(query, key)`: whether tokens of `query` may attend to those of `key`; may use role, block and clean."""
 Kind = tuple[str, bool]
-"""Role and cleanness."""
+"""Role and `clean` flag."""
 
 
 def full() -> Rule:
@@ -63,7 +63,7 @@ def full() -> Rule:
 
 
 def block_causal(window: int | None = None) -> Rule:
-    """All-to-all inside a block and causal across blocks, at most `window` blocks back (itself included)."""
+    """Full attention inside a block and causal across blocks, at most `window` blocks back (including its own)."""
 
     def may_attend(query: Segment, key: Segment) -> bool:
         back = query.block - key.block
@@ -79,7 +79,7 @@ def teacher_forcing(alone: Sequence[str] = ()) -> Rule:
     clean segments of earlier blocks and to the noisy ones of its own block.
 
     Args:
-        alone: roles whose noisy segments attend to themselves only, and which the others still see.
+        alone: roles whose noisy segments attend to themselves only; the other segments still attend to them.
     """
 
     def may_attend(query: Segment, key: Segment) -> bool:
@@ -93,8 +93,8 @@ def teacher_forcing(alone: Sequence[str] = ()) -> Rule:
 
 
 def joint_video_action(state: str = "state") -> Rule:
-    """Joint video and action denoising as DreamZero trains it (arXiv 2602.15922): `teacher_forcing` whose
-    proprioception attends to itself only, since it is given and not predicted.
+    """Joint video and action denoising as in DreamZero (arXiv 2602.15922): `teacher_forcing` in which
+    proprioception attends to itself only, because it is given and not predicted.
     """
     return teacher_forcing(alone=(state,))
 
@@ -103,7 +103,7 @@ def encoder_decoder(memory: Sequence[str], causal: bool = False) -> Rule:
     """Segments of the `memory` roles attend to one another; the others attend to the memory and to one another.
 
     Args:
-        memory: roles of what is given, such as image and text. It never sees the rest (the prefix of pi0).
+        memory: roles of the inputs, such as image and text. They never attend to the rest (the prefix of pi0).
         causal: the others attend to their own and earlier blocks only.
     """
 
@@ -117,13 +117,13 @@ def encoder_decoder(memory: Sequence[str], causal: bool = False) -> Rule:
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """What a token sequence holds, in order.
+    """The segments of a token sequence, in order.
 
     Args:
-        segments: at least one.
+        segments: at least one segment.
 
     Raises:
-        ConfigError: no segment.
+        ConfigError: there is no segment.
     """
 
     segments: tuple[Segment, ...]
@@ -137,7 +137,7 @@ class SequenceLayout:
 
     @classmethod
     def of(cls, *segments: Segment) -> SequenceLayout:
-        """A layout of these segments."""
+        """Create a layout from segments."""
         return cls(segments)
 
     @property
@@ -147,43 +147,43 @@ class SequenceLayout:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each segment, int64."""
+        """Number of tokens of each segment, int64."""
         return torch.tensor([segment.length for segment in self.segments])
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Role and cleanness of the segments, each pair once."""
+        """Distinct pairs of role and `clean` flag of the segments."""
         return tuple(dict.fromkeys((segment.role, segment.clean) for segment in self.segments))
 
     def mask(self, rule: Rule, keys: SequenceLayout | None = None) -> Tensor:
         """`(Lq, Lk)` bool over tokens; True where `rule(query, key)` holds.
 
         Args:
-            rule: who may attend to whom.
-            keys: layout of the keys; this one when None.
+            rule: defines which segments may attend to which.
+            keys: layout of the keys; this layout when None.
 
         Raises:
-            ConfigError: a segment that may attend to nothing.
+            ConfigError: the rule lets a segment attend to nothing.
         """
         other = self if keys is None else keys
         rows = [[rule(query, key) for key in other.segments] for query in self.segments]
         for segment, row in zip(self.segments, rows, strict=True):
             if not any(row):
                 raise ConfigError(
-                    f"the rule lets {segment} attend to nothing; let it attend to itself at least"
+                    f"the rule lets {segment} attend to nothing; let it attend at least to itself"
                 )
         allowed = torch.tensor(rows)
         return allowed.repeat_interleave(self.lengths, 0).repeat_interleave(other.lengths, 1)
 
     def slices(self) -> list[slice]:
-        """Tokens of each segment."""
+        """Token range of each segment."""
         ends = self.lengths.cumsum(0).tolist()
         return [slice(end - s.length, end) for s, end in zip(self.segments, ends, strict=True)]
 
     def indices(
         self, role: str | Iterable[str], block: int | None = None, clean: bool | None = None
     ) -> Tensor:
-        """Positions, int64, of the tokens of one role or of several, in one block or in all; may be empty."""
+        """Positions, int64, of the tokens of one or several roles, in one block or in all; may be empty."""
         roles = {role} if isinstance(role, str) else set(role)
         found = [
             torch.arange(where.start, where.stop)
@@ -195,10 +195,10 @@ class SequenceLayout:
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
 
     def slice(self, role: str, block: int | None = None, clean: bool | None = None) -> slice:
-        """The tokens of one role, where they stand together.
+        """Token range of one role whose tokens are contiguous.
 
         Raises:
-            ConfigError: there are none, or they do not stand together.
+            ConfigError: there are no such tokens, or they are not contiguous.
         """
         found = self.indices(role, block, clean)
         where = f"role {role!r}" + ("" if block is None else f", block {block}")
@@ -208,18 +208,18 @@ class SequenceLayout:
             )
         first, last = int(found[0]), int(found[-1])
         if last - first + 1 != len(found):
-            raise ConfigError(f"the tokens of {where} do not stand together; use indices(), or say the block")
+            raise ConfigError(f"the tokens of {where} are not contiguous; use indices(), or give the block")
         return slice(first, last + 1)
 
     def times(self, t_by_segment: Mapping[Any, Tensor | float]) -> Tensor:
-        """Noise level of every token, `(B, L)`, or `(L,)` where all levels are numbers.
+        """Noise level of every token, `(B, L)`, or `(L,)` if all levels are numbers.
 
         Args:
-            t_by_segment: level by role, or by (role, block), which wins; a number or a tensor `(B,)`. Clean segments
-                need none and get 0.
+            t_by_segment: level by role, or by (role, block), which has precedence; a number or a tensor `(B,)`. Clean
+                segments need no level and get 0.
 
         Raises:
-            ConfigError: no level for a noisy segment.
+            ConfigError: the level of a noisy segment is missing.
         """
         levels = []
         for segment in self.segments:
@@ -238,11 +238,11 @@ class SequenceLayout:
         """Rotary positions `(L, 3)` of the tokens: block, row and column in the role's grid.
 
         Args:
-            grids: rows and columns of roles whose tokens are a picture's patches. Tokens of other roles have row 0 and
-                their number in the segment as column.
+            grids: rows and columns of roles whose tokens are image patches. Tokens of other roles have row 0 and
+                their index in the segment as column.
 
         Raises:
-            ConfigError: a grid that has another number of cells than a segment has tokens.
+            ConfigError: a grid and a segment have different numbers of tokens.
         """
         parts = []
         for segment in self.segments:
@@ -257,10 +257,10 @@ class SequenceLayout:
         return torch.cat(parts)
 
     def order(self, rule: Rule) -> list[list[int]]:
-        """Segments by number, in groups that can be fed one after the other through a cache.
+        """Segment indices, in groups that can be processed one after the other with a cache.
 
-        No group attends to a later one; segments that attend to one another, directly or not, are in one group (the
-        strongly connected components of the attention graph, in topological order).
+        No group attends to a later one. Segments that attend to one another, directly or indirectly, are in one group
+        (the strongly connected components of the attention graph, in topological order).
         """
         count = len(self.segments)
         reach = torch.tensor([[q is k or rule(q, k) for k in self.segments] for q in self.segments])
@@ -273,5 +273,5 @@ class SequenceLayout:
         return sorted(groups.values(), key=lambda group: (int(reach[group[0]].sum()), group[0]))
 
     def select(self, numbers: Sequence[int]) -> SequenceLayout:
-        """The layout of some segments, by number, in the given order."""
+        """The layout of the segments with these indices, in the given order."""
         return SequenceLayout(tuple(self.segments[i] for i in numbers))

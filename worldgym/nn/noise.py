@@ -1,11 +1,11 @@
-"""Noise processes and samplers of noise levels, in one convention: t in [0, 1], t = 0 clean, t = 1 pure noise.
+"""Noise processes and samplers of noise levels, with one convention: t in [0, 1], t = 0 clean, t = 1 pure noise.
 
-Flow matching (Lipman et al. 2023; Liu et al. 2023) is the project's own: `x_t = (1 - t) x + t eps`, `v = eps - x`.
-`DiffusersNoise` gives the processes of diffusers' schedulers (DDPM with epsilon or v prediction) the same face.
+The project itself uses flow matching (Lipman et al. 2023; Liu et al. 2023): `x_t = (1 - t) x + t eps`, `v = eps - x`.
+`DiffusersNoise` gives the processes of diffusers' schedulers (DDPM with epsilon or v prediction) the same interface.
 
 Example::
 
-    noisy = FLOW.add(x, eps, t)                 # t (B,) or (B, T), one level a frame
+    noisy = FLOW.add(x, eps, t)                 # t (B,) or (B, T), one level per frame
     loss = (net(noisy, t) - FLOW.target(x, eps, t)).square().mean()
     t = MixedTimes(uniform, pure=0.8)((8, 20), generator)
 """
@@ -23,28 +23,28 @@ from worldgym.errors import ConfigError
 from worldgym.utils.devices import CPU, rand, randn
 
 TimeSampler = Callable[[Sequence[int], "torch.Generator | None"], Tensor]
-"""`sampler(shape, generator)` draws noise levels in [0, 1], float32, one a token group."""
+"""`sampler(shape, generator)` draws noise levels in [0, 1], float32, one per token group."""
 
 
 @runtime_checkable
 class NoiseProcess(Protocol):
-    """How clean data becomes noise, and what a network is asked for."""
+    """Forward noise process and prediction target of a network."""
 
     def add(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`x_t`; `t` has the leading axes of `x`."""
+        """Noisy data `x_t`; `t` has the leading axes of `x`."""
         ...
 
     def target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network predicts."""
+        """Prediction target of the network."""
         ...
 
     def clean(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
-        """The clean data that a prediction says."""
+        """Convert a prediction to clean data."""
         ...
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
-    """`t` with axes of length 1 appended up to those of `like`."""
+    """Append axes of length 1 to `t` until it has as many as `like`."""
     return t.reshape(*t.shape, *(1,) * (like.ndim - t.ndim))
 
 
@@ -54,10 +54,10 @@ class FlowNoise:
 
     Args:
         predicts: `velocity`, `v = eps - x`, or `clean`, x itself.
-        least: t below which it counts as `least` where something is divided by it.
+        least: minimum of t where it is a divisor; smaller values count as `least`.
 
     Raises:
-        ConfigError: another prediction.
+        ConfigError: an unknown value of `predicts`.
     """
 
     predicts: str = "velocity"
@@ -68,20 +68,20 @@ class FlowNoise:
             raise ConfigError(f"predicts must be 'velocity' or 'clean', got {self.predicts!r}")
 
     def add(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`x_t`; `t` has the leading axes of `x`."""
+        """Noisy data `x_t`; `t` has the leading axes of `x`."""
         level = expand(t, x)
         return (1 - level) * x + level * eps
 
     def target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network predicts."""
+        """Prediction target of the network."""
         return x if self.predicts == "clean" else eps - x
 
     def clean(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
-        """The clean data that a prediction at `x_t` says: `x = x_t - t v`."""
+        """Convert a prediction at `x_t` to clean data: `x = x_t - t v`."""
         return predicted if self.predicts == "clean" else x_t - expand(t, x_t) * predicted
 
     def velocity(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
-        """The velocity that a prediction at `x_t` says: `v = (x_t - x) / t`."""
+        """Convert a prediction at `x_t` to a velocity: `v = (x_t - x) / t`."""
         if self.predicts == "velocity":
             return predicted
         return (x_t - predicted) / expand(t, x_t).clamp_min(self.least)
@@ -97,7 +97,7 @@ class DiffusersNoise:
         scheduler: its `config.prediction_type` is `epsilon`, `v_prediction` or `sample`.
 
     Raises:
-        ConfigError: another prediction, or a scheduler without noise levels.
+        ConfigError: another prediction type, or a scheduler without noise levels.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -118,12 +118,12 @@ class DiffusersNoise:
         return expand(alpha.sqrt(), like), expand((1 - alpha).sqrt(), like)
 
     def add(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`x_t`; `t` has the leading axes of `x`."""
+        """Noisy data `x_t`; `t` has the leading axes of `x`."""
         signal, noise = self._signal(t, x)
         return signal * x + noise * eps
 
     def target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network predicts."""
+        """Prediction target of the network."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return x
@@ -133,7 +133,7 @@ class DiffusersNoise:
         return signal * eps - noise * x
 
     def clean(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
-        """The clean data that a prediction at `x_t` says."""
+        """Convert a prediction at `x_t` to clean data."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return predicted
@@ -143,7 +143,7 @@ class DiffusersNoise:
 
 # -- levels ------------------------------------------------------------------------------------------------------------
 def uniform(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-    """Levels evenly from [0, 1)."""
+    """Levels drawn uniformly from [0, 1)."""
     return rand(shape, generator, CPU)
 
 
@@ -152,21 +152,21 @@ class LogitNormalTimes:
     """`t = sigmoid(n)`, n normal (Esser et al. 2024, section 3.1).
 
     Args:
-        mean: of n; above 0 prefers noise.
-        std: of n.
+        mean: mean of n; values above 0 give more noise.
+        std: standard deviation of n.
     """
 
     mean: float = 0.0
     std: float = 1.0
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Draw levels."""
+        """Draw noise levels."""
         return (self.mean + self.std * randn(shape, generator, CPU)).sigmoid()
 
 
 @dataclass(frozen=True)
 class PowerTimes:
-    """`t = 1 - s (1 - u^(1/a))`, u uniform: pi0's levels (arXiv 2410.24164, section IV), which prefer noise for a > 1.
+    """`t = 1 - s (1 - u^(1/a))`, u uniform: the levels of pi0 (arXiv 2410.24164, section IV), noisier for a > 1.
 
     Args:
         a: `1 - (1 - t) / s` is beta(a, 1) distributed.
@@ -177,48 +177,48 @@ class PowerTimes:
     s: float = 0.999
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Draw levels."""
+        """Draw noise levels."""
         u = rand(shape, generator, CPU)
         return 1 - self.s * (1 - u ** (1 / self.a))
 
 
 @dataclass(frozen=True)
 class ShiftedTimes:
-    """Levels of another sampler, moved towards noise: `t' = s t / (1 + (s - 1) t)` (Esser et al. 2024, section 5.3.2).
+    """Levels of another sampler, shifted to noise: `t' = s t / (1 + (s - 1) t)` (Esser et al. 2024, section 5.3.2).
 
     Args:
         inner: the other sampler.
-        shift: s; 1 leaves them.
+        shift: s; 1 means no shift.
     """
 
     inner: TimeSampler = uniform
     shift: float = 3.0
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Draw levels."""
+        """Draw noise levels."""
         t = self.inner(shape, generator)
         return shifted(t, self.shift)
 
 
 @dataclass(frozen=True)
 class MixedTimes:
-    """Pure noise for a share of the groups, levels of another sampler for the rest.
+    """Pure noise for a fraction of the groups, levels of another sampler for the rest.
 
     Args:
         inner: the other sampler.
-        pure: share of t = 1, in [0, 1].
+        pure: fraction of groups with t = 1, in [0, 1].
     """
 
     inner: TimeSampler = uniform
     pure: float = 0.5
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Draw levels."""
+        """Draw noise levels."""
         chosen = rand(shape, generator, CPU) < self.pure
         levels = self.inner(shape, generator)
         return torch.where(chosen.to(levels.device), torch.ones_like(levels), levels)
 
 
 def shifted(t: Any, shift: float) -> Any:
-    """`s t / (1 + (s - 1) t)`, of a number or a tensor."""
+    """Compute `s t / (1 + (s - 1) t)` for a number or a tensor."""
     return shift * t / (1 + (shift - 1) * t)

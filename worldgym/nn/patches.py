@@ -1,9 +1,9 @@
-"""Latent grids as tokens and back, one token a patch.
+"""Conversion of latent grids to tokens and back, one token per patch.
 
 Example::
 
     x = to_tokens(latents, patch=2)              # (N, 16, 8, 8) -> (N, 16, 64)
-    latents = from_tokens(x, patch=2)            # and back; a grid that is not square is said: grid=(6, 10)
+    latents = from_tokens(x, patch=2)            # inverse; for a grid that is not square, give grid=(6, 10)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from worldgym.errors import ConfigError
 
 
 def to_tokens(grid: Tensor, patch: int) -> Tensor:
-    """`(N,C,h,w)` as tokens `(N, h w / patch^2, C patch^2)`, row by row, in one copy."""
+    """Convert `(N,C,h,w)` to tokens `(N, h w / patch^2, C patch^2)`, row by row, in one copy."""
     n, c, h, w = grid.shape
     cells = grid.view(n, c, h // patch, patch, w // patch, patch)
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // patch**2, c * patch**2)
@@ -31,13 +31,13 @@ def from_tokens(x: Tensor, patch: int, grid: tuple[int, int] | None = None) -> T
         grid: height and width of the result in cells; a square when None.
 
     Raises:
-        ConfigError: the number of tokens is not that of such a grid.
+        ConfigError: the number of tokens does not match the grid.
     """
     n, tokens, width = x.shape
     side = math.isqrt(tokens)
     rows, columns = (side, side) if grid is None else (grid[0] // patch, grid[1] // patch)
     if rows * columns != tokens:
-        raise ConfigError(f"{tokens} tokens are no grid of {rows} x {columns} patches; give grid=(h, w)")
+        raise ConfigError(f"{tokens} tokens are not a grid of {rows} x {columns} patches; give grid=(h, w)")
     c = width // patch**2
     cells = x.view(n, rows, columns, c, patch, patch)
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(n, c, rows * patch, columns * patch)

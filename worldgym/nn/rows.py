@@ -1,7 +1,7 @@
-"""Dataclasses of tensors whose rows are independent: take rows, replace rows, split and join, in one place.
+"""Dataclasses of tensors with independent rows: select, replace, split and join rows.
 
-Why: an imagined state is a latent, proprioception and a cache, whose tensors have their batch axis in different places.
-Forking, merging and imagining in threads need these operations for any such state, whatever it holds.
+An imagined state consists of a latent, proprioception and a cache, whose tensors have their batch axis at different
+positions. Forking, merging and multi-threaded prediction need these operations for any such state.
 
 Example::
 
@@ -31,15 +31,15 @@ Operation = Callable[..., Any]  # (dim, tensor of the first, tensor of the secon
 
 
 def row_field(dim: int = 0, **settings: Any) -> Any:
-    """A dataclass field whose tensors have their rows along `dim`; 0 is what a plain field has."""
+    """A dataclass field whose tensors have their rows along axis `dim`; plain fields have them along axis 0."""
     return dataclasses.field(metadata={"row_dim": dim}, **settings)
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Base of dataclasses of tensors with rows.
+    """Base class of dataclasses of tensors with rows.
 
-    A field is a tensor, another `RowBatch`, a tuple or mapping of such, None, or plain data that all rows share.
+    A field is a tensor, another `RowBatch`, a tuple or mapping of these, None, or plain data shared by all rows.
     """
 
     def index(self: Self, rows: Tensor) -> Self:
@@ -51,7 +51,7 @@ class RowBatch:
         return _over(lambda dim, x, y: x.index_copy(dim, rows.to(x.device), y.to(x.dtype)), self, other)
 
     def split(self: Self, pieces: int) -> list[Self]:
-        """Consecutive rows in at most `pieces` nearly equal batches, as views."""
+        """Split into at most `pieces` nearly equal batches of consecutive rows, as views."""
         count = len(next(self.tensors(0)))
         sizes = [len(part) for part in torch.arange(count).chunk(pieces)]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -62,7 +62,7 @@ class RowBatch:
 
     @staticmethod
     def cat(batches: Sequence[Self]) -> Self:
-        """All rows of `batches`, in order; the inverse of `split`."""
+        """Join all rows of `batches`, in order; the inverse of `split`."""
         if len(batches) == 1:
             return batches[0]
         return _over(lambda dim, *parts: torch.cat(parts, dim), *batches)
@@ -76,7 +76,7 @@ class RowBatch:
         return dataclasses.replace(self, **changes)
 
     def tensors(self, dim: int | None = None) -> Iterator[Tensor]:
-        """All tensors, depth first; with `dim` those whose rows lie along that axis."""
+        """All tensors, depth first; with `dim` only those with their rows along that axis."""
         found: list[Tensor] = []
 
         def collect(at: int, x: Tensor) -> Tensor:

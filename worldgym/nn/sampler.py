@@ -1,10 +1,10 @@
-"""From noise to data: Euler steps, fresh noise at every pass, and diffusers' schedulers behind one face.
+"""Samplers from noise to data: Euler steps, fresh noise at every pass, and diffusers' schedulers, with one interface.
 
-diffusers is imported when a sampler of its own is asked for; that takes several seconds.
+diffusers is imported only when one of its samplers is created, which takes several seconds.
 
 Example::
 
-    x = Euler(steps=10).sample(lambda x, t: net(x, t), noise)            # net says the velocity
+    x = Euler(steps=10).sample(lambda x, t: net(x, t), noise)            # net predicts the velocity
     x = make_sampler("unipc", steps=8).sample(lambda x, t: net(x, t), noise)
     x = renoise(predict_clean, torch.zeros_like(noise), (1.0, 0.5), [noise])
 """
@@ -30,15 +30,15 @@ SAMPLERS = ("euler", "flow_euler", "ddim", "unipc")
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws data from noise by several passes of a network."""
+    """Generates data from noise by several passes of a network."""
 
     def sample(self, predict: Predict, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Data like `noise (B, ...)`, which is where it begins."""
+        """Generate data from `noise (B, ...)`; the result has the same shape."""
         ...
 
 
 def levels(steps: int, shift: float = 1.0) -> list[float]:
-    """Noise levels of `steps` passes, from 1 downwards, evenly or moved towards noise; the last pass ends at 0."""
+    """Noise levels of `steps` passes, from 1 downwards, even or shifted towards noise; the last step ends at 0."""
     if steps < 1:
         raise ConfigError(f"a sampler needs at least 1 step, got {steps}")
     return [shifted(1.0 - i / steps, shift) for i in range(steps)]
@@ -50,14 +50,14 @@ class Euler:
 
     Args:
         steps: passes of the network.
-        shift: moves the levels towards noise; 1 is even.
+        shift: shifts the levels towards noise; 1 means evenly spaced.
     """
 
     steps: int = 10
     shift: float = 1.0
 
     def sample(self, predict: Predict, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Data like `noise (B, ...)`; no random numbers are drawn."""
+        """Generate data from `noise (B, ...)`; no further random numbers are drawn."""
         times, x = [*levels(self.steps, self.shift), 0.0], noise
         for t, after in zip(times[:-1], times[1:], strict=True):
             x = x + (after - t) * predict(x, torch.full((len(x),), t, device=x.device))
@@ -68,7 +68,7 @@ class DiffusersSampler:
     """A diffusers scheduler as a sampler.
 
     Args:
-        scheduler: with `set_timesteps`, `timesteps` and `step`; its own prediction type says what `predict` gives.
+        scheduler: has `set_timesteps`, `timesteps` and `step`; its prediction type defines the output of `predict`.
         steps: passes of the network.
     """
 
@@ -78,7 +78,7 @@ class DiffusersSampler:
         self.scheduler, self.steps = scheduler, steps
 
     def sample(self, predict: Predict, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Data like `noise (B, ...)`."""
+        """Generate data from `noise (B, ...)`."""
         scheduler, x = self.scheduler, noise
         scheduler.set_timesteps(self.steps, device=noise.device)
         count = scheduler.config.num_train_timesteps
@@ -96,17 +96,17 @@ class DiffusersSampler:
 
 
 def make_sampler(name: str, steps: int, shift: float = 1.0) -> Sampler:
-    """A sampler by name.
+    """Create a sampler by name.
 
     Args:
         name: `euler`, our own; `flow_euler`, diffusers' FlowMatchEulerDiscreteScheduler; `unipc`, its
-            UniPCMultistepScheduler on flow levels (Zhao et al. 2023), all three from velocities; or `ddim`, its
-            DDIMScheduler (Song et al. 2021), from epsilon.
+            UniPCMultistepScheduler on flow levels (Zhao et al. 2023); these three use velocities. `ddim`, its
+            DDIMScheduler (Song et al. 2021), uses epsilon.
         steps: passes of the network.
-        shift: moves flow levels towards noise; 1 is even.
+        shift: shifts flow levels towards noise; 1 means evenly spaced.
 
     Raises:
-        ConfigError: an unknown name, or a shift for `ddim`.
+        ConfigError: an unknown name, or a shift other than 1 for `ddim`.
     """
     if name not in SAMPLERS:
         raise ConfigError(f"unknown sampler {name!r}; the samplers are {', '.join(SAMPLERS)}")
@@ -138,18 +138,18 @@ def renoise(
     noise: Callable[[int], Tensor],
     runs: Callable[[int], bool] = lambda i: True,
 ) -> Answer:
-    """The network's last answer, after passes between which the clean guess gets fresh noise.
+    """Run several passes, adding fresh noise to the clean prediction between them; returns the network's last output.
 
-    Each pass says the clean data, and the next one sees that with noise of a lower level
+    Each pass predicts the clean data. The next pass gets that prediction with noise of a lower level
     (the stochastic sampler of consistency models: Song et al. 2023, algorithm 1).
 
     Args:
-        answer: `answer(x_t, t)`, what the network says.
-        clean: the clean data in an answer.
-        start: what the first pass sees.
-        times: noise levels of the passes, from 1 downwards.
-        noise: `noise(i)`, like `start`, added after pass i.
-        runs: whether the network runs at pass i; where not, its last answer serves again.
+        answer: `answer(x_t, t)` runs the network.
+        clean: extracts the clean data from an output.
+        start: input of the first pass.
+        times: noise levels of the passes, descending from 1.
+        noise: `noise(i)`, shaped like `start`, added after pass i.
+        runs: whether the network runs at pass i; otherwise its last output is reused.
     """
     x, out = start, None
     for i, t in enumerate(times):

@@ -1,9 +1,10 @@
 """One transformer for world models, policies and joint video-action models.
 
 It has adaptive layer norm from per-token conditioning (adaLN-zero: Peebles and Xie 2023, section 3.2; or one shared
-MLP with an offset a layer: PixArt-alpha's adaLN-single, Chen et al. 2023, section 2.3), rotary positions on one to
-three axes, cross-attention, experts per modality (mixture of transformers: own weights, joint attention), a key-value
-cache and taps of intermediate layers. What may attend to what is a layout and a rule (`worldgym.nn.layout`).
+MLP with an offset per layer: PixArt-alpha's adaLN-single, Chen et al. 2023, section 2.3), rotary positions on one to
+three axes, cross-attention, experts per modality (mixture of transformers: separate weights, joint attention), a
+key-value cache and taps of intermediate layers. The attention pattern is given by a layout and a rule
+(`worldgym.nn.layout`).
 
 Example::
 
@@ -35,9 +36,9 @@ class Expert:
     """Weights of one modality.
 
     Args:
-        name: of the modality; also the role of its segments, unless `roles` says others.
-        width: of its tokens.
-        roles: of the segments that it serves.
+        name: name of the modality; also the role of its segments, unless `roles` is given.
+        width: width of its tokens.
+        roles: roles of the segments that it processes.
         context_dim: width of the tokens that it cross-attends to; None for no cross-attention.
     """
 
@@ -57,18 +58,18 @@ class TransformerConfig:
     """Shape of a transformer.
 
     Args:
-        experts: at least one; a single one serves all roles.
-        depth: layers.
-        heads: of attention, shared by all experts.
-        head_dim: numbers a head; the width of the first expert over the heads when None.
-        modulation: `none`; `zero`, an adaLN of its own a layer whose gates begin at 0; or `single`, one MLP for all
-            layers with a learned offset a layer.
-        condition_dim: numbers of conditioning a token; needed unless `modulation` is `none`.
-        axes: how many numbers of a head each axis of rotary positions turns; None is one axis, the block.
-        activation: of the MLPs, `gelu` or `silu`.
+        experts: at least one; a single one processes all roles.
+        depth: number of layers.
+        heads: number of attention heads, shared by all experts.
+        head_dim: channels per head; None for the width of the first expert divided by `heads`.
+        modulation: `none`; `zero`, a separate adaLN per layer with gates initialised to 0; or `single`, one MLP for all
+            layers with a learned offset per layer.
+        condition_dim: size of the conditioning per token; needed unless `modulation` is `none`.
+        axes: number of head channels that each axis of the rotary positions rotates; None is one axis, the block.
+        activation: activation of the MLPs, `gelu` or `silu`.
 
     Raises:
-        ConfigError: a shape that cannot be.
+        ConfigError: an invalid shape.
     """
 
     experts: tuple[Expert, ...]
@@ -88,11 +89,11 @@ class TransformerConfig:
             raise ConfigError(f"two experts serve one role: {roles}; give every role to one expert")
         if self.head_dim is None and self.experts[0].width % self.heads:
             raise ConfigError(
-                f"width {self.experts[0].width} is no multiple of {self.heads} heads; give head_dim"
+                f"width {self.experts[0].width} is not a multiple of {self.heads} heads; give head_dim"
             )
         if self.size % 2:
             raise ConfigError(
-                f"head_dim is {self.size}, expected an even number: rotary positions turn pairs"
+                f"head_dim is {self.size}, expected an even number: rotary positions rotate pairs of channels"
             )
         if (self.modulation == "none") != (self.condition_dim == 0):
             raise ConfigError(
@@ -101,14 +102,14 @@ class TransformerConfig:
 
     @property
     def size(self) -> int:
-        """Numbers a head."""
+        """Channels per head."""
         return self.head_dim or self.experts[0].width // self.heads
 
     def expert_of(self, role: str) -> int:
-        """Which expert serves a role.
+        """Index of the expert that processes a role.
 
         Raises:
-            ConfigError: none.
+            ConfigError: no expert processes the role.
         """
         if len(self.experts) == 1:
             return 0
@@ -121,11 +122,11 @@ class TransformerConfig:
 
 
 class TransformerOutput(NamedTuple):
-    """Hidden tokens.
+    """Output of the transformer.
 
     Args:
-        tokens: by expert, `(B, Le, De)`, in the order of the layout.
-        taps: by layer, tokens likewise, after that layer.
+        tokens: hidden tokens by expert, `(B, Le, De)`, in the order of the layout.
+        taps: tokens after the requested layers, by layer and expert.
     """
 
     tokens: dict[str, Tensor]
@@ -133,7 +134,7 @@ class TransformerOutput(NamedTuple):
 
 
 class Transformer(nn.Module):
-    """See the module docstring."""
+    """The transformer; see the module docstring."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -166,7 +167,7 @@ class Transformer(nn.Module):
     def empty_cache(
         self, batch: int, slots: int, kinds: tuple[Kind, ...], dtype: torch.dtype = torch.float32
     ) -> KVCache:
-        """A cache for `slots` tokens of segments of these `kinds` (`SequenceLayout.kinds`)."""
+        """Create a cache for `slots` tokens of segments of these `kinds` (`SequenceLayout.kinds`)."""
         c, device = self.config, next(self.parameters()).device
         return KVCache.empty(c.depth, batch, c.heads, slots, c.size, kinds=kinds, device=device, dtype=dtype)
 
@@ -182,20 +183,20 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         taps: Collection[int] = (),
     ) -> TransformerOutput:
-        """Hidden tokens of a sequence, or of its next segments where a cache holds those before.
+        """Compute hidden tokens of a sequence, or of its next segments if a cache holds the earlier ones.
 
         Args:
-            x: tokens `(B, L, D)`, or by expert `(B, Le, De)` where there are several, each in the order of the layout.
-            layout: what the tokens are.
-            rule: who may attend to whom.
-            condition: `(B, L, condition_dim)` of every token, or `(B, 1, condition_dim)` of all.
-            positions: `(L, axes)` or `(B, L, axes)` rotary positions; the block where there is one axis and None.
+            x: tokens `(B, L, D)`, or by expert `(B, Le, De)` if there are several, each in the order of the layout.
+            layout: segments of the tokens.
+            rule: defines which segments may attend to which.
+            condition: conditioning `(B, L, condition_dim)` per token, or `(B, 1, condition_dim)` for all tokens.
+            positions: `(L, axes)` or `(B, L, axes)` rotary positions; None takes them from the layout.
             context: `(B, M, context_dim)`, for experts with cross-attention.
-            cache: what was fed before; these segments are written into it and committed, in place.
-            taps: layers, counted from 0, whose output is wanted.
+            cache: keys and values of earlier segments; the new ones are written into it and committed, in place.
+            taps: layers, counted from 0, whose output is returned.
 
         Raises:
-            ConfigError: tokens that the layout does not speak of.
+            ConfigError: the tokens do not match the layout.
         """
         c = self.config
         names = [e.name for e in c.experts]
@@ -215,11 +216,11 @@ class Transformer(nn.Module):
         else:
             cache.note(layout)
             mask = additive(cache.mask(layout, rule))[:, None]
-        kept: dict[int, dict[str, Tensor]] = {}
+        tapped: dict[int, dict[str, Tensor]] = {}
         shared = self._modulation(condition, where, used)
         layers: Any = self.layers
         for i, layer in enumerate(layers):
-            six = {n: layer[names[n]].modulation(self._six(shared, n, i)) for n in used}
+            six = {n: layer[names[n]].modulation(self._layer_modulation(shared, n, i)) for n in used}
             parts = [layer[names[n]].project(tokens[names[n]], six[n]) for n in used]
             q, k, v = (torch.cat(part, 2)[:, :, back.to(device)] for part in zip(*parts, strict=True))
             q, k = rotary.turn(q), rotary.turn(k)
@@ -227,16 +228,16 @@ class Transformer(nn.Module):
                 k, v = cache.write(i, k, v)
             attended = attend(q, k, v, mask)
             for n in used:
-                mine = attended[:, where[n].to(device)]
-                tokens[names[n]] = layer[names[n]].finish(tokens[names[n]], mine, six[n], context)
+                own = attended[:, where[n].to(device)]
+                tokens[names[n]] = layer[names[n]].finish(tokens[names[n]], own, six[n], context)
             if i in taps:
-                kept[i] = {names[n]: tokens[names[n]] for n in used}
+                tapped[i] = {names[n]: tokens[names[n]] for n in used}
         if cache is not None:
             cache.advance(layout.length)
-        return TransformerOutput({names[n]: self.final[names[n]](tokens[names[n]]) for n in used}, kept)
+        return TransformerOutput({names[n]: self.final[names[n]](tokens[names[n]]) for n in used}, tapped)
 
     def _places(self, layout: SequenceLayout) -> tuple[list[Tensor], Tensor]:
-        """Positions of each expert's tokens, and where each token of the sequence stands among the experts' tokens."""
+        """Positions of each expert's tokens, and the index of each token in the experts' concatenated tokens."""
         owner = torch.tensor([self.config.expert_of(s.role) for s in layout.segments])
         owner = owner.repeat_interleave(layout.lengths)
         where = [(owner == i).nonzero().flatten() for i in range(len(self.config.experts))]
@@ -271,7 +272,7 @@ class Transformer(nn.Module):
             for n in used
         }
 
-    def _six(self, shared: dict[int, Tensor], expert: int, layer: int) -> Tensor | None:
+    def _layer_modulation(self, shared: dict[int, Tensor], expert: int, layer: int) -> Tensor | None:
         if expert not in shared:
             return None
         width = 6 * self.config.experts[expert].width

@@ -1,8 +1,8 @@
-"""The checkpoints that come with worldgym, by name.
+"""The checkpoints that are bundled with worldgym, by name.
 
-Each is a folder with one sub-folder a part (`world_model`, `judge`, `policy_sft`), a `card.json` for programs and a
-`README.md` (the model card) for people. `card.json` says which tasks the checkpoint covers: `tasks` are covered well,
-`tasks_thin` were seen in training and are not relied on.
+Each is a folder with one sub-folder per part (`world_model`, `judge`, `policy_sft`), a `card.json` for programs and a
+`README.md` (the model card) for people. `card.json` lists the tasks of the checkpoint: those in `tasks` are covered
+well; those in `tasks_thin` were seen in training, but results on them are not reliable.
 
 Example::
 
@@ -26,18 +26,18 @@ from worldgym.utils.folders import MANIFEST, verify_file, verify_folder
 _ROOT = Path(__file__).resolve().parent
 CARD = "card.json"
 DEFAULT = "tabletop-small"
-"""The checkpoint of commands that name none."""
+"""The checkpoint of commands that do not name one."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a bundled checkpoint covers.
+    """Contents and task coverage of a bundled checkpoint.
 
     Args:
-        name: the folder's name.
-        tasks: verbs that are covered well.
-        tasks_thin: verbs seen in training, but not to be relied on.
-        parts: the sub-folders that hold weights.
+        name: name of the folder.
+        tasks: tasks that are covered well.
+        tasks_thin: tasks seen in training, but with unreliable results.
+        parts: sub-folders that contain weights.
         megabytes: size of all files, in MB of 10^6 bytes.
     """
 
@@ -49,7 +49,7 @@ class Card:
 
 
 def names() -> list[str]:
-    """Names of the bundled checkpoints: the folders here that hold weights."""
+    """Names of the bundled checkpoints, i.e. the folders here that contain weights."""
     return sorted(
         folder.name for folder in _ROOT.iterdir() if folder.is_dir() and any(folder.rglob("*.safetensors"))
     )
@@ -59,8 +59,8 @@ def path(name: str, part: str | None = None) -> Path:
     """Folder of a bundled checkpoint, or of one part of it.
 
     Args:
-        name: such as `"tabletop-small"`.
-        part: such as `"world_model"`, `"judge"` or `"policy_sft"`.
+        name: name of a checkpoint, such as `"tabletop-small"`.
+        part: name of a part, such as `"world_model"`, `"judge"` or `"policy_sft"`.
 
     Raises:
         CheckpointError: no such checkpoint or part; the message lists what exists.
@@ -82,7 +82,7 @@ def path(name: str, part: str | None = None) -> Path:
 
 
 def card(name: str) -> Card:
-    """Read what a bundled checkpoint covers.
+    """Read the card of a bundled checkpoint.
 
     Raises:
         CheckpointError: no such checkpoint, or its `card.json` is damaged.
@@ -96,46 +96,46 @@ def card(name: str) -> Card:
 
 
 def remedy(folder: Path) -> str:
-    """What a user can do about a damaged or missing file of a checkpoint folder; ends an error's message."""
+    """Advice for a damaged or missing file of a checkpoint folder, used at the end of error messages."""
     if folder.resolve().is_relative_to(_ROOT):
         return "install worldgym again, or type `git checkout -- worldgym/pretrained` in a checkout"
     return "restore it from a copy, or make the folder again with `worldgym bundle`"
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """`card.json` of a checkpoint folder as JSON; empty when the folder has none.
+    """Read `card.json` of a checkpoint folder as JSON; empty when the folder has none.
 
     Raises:
-        CheckpointError: not what was saved, not JSON, or a field is of another type; names the file.
+        CheckpointError: the file was changed, is not JSON, or has a field of another type; the message names the file.
     """
     file = folder / CARD
-    what = remedy(folder)
-    verify_file(file, what)
+    advice = remedy(folder)
+    verify_file(file, advice)
     if not file.is_file():
         return {}
-    if (folder / MANIFEST).is_file():  # here it is always a list of ours, so a card that it lacks is damaged
-        verify_folder(folder, (CARD,), what)
-    what = what[:1].upper() + what[1:]
-    data = read_json(file, what)
+    if (folder / MANIFEST).is_file():  # the manifest always lists the card, so a missing card means damage
+        verify_folder(folder, (CARD,), advice)
+    advice = advice[:1].upper() + advice[1:]
+    data = read_json(file, advice)
     if not isinstance(data, dict):
         raise CheckpointError(
-            f"{file} can't be read: got a {type(data).__name__}, expected an object. {what}"
+            f"{file} can't be read: got a {type(data).__name__}, expected an object. {advice}"
         )
     for key, (valid, expected) in _CARD_FIELDS.items():
         if key in data and not valid(data[key]):
             raise CheckpointError(
-                f"{file} can't be read: {key} is {str(data[key])[:60]!r}, expected {expected}. {what}"
+                f"{file} can't be read: {key} is {str(data[key])[:60]!r}, expected {expected}. {advice}"
             )
     return data
 
 
-def _words(value: Any) -> bool:
+def _is_word_list(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(word, str) and word for word in value)
 
 
 _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "tasks": (_words, "a list of words"),
-    "tasks_thin": (_words, "a list of words"),
+    "tasks": (_is_word_list, "a list of words"),
+    "tasks_thin": (_is_word_list, "a list of words"),
     "name": (lambda value: isinstance(value, str), "a string"),
     "suite": (lambda value: isinstance(value, str), "the name of a suite"),
     "split_manifest": (lambda value: isinstance(value, str), "a string"),

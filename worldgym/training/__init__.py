@@ -1,1 +1,1 @@
-"""Trainers of the learned parts; `worldgym train tokenizer|world-model` call these."""
+"""Trainers of tokenizers, world models and value predictors; `worldgym train tokenizer|world-model` calls them."""

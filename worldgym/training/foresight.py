@@ -1,4 +1,4 @@
-"""Training the joint predictor of value and future latents on logged episodes, and what its values are worth.
+"""Training of the joint predictor of value and future latents on logged episodes, and evaluation of its values.
 
 Example::
 
@@ -24,15 +24,15 @@ from worldgym.utils.devices import randn
 
 @dataclass(frozen=True)
 class ForesightData:
-    """M logged frames.
+    """M logged frames with prediction targets.
 
     Args:
         latents: `(M,C,h,w)` float32.
         states: `(M,S)` proprioception.
         texts: `(M,E)` embeddings of the instructions.
-        after: `(M,N)` int64, rows of the N future frames of each.
+        after: `(M,N)` int64, rows of the N future frames of each frame.
         values: `(M,)` float32 returns in [-1, 0].
-        episode: `(M,)` int64.
+        episode: `(M,)` int64, episode of each frame.
     """
 
     latents: Tensor
@@ -45,7 +45,7 @@ class ForesightData:
     def __post_init__(self) -> None:
         """Validate."""
         if len({len(self.latents), len(self.states), len(self.texts), len(self.after), len(self.values)}) > 1:
-            raise DatasetError("latents, states, texts, after and values need one row a frame each")
+            raise DatasetError("latents, states, texts, after and values need one row per frame each")
 
 
 def train_foresight(
@@ -60,17 +60,17 @@ def train_foresight(
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Flow matching on some rows; the model's statistics are set first.
+    """Train by flow matching on the given rows; the model's statistics are set first.
 
     Args:
         model: changed in place.
         data: logged frames.
-        rows: which of them.
+        rows: rows of `data` to train on.
         steps: optimizer steps.
-        batch_size: frames a step.
-        lr: peak learning rate, cosine to zero.
-        noise: on the frame's latents, so that few frames are not known by heart.
-        seed: of batches and noise.
+        batch_size: frames per step.
+        lr: peak learning rate, cosine decay to zero.
+        noise: noise added to the frame's latents, to reduce overfitting on few frames.
+        seed: seed of batches and noise.
         on_step: called with (step, loss).
 
     Returns:
@@ -89,10 +89,10 @@ def train_foresight(
         joint = model.joint(
             data.latents[after].to(device), data.states[after].to(device), data.values[chosen].to(device)
         )
-        seen = data.latents[chosen].to(device)
-        seen = seen + noise * randn(seen.shape, generator, device)
+        noisy = data.latents[chosen].to(device)
+        noisy = noisy + noise * randn(noisy.shape, generator, device)
         states, texts = data.states[chosen].to(device), data.texts[chosen].to(device)
-        loss = model.loss(seen, states, texts, joint, generator)
+        loss = model.loss(noisy, states, texts, joint, generator)
         for group in adam.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         adam.zero_grad(set_to_none=True)
@@ -107,7 +107,7 @@ def train_foresight(
 
 
 def foresee(model: Foresight, data: ForesightData, batch_size: int = 256) -> Foreseen:
-    """What the model foresees in all frames, on the model's device."""
+    """Predict value and future of all frames, on the model's device."""
     device = next(model.parameters()).device
     parts = [
         model(*(column[first : first + batch_size].to(device) for column in (data.latents, data.states, data.texts)))
@@ -117,8 +117,8 @@ def foresee(model: Foresight, data: ForesightData, batch_size: int = 256) -> For
 
 
 def value_scores(model: Foresight, data: ForesightData, rows: np.ndarray) -> dict[str, float]:
-    """Mean absolute error of values, and Kendall's tau with the true returns, on some rows."""
+    """Mean absolute error of the values, and Kendall's tau with the true returns, on the given rows."""
     from scipy.stats import kendalltau
 
-    said, true = foresee(model, data).value.cpu().numpy()[rows], data.values.numpy()[rows]
-    return {"mae": float(np.abs(said - true).mean()), "tau": float(kendalltau(said, true).statistic)}
+    predicted, true = foresee(model, data).value.cpu().numpy()[rows], data.values.numpy()[rows]
+    return {"mae": float(np.abs(predicted - true).mean()), "tau": float(kendalltau(predicted, true).statistic)}

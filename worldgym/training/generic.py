@@ -1,12 +1,12 @@
-"""Training of world models and judges that other packages register: the seam that their classes offer.
+"""Training of world models and judges that other packages register, and the interface that their classes need.
 
-A class that `worldgym train world-model --type NAME` or `worldgym train judge --type NAME` shall train has
+A class that `worldgym train world-model --type NAME` or `worldgym train judge --type NAME` can train has
 
-- `for_data(specs, preset, arrays)`, a classmethod: a fresh part for a dataset with `worldgym.specs.Specs`;
-- and either `fit(arrays, settings, folder) -> dict[str, float]`, which trains it by its own means and keeps what it
-  needs to resume in `folder`, or, as an `nn.Module`, `loss(batch, generator) -> dict[str, Tensor]`, of a
-  `worldgym.data.batch.Batch`: differentiable
-  scalars by name, whose sum is minimised by `TrainingLoop` (resumable, logged, weights averaged);
+- `for_data(specs, preset, arrays)`, a classmethod: a new part for a dataset with `worldgym.specs.Specs`;
+- and either `fit(arrays, settings, folder) -> dict[str, float]`, which runs its own training and stores what it
+  needs to resume in `folder`, or, as an `nn.Module`, `loss(batch, generator) -> dict[str, Tensor]` for a
+  `worldgym.data.batch.Batch`: differentiable scalars by name. `TrainingLoop` minimises their sum (resumable, logged,
+  with averaged weights);
 - `save_pretrained(folder)`, which writes its `type` into `config.json`, and `from_pretrained(folder)`.
 
 Example::
@@ -38,12 +38,12 @@ from worldgym.training.loop import LoopConfig, TrainingLoop
 
 @dataclass(frozen=True)
 class PartTraining:
-    """Settings of a training that knows nothing of the part.
+    """Training settings that do not depend on the part.
 
     Args:
-        loop: steps, rates, seed.
-        batch: windows a step.
-        window: actions a window; it has one frame more.
+        loop: steps, learning rates, seed.
+        batch: windows per step.
+        window: actions per window; a window has one frame more.
 
     Raises:
         ConfigError: a batch or window below 1.
@@ -59,18 +59,18 @@ class PartTraining:
 
 
 def fresh_part(kind: Any, name: str, specs: Specs, preset: str, arrays: Any) -> Any:
-    """A new part of the class `kind` that is registered as `name`, made by its `for_data`.
+    """Create a part of the class `kind`, which is registered as `name`, with its `for_data`.
 
     Raises:
-        ConfigError: the class offers no training.
+        ConfigError: the class has no training interface.
     """
-    lacking = [] if hasattr(kind, "for_data") else ["for_data(specs, preset, arrays)"]
+    missing = [] if hasattr(kind, "for_data") else ["for_data(specs, preset, arrays)"]
     if not (hasattr(kind, "fit") or hasattr(kind, "loss")):
-        lacking.append("loss(batch, generator) or fit(arrays, settings, folder)")
-    if lacking:
+        missing.append("loss(batch, generator) or fit(arrays, settings, folder)")
+    if missing:
         raise ConfigError(
             f"the type {name!r} ({getattr(kind, '__qualname__', kind)}) cannot be trained by this command: it has no "
-            f"{' and no '.join(lacking)}; see worldgym.training.generic, or train it with its own package"
+            f"{' and no '.join(missing)}; see worldgym.training.generic, or train it with its own package"
         )
     return kind.for_data(specs, preset, arrays)
 
@@ -83,21 +83,21 @@ def train_part(
     identity: Mapping[str, Any] | None = None,
     tag: str = "train",
 ) -> tuple[Any, dict[str, float]]:
-    """Train a part by its `fit`, or its `loss` by `TrainingLoop`; the same call resumes.
+    """Train a part by its `fit`, or by its `loss` and `TrainingLoop`; the same call resumes.
 
     Args:
-        part: see the module's description.
+        part: see the module docstring.
         arrays: `worldgym.data.reader.EpisodeArrays`.
-        settings: of the run.
-        run_dir: checkpoints and TensorBoard events.
-        identity: facts beside `settings` that make the run what it is; a checkpoint with others is refused.
+        settings: settings of the run.
+        run_dir: folder of checkpoints and TensorBoard events.
+        identity: values besides `settings` that identify the run; a checkpoint with other values is refused.
         tag: prefix of the logged scalars.
 
     Returns:
         the trained part (with averaged weights, in evaluation mode), and the last scalars.
 
     Raises:
-        ConfigError: `loss` gave something else than differentiable scalars by name, or the part is no `nn.Module`.
+        ConfigError: `loss` did not return differentiable scalars by name, or the part is not an `nn.Module`.
         CheckpointError: the checkpoint in `run_dir` is damaged or of another part.
     """
     if hasattr(part, "fit"):
@@ -105,7 +105,7 @@ def train_part(
         return part, {name: float(value) for name, value in (scalars or {}).items()}
     if not isinstance(part, nn.Module):
         raise ConfigError(
-            f"{type(part).__name__} has a loss but is no torch.nn.Module; derive it from one, or give it fit"
+            f"{type(part).__name__} has a loss but is not a torch.nn.Module; derive it from one, or give it fit"
         )
 
     def loss(model: Any, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -119,12 +119,12 @@ def train_part(
             or any(not isinstance(t, Tensor) or t.ndim for t in terms.values())
         ):
             raise ConfigError(
-                f"{type(model).__name__}.loss gave {type(terms).__name__}, expected scalar tensors by name"
+                f"{type(model).__name__}.loss returned {type(terms).__name__}, expected scalar tensors by name"
             )
         return torch.stack(list(terms.values())).sum(), {name: float(t.detach()) for name, t in terms.items()}
 
-    facts = {"batch": settings.batch, "window": settings.window, **(identity or {})}
-    loop = TrainingLoop(part, settings.loop, run_dir, loss, tag=tag, identity=facts)
+    run_facts = {"batch": settings.batch, "window": settings.window, **(identity or {})}
+    loop = TrainingLoop(part, settings.loop, run_dir, loss, tag=tag, identity=run_facts)
     scalars = loop.run()
     part.load_state_dict(loop.ema_model.state_dict())
     return part.eval(), scalars

@@ -1,11 +1,11 @@
 """One training loop for every model: schedule, EMA, TensorBoard, checkpoints that resume exactly.
 
-Why exactly: step k draws its batch and noise from a generator seeded by (seed, k) alone, so a run that was stopped
-and resumed computes the same numbers as one that was not. Checkpoints are safetensors and JSON, replaced as a whole;
-nothing is pickled. A checkpoint of other settings or other data than the ones asked for is refused.
+Step k draws its batch and noise from a generator seeded with (seed, k) alone, so a run that was stopped and resumed
+computes the same numbers as an uninterrupted one. Checkpoints are safetensors and JSON and are replaced as a whole;
+nothing is pickled. A checkpoint with settings or data that differ from the requested ones is refused.
 
-In a `torch.distributed` process group the ranks draw different batches and average their gradients: n ranks train as
-one with n times the batch. The first rank alone writes.
+In a `torch.distributed` process group the ranks draw different batches and average their gradients: n ranks train like
+one rank with n times the batch. Only the first rank writes files.
 
 Example::
 
@@ -46,19 +46,19 @@ class LoopConfig:
     """Settings of a run.
 
     Args:
-        steps: optimizer updates in all.
-        lr: peak learning rate; linear warm-up, then cosine to `final_lr`.
-        final_lr: fraction of `lr` at the end.
-        warmup: steps.
-        weight_decay: AdamW's, on matrices only.
+        steps: total number of optimizer updates.
+        lr: peak learning rate; linear warm-up, then cosine decay to `final_lr`.
+        final_lr: learning rate at the end, as a fraction of `lr`.
+        warmup: number of warm-up steps.
+        weight_decay: weight decay of AdamW, applied to matrices only.
         optimizer: `"adamw"`, or `"muon"`: Muon (Jordan et al. 2024) on the matrices of Linear layers and AdamW on
             the rest.
         ema: decay of the averaged weights.
-        grad_clip: norm.
-        seed: everything random in the run follows from it.
+        grad_clip: maximum norm of the gradient.
+        seed: seed of all randomness in the run.
         save_seconds: seconds between checkpoints.
         log_every: steps between log lines and TensorBoard points.
-        max_minutes: stop (with a checkpoint) after so long; the learning rate then follows the clock, not the steps.
+        max_minutes: stop (with a checkpoint) after this time; the learning rate then follows the time, not the steps.
     """
 
     steps: int = 1000
@@ -86,7 +86,7 @@ class LoopConfig:
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """The generator of one training step of one process; without `rank`, what all processes must draw alike."""
+    """Random generator of one training step of one process; without `rank`, for values that all processes share."""
     return torch.Generator().manual_seed(((seed + 7919 * rank) * 1_000_003 + step) % (2**63))
 
 
@@ -100,7 +100,7 @@ def _optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimi
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))]
     if chosen:
-        # match_rms_adamw scales the update so that AdamW's learning rate and decay carry over.
+        # match_rms_adamw scales the update so that AdamW's learning rate and weight decay can be reused.
         optimizers.append(
             torch.optim.Muon(
                 matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
@@ -109,15 +109,15 @@ def _optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimi
     return optimizers
 
 
-class _Silent:
-    """Takes what a SummaryWriter takes."""
+class _NullWriter:
+    """A SummaryWriter that discards everything, for ranks that write no logs."""
 
     def add_text(self, *args: Any) -> None: ...
     def add_scalar(self, *args: Any) -> None: ...
     def close(self) -> None: ...
 
 
-# What may change when a run goes on: how long it is, and how often it reports.
+# Settings that may change when a run is resumed: its length and its logging.
 _EXTENDABLE = ("steps", "max_minutes", "save_seconds", "log_every")
 CHECKPOINT, STATE, TENSORS = "checkpoint", "state.json", "tensors.safetensors"
 
@@ -127,18 +127,18 @@ class TrainingLoop:
 
     Args:
         model: trained in place.
-        config: of the run.
-        run_dir: checkpoints and TensorBoard events; a checkpoint in it is resumed.
+        config: settings of the run.
+        run_dir: folder of checkpoints and TensorBoard events; a checkpoint in it is resumed.
         loss: returns the loss to minimise, a scalar tensor, and numbers to log.
         tag: prefix of the logged scalars.
         evaluate: `evaluate(averaged model, step)` returns numbers to log.
         evaluate_every: steps between two evaluations.
-        identity: JSON-able facts beside `config` that make the run what it is: shape of the model, hash of the data,
-            batch size. A checkpoint with others is refused.
+        identity: JSON-able values besides `config` that identify the run: shape of the model, hash of the data,
+            batch size. A checkpoint with other values is refused.
 
     Raises:
         CheckpointError: the checkpoint in `run_dir` is damaged or of another model.
-        ConfigError: it is of a run with other settings or data; names them.
+        ConfigError: the checkpoint is of a run with other settings or data; the message names them.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class TrainingLoop:
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise ConfigError(f"{self.run_dir} is a file, and a run needs a folder. Give another --out.")
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        kept = {key: value for key, value in asdict(config).items() if key not in _EXTENDABLE}
+        fixed = {key: value for key, value in asdict(config).items() if key not in _EXTENDABLE}
         by_clock = {"schedule": "minutes" if config.max_minutes is not None else "steps"}
-        self.identity = plain_facts({**kept, **by_clock, **(identity or {})})
+        self.identity = plain_facts({**fixed, **by_clock, **(identity or {})})
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.optimizers = _optimizers(model, config)
         self.ema = EMA(model, config.ema)
@@ -180,11 +180,11 @@ class TrainingLoop:
     # -- checkpoints ------------------------------------------------------------------------------
     @property
     def checkpoint(self) -> Path:
-        """Folder of the newest checkpoint."""
+        """Folder of the latest checkpoint."""
         return self.run_dir / CHECKPOINT
 
     def save(self) -> None:
-        """Write the checkpoint aside, then replace the old one as a whole: a kill in between costs nothing."""
+        """Write the checkpoint to a new folder, then replace the old one, so that an interruption loses nothing."""
         if self.rank:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -202,13 +202,13 @@ class TrainingLoop:
 
         Raises:
             CheckpointError: the checkpoint is damaged or of another model.
-            ConfigError: it is of a run with other settings or data.
+            ConfigError: the checkpoint is of a run with other settings or data.
         """
         if self.checkpoint.is_dir():
             settle(self.checkpoint)
         if not any((self.checkpoint / name).is_file() for name in (STATE, MANIFEST)):
             return False
-        remedy = f"remove {self.checkpoint} to start afresh, or give another --out"
+        remedy = f"remove {self.checkpoint} to start from scratch, or give another --out"
         verify_folder(self.checkpoint, (STATE, TENSORS), remedy)
         facts = read_json(self.checkpoint / STATE, remedy)
         try:
@@ -252,9 +252,9 @@ class TrainingLoop:
         from tqdm import tqdm
 
         c = self.config
-        # purge_step: after a kill, points that lie behind the checkpoint would otherwise be shown twice.
+        # purge_step: after an interruption, points logged after the checkpoint would otherwise appear twice.
         writer = (
-            _Silent()
+            _NullWriter()
             if self.rank
             else SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self.step + 1)
         )
@@ -276,7 +276,7 @@ class TrainingLoop:
                 loss, metrics = self.loss(self.model, self.step, generator)
                 self.model.zero_grad(set_to_none=True)
                 loss.backward()
-                self._share()
+                self._average_ranks()
                 norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
                 for optimizer in self.optimizers:
                     optimizer.step()
@@ -311,15 +311,15 @@ class TrainingLoop:
                 if now - saved > c.save_seconds:
                     self.save()
                     saved = time.monotonic()
-        finally:  # Ctrl-C included: the next call goes on from here
+        finally:  # also on Ctrl-C: the next call continues from here
             self.save()
             bar.close()
             writer.close()
         return averages
 
     @torch.no_grad()
-    def _share(self) -> None:
-        """Average gradients over the ranks, and the clock, which the learning rate and the end follow."""
+    def _average_ranks(self) -> None:
+        """Average gradients over the ranks, and the elapsed time, which determines the learning rate and the end."""
         if self.ranks == 1:
             return
         trained = [p for p in self.model.parameters() if p.requires_grad]

@@ -1,8 +1,8 @@
-"""Frames of one or more cameras as the pictures that a tokenizer is trained on and encodes.
+"""Frames of one or more cameras as the images that a tokenizer is trained on and encodes.
 
 Example::
 
-    pictures = Pictures.of(arrays, config.canvas)        # arrays.frames, and arrays.views where there are more cameras
+    pictures = Pictures.of(arrays, config.canvas)        # arrays.frames, and arrays.views if there are more cameras
     pictures[np.array([0, 5, 9])]                        # (3, H', W', 3) uint8
 """
 
@@ -22,12 +22,12 @@ from worldgym.models.canvas import Canvas
 
 @dataclass(frozen=True)
 class Pictures:
-    """F frames, packed when they are read.
+    """F frames, packed into images when they are read.
 
     Args:
         frames: `(F,H,W,3)` uint8 of the main camera.
         views: `(F,H',W',3)` uint8 of the other cameras, by name.
-        canvas: how they are packed; None for the main camera's frames as they are.
+        canvas: layout of the cameras; None for the unchanged frames of the main camera.
 
     Raises:
         ConfigError: the cameras have different numbers of frames.
@@ -41,12 +41,12 @@ class Pictures:
         counts = {name: len(frames) for name, frames in self.views.items()}
         if any(count != len(self.frames) for count in counts.values()):
             raise ConfigError(
-                f"the main camera has {len(self.frames)} frames, the others {counts}; give one each"
+                f"the main camera has {len(self.frames)} frames, the others {counts}; give equal numbers of frames"
             )
 
     @classmethod
     def of(cls, source: Any, canvas: Canvas | None = None) -> Pictures:
-        """From an array of frames, from `Pictures`, or from episode arrays with `frames` and maybe `views`.
+        """Create from an array of frames, from `Pictures`, or from episode arrays with `frames` and optionally `views`.
 
         Raises:
             ConfigError: a camera of the canvas is missing.
@@ -69,7 +69,7 @@ class Pictures:
         return len(self.frames)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
-        """Pictures of some frames, `(n,H',W',3)` uint8."""
+        """Images of the given frames, `(n,H',W',3)` uint8."""
         main = torch.from_numpy(self.frames[rows])
         if self.canvas is None:
             return main
@@ -79,11 +79,11 @@ class Pictures:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of a picture, pixels."""
+        """Height and width of an image in pixels."""
         return (self.frames.shape[1], self.frames.shape[2]) if self.canvas is None else self.canvas.size
 
     def select(self, rows: slice | np.ndarray) -> Pictures:
-        """Those of some frames."""
+        """The subset with the given frames."""
         return Pictures(
             self.frames[rows], {name: frames[rows] for name, frames in self.views.items()}, self.canvas
         )

@@ -1,8 +1,8 @@
-"""Training the net that moves latents: it must give what decoding, moving the pixels and encoding again gives.
+"""Training of the network that shifts latents: its target is decoding, shifting the pixels and encoding again.
 
-Why on its own, before the dynamics: the exact answer is known for any latents and any shift, so minutes are enough, and
-the dynamics then learns carrying as copying. It is also applied twice in a row against one long shift, since an object
-is carried for twenty steps and small losses add up.
+It is trained separately, before the dynamics: the exact target is known for any latents and any shift, so minutes are
+enough, and the dynamics then predicts grasped objects by copying. The network is also applied twice in a row and
+compared with one long shift, because an object is carried for twenty steps and small errors accumulate.
 
 Example::
 
@@ -28,14 +28,14 @@ from worldgym.training.world_model import LatentEpisodes
 from worldgym.utils.devices import rand, randn
 
 BATCH = 96
-REACH = 1.2  # cells; a hand at full speed moves by less than one
+REACH = 1.2  # largest shift in cells; a hand at full speed moves by less than one cell per step
 
 
 @torch.no_grad()
 def shift_by_pixels(tokenizer: FrameTokenizer, z: Tensor, *shifts: Tensor) -> list[Tensor]:
-    """Latents `(N,C,h,w)` decoded, moved by each of `shifts (N,2)` latent cells, and encoded: the exact answers.
+    """Decode latents `(N,C,h,w)`, shift them by each of `shifts (N,2)` latent cells, and encode: the exact targets.
 
-    What moves is the difference to the background picture, which is what the tokenizer codes.
+    The difference to the background image is shifted, which is what the tokenizer encodes.
     """
     with autocast(z.device):
         difference = tokenizer.decoder(z.contiguous(memory_format=torch.channels_last)).float()
@@ -49,14 +49,14 @@ def shift_by_pixels(tokenizer: FrameTokenizer, z: Tensor, *shifts: Tensor) -> li
 def shift_loss(
     net: LatentShift, tokenizer: FrameTokenizer, z: Tensor, background: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """Squared latent error after one shift and, at half weight, after two; what is not background counts fourfold.
+    """Squared latent error after one shift and, at half weight, after two; the foreground has fourfold weight.
 
     Args:
-        net: what is trained.
-        tokenizer: knows the answer.
+        net: the trained network.
+        tokenizer: computes the targets.
         z: `(N,C,h,w)` latents of true frames.
         background: `(C,h,w)` latent of the empty scene.
-        generator: shifts, and noise on `z`, since imagined latents are never clean.
+        generator: draws shifts, and noise on `z`, because imagined latents are never noise-free.
     """
     level = 0.3 * rand((len(z), 1, 1, 1), generator, z.device).square()
     z = unit_rms(z + level * randn(z.shape, generator, z.device))
@@ -64,13 +64,13 @@ def shift_loss(
     once, twice = shift_by_pixels(tokenizer, z, first, first + second)
     with autocast(z.device):
         moved = net(z, first)
-        again = net(moved, second)
+        moved_twice = net(moved, second)
 
-    def cost(said: Tensor, true: Tensor) -> Tensor:
+    def cost(predicted: Tensor, true: Tensor) -> Tensor:
         weight = 1 + 3 * ((true - background).square().mean(1) > 0.25).float()
-        return (weight * (said - true).square().mean(1)).sum() / weight.sum()
+        return (weight * (predicted - true).square().mean(1)).sum() / weight.sum()
 
-    one, two = cost(moved, once), cost(again, twice)
+    one, two = cost(moved, once), cost(moved_twice, twice)
     return one + 0.5 * two, {"once": float(one.detach()), "twice": float(two.detach())}
 
 
@@ -83,11 +83,11 @@ def train_shift(
 ) -> None:
     """Train `model.dynamics.objects.shift` in place, on frames drawn by `data.odds`; resumes from `run_dir`.
 
-    `identity` are further facts that make the run what it is, such as the hash of the dataset.
+    `identity` are further values that identify the run, such as the hash of the dataset.
 
     Raises:
-        ConfigError: a model without object motion (`DynamicsConfig.motion` is None), or whose tokenizer knows no
-            background, without which nothing says what moves.
+        ConfigError: the model has no object motion (`DynamicsConfig.motion` is None), or its tokenizer has no
+            background, which is needed to separate moving objects.
     """
     objects = model.dynamics.objects
     if objects is None:
@@ -106,12 +106,12 @@ def train_shift(
         assert isinstance(module, LatentShift)
         u = torch.rand(BATCH, generator=generator, dtype=torch.float64) * total[-1]
         rows = torch.searchsorted(total, u).clamp(max=len(odds) - 1)
-        seen = data.latents[rows].to(background.device).float()
-        return shift_loss(module, tokenizer, seen, background, generator)
+        latents = data.latents[rows].to(background.device).float()
+        return shift_loss(module, tokenizer, latents, background, generator)
 
     total = odds.double().cumsum(0)
-    facts = {"dynamics": asdict(model.config.dynamics), **(identity or {})}
-    training = TrainingLoop(objects.shift, settings, run_dir, loss, tag="train_shift", identity=facts)
+    run_facts = {"dynamics": asdict(model.config.dynamics), **(identity or {})}
+    training = TrainingLoop(objects.shift, settings, run_dir, loss, tag="train_shift", identity=run_facts)
     training.run()
     objects.shift.load_state_dict(training.ema_model.state_dict())
     model.refresh()

@@ -1,7 +1,7 @@
-"""Training the frame tokenizer on the logs' frames.
+"""Training of the frame tokenizer on logged frames.
 
-Why first: what it drops, no world model can imagine. `probe_report` is its gate: gripper position must be readable
-from *decoded* frames.
+The tokenizer is trained first, because a world model cannot predict details that it loses. `probe_report` is its
+acceptance test: the gripper position must be readable from *decoded* frames.
 
 Example::
 
@@ -41,17 +41,17 @@ def train_tokenizer(
 
     Args:
         frames: `(F,H,W,3)` uint8, or pictures of several cameras; all of them from `seen` episodes.
-        config: the tokenizer's shape.
-        loop: steps, rates, seed.
-        run_dir: checkpoints and TensorBoard logs; the same call resumes.
+        config: config of the tokenizer.
+        loop: steps, learning rates, seed.
+        run_dir: folder of checkpoints and TensorBoard logs; the same call resumes.
         batch: frames per step.
-        held_out: N more for the reported PSNR, or None.
-        initial: go on from this tokenizer, whose background is taken anew; `config` must be its own.
-        identity: further facts that make the run what it is, such as the hash of the dataset.
-        device: where it is trained; the result stays there.
+        held_out: N further frames for the reported PSNR, or None.
+        initial: tokenizer to continue from; its background is computed anew. `config` must be its own.
+        identity: further values that identify the run, such as the hash of the dataset.
+        device: device of the training; the result stays there.
 
     Raises:
-        ConfigError: no frames, frames of another size than `config` says, or a batch below 1.
+        ConfigError: no frames, frames of another size than in `config`, or a batch below 1.
     """
     if not len(frames) or batch < 1:
         raise ConfigError(f"got {len(frames)} frames and batches of {batch}, expected at least one of each")
@@ -80,9 +80,9 @@ def train_tokenizer(
             else {f"world_model/tokenizer_{k}": v for k, v in reconstruction_psnr(module, held_out).items()}
         )
 
-    facts = {"batch": batch, "tokenizer": asdict(config), **(identity or {})}
+    run_facts = {"batch": batch, "tokenizer": asdict(config), **(identity or {})}
     training = TrainingLoop(
-        model, loop, run_dir, loss, tag="train_tokenizer", evaluate=evaluate, identity=facts
+        model, loop, run_dir, loss, tag="train_tokenizer", evaluate=evaluate, identity=run_facts
     )
     training.run()
     tokenizer = training.ema_model
@@ -91,7 +91,7 @@ def train_tokenizer(
 
 
 def reconstruction_psnr(tokenizer: Any, frames: np.ndarray | Pictures) -> dict[str, float]:
-    """PSNR in dB of decoded frames, over all pixels and, for static cameras, over those off the background."""
+    """PSNR in dB of decoded frames, over all pixels and, for static cameras, over the foreground pixels."""
     real = Pictures.of(frames)[:]
     again = tokenizer.decode(tokenizer.encode(real)).float() / 255
     target = real.to(again.device).float() / 255

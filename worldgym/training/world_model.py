@@ -1,10 +1,10 @@
-"""Training the dynamics on latents of Real's logs, half of the time on the model's own predictions.
+"""Training of the dynamics on latents of logged episodes, partly on the model's own predictions.
 
-Why so: teacher forcing with a noisy context learns the physics fast; what RL needs is a model that stays right after
-its own mistakes. So from `rollout_from` on, most batches first imagine the window without gradients from its first
-frame alone, then train on these imagined contexts against the true frames (self forcing). A window whose imagination
-has already taken another course (a grasp missed there, made here) has targets that do not follow from its contexts;
-such frames weigh less.
+Teacher forcing with a noisy context learns the physics fast, but RL needs a model that stays accurate after its own
+errors. So from `rollout_from` on, most batches first predict the window from its first frame without gradients, and
+then train on these predicted contexts against the true frames (self forcing). If the predicted window has already
+diverged from the true one (for example, a grasp fails in one and succeeds in the other), its targets do not follow from
+its contexts; such frames get a lower weight.
 
 Example::
 
@@ -43,20 +43,21 @@ class WorldModelTraining:
     """Settings of dynamics training.
 
     Args:
-        loop: steps, rates, seed.
+        loop: steps, learning rates, seed.
         batch: windows per step.
         window: predicted frames per window.
-        rollout_from: fraction of the run after which windows are imagined first.
-        rollout_share: share of the batches imagined from then on.
+        rollout_from: fraction of the run after which windows are predicted first.
+        rollout_share: fraction of the batches that are predicted from then on.
         context_noise: largest noise added to true contexts.
-        pure_noise: share of frames trained at t = 1.
-        divergence: latent error at which an imagined context counts half.
-        robust: mean squared error of a latent cell beyond which its loss grows with the error's root, so that one
-            prediction for two possible outcomes is one of them (a geometric median), not their mean; 0 is off.
-        pixel_coef: weight of the decoded pixels' squared error. In latent distance the colour of a carried object is
-            next to nothing beside the hand that hides half of it, and a model trained on that alone lets it turn grey.
-        pixel_frames: frames decoded a step for that; decoding costs as much as imagining.
-        compile: use torch.compile for the training pass (40 % faster, a minute to warm up).
+        pure_noise: fraction of frames trained at t = 1.
+        divergence: latent error at which the weight of a predicted context is one half.
+        robust: mean squared error of a latent cell beyond which its loss grows with the square root of the error, so
+            that the prediction for two possible outcomes is one of them (a geometric median), not their mean; 0 is off.
+        pixel_coef: weight of the squared error of decoded pixels. In latent distance, the colour of a carried object
+            is negligible compared with the hand that hides half of it, and a model trained on latents alone lets the
+            object turn grey.
+        pixel_frames: frames decoded per step for this loss; decoding costs as much as predicting.
+        compile: use torch.compile for the training pass (40 % faster, one minute of warm-up).
     """
 
     loop: LoopConfig = field(
@@ -90,12 +91,12 @@ class Windows:
 
     Args:
         latents: `(B,T+1,C,h,w)` float32.
-        actions: `(B,T,A)` between them.
+        actions: `(B,T,A)` between the frames.
         states: `(B,T+1,S)` proprioception, data units.
-        mask: `(B,T)` bool, which predicted frames are real; the others repeat the episode's last.
+        mask: `(B,T)` bool, True for real frames; the others repeat the last frame of the episode.
         anchor: `(B,C,h,w)` a clean frame of the episode, no later than the window's first.
-        before: `(B,N,S)` proprioception of the N frames up to the window's first, but of none before the anchor (which
-            is repeated).
+        before: `(B,N,S)` proprioception of the N frames up to the window's first; frames before the anchor are replaced
+            by the anchor's.
     """
 
     latents: Tensor
@@ -114,8 +115,8 @@ class Windows:
 class LatentEpisodes:
     """Encoded logs on the CPU: flat over frames, `offsets (E+1,)` mark episodes; the last action of each is padding.
 
-    `odds (F,)`, if given, are the relative odds that a window begins at each frame: what decides an outcome (an object
-    between the fingers, say) is a small part of the logs.
+    `odds (F,)`, if given, are the relative odds that a window begins at each frame. They are useful because the frames
+    that decide an outcome (such as those with a grasped object) are a small part of the logs.
     """
 
     latents: Tensor  # (F, C, h, w) float16
@@ -126,15 +127,15 @@ class LatentEpisodes:
 
     @staticmethod
     def encode(tokenizer: VideoTokenizer, arrays: Any, canvas: Canvas | None = None) -> LatentEpisodes:
-        """From arrays with `frames, actions, states, offsets`, and `views` where the canvas has more cameras.
+        """Encode arrays with `frames, actions, states, offsets`, and `views` if the canvas has more cameras.
 
         Args:
-            tokenizer: encodes.
-            arrays: logged episodes end to end.
-            canvas: how frames become the tokenizer's pictures (`WorldModelConfig.canvas`); None takes them as they are.
+            tokenizer: encodes the frames.
+            arrays: logged episodes, concatenated.
+            canvas: layout of the cameras in the tokenizer's image (`WorldModelConfig.canvas`); None for a plain frame.
 
         Raises:
-            ConfigError: pictures of another size than the tokenizer's.
+            ConfigError: the size of the images differs from the tokenizer's.
         """
         pictures, size = Pictures.of(arrays, canvas), tokenizer.image_size
         if pictures.size != size:
@@ -151,9 +152,9 @@ class LatentEpisodes:
         )
 
     def windows(self, batch: int, length: int, generator: torch.Generator) -> Windows:
-        """Random windows of `length` predicted frames.
+        """Draw random windows of `length` predicted frames.
 
-        Half of the anchors are the window's first frame, half any frame of the episode before it.
+        Half of the anchors are the window's first frame, the others any frame of the episode up to it.
         """
         episode_of = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         last = self.offsets[1:] - 1
@@ -189,27 +190,27 @@ def imagine_window(
     anchor: Tensor,
     displacement: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Latents and normalised states `(B,T,...)` before each frame, imagined from the window's first frame alone.
+    """Latents and normalised states `(B,T,...)` before each frame, predicted from the window's first frame alone.
 
     Args:
-        model: imagines.
-        z: `(B,T+1,C,h,w)` true latents, of which the first is read.
-        actions: `(B,T,A)`.
-        states: `(B,T+1,S)` normalised, of which the first is read.
-        anchor: `(B,C,h,w)`.
-        displacement: `(B,2)` cells by which something was carried since the anchor, or None.
+        model: the world model.
+        z: `(B,T+1,C,h,w)` true latents; only the first is used.
+        actions: `(B,T,A)` actions.
+        states: `(B,T+1,S)` normalised; only the first is used.
+        anchor: `(B,C,h,w)` anchor frames.
+        displacement: `(B,2)` cells by which an object was moved since the anchor, or None.
     """
     model.refresh()
-    net = model.inference_network()  # bf16 weights: autocast would cast them anew at each of the T steps
+    net = model.inference_network()  # bf16 weights: autocast would convert them again at each of the T steps
     dtype = next(net.parameters()).dtype
     b, length = actions.shape[:2]
     cache = net.empty_cache(anchor, states[:, 0], dtype, displacement)
     latent, state = z[:, 0], states[:, 0]
     latents, out_states = [latent], [state]
-    level, nothing = torch.ones(b, device=z.device), torch.zeros_like(z[:, 0], dtype=dtype)
+    level, zero = torch.ones(b, device=z.device), torch.zeros_like(z[:, 0], dtype=dtype)
     with torch.no_grad(), autocast(z.device, enabled=False):
         for i in range(length - 1):
-            out = net.step(nothing, latent.to(dtype), level, actions[:, i], state, cache)
+            out = net.step(zero, latent.to(dtype), level, actions[:, i], state, cache)
             cache.ring.advance()
             latent, state = model.tokenizer.project(out.latents), state + out.states
             latents.append(latent)
@@ -226,15 +227,15 @@ def world_model_loss(
     generator: torch.Generator,
     forward: Callable[..., Any],
 ) -> tuple[Tensor, dict[str, float]]:
-    """Flow matching with the clean frame as target, plus proprioception and the error estimate.
+    """Flow-matching loss with the clean frame as target, plus losses of proprioception and the error estimate.
 
     Args:
-        model: what is trained.
-        windows: of `LatentEpisodes.windows`.
-        settings: weights and noise.
-        background: `(C,h,w)` latent of the empty scene; what differs from it weighs more. None where there is none.
-        rollout: imagine the contexts first.
-        generator: all randomness.
+        model: the trained model.
+        windows: output of `LatentEpisodes.windows`.
+        settings: loss weights and noise.
+        background: `(C,h,w)` latent of the empty scene; cells that differ from it get more weight. None without one.
+        rollout: predict the contexts first.
+        generator: source of all randomness.
         forward: `model.dynamics` or its compiled form.
     """
     z, actions, mask, anchor = windows.latents, windows.actions, windows.mask, windows.anchor
@@ -243,7 +244,7 @@ def world_model_loss(
     if objects is not None and not objects.config.warp_anchor:
         objects = None
     displacement = None if objects is None else objects.displacement(before)[:, -1]
-    target, truth = z[:, 1:], z[:, :-1]
+    target, current = z[:, 1:], z[:, :-1]
     shape = mask.shape
     rand = lambda *s: devices.rand(s, generator, z.device)  # noqa: E731
     randn = lambda like: devices.randn(like.shape, generator, z.device)  # noqa: E731
@@ -251,11 +252,11 @@ def world_model_loss(
     with autocast(z.device):
         if rollout:
             previous, state_in = imagine_window(model, z, actions, states, anchor, displacement)
-            drift = (previous - truth).square().mean((2, 3, 4))
+            drift = (previous - current).square().mean((2, 3, 4))
             weight = weight / (1 + (drift / settings.divergence) ** 2)
         else:
             level = settings.context_noise * rand(*shape, 1, 1, 1).square()
-            previous = model.tokenizer.project(truth + level * randn(truth), 2)
+            previous = model.tokenizer.project(current + level * randn(current), 2)
             state_in = states[:, :-1] + 0.05 * rand(*shape, 1) * randn(states[:, :-1])
         t = MixedTimes(pure=settings.pure_noise)(shape, generator).to(z.device)
         noisy = FLOW.add(target, randn(target), t)
@@ -263,7 +264,7 @@ def world_model_loss(
         noisy_clean = z[:, 0] + 0.2 * randn(z[:, 0])
         probed = model.state_probe(noisy_clean).float()
     error = (out.latents - target).square().mean(2)  # (B, T, h, w)
-    change = (target - truth).square().mean(2).clamp(max=1.0)
+    change = (target - current).square().mean(2).clamp(max=1.0)
     focus = 1.0 + 6.0 * change
     if background is not None:
         focus = focus + 2.0 * ((target - background).square().mean(2) > 0.25).float()
@@ -287,12 +288,12 @@ def world_model_loss(
         loss, extra["hand"] = loss + hand, float(hand.detach())
     if settings.pixel_coef:
         count = min(settings.pixel_frames, int(mask.sum()))
-        shown = devices.multinomial(weight.flatten(), count, generator)
+        chosen = devices.multinomial(weight.flatten(), count, generator)
         pixels = pixel_loss(
             model.tokenizer,
-            out.latents.flatten(0, 1)[shown],
-            target.flatten(0, 1)[shown],
-            weight.flatten()[shown],
+            out.latents.flatten(0, 1)[chosen],
+            target.flatten(0, 1)[chosen],
+            weight.flatten()[chosen],
         )
         loss = loss + settings.pixel_coef * pixels
         extra[f"pixel_{'rollout' if rollout else 'forced'}"] = float(pixels.detach())
@@ -309,30 +310,30 @@ def world_model_loss(
 
 
 def pixel_loss(tokenizer: VideoTokenizer, latents: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error of decoded frames; where a background is known, pixels off it weigh more, colourful ones most.
+    """Squared error of decoded frames; with a known background, foreground pixels weigh more, colourful ones most.
 
-    Colour is how the words name an object, and an object is a hundredth of a frame. Both pictures' colour counts: what
-    should be there and is not, and what is there and should not be.
+    Instructions name objects by colour, and an object covers a hundredth of a frame. The colours of both images count,
+    so that missing objects and false objects are both penalised.
 
     Args:
-        tokenizer: decodes; its weights are not trained.
-        latents: `(N,C,h,w)` predicted.
-        target: `(N,C,h,w)` true.
-        weight: `(N,)` of each frame.
+        tokenizer: decodes the latents; its weights are not trained.
+        latents: `(N,C,h,w)` predicted latents.
+        target: `(N,C,h,w)` true latents.
+        weight: `(N,)` weight of each frame.
     """
     with autocast(latents.device):
-        said = tokenizer.decode_pixels(
+        predicted = tokenizer.decode_pixels(
             tokenizer.project(latents).contiguous(memory_format=torch.channels_last)
         )
         with torch.no_grad():
             true = tokenizer.decode_pixels(target.contiguous(memory_format=torch.channels_last))
     with torch.no_grad():
         focus = torch.ones_like(true[:, :1])
-        for picture in (true, said) if tokenizer.static_picture is not None else ():
+        for picture in (true, predicted) if tokenizer.static_picture is not None else ():
             far = ((picture - tokenizer.static_picture).abs().amax(1, keepdim=True) > 0.1).float()
             chroma = picture.amax(1, keepdim=True) - picture.amin(1, keepdim=True)
             focus = torch.maximum(focus, 1 + far * (4 + 12 * chroma))
-    per_frame = (focus * (said - true).square()).mean((1, 2, 3))
+    per_frame = (focus * (predicted - true).square()).mean((1, 2, 3))
     return (weight * per_frame).sum() / (weight.sum() + 1e-6)
 
 
@@ -344,34 +345,34 @@ def train_world_model(
     evaluate: Callable[[VideoWorldModel], dict[str, float]] | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> VideoWorldModel:
-    """Train `model.dynamics` (its tokenizer stays as it is) and return the averaged model; resumes from `run_dir`.
+    """Train `model.dynamics` (its tokenizer is not changed) and return the averaged model; resumes from `run_dir`.
 
-    `identity` are further facts that make the run what it is, such as the hash of the dataset.
+    `identity` are further values that identify the run, such as the hash of the dataset.
     """
     torch.manual_seed(settings.loop.seed)
     model.tokenizer.requires_grad_(False)
     if model.dynamics.objects is not None:
-        model.dynamics.objects.shift.requires_grad_(False)  # trained before, by `train_shift`
+        model.dynamics.objects.shift.requires_grad_(False)  # already trained by `train_shift`
     background = model.tokenizer.encode_background()
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, VideoWorldModel)
         late = training._progress() >= settings.rollout_from
-        # All processes alike: an imagined batch takes longer, and the others would wait.
+        # The same choice in all processes: a predicted batch takes longer, and the others would have to wait.
         coin = float(torch.rand((), generator=step_generator(settings.loop.seed, step)))
         rollout = late and coin < settings.rollout_share
         windows = data.windows(settings.batch, settings.window, generator).to(module.device)
         return world_model_loss(module, windows, settings, background, rollout, generator, forward)
 
-    def checked(module: nn.Module, step: int) -> dict[str, float]:
+    def evaluate_refreshed(module: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(module, VideoWorldModel)
         module.refresh()
         return evaluate(module) if evaluate else {}
 
-    own = {name: value for name, value in asdict(settings).items() if name not in ("loop", "compile")}
-    facts = {**own, "model": replace(model.config, tasks=()).to_dict(), **(identity or {})}
+    plain_settings = {name: value for name, value in asdict(settings).items() if name not in ("loop", "compile")}
+    run_facts = {**plain_settings, "model": replace(model.config, tasks=()).to_dict(), **(identity or {})}
     training = TrainingLoop(
-        model, settings.loop, run_dir, loss, tag="train_world_model", evaluate=checked, identity=facts
+        model, settings.loop, run_dir, loss, tag="train_world_model", evaluate=evaluate_refreshed, identity=run_facts
     )
     forward: Callable[..., Any] = model.dynamics
     if settings.compile:
@@ -384,7 +385,7 @@ def train_world_model(
 
 
 def _compiled(module: nn.Module) -> Callable[..., Any]:
-    """`torch.compile(module)`, or `module` itself from the moment compiling fails (no C++ compiler, say)."""
+    """`torch.compile(module)`, or `module` itself once compiling has failed (for example without a C++ compiler)."""
     chosen: list[Callable[..., Any]] = [torch.compile(module)]
 
     def forward(*args: Any) -> Any:
@@ -393,7 +394,7 @@ def _compiled(module: nn.Module) -> Callable[..., Any]:
         try:
             return chosen[0](*args)
         except (RuntimeError, OSError) as error:
-            logger.warning("torch.compile failed (%s); training goes on without it", error)
+            logger.warning("torch.compile failed (%s); training continues without it", error)
             chosen[0] = module
             return module(*args)
 
