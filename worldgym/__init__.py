@@ -1,7 +1,7 @@
-"""A gym in which a learned, action-conditioned video world model stands in for the simulator.
+"""A gym in which a learned, action-conditioned video world model replaces the simulator.
 
-Importing worldgym registers the environment ids and nothing else: torch, MuJoCo and the models load when an
-environment is made or an attribute is first used, so that `import worldgym` stays fast in workers and tools.
+Importing worldgym only registers the environment ids. torch, MuJoCo and the models are imported when an environment
+is made or an attribute is first used, so `import worldgym` stays fast in worker processes and tools.
 
 Example::
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worldgym.imagination.vector import WorldModelVectorEnv
     from worldgym.models import load_world_model
 
-# attribute -> module that defines it (PEP 562: resolved on first use)
+# attribute -> module that defines it (PEP 562: imported on first use)
 _LAZY = {
     "WorldModelEnv": "worldgym.imagination.env",
     "WorldModelVectorEnv": "worldgym.imagination.vector",
@@ -41,7 +41,7 @@ _LAZY = {
 }
 
 SUITE_IDS = Path(__file__).resolve().parent.parent / "envs" / "environments.json"
-"""Ids of the suites in this project, read as text: the simulators themselves are not imported."""
+"""Environment ids of the suites in this project, read from JSON so that no simulator is imported."""
 
 
 def _suite_environments() -> dict[str, tuple[str, str]]:
@@ -50,14 +50,15 @@ def _suite_environments() -> dict[str, tuple[str, str]]:
     return {name: (single, batch) for name, (single, batch) in json.loads(SUITE_IDS.read_text()).items()}
 
 
-# id -> (single entry point, vector entry point). Strings: nothing is imported until an environment is made.
+# id -> (entry point of the single environment, entry point of the vector environment). They are strings, so that
+# nothing is imported until an environment is made.
 ENVIRONMENTS = {
     "worldgym/Imagined-v0": (
         "worldgym.imagination.registry:make_imagined",
         "worldgym.imagination.registry:make_imagined_vec",
     ),
     **dict.fromkeys(
-        ("worldgym/ActionRepeat-v0", "worldgym/Held-v0"),  # the second is its earlier name
+        ("worldgym/ActionRepeat-v0", "worldgym/Held-v0"),  # the second id is the name in earlier versions
         (
             "worldgym.imagination.adapters.action_repeat:make_action_repeat",
             "worldgym.imagination.adapters.action_repeat:make_action_repeat_vec",
@@ -82,7 +83,7 @@ __all__ = [
 
 
 def register_environments() -> None:
-    """Register the ids of `ENVIRONMENTS` with Gymnasium; calling it twice changes nothing."""
+    """Register the ids of `ENVIRONMENTS` with Gymnasium; a second call has no effect."""
     from gymnasium.envs.registration import register, registry
 
     for env_id, (entry_point, vector_entry_point) in ENVIRONMENTS.items():

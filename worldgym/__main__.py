@@ -1,7 +1,7 @@
-"""The console script's first step: see that the project's packages are its own, then hand over to the command line.
+"""Entry point of the console script: check for shadowed packages, then run the command line.
 
-The command line lives in `experiments`, and that very name may be shadowed; found here, the mistake is explained
-instead of ending in `No module named 'experiments.cli'`.
+The command line is in the package `experiments`. Another package of that name may shadow it; the check here reports
+this with an explanation instead of `No module named 'experiments.cli'`.
 
 Example::
 
@@ -18,7 +18,7 @@ from worldgym.utils.shadow import require_own_packages
 
 
 def main() -> int:
-    """Run `experiments.cli:main` if it is ours; 2 when it isn't."""
+    """Run `experiments.cli:main` and return its exit code; return 2 if another package shadows `experiments`."""
     try:
         require_own_packages(["experiments"])
     except ShadowedPackageError as error:

@@ -1,3 +1,3 @@
-"""The version, in a module that imports nothing, so that packaging can read it without the dependencies."""
+"""The version number; this module imports nothing, so that build tools can read it without the dependencies."""
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
-"""The errors that worldgym raises on purpose.
+"""Exceptions that worldgym raises for problems that the user can fix.
 
-Each message says what was got, what was expected and what to type next, so the command line can print it alone,
-without a traceback. They also inherit the built-in error that a caller would expect (`ValueError`, `ImportError`, ...),
-so `except ValueError` keeps working.
+Each message states the value it got, the value it expected and what to type next, so the command line prints the
+message without a traceback. The classes also inherit from the matching built-in exception (`ValueError`,
+`ImportError`, ...), so `except ValueError` works.
 
 Example::
 
@@ -14,38 +14,38 @@ from __future__ import annotations
 
 
 class WorldgymError(Exception):
-    """Base class of every error that worldgym raises on purpose."""
+    """Base class of all exceptions in this module."""
 
 
 class ConfigError(WorldgymError, ValueError):
-    """A setting or an argument has a value that can't work."""
+    """A setting or an argument has an invalid value."""
 
 
 class DatasetError(WorldgymError, ValueError):
-    """A dataset is missing, empty, damaged, or written in a format this version doesn't read."""
+    """A dataset is missing, empty, damaged, or in a format that this version cannot read."""
 
 
 class CheckpointError(WorldgymError, ValueError):
-    """A checkpoint is missing, damaged, or made for other shapes."""
+    """A checkpoint is missing, damaged, or has weights of other shapes."""
 
 
 class DependencyError(WorldgymError, ImportError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that installs it."""
 
 
 class RenderingError(WorldgymError, RuntimeError):
-    """No working OpenGL backend; the message names the system package that brings it."""
+    """No OpenGL backend works; the message names the system package to install."""
 
 
 class JudgeUnavailableError(WorldgymError, RuntimeError):
-    """A judge has stopped giving verdicts; the run is paused, and the same command goes on later."""
+    """A judge no longer returns verdicts. The run is paused; the same command continues it later."""
 
 
 class ShadowedPackageError(WorldgymError, ImportError):
-    """One of the project's import names (`envs`, `agents`, ...) resolves to somebody else's package."""
+    """One of the project's import names (`envs`, `agents`, ...) resolves to a package of another project."""
 
 
 UNBUILDABLE = (
     WorldgymError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError,
 )  # fmt: skip
-"""What building a network from damaged settings or weights raises; loaders turn it into a CheckpointError."""
+"""Exceptions from building a network with damaged settings or weights; loaders convert them to CheckpointError."""

@@ -1,16 +1,16 @@
-"""`from_pretrained` and `save_pretrained` for small models: `config.json` + `model.safetensors`, never pickle.
+"""`from_pretrained` and `save_pretrained` for small models: `config.json` + `model.safetensors`, without pickle.
 
-The hub's mixin does the work; this adds what users of a folder on disk need: a save that replaces config and weights
-together, a manifest that notices later damage, finite weights, typed configs, and errors that say which file is
-missing. `config.json` also holds the `type` under which the class is registered (`worldgym.registry`). A path is a
-folder of this machine; the hub is only asked for names with the prefix `hf:`, so a mistyped path fails at once.
+The class extends the mixin of huggingface_hub. Saving replaces config and weights together and writes a manifest of
+checksums. Loading verifies the manifest, requires finite weights, checks the types of the config, and reports a missing
+file by name. `config.json` also stores the `type` under which the class is registered (`worldgym.registry`). A path
+is a local folder. Only names with the prefix `hf:` are loaded from the hub, so a mistyped path fails at once.
 
 Example::
 
     class Judge(nn.Module, HubModel, coders={JudgeConfig: (asdict, JudgeConfig.from_dict)}):
         def __init__(self, config: JudgeConfig) -> None: ...
     Judge.from_pretrained("runs/judge")
-    Judge.from_pretrained("hf:someone/judge")   # asks the hub
+    Judge.from_pretrained("hf:someone/judge")   # from the hub
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class HubModel(PyTorchModelHubMixin):
     """Mixin of an `nn.Module` whose `__init__` takes one frozen dataclass (or its dict) named `config`."""
 
     def __init_subclass__(cls, *, coders: Coders | None = None, **kwargs: Any) -> None:
-        """As the hub's mixin; the decoders are not shown the `type`, which is no setting."""
-        read = {kind: (encode, _untyped(decode)) for kind, (encode, decode) in (coders or {}).items()}
-        super().__init_subclass__(coders=read or None, **kwargs)
+        """Register the coders with the hub's mixin; decoders get the config without `type`, which is not a setting."""
+        wrapped = {kind: (encode, _without_type(decode)) for kind, (encode, decode) in (coders or {}).items()}
+        super().__init_subclass__(coders=wrapped or None, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
-        """Write `config.json` and `model.safetensors` into a folder; on any error the old files are as they were.
+        """Write `config.json` and `model.safetensors` into a folder; on any error the old files stay unchanged.
 
         Args:
-            save_directory: of the two files and their manifest.
-            **kwargs: with `push_to_hub=True`, those of `push_to_hub`.
+            save_directory: folder for the two files and their manifest.
+            **kwargs: with `push_to_hub=True`, the arguments of `push_to_hub`.
         """
         name = registered_name(self)
         with save_folder(save_directory) as folder:
@@ -68,7 +68,7 @@ class HubModel(PyTorchModelHubMixin):
         """Load from a folder, in evaluation mode; `hf:OWNER/NAME` loads from a hub repository instead.
 
         Raises:
-            CheckpointError: a file is missing, damaged, not finite, or made for other shapes.
+            CheckpointError: a file is missing or damaged, or the weights are not finite or have other shapes.
         """
         name = str(pretrained_model_name_or_path)
         if name.startswith(HUB):
@@ -80,7 +80,7 @@ class HubModel(PyTorchModelHubMixin):
             refuse_other_type(config.pop(TYPE, None), cls, folder)
         try:
             model = cls(config)
-            # Weights are never guessed; a buffer that an older version did not save keeps its neutral value.
+            # Every parameter must be in the file. A buffer that an older version did not save keeps its initial value.
             buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}  # type: ignore[attr-defined]
             model.load_state_dict({**buffers, **found})  # type: ignore[attr-defined]
         except UNBUILDABLE as error:
@@ -94,7 +94,7 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> Self:  # type: ignore[override]
-        """As the hub's mixin, of a config without the `type`."""
+        """Load from the hub with the `type` checked and removed from the config."""
         if isinstance(config := kwargs.get("config"), Mapping):
             refuse_other_type(config.get(TYPE), cls, str(kwargs.get("model_id")))
             kwargs["config"] = {key: value for key, value in config.items() if key != TYPE}
@@ -102,16 +102,16 @@ class HubModel(PyTorchModelHubMixin):
 
 
 def refuse_other_type(written: Any, cls: type, folder: Path | str) -> None:
-    """Raise a CheckpointError where `config.json` has a type by which another class than `cls` is known."""
-    mine = registered_name(cls)
-    if written is not None and mine is not None and written != mine:
+    """Raise a CheckpointError if the type `written` in `config.json` is the registered name of another class."""
+    own = registered_name(cls)
+    if written is not None and own is not None and written != own:
         raise CheckpointError(
-            f"{folder} holds a part of type {written!r}, and {cls.__name__} reads {mine!r}; load it by its type, with "
-            "load_judge, load_policy or load_world_model"
+            f"{folder} holds a model of type {written!r}, but {cls.__name__} loads type {own!r}; load it by its type, "
+            "with load_judge, load_policy or load_world_model"
         )
 
 
-def _untyped(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _without_type(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def read(values: Any) -> Any:
         if isinstance(values, Mapping):
             values = {key: value for key, value in values.items() if key != TYPE}

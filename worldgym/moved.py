@@ -1,6 +1,6 @@
-"""Modules of earlier versions under their earlier names, for one version, with a warning that says the new name.
+"""Imports of renamed modules by their earlier names, for one version, with a warning that gives the new name.
 
-One table and one finder, in place of a file left behind for every module that moved.
+One table and one import finder replace a stub file for every renamed module.
 
 Example::
 
@@ -96,39 +96,40 @@ MOVED: dict[str, str] = {
     "worldgym.imagination.torchrl": "worldgym.imagination.adapters.torchrl",
     "worldgym.utils.hub": "worldgym.hub",
 }
-"""Earlier name of a module -> its name now."""
+"""Earlier name of a module -> its current name."""
 _REPEAT = "worldgym.imagination.adapters.action_repeat"
 NAMES: dict[str, str] = {f"{_REPEAT}:HeldActions": f"{_REPEAT}:ActionRepeat"}
-"""Earlier "module:name" -> "module:name" now; packages add theirs in their `registered` module."""
+"""Earlier "module:name" -> current "module:name"; packages add theirs in their `registered` module."""
 
 
 class _Alias(Loader):
-    """Gives the module of the new name."""
+    """Loader that returns the module of the current name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module itself, whose own spec is kept."""
+        """Import the module by its current name and remember its spec."""
         module = importlib.import_module(self.name)
         self.spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """It is loaded already; importlib has put the alias's spec on it, which is taken off again."""
+        """Restore the spec, which importlib has replaced by the spec of the alias; the module is already loaded."""
         module.__spec__ = self.spec
 
 
 class MovedModules(MetaPathFinder):
-    """Finds modules that moved, and the modules of packages that moved.
+    """Finder of renamed modules, and of the modules in renamed packages.
 
-    It is asked first: the path of a package that moved would find its modules a second time, under the earlier name.
+    It comes first in `sys.meta_path`. Otherwise the path finder would load the modules of a renamed package a second
+    time, under the earlier name.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A spec for an earlier name, else None."""
+        """Spec of an earlier name; None for any other name."""
         new = MOVED.get(fullname)
         if new is None:
             parent, _, name = fullname.rpartition(".")
@@ -140,16 +141,16 @@ class MovedModules(MetaPathFinder):
 
 
 def install() -> None:
-    """Make earlier names importable; once a process."""
+    """Make earlier names importable; a second call has no effect."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, MovedModules())
 
 
 def earlier(module: str, name: str) -> Any:
-    """An object that `module` had in an earlier version, for its `__getattr__`.
+    """Find an object by the name that it had in an earlier version; for the `__getattr__` of `module`.
 
     Raises:
-        AttributeError: it never had one of that name.
+        AttributeError: no earlier version of `module` had this name.
     """
     from worldgym.registry import discover
 

@@ -1,9 +1,9 @@
-"""The seams between the parts: world models, judges, policies and improvers.
+"""Interfaces between the components: world models, judges, policies and improvers.
 
-Every part of worldgym talks to the others through these small runtime-checkable protocols, so a
-research model drops in without inheriting anything. Letters in shapes: B batch, T frames,
-H W pixels, A action dimension, K chunk length, S proprioception dimension. Images are uint8,
-channels last; actions are float32 in [-1, 1]; probabilities are float32 in [0, 1].
+The components of worldgym use each other only through these small runtime-checkable protocols, so a research model
+needs no base class. Letters in shapes: B batch, T frames, H W pixels, A action dimension, K chunk length,
+S proprioception dimension. Images are uint8, channels last; actions are float32 in [-1, 1]; probabilities are float32
+in [0, 1].
 
 Example::
 
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Decode = Literal["all", "last", "none"]
 FrameCount = Literal["last", "episode"] | int
-"""Frames that a judge reads: the last one, the last n, or all since the first observation of the episode."""
+"""Frames that a judge reads: the last one, the last n, or all frames of the episode from the first observation on."""
 
 
-class _Seen(TypedDict):
+class _RequiredKeys(TypedDict):
     image: Any  # (B, H, W, 3) uint8, tensor or array
     state: Any  # (B, S) float32, tensor or array
     instruction: Sequence[str]  # B strings
 
 
-class Observation(_Seen, total=False):
-    """What a policy sees: one batch of camera image, proprioception and instruction, and maybe a condition."""
+class Observation(_RequiredKeys, total=False):
+    """One batch of inputs of a policy: camera image, proprioception, instruction, and optionally a condition."""
 
-    condition: Any  # (B, F) float32, tensor or array: what else a conditioned policy is asked for
-    # Cameras beside the main one are further keys, image_<name> (B, H', W', 3) uint8: ObservationSpec.camera_keys.
+    condition: Any  # (B, F) float32, tensor or array: the additional input of a conditioned policy
+    # Each further camera has the key image_<name> with (B, H', W', 3) uint8: see ObservationSpec.camera_keys.
 
 
 @dataclass
 class Imagined:
-    """What one call of `WorldModel.step` imagined.
+    """Prediction of one call of `WorldModel.step`.
 
     Args:
-        frames: `(B, K', H, W, 3)` uint8 of the main camera; K' is K with `decode="all"`, 1 with `"last"`, 0 with
-            `"none"`.
-        latents: `(B, K, C, h, w)` float32, clean latents of every imagined frame.
-        states: `(B, K, S)` float32, imagined proprioception, in the units of the dataset's state.
-        uncertainty: `(B,)` float32 >= 0, larger is less sure.
-        success_prob: `(B, K)` float32 in [0, 1] for the state's instructions, or None.
+        frames: `(B, K', H, W, 3)` uint8, predicted frames of the main camera; K' is K with `decode="all"`, 1 with
+            `"last"`, 0 with `"none"`.
+        latents: `(B, K, C, h, w)` float32, clean latents of every predicted frame.
+        states: `(B, K, S)` float32, predicted proprioception, in the units of the dataset's state.
+        uncertainty: `(B,)` float32 >= 0; larger is more uncertain.
+        success_prob: `(B, K)` float32 in [0, 1], success probability under the state's instructions, or None.
         views: frames of the other cameras, by camera name, each `(B, K', H', W', 3)` uint8.
     """
 
@@ -74,8 +74,8 @@ class Judgement:
     Args:
         p_success: `(B,)` float32 in [0, 1], probability that the instruction is fulfilled at the last frame.
         progress: `(B, T)` float32 in [0, 1] or None.
-        valid: `(B,)` bool; False where the judge failed. Such an episode is dropped, never scored zero.
-        raw: whatever the judge said, one entry a video, for audits.
+        valid: `(B,)` bool; False where the judge failed. Such an episode is dropped, not scored as zero.
+        raw: unprocessed output of the judge, one entry per video, for audits.
     """
 
     p_success: Tensor
@@ -85,18 +85,18 @@ class Judgement:
 
 
 Temperature = float | Mapping[str, float]
-"""Of all components of a policy, or of each by name; 0 is greedy."""
+"""Sampling temperature, one for all components of a policy or one per component name; 0 is greedy."""
 
 
 @dataclass
 class PolicyOutput:
-    """An action chunk, and what is needed to score it again.
+    """An action chunk, with the data to recompute its log-probability.
 
     Args:
         actions: `(B, K, A)` float32 in [-1, 1].
-        log_probs: by component, such as `action` or `goal`: `(B, ...)` float32, the log-probability of each of its
-            choices under the sampling temperature. A tensor alone is that of `action`.
-        trace: by name, `(B, ...)`: what `TrainablePolicy.evaluate` needs; nobody but the policy reads it.
+        log_probs: by component, such as `action` or `goal`: `(B, ...)` float32, the log-probability of each choice of
+            the component at the sampling temperature. A single tensor is taken as that of `action`.
+        trace: by name, `(B, ...)`: input of `TrainablePolicy.evaluate`; only the policy itself reads it.
         temperature: sampling temperature; 0 is greedy.
     """
 
@@ -106,7 +106,7 @@ class PolicyOutput:
     temperature: Temperature = 1.0
 
     def __post_init__(self) -> None:
-        """Accept the log-probabilities of actions alone."""
+        """Convert a single tensor of log-probabilities to `{"action": tensor}`."""
         if not isinstance(self.log_probs, Mapping):
             self.log_probs = {"action": self.log_probs}
 
@@ -118,11 +118,11 @@ class PolicyOutput:
 
 @dataclass
 class Evaluation:
-    """What a policy thinks now of choices that were made before; differentiable.
+    """Log-probabilities and entropies of earlier choices under the current weights; differentiable.
 
     Args:
-        log_probs: by component, shaped as in `PolicyOutput`.
-        entropies: by component, nats, shaped as `log_probs`.
+        log_probs: by component, with shapes as in `PolicyOutput`.
+        entropies: by component, nats, with the shapes of `log_probs`.
     """
 
     log_probs: dict[str, Tensor]
@@ -140,11 +140,11 @@ def total_log_prob(log_probs: Mapping[str, Tensor]) -> Tensor:
 
 @runtime_checkable
 class WorldModel(Protocol):
-    """An action-conditioned video model that can be stepped, copied and corrected.
+    """An action-conditioned video model with methods to step, copy and correct its state.
 
-    It says what it imagines in an attribute `specs: worldgym.specs.Specs`: cameras with their sizes, state fields with
-    their roles, the meaning of actions. Where it imagines more than one camera, `begin` and `observe` are also given
-    the other cameras' frames, `views={name: (B, Tc, H', W', 3)}` (without Tc for `observe`).
+    Its attribute `specs: worldgym.specs.Specs` describes its predictions: cameras with their sizes, state fields with
+    their roles, the meaning of actions. If it predicts several cameras, `begin` and `observe` also take the frames of
+    the other cameras, `views={name: (B, Tc, H', W', 3)}` (without Tc for `observe`).
     """
 
     action_dim: int
@@ -157,42 +157,42 @@ class WorldModel(Protocol):
         *,
         states: Tensor | None = None,
     ) -> Any:
-        """Start from real `frames (B,Tc,H,W,3)` u8, `actions (B,Tc-1,A)`; `states (B,Tc,S)` is estimated when None.
+        """Start from real `frames (B,Tc,H,W,3)` uint8 and `actions (B,Tc-1,A)`.
 
-        A model of several cameras also takes `views`.
+        `states (B,Tc,S)` is estimated when None. A model of several cameras also takes `views`.
         """
         ...
 
     def step(self, state: Any, actions: Tensor, *, decode: Decode = "all") -> tuple[Any, Imagined]:
-        """Imagine K frames for `actions (B,K,A)` in [-1, 1]; the given state is not changed."""
+        """Predict K frames for `actions (B,K,A)` in [-1, 1]; `state` itself is not changed."""
         ...
 
     def fork(self, state: Any, index: Tensor) -> Any:
-        """Copy rows `index (B',)` into a new imagined state; later steps of either leave the other alone."""
+        """Copy rows `index (B',)` into a new state; later steps of either state do not affect the other."""
         ...
 
     def merge(self, state: Any, rows: Tensor, other: Any) -> Any:
-        """`state` with its rows `rows` replaced, in order, by all rows of `other` (per-slot resets)."""
+        """Return `state` with its rows `rows` replaced, in order, by all rows of `other` (per-slot resets)."""
         ...
 
     def observe(self, state: Any, frames: Tensor) -> Any:
-        """Overwrite the imagined memory's last frame by `frames (B,H,W,3)` u8 that were really seen."""
+        """Replace the last imagined frame in the model's context by the real `frames (B,H,W,3)` uint8."""
         ...
 
 
 @dataclass(frozen=True)
 class Reads:
-    """What a judge must be given.
+    """Inputs that a judge needs.
 
     Args:
-        frames: `"last"`, an integer n >= 1 for the last n frames, or `"episode"` for all frames since the first
-            observation. An episode of fewer than n frames is padded at the front with its first frame.
-        state: proprioception `(B,S)` at the last frame, passed as `states`. It is no privileged information: a robot
-            knows where its hand is, and a world model imagines it.
-        latents: the world model's clean latents `(B,C,h,w)` of the last frame, passed as `latents` where there are any.
+        frames: `"last"`, an integer n >= 1 for the last n frames, or `"episode"` for all frames from the first
+            observation on. An episode of fewer than n frames is padded at the front with its first frame.
+        state: proprioception `(B,S)` at the last frame, passed as `states`. It is not privileged information: a robot
+            measures the pose of its gripper, and a world model predicts it.
+        latents: the world model's clean latents `(B,C,h,w)` of the last frame, passed as `latents` if available.
 
     Raises:
-        ValueError: another value of `frames`.
+        ValueError: `frames` has another value.
     """
 
     frames: FrameCount = "last"
@@ -213,7 +213,7 @@ class Reads:
         return None if self.frames == "episode" else 1 if self.frames == "last" else int(self.frames)
 
     def __or__(self, other: Reads) -> Reads:
-        """What both together must be given."""
+        """Inputs that suffice for both judges."""
         depths = (self.depth, other.depth)
         frames: FrameCount = "episode" if None in depths else max(depth or 1 for depth in depths)
         return Reads("last" if frames == 1 else frames, self.state or other.state, self.latents or other.latents)
@@ -221,24 +221,25 @@ class Reads:
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """A judge: looks at video and instruction, says how likely the instruction is fulfilled.
+    """A judge: estimates from video and instruction the probability that the instruction is fulfilled.
 
-    A judge that needs more than the last frame declares it in an attribute `reads: Reads`; without one it is shown the
-    last frame alone. An optional `threshold: float` is the probability that it counts as success, 0.5 without one.
+    A judge that needs more than the last frame declares it in an attribute `reads: Reads`; without this attribute it
+    gets the last frame only. The optional attribute `threshold: float` is the lowest probability that counts as
+    success; the default is 0.5.
     """
 
     name: str
 
     def score(self, frames: Tensor, instructions: Sequence[str]) -> Judgement:
-        """Judge `frames (B,T,H,W,3)` u8 against B instructions; also `states`, `latents` where it reads them."""
+        """Score `frames (B,T,H,W,3)` uint8 under B instructions; also takes `states`, `latents` if it reads them."""
         ...
 
 
 def reads_of(judge: Any) -> Reads:
-    """What `judge` declares to read; the last frame where it declares nothing.
+    """The inputs that `judge` declares; the last frame if it declares none.
 
     Raises:
-        TypeError: its `reads` is no `Reads`.
+        TypeError: its attribute `reads` is not a `Reads`.
     """
     declared = getattr(judge, "reads", None)
     if isinstance(declared, Reads):
@@ -259,7 +260,7 @@ def reads_of(judge: Any) -> Reads:
 
 
 def threshold_of(judge: Any) -> float:
-    """Probability that `judge` counts as success: its `threshold`, or 0.5."""
+    """The lowest probability that `judge` counts as success: its `threshold`, or 0.5."""
     return float(getattr(judge, "threshold", 0.5))
 
 
@@ -270,14 +271,14 @@ def judged(
     states: Tensor | None,
     latents: Tensor | None = None,
 ) -> Judgement:
-    """What `judge` says of `frames (B,T,H,W,3)` u8, given no more than it reads (`Reads`).
+    """Score `frames (B,T,H,W,3)` uint8 with `judge`, which gets only the inputs that it declares (`Reads`).
 
     Args:
-        judge: obeys `RewardModel`.
-        frames: all that there is, the last one last; the judge is shown those that it reads.
-        instructions: B of them.
+        judge: a `RewardModel`.
+        frames: all available frames in temporal order; the judge gets the part that it reads.
+        instructions: B instructions.
         states: `(B,S)` proprioception at the last frame, or None.
-        latents: `(B,C,h,w)` the world model's last latents, or None.
+        latents: `(B,C,h,w)` the world model's latents of the last frame, or None.
     """
     reads = reads_of(judge)
     given: dict[str, Any] = {}
@@ -290,7 +291,7 @@ def judged(
 
 
 def last_frames(frames: Tensor, depth: int | None) -> Tensor:
-    """The last `depth` of `frames (B,T,H,W,3)`, padded at the front with the first one; all of them when None."""
+    """The last `depth` of `frames (B,T,H,W,3)`, padded at the front with the first frame; all frames if None."""
     if depth is None:
         return frames
     missing = depth - frames.shape[1]
@@ -308,17 +309,17 @@ def settled(
     states: Tensor | None,
     latents: Tensor | None = None,
 ) -> Judgement:
-    """`judged` for a closed loop: a row without a verdict is invalid, whatever the reason, and never a failure.
+    """Call `judged` in a closed loop: a row without a verdict becomes invalid, and never counts as a failure.
 
-    Invalid are rows that the judge could not judge, rows to which it does not apply (NaN), and all rows when it timed
-    out or could not be reached.
+    Invalid rows are: rows that the judge could not score, rows to which the judge does not apply (NaN), and all rows
+    if the judge timed out or could not be reached.
 
     Returns:
         `p_success (B,)`, 0 where there is no verdict, and `valid (B,)` bool, on the judge's device.
 
     Raises:
         ValueError: the judgement has another number of rows.
-        JudgeUnavailableError: the judge asks for a pause.
+        JudgeUnavailableError: the judge requests a pause.
     """
     import torch
 
@@ -339,18 +340,18 @@ def settled(
 
 
 class ChunkBatch(TypedDict, total=False):
-    """Demonstrated action chunks, for `TrainablePolicy.loss`; a policy leaves aside what it does not know."""
+    """Demonstrated action chunks, for `TrainablePolicy.loss`; a policy ignores keys that it does not use."""
 
     observation: Observation
     actions: Any  # (B, K, A) float32 array or tensor, NaN where unknown
-    goals: Any  # (B, S) float32, the hand's next keyframe in the units of proprioception, NaN where unknown
-    rng: Any  # numpy Generator, for noise that the policy adds to its own inputs
-    goal_noise: float  # standard deviation of the noise on goals, in spreads of proprioception
+    goals: Any  # (B, S) float32, next keyframe of the gripper in the units of proprioception, NaN where unknown
+    rng: Any  # numpy Generator, for noise that the policy adds to its inputs
+    goal_noise: float  # standard deviation of the noise on goals, in standard deviations of proprioception
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """A policy that acts in chunks: enough to be evaluated, audited, and run in imagination."""
+    """A policy that outputs action chunks; sufficient for evaluation, audits and imagined rollouts."""
 
     chunk: int
 
@@ -361,26 +362,26 @@ class Policy(Protocol):
         temperature: Temperature = 1.0,
         generator: torch.Generator | None = None,
     ) -> PolicyOutput:
-        """Sample a chunk for each row; `temperature=0` is greedy."""
+        """Sample an action chunk for each row; `temperature=0` is greedy."""
         ...
 
 
 @runtime_checkable
 class TrainablePolicy(Policy, Protocol):
-    """A policy that improvers can change, with exact log-probabilities of its choices.
+    """A policy that improvers can train, with exact log-probabilities of its choices.
 
-    Policy-gradient algorithms need `evaluate`, supervised training `loss`, auxiliary losses `features`.
+    Policy-gradient algorithms need `evaluate`, supervised training needs `loss`, auxiliary losses need `features`.
     """
 
     def evaluate(
         self, observation: Observation, trace: Mapping[str, Tensor], components: Sequence[str] | None = None
     ) -> Evaluation:
-        """What the current weights think of a trace of `act`, at the temperature at which it was sampled.
+        """Log-probabilities and entropies of choices of `act` under the current weights, at their sampling temperature.
 
         Args:
-            observation: what `act` saw.
-            trace: of its output.
-            components: those that are wanted; all when None.
+            observation: the input of `act`.
+            trace: the `trace` of its `PolicyOutput`.
+            components: components to evaluate; all when None.
         """
         ...
 
@@ -395,8 +396,8 @@ class TrainablePolicy(Policy, Protocol):
 
 @runtime_checkable
 class Improver(Protocol):
-    """An algorithm that updates a policy from rollouts and reports scalars."""
+    """An algorithm that updates a policy from rollouts and returns scalar metrics."""
 
     def update(self, policy: Any, rollouts: Any) -> dict[str, float]:
-        """Change `policy` in place."""
+        """Update `policy` in place and return scalar metrics by name."""
         ...

@@ -1,4 +1,4 @@
-"""World models and dataset formats of this package, by name; imported when first asked for.
+"""Registers the world models and dataset formats of this package by name; each is imported on first use.
 
 Example::
 
@@ -25,7 +25,7 @@ DATASET_FORMATS.register_lazily(
 
 
 def earlier_world_model(folder: Path, config: dict[str, Any]) -> str | None:
-    """Type of a world model that an earlier version saved, which wrote the name of its class."""
+    """Type of a world model saved by an earlier version, which stored the class name instead of a type."""
     return {"VideoWorldModel": "video"}.get(str(config.get("class")))
 
 

@@ -1,9 +1,9 @@
-"""Registries: world models, judges, policies, heads, improvers, dataset formats and suites, found by name.
+"""Registries of world models, judges, policies, heads, improvers, dataset formats and suites, by name.
 
-A saved part says its `type` in `config.json`; the registry of its kind turns that name into a class and calls its
-`from_pretrained`. Names come from three places, in this order: `register` in the running program, the lazy tables of
-this project's own packages (`register_lazily`, in `<package>/registered.py`), and entry points of installed packages.
-Nothing is loaded from a hub, and no code is taken from a checkpoint.
+The `config.json` of a saved component holds its `type`. The registry maps that name to a class and calls the class's
+`from_pretrained`. Names are looked up in three places, in this order: `register` calls of the running program, the
+lazy tables of this project's packages (`register_lazily`, in `<package>/registered.py`), and entry points of installed
+packages. Nothing is loaded from a hub, and no code is loaded from a checkpoint.
 
 Example of another package's setup.cfg::
 
@@ -37,15 +37,15 @@ from worldgym.utils.folders import settle, verify_file
 
 T = TypeVar("T")
 HOME_PACKAGES = ("worldgym", "rewards", "agents", "envs", "experiments")
-"""Packages whose `registered` module, where there is one, is imported at the first look-up."""
+"""Packages of this project. The `registered` module of each, if it exists, is imported at the first look-up."""
 TYPE = "type"
 
 
 class Registry:
-    """One kind of part.
+    """Registry of one kind of component.
 
     Args:
-        kind: singular name for messages, e.g. "world model".
+        kind: singular name of the kind for messages, e.g. "world model".
         group: entry-point group, e.g. "worldgym.world_models".
     """
 
@@ -57,10 +57,10 @@ class Registry:
 
     # -- registering -----------------------------------------------------------------------------------------------
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that makes a class (or factory) known as `name`.
+        """Decorator that registers a class (or factory) as `name`.
 
         Raises:
-            ConfigError: another object has that name.
+            ConfigError: another object is registered under that name.
         """
 
         def add(item: T) -> T:
@@ -75,55 +75,55 @@ class Registry:
         return add
 
     def register_lazily(self, **paths: str) -> None:
-        """Make names known as "module:attribute", imported when first asked for."""
+        """Register names as "module:attribute"; the module is imported on first use."""
         self._lazy.update(paths)
 
     def legacy(self, find: Callable[[Path, dict[str, Any]], str | None]) -> None:
-        """How to tell the type of a folder that an earlier version wrote without one: `find(folder, config)`."""
+        """Set `find(folder, config)`, which finds the type of a folder that an earlier version wrote without a type."""
         self._legacy = find
 
     # -- looking up ------------------------------------------------------------------------------------------------
     def names(self) -> list[str]:
-        """All known names, sorted."""
+        """All registered names, sorted."""
         discover()
         return sorted({*self._known, *self._lazy, *_entry_points(self.group)})
 
     def get(self, name: str) -> Any:
-        """The class (or factory) of that name.
+        """The class (or factory) registered as `name`.
 
         Raises:
-            ConfigError: unknown; lists what is known.
+            ConfigError: the name is unknown; the message lists the known names.
         """
         if name in self._known:
             return self._known[name]
         discover()
         if name in self._known:
             return self._known[name]
-        points = _entry_points(self.group)
+        plugins = _entry_points(self.group)
         if name in self._lazy:
             module, _, attribute = self._lazy[name].partition(":")
             item = getattr(importlib.import_module(module), attribute)
-        elif name in points:
-            item = points[name].load()
+        elif name in plugins:
+            item = plugins[name].load()
         else:
             known = self.names()
             near = difflib.get_close_matches(name, known, 1)
             raise ConfigError(
                 f"unknown {self.kind} type {name!r}"
                 + (f" (did you mean {near[0]!r}?)" if near else "")
-                + f"; known types are {', '.join(known) or 'none'}. A package of yours registers one with "
-                f"worldgym.registry.{self.constant}.register(...) or the entry-point group {self.group!r}"
+                + f"; known types are {', '.join(known) or 'none'}. To add one, call "
+                f"worldgym.registry.{self.constant}.register(...) or use the entry-point group {self.group!r}"
             )
         self._known[name] = item
         return item
 
     @property
     def constant(self) -> str:
-        """Name of this registry in this module."""
+        """Name of this registry's constant in this module, e.g. `JUDGES`."""
         return self.group.rpartition(".")[2].upper()
 
     def name_of(self, item: Any) -> str | None:
-        """The name under which a class, or the class of an object, is known; None if it is not."""
+        """The name under which a class, or the class of an object, is registered; None if it is not registered."""
         wanted = _path(item if isinstance(item, type) else type(item))
         discover()
         for name, known in self._known.items():
@@ -139,10 +139,10 @@ class Registry:
 
     # -- disk ------------------------------------------------------------------------------------------------------
     def type_of(self, folder: str | Path) -> str:
-        """The type of the part saved in `folder`.
+        """The type of the component saved in `folder`.
 
         Raises:
-            CheckpointError: no folder, no readable config.json, or no type in it.
+            CheckpointError: there is no folder, no readable config.json, or no type in it.
         """
         folder = Path(folder).expanduser()
         remedy = f"Give a folder that the save_pretrained of a {self.kind} wrote"
@@ -168,25 +168,25 @@ class Registry:
         return name
 
     def load(self, folder: str | Path, *, offered: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        """The part saved in `folder`, by the `from_pretrained` of its type.
+        """Load the component saved in `folder` with the `from_pretrained` of its type.
 
         Args:
             folder: written by a `save_pretrained`.
-            offered: further keyword arguments; `from_pretrained` is given those of them that it names.
-            **kwargs: for `from_pretrained`, all of them.
+            offered: optional keyword arguments; only those in the signature of `from_pretrained` are passed to it.
+            **kwargs: keyword arguments that are always passed to `from_pretrained`.
 
         Raises:
-            CheckpointError: nothing there, or damaged.
-            ConfigError: its type is unknown here; lists what is known.
+            CheckpointError: the folder holds no component of this kind, or it is damaged.
+            ConfigError: its type is not registered; the message lists the known types.
         """
         read = self.get(self.type_of(folder)).from_pretrained
         return read(str(Path(folder).expanduser()), **accepted(read, offered or {}), **kwargs)
 
     def save(self, part: Any, folder: str | Path) -> None:
-        """Write a part with its own `save_pretrained`, and see that `load` will find its type.
+        """Save a component with its own `save_pretrained`, and check that `load` will find its type.
 
         Raises:
-            ConfigError: it cannot be saved, or does not write its type.
+            ConfigError: the component has no `save_pretrained`, or does not write its type.
         """
         name, kind = self.name_of(part), type(part).__name__
         if not hasattr(part, "save_pretrained"):
@@ -200,28 +200,28 @@ class Registry:
             written = None
         if name is not None and written != name:
             raise ConfigError(
-                f"{kind}.save_pretrained wrote a config.json with the type {written!r}, and the {self.kind} is "
+                f"{kind}.save_pretrained wrote a config.json with the type {written!r}, but the {self.kind} is "
                 f"registered as {name!r}; write {{{TYPE!r}: {name!r}, ...}} into config.json"
             )
 
-    # -- for people ------------------------------------------------------------------------------------------------
+    # -- listing ---------------------------------------------------------------------------------------------------
     def sources(self) -> dict[str, str]:
-        """Where every known name comes from, as "module:attribute" and without importing it; sorted by name."""
+        """The "module:attribute" of every registered name, sorted by name; nothing is imported."""
         discover()
-        points = {name: point.value for name, point in _entry_points(self.group).items()}
+        plugins = {name: point.value for name, point in _entry_points(self.group).items()}
         known = {name: _path(item) for name, item in self._known.items()}
-        return dict(sorted({**points, **self._lazy, **known}.items()))
+        return dict(sorted({**plugins, **self._lazy, **known}.items()))
 
 
 def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the keyword arguments `offered` that `function` names; a `**kwargs` names none."""
+    """The keyword arguments in `offered` that the signature of `function` names; a `**kwargs` is ignored."""
     parameters = inspect.signature(function).parameters
     named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return {name: value for name, value in offered.items() if name in named}
 
 
 def registered_name(part: Any) -> str | None:
-    """The name of a part, or of its class, in whichever registry knows it; None where none does."""
+    """The registered name of a component or class, from the first registry that has it; None if none has it."""
     return next((name for registry in REGISTRIES if (name := registry.name_of(part)) is not None), None)
 
 
@@ -231,7 +231,7 @@ def _path(item: Any) -> str:
 
 @lru_cache(maxsize=1)
 def discover() -> None:
-    """Import the `registered` modules of this project's packages, once."""
+    """Import the `registered` modules of this project's packages, once per process."""
     for package in HOME_PACKAGES:
         if importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.registered"):
             importlib.import_module(f"{package}.registered")

@@ -1,19 +1,19 @@
-"""A suite: tasks, splits and domains of one simulator or robot, behind one interface, found by name.
+"""Suites: a common interface to the tasks, splits and domains of one simulator or robot.
 
-Everything that is measured or recorded in a simulator asks a suite for environments, demonstrators and splits, so that
-commands, agents and evaluation name no simulator. A suite is registered in `worldgym.registry.SUITES`, or by an
-installed package under the entry-point group `worldgym.suites`; a suite with Gymnasium ids of its own registers them as
-Gymnasium plugins do.
+Code that measures or records in a simulator gets environments, demonstrators and splits from a suite, so commands,
+agents and evaluation do not depend on a particular simulator. A suite is registered in `worldgym.registry.SUITES`, or
+by an installed package under the entry-point group `worldgym.suites`. A suite with its own Gymnasium ids registers
+them in the way of Gymnasium plugins.
 
-What a suite may have beyond the protocol is asked for by `extra`, which says so where it is absent:
+A suite may have optional members beyond the protocol. `extra` returns such a member, or raises an error that names it:
 
-* `expert_action(env) -> (A,)`: what the scripted expert would do now;
-* `watched(**settings) -> env`, with an attribute `positions (T+1, K, 2)` in pixels, and `parts`, their K names: a ruler
-  for what a world model drew;
-* `measure_gap(gap, episodes=...) -> dict` and `frozen_gap() -> float`: how wrong the software simulator is;
-* `task_of(instruction) -> str`: the task that an instruction names;
+* `expert_action(env) -> (A,)`: the action of the scripted expert in the current state;
+* `watched(**settings) -> env`, whose attribute `positions (T+1, K, 2)` holds the true positions in pixels, and `parts`,
+  the K names of the positions: ground truth for the position probe;
+* `measure_gap(gap, episodes=...) -> dict` and `frozen_gap() -> float`: the sim-to-real gap of the software simulator;
+* `task_of(instruction) -> str`: the task that an instruction belongs to;
 * `unseen_tasks`: tasks of the split `unseen_task`;
-* `driver() -> str`: name of the OpenGL driver that drew, for `worldgym info`.
+* `driver() -> str`: name of the OpenGL driver that rendered, for `worldgym info`.
 
 Example::
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from worldgym.data import Episode, SplitManifest
 
 SINGLE, BATCH = "worldgym.suite:make_env", "worldgym.suite:make_vec_env"
-"""Entry points for worker processes; the keyword `suite` says which."""
+"""Entry points for worker processes; the keyword `suite` names the suite."""
 POLICY = "policy"
-"""Name of the behaviour in which a checkpoint acts; every suite can demonstrate it."""
+"""Name of the behaviour in which a trained policy acts; every suite supports it."""
 _default: list[str] = []
 
 
@@ -50,17 +50,17 @@ class Suite(Protocol):
     """Tasks in one simulator.
 
     Attributes:
-        name: as registered.
+        name: registered name.
         tasks: names of all tasks.
-        default_tasks: those that are recorded and practised where nobody says which.
-        splits: of starts and words, among `worldgym.data.SPLITS`.
-        domains: as in `Episode.domain`; the first one plays the robot.
-        gap_knobs: settings of `make` that say how wrong the other domains are; may be empty.
-        horizon: frames of an episode.
+        default_tasks: tasks that are recorded and trained on by default.
+        splits: splits of start states and instructions, a subset of `worldgym.data.SPLITS`.
+        domains: values of `Episode.domain`; the first one stands in for the real robot.
+        gap_knobs: settings of `make` that set how far the other domains deviate from the first; may be empty.
+        horizon: frames per episode.
         specs: cameras, state fields and actions with the default cameras and sizes.
-        state_bounds: lower and upper bound of the state, S numbers each; infinite for none.
-        behaviours: names of demonstrators, in the order in which weights are listed.
-        mix: weights of the demonstrators in a mixed collection.
+        state_bounds: lower and upper bounds of the state, S numbers each; infinite if a field is unbounded.
+        behaviours: names of the demonstrators, in the order of listed weights.
+        mix: sampling weights of the demonstrators in a mixed data collection.
     """
 
     name: str
@@ -76,18 +76,18 @@ class Suite(Protocol):
     mix: Mapping[str, float]
 
     def specs_for(self, cameras: Sequence[str] | None = None, image_size: Any = None) -> Specs:
-        """Specs with other cameras, or another size of the main one (a number, or height and width)."""
+        """Specs for other cameras or another image size of the main camera (one number, or height and width)."""
         ...
 
     def manifest(self) -> SplitManifest:
-        """What is held out."""
+        """Description of the held-out splits."""
         ...
 
     def make(self, num_envs: int = 1, **settings: Any) -> Any:
-        """A vector environment whose slot i of `reset(seed=s)` depends on s + i alone.
+        """Make a vector environment; after `reset(seed=s)` the start of slot i depends only on s + i.
 
-        Its info has `success`, `progress` in [0, 1], `task`, `instruction_text`, and with a chunk `path`,
-        `path_success`, `path_progress` of every frame; see `worldgym.imagination.slot_env.SlotVectorEnv`.
+        Its info has `success`, `progress` in [0, 1], `task` and `instruction_text`. With `chunk` it also has `path`,
+        `path_success` and `path_progress` of every frame; see `worldgym.imagination.slot_env.SlotVectorEnv`.
 
         Args:
             num_envs: number of slots.
@@ -97,7 +97,10 @@ class Suite(Protocol):
         ...
 
     def make_single(self, **settings: Any) -> Any:
-        """The single environment of the same settings; `batch` is its batch of one, with `interactions` counted."""
+        """Make a single environment with the same settings.
+
+        Its attribute `batch` is the underlying vector environment of one slot, which counts its `interactions`.
+        """
         ...
 
     def demonstrate(
@@ -111,44 +114,44 @@ class Suite(Protocol):
         split: str = "seen",
         act: Callable[[dict[str, Any], int], Any] | None = None,
     ) -> Episode:
-        """One logged episode, with success and progress of every frame.
+        """Record one episode, with success and progress of every frame.
 
         Args:
-            env: of `make_single(terminate_on_success=False)`; its horizon bounds the length.
+            env: made by `make_single(terminate_on_success=False)`; its horizon limits the episode length.
             behaviour: one of `behaviours`, or `"policy"` with `act`.
-            seed: of the start.
-            task: with `seed` and `split` it decides the start.
-            rng: randomness of the behaviour.
-            split: which starts and words.
+            seed: seed of the start state.
+            task: the task; together with `seed` and `split` it determines the start state.
+            rng: random generator of the behaviour.
+            split: split of start states and instructions.
             act: `(observation, step) -> action (A,)`.
         """
         ...
 
 
 def declare_default(name: str) -> None:
-    """Make `name` the suite of those who name none; the first one declared counts."""
+    """Make `name` the default suite; only the first declaration has an effect."""
     _default.append(name)
 
 
 def default_suite() -> str:
-    """Name of the suite that is meant where nobody names one.
+    """Name of the suite that is used when none is given.
 
     Raises:
-        ConfigError: none was declared, and there is not exactly one.
+        ConfigError: no default was declared, and the number of registered suites is not one.
     """
-    known = SUITES.names()  # finds the packages that declare one
+    known = SUITES.names()  # imports the packages that declare a default
     if _default:
         return _default[0]
     if len(known) == 1:
         return known[0]
-    raise ConfigError(f"which suite? Type --suite NAME; known are {', '.join(known) or 'none'}")
+    raise ConfigError(f"no suite is given; type --suite NAME; the known suites are {', '.join(known) or 'none'}")
 
 
 def load_suite(name: str | None = None) -> Suite:
-    """The suite of that name, or the default one.
+    """Load the suite registered as `name`, or the default suite.
 
     Raises:
-        ConfigError: unknown, or what is registered is no suite; says what it lacks.
+        ConfigError: the name is unknown, or the registered object is not a suite; the message lists missing members.
     """
     name = default_suite() if name is None else name
     found = SUITES.get(name)
@@ -162,15 +165,15 @@ def load_suite(name: str | None = None) -> Suite:
 
 
 def extra(suite: Suite, member: str, what: str) -> Any:
-    """An optional part of a suite.
+    """Get an optional member of a suite.
 
     Args:
         suite: the suite.
-        member: its name.
-        what: how the message calls it, e.g. "a scripted expert".
+        member: attribute name of the member.
+        what: description for the error message, without an article, e.g. "scripted expert".
 
     Raises:
-        ConfigError: the suite has none.
+        ConfigError: the suite does not have the member.
     """
     found = getattr(suite, member, None)
     if found is None:
@@ -181,12 +184,12 @@ def extra(suite: Suite, member: str, what: str) -> Any:
 
 
 def make_env(suite: str | None = None, **settings: Any) -> Any:
-    """`load_suite(suite).make_single(**settings)`, as an entry point for worker processes."""
+    """Return `load_suite(suite).make_single(**settings)`; an entry point for worker processes."""
     return load_suite(suite).make_single(**settings)
 
 
 def make_vec_env(suite: str | None = None, num_envs: int = 1, **settings: Any) -> Any:
-    """`load_suite(suite).make(num_envs, **settings)`, likewise."""
+    """Return `load_suite(suite).make(num_envs, **settings)`; an entry point for worker processes."""
     return load_suite(suite).make(num_envs, **settings)
 
 

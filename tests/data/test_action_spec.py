@@ -96,7 +96,7 @@ def test_convert_refuses_what_the_target_cannot_express() -> None:
     ("changes", "message"),
     [
         ({"hz": 10.0}, "resample"),
-        ({"names": ("dx", "dy", "roll", "gripper")}, "only in one of them"),
+        ({"names": ("dx", "dy", "roll", "gripper")}, "only one of the specs has"),
         ({"units": ("rad", "m", "m", "open=+1/close=-1")}, "can't convert 'm' to 'rad'"),
         ({"gripper": None}, "gripper"),
     ],

@@ -1,9 +1,9 @@
-"""What the numbers mean that a robot sends and receives: `ActionSpec` and `ObservationSpec`.
+"""Specs of the observations and actions of a robot: `ObservationSpec` and `ActionSpec`.
 
-An action in [-1, 1] says nothing by itself, and neither does column 2 of a state vector. Both specs travel with every
-dataset, world model, policy, judge and bundle, in their `config.json` or `info.json`, so that two parts that do not fit
-say so instead of computing nonsense. A part that needs to know where the gripper is asks the spec for the role
-`gripper`; where no field has that role, the part leaves that feature out.
+The specs give the meaning of each number of an action and of a state vector. They are stored with every dataset, world
+model, policy, judge and bundle, in `config.json` or `info.json`, so that two incompatible components raise an error
+instead of computing wrong results. A component finds the gripper opening by the role `gripper` in the spec; if no
+field has this role, the component omits the features that depend on it.
 
 Example::
 

@@ -1,4 +1,4 @@
-"""What the numbers of an action mean: names, units, rate, bounds and the gripper's convention.
+"""`ActionSpec`: names, units, rate and bounds of the action dimensions, and the gripper convention.
 
 Example::
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-# How many of the base unit one of each is; conversion is allowed only within a group.
+# Unit -> (base unit, size in base units); units convert only to units with the same base.
 _UNITS: dict[str, tuple[str, float]] = {
     "m": ("m", 1.0),
     "cm": ("m", 0.01),
@@ -25,12 +25,12 @@ _UNITS: dict[str, tuple[str, float]] = {
 
 @dataclass(frozen=True)
 class GripperRule:
-    """Which action is the gripper, and which values mean open and closed.
+    """Gripper convention: the gripper dimension of the action, and its values for open and closed.
 
     Args:
         index: position in the action vector.
-        open: value, in the spec's own units, that opens the gripper.
-        closed: value that closes it. Normalised actions are always +1 open, -1 closed.
+        open: value, in the units of the spec, that opens the gripper.
+        closed: value that closes it. In normalised actions, +1 is always open and -1 closed.
     """
 
     index: int
@@ -40,19 +40,19 @@ class GripperRule:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What the numbers of an action mean; it travels with every dataset, policy and model.
+    """Meaning of the action dimensions; stored with every dataset, policy and world model.
 
     Args:
-        names: one name a dimension, e.g. `("dx", "dy", "dz", "gripper")`.
-        units: one unit a dimension, per control step, e.g. `"m"`.
-        hz: control rate, steps a second.
-        low: value at -1, in units, one a dimension.
-        high: value at +1, in units, one a dimension.
-        gripper: the gripper's convention, or None without a gripper.
-        bounds: whether low and high are hard limits or the 1 % and 99 % quantiles of data.
+        names: one name per dimension, e.g. `("dx", "dy", "dz", "gripper")`.
+        units: one unit per dimension, per control step, e.g. `"m"`.
+        hz: control rate, steps per second.
+        low: physical value at normalised -1, one per dimension.
+        high: physical value at normalised +1, one per dimension.
+        gripper: the gripper convention, or None without a gripper.
+        bounds: whether `low` and `high` are hard limits or the 1 % and 99 % quantiles of the data.
 
     Raises:
-        ValueError: lengths differ, bounds are not finite or not low < high, or the gripper rule doesn't fit.
+        ValueError: lengths differ, bounds are not finite or not low < high, or the gripper rule contradicts the bounds.
 
     Example:
         >>> spec = ActionSpec(("dx", "grip"), ("m", "1"), 5.0, (-0.06, -1.0), (0.06, 1.0))
@@ -83,7 +83,7 @@ class ActionSpec:
         if count == 0 or len(set(self.names)) != count:
             raise ValueError(f"action names must be non-empty and differ, got {self.names}")
         if not (np.isfinite(self.hz) and self.hz > 0):
-            raise ValueError(f"hz must be a positive number of steps a second, got {self.hz}")
+            raise ValueError(f"hz must be a positive number of steps per second, got {self.hz}")
         if self.bounds not in ("limits", "q01/q99"):
             raise ValueError(f"bounds must be 'limits' or 'q01/q99', got {self.bounds!r}")
         for name, low, high in zip(self.names, self.low, self.high, strict=True):
@@ -107,7 +107,7 @@ class ActionSpec:
         return len(self.names)
 
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Values at -1 and at +1, float64; swapped for a gripper whose open value is the smaller one."""
+        """Values at -1 and at +1, float64; swapped for the gripper dimension if its open value is the smaller one."""
         low, high = np.array(self.low), np.array(self.high)
         if self.gripper is not None:
             low[self.gripper.index], high[self.gripper.index] = self.gripper.closed, self.gripper.open
@@ -122,7 +122,7 @@ class ActionSpec:
         if not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0].tolist()
             raise ValueError(
-                f"actions hold NaN or infinity, first at index {where}; check what produced them"
+                f"actions hold NaN or infinity, first at index {where}; check the code that produced them"
             )
         return array
 
@@ -131,7 +131,7 @@ class ActionSpec:
 
         Args:
             actions: `(..., A)` in the spec's units.
-            clip: cut what lies outside low and high; with False it comes out beyond [-1, 1].
+            clip: clip to [-1, 1]; if False, values outside `low` and `high` map to values outside [-1, 1].
 
         Raises:
             ValueError: wrong shape, NaN or infinity.
@@ -150,29 +150,29 @@ class ActionSpec:
         return (low + 0.5 * (self._checked(actions) + 1.0) * (high - low)).astype(np.float32)
 
     def convert(self, actions: Any, to: ActionSpec, *, clip: bool = False) -> np.ndarray:
-        """Say the same motion in another spec: normalised here to normalised there.
+        """Convert normalised actions of this spec to normalised actions of another spec.
 
-        Dimensions are matched by name, lengths and angles are rescaled, the gripper keeps how far open it is.
+        Dimensions are matched by name, lengths and angles are rescaled, and the gripper opening is kept.
 
         Args:
             actions: `(..., A)` in [-1, 1] of this spec.
             to: the spec to convert to.
-            clip: cut motions that `to` can't express; with False they are an error.
+            clip: clip motions that exceed the bounds of `to`; if False, they raise an error.
 
         Returns:
             `(..., A')` float32 in [-1, 1] of `to`.
 
         Raises:
-            ValueError: the two differ in names, in kind of unit or in rate, or a motion is too large for `to`.
+            ValueError: the specs differ in names, in kind of unit or in rate, or a motion is too large for `to`.
         """
         if set(self.names) != set(to.names):
             raise ValueError(
-                f"can't convert actions {self.names} to {to.names}: only in one of them: "
-                f"{sorted(set(self.names) ^ set(to.names))}; drop or add those dimensions yourself first"
+                f"can't convert actions {self.names} to {to.names}: only one of the specs has "
+                f"{sorted(set(self.names) ^ set(to.names))}; drop or add these dimensions first"
             )
         if self.hz != to.hz:
             raise ValueError(
-                f"can't convert actions at {self.hz:g} Hz to {to.hz:g} Hz: a step lasts differently; resample first"
+                f"can't convert actions at {self.hz:g} Hz to {to.hz:g} Hz: the steps differ in length; resample first"
             )
         source, grip = self._checked(actions), self.gripper
         if (grip and self.names[grip.index]) != (to.gripper and to.names[to.gripper.index]):
@@ -195,7 +195,7 @@ class ActionSpec:
         largest = float(np.abs(out).max(initial=0.0))
         if not clip and largest > 1.0 + 1e-6:
             raise ValueError(
-                f"a converted action reaches {largest:.3f}, beyond the target's [-1, 1]; pass clip=True to cut it, "
+                f"a converted action reaches {largest:.3f}, beyond the target's [-1, 1]; pass clip=True to clip it, "
                 "or widen the target's low and high"
             )
         return np.clip(out, -1.0, 1.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is seen: cameras and their sizes, the fields of proprioception and their roles, the alphabet of instructions.
+"""`ObservationSpec`: cameras and their sizes, proprioception fields and their roles, alphabet of instructions.
 
 Example::
 
@@ -21,8 +21,8 @@ from worldgym.specs.action import ActionSpec
 ROLES = (
     "ee_position", "ee_rotation", "gripper", "joint", "joint_velocity", "base", "force", "other",
 )  # fmt: skip
-"""What a state field can be: end-effector position (x, y, z in this order) and rotation, gripper opening (larger is
-wider open), joint position or velocity, pose of the base, force or torque, or anything else."""
+"""Roles of state fields: end-effector position (x, y, z in this order) and rotation, gripper opening (larger is wider
+open), joint position or velocity, pose of the base, force or torque, or any other quantity."""
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"
 MAX_INSTRUCTION = 128
 
@@ -32,13 +32,13 @@ class Camera:
     """One camera of a robot.
 
     Args:
-        name: letters, digits and underscores, such as `front` or `wrist`.
+        name: letters, digits and underscores, e.g. `front` or `wrist`.
         height: pixels.
         width: pixels.
         static: the camera does not move, so its background is the same in every frame.
 
     Raises:
-        ConfigError: an impossible name or size.
+        ConfigError: invalid name or size.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class StateField:
-    """One number of proprioception.
+    """One dimension of proprioception.
 
     Args:
-        name: unique in its spec, e.g. `x` or `joint_3`.
+        name: unique within the spec, e.g. `x` or `joint_3`.
         role: one of `ROLES`.
-        unit: e.g. `m`, `rad`; empty when unknown.
+        unit: e.g. `m`, `rad`; empty if unknown.
 
     Raises:
         ConfigError: no name, or an unknown role.
@@ -96,17 +96,17 @@ class StateField:
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """What a policy is shown, a world model imagines and a dataset stores: cameras, proprioception, words.
+    """Observations that a policy gets, a world model predicts and a dataset stores: images, proprioception, text.
 
     Args:
-        cameras: the first one is the main camera, whose frames are `image`; the others are `image_<name>`. May be empty
-            for models of proprioception alone.
-        state: one field for each of the S numbers of proprioception, in order.
-        alphabet: characters that instructions may use.
-        max_instruction: longest instruction, characters.
+        cameras: the first one is the main camera, with frames under the key `image`; the others have the keys
+            `image_<name>`. May be empty for models of proprioception only.
+        state: one field for each of the S dimensions of proprioception, in order.
+        alphabet: characters that instructions may contain.
+        max_instruction: maximum length of an instruction, characters.
 
     Raises:
-        ConfigError: a name used twice, or an empty alphabet.
+        ConfigError: a name occurs twice, the alphabet is empty, or `max_instruction` is below 1.
     """
 
     cameras: tuple[Camera, ...] = (Camera("front", 64, 64),)
@@ -127,38 +127,38 @@ class ObservationSpec:
     # -- reading ---------------------------------------------------------------------------------------------------
     @property
     def state_dim(self) -> int:
-        """S."""
+        """Dimension of proprioception, S."""
         return len(self.state)
 
     @property
     def main(self) -> Camera:
-        """The first camera.
+        """The main camera, which is the first one.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: the spec has no camera.
         """
         if not self.cameras:
-            raise ConfigError("this spec has no camera; a part that reads pictures needs at least one")
+            raise ConfigError("this spec has no camera; a model that reads images needs at least one")
         return self.cameras[0]
 
     @property
     def views(self) -> tuple[Camera, ...]:
-        """Cameras beside the main one."""
+        """All cameras except the main one."""
         return self.cameras[1:]
 
     @property
     def camera_keys(self) -> dict[str, str]:
-        """Key of each camera's frames in an observation, by camera name."""
+        """Observation key of the frames of each camera, by camera name."""
         return {
             camera.name: "image" if i == 0 else f"image_{camera.name}"
             for i, camera in enumerate(self.cameras)
         }
 
     def columns(self, role: str) -> tuple[int, ...]:
-        """Columns of the state with this role, in order; empty where there is none.
+        """Columns of the state with this role, in order; empty if no field has it.
 
         Raises:
-            ConfigError: an unknown role.
+            ConfigError: `role` is not in `ROLES`.
         """
         if role not in ROLES:
             raise ConfigError(f"unknown role {role!r}; the roles are {', '.join(ROLES)}")
@@ -166,14 +166,14 @@ class ObservationSpec:
 
     @property
     def has_hand(self) -> bool:
-        """Whether the position (x, y, z) and the gripper opening of one end effector are known."""
+        """Whether the state holds the position (x, y, z) and the gripper opening of exactly one end effector."""
         return len(self.columns("ee_position")) == 3 and len(self.columns("gripper")) == 1
 
     def select(self, cameras: Sequence[str]) -> ObservationSpec:
-        """This spec with some of its cameras, in the given order.
+        """Copy of this spec with the named cameras only, in the given order.
 
         Raises:
-            ConfigError: a camera that it lacks.
+            ConfigError: the spec has no camera of that name.
         """
         known = {camera.name: camera for camera in self.cameras}
         missing = [name for name in cameras if name not in known]
@@ -208,28 +208,28 @@ class ObservationSpec:
 def state_fields(
     names: Sequence[str], roles: Mapping[str, str] | None = None, unit: str = ""
 ) -> tuple[StateField, ...]:
-    """One field a name; its role as given, else `other`."""
+    """One state field per name, with its role from `roles` or else `other`."""
     return tuple(StateField(str(name), (roles or {}).get(name, "other"), unit) for name in names)
 
 
 def check_observations(given: ObservationSpec, wanted: ObservationSpec, giver: str, reader: str) -> None:
-    """Whether `reader`, made for `wanted`, can read what `giver` gives: its cameras in their sizes, and the same state.
+    """Check that observations of spec `given` have the cameras, image sizes and state that spec `wanted` requires.
 
     Args:
-        given: what there is; further cameras do no harm.
-        wanted: what the reader was made for.
-        giver: its name for the message, e.g. "the dataset data/real".
-        reader: likewise, e.g. "the policy runs/policy".
+        given: spec of the available observations; additional cameras are allowed.
+        wanted: spec that the reader requires.
+        giver: description of the source for the message, e.g. "the dataset data/real".
+        reader: description of the reader for the message, e.g. "the policy runs/policy".
 
     Raises:
-        ConfigError: they do not fit; says both sides and what to type.
+        ConfigError: the specs are incompatible; the message shows both and what to type.
     """
-    there = {camera.name: camera.size for camera in given.cameras}
+    sizes = {camera.name: camera.size for camera in given.cameras}
     remedies = []
-    if len(given.cameras) == len(wanted.cameras) == 1:  # the name of an only camera says nothing
-        there = {wanted.main.name: given.main.size}
-    missing = [camera for camera in wanted.cameras if camera.name not in there]
-    resized = [camera for camera in wanted.cameras if there.get(camera.name, camera.size) != camera.size]
+    if len(given.cameras) == len(wanted.cameras) == 1:  # names are ignored if each spec has a single camera
+        sizes = {wanted.main.name: given.main.size}
+    missing = [camera for camera in wanted.cameras if camera.name not in sizes]
+    resized = [camera for camera in wanted.cameras if sizes.get(camera.name, camera.size) != camera.size]
     if missing:
         remedies.append(f"record the camera {missing[0].name}, or train {reader} without it")
     if resized:
@@ -238,7 +238,7 @@ def check_observations(given: ObservationSpec, wanted: ObservationSpec, giver: s
         remedies.append(f"type `worldgym import --source DATA --out NEW --image-size {size}` and use NEW")
     if wanted.state_dim and not _same_state(given, wanted):
         remedies.append(
-            f"train {reader} on this data, or import the data with the state fields that it was made for "
+            f"train {reader} on this data, or import the data with the state fields that it needs "
             "(`worldgym import --state-key ...`)"
         )
     if remedies:
@@ -249,22 +249,22 @@ def check_observations(given: ObservationSpec, wanted: ObservationSpec, giver: s
 
 
 def _same_state(given: ObservationSpec, wanted: ObservationSpec) -> bool:
-    """Whether both have as many fields, and none with two different known roles; names are free."""
+    """Whether both states have the same number of fields with the same roles; `other` matches any role."""
     pairs = zip(given.state, wanted.state, strict=False)
-    fit = all("other" in (a.role, b.role) or a.role == b.role for a, b in pairs)
-    return given.state_dim == wanted.state_dim and fit
+    same_roles = all("other" in (a.role, b.role) or a.role == b.role for a, b in pairs)
+    return given.state_dim == wanted.state_dim and same_roles
 
 
 def check_actions_of(given: ActionSpec, wanted: ActionSpec, giver: str, reader: str) -> None:
-    """Whether two parts speak of the same actions: names, units, rate and bounds.
+    """Check that two action specs are equal in names, units, rate, bounds and gripper convention.
 
     Raises:
-        ConfigError: they do not; says both sides and what to type.
+        ConfigError: the specs differ; the message shows both and what to type.
     """
     if given == wanted:
         return
     raise ConfigError(
-        f"{giver} and {reader} do not mean the same by an action.\n  {giver} has {given.to_json()}\n  {reader} has "
+        f"{giver} and {reader} have different action specs.\n  {giver} has {given.to_json()}\n  {reader} has "
         f"{wanted.to_json()}\nConvert the data with ActionSpec.convert (or `worldgym import --source DATA --out NEW` "
         f"with the same bounds), or train {reader} on this data"
     )
@@ -272,11 +272,11 @@ def check_actions_of(given: ActionSpec, wanted: ActionSpec, giver: str, reader: 
 
 @dataclass(frozen=True)
 class Specs:
-    """Both specs of a part, as they stand under `specs` in its `config.json`.
+    """Observation spec and action spec of a component, stored under `specs` in its `config.json`.
 
     Args:
-        observation: what it sees or shows.
-        action: what it does or is told; None where it has nothing to do with actions, as a judge.
+        observation: observations that the component reads or produces.
+        action: actions that it outputs or is conditioned on; None for a component without actions, e.g. a judge.
     """
 
     observation: ObservationSpec
@@ -292,7 +292,7 @@ class Specs:
         """Rebuild from `to_dict`.
 
         Raises:
-            ConfigError: not what `to_dict` gives.
+            ConfigError: `data` does not have the format of `to_dict`.
         """
         if (
             not isinstance(data, Mapping)
@@ -307,10 +307,12 @@ class Specs:
         )
 
     def check(self, reader: Specs | None, giver: str, name: str) -> None:
-        """Whether a part with the specs `reader` fits; a part without specs is of an earlier version and passes.
+        """Check that a component with the specs `reader` can read data with these specs.
+
+        `reader` is None for a component saved by an earlier version, without specs; it passes the check.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: the specs are incompatible.
         """
         if reader is None:
             return
@@ -320,10 +322,10 @@ class Specs:
 
 
 def specs_of(part: Any) -> Specs:
-    """The specs of a world model, policy or judge: its `specs`, or what its sizes say where it has none.
+    """The specs of a world model, policy or judge: its `specs`, or else specs made from its sizes.
 
     Args:
-        part: with `specs`, or with `image_size` (a number or height and width) and `state_dim`.
+        part: has an attribute `specs`, or `image_size` (one number, or height and width) and `state_dim`.
     """
     specs = getattr(part, "specs", None)
     if isinstance(specs, Specs):
