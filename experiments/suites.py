@@ -82,6 +82,6 @@ def known_tasks(suite: Suite, tasks: Sequence[str]) -> tuple[str, ...]:
     for task in tasks:
         if task not in suite.tasks:
             raise ConfigError(
-                f"unknown task {task!r}; the tasks of suite {suite.name} are {', '.join(suite.tasks)}"
+                f"unknown task {task!r}; the tasks are {', '.join(suite.tasks)} (suite {suite.name})"
             )
     return tuple(tasks)
