@@ -148,7 +148,7 @@ class GRPO(OptimizerImprover):
         return cls(GRPOConfig(lr=lr, updates=updates, seed=seed, learn=learn))
 
     def make_optimizer(self, policy: Any) -> torch.optim.AdamW:
-        """A new optimizer of the component of `policy` that is learned."""
+        """Create an optimizer for the trained component of `policy`."""
         config = self.config
         weights = learned_parameters(policy, config.learn)
         return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))

@@ -112,7 +112,7 @@ class ImaginedRLConfig:
 
     @property
     def update(self) -> GRPOConfig:
-        """Settings of the improver: those of `grpo`, or its defaults where `grpo` is None."""
+        """Settings of the improver: those of `grpo`, or the defaults if `grpo` is None."""
         return self.grpo or GRPOConfig()
 
 

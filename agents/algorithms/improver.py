@@ -1,4 +1,4 @@
-"""Improvers by name, and what those with one optimizer share.
+"""Create improvers by name; base class of improvers with one optimizer.
 
 Example::
 
@@ -21,7 +21,7 @@ NEEDED = ("update", "save", "load")
 
 
 class OptimizerImprover:
-    """Base of an improver with one optimizer: an iteration count, `save` and `load`.
+    """Base class of improvers with one optimizer: iteration count, `save` and `load`.
 
     A subclass sets `config` (a dataclass) and defines `update` and `make_optimizer`.
     """
@@ -31,11 +31,11 @@ class OptimizerImprover:
     _optimizer: torch.optim.Optimizer | None = None
 
     def make_optimizer(self, policy: Any) -> torch.optim.Optimizer:
-        """A new optimizer of the weights that are learned."""
+        """Create an optimizer for the trained weights."""
         return torch.optim.AdamW(policy.parameters(), lr=self.config.lr, weight_decay=0.0)
 
     def optimizer(self, policy: Any) -> torch.optim.Optimizer:
-        """The optimizer, made at the first call."""
+        """Return the optimizer, created on first use."""
         if self._optimizer is None:
             self._optimizer = self.make_optimizer(policy)
         return self._optimizer
@@ -53,18 +53,18 @@ class OptimizerImprover:
 
 
 def make_improver(name: str, **settings: Any) -> Any:
-    """The registered improver `name`, made by its classmethod `for_rl` if it has one, else by its constructor.
+    """Create the registered improver `name` by its classmethod `for_rl` if it has one, else by its constructor.
 
     Args:
-        name: registered in `worldgym.registry.IMPROVERS`.
-        **settings: of the run: `lr`, `updates` (optimizer steps a round), `seed`, `learn` (`all` or a component of the
-            policy), `demos` (`ChunkDataset`). The call gets those that it names.
+        name: name in `worldgym.registry.IMPROVERS`.
+        **settings: settings of the run: `lr`, `updates` (optimizer steps per round), `seed`, `learn` (`all` or a policy
+            component), `demos` (`ChunkDataset`). Only those that the callable names are passed.
 
     Returns:
         an object with `update(policy, rollouts)`, `save(policy, folder, meta)` and `load(policy, folder) -> meta`.
 
     Raises:
-        ConfigError: unknown name, or a class without one of these methods.
+        ConfigError: an unknown name, or a class that lacks one of these methods.
     """
     kind = IMPROVERS.get(name)
     if lacking := [method for method in NEEDED if not hasattr(kind, method)]:
