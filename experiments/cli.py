@@ -28,11 +28,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from experiments.compute import placing
+from experiments.earlier_options import current_options
 from experiments.pipelines.checks import check_numbers, expand_home
 from worldgym import __version__
 from worldgym.errors import WorldgymError
 
-OK, FAILED, INTERRUPTED = 0, 2, 130
+OK, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 2, 130, 141
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say(sys.stderr, "\n" + _after_interrupt(words, rest))
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of the output has ended, as in `worldgym rl --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except (WorldgymError, OSError, ModuleNotFoundError, MemoryError) as error:
         message = _explain(error)
         if message is None or os.environ.get("WORLDGYM_DEBUG"):
@@ -273,7 +277,9 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
     choose_backend()
     config_class, run = _load(command)
     rewrite = getattr(config_class, "rewrite_arguments", list)
-    config = _parse(config_class, rewrite(expand_home(rest)), f"worldgym {' '.join(words)}")
+    name = f"worldgym {' '.join(words)}"
+    options = current_options(config_class, expand_home(rest), lambda line: _say(sys.stderr, f"{name}: {line}"))
+    config = _parse(config_class, rewrite(options), name)
     check_numbers(config)
     if hasattr(config, "device"):
         placing(config)  # a missing device is reported before anything is loaded or written

@@ -63,7 +63,7 @@ class BenchHackingConfig:
         lr: learning rate of GRPO.
         updates: optimizer steps of GRPO per round.
         temperature: sampling temperature of the rollouts.
-        learn: `pointer` trains the goal head only, `all` all weights of the policy.
+        learn: `goal` trains the goal head only, `all` all weights of the policy.
         imitation_steps: supervised steps per round on rollouts judged successful.
         demo_share: share of demonstrations in the supervised batches; demonstrations regularise the policy.
         average: decay per round of the averaged weights, which are evaluated.
@@ -88,7 +88,7 @@ class BenchHackingConfig:
     lr: float = 1e-4
     updates: int = 6
     temperature: float = 1.0
-    learn: Literal["pointer", "all"] = "all"
+    learn: Literal["goal", "all"] = "all"
     imitation_steps: int = 0
     demo_share: float = 0.0
     average: float = 0.8

@@ -20,9 +20,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
@@ -77,11 +75,11 @@ class TrainJudgeConfig:
 
     data: Path
     out: Path = Path("runs/judge")
-    type: Annotated[str, tyro.conf.arg(aliases=["--kind"])] = "learned"
+    type: str = "learned"
     world_model: Path | None = None
     tokenizer: Path | None = None
-    init_policy: Annotated[Path | None, tyro.conf.arg(aliases=["--eyes"])] = None
-    imagined_episodes: Annotated[int, tyro.conf.arg(aliases=["--dream-episodes"])] = 0
+    init_policy: Path | None = None
+    imagined_episodes: int = 0
     preset: str = "small"
     state: bool = True
     initial: Path | None = None
@@ -89,7 +87,7 @@ class TrainJudgeConfig:
     hard_share: float = 0.0
     near_share: float = 0.3
     steps: int = 1500
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 128
+    batch_size: int = 128
     lr: float = 1.2e-3
     max_fpr: float = 0.02
     seed: int = 0

@@ -18,9 +18,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
@@ -87,7 +85,7 @@ class TrainPolicyConfig:
     preset: str = "small"
     epochs: int = 60
     steps: int | None = None
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 128
+    batch_size: int = 128
     lr: float = 8e-4
     finish_steps: int = 240
     patience: int = 12
@@ -167,7 +165,7 @@ def run(config: TrainPolicyConfig) -> int:
         finish_steps=config.finish_steps,
         patience=config.patience,
         seed=config.seed,
-        learn="all" if config.initial is None else "pointer",
+        learn="all" if config.initial is None else "goal",
     )
     if config.steps is not None:
         trained = len(demos)

@@ -14,9 +14,6 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
@@ -54,7 +51,7 @@ class TrainProbeConfig:
     tasks: tuple[str, ...] | None = None
     episodes: int = 360
     steps: int = 320
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 64
+    batch_size: int = 64
     lr: float = 3e-3
     seed: int = 5_000_000
     fresh: bool = False

@@ -11,9 +11,6 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
@@ -49,7 +46,7 @@ class TrainTokenizerConfig:
     preset: str = "small"
     minutes: float = 12.0
     steps: int | None = None
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 48
+    batch_size: int = 48
     lr: float = 2e-3
     seed: int = 0
     limit: int | None = None

@@ -17,10 +17,9 @@ import logging
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
@@ -91,7 +90,7 @@ class TrainWorldModelConfig:
     preset: str = "small"
     minutes: float = 120.0
     steps: int | None = None
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 20
+    batch_size: int = 20
     window: int = 20
     lr: float = 2e-3
     contact_odds: float = 2.5

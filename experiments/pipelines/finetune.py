@@ -149,9 +149,9 @@ class FineTuning:
                     save_policy(trainer.average, settings.out / "policy")  # `report` may end this process
                     report(row)
                 recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
-                progress.update(
-                    1, imagined_success=round(recent, 3), entropy=row.get("goal_entropy", row["entropy"])
-                )
+                shown = {k: row[k] for k in ("goal_entropy", "entropy") if k in row}
+                entropy = next(iter(shown.values()), float("nan"))
+                progress.update(1, imagined_success=round(recent, 3), entropy=entropy)
         save_policy(trainer.average, settings.out / "policy")
         for stage in (*STAGES, "update"):
             self.folder.seconds[stage] = 0.0

@@ -12,9 +12,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.compute import DType
 from worldgym.errors import ConfigError
@@ -38,7 +36,7 @@ class FineTuneSettings:
         train_tasks: tasks to train on in imagination; if empty, the bundle's tasks, except those with little data.
             Errors of the world model are learned by the policy: choose tasks that come close to passing the closed-loop
             gate.
-        iterations: rounds of GRPO.
+        iterations: rounds of rollouts and updates.
         starts: logged start frames per round, each tried `group` times.
         start_oversampling: draw this many times more frames, and keep those at which the policy is least certain of its
             goal. Where it is certain, all rollouts of a group are alike and give no learning signal.
@@ -49,8 +47,9 @@ class FineTuneSettings:
         learn: `goal` trains where the policy moves and keeps the action head as it was cloned; `all` trains both.
         average: decay per iteration of the averaged weights, which are the improved policy; the BC-only control is
             averaged in the same way.
-        lr: GRPO's learning rate; 0 disables GRPO.
-        updates: GRPO's optimizer steps per round; more steps move the policy further from the one that acted.
+        improver: registered algorithm that updates the policy from rollouts (`worldgym list --kinds improvers`).
+        lr: learning rate of the improver; 0 disables it.
+        updates: optimizer steps of GRPO per round; more steps move the policy further from the one that acted.
         actor: policy that generates the rollouts: `current`, or always `initial` (iterated SFT).
         imitation_steps: supervised steps per round on judged imagined successes and demonstrations; 0 disables them.
         imitation_lr: learning rate of these steps.
@@ -74,16 +73,17 @@ class FineTuneSettings:
     seed: int = 0
     out: Path = Path("runs/practice")
     bundle: str = DEFAULT
-    train_tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--practise"])] = ()
+    train_tasks: tuple[str, ...] = ()
     iterations: int = 20
     starts: int = 48
-    start_oversampling: Annotated[int, tyro.conf.arg(aliases=["--hesitation"])] = 2
+    start_oversampling: int = 2
     group: int = 6
-    rollout_horizon: Annotated[int, tyro.conf.arg(aliases=["--practise-horizon"])] = 25
+    rollout_horizon: int = 25
     temperature: float = 2.0
-    action_temperature: Annotated[float, tyro.conf.arg(aliases=["--token-temperature"])] = 0.0
-    learn: Literal["goal", "all", "pointer"] = "goal"
+    action_temperature: float = 0.0
+    learn: Literal["goal", "all"] = "goal"
     average: float = 0.8
+    improver: str = "grpo"
     lr: float = 2e-5
     updates: int = 2
     actor: Literal["current", "initial"] = "current"
@@ -163,11 +163,13 @@ class FineTuneSettings:
             learn=self.learn, demo_share=self.demo_share, min_rate=self.min_rate, discount=1.0,
         )  # fmt: skip
         grpo = GRPOConfig(lr=self.lr, updates=self.updates, seed=self.seed, learn=self.learn) if self.lr else None
-        return ImaginedRLConfig(rollout, grpo, imitation, self.average, self.actor, self.seed)
+        return ImaginedRLConfig(rollout, grpo, imitation, self.average, self.actor, self.seed, self.improver)
 
     def key(self) -> dict[str, Any]:
         """Settings that a resumed run must have in common."""
         data = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.ELSEWHERE}
+        if self.improver == "grpo":
+            del data["improver"]  # runs of earlier versions, which had no other, can be continued
         return json.loads(json.dumps(data, default=str))
 
 

@@ -34,7 +34,7 @@ OTHERS = [
     ("judge", ["--max-fpr", "0"]),
     ("judge", ["--hard-share", "0.5"]),
     ("judge", ["--imagined-episodes", "-1"]),
-    ("judge", ["--kind", "latent"]),
+    ("judge", ["--type", "latent"]),
     ("judge", ["--batch-size", "1"]),
     ("policy", ["--epochs", "0"]),
     ("policy", ["--demos-per-task", "0"]),

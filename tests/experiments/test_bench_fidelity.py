@@ -42,7 +42,7 @@ def test_more_noise_disturbs_a_policy_more_and_leaves_the_original_alone():
 def test_the_whole_bench_runs_and_writes_what_it_says(bundle, tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra `bench`")
     probe = ["train", "probe", "--world-model", str(bundle / "world_model"), "--out", str(tmp_path / "probe")]
-    assert main([*probe, "--episodes", "24", "--steps", "3", "--batch", "4"]) == 0
+    assert main([*probe, "--episodes", "24", "--steps", "3", "--batch-size", "4"]) == 0
     assert "hand_px" in (tmp_path / "probe" / "probe.json").read_text()
     bundle = shutil.copytree(bundle, tmp_path / "bundle")
     shutil.copytree(tmp_path / "probe" / "export", bundle / "probe")

@@ -118,12 +118,12 @@ def test_a_hand_by_word_gets_the_tabletops_features(tmp_path):
         "tiny",
         "--steps",
         "1",
-        "--batch",
+        "--batch-size",
         "2",
     ]
     assert main([*tokenizer, "--out", str(tmp_path / "t")]) == 0
     line = ["train", "world-model", "--data", str(data), "--tokenizer", str(tmp_path / "t"), "--hand", "yes"]
-    line += ["--steps", "1", "--shift-steps", "1", "--batch", "2", "--window", "2", "--preset", "tiny"]
+    line += ["--steps", "1", "--shift-steps", "1", "--batch-size", "2", "--window", "2", "--preset", "tiny"]
     assert main([*line, "--out", str(tmp_path / "w")]) == 0
     shape = load_world_model(tmp_path / "w" / "export").config.dynamics
     assert shape.motion is not None and shape.motion.warp_anchor and shape.motion.contact_height is not None

@@ -31,14 +31,14 @@ def test_the_space_has_the_names_and_types_of_the_settings():
     texts = (
         "lr=1e-5,2e-5",
         "group=4,8",
-        "learn=all,pointer",
+        "learn=all,goal",
         "threshold=0.5,none",
         "train_tasks=reach+push,reach",
     )
     assert parse_space(texts) == {
         "lr": [1e-5, 2e-5],
         "group": [4, 8],
-        "learn": ["all", "pointer"],
+        "learn": ["all", "goal"],
         "threshold": [0.5, None],
         "train_tasks": [("reach", "push"), ("reach",)],
     }

@@ -54,7 +54,7 @@ def chain(tmp_path_factory):
         == 0
     )
     arguments = ["--data", str(data), "--tokenizer", str(tokenizer), "--out", str(world), "--preset", "tiny"]
-    arguments += ["--steps", "3", "--shift-steps", "2", "--batch", "4", "--window", "4"]
+    arguments += ["--steps", "3", "--shift-steps", "2", "--batch-size", "4", "--window", "4"]
     assert main(["train", "world-model", *arguments, "--processes", "2"]) == 0
     return root
 
@@ -72,7 +72,7 @@ def test_ray_train_gives_the_weights_of_plain_processes(chain, tmp_path):
 
     pytest.importorskip("ray.train")
     arguments = ["--data", str(chain / "data"), "--tokenizer", str(chain / "tokenizer"), "--preset", "tiny"]
-    arguments += ["--steps", "3", "--shift-steps", "2", "--batch", "4", "--window", "4", "--out", str(tmp_path)]
+    arguments += ["--steps", "3", "--shift-steps", "2", "--batch-size", "4", "--window", "4", "--out", str(tmp_path)]
     assert main(["train", "world-model", *arguments, "--processes", "2", "--address", "local"]) == 0
     mine = load_file(tmp_path / "export" / "model.safetensors")
     theirs = load_file(chain / "world" / "export" / "model.safetensors")
@@ -90,7 +90,7 @@ def test_world_model_training_goes_on_from_an_exported_model(chain):
         "--out",
         str(chain / "more"),
     ]
-    assert main(["train", "world-model", *arguments, "--steps", "2", "--batch", "4", "--window", "3"]) == 0
+    assert main(["train", "world-model", *arguments, "--steps", "2", "--batch-size", "4", "--window", "3"]) == 0
     assert (chain / "more" / "export" / "model.safetensors").is_file()
 
 
