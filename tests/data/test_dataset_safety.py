@@ -124,7 +124,7 @@ def test_lock_of_a_dead_process_is_taken_over(
     (folder / ".writer.lock").write_text("pid 999999999 on nowhere\n")
     with caplog.at_level("INFO"):
         open_writer(folder).close()
-    assert "dead writer (pid 999999999" in caplog.text
+    assert "a writer that has ended (pid 999999999" in caplog.text
 
 
 def test_closed_writer_refuses_more(tmp_path: Path) -> None:

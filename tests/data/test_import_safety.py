@@ -298,13 +298,13 @@ def size(side):
         ({"specs": size(10**6)}, "larger than 8192"), ({"specs": size(-5)}, "-5 x -5 pixels"),
         ({"specs": size("4")}, "height"), ({"specs": {"observation": []}}, "observation"), ({"fps": 0}, "fps is 0"),
         ({"total_episodes": True}, "total_episodes is True"), ({"images": None}, "images is None"),
-        ({"views": "ab"}, "views is 'ab'"), ({"files": [{"path": "../x"}]}, "no file of the dataset"),
+        ({"views": "ab"}, "views is 'ab'"), ({"files": [{"path": "../x"}]}, "not a file of the dataset"),
     ],
 )  # fmt: skip
 def test_what_the_metadata_claims_is_checked_before_memory_is_taken(make_dataset, changes, message):
     folder = make_dataset(2)
     edit_info(folder, sealed=False, **changes)
-    with pytest.raises(DatasetError, match="changed since it was written|no file of the dataset"):
+    with pytest.raises(DatasetError, match="changed since it was written|not a file of the dataset"):
         EpisodeDataset(folder)
     edit_info(folder, sealed=True, **changes)
     with pytest.raises(DatasetError, match=message):

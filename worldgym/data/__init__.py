@@ -1,4 +1,4 @@
-"""The data contract: what an action means, what an episode is, what is held out, and how it lies on disk.
+"""Datasets: action specs, episodes, held-out splits, and the LeRobotDataset v3 format on disk.
 
 Example::
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names of earlier versions, with a warning."""
+    """Resolve names of earlier versions, with a DeprecationWarning."""
     from worldgym.moved import earlier
 
     return earlier(__name__, name)

@@ -1,4 +1,4 @@
-"""Many episodes in memory, end to end: what trainers read.
+"""`EpisodeArrays`: many episodes concatenated in memory, the training data of the trainers.
 
 Example::
 
@@ -19,26 +19,26 @@ from worldgym.specs import Specs
 
 @dataclass(frozen=True, eq=False)
 class EpisodeArrays:
-    """Many episodes end to end; F counts all frames, N the episodes.
+    """Concatenated episodes; F is the total number of frames, N the number of episodes.
 
     Args:
         frames: `(F, H, W, 3)` uint8 of the main camera.
         states: `(F, S)` float32, in the units of the recording.
-        actions: `(F, A)` float32 in [-1, 1]; `actions[f]` leads from frame f to f+1, zero at an episode's last frame
-            and in episodes without actions.
-        success: `(F,)` bool; False in episodes of unknown success.
+        actions: `(F, A)` float32 in [-1, 1]; `actions[f]` leads from frame f to f+1. Zero at the last frame of an
+            episode and in episodes without actions.
+        success: `(F,)` bool; False in episodes without success labels.
         progress: `(F,)` float32 in [0, 1]; NaN where unknown.
-        is_last: `(F,)` bool, True at an episode's last frame, whose action is padding.
-        offsets: `(N+1,)` int64; episode i owns rows `offsets[i]:offsets[i+1]`.
-        instructions: N sentences.
+        is_last: `(F,)` bool, True at the last frame of an episode, where the action is padding.
+        offsets: `(N+1,)` int64; episode i has rows `offsets[i]:offsets[i+1]`.
+        instructions: N instructions.
         tasks: N task names.
         behaviours: N behaviour names.
         provenance: N dicts.
-        indices: `(N,)` int64, number of each episode in its dataset.
-        views: by name, `(F, H', W', 3)` uint8 of the cameras that were asked for beside the main one.
-        has_action: `(N,)` bool, whether the episode has actions; all where None was given.
-        has_success: `(N,)` bool, whether somebody noted its success; all where None was given.
-        specs: of the dataset, or None for arrays made otherwise.
+        indices: `(N,)` int64, index of each episode in its dataset.
+        views: by name, `(F, H', W', 3)` uint8, frames of the other requested cameras.
+        has_action: `(N,)` bool, whether the episode has actions; None means all True.
+        has_success: `(N,)` bool, whether the success of the episode is labelled; None means all True.
+        specs: specs of the dataset, or None for arrays that do not come from a dataset.
     """
 
     frames: np.ndarray
@@ -68,15 +68,15 @@ class EpisodeArrays:
 
     @property
     def lengths(self) -> np.ndarray:
-        """`(N,)` int64, actions of each episode, T."""
+        """`(N,)` int64, number of actions T of each episode."""
         return np.diff(self.offsets) - 1
 
     def rows(self, episode: int) -> slice:
-        """Rows of one episode, T+1 of them."""
+        """The T+1 rows of one episode."""
         return slice(int(self.offsets[episode]), int(self.offsets[episode + 1]))
 
     def keep(self, chosen: np.ndarray) -> EpisodeArrays:
-        """The episodes where `chosen (N,)` is True; itself where that is all of them."""
+        """Copy of the episodes where `chosen (N,)` is True; returns `self` if all are chosen."""
         if chosen.all():
             return self
         numbers = np.flatnonzero(chosen)

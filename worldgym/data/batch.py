@@ -1,7 +1,8 @@
-"""The batch that every trainer reads, and its loader.
+"""The batch format of all trainers, and its data loader.
 
-One contract for all sources: robot logs, internet video, several embodiments (`reference` layout of UWM, FLARE, Motus
-and DreamDojo trainers). What a source lacks is masked, never replaced by a made-up value that a loss would learn from.
+Robot recordings, internet video and several embodiments share one format (the `reference` layout of the UWM, FLARE,
+Motus and DreamDojo trainers). Quantities that a source lacks are masked, so that no loss is computed on placeholder
+values.
 
 Example::
 
@@ -24,7 +25,7 @@ from worldgym.data.arrays import EpisodeArrays
 from worldgym.errors import ConfigError
 
 SOURCES = ("demonstration", "rollout", "near_success", "synthetic", "human_video", "augmented", "other")
-"""What `Batch["source"]` counts."""
+"""Source types; `Batch["source"]` holds indices into this tuple."""
 _SOURCE_OF = {
     "expert": "demonstration", "noisy": "demonstration", "teleoperation": "demonstration", "policy": "rollout",
     "near_miss": "near_success", "human_video": "human_video", "video": "human_video", "imported": "demonstration",
@@ -32,23 +33,23 @@ _SOURCE_OF = {
 
 
 class Batch(TypedDict):
-    """B windows of T steps and T+1 frames. Masks are True where there is a value; other entries are zero."""
+    """B windows of T steps and T+1 frames. Masks are True where a value exists; masked entries are zero."""
 
     frames: Tensor  # (B, T+1, H, W, 3) uint8, main camera
     views: dict[str, Tensor]  # by camera name, (B, T+1, H', W', 3) uint8
     view_mask: dict[str, Tensor]  # by camera name, (B,) bool
-    frame_mask: Tensor  # (B, T+1) bool, False behind the end of an episode (the last frame is repeated)
+    frame_mask: Tensor  # (B, T+1) bool, False after the end of an episode (the last frame is repeated)
     state: Tensor  # (B, T+1, S) float32
     state_mask: Tensor  # (B, S) bool
     action: Tensor  # (B, T, A) float32 in [-1, 1]; action[t] leads from frame t to t+1
-    action_mask: Tensor  # (B, T, A) bool: False behind the end, in padded dimensions, and without actions
+    action_mask: Tensor  # (B, T, A) bool: False after the end, in padded dimensions, and in episodes without actions
     has_action: Tensor  # (B,) bool
-    success: Tensor  # (B, T+1) float32, 1 or 0; NaN where nobody noted it
-    progress: Tensor  # (B, T+1) float32 in [0, 1], or NaN
+    success: Tensor  # (B, T+1) float32, 1 or 0; NaN if not labelled
+    progress: Tensor  # (B, T+1) float32 in [0, 1]; NaN if not labelled
     instruction: list[str]
-    embodiment: Tensor  # (B,) int64, number of the dataset
+    embodiment: Tensor  # (B,) int64, index of the dataset
     source: Tensor  # (B,) int64, index into SOURCES
-    episode: Tensor  # (B,) int64, number of the episode in its dataset
+    episode: Tensor  # (B,) int64, index of the episode in its dataset
     start: Tensor  # (B,) int64, first frame of the window in its episode
 
 
@@ -59,21 +60,25 @@ def sample_windows(
     rng: np.random.Generator,
     weights: Sequence[float] | None = None,
 ) -> Batch:
-    """Draw windows: a dataset by `weights`, then one of its frames that is not an episode's last, uniformly.
+    """Sample a batch of windows.
+
+    For each window a dataset is drawn by `weights`, then its first frame uniformly from all frames of the dataset
+    except the last frames of episodes.
 
     Args:
-        datasets: of one frame size each camera; action and state dimensions may differ and are padded to the largest.
-        batch: B.
-        length: T, steps of a window.
-        rng: source of all randomness.
-        weights: of the datasets; by their numbers of frames when None.
+        datasets: each camera has the same frame size in all datasets; action and state dimensions may differ and are
+            padded to the largest.
+        batch: number of windows, B.
+        length: steps per window, T.
+        rng: random generator.
+        weights: sampling weights of the datasets; their numbers of frames when None.
 
     Raises:
-        ConfigError: nothing to draw from, or main cameras of different sizes.
+        ConfigError: there are no episodes, or the main cameras differ in size.
     """
     _check(datasets, batch, length)
-    odds = np.array(weights if weights is not None else [len(d.frames) for d in datasets], float)
-    owner = rng.choice(len(datasets), batch, p=odds / odds.sum())
+    mass = np.array(weights if weights is not None else [len(d.frames) for d in datasets], float)
+    owner = rng.choice(len(datasets), batch, p=mass / mass.sum())
     rows = []
     for number in owner:
         starts = np.flatnonzero(~datasets[number].is_last)
@@ -82,7 +87,7 @@ def sample_windows(
 
 
 def gather(datasets: Sequence[EpisodeArrays], owner: np.ndarray, rows: np.ndarray, length: int) -> Batch:
-    """The windows that begin at `rows (B,)` of the datasets `owner (B,)`."""
+    """Collect the windows that begin at frames `rows (B,)` of the datasets with indices `owner (B,)`."""
     count = len(rows)
     a = max(d.actions.shape[1] for d in datasets)
     s = max(d.states.shape[1] for d in datasets)
@@ -136,7 +141,7 @@ def gather(datasets: Sequence[EpisodeArrays], owner: np.ndarray, rows: np.ndarra
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch with all its tensors on `device`."""
+    """Copy a batch with all its tensors moved to `device`."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -146,8 +151,8 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return {name: moved(value) for name, value in batch.items()}  # type: ignore[return-value]
 
 
-class _Steps(Dataset[Batch]):
-    """Item n is the batch of step n: a function of (seed, n) alone, so that a resumed run reads what it would have."""
+class _StepDataset(Dataset[Batch]):
+    """Item n is the batch of training step n; it depends only on (seed, n), so a resumed run gets the same batches."""
 
     def __init__(self, make: Any, seed: int) -> None:
         self.make, self.seed = make, seed
@@ -157,8 +162,8 @@ class _Steps(Dataset[Batch]):
         return batch
 
 
-class _Windows:
-    """`sample_windows` with its settings; a class so that worker processes can receive it."""
+class _WindowSampler:
+    """`sample_windows` with fixed settings; a class because worker processes must be able to unpickle it."""
 
     def __init__(self, datasets: Sequence[EpisodeArrays], batch: int, length: int, weights: Any) -> None:
         self.settings = (datasets, batch, length, weights)
@@ -181,26 +186,26 @@ def batch_loader(
     prefetch: int = 2,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """A `torch.utils.data.DataLoader` over the batches of steps `first..steps-1`.
+    """Make a `torch.utils.data.DataLoader` over the batches of training steps `first..steps-1`.
 
     Args:
         datasets: see `sample_windows`.
-        batch: B.
-        length: T.
-        steps: where the loader ends.
-        seed: the batch of a step follows from (seed, step), whatever the number of workers and the first step.
-        first: step to begin with, for a resumed run.
-        weights: of the datasets.
-        workers: processes that prepare batches ahead; 0 prepares them when asked.
-        prefetch: batches that each worker keeps ready.
-        pin_memory: page-locked memory, for copies to a GPU.
+        batch: windows per batch, B.
+        length: steps per window, T.
+        steps: number of training steps; the loader ends before this step.
+        seed: the batch of a step depends only on (seed, step), not on `workers` or `first`.
+        first: first step, for a resumed run.
+        weights: sampling weights of the datasets.
+        workers: worker processes that prepare batches; 0 prepares them in this process.
+        prefetch: batches that each worker prepares in advance.
+        pin_memory: use page-locked memory, for faster copies to a GPU.
 
     Raises:
-        ConfigError: as `sample_windows`.
+        ConfigError: see `sample_windows`.
     """
     _check(datasets, batch, length)
     return DataLoader(
-        _Steps(_Windows(datasets, batch, length, weights), seed),
+        _StepDataset(_WindowSampler(datasets, batch, length, weights), seed),
         batch_size=None,
         sampler=range(first, steps),
         num_workers=workers,
@@ -214,7 +219,7 @@ def _check(datasets: Sequence[EpisodeArrays], batch: int, length: int) -> None:
         raise ConfigError(f"batch and length must be at least 1, got {batch} and {length}")
     if not datasets or not all(len(data) for data in datasets):
         raise ConfigError(
-            "there is no episode to draw batches from; give datasets with at least one episode each"
+            "there is no episode to sample batches from; give datasets with at least one episode each"
         )
     sizes = {data.frames.shape[1:3] for data in datasets}
     if len(sizes) > 1:

@@ -1,9 +1,9 @@
-"""Reads a dataset completely and lists everything that is wrong with it, its own layout or that of others.
+"""Reads a dataset completely and lists all its problems; for datasets of worldgym and other LeRobot datasets.
 
 Example::
 
     found = check("data/mine")
-    found.problems          # [] when all is well
+    found.problems          # [] if the dataset is intact
     found.facts["episodes"]
 """
 
@@ -28,18 +28,18 @@ from worldgym.data.stats import RunningStats
 from worldgym.errors import ConfigError, DatasetError, WorldgymError
 from worldgym.utils.files import file_sha256, read_sealed
 
-STILL = 1e-4  # standard deviation of pixels, of 255, below which all frames of an episode are one picture
-CLOSE = 1e-9  # relative: statistics of datasets that were written in pieces differ by rounding
+STILL = 1e-4  # standard deviation of pixels (0 to 255) below which all frames of an episode count as identical
+CLOSE = 1e-9  # relative tolerance: statistics of datasets that were written in several runs differ by rounding
 
 
 @dataclass
 class Found:
-    """What a check found.
+    """Result of a dataset check.
 
     Args:
         facts: counts, as plain JSON.
-        problems: what keeps the dataset, or an episode of it, from being used.
-        notes: what a user should know and may accept.
+        problems: errors that make the dataset or one of its episodes unusable.
+        notes: warnings that a user may accept.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -48,21 +48,24 @@ class Found:
 
 
 def check(path: str | os.PathLike[str], settings: ImportSettings | None = None) -> Found:
-    """Read every file of a dataset.
+    """Read every file of a dataset and report its problems.
 
     Args:
-        path: its folder.
-        settings: how to read it, where it is in LeRobot's layout of others; each bad episode is one problem.
+        path: folder of the dataset.
+        settings: import settings for a LeRobot dataset that worldgym did not write; each bad episode is one problem.
 
     Raises:
-        DatasetError: there is no dataset, or its metadata can't be read at all.
-        ConfigError: `settings` for a dataset of this project.
+        DatasetError: there is no dataset, or its metadata cannot be read.
+        ConfigError: `settings` was given for a dataset that worldgym wrote.
     """
     root = Path(path).expanduser()
     if is_foreign(root):
         return _foreign(root, settings)
     if settings is not None and settings != ImportSettings():
-        raise ConfigError(f"{root} is a dataset of worldgym; options of reading apply to folders of others")
+        raise ConfigError(
+            f"{root} is a dataset of worldgym; the options that set how data is read apply to other datasets only; "
+            "omit them"
+        )
     if not (root / lerobot.INFO_PATH).is_file() and any(root.glob("*.npz")):
         return _bridge(root)
     return _own(root)
@@ -76,14 +79,14 @@ def _own(root: Path) -> Found:
             lerobot.check_size(root / entry["path"], int(entry["bytes"]))
             if file_sha256(root / entry["path"]) != entry["sha256"]:
                 raise DatasetError(
-                    f"{root / entry['path']} differs from what was committed; restore it from a copy"
+                    f"{root / entry['path']} differs from the committed version; restore it from a copy"
                 )
         except DatasetError as error:
             found.problems.append(str(error))
     if "seal" not in meta.info["worldgym"]:
-        found.notes.append(f"{root / lerobot.INFO_PATH} is of an earlier version and has no seal")
+        found.notes.append(f"{root / lerobot.INFO_PATH} was written by an earlier version and has no seal")
     if found.problems:
-        return found  # what follows would name the same files again
+        return found  # the next checks would report the same files again
     try:
         dataset = EpisodeDataset(root)
         _meta_files(found, dataset)
@@ -96,10 +99,10 @@ def _own(root: Path) -> Found:
         try:
             episode = dataset[position]
             rows += episode.length
-            _look(found, where, episode.frames, episode.actions)
+            _note_constant(found, where, episode.frames, episode.actions)
             if episode.succeeded != record.success:
-                said = "solved" if record.success else "unsolved"
-                found.problems.append(f"{where} is listed as {said}, its frames say otherwise")
+                listed = "successful" if record.success else "failed"
+                found.problems.append(f"{where} is listed as {listed}, but the success labels of its frames disagree")
         except (WorldgymError, ValueError) as error:
             found.problems.append(f"{where}: {error}")
     found.facts = {
@@ -113,43 +116,43 @@ def _own(root: Path) -> Found:
         "behaviours": dict(Counter(record.behaviour for record in dataset.records)),
     }  # fmt: skip
     if not len(dataset):
-        found.problems.append("there is no episode in it")
+        found.problems.append("the dataset has no episodes")
     return found
 
 
 def _meta_files(found: Found, dataset: EpisodeDataset) -> None:
-    """Files that `meta/info.json` lists no hash of: they follow from the others, or have a seal."""
+    """Check the files whose hash is not in `meta/info.json`: they can be recomputed, or have a seal."""
     meta, root = dataset.meta, dataset.root
     remedy = "restore it from a copy"
     tasks = lerobot.read_tasks(meta)
     listed = set(tasks) == {record.instruction for record in dataset.records}
     if not listed or (tasks and not _same_table(lerobot.read_table(root / lerobot.TASKS_PATH), tasks)):
         found.problems.append(
-            f"{root / lerobot.TASKS_PATH} lists other instructions than the episodes; {remedy}"
+            f"{root / lerobot.TASKS_PATH} lists different instructions from the episodes; {remedy}"
         )
     if len(dataset) and meta.padding == 0:
         stats = RunningStats(meta.action_dim, meta.state_dim, camera_keys(meta.specs.observation))
         stats.add_files(root, meta.files, dataset.records)
         if not _agree(json.loads(json.dumps(stats.summary())), dataset.stats):
-            found.problems.append(f"{root / lerobot.STATS_PATH} does not fit the data; {remedy}")
+            found.problems.append(f"{root / lerobot.STATS_PATH} does not match the data; {remedy}")
     if (root / NOTES).is_file():
         read_sealed(root / NOTES, remedy.capitalize())
 
 
 def _same_table(table: pa.Table, tasks: list[str]) -> bool:
-    """Whether `meta/tasks.parquet` is what would be written now, whatever the version of pyarrow."""
+    """Whether `meta/tasks.parquet` equals a newly written table, apart from the version of pyarrow."""
     expected = tasks_table(tasks)
     try:
-        said = [json.loads((t.schema.metadata or {})[b"pandas"]) for t in (table, expected)]
-        for facts in said:
-            facts.pop("creator")
+        metadata = [json.loads((t.schema.metadata or {})[b"pandas"]) for t in (table, expected)]
+        for pandas in metadata:
+            pandas.pop("creator")
     except (KeyError, ValueError, AttributeError):
         return False
-    return bool(table.equals(expected)) and said[0] == said[1]
+    return bool(table.equals(expected)) and metadata[0] == metadata[1]
 
 
 def _agree(a: Any, b: Any) -> bool:
-    """Whether two values of JSON are the same, numbers up to rounding."""
+    """Whether two JSON values are equal, numbers up to rounding."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_agree(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -168,7 +171,7 @@ def _foreign(root: Path, settings: ImportSettings | None) -> Found:
         where = f"episode {item.place.index}"
         try:
             episode = folder.episode(item)
-            _look(found, where, episode.frames, episode.actions)
+            _note_constant(found, where, episode.frames, episode.actions)
         except (DatasetError, ValueError) as error:
             late[item.place.index] = str(error)
     if len(late) < len({item.place.index for item in folder.items}):
@@ -184,14 +187,15 @@ def _bridge(root: Path) -> Found:
     found = Found()
     episodes = bridge_episodes(root)
     for episode in episodes:
-        _look(found, f"episode {episode.provenance['episode']}", episode.frames, episode.actions)
+        _note_constant(found, f"episode {episode.provenance['episode']}", episode.frames, episode.actions)
     rows = sum(episode.length for episode in episodes)
     found.facts = {"layout": "BridgeData V2 samples", "episodes": len(episodes), "actions": rows}
     return found
 
 
-def _look(found: Found, where: str, frames: np.ndarray, actions: np.ndarray | None) -> None:
+def _note_constant(found: Found, where: str, frames: np.ndarray, actions: np.ndarray | None) -> None:
+    """Add a note if all frames or all actions of an episode are identical."""
     if float(frames.reshape(len(frames), -1).std(0).max()) < STILL:
-        found.notes.append(f"{where}: all its frames are the same picture")
+        found.notes.append(f"{where}: all its frames are identical")
     if actions is not None and len(actions) > 1 and float(np.abs(np.diff(actions, axis=0)).max()) == 0.0:
-        found.notes.append(f"{where}: all its actions are the same")
+        found.notes.append(f"{where}: all its actions are identical")

@@ -1,4 +1,4 @@
-"""What earlier versions wrote and called: specs of their datasets, arguments of their writer.
+"""Compatibility with earlier versions: specs of their datasets, and arguments of their `DatasetWriter`.
 
 Example::
 
@@ -13,11 +13,14 @@ from typing import Any
 
 from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, StateField, state_fields
 
-_HAND = {"x": "ee_position", "y": "ee_position", "z": "ee_position", "opening": "gripper"}
+_END_EFFECTOR_ROLES = {"x": "ee_position", "y": "ee_position", "z": "ee_position", "opening": "gripper"}
 
 
 def specs_of_info(info: dict[str, Any]) -> Specs:
-    """Specs of a dataset; earlier versions wrote sizes and names only, and one size for all cameras."""
+    """Specs of a dataset; for earlier versions, which stored only sizes and names, they are derived from these.
+
+    Earlier versions had one size for all cameras.
+    """
     block = info["worldgym"]
     if "specs" in block:
         return Specs.from_dict(block["specs"])
@@ -25,7 +28,8 @@ def specs_of_info(info: dict[str, Any]) -> Specs:
     names = info["features"].get("observation.state", {}).get("names") or []
     if len(names) != dim or len(set(names)) != dim:
         names = [f"state_{i}" for i in range(dim)]
-    roles = _HAND if list(names) == list(_HAND) else {}  # names that collections, and only they, were given
+    # Only datasets recorded by `worldgym collect` have these field names.
+    roles = _END_EFFECTOR_ROLES if list(names) == list(_END_EFFECTOR_ROLES) else {}
     cameras = tuple(Camera(name, size, size) for name in ("front", *map(str, block.get("views", ()))))
     fields = tuple(StateField(name, roles.get(name, "other"), "m" if roles else "") for name in names)
     return Specs(ObservationSpec(cameras, fields), ActionSpec.from_dict(block["action_spec"]))
@@ -38,7 +42,10 @@ def earlier_form(
     shard_episodes: int,
     views: Sequence[str],
 ) -> tuple[Specs, Any, float | None, int]:
-    """Arguments of `DatasetWriter(path, action_spec, image_size, state_dim, manifest, fps, shard_episodes)`."""
+    """Convert the arguments `(path, action_spec, image_size, state_dim, manifest, fps, shard_episodes)`.
+
+    Returns the specs, the manifest, `fps` and `shard_episodes` for the current form of `DatasetWriter`.
+    """
     warnings.warn(
         "DatasetWriter(path, action_spec, image_size, state_dim, manifest) is deprecated; pass "
         "DatasetWriter(path, worldgym.specs.Specs(observation, action), manifest)",

@@ -1,4 +1,4 @@
-"""What happened in one episode: `Episode` is one logged rollout, checked when it is made.
+"""`Episode`: one recorded rollout, validated at construction.
 
 Example::
 
@@ -22,7 +22,7 @@ DOMAINS: tuple[str, ...] = ("real", "soft", "imagined")
 
 
 def _expect(name: str, value: Any, dtype: type, shape: tuple[int | str, ...], hint: str) -> np.ndarray:
-    """Check dtype and shape; strings in `shape` stand for any size."""
+    """Check dtype and shape; a string in `shape` stands for any size."""
     wanted = f"({', '.join(str(size) for size in shape)}) {np.dtype(dtype).name}"
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name}: got {type(value).__name__}, expected a numpy array {wanted}; {hint}")
@@ -36,26 +36,26 @@ def _expect(name: str, value: Any, dtype: type, shape: tuple[int | str, ...], hi
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One logged rollout: T actions and the T+1 frames around them.
+    """One recorded rollout: T actions and T+1 frames.
 
-    What was not recorded is None, never a made-up value: video from the internet has no actions and no success.
+    A quantity that was not recorded is None, not a placeholder value: internet video has no actions and no success.
 
     Args:
         frames: `(T+1, H, W, 3)` uint8, RGB, of the main camera.
         actions: `(T, A)` float32 in [-1, 1], normalised by the dataset's `ActionSpec`; `actions[t]` leads
-            from frame t to t+1. None where no actions were recorded.
+            from frame t to t+1. None if no actions were recorded.
         state: `(T+1, S)` float32, proprioception in the units of the recording; S may be 0.
-        instruction: what was asked for, in words.
-        success: `(T+1,)` bool, whether the instruction is fulfilled at each frame; None where nobody noted it.
+        instruction: natural-language instruction.
+        success: `(T+1,)` bool, whether the instruction is fulfilled at each frame; None if it was not labelled.
         progress: `(T+1,)` float32 in [0, 1], or None.
         domain: `"real"`, `"soft"` or `"imagined"`.
         split: one of `SPLITS`.
         task: short name of the task, e.g. `"push"`.
-        provenance: JSON-able facts about its making: behaviour, seed, collector version...
-        views: cameras beside the main one, by name, each `(T+1, H', W', 3)` uint8 of its own size.
+        provenance: JSON-serialisable origin of the episode: behaviour, seed, version of the collector, ...
+        views: frames of the other cameras, by name, each `(T+1, H', W', 3)` uint8 with its own size.
 
     Raises:
-        ValueError: anything of the wrong type, shape or range, said with what was expected.
+        ValueError: a value has the wrong type, shape or range; the message says what was expected.
     """
 
     frames: np.ndarray
@@ -93,11 +93,11 @@ class Episode:
                 )
         if not np.isfinite(state).all():
             raise ValueError(
-                "state: holds NaN or infinity, expected finite metres; check the simulator or sensor"
+                "state: holds NaN or infinity, expected finite values; check the simulator or sensor"
             )
         if not isinstance(self.instruction, str) or not self.instruction.strip():
             raise ValueError(
-                f"instruction: got {self.instruction!r}, expected a sentence that says what to do"
+                f"instruction: got {self.instruction!r}, expected a sentence that states the task"
             )
         for name, known in (("domain", DOMAINS), ("split", SPLITS)):
             if getattr(self, name) not in known:
@@ -108,11 +108,11 @@ class Episode:
             json.dumps(self.provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"provenance: {error}; keep it plain JSON, numpy numbers as int(x) or float(x)"
+                f"provenance: {error}; expected plain JSON: convert numpy numbers with int(x) or float(x)"
             ) from error
 
     def _check_actions(self) -> int:
-        """Validate the actions; returns T."""
+        """Validate the actions and return T."""
         if self.actions is None:
             frames = _expect("frames", self.frames, np.uint8, ("T+1", "H", "W", 3), "RGB frames")
             if len(frames) < 2:
@@ -131,29 +131,29 @@ class Episode:
             )
         if np.abs(actions).max(initial=0.0) > 1.0 + 1e-5:
             raise ValueError(
-                f"actions: got values up to {np.abs(actions).max():.4f} in size, expected [-1, 1]; "
-                "use ActionSpec.normalise, or clip before stepping and log what was executed"
+                f"actions: got absolute values up to {np.abs(actions).max():.4f}, expected [-1, 1]; "
+                "use ActionSpec.normalise, or clip before stepping and log the executed actions"
             )
         return len(actions)
 
     @property
     def length(self) -> int:
-        """Number of steps between frames, T."""
+        """Number of steps, T."""
         return len(self.frames) - 1
 
     @property
     def succeeded(self) -> bool | None:
-        """Whether the instruction was fulfilled at any frame (`success_once`); None where nobody noted it."""
+        """Whether the instruction was fulfilled at any frame (`success_once`); None if it was not labelled."""
         return None if self.success is None else bool(self.success.any())
 
     @property
     def behaviour(self) -> str:
-        """Who acted, from the provenance; `"unknown"` if nobody noted it."""
+        """Name of the behaviour that acted, from the provenance; `"unknown"` if it was not recorded."""
         return str(self.provenance.get("behaviour", "unknown"))
 
 
 def __getattr__(name: str) -> Any:
-    """Names of earlier versions, with a warning."""
+    """Resolve names of earlier versions, with a DeprecationWarning."""
     from worldgym.moved import earlier
 
     return earlier(__name__, name)

@@ -1,7 +1,7 @@
-"""Files that either exist whole or not at all, and the lock that keeps a dataset to one writer.
+"""Atomic JSON files, and the lock that allows a dataset only one writer.
 
-A collection runs for an hour and may be killed at any instant, or the disk may fill. So nothing is written in place;
-see `worldgym.utils.files`.
+A data collection may be killed at any time, or the disk may fill up. Files are therefore never written in place; see
+`worldgym.utils.files`.
 
 Example::
 
@@ -24,7 +24,7 @@ from worldgym.utils.files import atomic_path, file_sha256
 
 try:
     import fcntl
-except ImportError:  # not on Windows; there the lock is only advisory text
+except ImportError:  # Windows has no fcntl; there the lock file only names the writer and blocks nobody
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ LOCK_NAME = ".writer.lock"
 
 
 def write_json(target: Path, data: Any) -> None:
-    """Write `data` as indented JSON, atomically; NaN is refused because it isn't JSON."""
+    """Write `data` as indented JSON, atomically; NaN raises a ValueError, because JSON has no NaN."""
     text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
@@ -49,13 +49,13 @@ def describe_file(path: Path, root: Path) -> dict[str, Any]:
 
 
 class WriterLock:
-    """One writer a dataset; the operating system drops the lock when its process dies, however it dies.
+    """Lock that allows one writer per dataset; the operating system releases it when its process ends.
 
     Args:
         folder: the dataset's folder, which must exist.
 
     Raises:
-        DatasetError: on `acquire`, when a living process holds the lock.
+        DatasetError: from `acquire`, if another running process holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class WriterLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock or say who holds it."""
+        """Acquire the lock, or raise an error that names the process that holds it."""
         while self._descriptor is None:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -73,13 +73,13 @@ class WriterLock:
                 holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip()
                 os.close(descriptor)
                 raise DatasetError(
-                    f"another writer has {self.path.parent} open ({holder or 'unknown process'}); a dataset takes "
+                    f"another writer has {self.path.parent} open ({holder or 'unknown process'}); a dataset can have "
                     "one writer at a time: wait for it, stop it, or write to another folder"
                 ) from None
             except BaseException:
                 os.close(descriptor)
                 raise
-            # The former holder may have removed the file between our open and our lock: then this lock guards nothing.
+            # The former holder may have removed the file between open and lock; then this lock has no effect.
             try:
                 same = os.fstat(descriptor).st_ino == os.stat(self.path).st_ino
             except FileNotFoundError:
@@ -90,12 +90,12 @@ class WriterLock:
                 os.close(descriptor)
         former = os.pread(self._descriptor, 400, 0).decode(errors="replace").strip()
         if former:
-            logger.info("taking over the lock of a dead writer (%s) in %s", former, self.path.parent)
+            logger.info("taking over the lock of a writer that has ended (%s) in %s", former, self.path.parent)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Give the lock back; harmless when it isn't held."""
+        """Release the lock; no effect if it is not acquired."""
         if self._descriptor is None:
             return
         with contextlib.suppress(OSError):

@@ -1,14 +1,14 @@
-"""The LeRobotDataset v3 layout: names, schemas, and the check that a folder really is one.
+"""The LeRobotDataset v3 layout: file names, metadata, and the check that a folder has this layout.
 
-Why this layout: what is collected here opens in the tools that robot-learning people already have. An episode has T
-actions and T+1 frames. Its T rows hold what was seen and what was then sent, as LeRobot's own recordings do; `next.*`
-of row t describe what follows `action[t]`. What a plain LeRobot reader ignores: the frame and state after the last
-action lie in `worldgym/final/`, one row an episode, and `meta/info.json` has a block `worldgym` with the specs,
-the split manifest, and the size and SHA-256 of every committed file. That file is the commit point: what it doesn't
-list doesn't exist.
+Standard robot-learning tools can open datasets in this layout. An episode has T actions and T+1 frames. Each of its T
+rows holds an observation and the action that was sent next, as in LeRobot's own recordings; the columns `next.*` of
+row t describe the result of `action[t]`. Two additions are ignored by LeRobot readers: `worldgym/final/` holds the
+frame and state after the last action, one row per episode, and `meta/info.json` has a block `worldgym` with the specs,
+the split manifest, and the size and SHA-256 of every committed file. Replacing `meta/info.json` commits episodes:
+files that it does not list are ignored.
 
-Format 1, of earlier versions, stored the last frame as a row of its own with a zero action (`is_last`). It is read, and
-not written: a reader that does not know that column learns the zero action.
+Format 1, of earlier versions, stored the last frame as an additional row with a zero action (`is_last`). It can be read
+but is no longer written, because a LeRobot reader would train on the zero action.
 
 Example::
 
@@ -39,7 +39,7 @@ CODEBASE_VERSION = "v3.0"
 FORMAT_VERSION = 2
 READABLE = (1, 2)
 FILES_PER_CHUNK = 1000
-MIN_VIDEO_SIZE = 128  # below this, 4:2:0 chroma smears objects of a few pixels
+MIN_VIDEO_SIZE = 128  # in smaller frames, 4:2:0 chroma subsampling blurs objects of a few pixels
 IMAGE_PREFIX = "observation.images."
 STATE_KEY = "observation.state"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -51,16 +51,16 @@ INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/t
 
 @dataclass(frozen=True)
 class DatasetMeta:
-    """What `meta/info.json` says, checked.
+    """Validated content of `meta/info.json`.
 
     Args:
         root: the dataset's folder.
-        info: the file's content.
-        specs: cameras, state fields and actions; no action spec where no episode has actions.
-        manifest: the split rules under which it was collected.
-        fps: frames a second.
-        images: how frames are stored.
-        format_version: 1 has a padding row an episode, 2 has none.
+        info: content of the file.
+        specs: cameras, state fields and actions; without an action spec if no episode has actions.
+        manifest: split rules under which the dataset was collected.
+        fps: frames per second.
+        images: storage format of the frames.
+        format_version: format 1 has one padding row per episode, format 2 has none.
         partial: the command that finishes an unfinished import, or None.
     """
 
@@ -75,7 +75,7 @@ class DatasetMeta:
 
     @property
     def action_spec(self) -> ActionSpec:
-        """What the actions mean.
+        """Meaning of the action dimensions.
 
         Raises:
             DatasetError: no episode has actions.
@@ -89,12 +89,12 @@ class DatasetMeta:
 
     @property
     def action_dim(self) -> int:
-        """A; 0 where no episode has actions."""
+        """Action dimension, A; 0 if no episode has actions."""
         return 0 if self.specs.action is None else self.specs.action.dim
 
     @property
     def state_dim(self) -> int:
-        """S."""
+        """Proprioception dimension, S."""
         return self.specs.observation.state_dim
 
     @property
@@ -104,33 +104,33 @@ class DatasetMeta:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Names of the cameras beside the main one."""
+        """Names of all cameras except the main one."""
         return tuple(camera.name for camera in self.specs.observation.views)
 
     @property
     def padding(self) -> int:
-        """Rows of an episode beyond its actions."""
+        """Number of padding rows per episode."""
         return 1 if self.format_version == 1 else 0
 
     @property
     def files(self) -> list[dict[str, Any]]:
-        """Committed files: `{"kind", "path", "bytes", "sha256"}`, in the order of the commits."""
+        """Committed files, each `{"kind", "path", "bytes", "sha256"}`, in commit order."""
         return self.info["worldgym"]["files"]
 
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One row of `meta/episodes`: what is known of an episode without its frames.
+    """One row of `meta/episodes`: metadata of an episode, without its frames.
 
     Args:
-        index: the episode's number in the dataset.
+        index: index of the episode in the dataset.
         steps: number of actions, T; the data file holds T rows (T+1 in format 1).
         first_row: index of its first row in the whole dataset.
         chunk: chunk index of its data file.
         file: file index of its data file.
         row_group: its row group in that file.
-        success: whether the instruction was fulfilled at any frame; None where nobody noted it.
-        provenance_json: provenance as it was stored.
+        success: whether the instruction was fulfilled at any frame; None if it was not labelled.
+        provenance_json: provenance as stored JSON text.
     """
 
     index: int
@@ -150,10 +150,10 @@ class EpisodeRecord:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Who made it and how.
+        """Origin of the episode: behaviour, seed, version of the collector, ...
 
         Raises:
-            DatasetError: not a JSON object.
+            DatasetError: the stored text is not a JSON object.
         """
         try:
             facts = json.loads(self.provenance_json)
@@ -183,15 +183,16 @@ def shard_path(template: str, shard: int, **names: str) -> str:
 
 
 def read_meta(root: Path, *, partial: bool = False, sizes: bool = True) -> DatasetMeta:
-    """Read and check `meta/info.json` and the size of every committed file; nothing is changed.
+    """Read and check `meta/info.json` and the size of every committed file; changes nothing.
 
     Args:
         root: the dataset's folder.
-        partial: True also reads a dataset whose import is not finished.
-        sizes: False leaves the sizes of the files unchecked.
+        partial: also accept a dataset with an unfinished import.
+        sizes: check the sizes of the files.
 
     Raises:
-        DatasetError: no dataset there, a foreign version or layout, or damaged; the message names file and remedy.
+        DatasetError: there is no dataset, it has another version or layout, or it is damaged; the message names the
+            file and the remedy.
     """
     source = root / INFO_PATH
     if not source.is_file():
@@ -209,18 +210,18 @@ def read_meta(root: Path, *, partial: bool = False, sizes: bool = True) -> Datas
         ) from error
     if version != CODEBASE_VERSION:
         raise DatasetError(
-            f"{source} says codebase_version {version!r}, this reads {CODEBASE_VERSION!r}; convert it with "
+            f"{source} has codebase_version {version!r}, expected {CODEBASE_VERSION!r}; convert it with "
             f"`worldgym import --source {root} --out NEW`, or collect into another folder"
         )
     block = info.get("worldgym")
     if not isinstance(block, dict):
         raise DatasetError(
-            f"{source} is a LeRobot dataset without the 'worldgym' block (action spec, splits, success), so what its "
-            f"actions mean is unknown; `worldgym import --source {root} --out NEW` makes a dataset of it"
+            f"{source} is a LeRobot dataset without the 'worldgym' block (action spec, splits, success), so the "
+            f"meaning of its actions is unknown; convert it with `worldgym import --source {root} --out NEW`"
         )
     if block.get("format_version") not in READABLE:
         raise DatasetError(
-            f"{source} has worldgym format {block.get('format_version')!r}, this version reads "
+            f"{source} has worldgym format {block.get('format_version')!r}, but this version reads "
             f"{', '.join(map(str, READABLE))}; install the worldgym version that wrote it, or collect again"
         )
     if block.get("partial") and not partial:
@@ -242,7 +243,7 @@ def read_meta(root: Path, *, partial: bool = False, sizes: bool = True) -> Datas
         )
         for entry in meta.files:
             if not {"kind", "path", "bytes", "sha256"} <= set(entry) or ".." in Path(entry["path"]).parts:
-                raise ValueError(f"it lists {entry!r}, which is no file of the dataset")
+                raise ValueError(f"it lists {entry!r}, which is not a file of the dataset")
             if sizes:
                 check_size(root / entry["path"], int(entry["bytes"]))
     except DatasetError:
@@ -255,10 +256,10 @@ def read_meta(root: Path, *, partial: bool = False, sizes: bool = True) -> Datas
 
 
 def check_size(path: Path, size: int) -> None:
-    """Whether a committed file has the size that the dataset lists.
+    """Check that a committed file has the size that the dataset lists.
 
     Raises:
-        DatasetError: missing, truncated or changed.
+        DatasetError: the file is missing, truncated or changed.
     """
     remedy = "restore that file from a copy, or collect again into another folder"
     if not path.is_file():
@@ -266,15 +267,15 @@ def check_size(path: Path, size: int) -> None:
     got = path.stat().st_size
     if got != size:
         raise DatasetError(
-            f"{path} has {got} bytes, the dataset lists {size}: it is truncated or was changed; {remedy}"
+            f"{path} has {got} bytes, but the dataset lists {size}: it is truncated or was changed; {remedy}"
         )
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a whole parquet file, with its page checksums verified.
+    """Read a parquet file and verify its page checksums.
 
     Raises:
-        DatasetError: it can't be read.
+        DatasetError: the file cannot be read.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -284,8 +285,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def unreadable(path: Path, error: Exception) -> DatasetError:
-    """The error for a file whose content is broken."""
-    reason = next(iter(str(error).splitlines()), "")  # pyarrow adds the whole schema
+    """Make the error for a file with damaged content."""
+    reason = next(iter(str(error).splitlines()), "")  # first line only, because pyarrow appends the schema
     return DatasetError(
         f"{path} can't be read ({type(error).__name__}: {reason}); restore that file from a copy, download it "
         "again, or collect again into another folder"
@@ -305,20 +306,20 @@ def read_tasks(meta: DatasetMeta) -> list[str]:
         raise unreadable(path, error) from error
     if len(rows) < total:
         raise DatasetError(
-            f"{path} holds {len(rows)} instructions, info.json says {total}; restore it from a copy"
+            f"{path} holds {len(rows)} instructions, but info.json lists {total}; restore it from a copy"
         )
-    return [task for _, task in rows[:total]]  # a killed writer may have left more
+    return [task for _, task in rows[:total]]  # an interrupted writer may have left more
 
 
 def read_records(meta: DatasetMeta) -> list[EpisodeRecord]:
-    """All committed episodes, without their frames.
+    """Records of all committed episodes, without frames.
 
     Raises:
-        DatasetError: an episodes file is unreadable, or the counts disagree.
+        DatasetError: a file of `meta/episodes` is unreadable, or the counts disagree.
     """
     records: list[EpisodeRecord] = []
     main = IMAGE_PREFIX + meta.specs.observation.main.name
-    video_key = f"videos/{main}/from_timestamp"  # all cameras of an episode begin at the same second
+    video_key = f"videos/{main}/from_timestamp"  # an episode starts at the same time in the videos of all cameras
     for entry in meta.files:
         if entry["kind"] != "episodes":
             continue
@@ -340,7 +341,7 @@ def read_records(meta: DatasetMeta) -> list[EpisodeRecord]:
     total = int(meta.info["total_episodes"])
     if len(records) != total or [record.index for record in records] != list(range(total)):
         raise DatasetError(
-            f"{meta.root / INFO_PATH} says {total} episodes, the files in meta/episodes hold {len(records)}; "
+            f"{meta.root / INFO_PATH} lists {total} episodes, but the files in meta/episodes hold {len(records)}; "
             "restore the folder from a copy, or collect again"
         )
     return records

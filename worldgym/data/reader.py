@@ -1,7 +1,8 @@
-"""Reads datasets: one episode lazily, or everything at once into arrays for a trainer.
+"""Reads datasets: single episodes on demand, or all episodes at once into arrays for a trainer.
 
-Decoding PNG is the hot path, so `load_arrays` reads whole files and decodes straight into one array; a single
-episode costs one row group. Only what `meta/info.json` lists is looked at, so a dataset can be read while it grows.
+Decoding PNG takes most of the time, so `load_arrays` reads file by file and decodes directly into one array. Reading a
+single episode reads one row group. Only files listed in `meta/info.json` are read, so a dataset can be read while it
+grows.
 
 Example::
 
@@ -9,7 +10,7 @@ Example::
     dataset = EpisodeDataset("data/real", split="seen").require_seen()
     episode = dataset[0]
     arrays = dataset.filter(task="push", behaviour=("expert", "noisy")).load_arrays(limit=500)
-    arrays.frames[arrays.rows(3)]            # the (T+1, H, W, 3) frames of the fourth of them
+    arrays.frames[arrays.rows(3)]            # the (T+1, H, W, 3) frames of the fourth episode
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class EpisodeDataset(Sequence[Episode]):
         split: keep only episodes of this split; None keeps all.
 
     Raises:
-        DatasetError: missing, damaged or foreign; the message names the file and what to do.
+        DatasetError: the dataset is missing, damaged or in another format; the message names the file and the remedy.
         ValueError: unknown split.
     """
 
@@ -61,7 +62,7 @@ class EpisodeDataset(Sequence[Episode]):
         if split is not None:
             self.records = [record for record in self.records if record.split == split]
 
-    # ---- what it is ----------------------------------------------------------------------------------------------
+    # ---- metadata ------------------------------------------------------------------------------------------------
 
     @property
     def root(self) -> Path:
@@ -70,12 +71,12 @@ class EpisodeDataset(Sequence[Episode]):
 
     @property
     def specs(self) -> Specs:
-        """Cameras, state fields and actions."""
+        """Specs of cameras, state fields and actions."""
         return self.meta.specs
 
     @property
     def action_spec(self) -> ActionSpec:
-        """What the actions mean.
+        """Meaning of the action dimensions.
 
         Raises:
             DatasetError: no episode has actions.
@@ -84,12 +85,12 @@ class EpisodeDataset(Sequence[Episode]):
 
     @property
     def manifest(self) -> SplitManifest:
-        """The split rules under which it was collected; note `.hash` in every run folder."""
+        """Split rules under which the dataset was collected; store its `.hash` in every run folder."""
         return self.meta.manifest
 
     @property
     def image_size(self) -> int | tuple[int, int]:
-        """Pixels of the main camera: one number where it is square, else height and width."""
+        """Image size of the main camera in pixels: one number if square, else height and width."""
         height, width = self.specs.observation.main.size
         return height if height == width else (height, width)
 
@@ -100,12 +101,12 @@ class EpisodeDataset(Sequence[Episode]):
 
     @property
     def total_frames(self) -> int:
-        """Frames of the selected episodes, T+1 each."""
+        """Number of frames of the selected episodes, T+1 per episode."""
         return sum(record.steps + 1 for record in self.records)
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Names of the cameras beside the main one."""
+        """Names of all cameras except the main one."""
         return self.meta.views
 
     @property
@@ -115,14 +116,14 @@ class EpisodeDataset(Sequence[Episode]):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Counts of the selected episodes: environment steps by domain, episodes by behaviour, task, split."""
+        """Counts over the selected episodes: steps by domain, episodes by behaviour, task, split and domain, successes."""
         from worldgym.data.summary import summarise
 
         return summarise(self.records)
 
     @property
     def stats(self) -> dict[str, Any]:
-        """`meta/stats.json`: moments of state, action and image over the whole dataset."""
+        """Content of `meta/stats.json`: statistics of states, actions and images over the whole dataset."""
         path = self.root / lerobot.STATS_PATH
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -147,7 +148,7 @@ class EpisodeDataset(Sequence[Episode]):
         domain: str | Iterable[str] | None = None,
         success: bool | None = None,
     ) -> EpisodeDataset:
-        """A view of the episodes that match every given condition; a list means any of these."""
+        """View of the episodes that match every given condition; a list of values matches any of them."""
         wanted: dict[str, set[str]] = {}
         for name, value in (("task", task), ("behaviour", behaviour), ("split", split), ("domain", domain)):
             if value is not None:
@@ -162,14 +163,14 @@ class EpisodeDataset(Sequence[Episode]):
         )
 
     def select(self, positions: Iterable[int]) -> EpisodeDataset:
-        """A view of the episodes at these positions, in this order."""
+        """View of the episodes at these positions, in this order."""
         return self._with([self.records[position] for position in positions])
 
     def require_seen(self) -> EpisodeDataset:
-        """Return itself if every episode may be trained on.
+        """Return `self` if all episodes are of the training split `seen`.
 
         Raises:
-            DatasetError: some episode is held out.
+            DatasetError: an episode belongs to a held-out split.
         """
         held_out = [record for record in self.records if record.split != "seen"]
         if held_out:
@@ -221,13 +222,13 @@ class EpisodeDataset(Sequence[Episode]):
         """Decode the selected episodes into memory.
 
         Args:
-            limit: at most this many episodes, spread evenly over the selection; None for all.
-            progress: show a bar when stderr is a terminal.
-            camera: whose frames are `frames`; None for the main camera.
-            cameras: several, the first one's frames are `frames` and the others' are `views`; None for `camera` alone.
+            limit: maximum number of episodes, spread evenly over the selection; None for all.
+            progress: show a progress bar if stderr is a terminal.
+            camera: camera that fills `frames`; None for the main camera.
+            cameras: several cameras: the first fills `frames`, the others fill `views`; None for `camera` only.
 
         Raises:
-            DatasetError: nothing is selected, or a file is damaged.
+            DatasetError: no episode is selected, or a file is damaged.
         """
         if not self.records:
             raise DatasetError(
@@ -243,16 +244,16 @@ class EpisodeDataset(Sequence[Episode]):
         return self._load(records, progress, tuple(chosen))
 
     def verify(self) -> None:
-        """Compare the SHA-256 of every file with the one noted at its commit (reads everything once).
+        """Compare the SHA-256 of every file with the hash stored at its commit; reads all files once.
 
         Raises:
-            DatasetError: a file differs.
+            DatasetError: the content of a file has changed.
         """
         for entry in self.meta.files:
             path = self.root / entry["path"]
             if file_sha256(path) != entry["sha256"]:
                 raise DatasetError(
-                    f"{path} differs from what was committed; restore it from a copy, or collect again"
+                    f"{path} differs from the committed version; restore it from a copy, or collect again"
                 )
 
     def _load(self, records: list[EpisodeRecord], progress: bool, cameras: tuple[str, ...]) -> EpisodeArrays:
@@ -271,7 +272,7 @@ class EpisodeDataset(Sequence[Episode]):
         except (MemoryError, ValueError) as error:
             raise DatasetError(
                 f"{count} frames of {pixels} pixels of {self.root} need {count * pixels * 3 / 2**30:.1f} GiB of "
-                "memory, more than there is; load fewer with limit, or import them at a smaller --image-size"
+                "memory, more than is available; load fewer with limit, or import them at a smaller --image-size"
             ) from error
         arrays = EpisodeArrays(
             frames=frames[0],
@@ -350,7 +351,7 @@ class EpisodeDataset(Sequence[Episode]):
             raise lerobot.unreadable(path, error) from error
 
     def _actions(self, arrays: EpisodeArrays, position: int, rows: slice, column: pa.ChunkedArray) -> None:
-        """Actions of one episode; NaN in all of them says that it has none."""
+        """Store the actions of one episode; if all are NaN, the episode has no actions."""
         actions = flat_column(column, self.meta.action_dim)
         if np.isnan(actions).all():
             arrays.has_action[position] = False
@@ -365,7 +366,7 @@ class EpisodeDataset(Sequence[Episode]):
         positions: list[int],
         frames: dict[Camera, np.ndarray],
     ) -> None:
-        """Frame and state after the last action of each episode."""
+        """Load the frame and the state after the last action of each episode."""
         path = self.root / lerobot.shard_path(lerobot.FINAL_PATH, shard)
         state = [lerobot.STATE_KEY] if self.state_dim else []
         keys = {camera: camera_key(camera.name) for camera in frames}

@@ -1,7 +1,7 @@
-"""Columns of a dataset in LeRobot's layout: features for `meta/info.json`, Arrow schemas of its files.
+"""Columns of a dataset in LeRobot's layout: features for `meta/info.json`, and the Arrow schemas of its files.
 
-A dataset without actions has no column `action`; one in which some episodes lack actions holds NaN in their rows, and
-null where nobody noted success.
+A dataset without actions has no column `action`. If only some episodes lack actions, their rows hold NaN. Success is
+null in episodes without success labels.
 
 Example::
 
@@ -35,12 +35,12 @@ PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def camera_key(name: str) -> str:
-    """Feature name of a camera."""
+    """LeRobot feature name of a camera."""
     return f"{IMAGE_PREFIX}{name}"
 
 
 def camera_keys(spec: ObservationSpec) -> list[str]:
-    """Feature names of all cameras, the main one first."""
+    """LeRobot feature names of all cameras, the main one first."""
     return [camera_key(camera.name) for camera in spec.cameras]
 
 
@@ -80,7 +80,7 @@ def _picture(camera: Camera, fps: float, images: Images) -> dict[str, Any]:
 
 
 def final_schema(spec: ObservationSpec) -> pa.Schema:
-    """Arrow schema of the file of last frames: one row an episode, pictures as PNG whatever the other frames are."""
+    """Arrow schema of the file of last frames: one row per episode, images always as PNG."""
     state = [(STATE_KEY, pa.list_(pa.float32(), spec.state_dim))] if spec.state_dim else []
     pictures = [(key, PICTURE) for key in camera_keys(spec)]
     scalars = [("episode_index", pa.int64()), ("success", pa.bool_()), ("progress", pa.float32())]
@@ -109,7 +109,7 @@ def data_schema(specs: Specs, images: Images) -> pa.Schema:
 
 
 def tasks_table(instructions: list[str]) -> pa.Table:
-    """`meta/tasks.parquet`: the instruction is the pandas index, as LeRobot expects."""
+    """Table for `meta/tasks.parquet`, with the instruction as pandas index, as LeRobot expects."""
     table = pa.table(
         {
             "task_index": pa.array(range(len(instructions)), pa.int64()),

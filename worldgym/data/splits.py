@@ -1,8 +1,8 @@
-"""What is held out, frozen: the split names and a manifest whose hash travels with every dataset and model.
+"""Held-out splits: the split names, and a manifest whose hash is stored with every dataset and model.
 
-A result on `unseen_object` means nothing when the object slipped into training. The manifest writes down which
-colours, shapes, sentences, scenes and tasks belong to which split; its SHA-256 is stored by the writer, so two
-datasets made under different rules can't be mixed unnoticed.
+A result on `unseen_object` is invalid if the object occurs in the training data. The manifest records which colours,
+shapes, sentences, scenes and tasks belong to which split. The dataset writer stores its SHA-256, so datasets with
+different rules cannot be mixed unnoticed.
 
 Example::
 
@@ -36,16 +36,16 @@ MANIFEST_FORMAT = 1
 
 @dataclass(frozen=True)
 class SplitManifest:
-    """The rules that say which episode belongs to which split.
+    """Rules that assign episodes to splits.
 
     Args:
-        name: whose rules these are, e.g. the name of a suite.
-        version: raised whenever the rules change.
-        rules: anything JSON can hold, usually one entry a split; copied, so later changes of the argument don't count.
-        names: the splits that exist, all from `SPLITS`.
+        name: owner of the rules, e.g. the name of a suite.
+        version: increased whenever the rules change.
+        rules: JSON data, usually one entry per split; copied, so later changes of the argument have no effect.
+        names: the splits in use, all from `SPLITS`.
 
     Raises:
-        ValueError: unknown split name, or rules that JSON can't hold.
+        ValueError: a split name is unknown, or the rules cannot be written as JSON.
 
     Example:
         >>> SplitManifest(rules={"seen": ["red"]}).hash == SplitManifest(rules={"seen": ["red"]}).hash
@@ -72,7 +72,7 @@ class SplitManifest:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the canonical content, 64 hex digits."""
+        """SHA-256 of the content as canonical JSON, 64 hex digits."""
         text = json.dumps(self._content(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -97,7 +97,7 @@ class SplitManifest:
         """Rebuild a manifest and verify its hash.
 
         Raises:
-            DatasetError: fields are missing, the format is foreign, or the hash doesn't match the content.
+            DatasetError: fields are missing, the format is unknown, or the hash does not match the content.
         """
         if not isinstance(data, dict) or not {"format", "name", "version", "names", "rules", "sha256"} <= set(
             data
@@ -107,8 +107,8 @@ class SplitManifest:
             )
         if data["format"] != MANIFEST_FORMAT:
             raise DatasetError(
-                f"{source} has manifest format {data['format']!r}, this version of worldgym reads {MANIFEST_FORMAT}; "
-                "upgrade worldgym"
+                f"{source} has manifest format {data['format']!r}, but this version of worldgym reads format "
+                f"{MANIFEST_FORMAT}; upgrade worldgym"
             )
         try:
             manifest = cls(data["name"], data["version"], data["rules"], tuple(data["names"]))
@@ -117,7 +117,7 @@ class SplitManifest:
         if manifest.hash != data["sha256"]:
             raise DatasetError(
                 f"{source} was changed after it was frozen: its content hashes to {manifest.hash[:12]}..., "
-                f"the file says {str(data['sha256'])[:12]}...; restore the file, or make a new version with "
+                f"the file lists {str(data['sha256'])[:12]}...; restore the file, or make a new version with "
                 "SplitManifest(version=..., rules=...).save(path)"
             )
         return manifest

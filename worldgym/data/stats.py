@@ -1,4 +1,4 @@
-"""`meta/stats.json`: what a policy needs to normalise its inputs, kept up to date while a dataset grows.
+"""`meta/stats.json`: statistics for normalising the inputs of a policy, updated while a dataset grows.
 
 Example::
 
@@ -27,12 +27,12 @@ from worldgym.data.lerobot import (
     shard_path,
 )
 
-_EVERY = 8  # frames of an episode look alike; the moments of every eighth are as good
+_EVERY = 8  # image moments use every eighth frame, since successive frames are similar
 
 
 @dataclass(frozen=True)
 class ImageMoments:
-    """Per-channel moments of some frames, scaled to [0, 1]: `count` frames, the rest `(3,)` float64."""
+    """Per-channel moments of `count` frames, pixels scaled to [0, 1]; the moments are `(3,)` float64."""
 
     count: int
     mean: np.ndarray
@@ -44,7 +44,7 @@ class ImageMoments:
 def image_moments(frames: np.ndarray) -> ImageMoments:
     """Moments of every eighth frame of `(F, H, W, 3)` uint8."""
     some = frames[::_EVERY].reshape(-1, 3)
-    # One sort-free pass over 256 values a channel instead of a float copy of the frames.
+    # The moments follow from a histogram of 256 values per channel, without a float copy of the frames.
     counts = np.stack([np.bincount(some[:, channel], minlength=256) for channel in range(3)]).astype(
         np.float64
     )
@@ -61,12 +61,12 @@ def image_moments(frames: np.ndarray) -> ImageMoments:
 
 
 class RunningStats:
-    """Statistics of states, actions and images over all episodes so far.
+    """Statistics of states, actions and images over all episodes added so far.
 
     Args:
-        action_dim: A.
-        state_dim: S.
-        cameras: feature names of the cameras.
+        action_dim: action dimension, A.
+        state_dim: proprioception dimension, S.
+        cameras: LeRobot feature names of the cameras.
     """
 
     def __init__(self, action_dim: int, state_dim: int, cameras: Sequence[str] = ()) -> None:
@@ -76,7 +76,7 @@ class RunningStats:
         self._images: dict[str, list[ImageMoments]] = {key: [] for key in cameras}
 
     def add(self, state: np.ndarray, actions: np.ndarray | None, images: Mapping[str, ImageMoments]) -> None:
-        """Add one episode: `(T+1, S)` states, `(T, A)` actions or None, moments of its frames by camera."""
+        """Add one episode: `state (T+1, S)`, `actions (T, A)` or None, and the moments of its frames by camera."""
         self._states.append(state)
         if actions is not None:
             self._actions.append(actions)
@@ -86,7 +86,7 @@ class RunningStats:
     def add_files(
         self, root: Path, files: Sequence[Mapping[str, Any]], records: Sequence[EpisodeRecord]
     ) -> None:
-        """Add what a dataset holds, episode by episode, so that sums come out as if it had been written at once.
+        """Add the episodes of an existing dataset one by one, so that the sums equal those of a single write.
 
         Raises:
             DatasetError: a file is damaged.
@@ -132,14 +132,14 @@ class RunningStats:
                 )
 
     def copy(self) -> RunningStats:
-        """An independent copy (the arrays themselves are shared, nobody writes them)."""
+        """Independent copy; the arrays are shared, since they are never modified."""
         other = RunningStats(*self._dims, self._cameras)
         other._states, other._actions = list(self._states), list(self._actions)
         other._images = {key: list(kept) for key, kept in self._images.items()}
         return other
 
     def summary(self) -> dict[str, Any]:
-        """The content of `meta/stats.json`; empty while there is no episode."""
+        """Content of `meta/stats.json`; empty if there are no episodes."""
         if not self._states:
             return {}
         out: dict[str, Any] = {}
@@ -178,7 +178,7 @@ def _image_summary(images: list[ImageMoments]) -> dict[str, Any]:
 
 
 def flat_column(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """A fixed-size list column as `(rows, size)` float32."""
+    """Convert a column of fixed-size lists to an array `(rows, size)` float32."""
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     flat = np.concatenate(parts) if parts else np.empty(0, np.float32)
     return flat.astype(np.float32, copy=False).reshape(-1, size)

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers and in words.
+"""Counts of the content of a dataset, and short descriptions of its settings for messages.
 
 Example::
 
@@ -16,7 +16,7 @@ from worldgym.data.lerobot import EpisodeRecord
 
 
 def said(value: Any) -> str:
-    """A value for a message: cameras and fields in few words."""
+    """Format a value for a message; cameras and state fields are abbreviated."""
     if isinstance(value, (tuple, list)) and all(hasattr(item, "name") for item in value):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
@@ -25,7 +25,7 @@ def said(value: Any) -> str:
 
 
 def summarise(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Count episodes and environment steps; the steps of `real` are interactions with the robot stand-in."""
+    """Count episodes and environment steps; steps in the domain `real` are real-robot interactions."""
     steps: Counter[str] = Counter()
     for record in records:
         steps[record.domain] += record.steps

@@ -1,6 +1,6 @@
-"""From an episode to the rows of a LeRobot file.
+"""Converts episodes to the tables of LeRobot files.
 
-Kept apart from the writer so that what a row says can be tested without a disk.
+Separate from the writer, so that the tables can be tested without writing files.
 
 Example::
 
@@ -28,11 +28,11 @@ from worldgym.data.stats import ImageMoments, image_moments
 
 @dataclass
 class Pending:
-    """An appended episode that is not committed yet.
+    """An appended episode that is not yet committed.
 
     Args:
-        pngs: by camera, the T+1 encoded frames; only the last one when the others go to a video.
-        frames: by camera, the first T frames, or empty when `pngs` holds them.
+        pngs: by camera, the T+1 encoded frames; only the last one if the others are stored as video.
+        frames: by camera, the first T frames; empty if `pngs` holds them.
         episode_fields: instruction, task, split, domain, behaviour, success.
     """
 
@@ -51,8 +51,8 @@ class Pending:
         """Encode the frames and copy the rest, so that the caller may reuse its arrays.
 
         Args:
-            episode: what is kept.
-            images: how frames will be stored.
+            episode: the episode.
+            images: storage format of the frames.
             main: name of the main camera.
         """
         cameras = {camera_key(main): episode.frames}
@@ -85,7 +85,7 @@ class Pending:
     def record(
         self, index: int, first_row: int, chunk: int, file: int, row_group: int, video_start: float
     ) -> EpisodeRecord:
-        """The episode's record, once it has a place."""
+        """The record of the episode at its position in the dataset."""
         return EpisodeRecord(
             index=index,
             steps=self.steps,
@@ -102,7 +102,7 @@ class Pending:
 def data_table(
     item: Pending, schema: pa.Schema, index: int, first_row: int, task_index: dict[str, int], fps: float
 ) -> pa.Table:
-    """The T rows of one episode: what was seen, what was sent, and what followed."""
+    """The T rows of one episode: observation, action, and result of the action."""
     rows = item.steps
     done = np.zeros(rows, bool)
     done[-1] = True
@@ -116,7 +116,7 @@ def data_table(
         "index": first_row + frame_index,
         "task_index": np.full(rows, task_index[item.episode_fields["instruction"]], np.int64),
     }
-    if "action" in schema.names:  # NaN where this episode has none
+    if "action" in schema.names:  # NaN if this episode has no actions
         dim = schema.field("action").type.list_size
         values["action"] = _lists(
             np.full((rows, dim), np.nan, np.float32) if item.actions is None else item.actions
@@ -130,7 +130,7 @@ def data_table(
 
 
 def _outcome(item: Pending, rows: int) -> dict[str, Any]:
-    """Columns of success, reward and progress; null where nobody noted them."""
+    """Columns of success, reward and progress; null if not labelled."""
     unknown = [None] * rows
     out: dict[str, Any] = dict.fromkeys(("next.reward", "next.success", "success", "progress"), unknown)
     if item.success is not None:
@@ -144,7 +144,7 @@ def _outcome(item: Pending, rows: int) -> dict[str, Any]:
 
 
 def final_table(items: list[Pending], records: list[EpisodeRecord], schema: pa.Schema) -> pa.Table:
-    """Frame, state, success and progress after the last action, one row an episode."""
+    """Frame, state, success and progress after the last action, one row per episode."""
     values: dict[str, Any] = {
         "episode_index": [record.index for record in records],
         "success": [None if item.success is None else bool(item.success[-1]) for item in items],
@@ -170,7 +170,7 @@ def _lists(values: np.ndarray) -> pa.Array:
 def episodes_table(
     items: list[Pending], records: list[EpisodeRecord], fps: float, images: Images
 ) -> pa.Table:
-    """The rows of one file of `meta/episodes`: LeRobot's columns first, then what this project adds."""
+    """The rows of one file of `meta/episodes`: LeRobot's columns first, then the additional columns of worldgym."""
     columns: dict[str, Any] = {
         "episode_index": [record.index for record in records],
         "tasks": [[record.instruction] for record in records],
@@ -186,7 +186,7 @@ def episodes_table(
         columns[f"videos/{key}/to_timestamp"] = [
             record.video_start + record.steps / fps for record in records
         ]
-    for place in places:  # one data, one video and one episodes file a commit, so they share their number
+    for place in places:  # a commit writes one file of each kind, so all have the same chunk and file index
         columns[f"{place}/chunk_index"] = [record.chunk for record in records]
         columns[f"{place}/file_index"] = [record.file for record in records]
     for name in ("instruction", "task", "split", "domain", "behaviour", "steps"):

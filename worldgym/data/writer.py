@@ -1,14 +1,14 @@
-"""Writes LeRobotDataset v3 datasets that survive a kill, a full disk and a second writer.
+"""Writes LeRobotDataset v3 datasets; committed episodes are safe if the process is killed or the disk is full.
 
-Episodes gather in memory, already as PNG; every `shard_episodes` of them become one data file and one file of
-`meta/episodes`, and then `meta/info.json` is replaced: only that makes them exist. Killed in between, the writer
-finds stray files when it opens the dataset again, removes them and goes on after the last committed episode.
+Episodes are kept in memory, encoded as PNG. Every `shard_episodes` episodes are written to one data file and one file
+of `meta/episodes`. Then `meta/info.json` is replaced, which commits them. If the process is killed before that, the
+next writer that opens the dataset removes the uncommitted files and continues after the last committed episode.
 
 Example::
 
     from worldgym.data import DatasetWriter, SplitManifest
     with DatasetWriter("data/real", suite.specs, SplitManifest.load("manifest.json")) as writer:
-        for index in range(writer.episodes_committed, 1000):      # resumes by itself
+        for index in range(writer.episodes_committed, 1000):      # resumes after an interruption
             writer.append(make_episode(index))
 """
 
@@ -51,24 +51,25 @@ _SHARD_FILE = re.compile(r"file-\d{3,}\.(parquet|mp4)")
 
 
 class DatasetWriter:
-    """Appends episodes to a new or an existing dataset; one writer a dataset.
+    """Appends episodes to a new or existing dataset; a dataset can have one writer at a time.
 
     Args:
-        path: the dataset's folder; made when missing, continued when it holds a dataset of the same kind.
-        specs: cameras and their sizes, state fields, and what the actions mean; without an action spec the dataset is
-            of video alone. Earlier versions gave `(action_spec, image_size, state_dim, manifest, fps, shard_episodes)`,
-            which still works and is deprecated.
+        path: the dataset's folder; created if missing, continued if it holds a dataset with the same settings.
+        specs: cameras and their sizes, state fields, and action spec; without an action spec the dataset holds video
+            only. The arguments of earlier versions, `(action_spec, image_size, state_dim, manifest, fps,
+            shard_episodes)`, are deprecated but still accepted.
         manifest: the split rules; their hash is stored.
-        fps: frames a second; None for the action spec's rate. Needed without an action spec.
-        shard_episodes: episodes a file, >= 1; a kill loses at most that many.
+        fps: frames per second; None for the rate of the action spec. Required without an action spec.
+        shard_episodes: episodes per file, >= 1; at most this many are lost if the process is killed.
         images: `"png"`, or `"mp4"` for frames of at least 128 px.
         robot_type: free text for info.json; `worldgym_` and the name of the manifest when None.
-        partial: the command that finishes what is being written. Until `finish` is called, readers refuse the dataset
-            and name that command. None for a dataset that may be read while it grows.
+        partial: command that completes the dataset. Until `finish` is called, readers reject the dataset with a message
+            that shows this command. None for a dataset that may be read while it grows.
 
     Raises:
-        ValueError: mp4 for small frames, or a size that makes no sense.
-        DatasetError: the folder holds something else, is damaged, or has another spec; or another writer is at work.
+        ValueError: mp4 with small frames, or an invalid size.
+        DatasetError: the folder holds other files, a damaged dataset or one with other specs, or another writer has it
+            open.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class DatasetWriter:
         if images == "mp4" and any(side < lerobot.MIN_VIDEO_SIZE or side % 2 for side in sides):
             raise ValueError(
                 f"mp4 needs an even image_size of at least {lerobot.MIN_VIDEO_SIZE} px, got {specs.observation}: video "
-                "stores colour at half resolution and smears small objects; use images='png'"
+                "stores colour at half resolution and blurs small objects; use images='png'"
             )
         if not sides or shard_episodes < 1:
             raise ValueError(
@@ -109,12 +110,12 @@ class DatasetWriter:
         self.specs, self.manifest = specs, manifest
         action_spec = specs.action
         if fps is None and action_spec is None:
-            raise ValueError("a dataset without actions has no rate of its own; give fps, frames a second")
+            raise ValueError("a dataset without actions has no control rate; give fps, frames per second")
         self.fps = float(action_spec.hz if fps is None and action_spec is not None else fps or 0.0)
         if action_spec is not None and self.fps != action_spec.hz:
             raise ValueError(
-                f"fps is {self.fps:g}, the actions run at {action_spec.hz:g} Hz; a dataset holds one frame an action: "
-                "leave fps out, or give an ActionSpec with that rate"
+                f"fps is {self.fps:g}, but the actions have {action_spec.hz:g} Hz; a dataset holds one frame per "
+                "action: omit fps, or give an ActionSpec with that rate"
             )
         self.shard_episodes = shard_episodes
         self.images: Images = images
@@ -147,13 +148,13 @@ class DatasetWriter:
 
     @property
     def action_dim(self) -> int:
-        """A; 0 for video without actions."""
+        """Action dimension, A; 0 for video without actions."""
         return 0 if self.specs.action is None else self.specs.action.dim
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
     def _check_folder(self) -> bool:
-        """Whether there is a dataset to continue; looks only, so that what is foreign stays as it is."""
+        """Whether the folder holds a dataset to continue; changes nothing, so that other files stay unchanged."""
         if (self.root / lerobot.INFO_PATH).exists():
             self._check_same_kind(lerobot.read_meta(self.root, partial=self.partial is not None))
             return True
@@ -169,32 +170,32 @@ class DatasetWriter:
             if not ours:
                 raise DatasetError(
                     f"{self.root} is not empty ({entry.name}, ...) and holds no dataset ({lerobot.INFO_PATH} is "
-                    "missing); nothing was touched: choose an empty folder"
+                    "missing); nothing was changed: choose an empty folder"
                 )
         return False
 
     def _check_same_kind(self, meta: DatasetMeta) -> None:
         if meta.format_version != lerobot.FORMAT_VERSION:
             raise DatasetError(
-                f"{self.root} has format {meta.format_version}, of an earlier version: it can be read, not continued; "
-                "write to another folder"
+                f"{self.root} has format {meta.format_version} of an earlier version, which can be read but not "
+                "continued; write to another folder"
             )
-        for name, there, here in (
+        for name, stored, given in (
             ("cameras", meta.cameras, self.specs.observation.cameras),
             ("state", meta.specs.observation.state, self.specs.observation.state),
             ("action_spec", meta.specs.action, self.specs.action),
             ("fps", meta.fps, self.fps),
             ("images", meta.images, self.images),
         ):
-            if there != here:
+            if stored != given:
                 raise DatasetError(
-                    f"{self.root} was written with {name}={said(there)}, now {name}={said(here)} is asked for; use "
+                    f"{self.root} was written with {name}={said(stored)}, now {name}={said(given)} is requested; use "
                     "the same setting, or write to another folder"
                 )
         if meta.manifest.hash != self.manifest.hash:
             raise DatasetError(
-                f"{self.root} was collected under the split manifest {meta.manifest.hash[:12]}..., the current one is "
-                f"{self.manifest.hash[:12]}...; episodes of both can't be mixed: write to another folder"
+                f"{self.root} was collected with the split manifest {meta.manifest.hash[:12]}..., but the current one "
+                f"is {self.manifest.hash[:12]}...; episodes of both can't be mixed: write to another folder"
             )
 
     def _resume(self, meta: DatasetMeta) -> None:
@@ -205,11 +206,11 @@ class DatasetWriter:
         self._remove_orphans(self._files)
         self._stats = self._no_stats()
         self._stats.add_files(self.root, self._files, self._records)
-        # A commit that was killed half-way may have left the statistics of episodes that don't exist.
+        # An interrupted commit may have left statistics that include uncommitted episodes.
         write_json(self.root / lerobot.STATS_PATH, self._stats.summary())
 
     def _remove_orphans(self, files: list[dict[str, Any]]) -> None:
-        """Remove what a killed writer left: temporary files, and shards that info.json doesn't list."""
+        """Remove the files of an interrupted writer: temporary files, and shards that info.json does not list."""
         committed = {entry["path"] for entry in files}
         for folder in (self.root, *(path for path in sorted(self.root.rglob("*")) if path.is_dir())):
             sweep(folder)
@@ -220,43 +221,43 @@ class DatasetWriter:
                 logger.info("removing %s, left by a writer that was stopped before its commit", path)
                 path.unlink()
 
-    # ---- what a caller does --------------------------------------------------------------------------------------
+    # ---- appending -----------------------------------------------------------------------------------------------
 
     @property
     def episodes_committed(self) -> int:
-        """Episodes that survive a kill now."""
+        """Number of committed episodes, which are kept if the process is killed."""
         return len(self._records)
 
     @property
     def episodes_pending(self) -> int:
-        """Episodes appended since the last commit."""
+        """Number of episodes appended since the last commit."""
         return len(self._pending)
 
     @property
     def records(self) -> list[EpisodeRecord]:
-        """Committed episodes, without frames."""
+        """Records of the committed episodes, without frames."""
         return list(self._records)
 
     def __len__(self) -> int:
         return len(self._records) + len(self._pending)
 
     def append(self, episode: Episode) -> int:
-        """Add one episode and return its index; every `shard_episodes` of them are committed.
+        """Add one episode and return its index; commits after every `shard_episodes` episodes.
 
         Raises:
-            ValueError: the episode's sizes don't fit the dataset, or its split is unknown to the manifest.
-            DatasetError: the writer is closed, or saving failed (then the dataset on disk is as before).
+            ValueError: the sizes of the episode differ from those of the dataset, or its split is not in the manifest.
+            DatasetError: the writer is closed, or saving failed (the dataset on disk is then unchanged).
         """
         if self._closed:
             raise DatasetError(f"the writer of {self.root} is closed; open a new DatasetWriter to continue")
         spec = self.specs.observation
-        seen = {spec.main.name: episode.frames, **episode.views}
-        if set(seen) != {camera.name for camera in spec.cameras}:
+        frames_of = {spec.main.name: episode.frames, **episode.views}
+        if set(frames_of) != {camera.name for camera in spec.cameras}:
             raise ValueError(
-                f"the episode has the cameras {sorted(episode.views)} beside the main one; the dataset {self.root} "
+                f"the episode has the cameras {sorted(episode.views)} besides the main one; the dataset {self.root} "
                 f"holds {sorted(camera.name for camera in spec.views)}"
             )
-        sizes = {name: frames.shape[1:3] for name, frames in seen.items()}
+        sizes = {name: frames.shape[1:3] for name, frames in frames_of.items()}
         action_dim = self.action_dim if episode.actions is None else episode.actions.shape[1]
         wanted = {camera.name: camera.size for camera in spec.cameras}
         if (sizes, action_dim, episode.state.shape[1]) != (wanted, self.action_dim, spec.state_dim):
@@ -276,20 +277,20 @@ class DatasetWriter:
         return index
 
     def flush(self) -> None:
-        """Commit what was appended; afterwards it survives a kill.
+        """Commit the appended episodes; committed episodes are kept if the process is killed.
 
         Raises:
-            DatasetError: saving failed, e.g. the disk is full. The dataset on disk is as before and the episodes
-                stay in memory, so `flush` can be called again.
+            DatasetError: saving failed, e.g. the disk is full. The dataset on disk is unchanged and the episodes stay
+                in memory, so `flush` can be called again.
         """
         if self._pending:
             self._save(self._commit)
 
     def finish(self) -> None:
-        """Commit, and say that the dataset is complete: readers take it from now on.
+        """Commit, and mark the dataset as complete, so that readers accept it.
 
         Raises:
-            DatasetError: as `flush`.
+            DatasetError: see `flush`.
         """
         self.flush()
         if self.partial is not None:
@@ -297,11 +298,11 @@ class DatasetWriter:
             self._save(lambda: self._write_info(self._files, self._records, self._tasks))
 
     def close(self) -> None:
-        """Commit and give the lock back; harmless when called twice."""
+        """Commit and release the lock; a second call has no effect."""
         if self._closed:
             return
         try:
-            if not self._save_failed:  # a second try would only hide the first error
+            if not self._save_failed:  # a second attempt would only hide the first error
                 self.flush()
         finally:
             self._closed = True
@@ -314,28 +315,29 @@ class DatasetWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self.partial is not None:
-            self._pending.clear()  # made again by the same command, in files of the same size as without a stop
+            # The command makes them again; dropping them keeps `shard_episodes` episodes in every file.
+            self._pending.clear()
         try:
             self.close()
         except DatasetError:
             if error is None:
                 raise
-            logger.exception("saving the last episodes of %s failed as well", self.root)
+            logger.exception("saving the last episodes of %s also failed", self.root)
 
     # ---- saving --------------------------------------------------------------------------------------------------
 
     def _save(self, action: Any) -> None:
-        """Run a save; on failure remove its new files and say what is safe."""
+        """Run `action`; on failure remove its new files and raise an error that states which episodes are saved."""
         try:
             action()
             self._save_failed = False
         except (OSError, UnicodeError, pa.ArrowException) as error:
             self._save_failed = True
             with contextlib.suppress(OSError, DatasetError):
-                # What info.json lists counts, not this object: the failure may have come just after the commit.
+                # Only files that info.json does not list are removed: the failure may have come just after the commit.
                 self._remove_orphans(lerobot.read_meta(self.root, partial=True).files)
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            remedy = "free some space" if full else "see to the cause"
+            remedy = "free some space" if full else "fix the cause"
             raise DatasetError(
                 f"saving to {self.root} failed: {'the disk is full' if full else error}. The "
                 f"{len(self._records)} episodes saved before are intact, {len(self._pending)} are not saved; "
@@ -358,14 +360,14 @@ class DatasetWriter:
             pq.ParquetWriter(
                 temporary,
                 schema,
-                compression="NONE",  # the PNGs are the bulk and are compressed already
+                compression="NONE",  # most of the data are PNGs, which are already compressed
                 use_dictionary=False,
                 write_page_checksum=True,
             ) as file,
         ):
             for group, item in enumerate(self._pending):
                 index = len(self._records) + group
-                # One row group an episode: any single episode can be read without its neighbours.
+                # One row group per episode, so that a single episode can be read without the others.
                 file.write_table(data_table(item, schema, index, row, task_index, self.fps))
                 chunk, number = divmod(shard, lerobot.FILES_PER_CHUNK)
                 records.append(item.record(index, row, chunk, number, group, clock / self.fps))

@@ -1,12 +1,12 @@
-"""PNG for small frames, several times faster than a general image library.
+"""PNG encoder and decoder for small frames, several times faster than a general image library.
 
-Reading thousands of 64 px episodes is the hot path of every trainer. Ordinary PNG files are written, with no
-row filter, so that decoding is one zlib call and a reshape; any PNG that somebody else wrote goes through Pillow.
+Trainers spend much of their loading time on decoding thousands of 64 px episodes. The encoder writes standard PNG files
+without row filter, which are decoded by one zlib call and a reshape. Other PNG files are decoded by Pillow.
 
 Example::
 
     from worldgym.data.codecs.png import decode_png, encode_png
-    data = encode_png(frame)          # (H, W, 3) uint8 -> bytes, a file that every viewer opens
+    data = encode_png(frame)          # (H, W, 3) uint8 -> bytes of a standard PNG file
     assert (decode_png(data) == frame).all()
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IEND = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_DATA = 41  # offset of the pixels in our files: signature 8, IHDR 25, length and tag of IDAT 8
+_DATA = 41  # offset of the pixel data in files of encode_png: signature 8, IHDR 25, length and tag of IDAT 8
 
 
 @lru_cache(maxsize=32)
@@ -35,7 +35,7 @@ def encode_png(frame: np.ndarray, compress_level: int = 1) -> bytes:
 
     Args:
         frame: `(H, W, 3)` uint8, RGB.
-        compress_level: zlib level 0..9; 1 is fast and, on rendered scenes, nearly as small as 6.
+        compress_level: zlib level 0..9; 1 is fast and, for rendered scenes, nearly as compact as 6.
 
     Raises:
         ValueError: not a uint8 RGB frame.
@@ -62,8 +62,8 @@ def decode_png(data: bytes | memoryview, height: int | None = None, width: int |
 
     Args:
         data: the file's bytes.
-        height: expected rows in pixels, or None for whatever the file says.
-        width: expected columns in pixels, or None.
+        height: expected height in pixels, or None for any height.
+        width: expected width in pixels, or None for any width.
 
     Raises:
         ValueError: the bytes are not a PNG, are damaged, or have another size than expected.
@@ -86,7 +86,7 @@ def decode_png(data: bytes | memoryview, height: int | None = None, width: int |
 
 
 def _is_plain(data: memoryview, rows: int, columns: int) -> bool:
-    """Whether the file is 8-bit RGB, not interlaced, with one IDAT that fills the file."""
+    """Whether the file is 8-bit RGB, not interlaced, with a single IDAT chunk up to the end of the file."""
     return (
         bytes(data[:33]) == _prefix(rows, columns)
         and bytes(data[37:41]) == b"IDAT"

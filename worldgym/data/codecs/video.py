@@ -1,7 +1,7 @@
-"""mp4 for frames of 128 px and more, through the ffmpeg that ships with imageio-ffmpeg.
+"""mp4 encoder and decoder for frames of at least 128 px, with the ffmpeg of the package imageio-ffmpeg.
 
-Small frames stay PNG: H.264 stores colour at half resolution and smears an object of six pixels, the very thing
-that decides success here. At 128 px and above the trade is worth it, about a tenth of the size.
+Smaller frames are stored as PNG: H.264 stores colour at half resolution and blurs objects of six pixels, whose
+positions decide success. For frames of 128 px and more, mp4 needs about a tenth of the space.
 
 Example::
 
@@ -22,7 +22,7 @@ from worldgym.utils.sizes import size_of
 
 
 def encode_mp4(path: Path, frames: Iterable[np.ndarray], size: int | tuple[int, int], fps: float) -> None:
-    """Write `(H, W, 3)` uint8 frames; every second one is a key frame, so that seeking is cheap.
+    """Write `(H, W, 3)` uint8 frames; every second frame is a key frame, for fast seeking.
 
     Raises:
         OSError: ffmpeg failed or the disk is full.
@@ -49,21 +49,21 @@ def encode_mp4(path: Path, frames: Iterable[np.ndarray], size: int | tuple[int, 
 
 
 def decode_mp4(path: Path, start: float, count: int, size: int | tuple[int, int], fps: float) -> np.ndarray:
-    """Read `count` frames from second `start` on, `(count, H, W, 3)` uint8.
+    """Read frames from time `start` on, `(count, H, W, 3)` uint8.
 
     Args:
-        path: the video.
-        start: seconds.
-        count: frames.
-        size: of the video: pixels of a side, or (H, W).
-        fps: of the video.
+        path: path of the video.
+        start: start time, seconds.
+        count: number of frames.
+        size: size of the video: side length in pixels, or (H, W).
+        fps: frame rate of the video, frames per second.
 
     Raises:
         DatasetError: the video is damaged or too short.
     """
     import imageio_ffmpeg
 
-    # Half a frame early: the frame at `start` is then the first one at or after the seek point, whatever the rounding.
+    # Seek half a frame early, so that the frame at `start` is the first one after the seek point despite rounding.
     seek = max(0.0, start - 0.5 / fps)
     height, width = size_of(size)
     out = np.empty((count, height, width, 3), np.uint8)
