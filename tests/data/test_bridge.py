@@ -66,7 +66,7 @@ def test_a_folder_of_pairs_becomes_a_dataset(tmp_path):
     assert np.array_equal(again[1].frames, episodes[1].frames) and again.action_spec == BRIDGE_ACTION_SPEC
     assert write_bridge(tmp_path, tmp_path / "data", image_size=32) == 2  # typed again: complete already
     (tmp_path / "a.mp4").unlink()
-    with pytest.raises(DatasetError, match="of something else; give another --out"):
+    with pytest.raises(DatasetError, match="of other recordings; give another --out"):
         write_bridge(tmp_path, tmp_path / "data", image_size=32)
 
 

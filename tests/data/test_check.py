@@ -21,7 +21,7 @@ def test_a_check_lists_every_problem(tmp_path):
     change_rows(root, 1, action=[[float("nan"), 0.0]] * 6)
     found = check(root)
     assert len(found.problems) == 1 and "episode 1" in found.problems[0] and "NaN" in found.problems[0]
-    with pytest.raises(DatasetError, match="--skip 1; to leave out all such ones, --skip-bad"):
+    with pytest.raises(DatasetError, match="--skip 1; to skip all bad episodes, --skip-bad"):
         import_lerobot(root, tmp_path / "out", TINY)
     import_lerobot(root, tmp_path / "out", ImportSettings(image_size=16, skip="1"))
     assert check(tmp_path / "out").problems == []
@@ -29,7 +29,7 @@ def test_a_check_lists_every_problem(tmp_path):
     damaged = bytearray(data.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     data.write_bytes(damaged)
-    assert any("differs from what was committed" in problem for problem in check(tmp_path / "out").problems)
+    assert any("differs from the committed version" in problem for problem in check(tmp_path / "out").problems)
 
 
 # ---- damaged metadata --------------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_broken_info_is_refused(make_dataset: MakeDataset, content: str) -> None
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(DatasetError, match=r"thesis\.tex.*nothing was touched"):
+    with pytest.raises(DatasetError, match=r"thesis\.tex.*nothing was changed"):
         open_writer(tmp_path)
     assert snapshot(tmp_path) == {"thesis.tex": b"precious"}
     with pytest.raises(DatasetError, match="no dataset"):

@@ -90,7 +90,7 @@ def test_two_instructions_that_rows_do_not_tell_apart_are_refused(tmp_path):
     root = make(tmp_path / "x", "v2.1", filmed=False)
     change_listing(root, [{"episode_index": 0, "tasks": ["open", "close"], "length": 4}])
     change_rows(root, 0, task_index=None)
-    with pytest.raises(DatasetError, match="names 2 instructions.*--skip 0"):
+    with pytest.raises(DatasetError, match="lists 2 instructions.*--skip 0"):
         list(LeRobotFolder(root).episodes(16))
 
 
@@ -264,7 +264,7 @@ def test_a_picture_of_absurd_size_is_not_decoded(tmp_path):
     huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     root = make(tmp_path / "x", "v2.1", filmed=False)
     change_rows(root, 0, **{CAMERA: [{"bytes": huge + b"\0" * 64, "path": None}] * 4})
-    with pytest.raises(DatasetError, match="60000 x 60000|not a readable picture"):
+    with pytest.raises(DatasetError, match="60000 x 60000|not a readable image"):
         list(LeRobotFolder(root).episodes(16))
 
 
@@ -319,7 +319,7 @@ def test_features_are_chosen_and_joined_and_proprioception_may_be_missing(tmp_pa
     )
     episode = next(iter(joined.episodes(16)))
     assert episode.state[2].tolist() == [2.0, 1.0, 2.0] and joined.action_spec.names == ("grip_0", "a", "b")
-    with pytest.raises(DatasetError, match="no feature 'leg' of numbers.*--state-key"):
+    with pytest.raises(DatasetError, match="no numeric feature 'leg'.*--state-key"):
         LeRobotFolder(root, settings=ImportSettings(state_keys=("leg",)))
     report = import_lerobot(root, tmp_path / "out", TINY)
     ours = EpisodeDataset(tmp_path / "out")

@@ -30,7 +30,7 @@ def test_joined_actions_keep_targets_motions_and_rates(ratio, rows, seed):
 
 
 def test_rates_that_the_rows_do_not_give_are_refused():
-    with pytest.raises(DatasetError, match="would have to invent rows"):
+    with pytest.raises(DatasetError, match="is higher, and missing rows cannot be made up"):
         keep_rows(np.arange(10) / 10, 20, "here")
     with pytest.raises(DatasetError, match="a gap in the recording"):
         keep_rows(np.array([0, 0.1, 0.2, 0.3, 2.0, 2.1]), 5, "here")

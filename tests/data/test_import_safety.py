@@ -63,7 +63,7 @@ def test_late_rows_never_take_frames_of_the_next_episode(tmp_path, ends):
     first = next(iter(LeRobotFolder(root).episodes(32)))
     assert np.abs(first.frames[:, 8:24, 4:12, 0].astype(int) - _frame(0, 0)[0, 0, 0]).max() < 6
     timed = ImportSettings(frames="timestamp")
-    with pytest.raises(DatasetError, match="row 7 was recorded at 0.756 s, the nearest frame .* at 0.700 s"):
+    with pytest.raises(DatasetError, match="row 7 was recorded at 0.756 s, but the nearest frame .* at 0.700 s"):
         change = [0.1 * t for t in range(7)] + [0.756]
         pq.write_table(
             pq.read_table(data).drop(["timestamp"]).append_column("timestamp", pa.array(change * 2)), data
@@ -76,7 +76,7 @@ def test_a_rate_that_the_rows_contradict_is_refused(tmp_path):
     change_info(root, fps=30)
     for e, n in ((0, 4), (1, 6)):
         change_rows(root, e, timestamp=[t / 10 for t in range(n)])
-    with pytest.raises(DatasetError, match="give 10 rows a second, meta/info.json says 30"):
+    with pytest.raises(DatasetError, match="give 10 rows per second, but meta/info.json has fps 30"):
         import_lerobot(root, tmp_path / "a", TINY)
     settings = ImportSettings(image_size=16, fps=5.0, actions=("delta",))
     assert import_lerobot(root, tmp_path / "b", settings)["hz"] == 5.0
@@ -200,7 +200,7 @@ def bad(root: Path, kind: str) -> None:
 def test_a_bad_episode_is_named_with_both_ways_out_and_both_work(tmp_path, kind):
     root = make(tmp_path / "x", "v2.1")
     bad(root, kind)
-    with pytest.raises(DatasetError, match="type --skip 1; to leave out all such ones, --skip-bad"):
+    with pytest.raises(DatasetError, match="type --skip 1; to skip all bad episodes, --skip-bad"):
         import_lerobot(root, tmp_path / "out", TINY)
     report = import_lerobot(root, tmp_path / "out", SKIPPING)  # the same folder goes on
     assert list(report["skipped"]) == ["1"] and report["episodes"] == 1

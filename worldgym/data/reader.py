@@ -116,7 +116,7 @@ class EpisodeDataset(Sequence[Episode]):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Counts over the selected episodes: steps by domain, episodes by behaviour, task, split and domain, successes."""
+        """Counts over the selected episodes: steps by domain, episodes by behaviour, task, split and domain."""
         from worldgym.data.summary import summarise
 
         return summarise(self.records)

@@ -1,1 +1,1 @@
-"""Readers of other people's recordings: what their loosely typed fields mean, where their frames are."""
+"""Readers of dataset formats that worldgym did not write: LeRobot, BridgeData V2 and plain videos."""

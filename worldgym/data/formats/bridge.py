@@ -1,8 +1,9 @@
-"""BridgeData V2 episodes as WorldGym's samples hold them (mp4 + npz): real robot video for the same trainer.
+"""Reads BridgeData V2 episodes in the format of WorldGym's samples (mp4 + npz).
 
-A folder has `NAME.mp4`, one frame an action, and `NAME.npz` with `arr_0 (T, 10)`: translation, rotation, gripper
-(+1 closed, -1 open), each component rescaled to roughly unit size, then three zeros of padding. There are no words and
-no proprioception. What the actions add up to stands in for the latter: where the hand is relative to its first place.
+A folder has `NAME.mp4`, one frame per action, and `NAME.npz` with `arr_0 (T, 10)`: translation, rotation, gripper
+(+1 closed, -1 open), each component rescaled to roughly unit size, then three zeros of padding. There are no
+instructions and no proprioception. The cumulative sum of the actions replaces proprioception: it is the pose of the
+gripper relative to its first pose.
 
 Example::
 
@@ -29,7 +30,7 @@ from worldgym.utils.files import file_sha256, read_sealed, write_sealed
 from worldgym.utils.sizes import size_of
 
 PADDED_DIM, ACTION_DIM = 10, 7
-# Within six episodes no component exceeds 1.7; the gripper is a switch.
+# In six episodes no component exceeds 1.7; the gripper action is binary.
 BRIDGE_ACTION_SPEC = ActionSpec(
     names=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"),
     units=("scaled",) * 6 + ("open=-1/close=+1",),
@@ -38,11 +39,11 @@ BRIDGE_ACTION_SPEC = ActionSpec(
     high=(2.0,) * 6 + (1.0,),
     gripper=GripperRule(index=6, open=-1.0, closed=1.0),
 )
-STATE_SCALE = 0.1  # of the added-up motion, so that states are of the order of one
+STATE_SCALE = 0.1  # scale of the cumulative motion, so that states are of order one
 
 
 def bridge_specs(image_size: int | tuple[int, int] = 64) -> Specs:
-    """One camera; proprioception is the added-up motion and the last gripper command."""
+    """Specs with one camera; proprioception is the cumulative motion and the last gripper command."""
     names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     roles = ("ee_position",) * 3 + ("ee_rotation",) * 3 + ("gripper",)
     state = tuple(StateField(name, role, "scaled") for name, role in zip(names, roles, strict=True))
@@ -50,24 +51,25 @@ def bridge_specs(image_size: int | tuple[int, int] = 64) -> Specs:
 
 
 def bridge_actions(rows: np.ndarray) -> np.ndarray:
-    """`(T, 10)` rows of an npz to `(T, 7)` float32 in [-1, 1], +1 is an open gripper.
+    """Convert `rows (T, 10)` of an npz file to actions `(T, 7)` float32 in [-1, 1], where +1 opens the gripper.
 
     Raises:
-        DatasetError: another shape, padding that is not zero, or not finite.
+        DatasetError: the shape differs, the padding is not zero, or a value is not finite.
     """
     if rows.ndim != 2 or rows.shape[1] != PADDED_DIM:
         raise DatasetError(
-            f"got actions of shape {rows.shape}, expected (T, {PADDED_DIM}) as BridgeData V2 samples have"
+            f"got actions of shape {rows.shape}, expected (T, {PADDED_DIM}) as in BridgeData V2 samples"
         )
     if not np.isfinite(rows).all() or rows[:, ACTION_DIM:].any():
         raise DatasetError(
-            "the last three action columns must be zeros and all values finite; is this another conversion?"
+            "the last three action columns must be zeros and all values finite; these samples may come from another "
+            "conversion"
         )
     return BRIDGE_ACTION_SPEC.normalise(rows[:, :ACTION_DIM])
 
 
 def bridge_states(actions: np.ndarray) -> np.ndarray:
-    """`(T, 7)` normalised actions to `(T+1, 7)` float32: motion added up, and the gripper as it was last told."""
+    """States `(T+1, 7)` float32 from normalised actions `(T, 7)`: cumulative motion and last gripper command."""
     moved = np.zeros((len(actions) + 1, ACTION_DIM), np.float32)
     moved[1:, :6] = STATE_SCALE * np.cumsum(actions[:, :6], 0)
     moved[1:, 6] = actions[:, 6]
@@ -76,10 +78,10 @@ def bridge_states(actions: np.ndarray) -> np.ndarray:
 
 
 def read_video(path: Path, image_size: int | tuple[int, int]) -> np.ndarray:
-    """All frames of an mp4, area-averaged to `(T, H, W, 3)` uint8.
+    """Read all frames of an mp4 file, area-averaged to `(T, H, W, 3)` uint8.
 
     Raises:
-        DatasetError: the file can't be decoded.
+        DatasetError: the file cannot be decoded.
     """
     return decode_video(path, image_size, "stretch").frames
 
@@ -87,15 +89,15 @@ def read_video(path: Path, image_size: int | tuple[int, int]) -> np.ndarray:
 def bridge_episodes(
     folder: str | os.PathLike[str], image_size: int | tuple[int, int] = 64, limit: int | None = None
 ) -> list[Episode]:
-    """Every episode of a folder, in the order of their names.
+    """Read all episodes of a folder, sorted by name.
 
     Args:
-        folder: holds `NAME.mp4` and `NAME.npz` pairs.
-        image_size: pixels of the frames.
-        limit: at most so many episodes.
+        folder: folder of `NAME.mp4` and `NAME.npz` pairs.
+        image_size: size of the frames in pixels.
+        limit: maximum number of episodes.
 
     Raises:
-        DatasetError: no pairs, or a damaged file.
+        DatasetError: there are no pairs, or a file is damaged.
     """
     root = Path(folder)
     names = sorted(path.stem for path in root.glob("*.npz") if path.with_suffix(".mp4").is_file())
@@ -116,10 +118,10 @@ def bridge_episodes(
         frames = read_video(root / f"{name}.mp4", image_size)
         if len(frames) < 2 or len(frames) != len(rows):
             raise DatasetError(
-                f"{file}: {len(frames)} frames and {len(rows)} actions; expected as many, and at least two"
+                f"{file}: {len(frames)} frames and {len(rows)} actions; expected equal numbers, at least two of each"
             )
         try:
-            actions = bridge_actions(rows)[:-1]  # the last one's outcome was not filmed
+            actions = bridge_actions(rows)[:-1]  # there is no frame after the last action
         except DatasetError as error:
             raise DatasetError(f"{file}: {error}") from error
         episodes.append(
@@ -147,10 +149,13 @@ def write_bridge(
     *,
     command: str = "worldgym import with the same options",
 ) -> int:
-    """Write the episodes of `folder` as a dataset at `out`, frames as PNG; the same call resumes. Returns how many.
+    """Convert `folder` to a dataset at `out`, with frames as PNG; the same call resumes an interrupted import.
+
+    Returns:
+        The number of episodes.
 
     Raises:
-        DatasetError: as `bridge_episodes`; also where `out` holds something else.
+        DatasetError: see `bridge_episodes`; also if `out` holds other data.
     """
     episodes = bridge_episodes(folder, image_size, limit)
     names = [str(episode.provenance["episode"]) for episode in episodes]
@@ -161,13 +166,13 @@ def write_bridge(
     if notes.is_file():
         noted = read_sealed(notes, f"Remove the folder {out} to import again")
         if not isinstance(noted, dict) or noted.get("key") != key:
-            raise DatasetError(f"{out} holds an import of something else; give another --out")
+            raise DatasetError(f"{out} holds an import of other recordings; give another --out")
     with DatasetWriter(
         out, bridge_specs(image_size), manifest, robot_type="widowx", partial=command
     ) as writer:
         done = [record.provenance.get("episode") for record in writer.records]
         if done != names[: len(done)]:
-            raise DatasetError(f"{out} holds {len(done)} episodes of something else; give another --out")
+            raise DatasetError(f"{out} holds {len(done)} episodes of other recordings; give another --out")
         write_sealed(notes, {"key": key})
         for episode in episodes[len(done) :]:
             writer.append(episode)

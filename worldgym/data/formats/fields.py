@@ -1,7 +1,7 @@
-"""Loosely typed fields of recorded datasets, read one way: names, success flags, instructions, episode numbers.
+"""Parsers for loosely typed fields of recorded datasets: names, success flags, instructions, episode numbers.
 
-Recorders write the same fact in many shapes: a name list may be a dictionary or nested, success a bool, a float or a
-list of one. A value that can't be read is an error that names it; nothing is taken at face value.
+Recording software stores the same information in various types: names may be a list, a dictionary or nested; success
+may be a bool, a float or a list of one item. A value that cannot be parsed raises an error that shows it.
 
 Example::
 
@@ -22,10 +22,10 @@ FALSE_WORDS = {"false", "0", "0.0", "no", "failure", "failed", "fail", "f", "n",
 
 
 def flat_names(names: Any, count: int, prefix: str) -> tuple[str, ...]:
-    """Names of the `count` dimensions of a feature, whatever their nesting.
+    """Names of the `count` dimensions of a feature, from any nesting.
 
-    A dictionary name -> index is ordered by index; `{"motors": [...]}`, lists of lists and a single string are
-    flattened. Where that does not give `count` different names, they are `prefix_0`, `prefix_1`, ...
+    A dictionary name -> index is sorted by index; `{"motors": [...]}`, nested lists and a single string are flattened.
+    If the result is not `count` different names, the names are `prefix_0`, `prefix_1`, ...
     """
     try:
         found = tuple(name for name in _flatten(names) if is_text(name))
@@ -37,7 +37,7 @@ def flat_names(names: Any, count: int, prefix: str) -> tuple[str, ...]:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a string that can be stored; JSON can spell half of a character."""
+    """Whether a value is a string that can be encoded; JSON can contain unpaired surrogates, which cannot."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
@@ -54,10 +54,12 @@ def _flatten(names: Any) -> list[str]:
 
 
 def flags(values: Sequence[Any]) -> np.ndarray:
-    """`(N,)` bool of a success column: bools, numbers (true from 0.5 on), words, or lists of one of these.
+    """Parse a success column to `(N,)` bool.
+
+    Values are bools, numbers (true if at least 0.5), words, or lists of one of these; a missing value is false.
 
     Raises:
-        ValueError: a value that is none of them; missing ones are false.
+        ValueError: a value has another form.
     """
     return np.array([_flag(value) for value in values], bool)
 
@@ -77,60 +79,60 @@ def _flag(value: Any) -> bool:
         word = value.strip().lower()
         if word in TRUE_WORDS or word in FALSE_WORDS:
             return word in TRUE_WORDS
-    raise ValueError(f"{value!r} says neither success nor failure; expected true or false, 1 or 0")
+    raise ValueError(f"{value!r} means neither success nor failure; expected true or false, 1 or 0")
 
 
 def numbers(values: Sequence[Any]) -> np.ndarray:
-    """`(N,)` float64 of a column of numbers or lists of one.
+    """Parse a column of numbers, or lists of one number, to `(N,)` float64.
 
     Raises:
-        ValueError: a value that is no number.
+        ValueError: a value is not a number.
     """
     out = np.empty(len(values), np.float64)
     for i, value in enumerate(values):
         inner = value[0] if isinstance(value, (list, tuple, np.ndarray)) and len(value) == 1 else value
         if isinstance(inner, bool) or not isinstance(inner, (int, float, np.number, np.bool_)):
-            raise ValueError(f"{value!r} is no number")
+            raise ValueError(f"{value!r} is not a number")
         out[i] = float(inner)
     return out
 
 
 def instruction_list(value: Any, sentences: Mapping[int, str]) -> tuple[str, ...]:
-    """The instructions that an episode's listing names: a string is one, an integer is looked up in the tasks.
+    """Parse the instructions in the metadata of an episode: a string is an instruction, an integer a task number.
 
     Raises:
-        ValueError: an integer that the tasks do not have, or something else.
+        ValueError: a task number is not in `sentences`, or a value has another type.
     """
     if value is None:
         return ()
     if isinstance(value, str):
         if not is_text(value):
-            raise ValueError(f"task {value[:60]!r} holds half of a character, which no file can store")
+            raise ValueError(f"task {value[:60]!r} holds an unpaired surrogate, which cannot be stored; correct it")
         return (value.strip(),) if value.strip() else ()
     if isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"task {str(value)[:60]!r} is neither a sentence nor a number of one")
+        raise ValueError(f"task {str(value)[:60]!r} is neither a sentence nor a task number")
     if isinstance(value, (int, np.integer)):
         if int(value) not in sentences:
             raise ValueError(f"task number {value} is not among the {len(sentences)} listed tasks")
         return (sentences[int(value)],)
     if isinstance(value, (list, tuple, np.ndarray)):
         return tuple(dict.fromkeys(text for item in value for text in instruction_list(item, sentences)))
-    raise ValueError(f"task {str(value)[:60]!r} is neither a sentence nor a number of one")
+    raise ValueError(f"task {str(value)[:60]!r} is neither a sentence nor a task number")
 
 
 def number_ranges(text: str) -> tuple[int, ...]:
-    """Episode numbers such as `0-9,12`, in the order given, each once.
+    """Parse episode numbers such as `0-9,12`, in the given order, without repetitions.
 
     Raises:
-        ValueError: not of that form.
+        ValueError: the text has another form.
     """
     out: dict[int, None] = {}
     for part in text.replace(" ", "").split(","):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or not part:
-            raise ValueError(f"{text!r} is no list of episode numbers; expected something like 0-9,12")
+            raise ValueError(f"{text!r} is not a list of episode numbers; expected e.g. 0-9,12")
         low, high = int(first), int(last) if dash else int(first)
         if high < low or high - low > 1_000_000:
-            raise ValueError(f"{part!r} is no range of episode numbers; expected something like 0-9")
+            raise ValueError(f"{part!r} is not a range of episode numbers; expected e.g. 0-9")
         out |= dict.fromkeys(range(low, high + 1))
     return tuple(out)

@@ -1,4 +1,4 @@
-"""A LeRobot folder of others as episodes: the plan, the bounds of its actions, the frames, and the report.
+"""Reads a LeRobot folder as episodes: selection of episodes, action bounds, frames, and import report.
 
 Example::
 
@@ -41,13 +41,13 @@ from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, state_fie
 from worldgym.utils.sizes import size_of
 
 logger = logging.getLogger(__name__)
-SLACK = 0.1  # how much the rate of the rows' timestamps may differ from the one that info.json says
-WIDE = 10.0  # with bounds "auto": how many times the quantiles' range a dimension may span before min and max are used
+SLACK = 0.1  # allowed relative difference between the rate of the timestamps and `fps` in info.json
+WIDE = 10.0  # with bounds "auto", dimensions that span more than this multiple of the quantiles' range use minmax
 
 
 @dataclass(frozen=True)
 class Item:
-    """A part of a listed episode that becomes an episode."""
+    """A part of a recorded episode, which becomes one episode of the dataset."""
 
     place: Place
     number: int
@@ -56,14 +56,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Scan:
-    """What becomes an episode, and what was read of it before the first frame is decoded.
+    """Result of reading all rows, before any frame is decoded.
 
     Args:
-        items: in order.
-        actions: of each, `(T, A)` as recorded or resampled.
-        state_dim: S.
-        lost: rows by episode whose action is in no item.
-        hash: of all numbers that were read.
+        items: the episodes to make, in order.
+        actions: for each item, `(T, A)` as recorded or resampled.
+        state_dim: proprioception dimension, S.
+        lost: by recorded episode, the number of rows with an action that belongs to no item.
+        hash: hash of all values that were read.
     """
 
     items: list[Item]
@@ -74,15 +74,16 @@ class Scan:
 
 
 class LeRobotFolder:
-    """A folder in LeRobot's layout, as episodes.
+    """A folder in LeRobot's layout, read as episodes.
 
     Args:
         path: the folder with `meta/info.json`.
-        camera: the main camera, where there are several; short for `ImportSettings(cameras=(camera,))`.
-        settings: how recordings become episodes.
+        camera: the main camera, if there are several; short for `ImportSettings(cameras=(camera,))`.
+        settings: import settings.
 
     Raises:
-        DatasetError: no such folder, another version, several cameras and none chosen, a file missing or damaged.
+        DatasetError: the folder is missing or has another version, there are several cameras and none was chosen, or a
+            file is missing or damaged.
     """
 
     def __init__(
@@ -98,14 +99,14 @@ class LeRobotFolder:
         names = [_short(key) for key in self.source.cameras_chosen[1:]]
         if len(set(names)) != len(names) or "front" in names:
             raise DatasetError(
-                f"the cameras {names} need different names, and none but the first may be 'front'"
+                f"the cameras {names} need different names, and only the first one may be 'front'"
             )
         self.views = tuple(names)
         self.skipped: dict[int, str] = {}
 
     @property
     def cameras(self) -> list[str]:
-        """Features that hold pictures."""
+        """Names of the image features."""
         return self.source.cameras
 
     def __len__(self) -> int:
@@ -113,10 +114,10 @@ class LeRobotFolder:
 
     @property
     def rate(self) -> float:
-        """Rows a second of the episodes."""
+        """Rows per second of the episodes."""
         return float(self.settings.fps or self.source.fps)
 
-    # ---- the plan ------------------------------------------------------------------------------------------------
+    # ---- selection -----------------------------------------------------------------------------------------------
 
     def _chosen(self) -> list[Place]:
         s, places = self.settings, self.source.places
@@ -127,7 +128,7 @@ class LeRobotFolder:
             if missing:
                 known = f"{places[0].index} to {places[-1].index}" if places else "none"
                 raise DatasetError(
-                    f"{self.root} has no episode {missing[0]}; it lists {len(places)}, {known}"
+                    f"{self.root} has no episode {missing[0]}; it lists {len(places)} episodes, {known}"
                 )
             places = [by_number[n] for n in sorted(wanted)]
         left_out = set(number_ranges(s.skip)) if s.skip is not None else set()
@@ -135,14 +136,14 @@ class LeRobotFolder:
 
     @cached_property
     def scan(self) -> Scan:
-        """What becomes an episode, and its actions: read before the first frame is decoded."""
+        """Episodes to make and their actions, read before any frame is decoded."""
         items: list[Item] = []
         actions: list[np.ndarray] = []
         spans: list[np.ndarray] = []
         dims: tuple[int, int] | None = None
         lost: dict[int, int] = {}
         s, digest = self.settings, hashlib.sha256()
-        _ = self.source.sentences  # damage there concerns all episodes, so that none can be left out for it
+        _ = self.source.sentences  # read first: a damaged task list affects all episodes, so skipping one does not help
         for place in self._chosen():
             try:
                 recording = self.read(place)
@@ -150,8 +151,9 @@ class LeRobotFolder:
                 got = (recording.actions.shape[1], recording.state.shape[1])
                 if (got[0] == 0 and not s.without_actions) or (dims is not None and got != dims):
                     raise DatasetError(
-                        f"{place.data}: episode {place.index} has {got[0]} action and {got[1]} state dimensions, the "
-                        f"ones before {dims or 'none'}; all episodes need the same, and at least one of action"
+                        f"{place.data}: episode {place.index} has {got[0]} action and {got[1]} state dimensions, but "
+                        f"the earlier episodes have {dims or 'none'}; all episodes need the same dimensions, and at "
+                        "least one action dimension"
                     )
             except DatasetError as error:
                 self.leave_out(place, error)
@@ -167,43 +169,43 @@ class LeRobotFolder:
         if not items or dims is None:
             raise DatasetError(
                 f"no episode of {self.root} is left to import: {len(self.source)} are listed, {len(self.skipped)} "
-                f"could not be read{''.join(f'; {n}: {why}' for n, why in list(self.skipped.items())[:1])}"
+                f"could not be read{''.join(f'; episode {n}: {why}' for n, why in list(self.skipped.items())[:1])}"
             )
         rate = 1.0 / float(np.median(np.concatenate(spans)))
         if self.settings.fps is None and abs(rate / self.source.fps - 1.0) > SLACK:
             raise DatasetError(
-                f"{self.root}: the rows' timestamps give {rate:.4g} rows a second, meta/info.json says "
-                f"{self.source.fps:g}; correct one of them, or say which rate you want with --fps and --actions"
+                f"{self.root}: the timestamps give {rate:.4g} rows per second, but meta/info.json has fps "
+                f"{self.source.fps:g}; correct one of them, or set the rate with --fps and --actions"
             )
         return Scan(items, actions, dims[1], lost, digest.hexdigest())
 
     @property
     def items(self) -> list[Item]:
-        """What becomes an episode, in order."""
+        """The episodes to make, in order."""
         return self.scan.items
 
     def leave_out(self, place: Place, error: Exception) -> None:
-        """Note a bad episode; without `skip_bad`, raise `error` with the options that leave the episode out.
+        """Skip a bad episode; without `skip_bad`, raise `error` with the options that skip the episode.
 
         Raises:
             DatasetError: `skip_bad` is not set.
         """
         if not self.settings.skip_bad:
             raise DatasetError(
-                f"{error}. To leave the episode out, type --skip {place.index}; to leave out all such ones, --skip-bad"
+                f"{error}. To skip the episode, type --skip {place.index}; to skip all bad episodes, --skip-bad"
             ) from error
         self.skipped[place.index] = str(error)
-        logger.warning("episode %d is left out: %s", place.index, error)
+        logger.warning("episode %d is skipped: %s", place.index, error)
 
     def read(self, place: Place, pictures: bool = False) -> Recording:
-        """An episode's rows, without its videos."""
+        """Read the rows of an episode, without its videos."""
         return read_recording(self.source, place, self.settings.success, pictures, self.settings.reward)
 
     def _rules(self, dim: int) -> Rules:
         return Rules.parse(self.settings.actions, action_names(self.source, dim))
 
     def _rows(self, recording: Recording, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """Rows whose frames are kept, and the actions between them, as recorded."""
+        """Indices of the kept rows, and the actions between them in recorded units."""
         times = recording.times[part.first : part.last + 1]
         actions = recording.actions[part.first : part.last]
         if self.settings.fps is None:
@@ -221,19 +223,19 @@ class LeRobotFolder:
         if self.settings.bounds == "minmax":
             wide[:] = True
         elif self.settings.bounds == "quantiles":
-            wide = _nothing(low, high)  # such a range can't be normalised by
+            wide = _is_empty(low, high)  # a range of zero width cannot be used for normalising
         low, high = np.where(wide, least, low), np.where(wide, most, high)
-        still = _nothing(low, high)  # never moved: any bounds do, as long as they differ
-        room = np.maximum(1.0, np.abs(low))
+        still = _is_empty(low, high)  # a constant dimension: any bounds work if they differ
+        margin = np.maximum(1.0, np.abs(low))
         return (
-            np.where(still, low - room, low),
-            np.where(still, high + room, high),
+            np.where(still, low - margin, low),
+            np.where(still, high + margin, high),
             ["still" if s else "minmax" if w else "quantiles" for s, w in zip(still, wide, strict=True)],
         )
 
     @cached_property
     def specs(self) -> Specs:
-        """Cameras in their sizes after the import, state fields with their roles, and the actions' spec."""
+        """Cameras with their sizes after the import, state fields with their roles, and the action spec."""
         names = ["front", *self.views]
         sizes = self.settings.sizes(len(names))
         cameras = tuple(Camera(name, *size, static=False) for name, size in zip(names, sizes, strict=True))
@@ -252,7 +254,7 @@ class LeRobotFolder:
 
     @cached_property
     def action_spec(self) -> ActionSpec:
-        """Names as recorded, bounds from the actions of the chosen episodes, the rate of their rows."""
+        """Action spec with the recorded names, bounds from the actions of the selected episodes, and their row rate."""
         low, high, kinds = self._bounds
         return ActionSpec(
             names=action_names(self.source, len(low)),
@@ -268,20 +270,20 @@ class LeRobotFolder:
     def episodes(
         self, image_size: int | tuple[int, int] | None = None, limit: int | None = None
     ) -> Iterator[Episode]:
-        """One after the other, in their order.
+        """Read the episodes one by one, in order.
 
         Args:
-            image_size: pixels of a side of the frames, or (H, W); the settings' when None.
-            limit: at most so many; None for all.
+            image_size: side length of the frames in pixels, or (H, W); that of the settings when None.
+            limit: maximum number of episodes; None for all.
 
         Raises:
-            DatasetError: a file is missing or damaged, or says other than the episode's listing.
+            DatasetError: a file is missing or damaged, or contradicts the metadata of the episode.
         """
         for item in self.items[:limit]:
             yield self.episode(item, image_size)
 
     def episode(self, item: Item, size: int | tuple[int, int] | None = None) -> Episode:
-        """One of the plan, with its frames."""
+        """Read one episode with its frames."""
         place, part = item.place, item.part
         recording = self.read(place, pictures=True)
         rows, actions = self._rows(recording, part)
@@ -292,7 +294,7 @@ class LeRobotFolder:
             frames[camera], rules[camera] = self._frames(place, recording, camera, rows, pixels)
         solved = part_success(recording, part)
         kept, success = rows - part.first, None
-        if solved is not None:  # a success between two kept rows counts at the later one
+        if solved is not None:  # a success between two kept rows is assigned to the later one
             begins, ends = [0, *(kept[:-1] + 1)], [*(kept[:-1] + 1), len(solved)]
             success = np.array([solved[a:b].any() for a, b in zip(begins, ends, strict=True)], bool)
         provenance: dict[str, Any] = {
@@ -325,13 +327,13 @@ class LeRobotFolder:
             out = [self._picture(place, camera, column[int(row)].as_py(), size) for row in rows]
             return np.stack(out), "stored"
         path, start, end = place.videos[camera]
-        asked, slack = recording.times + start, 0.25 / self.source.fps
+        times, slack = recording.times + start, 0.25 / self.source.fps
         window = None
-        if end is not None or start > 0:  # frames beyond belong to the episodes before and after
+        if end is not None or start > 0:  # frames outside the window belong to other episodes
             window = (start - slack, (np.inf if end is None else end) - slack)
         video = decode_video(path, size, s.resize, window)
         where = f"{path}, episode {place.index}"
-        frames, rule = match(video, asked, self.source.fps, s.frames, where)
+        frames, rule = match(video, times, self.source.fps, s.frames, where)
         return frames[rows], rule
 
     def _picture(self, place: Place, camera: str, item: Any, size: tuple[int, int]) -> np.ndarray:
@@ -341,34 +343,34 @@ class LeRobotFolder:
             if data is None and isinstance(item, dict) and isinstance(item.get("path"), str):
                 file = self.source.inside(item["path"])
                 if file.exists() and not file.is_file():
-                    raise ValueError(f"{file} is no file")
+                    raise ValueError(f"{file} is not a file")
                 data = file.read_bytes()
             if not isinstance(data, bytes):
-                raise ValueError("a row has neither bytes nor the path of a picture")
+                raise ValueError("a row has neither the bytes nor the path of an image")
             return picture(data, size, self.settings.resize)
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{where}: {error.filename} is missing; copy the pictures beside the data"
+                f"{where}: {error.filename} is missing; copy the image files next to the data"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DatasetError):
                 raise
             raise DatasetError(f"{where}: {error}") from error
 
-    # ---- what is said of it --------------------------------------------------------------------------------------
+    # ---- report --------------------------------------------------------------------------------------------------
 
     @property
     def success_from(self) -> str:
-        """Where success comes from."""
+        """Source of the success labels."""
         if self.settings.success != "auto":
             return self.settings.success
         return SUCCESS_KEY if SUCCESS_KEY in self.source.features else "none recorded"
 
     def report(self, without: Collection[int] = ()) -> dict[str, Any]:
-        """What the plan makes of the recordings, as plain JSON.
+        """Report of the import, as plain JSON.
 
         Args:
-            without: episodes whose frames turned out to be bad.
+            without: episodes that are excluded because their frames could not be read.
         """
         pairs = zip(self.scan.items, self.scan.actions, strict=True)
         kept = [(item, values) for item, values in pairs if item.place.index not in without]
@@ -405,12 +407,12 @@ class LeRobotFolder:
         }
 
 
-def _nothing(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Where a range is no wider than the rounding of its ends."""
+def _is_empty(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Whether each range has zero width up to rounding."""
     return high - low <= np.maximum(1e-6 * np.maximum(np.abs(low), np.abs(high)), 1e-12)
 
 
 def _short(key: str) -> str:
-    """The name of a camera: the last part of its feature, letters, digits and _."""
+    """Camera name: the last part of the feature name, with other characters than letters and digits replaced by _."""
     name = "".join(c if c.isalnum() else "_" for c in key.rpartition(".")[2])
     return name or "camera"

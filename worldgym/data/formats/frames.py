@@ -1,12 +1,12 @@
-"""Frames of recorded videos and pictures: by their time, in one size, and nothing larger than a picture can be.
+"""Decodes recorded videos and images to frames of a given size, and matches video frames to rows.
 
-A video is decoded once, with the presentation time of every frame as the container says it. Rows are matched to frames
-by time, as LeRobot does, or one to one where there are exactly as many frames as rows.
+A video is decoded once, with the presentation time of every frame from the container. Rows are matched to frames by
+time, as in LeRobot, or one to one if there are exactly as many frames as rows.
 
 Example::
 
     video = decode_video(path, size=(48, 64), resize="crop")      # times (F,) s, frames (F, 48, 64, 3) u8
-    frames, rule = match(video, asked_times, fps=10.0, rule="auto")
+    frames, rule = match(video, row_times, fps=10.0, rule="auto", where="episode 3")
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from worldgym.utils.sizes import size_of
 
 Resize = Literal["crop", "pad", "stretch"]
 Matching = Literal["auto", "timestamp", "index"]
-MAX_PIXELS = 64_000_000  # of one picture; a larger one is damaged or meant to fill the memory
+MAX_PIXELS = 64_000_000  # per image; larger images are rejected, as damaged files or decompression bombs
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 _PTS = re.compile(rb"pts_time:\s*(-?[0-9.eE+]+|nan|NOPTS)")
 
 
 class Video(NamedTuple):
-    """`times (F,)` float64 seconds of presentation and `frames (F, H, W, 3)` uint8."""
+    """Decoded video: presentation times `times (F,)` float64 in seconds, and `frames (F, H, W, 3)` uint8."""
 
     times: np.ndarray
     frames: np.ndarray
 
 
 def video_filter(size: int | tuple[int, int], resize: Resize) -> str:
-    """The filter of ffmpeg that makes pictures of `size`, a side or (H, W), pixels."""
+    """The ffmpeg filter that resizes frames to `size` pixels, a side length or (H, W)."""
     height, width = size_of(size)
     area = f"scale={width}:{height}:flags=area"
     if resize == "crop":
@@ -61,12 +61,12 @@ def decode_video(
 
     Args:
         path: the file.
-        size: of the result: pixels of a side, or (H, W).
-        resize: `crop` the middle in the result's proportions, `pad` with black, or `stretch`.
-        window: seconds, begin and end (infinity for the end of the file); None for all.
+        size: size of the resulting frames: side length in pixels, or (H, W).
+        resize: `crop` to the centre at the aspect ratio of `size`, `pad` with black, or `stretch`.
+        window: start and end in seconds (infinity for the end of the file); None for the whole video.
 
     Raises:
-        DatasetError: missing, damaged, or without a frame in the window.
+        DatasetError: the file is missing or damaged, or has frames without a time.
     """
     import imageio_ffmpeg
 
@@ -82,8 +82,8 @@ def decode_video(
         "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        said: list[bytes] = []
-        reader = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+        lines: list[bytes] = []
+        reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True)
         reader.start()
         raw = process.stdout.read() if process.stdout else b""
         process.wait()
@@ -91,8 +91,8 @@ def decode_video(
     frames = np.frombuffer(raw, np.uint8)
     height, width = size_of(size)
     length = height * width * 3
-    log = b"".join(line for line in said)
-    found = [m.group(1) for line in said if b"showinfo" in line and (m := _PTS.search(line))]
+    log = b"".join(line for line in lines)
+    found = [m.group(1) for line in lines if b"showinfo" in line and (m := _PTS.search(line))]
     if process.returncode or len(frames) % length or len(found) != len(frames) // length or not found:
         last = log.decode(errors="replace").strip().splitlines()[-1:] or ["no frame"]
         raise DatasetError(
@@ -112,21 +112,21 @@ def decode_video(
 
 
 def match(video: Video, asked: np.ndarray, fps: float, rule: Matching, where: str) -> tuple[np.ndarray, str]:
-    """A frame for each row.
+    """Select a frame for each row.
 
     Args:
-        video: decoded.
-        asked: `(N,)` seconds in the video's own time.
-        fps: rows a second.
-        rule: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` is `index`
-            where there are as many frames as rows, else `timestamp`.
-        where: the episode, for messages.
+        video: the decoded video.
+        asked: `(N,)` times of the rows, in seconds of the video's clock.
+        fps: rows per second.
+        rule: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` uses `index`
+            if there are as many frames as rows, else `timestamp`.
+        where: description of the episode for messages.
 
     Returns:
-        `(N, H, W, 3)` uint8, and the rule that was used.
+        Frames `(N, H, W, 3)` uint8, and the rule that was used.
 
     Raises:
-        DatasetError: no frame within half a row of an asked time, or fewer frames than rows.
+        DatasetError: a row has no frame within half a row interval, or there are fewer frames than rows.
     """
     if rule == "auto":
         rule = "index" if len(video.times) == len(asked) else "timestamp"
@@ -150,27 +150,27 @@ def match(video: Video, asked: np.ndarray, fps: float, rule: Matching, where: st
         enough = len(times) >= len(asked)
         hint = "; to take the k-th frame for the k-th row, type --frames index" if enough else ""
         raise DatasetError(
-            f"{where}: row {row} was recorded at {asked[row]:.3f} s, the nearest frame of the video is at "
-            f"{times[nearest[row]]:.3f} s, more than half a row ({tolerance:.3f} s) away{hint}"
+            f"{where}: row {row} was recorded at {asked[row]:.3f} s, but the nearest frame of the video is at "
+            f"{times[nearest[row]]:.3f} s, more than half a row interval ({tolerance:.3f} s) away{hint}"
         )
     return video.frames[order][nearest], rule
 
 
 def picture(data: bytes, size: int | tuple[int, int], resize: Resize = "crop") -> np.ndarray:
-    """One encoded picture as `(H, W, 3)` uint8, `size` a side or (H, W).
+    """Decode and resize one encoded image to `(H, W, 3)` uint8; `size` is a side length or (H, W).
 
     Raises:
-        ValueError: no picture, damaged, or larger than `MAX_PIXELS`.
+        ValueError: the data is not an image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"a picture of {image.width} x {image.height} pixels is not read")
+                raise ValueError(f"an image of {image.width} x {image.height} pixels is too large to be read")
             return _fit(image.convert("RGB"), size_of(size), resize)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable picture: {error}") from error
+        raise ValueError(f"not a readable image: {error}") from error
 
 
 def _fit(image: Any, size: tuple[int, int], resize: Resize) -> np.ndarray:

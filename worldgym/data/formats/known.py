@@ -1,13 +1,13 @@
-"""Dataset formats by name: which one a folder is in, and how it becomes a dataset of this project.
+"""Dataset formats by name: detection of the format of a folder, and conversion to a dataset of worldgym.
 
-A class that another package registers in `worldgym.registry.DATASET_FORMATS` has
+A class that another package registers in `worldgym.registry.DATASET_FORMATS` has these methods:
 
-- `detects(source) -> bool`: whether a folder looks like its own;
-- `specs(source) -> worldgym.specs.Specs`; without an action spec the dataset is of video alone, and `rate(source)`
-  gives its frames a second;
-- `episodes(source)`, an iterable of `worldgym.data.Episode`, in the same order at every call.
+- `detects(source) -> bool`: whether a folder has this format;
+- `specs(source) -> worldgym.specs.Specs`: specs of the recordings; without an action spec the dataset holds video only,
+  and the class also needs `rate(source)`, the frames per second;
+- `episodes(source)`: an iterable of `worldgym.data.Episode`, in the same order at every call.
 
-`specs` and `episodes` may also name `settings`, the `ImportSettings` of the command.
+`specs`, `rate` and `episodes` may also take a parameter `settings`, the `ImportSettings` of the command.
 
 Example::
 
@@ -44,7 +44,7 @@ class LeRobotFormat:
 
     @staticmethod
     def convert(source: Path, out: Path, settings: ImportSettings, command: str) -> dict[str, Any]:
-        """Write the dataset; the report of `import_lerobot`."""
+        """Write the dataset and return the report of `import_lerobot`."""
         from worldgym.data.formats.lerobot_import import import_lerobot
 
         return import_lerobot(source, out, settings, command=command)
@@ -55,23 +55,23 @@ class BridgeFormat:
 
     @staticmethod
     def detects(source: Path) -> bool:
-        """Whether `source` has no `meta` and holds a pair of files."""
+        """Whether `source` has no folder `meta` and holds a pair `NAME.mp4`, `NAME.npz`."""
         pairs = (path.with_suffix(".mp4").is_file() for path in source.glob("*.npz"))
         return not (source / "meta").is_dir() and any(pairs)
 
     @staticmethod
     def convert(source: Path, out: Path, settings: ImportSettings, command: str) -> dict[str, Any]:
-        """Write the dataset; how many `episodes` it has.
+        """Write the dataset and return `{"episodes": number of episodes}`.
 
         Raises:
-            ConfigError: a setting that does not apply to such samples.
+            ConfigError: a setting that does not apply to BridgeData V2 samples.
         """
         from worldgym.data.formats.bridge import write_bridge
 
         if settings != ImportSettings(image_size=settings.sizes(1)[0], limit=settings.limit):
             raise ConfigError(
-                "samples of mp4 + npz have one camera, one kind of action and no success; of the options only "
-                "--image-size and --limit apply to them, leave the others out"
+                "samples of mp4 + npz have one camera, one kind of action and no success labels; only the options "
+                "--image-size and --limit apply to them; omit the others"
             )
         return {"episodes": write_bridge(source, out, settings.sizes(1)[0], settings.limit, command=command)}
 
@@ -81,38 +81,39 @@ class VideoFormat:
 
     @staticmethod
     def detects(source: Path) -> bool:
-        """Whether `source` holds videos and nothing that says what was done in them."""
+        """Whether `source` holds videos, and neither actions nor metadata."""
         from worldgym.data.formats.video_folder import is_video_folder
 
         return is_video_folder(source) and not (source / "meta").is_dir()
 
     @staticmethod
     def specs(source: Path, settings: ImportSettings) -> Specs:
-        """One camera."""
+        """Specs with one camera, without state and actions."""
         from worldgym.data.formats.video_folder import video_specs
 
         return video_specs(settings)
 
     @staticmethod
     def rate(source: Path, settings: ImportSettings) -> float | None:
-        """Frames a second, as asked for."""
+        """Frames per second, from the settings."""
         return settings.fps
 
     @staticmethod
     def episodes(source: Path, settings: ImportSettings) -> Iterable[Any]:
-        """The clips."""
+        """Episodes made from the videos."""
         from worldgym.data.formats.video_folder import video_episodes
 
         return video_episodes(source, settings)
 
 
 def find_format(source: Path, name: str = "auto") -> Any:
-    """The format named `name`; for `auto` the first one that detects its own folder, those of this package first.
+    """The format registered as `name`; for `auto` the first format that detects `source`.
 
-    A folder that nobody detects is left to this package's readers, whose errors say what they expect.
+    The formats of this package are tried first. If no format detects the folder, a format of this package is returned,
+    whose error messages state the expected files.
 
     Raises:
-        ConfigError: an unknown name; lists what is known.
+        ConfigError: the name is unknown; the message lists the known names.
     """
     if name != "auto":
         return DATASET_FORMATS.get(name)
@@ -124,16 +125,16 @@ def find_format(source: Path, name: str = "auto") -> Any:
 
 
 def find_other(source: Path) -> Any:
-    """The first format of another package that detects `source` as its own; None where none does."""
+    """The first format of another package that detects `source`; None if none does."""
     others = (DATASET_FORMATS.get(name) for name in DATASET_FORMATS.names() if name not in BUILT_IN)
     return next((kind for kind in others if kind.detects(source)), None)
 
 
 def read_specs(kind: Any, source: Path, settings: ImportSettings) -> Specs:
-    """What a format of another package says of `source`.
+    """Read the specs of `source` with a format of another package.
 
     Raises:
-        DatasetError: something else than specs.
+        DatasetError: the format returned another type than `Specs`.
     """
     specs = kind.specs(source, **accepted(kind.specs, {"settings": settings}))
     if not isinstance(specs, Specs):
@@ -145,10 +146,10 @@ def read_specs(kind: Any, source: Path, settings: ImportSettings) -> Specs:
 
 
 def read_rate(kind: Any, source: Path, specs: Specs, settings: ImportSettings) -> float:
-    """Frames a second: of the actions, or as the format says.
+    """Frames per second: the rate of the actions, or else the rate that the format gives.
 
     Raises:
-        ConfigError: nobody says.
+        ConfigError: neither is available.
     """
     if specs.action is not None:
         return specs.action.hz
@@ -163,27 +164,27 @@ def read_rate(kind: Any, source: Path, specs: Specs, settings: ImportSettings) -
 
 
 def read_episodes(kind: Any, source: Path, settings: ImportSettings) -> Iterable[Any]:
-    """The episodes that a format of another package reads from `source`."""
+    """Read the episodes of `source` with a format of another package."""
     episodes: Iterable[Any] = kind.episodes(source, **accepted(kind.episodes, {"settings": settings}))
     return episodes
 
 
 def convert(kind: Any, source: Path, out: Path, settings: ImportSettings, command: str) -> dict[str, Any]:
-    """Write `source`, in the format `kind`, as a dataset at `out`; the same call resumes.
+    """Convert `source` of the format `kind` to a dataset at `out`; the same call resumes an interrupted import.
 
     Args:
-        kind: of `find_format`.
-        source: what to read; it is not changed.
-        out: a new folder, or that of the same import, interrupted.
-        settings: how recordings become episodes.
-        command: what finishes the import; readers of the unfinished dataset are told.
+        kind: the format, from `find_format`.
+        source: folder or file to read; it is not changed.
+        out: a new folder, or the folder of the same import after an interruption.
+        settings: import settings.
+        command: command that finishes the import; shown to those who open the unfinished dataset.
 
     Returns:
-        what the format reports; at least `episodes`, how many there are.
+        The report of the format; it contains at least `episodes`, the number of episodes.
 
     Raises:
-        DatasetError: `source` cannot be read, or `out` holds something else.
-        ConfigError: settings that do not apply, or other ones than those of the import that is resumed.
+        DatasetError: `source` cannot be read, or `out` holds other data.
+        ConfigError: a setting does not apply, or the settings differ from those of the interrupted import.
     """
     if hasattr(kind, "convert"):
         return dict(kind.convert(source, out, settings, command))
@@ -191,17 +192,17 @@ def convert(kind: Any, source: Path, out: Path, settings: ImportSettings, comman
 
 
 def write_episodes(kind: Any, source: Path, out: Path, settings: ImportSettings, command: str) -> int:
-    """`convert` for a format that gives `specs` and `episodes`; returns how many there are."""
+    """Convert with a format that has `specs` and `episodes`; returns the number of episodes."""
     from worldgym.data.splits import SplitManifest
     from worldgym.data.writer import DatasetWriter
     from worldgym.utils.files import read_sealed, write_sealed
 
     name = DATASET_FORMATS.name_of(kind) or kind.__name__
     if not source.exists():
-        raise DatasetError(f"there is no {source}; give the folder of recordings")
+        raise DatasetError(f"there is no folder {source}; give the folder of the recordings")
     plain = ImportSettings(limit=settings.limit)
     if "settings" not in accepted(kind.episodes, {"settings": settings}) and settings != plain:
-        raise ConfigError(f"of the options only --limit applies to the format {name}; leave the others out")
+        raise ConfigError(f"of the options only --limit applies to the format {name}; omit the other options")
     specs = read_specs(kind, source, settings)
     key, notes = _identity(name, source, settings), out / NOTES
     if notes.is_file():
@@ -229,7 +230,7 @@ def write_episodes(kind: Any, source: Path, out: Path, settings: ImportSettings,
 
 
 def _identity(name: str, source: Path, settings: ImportSettings) -> str:
-    """Hash of format, settings and the sizes of all files; what decides the result."""
+    """Hash of format, settings and the sizes of all files, which identifies an import."""
     paths = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     sizes = [[path.relative_to(source).as_posix(), path.stat().st_size] for path in paths]
     return hashlib.sha256(json.dumps([name, asdict(settings), sizes]).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""Recordings of others, in LeRobot's layout v2.0 to v3.0, as a dataset that every trainer here takes.
+"""Imports LeRobot datasets, v2.0 to v3.0, as datasets of worldgym.
 
-Such a folder says what was filmed and sent, but not what the actions mean, what is held out or what succeeded. So an
-import decides it once, by its settings, and reports what it did: where success comes from, the bounds that normalise
-the actions and the share of rows that they cut, which episodes were left out and why.
+A LeRobot folder holds frames and actions, but not the meaning of the actions, held-out splits, or (often) success
+labels. The import settings define these. The report of an import states the source of the success labels, the bounds
+that normalise the actions, the share of rows that the bounds clip, and the skipped episodes with reasons.
 
-An import is resumable: until its last episode is written, readers refuse the dataset and name the command that finishes
-it. The same command goes on where it was stopped; other settings are refused.
+An import can be resumed. Until the last episode is written, readers reject the dataset and show the command that
+finishes it. The same command continues after an interruption; other settings are rejected.
 
 Example::
 
@@ -47,19 +47,19 @@ def import_lerobot(
     *,
     command: str = "worldgym import with the same options",
 ) -> dict[str, Any]:
-    """Write the episodes of a LeRobot folder as a dataset of this project; the same call resumes.
+    """Convert a LeRobot folder to a dataset of worldgym; the same call resumes an interrupted import.
 
     Args:
         source: the folder to read; it is not changed.
-        out: a new folder, or that of the same import, interrupted.
-        settings: how recordings become episodes; frames are stored as PNG.
-        command: what finishes the import; readers of the unfinished dataset are told.
+        out: a new folder, or the folder of the same import after an interruption.
+        settings: import settings; frames are stored as PNG.
+        command: command that finishes the import; shown to those who open the unfinished dataset.
 
     Returns:
-        the report, which is also written to `meta/import.json` of the dataset.
+        The report, which is also stored in `meta/import.json` of the dataset.
 
     Raises:
-        DatasetError: see `LeRobotFolder`; also where `out` holds something else.
+        DatasetError: see `LeRobotFolder`; also if `out` holds other data.
         ConfigError: `out` holds an import with other settings or of other recordings.
     """
     folder = LeRobotFolder(source, settings=settings)
@@ -72,12 +72,12 @@ def import_lerobot(
             "(--skip-bad may be added), or give another --out"
         )
     if notes is not None and notes["complete"]:
-        logger.info("%s is complete already", target)
+        logger.info("%s is already complete", target)
         return dict(notes["report"])
     if notes is None and (target / lerobot.INFO_PATH).is_file():
         begun = lerobot.read_meta(target, partial=True)
         if begun.partial is None or begun.info["total_episodes"]:
-            raise DatasetError(f"{target} holds a dataset that is not this import's; give another --out")
+            raise DatasetError(f"{target} holds a dataset of another import; give another --out")
     items = folder.items
     manifest = SplitManifest(name=folder.root.name, rules={})
     robot = str(folder.source.info.get("robot_type") or "unknown")
@@ -120,20 +120,20 @@ def import_lerobot(
 
 
 def _after(items: Sequence[Item], writer: DatasetWriter, late: dict[str, str]) -> int:
-    """How many of the plan are done: what was committed, and what was found bad on the way."""
+    """Number of items that are already done: committed, or found to be bad before the last committed one."""
     if not writer.records:
         return 0
     last = writer.records[-1].provenance
     for number, item in enumerate(items):
         if item.place.index == last["episode"] and item.number == last.get("part", 0):
             return number + 1
-    raise ConfigError(f"the recordings changed since {writer.root} was begun; give another --out")
+    raise ConfigError(f"the recordings changed after the import to {writer.root} began; give another --out")
 
 
 def _identity(folder: LeRobotFolder) -> str:
-    """Hash of what an import's result depends on: settings, plan, all numbers, sizes of the files of pictures.
+    """Hash that identifies an import: settings, selected episodes, all recorded values, and sizes of the files.
 
-    `skip_bad` is not in it: it decides what is in the plan, and may be added when a video turns out to be bad.
+    `skip_bad` is excluded, so that it can be added after a damaged video has stopped the import.
     """
     settings = {**dataclasses.asdict(folder.settings), "skip_bad": None}
     plan = [
@@ -150,14 +150,14 @@ def _identity(folder: LeRobotFolder) -> str:
 
 
 def _notes(target: Path) -> dict[str, Any] | None:
-    """What an import into `target` left, or None."""
+    """Stored state of an earlier import into `target`, or None."""
     path = target / NOTES
     if not path.is_file():
         return None
     remedy = f"Remove the folder {target} to import again"
     data = read_sealed(path, remedy)
     if not isinstance(data, dict) or not {"key", "complete", "late", "report"} <= set(data):
-        raise DatasetError(f"{path} is no note of an import. {remedy}")
+        raise DatasetError(f"{path} does not hold the state of an import. {remedy}")
     return data
 
 

@@ -1,6 +1,7 @@
-"""One recorded episode of a LeRobot folder without its frames: numbers, times, instructions and success, row by row.
+"""Reads the rows of one episode of a LeRobot folder, without videos: actions, states, times, instructions, success.
 
-An episode whose rows name several instructions is several parts; each part keeps the frame that its last action led to.
+An episode with several instructions is divided into parts, one per instruction. Each part includes the frame after its
+last action.
 
 Example::
 
@@ -29,10 +30,10 @@ NO_INSTRUCTION = "no instruction recorded"
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `first` to `last`, both included; the `last - first` actions between them are under one instruction.
+    """Rows `first` to `last`, both included, with one instruction for the `last - first` actions between them.
 
-    `closed` says that the row `last` is under it too: what its action led to was not filmed. Otherwise that row begins
-    the next part.
+    If `closed`, row `last` has the same instruction; the frame after its action was not recorded. Otherwise row `last`
+    is the first row of the next part.
     """
 
     first: int
@@ -43,17 +44,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Recording:
-    """An episode's rows.
+    """The rows of an episode.
 
     Args:
-        index: the episode's number.
+        index: number of the episode.
         actions: `(N, A)` float32, as recorded.
         state: `(N, S)` float32, as recorded; S is 0 without proprioception.
-        times: `(N,)` float64, seconds from the episode's begin.
-        success: `(N,)` bool, whether what follows the row's action is a success; None where nobody noted it.
-        demonstrated: every part counts as solved at its last frame.
-        parts: by instruction; at least one.
-        table: pictures that are stored in the rows, by camera, or None.
+        times: `(N,)` float64, seconds from the start of the episode.
+        success: `(N,)` bool, success after the action of the row; None if not labelled.
+        demonstrated: every part counts as successful at its last frame.
+        parts: parts by instruction; at least one.
+        table: images stored in the rows, by camera, or None.
     """
 
     index: int
@@ -67,7 +68,7 @@ class Recording:
 
     @property
     def lost(self) -> int:
-        """Rows whose action is in no part, beyond the last one of each: an instruction that only one row has."""
+        """Number of rows with an action in no part, except the last row of a part: instructions of a single row."""
         closed = sum(part.closed for part in self.parts)
         return len(self.actions) - sum(part.last - part.first for part in self.parts) - closed
 
@@ -83,13 +84,14 @@ def read_recording(
 
     Args:
         source: the folder.
-        place: of the episode.
-        success: where success comes from; `auto` is `next.success` where there is such a column, else none.
-        pictures: also read pictures that are stored in the rows.
-        reward: `next.reward` from which on a row counts as success.
+        place: files and positions of the episode.
+        success: source of the success labels; `auto` uses the column `next.success` if it exists, else none.
+        pictures: also read images stored in the rows.
+        reward: minimum `next.reward` that counts as success.
 
     Raises:
-        DatasetError: missing or damaged, other rows than listed, not finite, or instructions that can't be told apart.
+        DatasetError: a file is missing or damaged, the number of rows differs from the metadata, a value is not finite,
+            or it is unclear which instruction applies to which row.
     """
     known = _columns(place)
     keys = [*source.action_keys, *source.state_keys]
@@ -101,7 +103,7 @@ def read_recording(
     table = _rows(place, list(dict.fromkeys(name for name in wanted if name in known)))
     if missing or table.num_rows != place.length or place.length < 2:
         raise DatasetError(
-            f"{place.data}: episode {place.index} has {table.num_rows} rows, {place.length} are listed, at least 2 "
+            f"{place.data}: episode {place.index} has {table.num_rows} rows, {place.length} are listed, and at least 2 "
             f"are needed; columns missing: {', '.join(missing) or 'none'}; download it again"
         )
     actions = _joined(table, source.action_keys, place)
@@ -124,10 +126,10 @@ def read_recording(
 
 
 def part_success(recording: Recording, part: Part) -> np.ndarray | None:
-    """`(last - first + 1,)` bool at each frame of a part; None where nobody noted success.
+    """Success at each frame of a part, `(last - first + 1,)` bool; None if not labelled.
 
-    `next.success` of a row describes what its action led to, so it belongs to the next frame. What the last row's
-    action led to was not filmed; a success there counts at the last frame, so that it is not lost.
+    `next.success` of a row is the result of its action, so it belongs to the next frame. The frame after the action of
+    the last row was not recorded; its success is assigned to the last frame, so that it is not lost.
     """
     if recording.success is None:
         return None
@@ -140,12 +142,12 @@ def part_success(recording: Recording, part: Part) -> np.ndarray | None:
 
 
 def action_names(source: LeRobotSource, dim: int) -> tuple[str, ...]:
-    """A name for each action dimension, as recorded where names were recorded and fit."""
+    """Names of the action dimensions: the recorded ones if their number matches, else `action_0`, `action_1`, ..."""
     return _names(source, source.action_keys, dim, "action")
 
 
 def state_names(source: LeRobotSource, dim: int) -> tuple[str, ...]:
-    """A name for each number of proprioception, likewise."""
+    """Names of the state dimensions: the recorded ones if their number matches, else `state_0`, `state_1`, ..."""
     return _names(source, source.state_keys, dim, "state")
 
 
@@ -183,8 +185,8 @@ def _label(success: Success, known: list[str], place: Place) -> str | None:
         return None
     if success not in known:
         raise DatasetError(
-            f"{place.data} has no column {success!r}; its columns are {', '.join(known)}. Type --success all for "
-            "demonstrations that all succeeded, or --success none"
+            f"{place.data} has no column {success!r}; its columns are {', '.join(known)}. Type --success all if all "
+            "demonstrations succeeded, or --success none"
         )
     return success
 
@@ -211,8 +213,8 @@ def _joined(table: pa.Table, keys: tuple[str, ...], place: Place) -> np.ndarray:
             values = np.array(table[key].to_pylist(), np.float32)
         except (ValueError, TypeError) as error:
             raise DatasetError(
-                f"{place.data}: {key} of episode {place.index} is no table of numbers ({error}); choose other features "
-                "with --state-key and --action-key"
+                f"{place.data}: {key} of episode {place.index} is not numeric ({error}); choose other features with "
+                "--state-key and --action-key"
             ) from error
         parts.append(values.reshape(len(values), -1))
     out = np.concatenate(parts, axis=1)
@@ -231,7 +233,7 @@ def _parts(source: LeRobotSource, place: Place, table: pa.Table) -> tuple[Part, 
         unknown = sorted(set(numbered.tolist()) - set(source.sentences))
         if not unknown:
             cuts = [0, *(np.flatnonzero(np.diff(numbered)) + 1).tolist()]
-            ends = [*cuts[1:], last]  # the frame after the change is what the last action of the part led to
+            ends = [*cuts[1:], last]  # the first frame after the change is the result of the part's last action
             return tuple(
                 Part(
                     a,
@@ -250,7 +252,7 @@ def _parts(source: LeRobotSource, place: Place, table: pa.Table) -> tuple[Part, 
     texts = source.listed_instructions(place)
     if len(texts) > 1:
         raise DatasetError(
-            f"{source.root}: episode {place.index} names {len(texts)} instructions ({', '.join(texts)}), and its rows "
+            f"{source.root}: episode {place.index} lists {len(texts)} instructions ({', '.join(texts)}), but its rows "
             "do not say which one applies when; correct meta/episodes"
         )
     return (Part(0, last, texts[0] if texts else NO_INSTRUCTION),)

@@ -1,7 +1,7 @@
-"""Rows at another rate: which frames are kept, and what the actions between two of them amount to.
+"""Resamples rows to a lower rate: selects the kept rows, and combines the actions between them.
 
-What joining actions means depends on what they are: of absolute targets the last one counts, motions add up, rates are
-averaged. Nobody can tell from the numbers, so the rule is given.
+The rule for combining actions depends on their meaning: of absolute targets the last one is taken, motions are summed,
+rates are averaged. The meaning cannot be inferred from the values, so the user gives the rule.
 
 Example::
 
@@ -24,16 +24,16 @@ RULES = ("absolute", "delta", "rate")
 
 @dataclass(frozen=True)
 class Rules:
-    """A rule of `RULES` for each action dimension."""
+    """One rule of `RULES` for each action dimension."""
 
     rules: tuple[str, ...]
 
     @classmethod
     def parse(cls, texts: Sequence[str], names: Sequence[str]) -> Rules:
-        """From `RULE` for all dimensions and `NAME=RULE` for single ones.
+        """Parse `RULE` for all dimensions and `NAME=RULE` for single dimensions.
 
         Raises:
-            ConfigError: an unknown rule or name, or a dimension without a rule.
+            ConfigError: a rule or name is unknown, or a dimension has no rule.
         """
         rules: dict[str, str] = {}
         for text in texts:
@@ -46,26 +46,27 @@ class Rules:
         missing = [name for name in names if name not in rules]
         if missing:
             raise ConfigError(
-                f"--actions says nothing of {', '.join(missing)}; add a rule without a name for the rest"
+                f"--actions has no rule for {', '.join(missing)}; add a rule without a name for the rest"
             )
         return cls(tuple(rules[name] for name in names))
 
 
 def keep_rows(times: np.ndarray, fps: float, where: str) -> np.ndarray:
-    """Rows nearest to a grid of `fps` a second, from the first on.
+    """Select the rows nearest to a regular time grid that starts at the first row.
 
     Args:
         times: `(N,)` seconds, increasing.
-        fps: of the grid.
-        where: the episode, for messages.
+        fps: rate of the grid, rows per second.
+        where: description of the episode for messages.
 
     Raises:
-        DatasetError: the rows are fewer than `fps` a second, or have a gap.
+        DatasetError: the rows have a lower rate than `fps`, or a gap.
     """
     rate = 1.0 / float(np.median(np.diff(times)))
     if fps > 1.05 * rate:
         raise DatasetError(
-            f"{where} was recorded at {rate:.3g} rows a second; --fps {fps:g} would have to invent rows"
+            f"{where} was recorded at {rate:.3g} rows per second; --fps {fps:g} is higher, and missing rows cannot be "
+            "made up; choose a lower --fps"
         )
     grid = times[0] + np.arange(int((times[-1] - times[0]) * fps + 1e-6) + 1) / fps
     right = np.searchsorted(times, grid).clip(1, len(times) - 1)
@@ -78,12 +79,12 @@ def keep_rows(times: np.ndarray, fps: float, where: str) -> np.ndarray:
         )
     rows = np.unique(rows)
     if len(rows) < 2:
-        raise DatasetError(f"{where} is shorter than two rows at {fps:g} a second")
+        raise DatasetError(f"{where} is shorter than two rows at {fps:g} rows per second")
     return rows
 
 
 def resampled(actions: np.ndarray, rows: np.ndarray, rules: Rules) -> np.ndarray:
-    """`(len(rows) - 1, A)` float32: what the actions `(N - 1, A)` between kept rows amount to."""
+    """Combine the actions `(N - 1, A)` between kept rows, giving `(len(rows) - 1, A)` float32."""
     spans = [actions[a:b] for a, b in zip(rows, rows[1:], strict=False)]
     joined = {
         "absolute": np.stack([span[-1] for span in spans]),

@@ -1,4 +1,4 @@
-"""How recordings become episodes: the settings of `worldgym import`, validated.
+"""`ImportSettings`: the validated settings of `worldgym import`.
 
 Example::
 
@@ -24,32 +24,34 @@ Bounds = Literal["auto", "quantiles", "minmax"]
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """How recordings become episodes.
+    """Settings for converting recordings to episodes.
 
     Args:
-        image_size: pixels of a side of the frames, (H, W), or one of these for each camera.
-        cameras: features that hold pictures, the main one first; may be left out where there is but one.
-        state_keys: features of proprioception, joined; `observation.state` by default, where there is one.
-        action_keys: features of actions, joined; `action` by default, `none` for video without actions.
-        state_roles: what state fields are, NAME=ROLE, with a role of `worldgym.specs.ROLES`.
-        episodes: numbers such as `0-9,12`, and only these are read; None for all.
-        skip: numbers of episodes that are left out.
-        skip_bad: leave out episodes that can't be read, and list them.
-        limit: at most so many episodes, the first ones.
-        success: where success comes from; `auto` is `next.success` where recorded, `next.reward` needs a reward of at
-            least `reward`, `all` counts every episode as solved at its end, `none` leaves it unknown.
-        reward: see `success`.
-        bounds: of actions at -1 and 1: `quantiles` are 1 % and 99 %, `minmax` all values; `auto` is quantiles, but
-            minmax for dimensions whose values span more than ten times the quantiles' range, such as a rare gripper.
-        fps: rows a second after resampling; None keeps the rows as they are.
-        actions: what an action means, needed with `fps`: `absolute` targets keep the last one, `delta` motions are
-            added up, a `rate` is averaged; one for all, and `NAME=RULE` for single dimensions.
-        resize: `crop` the middle in the frames' proportions, `pad` with black, or `stretch`.
-        frames: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` is index
-            where there are as many frames as rows, else timestamp.
+        image_size: size of the frames: side length in pixels, (H, W), or one of these for each camera.
+        cameras: image features, the main camera first; may be omitted if the recordings have a single camera.
+        state_keys: features of proprioception, concatenated; by default `observation.state`, if it exists.
+        action_keys: features of actions, concatenated; by default `action`; `none` for video without actions.
+        state_roles: roles of state fields, each NAME=ROLE with a role of `worldgym.specs.ROLES`.
+        episodes: read only these episodes, e.g. `0-9,12`; None for all.
+        skip: numbers of episodes to skip.
+        skip_bad: skip episodes that cannot be read, and list them.
+        limit: maximum number of episodes; the first ones are read.
+        success: source of the success labels: `auto` uses `next.success` if recorded, `next.reward` requires a reward
+            of at least `reward`, `all` counts every episode as successful at its end, `none` leaves success unknown.
+        reward: minimum reward for success, see `success`.
+        bounds: action values mapped to -1 and 1: `quantiles` uses the 1 % and 99 % quantiles, `minmax` the extreme
+            values; `auto` uses quantiles, but minmax for dimensions whose values span more than ten times the range of
+            the quantiles, e.g. a gripper that rarely moves.
+        fps: rows per second after resampling; None keeps all rows.
+        actions: how to combine the actions between two kept rows; required with `fps`. `absolute` targets: the last
+            one; `delta` motions: their sum; `rate`: the mean. One rule for all dimensions, and `NAME=RULE` for single
+            dimensions.
+        resize: `crop` to the centre at the aspect ratio of the frames, `pad` with black, or `stretch`.
+        frames: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` uses
+            `index` if there are as many frames as rows, else `timestamp`.
 
     Raises:
-        ConfigError: an impossible value.
+        ConfigError: a value is invalid.
     """
 
     image_size: int | str | tuple[int | str | tuple[int, int], ...] = 64
@@ -77,9 +79,9 @@ class ImportSettings:
         for item in self.state_roles:
             name, equals, role = item.rpartition("=")
             if not equals or not name or role not in ROLES:
-                raise ConfigError(f"--state-roles {item!r}: expected NAME=ROLE, a role of {', '.join(ROLES)}")
+                raise ConfigError(f"--state-roles {item!r}: expected NAME=ROLE with a role of {', '.join(ROLES)}")
         if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}, expected at least 1, or nothing for all")
+            raise ConfigError(f"limit is {self.limit}, expected at least 1; omit it for all episodes")
         for name in ("episodes", "skip"):
             if getattr(self, name) is not None:
                 try:
@@ -87,36 +89,36 @@ class ImportSettings:
                 except ValueError as error:
                     raise ConfigError(f"--{name}: {error}") from error
         if self.fps is not None and not 0 < self.fps < 1000:
-            raise ConfigError(f"fps is {self.fps}, expected rows a second between 0 and 1000")
+            raise ConfigError(f"fps is {self.fps}, expected rows per second between 0 and 1000")
         if self.fps is not None and not self.actions:
             raise ConfigError(
-                "--fps joins rows, and how to join actions depends on what they mean: type --actions absolute, delta "
-                "or rate, and NAME=RULE for dimensions that differ (such as gripper=absolute)"
+                "--fps combines the actions of several rows, and the rule depends on their meaning: type --actions "
+                "absolute, delta or rate, and NAME=RULE for dimensions that differ (e.g. gripper=absolute)"
             )
         if not np.isfinite(self.reward):
             raise ConfigError(f"reward is {self.reward}, expected a finite number")
 
     def sizes(self, cameras: int) -> list[tuple[int, int]]:
-        """Height and width of the frames of each of so many cameras.
+        """Height and width of the frames of each camera, for this number of cameras.
 
         Raises:
-            ConfigError: another number of sizes, or one that is none.
+            ConfigError: the number of sizes differs from the number of cameras, or a size is invalid.
         """
         given = _sizes(self.image_size)
         if len(given) not in (1, cameras):
             raise ConfigError(
-                f"--image-size names {len(given)} sizes for {cameras} cameras; give one for all, or one for each camera"
+                f"--image-size has {len(given)} sizes for {cameras} cameras; give one for all, or one for each camera"
             )
         return list(given) if len(given) == cameras else list(given) * cameras
 
     @property
     def without_actions(self) -> bool:
-        """Whether episodes are imported as video alone."""
+        """Whether episodes are imported as video without actions."""
         return self.action_keys == ("none",)
 
 
 def _sizes(given: Any) -> tuple[tuple[int, int], ...]:
-    """One size for all cameras, or one for each, from a number, `HxW`, a pair, or a sequence of these."""
+    """Parse one size for all cameras, or one per camera, from a number, `HxW`, a pair, or a sequence of these."""
     pair = (
         len(given) == 2 and all(type(side) is int for side in given)
         if isinstance(given, (tuple, list))

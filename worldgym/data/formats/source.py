@@ -1,7 +1,7 @@
-"""The metadata of a LeRobot folder, v2.0 to v3.0: which episodes there are, and where their rows and frames lie.
+"""Metadata of a LeRobot folder, v2.0 to v3.0: its episodes, and the files that hold their rows and frames.
 
-Everything in `meta/` was written by somebody else, so every field is checked when it is read: paths never leave the
-folder, and what can't be understood is an error that names the file.
+The files in `meta/` come from other software, so every field is validated when it is read. Paths outside the folder are
+rejected, and an invalid value raises an error that names the file.
 
 Example::
 
@@ -29,7 +29,7 @@ from worldgym.errors import DatasetError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 STATE_KEY, ACTION_KEY = "observation.state", "action"
-LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; file systems take no more
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; limits of file systems
 _MALFORMED = (
     OSError,
     ValueError,
@@ -44,14 +44,14 @@ _MALFORMED = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where an episode lies.
+    """Files and positions of an episode.
 
     Args:
-        index: its number.
-        length: rows.
-        tasks: what the listing says of its instruction, as recorded.
+        index: number of the episode.
+        length: number of rows.
+        tasks: its instructions or task numbers in the metadata, as recorded.
         data: the parquet file.
-        videos: by camera, the file and the seconds at which the episode begins and ends in it (None: not said).
+        videos: by camera, the video file, and start and end of the episode in it in seconds (end None if unknown).
     """
 
     index: int
@@ -66,13 +66,13 @@ class LeRobotSource:
 
     Args:
         path: the folder with `meta/info.json`.
-        cameras: features that hold pictures, the first one is the main camera; None where there is but one.
-        state_keys: features of proprioception, joined; None for `observation.state`, if there is one.
-        action_keys: features of actions, joined; None for `action`, an empty tuple for none at all.
+        cameras: image features, the main camera first; may be None if the folder has a single camera.
+        state_keys: features of proprioception, concatenated; None for `observation.state`, if it exists.
+        action_keys: features of actions, concatenated; None for `action`, an empty tuple to read no actions.
 
     Raises:
-        DatasetError: no such folder, another version, an unknown feature, several cameras and none chosen, a file
-            missing or damaged.
+        DatasetError: the folder is missing or has another version, a feature is unknown, there are several cameras and
+            none was chosen, or a file is missing or damaged.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class LeRobotSource:
             raise unreadable(source, error) from error
         if self.version not in VERSIONS:
             raise DatasetError(
-                f"{source} says codebase_version {self.version!r}, this reads {', '.join(VERSIONS)}; convert it with "
+                f"{source} has codebase_version {self.version!r}, expected {', '.join(VERSIONS)}; convert it with "
                 "LeRobot's own scripts first"
             )
         if "worldgym" in self.info:
             raise DatasetError(
-                f"{self.root} was written by worldgym already; open it with EpisodeDataset({str(self.root)!r})"
+                f"{self.root} is already a dataset of worldgym; open it with EpisodeDataset({str(self.root)!r})"
             )
         self.cameras_chosen = self._choose(cameras)
         self.state_keys = self._keys(
@@ -120,11 +120,11 @@ class LeRobotSource:
 
     @property
     def cameras(self) -> list[str]:
-        """Features that hold pictures."""
+        """Names of the image features."""
         return [name for name, what in self.features.items() if what.get("dtype") in ("image", "video")]
 
     def filmed(self, camera: str) -> bool:
-        """Whether a camera's frames are in videos, not in the rows."""
+        """Whether the frames of a camera are stored in videos, not in the rows."""
         return bool(self.features[camera]["dtype"] == "video")
 
     def _choose(self, cameras: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -133,10 +133,10 @@ class LeRobotSource:
             return (self.cameras[0],)
         unknown = [name for name in chosen if name not in self.cameras]
         if not self.cameras:
-            raise DatasetError(f"{self.root} has no feature of pictures, only {sorted(self.features)}")
+            raise DatasetError(f"{self.root} has no image features, only {sorted(self.features)}")
         if not chosen or unknown or len(set(chosen)) != len(chosen):
             raise DatasetError(
-                f"{self.root}: got --camera {' '.join(chosen) or '(none)'}, expected one or several of {self.cameras}, "
+                f"{self.root}: got --camera {' '.join(chosen) or '(none)'}, expected one or more of {self.cameras}, "
                 "each once; the first one is the main camera"
             )
         return chosen
@@ -150,27 +150,27 @@ class LeRobotSource:
                 if name not in self.cameras and "string" not in str(what.get("dtype"))
             ]  # fmt: skip
             raise DatasetError(
-                f"{self.root / INFO_PATH} lists no feature {', '.join(map(repr, missing))} of numbers, only {numeric}; "
-                f"choose with {option}, several are joined"
-                + ("; --action-key none imports the video alone" if option == "--action-key" else "")
+                f"{self.root / INFO_PATH} lists no numeric feature {', '.join(map(repr, missing))}, only {numeric}; "
+                f"choose with {option}; several features are concatenated"
+                + ("; --action-key none imports only the video" if option == "--action-key" else "")
             )
         return keys
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
     def inside(self, relative: str) -> Path:
-        """A path in the folder.
+        """Absolute path of `relative`, which must be inside the folder.
 
         Raises:
-            DatasetError: it leads out of the folder, by itself or through a link. Links into the `blobs` folder beside
-                a Hugging Face snapshot are followed: that is how its cache stores files.
+            DatasetError: the path is outside the folder, directly or through a link. Links into the `blobs` folder of a
+                Hugging Face cache are allowed, because its snapshots consist of such links.
         """
         if len(os.fsencode(relative)) > LONGEST_PATH or any(
             len(os.fsencode(part)) > LONGEST_NAME for part in Path(relative).parts
         ):
             raise DatasetError(
-                f"{self.root / INFO_PATH} names a file of {len(relative)} letters ({relative[:40]}...), longer than a "
-                "path can be; correct it"
+                f"{self.root / INFO_PATH} names a file path of {len(relative)} characters ({relative[:40]}...), longer "
+                "than a path can be; correct it"
             )
         path = self.root / relative
         root = self.root.resolve()
@@ -215,18 +215,18 @@ class LeRobotSource:
 
     @cached_property
     def places(self) -> list[Place]:
-        """All listed episodes, in the order of their numbers.
+        """All listed episodes, sorted by number.
 
         Raises:
-            DatasetError: a listing is missing or damaged, or lists a number twice.
+            DatasetError: a file of episode metadata is missing or damaged, or an episode number occurs twice.
         """
         places = sorted(
             self._places_v3() if self.version == "v3.0" else self._places_v2(), key=lambda place: place.index
         )
         numbers = [place.index for place in places]
         if len(set(numbers)) != len(numbers):
-            twice = sorted({n for n in numbers if numbers.count(n) > 1})
-            raise DatasetError(f"{self.root} lists episode {twice[0]} more than once; correct meta/episodes")
+            repeated = sorted({n for n in numbers if numbers.count(n) > 1})
+            raise DatasetError(f"{self.root} lists episode {repeated[0]} more than once; correct meta/episodes")
         return places
 
     def __len__(self) -> int:
@@ -295,7 +295,7 @@ class LeRobotSource:
                         videos[camera] = (place, float(start), None if end is None else float(end))
                         if not math.isfinite(float(start)) or not (end is None or float(end) > float(start)):
                             raise ValueError(
-                                f"episode {row['episode_index']} lies from second {start} to {end} of {place.name}"
+                                f"episode {row['episode_index']} is listed from {start} s to {end} s of {place.name}"
                             )
                     places.append(self._place(row, data, videos))
             except DatasetError:
@@ -306,7 +306,7 @@ class LeRobotSource:
 
     @cached_property
     def sentences(self) -> dict[int, str]:
-        """Instruction by `task_index`; empty where the folder has no list of tasks."""
+        """Instruction by `task_index`; empty if the folder has no list of tasks."""
         path = self.root / (TASKS_PATH if self.version == "v3.0" else "meta/tasks.jsonl")
         if not path.is_file():
             return {}
@@ -324,7 +324,7 @@ class LeRobotSource:
             found = {}
             for number, text in pairs:
                 if isinstance(number, bool) or not isinstance(number, int) or not is_text(text):
-                    raise TypeError(f"task {number!r}: {str(text)[:60]!r} is no numbered sentence")
+                    raise TypeError(f"task {number!r}: {str(text)[:60]!r}; expected a number and a sentence")
                 found[number] = text.strip()
             return found
         except DatasetError:
@@ -333,10 +333,10 @@ class LeRobotSource:
             raise unreadable(path, error) from error
 
     def listed_instructions(self, place: Place) -> tuple[str, ...]:
-        """What the episode's listing names, numbers looked up.
+        """Instructions of an episode according to its metadata; task numbers are replaced by their sentences.
 
         Raises:
-            DatasetError: neither sentences nor numbers of some.
+            DatasetError: an entry is neither a sentence nor a known task number.
         """
         try:
             return instruction_list(place.tasks, self.sentences)
@@ -347,16 +347,16 @@ class LeRobotSource:
 
 
 def _with_ends(places: list[Place]) -> list[Place]:
-    """Where no end is said, an episode ends in its video where the next one in that file begins."""
+    """Fill in missing end times: an episode ends where the next episode in the same video file starts."""
     starts: dict[Path, list[float]] = {}
     for place in places:
         for path, start, _ in place.videos.values():
             starts.setdefault(path, []).append(start)
-    after = {path: dict(itertools.pairwise(sorted(set(begins)))) for path, begins in starts.items()}
+    next_start = {path: dict(itertools.pairwise(sorted(set(times)))) for path, times in starts.items()}
     out = []
     for place in places:
         videos = {
-            camera: (path, start, after[path].get(start) if end is None else end)
+            camera: (path, start, next_start[path].get(start) if end is None else end)
             for camera, (path, start, end) in place.videos.items()
         }
         out.append(dataclasses.replace(place, videos=videos))
@@ -364,7 +364,7 @@ def _with_ends(places: list[Place]) -> list[Place]:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a folder is a LeRobot dataset that this project did not write."""
+    """Whether a folder is a LeRobot dataset that worldgym did not write."""
     try:
         info = json.loads((path / INFO_PATH).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

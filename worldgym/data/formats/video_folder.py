@@ -1,8 +1,8 @@
-"""Folders of plain videos, such as clips from the internet: frames and, at most, a sentence each.
+"""Reads folders of plain videos, e.g. internet video: frames, and optionally one instruction per video.
 
-`NAME.mp4` (also .webm, .mov, .mkv, .avi) is an episode without actions, state or success. Its sentence is the text of
-`NAME.txt` beside it, or the entry `NAME` of `captions.json`; without either no instruction is recorded. Long videos
-become several episodes of at most `CLIP_STEPS` steps.
+`NAME.mp4` (also .webm, .mov, .mkv, .avi) becomes an episode without actions, state or success. Its instruction is the
+text of `NAME.txt` in the same folder, or the entry `NAME` of `captions.json`; without either no instruction is
+recorded. Long videos are divided into episodes of at most `CLIP_STEPS` steps.
 
 Example::
 
@@ -32,36 +32,37 @@ CLIP_STEPS = 200
 
 
 def video_files(folder: Path) -> list[Path]:
-    """The videos of a folder, by name."""
+    """The video files of a folder, sorted by name."""
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and path.is_file())
 
 
 def is_video_folder(folder: Path) -> bool:
-    """Whether a folder holds videos and nothing that says what was done in them."""
+    """Whether a folder holds videos and no files of actions."""
     return folder.is_dir() and bool(video_files(folder)) and not any(folder.glob("*.npz"))
 
 
 def video_specs(settings: ImportSettings) -> Specs:
-    """One moving camera, no state, no actions."""
+    """Specs of one moving camera, without state and actions."""
     (size,) = settings.sizes(1)
     return Specs(ObservationSpec((Camera("front", *size, static=False),)))
 
 
 def video_episodes(folder: str | Path, settings: ImportSettings) -> Iterator[Episode]:
-    """Every clip of the videos, resampled to `settings.fps` frames a second.
+    """Read the videos as episodes, resampled to `settings.fps` frames per second.
 
     Args:
-        folder: see above.
-        settings: `image_size`, `fps` (needed), `resize`, `limit` (videos) and `skip_bad` apply.
+        folder: folder of videos, see the module docstring.
+        settings: only `image_size`, `fps` (required), `resize`, `limit` (number of videos) and `skip_bad` are used.
 
     Raises:
-        ConfigError: no frame rate.
-        DatasetError: no video, or one that can't be decoded or is shorter than two frames.
+        ConfigError: `settings.fps` is None.
+        DatasetError: there is no video, or a video cannot be decoded or is shorter than two frames.
     """
     root = Path(folder).expanduser()
     if settings.fps is None:
         raise ConfigError(
-            "plain videos have frame rates of their own, and a dataset has one; type --fps 5 --actions absolute"
+            "plain videos may have different frame rates, but a dataset has a single one; type --fps 5 --actions "
+            "absolute"
         )
     files = video_files(root)[: settings.limit]
     if not files:
@@ -72,7 +73,7 @@ def video_episodes(folder: str | Path, settings: ImportSettings) -> Iterator[Epi
             yield from _clips(file, captions, settings)
         except DatasetError as error:
             if not settings.skip_bad:
-                raise DatasetError(f"{error}. To leave out such videos, type --skip-bad") from error
+                raise DatasetError(f"{error}. To skip bad videos, type --skip-bad") from error
 
 
 def _captions(root: Path) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def _captions(root: Path) -> dict[str, Any]:
         return {}
     found = read_json(file, "Expected an object NAME -> sentence")
     if not isinstance(found, dict) or not all(is_text(text) for text in found.values()):
-        raise DatasetError(f"{file}: expected an object that gives each video's name a sentence")
+        raise DatasetError(f"{file}: expected an object that maps the name of each video to a sentence")
     return found
 
 
@@ -89,10 +90,10 @@ def _clips(file: Path, captions: dict[str, Any], settings: ImportSettings) -> It
     assert settings.fps is not None
     video = decode_video(file, settings.sizes(1)[0], settings.resize)
     span = float(video.times[-1] - video.times[0])
-    asked = video.times[0] + np.arange(int(span * settings.fps + 1e-6) + 1) / settings.fps
-    if len(asked) < 2:
-        raise DatasetError(f"{file} is shorter than two frames at {settings.fps:g} a second")
-    frames, _ = match(video, asked, settings.fps, "timestamp", str(file))
+    times = video.times[0] + np.arange(int(span * settings.fps + 1e-6) + 1) / settings.fps
+    if len(times) < 2:
+        raise DatasetError(f"{file} is shorter than two frames at {settings.fps:g} frames per second")
+    frames, _ = match(video, times, settings.fps, "timestamp", str(file))
     note = file.with_suffix(".txt")
     text = note.read_text(encoding="utf-8").strip() if note.is_file() else captions.get(file.stem, "")
     for part, first in enumerate(range(0, len(frames) - 1, CLIP_STEPS)):
