@@ -22,7 +22,8 @@ from worldgym.errors import ConfigError
 from worldgym.evaluation import EvaluationPool
 from worldgym.suite import SINGLE, Suite, load_suite
 
-__all__ = ["chosen_suite", "domain_settings", "evaluation_pool", "known_tasks", "real_env", "suite_of_bundle"]
+__all__ = ["chosen_suite", "domain_settings", "evaluation_pool", "known_split", "known_tasks", "real_env",
+    "suite_of_bundle"]
 
 
 def chosen_suite(name: str | None = None, bundle: str | Path | None = None) -> Suite:
@@ -85,3 +86,16 @@ def known_tasks(suite: Suite, tasks: Sequence[str]) -> tuple[str, ...]:
                 f"unknown task {task!r}; the tasks are {', '.join(suite.tasks)} (suite {suite.name})"
             )
     return tuple(tasks)
+
+
+def known_split(suite: Suite, split: str) -> str:
+    """Return `split` after checking that the suite has it.
+
+    Raises:
+        ConfigError: the split is unknown.
+    """
+    if split not in suite.splits:
+        raise ConfigError(
+            f"unknown split {split!r}; the splits are {', '.join(suite.splits)} (suite {suite.name})"
+        )
+    return split

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.files import read_json
-from worldgym.utils.folders import settle, verify_file
+from worldgym.utils.folders import MANIFEST, save_folder, settle, verify_file, verify_listed
 
 T = TypeVar("T")
 HOME_PACKAGES = ("worldgym", "rewards", "agents", "envs", "experiments")
@@ -176,14 +176,24 @@ class Registry:
             **kwargs: keyword arguments that are always passed to `from_pretrained`.
 
         Raises:
-            CheckpointError: the folder holds no component of this kind, or it is damaged.
+            CheckpointError: the folder holds no component of this kind, it is damaged, or its weights are not finite.
             ConfigError: its type is not registered; the message lists the known types.
         """
-        read = self.get(self.type_of(folder)).from_pretrained
-        return read(str(Path(folder).expanduser()), **accepted(read, offered or {}), **kwargs)
+        name, path = self.type_of(folder), Path(folder).expanduser()
+        read, own = self.get(name).from_pretrained, name in self._lazy
+        if not own and (path / MANIFEST).is_file():  # this project's own components verify what they read
+            verify_listed(path, "restore it from a copy, or train it again")
+        part = read(str(path), **accepted(read, offered or {}), **kwargs)
+        if not own and hasattr(part, "state_dict"):
+            from worldgym.utils.tensors import require_finite
+
+            require_finite(part.state_dict(), path)
+        return part
 
     def save(self, part: Any, folder: str | Path) -> None:
         """Save a component with its own `save_pretrained`, and check that `load` will find its type.
+
+        The folder is replaced as a whole and gets a manifest of sizes and hashes.
 
         Raises:
             ConfigError: the component has no `save_pretrained`, or does not write its type.
@@ -193,7 +203,15 @@ class Registry:
             raise ConfigError(
                 f"a {kind} cannot be saved; give it save_pretrained(folder) and from_pretrained(folder)"
             )
-        part.save_pretrained(str(folder))
+        if name in self._lazy:  # this project's own components write a manifest themselves
+            part.save_pretrained(str(folder))
+            self._require_type(folder, name, kind)
+            return
+        with save_folder(folder) as stage:
+            part.save_pretrained(str(stage))
+            self._require_type(stage, name, kind)
+
+    def _require_type(self, folder: str | Path, name: str | None, kind: str) -> None:
         try:
             written: str | None = self.type_of(folder)
         except CheckpointError:

@@ -33,7 +33,7 @@ from agents.rollouts.imagined import StartBank, Starts, collect
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import CheckpointError
 from worldgym.protocols import RewardModel, Temperature, WorldModel
-from worldgym.specs import specs_of
+from worldgym.specs import check_fit, specs_of
 
 ROUNDS_A_SEED = 10_000
 STAGES = ("imagine", "judge", "policy")
@@ -132,7 +132,8 @@ class ImaginedRLTrainer:
 
     Raises:
         CheckpointError: starts, demonstrations, policy and world model are incompatible.
-        ConfigError: the policy has no such component to learn, or the improver cannot be used here.
+        ConfigError: policy or judge do not fit the world model's specs, the policy has no such component to learn, or
+            the improver cannot be used here.
     """
 
     def __init__(
@@ -154,6 +155,8 @@ class ImaginedRLTrainer:
             draw or self.draw_starts,
         )
         self.policy, self.average = make_policy(), make_policy()
+        check_fit(world_model, self.policy, "the world model", "the policy")
+        check_fit(world_model, judge, "the world model", "the judge")
         check_frames(world_model, starts.starts, demos)
         check_chunks(world_model, self.policy, demos)
         for learn, used in ((config.update.learn, config.grpo), (config.imitation.learn, config.imitation.steps)):

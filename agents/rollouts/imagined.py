@@ -39,6 +39,7 @@ from worldgym.protocols import (
     WorldModel,
     threshold_of,
 )
+from worldgym.specs import check_fit
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -243,6 +244,7 @@ def collect(
         raise ConfigError(
             f"group_size, horizon, confirm must be at least 1; got {group_size}, {horizon}, {confirm}"
         )
+    check_fit(world_model, policy, "the world model", "the policy")
     k = policy.chunk
     chunks = -(-horizon // k)
     limit = threshold_of(judge) if threshold is None else threshold

@@ -30,7 +30,7 @@ from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import finite, versions
 from experiments.reports.audit import worst_false_positives, write_audit_report
-from experiments.suites import chosen_suite, real_env
+from experiments.suites import chosen_suite, known_split, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
 from worldgym.evaluation.judge_audit import JudgeAudit, balanced_accuracy, verdicts, watch
@@ -107,13 +107,14 @@ def run(config: AuditConfig) -> int:
 
     here = placing(config)
     bundle = Bundle.find(config.bundle, here)
-    tasks = covered_tasks(config.bundle)
+    suite = chosen_suite(config.suite, config.bundle)
+    tasks, split = covered_tasks(config.bundle), known_split(suite, config.split)
     world_model = here(load_world_model(config.world_model)) if config.world_model else bundle.world_model()
     tokenizer = getattr(world_model, "tokenizer", None)
     keys = config.judge_keys
     judges = {name: bundle.named_judge(name, tokenizer, config.cache, keys) for name in config.judges}
-    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
-    env = real_env(chosen_suite(config.suite, config.bundle), horizon=config.horizon, terminate_on_success=False)
+    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, split)
+    env = real_env(suite, horizon=config.horizon, terminate_on_success=False)
     seen: dict[str, JudgeAudit] = {}
     with Progress(len(config.policies) * len(starts), "audit") as bar:
         for text in config.policies:

@@ -28,7 +28,7 @@ from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
 from experiments.pipelines.settings import CHECK_SEED0
 from experiments.pipelines.simple_policies import NAMES, simple_policy
-from experiments.suites import chosen_suite, real_env
+from experiments.suites import chosen_suite, known_split, known_tasks, real_env
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import ClosedLoopResult, Start, make_starts, run_closed_loop
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
@@ -111,14 +111,16 @@ class BenchClosedLoopConfig:
 
 def run(config: BenchClosedLoopConfig) -> int:
     """Print the confusion matrix of every policy and write the JSON file; return 0 if all pass the gate, else 1."""
-    tasks = config.tasks or covered_tasks(config.bundle)
+    suite = chosen_suite(config.suite, config.bundle)
+    tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
+    split = known_split(suite, config.split)
     here = placing(config)
     choices = [choose(text, config) for text in config.policies]
     world_model = here(load_world_model_of(config.bundle, config.world_model))
     bundle, tokenizer = Bundle.find(config.bundle, here), getattr(world_model, "tokenizer", None)
     judge = bundle.named_judge(config.judge, tokenizer, config.cache, config.judge_keys)
-    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, config.split)
-    env = real_env(chosen_suite(config.suite, config.bundle), horizon=config.horizon)
+    starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, split)
+    env = real_env(suite, horizon=config.horizon)
     rows: dict[str, Any] = {}
     passed = True
     for choice in choices:

@@ -19,7 +19,7 @@ from experiments.bundle import Bundle
 from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
-from experiments.suites import chosen_suite, domain_settings, evaluation_pool, known_tasks
+from experiments.suites import chosen_suite, domain_settings, evaluation_pool, known_split, known_tasks
 from worldgym import pretrained
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, make_starts, paired_bootstrap
@@ -96,7 +96,7 @@ def run(config: EvalConfig) -> int:
     tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
     choices = [PolicyChoice.parse(text, config.bundle, config.temperature, device) for text in config.policy]
     per_task = max(1, round(config.episodes / len(tasks)))
-    starts = make_starts(tasks, per_task, config.start_seed, config.split)
+    starts = make_starts(tasks, per_task, config.start_seed, known_split(suite, config.split))
     where = domain_settings(suite, config.domain, config.gap)
     results: dict[str, EvalResult] = {}
     pools: dict[int, EvaluationPool] = {}  # by chunk length: one environment step executes one chunk of the policy

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.compute import DType
-from experiments.suites import domain_settings, known_tasks
+from experiments.suites import domain_settings, known_split, known_tasks
 from worldgym.errors import ConfigError
 from worldgym.suite import POLICY, Suite, load_suite
 from worldgym.utils.sizes import short
@@ -111,8 +111,7 @@ class CollectConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.workers < 0:
             raise ConfigError(f"workers is {self.workers}, expected 0 (this process) or more")
-        if self.split not in suite.splits:
-            raise ConfigError(f"unknown split {self.split!r}; the splits are {', '.join(suite.splits)}")
+        known_split(suite, self.split)
         if self.seed < 0 or self.seed + self.episodes > SEED_LIMIT:
             raise ConfigError(
                 f"seeds {self.seed}..{self.seed + self.episodes - 1} lie outside 0..{SEED_LIMIT - 1}, the range for "

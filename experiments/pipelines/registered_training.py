@@ -17,7 +17,7 @@ from typing import Any
 from experiments.compute import placing
 from experiments.pipelines.training_run import claim, finish, finished, identity, option
 from worldgym.errors import ConfigError
-from worldgym.registry import Registry
+from worldgym.registry import JUDGES, Registry
 
 logger = logging.getLogger(__name__)
 COMMON = (
@@ -66,6 +66,11 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
+    if registry is JUDGES and not arrays.has_success.any():
+        logger.warning(
+            "no frame of %s has a success label; a judge that learns from labels learns nothing. If the recording has "
+            "them, import it again with --success COLUMN, or --success all for demonstrations", config.data,
+        )  # fmt: skip
     torch.manual_seed(config.seed)
     part = here(fresh_part(kind, config.type, dataset.specs, config.preset, arrays))
     minutes = None if config.steps else getattr(config, "minutes", None)

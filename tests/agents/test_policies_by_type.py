@@ -63,7 +63,7 @@ def test_folders_of_earlier_versions_are_recognised(name, tmp_path):
 
 def test_a_class_refuses_the_folder_of_another_type(tmp_path):
     of_type("conditioned").save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="type 'conditioned', and VLAPolicy reads 'vla'"):
+    with pytest.raises(CheckpointError, match="type 'conditioned', but VLAPolicy loads type 'vla'"):
         VLAPolicy.from_pretrained(tmp_path)
 
 

@@ -64,7 +64,7 @@ def test_a_registered_policy_travels_as_files(parts):
     policy = load_policy(parts["policy"])
     policy.mean.data.fill_(0.25)
     sent = pack_policy(policy)
-    assert set(sent.files) == {"config.json", "w.safetensors"}
+    assert set(sent.files) == {"config.json", "manifest.json", "w.safetensors"}
     assert torch.equal(sent.load().mean, policy.mean)
 
 

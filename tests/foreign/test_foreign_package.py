@@ -9,34 +9,17 @@ from __future__ import annotations
 
 import ast
 import json
-from importlib import invalidate_caches
 from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_commands import run
 
 from experiments.cli import main
-from worldgym import registry
 from worldgym.data import EpisodeDataset
 
 HERE = Path(__file__).parent
 THREE = ["--steps", "3", "--batch-size", "4"]
-
-
-@pytest.fixture(scope="module")
-def installed() -> None:
-    """The distribution on the path of this process and of its children, as `pip install` would leave it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        patch.setenv("PYTHONPATH", str(HERE), prepend=":")
-        invalidate_caches()
-        registry._entry_points.cache_clear()
-        yield
-    registry._entry_points.cache_clear()
-
-
-def run(*words: object) -> None:
-    assert main([str(word) for word in words]) == 0, words
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +46,7 @@ def test_the_package_uses_public_names_only() -> None:
 def test_every_part_is_listed_with_its_origin(installed: None, capsys: pytest.CaptureFixture[str]) -> None:
     run("list")
     shown = capsys.readouterr().out
-    for name in ("foreign_arm", "foreign_states", "foreign_flow", "foreign_video", "foreign_log"):
+    for name in ("foreign_arm", "foreign_states", "foreign_flow", "foreign_video", "foreign_log", "foreign_weighted"):
         assert name in shown
 
 
@@ -110,11 +93,14 @@ def test_6_bundle(parts: dict[str, Path]) -> None:
     assert json.loads((parts["bundle"] / "card.json").read_text())["suite"] == "foreign_arm"
 
 
+RL = (
+    "rl", "--learn", "all", "--iterations", 2, "--starts", 2, "--group", 2, "--rollout-horizon", 10,
+    "--imitation-steps", 2, "--bc-batch", 8, "--threads", 1,
+)  # fmt: skip
+
+
 def rl(parts: dict[str, Path], out: Path, *more: object) -> list[dict[str, float]]:
-    run(
-        "rl", "--bundle", parts["bundle"], "--out", out, "--learn", "all", "--iterations", 2, "--starts", 2, "--group",
-        2, "--rollout-horizon", 10, "--imitation-steps", 2, "--bc-batch", 8, "--threads", 1, *more,
-    )  # fmt: skip
+    run(*RL, "--bundle", parts["bundle"], "--out", out, *more)
     rows: list[dict[str, float]] = json.loads((out / "history.json").read_text())
     return rows
 
@@ -125,6 +111,27 @@ def test_7_rl(parts: dict[str, Path], tmp_path: Path) -> None:
         len(rows) == 2
         and json.loads((tmp_path / "rl/policy/config.json").read_text())["type"] == "foreign_flow"
     )
+
+
+def test_7_rl_with_an_improver_of_its_own_resumes_as_if_never_stopped(parts: dict[str, Path], tmp_path: Path) -> None:
+    from foreign_arm.improver import RewardWeighted
+
+    own = ("--improver", "foreign_weighted")
+    whole = rl(parts, tmp_path / "whole", *own)
+    update, calls = RewardWeighted.update, []
+
+    def stopped(self: RewardWeighted, policy: object, rollouts: object) -> dict[str, float]:
+        calls.append(self.iteration)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return update(self, policy, rollouts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RewardWeighted, "update", stopped)
+        assert main([str(word) for word in (*RL, "--bundle", parts["bundle"], "--out", tmp_path / "two", *own)]) == 130
+    again = rl(parts, tmp_path / "two", *own)
+    assert [row["loss"] for row in again] == [row["loss"] for row in whole]
+    assert calls == [0, 1] and "goal_entropy" not in whole[0]
 
 
 def test_8_rl_on_two_ray_workers(parts: dict[str, Path], tmp_path: Path) -> None:

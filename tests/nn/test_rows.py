@@ -74,3 +74,16 @@ def test_copies_share_no_memory():
 def test_batches_of_different_kinds_are_refused():
     with pytest.raises(ConfigError, match="do not fit together"):
         Outer.cat([batch(2), batch(2).replace(name="other")])
+
+
+def test_scatter_keeps_the_memory_format_by_which_convolutions_round():
+    """Torch's `index_copy` returns a contiguous tensor, and the rows that were not replaced would round otherwise."""
+
+    @dataclass(frozen=True)
+    class Latents(RowBatch):
+        latent: Tensor
+
+    frames = Latents(torch.rand(4, 8, 6, 6).to(memory_format=torch.channels_last))
+    out = frames.scatter(torch.tensor([1]), Latents(torch.rand(1, 8, 6, 6)))
+    assert out.latent.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(out.latent[2:], frames.latent[2:])

@@ -40,6 +40,7 @@ import numpy as np
 from worldgym.errors import CheckpointError
 from worldgym.evaluation.outcomes import EvalResult, Start, make_starts, shuffle_instructions
 from worldgym.registry import POLICIES
+from worldgym.specs import check_fit
 from worldgym.utils.devices import choose_device, place
 
 __all__ = [
@@ -164,6 +165,7 @@ def run_block(
     """
     import torch
 
+    check_fit(getattr(envs[0], "unwrapped", envs[0]), policy, "the environment", "the policy")
     words = np.random.SeedSequence([seed, *(start.seed for start in starts)]).generate_state(2)
     generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
     observations: list[Any] = []

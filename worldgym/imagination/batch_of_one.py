@@ -38,6 +38,11 @@ class BatchOfOne(gym.Env[dict[str, Any], Any]):
         self.metadata = {k: v for k, v in batch.metadata.items() if k != "autoreset_mode"}
         self.observation_space, self.action_space = batch.single_observation_space, batch.single_action_space
 
+    @property
+    def specs(self) -> Any:
+        """Cameras, state fields and actions of the batch; None if it has no specs."""
+        return getattr(self.batch, "specs", None)
+
     @property  # type: ignore[override]
     def spec(self) -> Any:
         """The spec that `gym.make` used, with the step limit in force."""

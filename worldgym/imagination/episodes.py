@@ -27,7 +27,7 @@ from worldgym.imagination.frame_buffer import FrameBuffer
 from worldgym.imagination.rules import Flags, Numbers, Outcome, Rules
 from worldgym.imagination.slots import Slots
 from worldgym.protocols import Decode, Imagined, Observation, reads_of, settled
-from worldgym.specs import specs_of
+from worldgym.specs import check_fit, specs_of
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,10 @@ class ImaginedEpisodes:
 
         Raises:
             ValueError: frames of a camera of the world model are missing; the message names it.
+            ConfigError: the judge does not fit the world model's cameras and state.
         """
         began = time.perf_counter()
+        check_fit(world_model, judge, "the world model", "the judge")
         device = getattr(world_model, "device", "cpu")
         images, states = torch.as_tensor(images, device=device), torch.as_tensor(states, device=device)
         none = torch.zeros(len(images), 0, world_model.action_dim, device=device)

@@ -27,6 +27,7 @@ from torch import Tensor
 from worldgym.imagination.episodes import ImaginedEpisodes, ImaginedStep, views_of
 from worldgym.imagination.rules import Flags, Rules
 from worldgym.protocols import Decode, Observation, PolicyOutput, threshold_of
+from worldgym.specs import check_fit
 
 Act = Callable[[Observation, NDArray[np.int64]], PolicyOutput]
 """Chooses chunks `(B,K,A)` for an observation of B rows; the second argument `(B,)` is the episode of each row."""
@@ -236,6 +237,7 @@ def run_policy(
         generator: torch generator of policy and world model.
         record: record every imagined frame, which requires decoding all of them.
     """
+    check_fit(world_model, policy, "the world model", "the policy")
     limit = threshold_of(judge) if threshold is None else threshold
     rules = Rules(horizon, None, 1, limit, uncertainty_bound=max_uncertainty, confirm=confirm)
     texts = list(observation["instruction"])

@@ -49,7 +49,7 @@ from worldgym.imagination.settings import horizon_of, state_bounds
 from worldgym.imagination.slots import Slots
 from worldgym.imagination.starts import StartSet
 from worldgym.protocols import RewardModel, WorldModel, threshold_of
-from worldgym.specs import specs_of
+from worldgym.specs import check_fit, specs_of
 from worldgym.utils.devices import choose_device, place
 
 
@@ -145,6 +145,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         if device is not None:
             where = choose_device(device)
             self.world_model, self.reward = place(self.world_model, where), place(self.reward, where)
+        check_fit(self.world_model, self.reward, "the world model", "the judge")
         warm_up = getattr(self.reward, "warm_up", None)
         if warm_up is not None:  # at construction, not in the middle of the first episode
             warm_up()

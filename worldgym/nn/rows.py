@@ -48,7 +48,7 @@ class RowBatch:
 
     def scatter(self: Self, rows: Tensor, other: Self) -> Self:
         """A new batch with rows `rows (B',)` replaced by all rows of `other`, in order."""
-        return _over(lambda dim, x, y: x.index_copy(dim, rows.to(x.device), y.to(x.dtype)), self, other)
+        return _over(lambda dim, x, y: x.clone().index_copy_(dim, rows.to(x.device), y.to(x.dtype)), self, other)
 
     def split(self: Self, pieces: int) -> list[Self]:
         """Split into at most `pieces` nearly equal batches of consecutive rows, as views."""

@@ -321,6 +321,23 @@ class Specs:
             check_actions_of(self.action, reader.action, giver, name)
 
 
+def check_fit(source: Any, part: Any, giver: str, reader: str) -> None:
+    """Check that `part` can read what `source` gives; components without specs pass.
+
+    Args:
+        source: world model or environment whose observations are read; has `specs`.
+        part: policy or judge; its `specs` may be None (saved by an earlier version) or missing.
+        giver: description of the source for the message.
+        reader: description of the part for the message. Actions are compared if the part has `act`.
+
+    Raises:
+        ConfigError: the specs are incompatible; the message shows both and what to type.
+    """
+    given, wanted = getattr(source, "specs", None), getattr(part, "specs", None)
+    if isinstance(given, Specs) and isinstance(wanted, Specs):
+        given.check(wanted if hasattr(part, "act") else Specs(wanted.observation), giver, reader)
+
+
 def specs_of(part: Any) -> Specs:
     """The specs of a world model, policy or judge: its `specs`, or else specs made from its sizes.
 
