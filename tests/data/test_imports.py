@@ -192,7 +192,7 @@ def test_unclear_folders_are_refused_with_the_way_out(tmp_path):
     info = json.loads(file.read_text())
     for change, message in (
         ({"codebase_version": "v1.6"}, "v1.6.*expected v2.0"),
-        ({"features": {k: v for k, v in info["features"].items() if k != "action"}}, "no feature 'action'"),
+        ({"features": {k: v for k, v in info["features"].items() if k != "action"}}, "no numeric feature 'action'"),
         ({"features": {**info["features"], "wrist": info["features"][CAMERA]}}, "got --camera .none.*wrist"),
     ):
         file.write_text(json.dumps({**info, **change}))

@@ -131,7 +131,7 @@ class Episode:
             )
         if np.abs(actions).max(initial=0.0) > 1.0 + 1e-5:
             raise ValueError(
-                f"actions: got absolute values up to {np.abs(actions).max():.4f}, expected [-1, 1]; "
+                f"actions: got values up to {np.abs(actions).max():.4f} in magnitude, expected [-1, 1]; "
                 "use ActionSpec.normalise, or clip before stepping and log the executed actions"
             )
         return len(actions)

@@ -1,1 +1,1 @@
-"""Small helpers that every part shares: optional imports, GL checks, shadowed packages, progress, atomic files."""
+"""Shared helpers: optional imports, OpenGL checks, shadowed packages, progress, atomic files."""

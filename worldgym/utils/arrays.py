@@ -1,7 +1,7 @@
-"""Plain arrays in one .npz file: checked before anything is allocated, typed, never pickled.
+"""Reads and writes .npz files of plain arrays, with type checks, without pickle.
 
-`numpy.load` allocates what a file's header claims. Here the claim is first compared with the size of the file, then
-every array with what the reader expects of it: kind, number of dimensions, sizes that arrays share, finite values.
+`numpy.load` allocates the size that the header of a file states. `read_arrays` first compares this size with the size
+of the file, and then checks every array: kind, number of dimensions, sizes shared between arrays, finite values.
 
 Example::
 
@@ -30,22 +30,22 @@ from worldgym.errors import CheckpointError
 from worldgym.utils.files import atomic_path
 
 LIMIT = 8 * 2**30
-"""Bytes that the arrays of one file may take."""
+"""Maximum total size of the arrays of one file, bytes."""
 RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
-"""Bytes that come out of one packed byte at most: a larger claim is false."""
+"""Maximum compression ratio by method; a file that states a larger one is damaged."""
 KINDS = {"uint8": "uint8", "int": "iu", "float": "fiu", "text": "U"}
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
 class Field:
-    """What an array must be.
+    """Requirements on an array.
 
     Args:
-        kind: `uint8`, `int`, `float` (integers count as such) or `text`.
-        shape: sizes; a name stands for a size of at least 1 that all arrays with this name share.
-        required: whether the file must have it.
-        finite: whether NaN and infinity are refused.
+        kind: `uint8`, `int`, `float` (accepts integers too) or `text`.
+        shape: sizes; a name stands for a size of at least 1, which is the same in all arrays that use the name.
+        required: whether the file must contain the array.
+        finite: whether NaN and infinity are rejected.
     """
 
     kind: str
@@ -55,11 +55,11 @@ class Field:
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Path:
-    """Write arrays as a compressed .npz file, whole or not at all; the suffix is added when it is absent.
+    """Write arrays as a compressed .npz file, atomically; a missing suffix is added.
 
     Raises:
-        OSError: for example a full disk; the old file is as it was.
-        TypeError: an array of Python objects.
+        OSError: writing failed, e.g. because the disk is full; the old file is unchanged.
+        TypeError: an array holds Python objects.
     """
     target = Path(path)
     if target.suffix != ".npz":
@@ -75,16 +75,16 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Pat
 def read_arrays(
     path: str | os.PathLike[str], fields: Mapping[str, Field], remedy: str, limit: int = LIMIT
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of `fields` that an .npz file has; others in it are not read.
+    """Read the arrays of an .npz file that are named in `fields`; other arrays are ignored.
 
     Args:
         path: the file.
-        fields: by name.
-        remedy: what the user should do about a missing or damaged file; ends the error's message.
-        limit: bytes that the arrays may take together.
+        fields: requirements by array name.
+        remedy: instruction for the user if the file is missing or damaged; the end of the error message.
+        limit: maximum total size of the arrays, bytes.
 
     Raises:
-        CheckpointError: missing, damaged, larger than `limit`, or an array is not what its field says.
+        CheckpointError: the file is missing, damaged or larger than `limit`, or an array does not match its field.
     """
     file = Path(path)
     if not file.is_file():
@@ -116,7 +116,7 @@ def read_arrays(
 
 
 def array_names(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the arrays in an .npz file; none where it cannot be read, which `read_arrays` then explains."""
+    """Names of the arrays in an .npz file; empty if the file cannot be read (`read_arrays` then raises the error)."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -140,7 +140,7 @@ def _check_claim(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Path) ->
     claimed = prod(shape) * kind.itemsize
     if min(shape, default=0) < 0 or begins + claimed != info.file_size:
         raise ValueError(
-            f"{info.filename} claims {claimed:,} bytes of {kind} {shape} and holds {info.file_size - begins:,}"
+            f"{info.filename} claims {claimed:,} bytes of {kind} {shape} but holds {info.file_size - begins:,}"
         )
     if info.compress_type not in RATIOS:
         raise ValueError(
@@ -149,7 +149,7 @@ def _check_claim(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Path) ->
     packed = min(info.compress_size, file.stat().st_size)
     if info.file_size > RATIOS[info.compress_type] * packed:
         raise ValueError(
-            f"{info.filename} claims {info.file_size:,} bytes, packed in {packed:,}: that is impossible"
+            f"{info.filename} claims {info.file_size:,} bytes, compressed to {packed:,}, which is impossible"
         )
 
 
@@ -159,17 +159,17 @@ def _check_shape(
     shape, kind, _ = _header(archive, info)
     fits = kind == np.uint8 if field.kind == "uint8" else kind.kind in KINDS[field.kind]
     if not fits or len(shape) != len(field.shape):
-        raise ValueError(f"{name} is {kind} {shape}, expected {field.kind} {_said(field)}")
+        raise ValueError(f"{name} is {kind} {shape}, expected {field.kind} {_shape_text(field)}")
     for size, wanted in zip(shape, field.shape, strict=True):
         expected = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
         if size != expected:
             where = f"{wanted} = {expected}" if isinstance(wanted, str) else f"{wanted}"
-            raise ValueError(f"{name} has the shape {shape}, expected {_said(field)} with {where}")
+            raise ValueError(f"{name} has the shape {shape}, expected {_shape_text(field)} with {where}")
         if size < 1:
             raise ValueError(f"{name} has the shape {shape}: it is empty")
 
 
-def _said(field: Field) -> str:
+def _shape_text(field: Field) -> str:
     return f"({', '.join(map(str, field.shape))}{',' if len(field.shape) == 1 else ''})"
 
 
@@ -177,9 +177,9 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, field: Fie
     with archive.open(info) as stream:
         array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
         if stream.read(1):  # the end of the member, where its checksum is compared
-            raise ValueError(f"{info.filename} goes on after its array")
+            raise ValueError(f"{info.filename} holds more data after its array")
     if field.kind == "text":
-        array.tolist()  # raises for code points that do not exist
+        array.tolist()  # raises an error for invalid code points
     if field.finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise ValueError(f"{name} holds {count} values that are NaN or infinite, of {array.size}")

@@ -1,12 +1,12 @@
-"""Where tensors are computed, in which precision, and how random numbers are drawn for it.
+"""Device, precision and random numbers of computations.
 
-Random numbers are drawn on the device of their generator, which is the CPU throughout this project, and then moved: a
-seed draws the same numbers whatever the device. What is computed from them agrees between devices to rounding, and is
-repeated bit for bit on one device with `deterministic()`.
+Random numbers are drawn on the device of their generator, which is always the CPU in worldgym, and then moved. A seed
+therefore gives the same numbers on every device. Results on different devices agree up to rounding; on one device they
+are bit-identical after `deterministic()`.
 
 Example::
 
-    device = choose_device("auto")                  # cuda where there is one, else cpu
+    device = choose_device("auto")                  # cuda if available, else cpu
     noise = randn((8, 4), torch.Generator().manual_seed(0), device)
 """
 
@@ -25,17 +25,17 @@ DType = Literal["auto", "float32", "bfloat16"]
 
 
 CPU = torch.device("cpu")
-"""Where logged data, rollouts and verdicts are kept, on every machine."""
+"""Device of recorded data, rollouts and verdicts, also on machines with a GPU."""
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """A device by name.
+    """Get a device by name.
 
     Args:
-        name: `auto` is `cuda` where torch has one and else `cpu`; `cpu`, `cuda`, `cuda:1`, ...
+        name: `auto` (`cuda` if torch finds a CUDA device, else `cpu`), `cpu`, `cuda`, `cuda:1`, ...
 
     Raises:
-        ConfigError: no such kind of device, or none on this machine.
+        ConfigError: the name is unknown, or this machine has no such device.
     """
     if isinstance(name, torch.device):
         return name
@@ -44,9 +44,9 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"--device {name!r}: expected auto, cpu, cuda, or cuda:0 and so on") from error
+        raise ConfigError(f"--device {name!r}: expected auto, cpu, cuda, or cuda:N such as cuda:0") from error
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name!r}: this project runs on cpu and cuda; type --device auto")
+        raise ConfigError(f"--device {name!r}: worldgym runs on cpu and cuda; type --device auto")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(
@@ -57,33 +57,33 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Precision of networks by name; `auto` is bfloat16 where the device computes it, else float32.
+    """Get the precision of networks by name; `auto` is bfloat16 if the device supports it, else float32.
 
     Raises:
-        ConfigError: another name, or bfloat16 on a CUDA device that lacks it.
+        ConfigError: the name is unknown, or the CUDA device does not support bfloat16.
     """
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    supported = device.type == "cpu" or torch.cuda.is_bf16_supported()
     if name == "auto":
-        return torch.bfloat16 if able else torch.float32
+        return torch.bfloat16 if supported else torch.float32
     if name not in ("float32", "bfloat16"):
         raise ConfigError(f"--dtype {name!r}: expected auto, float32 or bfloat16")
-    if name == "bfloat16" and not able:
+    if name == "bfloat16" and not supported:
         raise ConfigError(
-            f"--dtype bfloat16: {torch.cuda.get_device_name(device)} lacks it; type --dtype float32"
+            f"--dtype bfloat16: {torch.cuda.get_device_name(device)} does not support it; type --dtype float32"
         )
     return torch.float32 if name == "float32" else torch.bfloat16
 
 
 def place(part: Any, device: torch.device, dtype: str = "auto") -> Any:
-    """Move a world model, policy or judge to `device`; parts without weights, such as endpoints, stay as they are.
+    """Move a world model, policy or judge to `device`; components without weights, e.g. endpoints, are unchanged.
 
     Args:
-        part: anything; what has `to(device)` is moved.
-        device: where to.
-        dtype: of a world model's inference, unless `auto`.
+        part: any object; it is moved if it has a method `to(device)`.
+        device: target device.
+        dtype: precision of the inference of a world model; `auto` leaves it unchanged.
 
     Returns:
-        the part.
+        The moved component.
     """
     moved = part.to(device) if isinstance(part, torch.nn.Module) or hasattr(part, "to") else part
     if dtype != "auto" and hasattr(moved, "with_sampler"):
@@ -92,9 +92,10 @@ def place(part: Any, device: torch.device, dtype: str = "auto") -> Any:
 
 
 def deterministic() -> None:
-    """Make CUDA repeat results bit for bit, at some cost in speed; the CPU does so anyway for one number of threads.
+    """Make CUDA results bit-identical between runs, at some cost in speed.
 
-    Call it before the first CUDA operation: cuBLAS reads its setting then.
+    CPU results are always bit-identical for the same number of threads. Call this before the first CUDA operation,
+    because cuBLAS reads its setting then.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -102,7 +103,7 @@ def deterministic() -> None:
 
 
 def random_state() -> dict[str, Tensor]:
-    """State of torch's global generators, from which dropout draws: `torch` and, where CUDA is in use, `cuda:N`."""
+    """State of torch's global generators, which dropout uses: `torch` and, if CUDA is in use, `cuda:N`."""
     found = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -110,7 +111,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random(state: Mapping[str, Tensor]) -> None:
-    """Inverse of `random_state`; states of devices that are not here are left aside."""
+    """Restore the result of `random_state`; states of devices that this machine lacks are ignored."""
     torch.set_rng_state(state["torch"])
     for name, value in state.items():
         if name != "torch" and int(name.partition(":")[2]) < torch.cuda.device_count():
@@ -122,22 +123,22 @@ def _source(generator: torch.Generator | None, device: torch.device) -> torch.de
 
 
 def randn(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Normal numbers of `shape` on `device`, float32, drawn by `generator`; by the device's own when None."""
+    """Standard normal numbers on `device`, float32; without `generator`, from the device's global generator."""
     drawn = torch.randn(tuple(shape), generator=generator, device=_source(generator, device))
     return drawn.to(device)
 
 
 def rand(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1), likewise."""
+    """Uniform numbers in [0, 1) on `device`; without `generator`, from the device's global generator."""
     return torch.rand(tuple(shape), generator=generator, device=_source(generator, device)).to(device)
 
 
 def randint(high: int, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Integers in [0, high), likewise; without a generator they are drawn by torch's own for the CPU."""
+    """Uniform integers in [0, high) on `device`; without `generator`, from torch's global CPU generator."""
     return torch.randint(high, tuple(shape), generator=generator, device=_source(generator, CPU)).to(device)
 
 
 def multinomial(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """`torch.multinomial` without replacement where generator and weights may be on different devices."""
+    """`torch.multinomial` without replacement; the generator and the weights may be on different devices."""
     source = _source(generator, weights.device)
     return torch.multinomial(weights.to(source), count, generator=generator).to(weights.device)

@@ -1,17 +1,17 @@
-"""An off-screen OpenGL context through EGL, which any thread may bind for one drawing and gives back after it.
+"""Off-screen OpenGL contexts through EGL, which any thread can bind for rendering and then release.
 
-Why not `mujoco.egl.GLContext`: it depends on what was imported first (PyOpenGL keeps the platform of its first
-import), it leaves its context bound to the calling thread, and it shares its display, with whatever worker threads
-the driver has there, with every other renderer of the process. Here the caller's own context is restored after each
-drawing, and a software driver gets a display of its own.
+It replaces `mujoco.egl.GLContext`, which has three problems: it depends on the import order (PyOpenGL keeps the
+platform of its first import); it leaves its context bound to the calling thread; and it shares its display, with the
+worker threads of the driver, with all other renderers of the process. Here the previous context of the thread is
+restored after rendering, and a software driver gets a separate display.
 
 Example::
 
     from worldgym.utils.egl import EglContext
     context = EglContext()
-    context.bind()        # in any thread; no other thread may have it bound
-    ...                   # draw
-    context.restore()     # what was bound in this thread before is bound again
+    context.bind()        # in any thread, if no other thread has it bound
+    ...                   # render
+    context.restore()     # the previous context of this thread is bound again
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LIBRARY = "libEGL.so.1"
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri"
 INSTALL = f"On Debian or Ubuntu type: apt-get install -y {DEBIAN_PACKAGES}"
 MISSING = (
-    f"MuJoCo can't draw: {LIBRARY}, which off-screen rendering needs, is not on this machine. "
+    f"MuJoCo can't render: {LIBRARY}, which off-screen rendering needs, is not on this machine. "
     f"{INSTALL} (elsewhere: Mesa's EGL), then run again with MUJOCO_GL=egl."
 )
 
@@ -35,7 +35,7 @@ _NONE, _EXTENSIONS, _VERSION, _OPENGL_API = 0x3038, 0x3055, 0x3054, 0x30A2
 _PLATFORM_DEVICE, _PLATFORM_SURFACELESS = 0x313F, 0x31DD
 _DRAW, _READ = 0x3059, 0x305A
 _GL_RENDERER = 0x1F01
-# 8 bits a colour, 24 of depth, 8 of stencil, pbuffer, desktop OpenGL: the configuration that MuJoCo asks for
+# 8 bits per colour, 24 for depth, 8 for stencil, pbuffer, desktop OpenGL: the configuration that MuJoCo requests
 _CONFIG = (
     *(0x3024, 8, 0x3023, 8, 0x3022, 8, 0x3021, 8, 0x3025, 24, 0x3026, 8),
     *(0x303F, 0x308E, 0x3033, 0x0001, 0x3040, 0x0008, _NONE),
@@ -68,18 +68,18 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "eglGetCurrentDisplay": (_P, []),
     "eglGetCurrentSurface": (_P, [_I]),
 }
-_ours: set[int] = set()  # displays that this module initialised: nobody else's worker threads are behind them
+_own_displays: set[int] = set()  # displays initialised by this module, which no other renderer's worker threads use
 
 
 class EglContext:
-    """A context on the first EGL device that works, or on that of `MUJOCO_EGL_DEVICE_ID`.
+    """An OpenGL context on the first EGL device that works, or on the device of `MUJOCO_EGL_DEVICE_ID`.
 
     Attributes:
-        driver: the name that OpenGL gives its renderer, such as `llvmpipe (LLVM 15.0.6, 256 bits)`.
-        survives_fork: whether a forked child can make a context of its own on the same display.
+        driver: OpenGL name of the renderer, e.g. `llvmpipe (LLVM 15.0.6, 256 bits)`.
+        survives_fork: whether a forked child process can open a context on the same display.
 
     Raises:
-        RenderingError: no EGL, no driver, or no such device; the message names the cause and the remedy.
+        RenderingError: EGL, a driver or the device is missing; the message names the cause and the remedy.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class EglContext:
         failure = error_name(egl) if not self._context else ""
         egl.eglBindAPI(api)
         if failure:
-            raise RenderingError(f"EGL makes no OpenGL context ({failure}). {INSTALL}.")
+            raise RenderingError(f"EGL can't create an OpenGL context ({failure}). {INSTALL}.")
         try:
             self.bind()
             self.driver = _driver_name(egl)
@@ -112,7 +112,7 @@ class EglContext:
         self.survives_fork = software and fresh and _worker_threads() <= before
 
     def bind(self) -> None:
-        """Make the context current in this thread and remember what was current there."""
+        """Make the context current in this thread and save the context that was current."""
         egl = self._egl
         api = egl.eglQueryAPI()
         egl.eglBindAPI(_OPENGL_API)
@@ -132,29 +132,29 @@ class EglContext:
             egl.eglBindAPI(api)
             raise RenderingError(
                 f"the OpenGL context can't be bound to this thread ({failure}): another OpenGL library (GLX, GLFW) "
-                "has a context of its own bound here, or the display was closed. Make no other context current in "
-                "this thread, or draw in another thread."
+                "has bound its own context to it, or the display was closed. Make no other context current in this "
+                "thread, or render in another thread."
             )
         self._saved = saved
 
     def bound(self) -> bool:
-        """Whether OpenGL calls of this thread go to this context."""
+        """Whether the context is current in this thread."""
         return bool(self._egl.eglGetCurrentContext() == self._context)
 
     def restore(self) -> None:
-        """Bind again what `bind` found; then no thread has this context, and the next one may bind it."""
+        """Restore the context that `bind` saved, so that another thread can bind this one."""
         if self._saved is None:
             return
         egl, (api, context, display, draw, read) = self._egl, self._saved
         self._saved = None
-        # A context that has been destroyed meanwhile can't be bound; this one must leave the thread all the same.
+        # If the saved context was destroyed in the meantime, it can't be bound; this one must still be released.
         if not (context and egl.eglMakeCurrent(display, draw, read, context)):
             egl.eglMakeCurrent(self._display, None, None, None)
         if api != _OPENGL_API:
             egl.eglBindAPI(api)
 
     def close(self) -> None:
-        """Free the context; harmless when it is freed already."""
+        """Free the context; no effect if it is already freed."""
         self.restore()
         if self._context:
             self._egl.eglDestroyContext(self._display, self._context)
@@ -162,7 +162,7 @@ class EglContext:
 
 
 def found() -> bool:
-    """Whether EGL's library is on this machine."""
+    """Whether the EGL library is on this machine."""
     try:
         ctypes.CDLL(LIBRARY)
     except OSError:
@@ -171,13 +171,13 @@ def found() -> bool:
 
 
 def load() -> ctypes.CDLL:
-    """EGL's library with its functions typed; its symbols are global, where MuJoCo looks for them.
+    """Load the EGL library and set the types of its functions; its symbols are global, as MuJoCo requires.
 
     Raises:
-        RenderingError: it is not on this machine; the message names the Debian packages.
+        RenderingError: the library is not on this machine; the message names the Debian packages.
     """
     try:
-        ctypes.CDLL("libOpenGL.so.0", mode=ctypes.RTLD_GLOBAL)  # NVIDIA's driver needs it for threads
+        ctypes.CDLL("libOpenGL.so.0", mode=ctypes.RTLD_GLOBAL)  # NVIDIA's driver needs it for rendering in threads
     except OSError:
         pass
     try:
@@ -191,20 +191,21 @@ def load() -> ctypes.CDLL:
 
 
 def error_name(egl: ctypes.CDLL) -> str:
-    """The name of EGL's last error in this thread."""
+    """Name of the last EGL error in this thread."""
     code = egl.eglGetError()
     return _ERRORS.get(code, hex(code))
 
 
 def _open_display(egl: ctypes.CDLL) -> tuple[int, bool, bool]:
-    """An initialised display, whether a software driver is behind it, and whether nobody else initialised it."""
+    """Open a display; returns it, whether its driver is a software driver, and whether this module initialised it."""
     devices = _devices(egl)
     platform = _function(egl, "eglGetPlatformDisplayEXT", _P, ctypes.c_uint, _P, _P)
     described = _function(egl, "eglQueryDeviceStringEXT", ctypes.c_char_p, _P, _I)
     failures = []
     for device in devices:
         software = b"EGL_MESA_device_software" in (described(device, _EXTENSIONS) or b"")
-        # A surfaceless display for software: MuJoCo and Gymnasium share the device's, with its worker threads.
+        # A software driver gets a surfaceless display, since MuJoCo and Gymnasium share the display of the device,
+        # with its worker threads.
         places = [(_PLATFORM_SURFACELESS, None)] if software else []
         for name, native in [*places, (_PLATFORM_DEVICE, device)]:
             display = platform(name, native, None)
@@ -217,11 +218,11 @@ def _open_display(egl: ctypes.CDLL) -> tuple[int, bool, bool]:
                 failures.append(error_name(egl))
                 continue
             if not initialised:
-                _ours.add(display)
-            return display, software, display in _ours
+                _own_displays.add(display)
+            return display, software, display in _own_displays
     raise RenderingError(
-        f"EGL is here, but no driver of it works ({', '.join(failures) or 'no device'}). {INSTALL}, "
-        "or for a GPU its maker's EGL driver."
+        f"EGL is installed, but none of its drivers works ({', '.join(failures) or 'no device'}). {INSTALL}, "
+        "or for a GPU the EGL driver of its manufacturer."
     )
 
 
@@ -232,14 +233,14 @@ def _devices(egl: ctypes.CDLL) -> list[int]:
         raise RenderingError(f"EGL lists no devices ({error_name(egl)}). {INSTALL}.")
     devices = [int(found[i] or 0) for i in range(count.value)]
     if not devices:
-        raise RenderingError(f"EGL is here, but it has no driver: it lists no device. {INSTALL}.")
+        raise RenderingError(f"EGL is installed, but it has no driver: it lists no device. {INSTALL}.")
     chosen = os.environ.get("MUJOCO_EGL_DEVICE_ID")
     if chosen is None:
         return devices
     if not chosen.strip().isdecimal() or int(chosen) >= len(devices):
         raise RenderingError(
             f"MUJOCO_EGL_DEVICE_ID is {chosen!r}; expected a number from 0 to {len(devices) - 1}. "
-            "Type: unset MUJOCO_EGL_DEVICE_ID (the first device that works is taken then)"
+            "Type: unset MUJOCO_EGL_DEVICE_ID (then the first device that works is used)"
         )
     return [devices[int(chosen)]]
 
@@ -254,16 +255,16 @@ def _function(egl: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
 def _driver_name(egl: ctypes.CDLL) -> str:
     text = _function(egl, "glGetString", ctypes.c_char_p, ctypes.c_uint)(_GL_RENDERER)
     if not text:
-        raise RenderingError(f"OpenGL doesn't answer: the driver behind EGL is damaged. {INSTALL}.")
+        raise RenderingError(f"OpenGL does not return the name of its renderer: the EGL driver is damaged. {INSTALL}.")
     return str(text.decode(errors="replace"))
 
 
 def _worker_threads() -> int:
-    """How many threads of the software rasteriser this process has; they don't survive a fork."""
+    """Number of threads of the software rasteriser in this process; a forked child does not have them."""
     count = 0
     for name in Path("/proc/self/task").glob("*/comm"):
         try:
             count += name.read_text().startswith("llvmpipe")
-        except OSError:  # that thread has just ended
+        except OSError:  # the thread has just ended
             continue
     return count

@@ -1,13 +1,13 @@
-"""Saving one file so that the old one survives whatever goes wrong: a full disk, a kill, an error half way.
+"""Atomic writes of single files: if writing fails or the process is killed, the old file stays unchanged.
 
-A file is written under a temporary name on the same file system, flushed to the disk, and only then renamed over the
-old one, which is atomic on POSIX. `worldgym.utils.folders` does the same for folders of files that belong together.
+A file is written under a temporary name on the same file system, flushed to disk, and then renamed over the old file,
+which is atomic on POSIX. `worldgym.utils.folders` does the same for folders.
 
 Example::
 
     from worldgym.utils.files import atomic_write_text, read_sealed, write_sealed
     atomic_write_text("runs/a/config.yaml", "seed: 0")
-    write_sealed("runs/a/round.json", {"success": 0.7})   # a later change of a single character is noticed
+    write_sealed("runs/a/round.json", {"success": 0.7})   # with a hash, so that later changes are detected
     read_sealed("runs/a/round.json")                      # {"success": 0.7}
 """
 
@@ -29,15 +29,15 @@ SEAL = "sha256"
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path with the name of `path`; it becomes `path` when the block ends without an error.
+    """Yield a temporary path, which is renamed to `path` when the block ends without an error.
 
     Raises:
         ConfigError: `path` is a folder.
-        OSError: as writing does, for example when the disk is full; the old file is as it was.
+        OSError: writing failed, e.g. because the disk is full; the old file is unchanged.
     """
     target = Path(path)
     if target.is_dir():
-        raise ConfigError(f"{target} is a folder, and a file is to be saved there. Choose another name.")
+        raise ConfigError(f"{target} is a folder; expected the path of a file. Choose another name.")
     with staging(target.parent) as folder:
         temporary = folder / target.name
         yield temporary
@@ -47,11 +47,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write `data` to `path`, making parent folders; on any error the old file is as it was.
+    """Write `data` to `path` and create parent folders; on any error the old file stays unchanged.
 
     Raises:
         ConfigError: `path` is a folder.
-        OSError: as `open` and `write` do, for example when the disk is full.
+        OSError: writing failed, e.g. because the disk is full.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -64,7 +64,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
+    """SHA-256 of the content of a file, 64 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
@@ -77,13 +77,13 @@ def _content_hash(value: Any) -> str:
 
 
 def write_sealed(path: str | os.PathLike[str], value: Any, *, indent: int | None = None) -> Path:
-    """Write JSON with the hash of its content; `read_sealed` refuses it when a byte of the content has changed.
+    """Write JSON with a hash of its content; `read_sealed` raises an error if the content has changed.
 
-    A dictionary gets the entry `sha256`; anything else is wrapped as `{"value": ..., "sha256": ...}`.
+    A dictionary gets the entry `sha256`; any other value is stored as `{"value": ..., "sha256": ...}`.
 
     Raises:
-        OSError: as `atomic_write_bytes`.
-        TypeError: `value` can't be written as JSON.
+        OSError: see `atomic_write_bytes`.
+        TypeError: `value` cannot be written as JSON.
     """
     plain = json.loads(json.dumps(value))
     body = plain if isinstance(plain, dict) and SEAL not in plain else {"value": plain}
@@ -91,14 +91,14 @@ def write_sealed(path: str | os.PathLike[str], value: Any, *, indent: int | None
 
 
 def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
-    """JSON of a file.
+    """Read a JSON file.
 
     Args:
         path: the file.
-        remedy: what the user should do when it is damaged; ends the error's message.
+        remedy: instruction for the user if the file is damaged; the end of the error message.
 
     Raises:
-        CheckpointError: not readable, not UTF-8, or not JSON.
+        CheckpointError: the file is not readable, not UTF-8, or not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -107,15 +107,15 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
 
 
 def read_sealed(path: str | os.PathLike[str], remedy: str, *, required: bool = True) -> Any:
-    """Inverse of `write_sealed`.
+    """Read a file of `write_sealed` and check its hash.
 
     Args:
         path: the file.
-        remedy: what the user should do when it is damaged; ends the error's message.
-        required: False also reads files without a hash, as earlier versions wrote them.
+        remedy: instruction for the user if the file is damaged; the end of the error message.
+        required: require a hash; False also reads files of earlier versions without a hash.
 
     Raises:
-        CheckpointError: not readable, not JSON, or changed since it was written.
+        CheckpointError: the file is not readable, not JSON, or was changed since it was written.
     """
     data = read_json(path, remedy)
     if not isinstance(data, dict) or SEAL not in data:
@@ -125,6 +125,6 @@ def read_sealed(path: str | os.PathLike[str], remedy: str, *, required: bool = T
     body = {key: value for key, value in data.items() if key != SEAL}
     if data[SEAL] != _content_hash(body):
         raise CheckpointError(
-            f"{path} has changed since it was written: its content does not fit its {SEAL}. {remedy}"
+            f"{path} has changed since it was written: its content does not match its {SEAL}. {remedy}"
         )
     return body["value"] if set(body) == {"value"} else body

@@ -1,14 +1,16 @@
-"""Folders of files that belong together: replaced as a whole, and verified when they are loaded.
+"""Atomic saves of folders, whose files are replaced together and verified when they are loaded.
 
-A model is a config and weights; a checkpoint is weights, optimizer and counters. Files of two different saves in one
-folder are worse than none. So a save is written aside, with `manifest.json` (size and SHA-256 of every file), flushed
-to the disk, and committed by one rename:
+A model consists of config and weights, a checkpoint of weights, optimizer and counters. A folder must never mix files
+of two saves. A save is therefore written to a temporary folder, with `manifest.json` (size and SHA-256 of every file),
+flushed to disk, and committed by one rename:
 
-- a new folder is renamed to its name;
-- in a folder that exists, the staged folder is renamed to `.commit`, and its files are then moved over the old ones. A
-  process that dies during the moves leaves `.commit`; whoever opens the folder next finishes them.
+- a new folder is renamed to its final name;
+- if the target folder exists, the temporary folder is renamed to `.commit` inside it, and its files are then moved over
+  the old ones. If the process is killed during the moves, `.commit` remains, and the next process that opens the folder
+  completes them.
 
-So the folder holds the old save or the new one. Files in it that no manifest lists (TensorBoard events, videos) stay.
+So the folder holds either the old save or the new one. Files that no manifest lists (TensorBoard events, videos) are
+kept.
 
 Example::
 
@@ -35,23 +37,23 @@ from worldgym.utils.staging import fsync, locked, staging, sweep_once
 
 MANIFEST, COMMIT, FORMAT = "manifest.json", ".commit", 1
 RUN_FILES = ("checkpoint", "tensorboard", "run.json", "training.json")
-"""What a training run leaves beside its result."""
+"""Files and folders of a training run that do not belong to its result."""
 
 
 @contextlib.contextmanager
 def save_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder; what the block writes into it becomes the content of `folder` when it ends well.
+    """Yield an empty folder; its files become the content of `folder` when the block ends without an error.
 
-    Files of the previous save are replaced or removed; other files of `folder` stay.
+    Files of the previous save are replaced or removed; other files of `folder` are kept.
 
     Raises:
-        ConfigError: `folder` exists and is a file, or the block wrote nothing.
-        OSError: for example a full disk; the old save is as it was.
+        ConfigError: `folder` is a file, or the block wrote nothing.
+        OSError: writing failed, e.g. because the disk is full; the old save is unchanged.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ConfigError(
-            f"{target} is a file, and a folder of files is to be saved there. Choose another name."
+            f"{target} is a file; expected the path of a folder. Choose another name."
         )
     target = target.resolve()
     if target.is_dir():
@@ -60,7 +62,7 @@ def save_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield stage
         files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
         if not files:
-            raise ConfigError(f"nothing was written for {target}; the folder is as it was")
+            raise ConfigError(f"nothing was written for {target}; the folder is unchanged")
         _write_manifest(stage, files)
         for path in (*files, stage / MANIFEST, *sorted(p for p in stage.rglob("*") if p.is_dir()), stage):
             fsync(path)
@@ -80,11 +82,11 @@ def _commit(stage: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            settle(target)  # another process or thread is committing to the same folder: let it finish
+            settle(target)  # another process or thread is committing to the same folder; wait until it is done
 
 
 def seal_folder(folder: str | os.PathLike[str]) -> None:
-    """Write the manifest of a folder whose files are already in place, all of them, sub-folders included."""
+    """Write the manifest of all files that a folder already holds, including those in sub-folders."""
     root = Path(folder)
     _write_manifest(root, [path for path in sorted(root.rglob("*")) if path.is_file()])
 
@@ -100,31 +102,31 @@ def _write_manifest(root: Path, files: Sequence[Path]) -> None:
 
 
 def settle(folder: str | os.PathLike[str]) -> None:
-    """Finish a save that was committed and interrupted, and remove what dead processes left in the folder.
+    """Complete a save that was interrupted after its commit, and remove temporary files of ended processes.
 
     Raises:
-        CheckpointError: the save can't be finished, for example in a read-only folder.
+        CheckpointError: the save cannot be completed, e.g. because the folder is read-only.
     """
     target = Path(folder)
     if (target / COMMIT).is_dir():
         try:
-            with locked(target / COMMIT) as held:
-                if held:
+            with locked(target / COMMIT) as acquired:
+                if acquired:
                     _finish(target)
         except OSError as error:
             raise CheckpointError(
-                f"a save into {target} was interrupted and can't be finished here ({error}). Open the folder once "
-                "with write permission, or copy it to a writable disk"
+                f"a save into {target} was interrupted and can't be completed ({error}). Open the folder once with "
+                "write permission, or copy it to a writable disk"
             ) from error
     sweep_once(target)
 
 
 def _finish(target: Path) -> None:
-    """Move what is committed over the old files; may be interrupted and repeated at any point."""
+    """Move the committed files over the old ones; may be interrupted at any point and repeated."""
     commit = target / COMMIT
-    if (commit / MANIFEST).is_file():  # else everything is moved and only the empty folder is left
+    if (commit / MANIFEST).is_file():  # otherwise all files are moved and only the folder remains
         new = _listed(commit / MANIFEST)
-        with contextlib.suppress(CheckpointError):  # a damaged old manifest lists nothing to remove
+        with contextlib.suppress(CheckpointError):  # with a damaged old manifest, no old files are removed
             if (target / MANIFEST).is_file():
                 for name in set(_listed(target / MANIFEST)) - set(new):
                     with contextlib.suppress(OSError):
@@ -151,29 +153,29 @@ def _listed(manifest: Path) -> dict[str, dict[str, Any]]:
         for name, entry in files.items():
             parts = Path(name).parts
             if not parts or Path(name).is_absolute() or ".." in parts:
-                raise ValueError(f"the file name {name!r} leaves the folder")
+                raise ValueError(f"the file name {name!r} is outside the folder")
             if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
-                raise TypeError(f"the entry of {name!r} is no size and hash")
+                raise TypeError(f"the entry of {name!r} does not hold a size and a hash")
         return dict(files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{manifest} is damaged ({error!r}). {remedy}") from error
 
 
 def verify_folder(folder: str | os.PathLike[str], files: Sequence[str], remedy: str) -> Path:
-    """Check that `files` are in a folder and are what was saved there; call before reading them.
+    """Check that `files` exist in a folder and match its manifest; call this before reading them.
 
-    A folder without `manifest.json`, which somebody else or an earlier version wrote, is only checked for the files.
+    A folder without `manifest.json`, e.g. of other software or an earlier version, is only checked for missing files.
 
     Args:
-        folder: of `save_folder`.
-        files: names relative to it.
-        remedy: what the user should do about a missing or damaged file; ends the error's message.
+        folder: folder written by `save_folder`.
+        files: file names relative to the folder.
+        remedy: instruction for the user if a file is missing or damaged; the end of the error message.
 
     Returns:
-        the folder.
+        The folder.
 
     Raises:
-        CheckpointError: no such folder, a file is missing, or its size or hash is not the manifest's.
+        CheckpointError: there is no such folder, a file is missing, or its size or hash differs from the manifest.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -185,7 +187,7 @@ def verify_folder(folder: str | os.PathLike[str], files: Sequence[str], remedy: 
     if not (root / MANIFEST).is_file():
         return root
     problem = None
-    for _ in range(3):  # a living process may replace the files while they are read
+    for _ in range(3):  # another process may replace the files while they are read
         problem = _problem(root, files)
         if problem is None:
             return root
@@ -197,10 +199,10 @@ def verify_folder(folder: str | os.PathLike[str], files: Sequence[str], remedy: 
 
 
 def verify_listed(folder: str | os.PathLike[str], remedy: str) -> Path:
-    """`verify_folder` of every file that the folder's manifest lists.
+    """Call `verify_folder` for every file that the folder's manifest lists.
 
     Raises:
-        CheckpointError: no such folder, no manifest, or a file is missing or not what was saved.
+        CheckpointError: there is no such folder or no manifest, or a file is missing or was changed.
     """
     root = verify_folder(folder, (), remedy)
     if not (root / MANIFEST).is_file():
@@ -209,12 +211,12 @@ def verify_listed(folder: str | os.PathLike[str], remedy: str) -> Path:
 
 
 def files_of(folder: str | os.PathLike[str]) -> list[str]:
-    """Names, relative to a saved folder, of what belongs to it: what its manifest lists, or all files without one.
+    """Relative names of the files that belong to a saved folder: those in its manifest, or all files without one.
 
-    What a training run leaves beside its result (checkpoints, logs, its marker) and hidden files do not belong to it.
+    Other files of a training run (checkpoints, logs, run metadata) and hidden files are not included.
 
     Raises:
-        CheckpointError: no such folder, or a damaged manifest.
+        CheckpointError: there is no such folder, or its manifest is damaged.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -229,13 +231,15 @@ def files_of(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def verify_file(file: str | os.PathLike[str], remedy: str) -> Path:
-    """Check one file against the `manifest.json` beside it, when that is a manifest of `save_folder` and lists it.
+    """Check one file against the `manifest.json` in its folder.
+
+    The file is checked only if `save_folder` wrote the manifest and the manifest lists the file.
 
     Returns:
-        the file; whether it exists is not checked when no manifest lists it.
+        The file. If no manifest lists it, its existence is not checked.
 
     Raises:
-        CheckpointError: as `verify_folder`.
+        CheckpointError: see `verify_folder`.
     """
     path = Path(file)
     manifest = path.parent / MANIFEST
@@ -245,9 +249,9 @@ def verify_file(file: str | os.PathLike[str], remedy: str) -> Path:
     except FileNotFoundError:
         return path
     except (OSError, ValueError, RecursionError):
-        listed = {path.name: None}  # let verify_folder say what is wrong with it
+        listed = {path.name: None}  # verify_folder will raise the error
     except (KeyError, TypeError):
-        return path  # JSON of that name, written by somebody else
+        return path  # a JSON file of that name by other software
     if isinstance(listed, dict) and path.name in listed:
         verify_folder(path.parent, (path.name,), remedy)
     return path
@@ -260,7 +264,7 @@ def _problem(root: Path, files: Sequence[str]) -> str | None:
         if entry is None:
             return f"{path} is not listed in {MANIFEST}"
         if path.stat().st_size != entry["bytes"]:
-            return f"{path} has {path.stat().st_size} bytes, {MANIFEST} says {entry['bytes']}"
+            return f"{path} has {path.stat().st_size} bytes, but {MANIFEST} lists {entry['bytes']}"
         if file_sha256(path) != entry["sha256"]:
-            return f"{path} has another SHA-256 than {MANIFEST} says"
+            return f"{path} has another SHA-256 than {MANIFEST} lists"
     return None

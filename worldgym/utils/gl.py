@@ -1,14 +1,14 @@
-"""Chooses what MuJoCo draws with, and says what is missing when nothing can be drawn.
+"""Chooses the OpenGL backend of MuJoCo, and explains what is missing if rendering is impossible.
 
-MuJoCo reads `MUJOCO_GL` the first time it is imported and keeps what it found. Whoever imported it first (TorchRL,
-Gymnasium's MuJoCo environments, a notebook) may have left it without a backend, so the context is opened here, by
-what the variable says now: the same in the command line, in `gym.make` and in a worker.
+MuJoCo reads `MUJOCO_GL` only at its first import. If another package (TorchRL, Gymnasium's MuJoCo environments, a
+notebook) has imported it before, it may have no working backend. The context is therefore opened here, by the current
+value of the variable: the same in the command line, in `gym.make` and in worker processes.
 
 Example::
 
     from worldgym.utils.gl import open_context, prepare
     prepare()            # before `import mujoco`; on Linux an unset MUJOCO_GL becomes egl
-    context = open_context()    # or a RenderingError with the cause and the remedy
+    context = open_context(64)  # or a RenderingError with the cause and the remedy
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LINUX = sys.platform.startswith("linux")
 _OFF = ("disable", "disabled", "off", "false", "0")
 _WINDOWED = ("glfw", "glx", "enable", "enabled", "on", "true", "1")
 _OSMESA = ("libOSMesa.so", "libOSMesa.so.8", "libOSMesa.so.6")
-# A frame as a user gets it; its last line of output is read. Nothing of the parent's is inherited but the environment.
+# Renders a frame as in normal use. The parent process reads the last line of the output.
 _PROBE = """
 import json, sys
 from worldgym.errors import WorldgymError
@@ -39,37 +39,37 @@ try:
     from worldgym.suite import load_suite
     suite = load_suite()
     frame = suite.make_single().reset(seed=0)[0]["image"]
-    said = {"mean": float(frame.mean()), "driver": getattr(suite, "driver", str)()}
+    result = {"mean": float(frame.mean()), "driver": getattr(suite, "driver", str)()}
 except WorldgymError as error:
-    said = {"error": str(error)}
+    result = {"error": str(error)}
 except BaseException as error:
-    said = {"error": f"{type(error).__name__}: {error}"}
-print(json.dumps(said))
+    result = {"error": f"{type(error).__name__}: {error}"}
+print(json.dumps(result))
 """
 
 
 class Context(Protocol):
-    """An OpenGL context that one thread at a time binds for a drawing."""
+    """An OpenGL context, which one thread at a time binds for rendering."""
 
     driver: str
     survives_fork: bool
 
     def bind(self) -> None:
-        """Make it current in this thread."""
+        """Make the context current in this thread."""
 
     def bound(self) -> bool:
-        """Whether it is current in this thread."""
+        """Whether the context is current in this thread."""
 
     def restore(self) -> None:
-        """Make current again what was before `bind`."""
+        """Restore the context that was current before `bind`."""
 
     def close(self) -> None:
-        """Free it."""
+        """Free the context."""
 
 
 @dataclass(frozen=True)
 class GlReport:
-    """What frames are drawn with: `backend`, whether a frame came out (`works`), by which `driver`, else why not."""
+    """Result of a rendering test: the `backend`, whether it `works`, the `driver`, and else the error in `detail`."""
 
     backend: str
     works: bool
@@ -78,10 +78,10 @@ class GlReport:
 
 
 def choose_backend() -> str:
-    """Return the backend's name, `egl`, `glfw`, `osmesa`, `off`, or whatever else `MUJOCO_GL` says.
+    """Return the name of the backend: `egl`, `glfw`, `osmesa`, `off`, or any other value of `MUJOCO_GL`.
 
-    On Linux an unset `MUJOCO_GL` becomes egl, with or without a display: nothing here is shown in a window. It stays
-    unset where there is a display and no EGL.
+    On Linux an unset `MUJOCO_GL` is set to egl, with or without a display, because no windows are shown. It stays unset
+    if there is a display and no EGL.
     """
     if not os.environ.get("MUJOCO_GL", "").strip():
         if not _LINUX:
@@ -96,14 +96,14 @@ def choose_backend() -> str:
 
 
 def check_backend(backend: str) -> None:
-    """Look for what `backend` needs; milliseconds, no context is made.
+    """Check that the requirements of `backend` are met; takes milliseconds, and opens no context.
 
     Raises:
-        RenderingError: `backend` is unknown or can't work here; the message says what to type.
+        RenderingError: `backend` is unknown or cannot work on this machine; the message says what to type.
     """
     given = os.environ.get("MUJOCO_GL", "")
     if backend == "off":
-        raise RenderingError(f"MUJOCO_GL={given} switches rendering off, and simulators draw. {USE_EGL}.")
+        raise RenderingError(f"MUJOCO_GL={given} switches rendering off, but simulators need it. {USE_EGL}.")
     if backend == "egl":
         egl.load()
     elif backend == "osmesa":
@@ -114,11 +114,11 @@ def check_backend(backend: str) -> None:
     elif backend == "glfw":
         if _LINUX and not _display():
             raise RenderingError(
-                f"MUJOCO_GL={given} draws through a window, and there is no display (DISPLAY is not set). {USE_EGL}."
+                f"MUJOCO_GL={given} needs a window, and there is no display (DISPLAY is not set). {USE_EGL}."
             )
     elif backend != "cgl" or _LINUX:
         raise RenderingError(
-            f"MUJOCO_GL is {given!r}, which MuJoCo doesn't know; expected egl, glfw or osmesa. {USE_EGL}."
+            f"MUJOCO_GL is {given!r}, which MuJoCo does not support; expected egl, glfw or osmesa. {USE_EGL}."
         )
 
 
@@ -126,7 +126,7 @@ def require_gl() -> str:
     """Choose the backend, check it, and return its name.
 
     Raises:
-        RenderingError: as `check_backend`.
+        RenderingError: see `check_backend`.
     """
     backend = choose_backend()
     check_backend(backend)
@@ -134,13 +134,13 @@ def require_gl() -> str:
 
 
 def prepare() -> None:
-    """Import MuJoCo with a backend that can be imported; call it before the first `import mujoco`.
+    """Import MuJoCo with a backend that can be imported; call this before the first `import mujoco`.
 
     Raises:
-        RenderingError: MuJoCo can't be imported under the present `MUJOCO_GL`; the message says what to type.
+        RenderingError: MuJoCo cannot be imported with the current `MUJOCO_GL`; the message says what to type.
     """
-    # Read when the driver starts. llvmpipe's worker threads cost more than they bring at 64 px:
-    # rendering in the caller's thread is twice as fast, and it can be forked.
+    # The driver reads this at its start. At 64 px, llvmpipe is twice as fast without worker threads, and a process
+    # without them can be forked.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     backend = choose_backend()
     if "mujoco" in sys.modules:
@@ -148,23 +148,23 @@ def prepare() -> None:
     if backend not in (
         "glfw",
         "off",
-    ):  # these two are imported without a library of theirs
+    ):  # these two can be imported without further libraries
         check_backend(backend)
     try:
         importlib.import_module("mujoco")
     except ModuleNotFoundError:
-        raise  # a package is missing, which has nothing to do with drawing
-    except Exception as error:  # whatever the OpenGL packages below it raise
+        raise  # a package is missing, which is not a rendering problem
+    except Exception as error:  # the OpenGL packages raise various exceptions
         raise RenderingError(
             f"MuJoCo can't be imported with MUJOCO_GL={backend} ({type(error).__name__}: {error}). {_advice()}"
         ) from error
 
 
 def imported_without_backend() -> bool:
-    """Whether MuJoCo was imported so that its own contexts fail: through a window, and there is no display.
+    """Whether MuJoCo was imported with the window backend although there is no display, so that its contexts fail.
 
-    Whoever tried one (an environment of Gymnasium's that draws) has broken MuJoCo's loader of OpenGL for this process:
-    it ends the process at the second attempt.
+    After a failed attempt to open such a context (e.g. by a Gymnasium environment that renders), MuJoCo's OpenGL loader
+    is broken in this process, and a second attempt ends the process.
     """
     chosen = getattr(sys.modules.get("mujoco"), "GLContext", None)
     works = getattr(sys.modules.get("mujoco.egl"), "EGL_DISPLAY", None) is not None
@@ -172,17 +172,17 @@ def imported_without_backend() -> bool:
 
 
 def open_context(size: int) -> Context:
-    """Open a context for pictures of up to `size` x `size` pixels, by what `MUJOCO_GL` says now.
+    """Open a context for images of up to `size` x `size` pixels, with the backend of the current `MUJOCO_GL`.
 
     Raises:
-        RenderingError: it can't be opened; the message names the cause and the remedy.
+        RenderingError: no context can be opened; the message names the cause and the remedy.
     """
     backend = require_gl()
     return egl.EglContext() if backend == "egl" else MujocoContext(backend, size)
 
 
 class MujocoContext:
-    """MuJoCo's own context of `backend` (glfw, osmesa, cgl), for machines with a display or with OSMesa."""
+    """MuJoCo's own context for `backend` (glfw, osmesa, cgl), on machines with a display or OSMesa."""
 
     survives_fork = False
 
@@ -198,7 +198,7 @@ class MujocoContext:
             self._context = module.GLContext(size, size)
         except RenderingError:
             raise
-        except Exception as error:  # whatever the OpenGL packages raise
+        except Exception as error:  # the OpenGL packages raise various exceptions
             raise RenderingError(
                 f"no OpenGL context with MUJOCO_GL={backend} ({type(error).__name__}: {error}). {_advice()}"
             ) from error
@@ -213,7 +213,7 @@ class MujocoContext:
             self._saved = self._glfw.get_current_context()
         try:
             self._context.make_current()
-        except Exception as error:  # whatever the OpenGL packages raise
+        except Exception as error:  # the OpenGL packages raise various exceptions
             raise RenderingError(
                 f"the {self._backend} context can't be bound to this thread: {error}. {USE_EGL}."
             ) from error
@@ -221,14 +221,14 @@ class MujocoContext:
             raise RenderingError(f"the {self._backend} context can't be bound to this thread. {USE_EGL}.")
 
     def bound(self) -> bool:
-        """Whether the context is current in this thread; only GLFW can tell."""
+        """Whether the context is current in this thread; always True except with GLFW, where it can be queried."""
         if self._glfw is None:
             return True
         current = self._glfw.get_current_context()
         return bool(current) and _address(current) == _address(self._context._context)
 
     def restore(self) -> None:
-        """Bind what was bound before; no thread keeps this context."""
+        """Restore the context that was current before `bind`, so that no thread keeps this one."""
         if self._glfw is not None:
             self._glfw.make_context_current(self._saved)
         elif self._backend == "osmesa":
@@ -244,10 +244,10 @@ class MujocoContext:
 
 
 def gl_report(timeout: float = 60.0) -> GlReport:
-    """Draw a frame of the default suite in a child process, as its environment does it, and report how it went.
+    """Render a frame of the default suite in a child process and report the result.
 
     Args:
-        timeout: seconds after which the child is ended and the report says so.
+        timeout: seconds after which the child process is stopped and a failure is reported.
     """
     backend = choose_backend()
     try:
@@ -263,26 +263,26 @@ def gl_report(timeout: float = 60.0) -> GlReport:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return GlReport(backend, False, f"drawing a frame took more than {timeout:.0f} s")
-    said = _last_report(run.stdout)
-    if said is None:
+        return GlReport(backend, False, f"rendering a frame took more than {timeout:.0f} s")
+    result = _last_report(run.stdout)
+    if result is None:
         lines = run.stderr.strip().splitlines()
         return GlReport(
             backend,
             False,
-            f"drawing ended with code {run.returncode}: {lines[-1] if lines else ''}",
+            f"rendering ended with exit code {run.returncode}: {lines[-1] if lines else ''}",
         )
-    if "error" in said:
-        return GlReport(backend, False, said["error"])
-    return GlReport(backend, True, driver=said["driver"])
+    if "error" in result:
+        return GlReport(backend, False, result["error"])
+    return GlReport(backend, True, driver=result["driver"])
 
 
 def _last_report(text: str) -> dict[str, Any] | None:
     try:
-        said = json.loads(text.strip().splitlines()[-1])
+        result = json.loads(text.strip().splitlines()[-1])
     except (IndexError, ValueError):
         return None
-    return said if isinstance(said, dict) else None
+    return result if isinstance(result, dict) else None
 
 
 def _display() -> str:

@@ -1,7 +1,6 @@
-"""Resident memory of this process, for soak tests.
+"""Resident memory of this process, for tests of memory leaks.
 
-Why: a pool that leaks a little every round ends a night's run. `/proc` knows what the process holds now;
-`resource.getrusage` only the most it ever held.
+`/proc` gives the current value; `resource.getrusage` gives only the maximum since the start.
 
 Example::
 
@@ -19,7 +18,7 @@ STATM = Path("/proc/self/statm")
 
 
 def resident_mb() -> float:
-    """Megabytes that the process holds in memory now; nan where the system has no `/proc`."""
+    """Current resident memory of the process in megabytes; nan on systems without `/proc`."""
     if not STATM.is_file():
         return float("nan")
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

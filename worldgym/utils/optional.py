@@ -1,4 +1,4 @@
-"""One door for optional packages, so that a missing one is reported by the extra that brings it.
+"""Imports optional packages; the error for a missing one names the extra that installs it.
 
 Example::
 
@@ -13,20 +13,20 @@ from types import ModuleType
 
 from worldgym.errors import DependencyError
 
-# These import torchvision whenever it is installed, so a broken one breaks them with a misleading message.
+# These packages import torchvision if it is installed; a broken torchvision makes them fail with a misleading message.
 _TORCHVISION_USERS = ("transformers", "diffusers", "open_clip", "timm", "peft", "torchvision")
 
 
 def require(module: str, *, extra: str | None = None, package: str | None = None) -> ModuleType:
-    """Import `module`, or say what to install.
+    """Import `module`, or raise an error with the command that installs it.
 
     Args:
-        module: dotted import name, such as `"stable_baselines3"`.
-        extra: the worldgym extra that brings it; None for a core dependency.
-        package: distribution name when it differs from the module's first part.
+        module: dotted import name, e.g. `"stable_baselines3"`.
+        extra: the worldgym extra that installs it; None for a core dependency.
+        package: distribution name, if it differs from the first part of the module name.
 
     Raises:
-        DependencyError: the module can't be imported; the message holds the command that installs it.
+        DependencyError: the module cannot be imported; the message gives the command that installs it.
     """
     if module.partition(".")[0] in _TORCHVISION_USERS:
         from worldgym.utils.torchvision_compat import repair_torchvision

@@ -1,7 +1,7 @@
-"""Progress for people and for log files: a bar on a terminal, one plain line now and then elsewhere.
+"""Progress reports: a progress bar on a terminal, periodic log lines elsewhere.
 
-A bar written to a file or to CI's log is thousands of carriage returns; a silent hour is worse. So the same
-call draws a bar when standard error is a terminal and logs a line every `every` seconds when it isn't.
+A progress bar in a log file consists of thousands of carriage returns. If standard error is not a terminal, `Progress`
+therefore logs a line every `every` seconds.
 
 Example::
 
@@ -29,7 +29,11 @@ def on_terminal() -> bool:
 
 
 def setup_logging(verbose: int = 1) -> None:
-    """Send log lines to standard error: 0 warnings only, 1 information, 2 debugging. Libraries never call this."""
+    """Send log lines to standard error. Only for programs, not for libraries.
+
+    Args:
+        verbose: 0 for warnings only, 1 for information, 2 for debugging.
+    """
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for name in ("worldgym", "envs", "rewards", "agents", "experiments"):
@@ -37,7 +41,7 @@ def setup_logging(verbose: int = 1) -> None:
 
 
 def format_seconds(seconds: float) -> str:
-    """`75` -> `1m15s`: short enough for a progress line."""
+    """Format a duration for a progress line: `75` -> `1m15s`."""
     seconds = int(max(seconds, 0))
     if seconds < 60:
         return f"{seconds}s"
@@ -47,14 +51,14 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """A counter with a bar or with log lines.
+    """A counter that shows a progress bar or log lines.
 
     Args:
-        total: how many updates make it complete; None when unknown.
-        description: a word or two in front.
-        every: seconds between log lines when there is no terminal.
-        initial: where a resumed run starts.
-        terminal: draw a bar; None asks `on_terminal()`.
+        total: final count; None if unknown.
+        description: label in front of the count.
+        every: seconds between log lines without a terminal.
+        initial: count at the start, for a resumed run.
+        terminal: draw a bar; None uses `on_terminal()`.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class Progress:
             logger.info("%s", self.line())
 
     def line(self) -> str:
-        """The state as one line of text."""
+        """The current state as one line of text."""
         elapsed = time.monotonic() - self._start
         rate = (self.count - self._initial) / elapsed if elapsed > 0 else 0.0
         of = f"/{self.total}" if self.total else ""
@@ -100,7 +104,7 @@ class Progress:
         return f"{self.description} {self.count}{of} in {format_seconds(elapsed)}{left}{values}".strip()
 
     def close(self) -> None:
-        """Finish the bar, or log the last line."""
+        """Close the bar, or log the last line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

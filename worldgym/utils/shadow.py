@@ -1,12 +1,12 @@
-"""Finds out whether `envs`, `agents`, `rewards` and `experiments` are this project's own.
+"""Checks that the packages `envs`, `agents`, `rewards` and `experiments` are those of this project.
 
-These are common names: another distribution, or a folder beside the script that runs, may be imported in their
-place, and the failure then surfaces far from its cause.
+These names are common. Another distribution, or a folder next to the running script, may be imported instead, and the
+resulting error does not show the cause.
 
 Example::
 
     from worldgym.utils.shadow import require_own_packages
-    require_own_packages()   # raises and names the distribution or the folder that is in the way
+    require_own_packages()   # the error names the other distribution or folder
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGES = ("envs", "rewards", "agents", "experiments")
 
 @dataclass(frozen=True)
 class Shadow:
-    """A package that isn't ours: its `name`, `where` it resolves to, and the `distribution` there, if one is known."""
+    """A package of another project: its `name`, its location `where`, and its `distribution`, if known."""
 
     name: str
     where: str
@@ -39,12 +39,12 @@ class Shadow:
 
 
 def project_root() -> Path:
-    """The folder that holds `worldgym/`: the checkout, or site-packages after a plain install."""
+    """The folder that contains `worldgym/`: the checkout, or site-packages."""
     return Path(__file__).resolve().parents[2]
 
 
 def find_shadowed(packages: Sequence[str] = PACKAGES, root: Path | None = None) -> list[Shadow]:
-    """List the packages that resolve to something outside `root` (default: the folder that holds worldgym)."""
+    """List the packages that resolve to a location outside `root` (default: the folder that contains worldgym)."""
     root = (root or project_root()).resolve()
     shadows = []
     for name in packages:
@@ -65,20 +65,20 @@ def find_shadowed(packages: Sequence[str] = PACKAGES, root: Path | None = None) 
 
 
 def _owner(name: str) -> str | None:
-    """The distributions, other than worldgym, that say they install the import name `name`."""
+    """The distributions, other than worldgym, that install the import name `name`."""
     from importlib.metadata import (
         packages_distributions,
-    )  # 0.1 s: only read when there is something to explain
+    )  # takes 0.1 s, so it is called only for an error message
 
     owners = sorted({owner for owner in packages_distributions().get(name, []) if owner != "worldgym"})
     return ", ".join(owners) or None
 
 
 def require_own_packages(packages: Sequence[str] = PACKAGES, root: Path | None = None) -> None:
-    """Raise when a package isn't this project's.
+    """Raise an error if a package is not that of this project.
 
     Raises:
-        ShadowedPackageError: with the place, the distribution, and the way out.
+        ShadowedPackageError: the message shows the location, the distribution and the remedy.
     """
     shadows = find_shadowed(packages, root)
     if not shadows:
@@ -86,6 +86,6 @@ def require_own_packages(packages: Sequence[str] = PACKAGES, root: Path | None =
     own = (root or project_root()).resolve()
     listed = "; ".join(str(shadow) for shadow in shadows)
     raise ShadowedPackageError(
-        f"worldgym's own packages live in {own}, but {listed}. Uninstall that distribution, run from another folder, "
-        "or give worldgym a virtual environment of its own (`make setup` in a checkout makes one)."
+        f"worldgym's own packages are in {own}, but {listed}. Uninstall that distribution, run from another folder, "
+        "or install worldgym in a separate virtual environment (`make setup` in a checkout makes one)."
     )

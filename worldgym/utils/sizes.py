@@ -1,4 +1,4 @@
-"""Heights and widths of pictures: a number for a square, `HxW` or a pair for the rest.
+"""Image sizes: one number for a square image, `HxW` or a pair (H, W) otherwise.
 
 Example::
 
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from worldgym.errors import ConfigError
 
 ImageSize = int | tuple[int, int]
-"""Pixels of a side of a square, or height and width."""
+"""Side length of a square image, or height and width, in pixels."""
 
 
 def size_of(value: int | str | Sequence[int]) -> tuple[int, int]:
-    """Height and width in pixels.
+    """Parse an image size to height and width in pixels.
 
     Raises:
-        ConfigError: neither a number, `HxW`, nor a pair of numbers, or below 1.
+        ConfigError: the value is neither a number, `HxW`, nor a pair of numbers, or is below 1.
     """
     found: list[int] = []
     if isinstance(value, bool):
@@ -35,23 +35,23 @@ def size_of(value: int | str | Sequence[int]) -> tuple[int, int]:
         found = list(value)
     if len(found) != 2 or min(found) < 1:
         raise ConfigError(
-            f"image size {value!r}: expected pixels of a side such as 64, or height x width such as 48x80"
+            f"image size {value!r}: expected a side length in pixels such as 64, or height x width such as 48x80"
         )
     return found[0], found[1]
 
 
 def short(size: ImageSize) -> ImageSize:
-    """One number where height and width agree, else both: how sizes are written to files."""
+    """One number if height and width are equal, else (H, W); the form stored in files."""
     height, width = size_of(size)
     return height if height == width else (height, width)
 
 
 def text(size: tuple[int, int]) -> str:
-    """As one types it: `64` or `48x80`."""
+    """Format a size as on the command line: `64` or `48x80`."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def enlarged(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Width and height, as PIL takes them, of a picture of `size` (H, W) whose longer side becomes `longest`."""
+    """Scale an image size (H, W) so that the longer side is `longest`; returns (width, height), the order of PIL."""
     scale = longest / max(size)
     return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))

@@ -1,8 +1,8 @@
-"""Temporary folders that their owner locks, so that anybody can tell a dead process's leftovers from work in progress.
+"""Locked temporary folders for atomic writes; unlocked ones belong to ended processes and are removed.
 
-Everything that must appear whole is first written into such a folder, which lies on the file system of its
-destination, and is then renamed. The owner holds an advisory lock on the folder; the operating system drops it when
-the process ends, however it ends. The next process that writes there removes what is no longer locked.
+Files are first written to a temporary folder on the file system of their destination and then renamed. The process
+holds an advisory lock on the folder, which the operating system releases when the process ends for any reason. The next
+process that writes to the same place removes temporary folders that are no longer locked.
 
 Example::
 
@@ -10,7 +10,7 @@ Example::
     with staging(Path("runs/a")) as folder:      # runs/a/.tmp-3f0c..., locked, removed at the end of the block
         (folder / "x").write_bytes(b"...")
         os.replace(folder / "x", "runs/a/x")
-    sweep(Path("runs/a"))                        # removes unlocked .tmp-* entries: their processes are dead
+    sweep(Path("runs/a"))                        # removes .tmp-* entries that no running process has locked
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where leftovers are kept: nothing tells whether their owner lives
+except ImportError:  # Windows has no fcntl; there temporary folders are never removed, since locks are unavailable
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 PREFIX = ".tmp-"
 OURS = re.compile(r"\.tmp-([0-9a-f]{12}|\d+-.+|.+-[a-z0-9_]{8})")
-"""Names that `staging` and earlier versions gave; anything else of that prefix is somebody else's and stays."""
+"""Names used by `staging` in this and earlier versions; other names with this prefix are never removed."""
 _swept: set[tuple[int, str]] = set()
 
 
 def fsync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,12 +48,12 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """Yield a new, empty, locked folder in `parent`, which is made when needed; remove it when the block ends.
+    """Yield a new, empty, locked folder in `parent`, and remove it when the block ends.
 
-    The block may rename the folder: then it stays. Its mode is the ordinary one of new folders.
+    `parent` is created if needed. If the block renames the folder, it is kept. The folder has default permissions.
 
     Raises:
-        OSError: the folder can't be made, for example because the disk is full.
+        OSError: the folder cannot be created, e.g. because the disk is full.
     """
     parent.mkdir(parents=True, exist_ok=True)
     sweep_once(parent)
@@ -71,12 +71,12 @@ def _locked(parent: Path) -> tuple[Path, int]:
         folder.mkdir()
         try:
             descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # a sweep took it for a leftover before it was locked
+        except FileNotFoundError:  # another process removed it before it was locked
             continue
         if fcntl is not None:
             with contextlib.suppress(
                 OSError
-            ):  # some network file systems have no locks: then nothing is swept
+            ):  # some network file systems have no locks; temporary folders are then never removed
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         if _same(folder, descriptor):
             return folder, descriptor
@@ -93,18 +93,18 @@ def _same(path: Path, descriptor: int) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder in one step: a process that dies leaves it whole, or a leftover that `sweep` removes."""
+    """Remove a folder atomically: it is first renamed, and if the process is killed then, `sweep` removes the rest."""
     aside = folder.with_name(f"{PREFIX}{secrets.token_hex(6)}")
     try:
         os.rename(folder, aside)
-    except OSError:  # not there, or not allowed: then it stays
+    except OSError:  # the folder does not exist, or may not be renamed
         return
     shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of an existing file or folder; yields False when it is gone, or in use and `wait` is False."""
+    """Lock an existing file or folder; yields False if it no longer exists, or if it is locked and `wait` is False."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -116,18 +116,18 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError:
-                taken = wait  # no locks on this file system: a waiting caller goes on without one
+                taken = wait  # this file system has no locks; a caller with `wait` continues without one
         yield taken and _same(path, descriptor)
     finally:
         os.close(descriptor)
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what dead processes left in `folder`; returns what was removed."""
+    """Remove temporary files of ended processes from `folder`; returns the removed paths."""
     removed = []
     for path in _leftovers(folder):
-        with locked(path, wait=False) as dead:
-            if not dead:
+        with locked(path, wait=False) as acquired:
+            if not acquired:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -136,12 +136,12 @@ def sweep(folder: Path) -> list[Path]:
                     path.unlink()
             removed.append(path)
     if removed:
-        logger.info("removed %d leftovers of dead processes from %s", len(removed), folder)
+        logger.info("removed %d temporary entries of ended processes from %s", len(removed), folder)
     return removed
 
 
 def sweep_once(folder: Path) -> None:
-    """`sweep`, at most once a process and folder: many small files are written to the same one."""
+    """Call `sweep` at most once per process and folder, since many small files are written to the same folder."""
     key = (os.getpid(), str(folder.absolute()))
     if key not in _swept:
         _swept.add(key)

@@ -1,7 +1,7 @@
-"""Tensors on disk: safetensors, with errors that can be explained and weights that are finite.
+"""Saves and loads safetensors files, with clear errors and a check for NaN and infinity.
 
-`safetensors` reports a full disk as an error of its own class, and loads NaN as it loads numbers. A network with one
-NaN gives black frames and failures without a message, so weights are checked when they are loaded.
+`safetensors` reports a full disk by its own exception class, and loads NaN without an error. A network with a single
+NaN gives black frames or fails without a message, so weights are checked when they are loaded.
 
 Example::
 
@@ -28,15 +28,16 @@ from worldgym.errors import CheckpointError
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write `tensors` as safetensors, on the CPU and contiguous.
+    """Write a safetensors file; tensors are copied to the CPU and made contiguous.
 
     Args:
         path: the file, in a folder of `worldgym.utils.folders.save_folder` or a path of `atomic_path`.
-        tensors: by name.
-        metadata: at most one entry: safetensors 0.8 writes several in random order, and the bytes differ.
+        tensors: tensors by name.
+        metadata: at most one entry, because safetensors 0.8 writes several entries in random order, which would make
+            the bytes of the file differ between runs.
 
     Raises:
-        OSError: as writing a file does, a full disk among them.
+        OSError: writing failed, e.g. because the disk is full.
     """
     if metadata is not None and len(metadata) > 1:
         raise ValueError(
@@ -55,10 +56,10 @@ def load_tensors(path: str | os.PathLike[str], *, finite: bool = True) -> dict[s
 
     Args:
         path: the file.
-        finite: False accepts NaN and infinity.
+        finite: reject NaN and infinity.
 
     Raises:
-        CheckpointError: missing, damaged, or with a value that is not finite; names the tensor.
+        CheckpointError: the file is missing or damaged, or a value is not finite; the message names the tensor.
     """
     try:
         tensors: dict[str, Tensor] = load_file(str(path))
@@ -72,11 +73,11 @@ def load_tensors(path: str | os.PathLike[str], *, finite: bool = True) -> dict[s
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str | os.PathLike[str]) -> None:
-    """Raise a CheckpointError that names the first tensor with NaN or infinity."""
+    """Raise a CheckpointError if a tensor has NaN or infinity; the message names the first one."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
-                f"{where}: {name} holds {count} values that are NaN or infinite, of {tensor.numel()}; these weights "
-                "are damaged or their training diverged: restore them from a copy, or train again with a lower --lr"
+                f"{where}: {name} holds {count} values that are NaN or infinite, of {tensor.numel()}; the weights are "
+                "damaged or the training diverged: restore them from a copy, or train again with a lower --lr"
             )

@@ -1,9 +1,9 @@
-"""Keeps a torchvision that was built for another torch from breaking transformers, diffusers and open_clip.
+"""Makes torchvision importable when it was built for another torch, for transformers, diffusers and open_clip.
 
-PyPI's torchvision for x86_64 is a CUDA build; beside a CPU torch its compiled part can't load, and importing it
-fails with `operator torchvision::nms does not exist`. Everything that imports torchvision merely because it is
-installed then fails too, hiding the cause. Declaring the two operators that are registered unconditionally is enough
-for all of torchvision but `nms` itself. A matching pair never enters that branch.
+PyPI's torchvision for x86_64 is a CUDA build. With a CPU build of torch its compiled part cannot be loaded, and the
+import fails with `operator torchvision::nms does not exist`. Packages that import torchvision only because it is
+installed then fail too. Declaring the two operators that torchvision registers unconditionally makes all of
+torchvision work, except `nms` itself. Nothing is changed if torch and torchvision match.
 
 Example::
 
@@ -22,11 +22,11 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_library: Any = None  # the declarations vanish with the object, so it lives as long as the process
+_library: Any = None  # kept for the whole process, because the declarations are removed with the object
 
 
 def repair_torchvision() -> bool:
-    """Make `import torchvision` work; return True when a repair was needed."""
+    """Make `import torchvision` work; returns True if a repair was needed."""
     global _library
     if (
         _library is not None
@@ -48,5 +48,5 @@ def repair_torchvision() -> bool:
     for operator in ("nms", "qnms"):
         _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     importlib.import_module("torchvision")
-    logger.warning("torchvision was built for another torch; it works here, except for torchvision.ops.nms")
+    logger.warning("torchvision was built for another torch; all of it works except torchvision.ops.nms")
     return True

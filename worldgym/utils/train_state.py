@@ -1,6 +1,6 @@
-"""Resumable training state as safetensors and json: weights, optimizer moments, counters. Never pickle.
+"""Resumable training state as safetensors and JSON, without pickle: weights, optimizer moments, counters.
 
-A checkpoint also says of which run it is: other settings or other data than it was made with are refused, not mixed.
+A checkpoint also stores the identity of its run. Resuming with other settings or other data raises an error.
 
 Example::
 
@@ -31,12 +31,12 @@ STATE = "state.json"
 
 
 class TrainState:
-    """A checkpoint folder that is replaced as a whole: a kill or a full disk leaves the previous one.
+    """A checkpoint folder that is replaced atomically: if a save fails, the previous checkpoint is kept.
 
     Args:
-        folder: where it lives; the parent is made when needed.
-        identity: JSON-able facts that make the run what it is (settings, hash of the data); a checkpoint with others
-            is refused by `load`. None compares nothing.
+        folder: folder of the checkpoint; its parent is created if needed.
+        identity: JSON-serialisable values that identify the run (settings, hash of the data); `load` rejects a
+            checkpoint with other values. None skips the comparison.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
@@ -44,7 +44,7 @@ class TrainState:
         self.identity = None if identity is None else plain_facts(identity)
 
     def exists(self) -> bool:
-        """Whether a checkpoint is there; an interrupted save is finished first."""
+        """Whether a checkpoint exists; an interrupted save is completed first."""
         if self.folder.is_dir():
             settle(self.folder)
         return (self.folder / STATE).is_file() or (self.folder / MANIFEST).is_file()
@@ -56,7 +56,7 @@ class TrainState:
         meta: Mapping[str, Any],
         **extra: Mapping[str, Tensor] | None,
     ) -> None:
-        """Write weights, optimizer and `meta` (json-able), and named tensor dictionaries."""
+        """Save weights, optimizer, `meta` (JSON-serialisable), and further dictionaries of tensors by name."""
         tensors, scalars = _flatten(optimizer)
         with save_folder(self.folder) as new:
             save_tensors(new / "weights.safetensors", module.state_dict())
@@ -68,12 +68,12 @@ class TrainState:
             (new / STATE).write_text(json.dumps(facts, indent=1))
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Restore both in place and return `meta`.
+        """Restore weights and optimizer in place and return `meta`.
 
         Raises:
-            FileNotFoundError: no checkpoint there.
-            CheckpointError: damaged, or of another model.
-            ConfigError: of a run with another identity; names what differs.
+            FileNotFoundError: there is no checkpoint.
+            CheckpointError: the checkpoint is damaged or belongs to another model.
+            ConfigError: the checkpoint belongs to a run with another identity; the message lists the differences.
         """
         if not self.exists():
             raise FileNotFoundError(
@@ -104,39 +104,39 @@ class TrainState:
             refuse_other_run(before, self.identity, self.folder.parent)
 
     def meta(self) -> dict[str, Any]:
-        """What was given to `save` as `meta`, without loading weights.
+        """Read `meta` without loading weights.
 
         Raises:
-            CheckpointError: no readable checkpoint.
+            CheckpointError: there is no readable checkpoint.
         """
         verify_folder(self.folder, (STATE,), self._remedy)
         return dict(read_json(self.folder / STATE, self._remedy)["meta"])
 
     def load_extra(self, name: str, *, finite: bool = True) -> dict[str, Tensor]:
-        """One of the extra tensor dictionaries of `save`; `finite=False` where NaN stands for unknown values.
+        """Load one of the further tensor dictionaries of `save`; use `finite=False` if NaN marks unknown values.
 
         Raises:
-            CheckpointError: missing, damaged or not finite.
+            CheckpointError: the file is missing or damaged, or a value is not finite.
         """
         verify_folder(self.folder, (f"{name}.safetensors",), self._remedy)
         return load_tensors(self.folder / f"{name}.safetensors", finite=finite)
 
     def remove(self) -> None:
-        """Delete the checkpoint: the run is complete."""
+        """Delete the checkpoint, after the run is complete."""
         discard(self.folder)
 
 
 def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """`facts` as JSON gives them back; paths and other objects become strings."""
+    """Copy of `facts` after a JSON round trip; paths and other objects become strings."""
     return dict(json.loads(json.dumps(dict(facts), default=str)))
 
 
 def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
-    """Raise a ConfigError that names what differs between the run in folder `run` and the one asked for."""
-    if told := changes(before, now):
+    """Raise a ConfigError with the differences if the run in folder `run` has other settings than the current one."""
+    if differences := changes(before, now):
         raise ConfigError(
-            f"{run} holds a run with other settings ({told}). Type the same settings to go on with it, give another "
-            f"--out, or remove {run} to start over"
+            f"{run} holds a run with other settings ({differences}). Type the same settings to continue it, give "
+            f"another --out, or remove {run} to start over"
         )
 
 

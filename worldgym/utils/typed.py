@@ -1,6 +1,7 @@
-"""Config dataclasses from JSON, checked against their annotations: `true` is no integer, `"3"` is no number.
+"""Builds config dataclasses from JSON and checks the types strictly: `true` is not an integer, `"3"` not a number.
 
-pydantic does the checking, in its strict mode; this adds unknown keys with a suggestion, NaN, and the project's error.
+pydantic checks the types in strict mode. This module adds errors for unknown keys, with a suggestion, and for NaN, and
+raises the project's ConfigError.
 
 Example::
 
@@ -23,15 +24,16 @@ T = TypeVar("T")
 
 
 def from_values(kind: type[T], values: Any, where: str = "") -> T:
-    """An instance of the dataclass `kind` from what JSON holds; lists stand for tuples.
+    """Build an instance of the dataclass `kind` from JSON values; lists become tuples.
 
     Args:
-        kind: a dataclass whose fields are numbers, strings, tuples, mappings and such dataclasses.
-        values: a mapping of field names, as `json.loads(json.dumps(dataclasses.asdict(x)))` gives.
-        where: the file, for the message.
+        kind: a dataclass whose fields are numbers, strings, tuples, mappings or dataclasses of this form.
+        values: mapping from field names to values, like `json.loads(json.dumps(dataclasses.asdict(x)))`.
+        where: name of the file for the message.
 
     Raises:
-        ConfigError: not a mapping, an unknown key, a value of another type, not finite, or refused by the dataclass.
+        ConfigError: `values` is not a mapping, a key is unknown, a value has another type or is not finite, or the
+            dataclass rejects it.
     """
     from pydantic import ValidationError
 
@@ -48,10 +50,10 @@ def from_values(kind: type[T], values: Any, where: str = "") -> T:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ")
         shown = repr(first["input"])
         got = f" (got {shown if len(shown) <= 80 else shown[:77] + '...'})" if name else ""
-        raise ConfigError(f"{place}{name + ': ' if name else ''}{said}{got}") from error
+        raise ConfigError(f"{place}{name + ': ' if name else ''}{reason}{got}") from error
 
 
 @lru_cache(maxsize=256)
@@ -74,7 +76,7 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], place: str, prefix: st
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two sets of JSON-able facts, in words; "" when they are equal."""
+    """Describe the differences between two JSON-serialisable mappings; "" if they are equal."""
     names = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     return "; ".join(f"{k}: there {_short(before.get(k))}, here {_short(now.get(k))}" for k in names)
 
