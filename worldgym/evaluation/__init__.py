@@ -1,7 +1,7 @@
-"""Evaluation in Real: paired starts, intervals, and the closed-loop gate of a world model.
+"""Evaluation in the real domain: paired start states, confidence intervals, and the closed-loop test of a world model.
 
-Why: an imagined success counts for nothing until the same actions succeed in Real. Attributes load on
-first use, so that importing the package stays free of torch.
+An imagined success is only valid if the same actions succeed in the real domain. Attributes are imported on first use,
+so that importing the package does not import torch.
 
 Example::
 

@@ -1,10 +1,9 @@
-"""The gate before any RL: are imagined successes real?
+"""Closed-loop test of a world model before RL: do imagined successes also succeed in the real domain?
 
-Why: a world model can show fine PSNR and replay logged actions well, and still be at chance where it
-matters, on its *own* frames under a policy that acts on them. So a policy acts on imagined frames, a judge
-says when it has succeeded, and then the very same actions are executed in Real from the same true start.
-Precision and recall of imagined success, with intervals, decide whether a reward from this world model means
-anything.
+A world model can have a high PSNR and replay recorded actions well, but still be at chance on its *own* frames under a
+policy that acts on them. Here a policy acts on imagined frames and a judge decides success. The same actions are then
+executed in the real domain from the same start state. Precision and recall of imagined success, with intervals, show
+whether rewards from this world model are valid.
 
 Example::
 
@@ -28,15 +27,15 @@ from worldgym.imagination.rollout import run_policy
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one episode, imagined and real, from the same start under the same actions.
+    """Imagined and real frames of one episode, from the same start state under the same actions.
 
     Args:
         start: the start state.
-        instruction: what the policy was told.
+        instruction: the instruction given to the policy.
         imagined: `(T+1, H, W, 3)` uint8.
-        real: `(T'+1, H, W, 3)` uint8; T' is smaller when Real ended earlier.
+        real: `(T'+1, H, W, 3)` uint8; T' < T if the real episode ended earlier.
         imagined_success: the judge's verdict on the imagined frames.
-        real_success: what really happened.
+        real_success: success of the executed actions.
     """
 
     start: Start
@@ -54,15 +53,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClosedLoopResult:
-    """Imagined against real success, in start order.
+    """Imagined and real success of each episode, in the order of the starts.
 
     Args:
-        starts: the N starts.
-        imagined: `(N,)` bool, the judge's verdict in imagination.
-        real: `(N,)` bool, success in Real at any step of the executed actions.
-        steps: `(N,)` int64, actions executed, i.e. up to the imagined stop.
+        starts: the N start states.
+        imagined: `(N,)` bool, the judge's verdict on the imagined episode.
+        real: `(N,)` bool, success in the real domain at any step of the executed actions.
+        steps: `(N,)` int64, number of executed actions, which is the length of the imagined episode.
         judge: name of the judge.
-        invalid: `(N,)` bool, the judge failed or the world model was too unsure; such episodes are not counted.
+        invalid: `(N,)` bool, the judge failed or the uncertainty of the world model was too high; these episodes are
+            not counted.
         clips: frames of the first few episodes.
     """
 
@@ -76,17 +76,17 @@ class ClosedLoopResult:
 
     @property
     def confusion(self) -> Confusion:
-        """Counts over all valid episodes."""
+        """Confusion counts over all valid episodes."""
         return Confusion.of(self.imagined[~self.invalid], self.real[~self.invalid])
 
     def by_task(self) -> dict[str, Confusion]:
-        """Counts per task."""
+        """Confusion counts over the valid episodes of each task."""
         names = np.array([start.task for start in self.starts])
         masks = {task: (names == task) & ~self.invalid for task in dict.fromkeys(names.tolist())}
         return {task: Confusion.of(self.imagined[mask], self.real[mask]) for task, mask in masks.items()}
 
     def rates_by_task(self) -> dict[str, dict[str, Interval]]:
-        """Imagined and real success rate per task, of tasks with a valid episode."""
+        """Imagined and real success rate per task, for tasks with at least one valid episode."""
         return {
             task: {"imagined": wilson(c.tp + c.fp, c.n), "real": wilson(c.tp + c.fn, c.n)}
             for task, c in self.by_task().items()
@@ -94,12 +94,12 @@ class ClosedLoopResult:
         }
 
     def imagined_rate(self) -> Interval | None:
-        """Imagined success rate, None when every judgement failed."""
+        """Imagined success rate over valid episodes; None if there are none."""
         valid = ~self.invalid
         return wilson(int(self.imagined[valid].sum()), int(valid.sum())) if valid.any() else None
 
     def real_rate(self) -> Interval | None:
-        """Success rate of the executed actions, None when every judgement failed."""
+        """Real success rate of the executed actions over valid episodes; None if there are none."""
         valid = ~self.invalid
         return wilson(int(self.real[valid].sum()), int(valid.sum())) if valid.any() else None
 
@@ -109,7 +109,7 @@ class ClosedLoopResult:
         return all(rate is not None and rate.mean >= threshold for rate in rates)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types, false positives first."""
+        """Results as JSON types; the counts list false positives first."""
         rates = {"imagined_success": self.imagined_rate(), "real_success": self.real_rate()}
         return {
             "confusion": self.confusion.to_dict(),
@@ -131,7 +131,7 @@ def replay_actions(
     """Execute `actions (T,A)` in an environment from a start state.
 
     Returns:
-        Whether it succeeded at any step, and frames `(T'+1,H,W,3)` uint8 (the first alone when not recorded).
+        Whether the episode succeeded at any step, and frames `(T'+1,H,W,3)` uint8 (only the first without `record`).
     """
     observation, info = reset_env(env, start)
     frames, success = [np.asarray(observation["image"])], bool(info.get("success", False))
@@ -162,34 +162,34 @@ def run_closed_loop(
     clips: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ClosedLoopResult:
-    """Act in imagination, execute the same actions in Real from the same start, compare.
+    """Run a policy in imagination, execute the same actions in the real domain from the same starts, and compare.
 
     Args:
-        policy: acts on imagined frames. One with a method `prepare(starts)` gets each batch's starts before, and then
-            `observation["row"]`, `(B,)` int64: which of them each row is.
-        world_model: imagines.
-        judge: decides success at chunk ends; the first success stops the episode.
-        env: Real, with `reset(seed, options)` and `info["success"]`.
-        starts: evaluation starts.
+        policy: acts on imagined frames. If it has a method `prepare(starts)`, this is called with the starts of each
+            batch, and observations get the entry `row`, `(B,)` int64, the index of the start of each row.
+        world_model: predicts the frames.
+        judge: decides success at the end of each chunk; the first success ends the episode.
+        env: environment of the real domain, with `reset(seed, options)` and `info["success"]`.
+        starts: start states.
         temperature: sampling temperature; 0 is greedy.
-        seed: seeds policy and world model sampling.
+        seed: seed of the sampling of policy and world model.
         horizon: environment steps.
-        threshold: judge threshold on `p_success`; the judge's own, else 0.5, when None.
-        confirm: successive chunk ends that must be judged successful.
-        max_uncertainty: of the world model, beyond which an episode is dropped; never when None.
-        batch: episodes imagined at once; part of the result's identity, as sampling is seeded per batch.
-        clips: keep the frames of this many first episodes.
-        progress: called with (episodes done, episodes in all).
+        threshold: threshold on `p_success`; when None, that of the judge, or else 0.5.
+        confirm: number of successive chunk ends that must be judged successful.
+        max_uncertainty: episodes with a higher uncertainty of the world model are invalid; None for no limit.
+        batch: episodes per batch; changes the result, because sampling is seeded per batch.
+        clips: number of episodes, from the first on, whose frames are kept.
+        progress: called with (episodes done, total episodes).
 
     Raises:
-        ValueError: when there are no starts.
+        ValueError: there are no starts.
     """
     import torch
 
     if not starts:
-        raise ValueError("closed loop needs at least one start; make some with make_starts(tasks, per_task)")
+        raise ValueError("the closed loop needs at least one start; make some with make_starts(tasks, per_task)")
     imagined, real, invalid, steps, kept = [], [], [], [], []
-    # The recorded episodes come first, in a batch of their own: only they pay for decoding every frame.
+    # The recorded episodes form a separate first batch, since only they need all frames decoded.
     cuts = [0, *range(min(clips, len(starts)), len(starts), batch), len(starts)]
     for low, high in zip(cuts[:-1], cuts[1:], strict=True):
         block = list(starts[low:high])

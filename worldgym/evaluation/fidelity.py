@@ -1,14 +1,14 @@
-"""How long imagined frames stay true: picture distances and position errors by horizon, with the baselines beside them.
+"""Fidelity of predicted frames by horizon: image metrics and position errors, compared with baselines.
 
-Why these: PSNR is dominated by the table, so it stands beside the position of each object in pixels, which is what
-decides success; and every figure stands beside two baselines that any world model must beat: the first frame repeated,
-and the model itself fed with the actions of another episode.
+PSNR is dominated by the background, so the position error of each object in pixels is measured too, since positions
+decide success. Every metric is compared with two baselines that a world model must exceed: the first frame repeated,
+and the model conditioned on the actions of another episode.
 
 Example::
 
-    frames, doubt = imagine_logs(model, true_frames, actions, states, generator)     # (N,T,H,W,3)
-    psnr(true_frames[:, 1:], frames).mean(0)                                         # (T,) dB by horizon
-    position_errors(probe, frames, positions).median(40)["moved_objects"]            # pixels
+    frames, uncertainty = imagine_logs(model, true_frames, actions, states, generator)   # (N,T,H,W,3)
+    psnr(true_frames[:, 1:], frames).mean(0)                                             # (T,) dB by horizon
+    position_errors(probe, frames, positions).median(40)["moved_objects"]                # pixels
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from worldgym.evaluation.probe import PositionProbe
 from worldgym.evaluation.ranking import spearman
 from worldgym.utils.optional import require
 
-MOVED_PX = 3.0  # an object that is this far from where it began has been moved
+MOVED_PX = 3.0  # an object farther than this from its start position counts as moved, pixels
 
 
 @torch.no_grad()
@@ -42,44 +42,48 @@ def imagine_logs(
     chunk: int = 5,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames `(N,T,H,W,3)` imagined from the first of `frames (N,T+1,H,W,3)` under `actions (N,T,A)`.
-
-    Also the model's own uncertainty `(N, ceil(T / chunk))`, a chunk at a time.
+    """Predict frames from the first of `frames (N,T+1,H,W,3)` under the recorded `actions (N,T,A)`.
 
     Args:
-        model: obeys `worldgym.protocols.WorldModel`.
-        frames: true frames; only the first of each episode is looked at.
-        actions: in [-1, 1].
-        states: `(N,T+1,S)` proprioception; only the first is looked at.
-        generator: of the model's noise.
-        batch: episodes imagined at once.
-        chunk: steps between two readings of the uncertainty.
-        progress: called with (episodes done, episodes in all).
+        model: a `worldgym.protocols.WorldModel`.
+        frames: true frames; only the first one of each episode is used.
+        actions: recorded actions in [-1, 1].
+        states: `(N,T+1,S)` proprioception; only the first one of each episode is used.
+        generator: random generator of the model's noise.
+        batch: episodes per batch.
+        chunk: steps per call of the model, which returns one uncertainty per call.
+        progress: called with (episodes done, total episodes).
+
+    Returns:
+        Predicted frames `(N,T,H,W,3)` uint8, and the model's uncertainty of each chunk, `(N, ceil(T / chunk))`.
     """
     out = np.empty_like(frames[:, 1:])
-    doubt = np.zeros((len(frames), -(-actions.shape[1] // chunk)), np.float32)
+    uncertainty = np.zeros((len(frames), -(-actions.shape[1] // chunk)), np.float32)
     for low in range(0, len(frames), batch):
         rows = slice(low, low + batch)
-        first, told = torch.from_numpy(frames[rows, :1]), torch.from_numpy(actions[rows])
-        state = model.begin(first, told[:, :0], generator, states=torch.from_numpy(states[rows, :1]))
+        first, given = torch.from_numpy(frames[rows, :1]), torch.from_numpy(actions[rows])
+        state = model.begin(first, given[:, :0], generator, states=torch.from_numpy(states[rows, :1]))
         for i, low_step in enumerate(range(0, actions.shape[1], chunk)):
             steps = slice(low_step, low_step + chunk)
-            state, imagined = model.step(state, told[:, steps])
+            state, imagined = model.step(state, given[:, steps])
             out[rows, steps] = imagined.frames.cpu().numpy()
-            doubt[rows, i] = imagined.uncertainty.cpu().numpy()
+            uncertainty[rows, i] = imagined.uncertainty.cpu().numpy()
         if progress is not None:
             progress(min(low + batch, len(frames)), len(frames))
-    return out, doubt
+    return out, uncertainty
 
 
 def psnr(true: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of uint8 pictures `(...,H,W,3)`, at most 60."""
+    """Peak signal-to-noise ratio in dB of predicted frames `said`, uint8 images `(...,H,W,3)`, at most 60."""
     error = np.square(true.astype(np.float32) - said).mean((-3, -2, -1)) / 255**2
     return -10 * np.log10(np.maximum(error, 1e-6))
 
 
 def ssim(true: np.ndarray, said: np.ndarray, batch: int = 512) -> np.ndarray:
-    """Structural similarity of uint8 pictures `(...,H,W,3)`: Wang et al. 2004, 11 px Gaussian of sigma 1.5."""
+    """Structural similarity of predicted frames `said`, uint8 images `(...,H,W,3)`.
+
+    Wang et al. 2004, with an 11 px Gaussian window of sigma 1.5.
+    """
     shape = true.shape[:-3]
     pictures = [torch.from_numpy(np.ascontiguousarray(x)).flatten(0, len(shape) - 1) for x in (true, said)]
     axis = torch.arange(11) - 5.0
@@ -99,13 +103,13 @@ def ssim(true: np.ndarray, said: np.ndarray, batch: int = 512) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PositionErrors:
-    """Distances in pixels between where the probe sees a part and where it truly is; nan where it is not on the table.
+    """Distances in pixels between positions located by the probe and true positions; nan outside the image.
 
     Args:
-        hand: `(N,T)`.
-        objects: `(N,T,K)`.
-        moved: `(N,T,K)` bool: objects that are truly away from where they began.
-        lost: `(N,T,K)` bool: objects that are on the table and that the probe does not see.
+        hand: `(N,T)`, error of the gripper.
+        objects: `(N,T,K)`, errors of the objects.
+        moved: `(N,T,K)` bool, the true position differs from that at the start by more than `MOVED_PX`.
+        lost: `(N,T,K)` bool, the object is in the image, but the probe does not find it.
     """
 
     hand: np.ndarray
@@ -114,67 +118,71 @@ class PositionErrors:
     lost: np.ndarray
 
     def median(self, horizon: int | None = None) -> dict[str, float]:
-        """Medians over episodes at step `horizon` (1 is the first imagined one), or over all steps; nan when none."""
+        """Medians over episodes at step `horizon` (1 is the first predicted frame), or over all steps; nan if empty."""
         at = slice(None) if horizon is None else slice(horizon - 1, horizon)
         objects, moved = self.objects[:, at], self.moved[:, at]
-        there = np.isfinite(objects)
+        visible = np.isfinite(objects)
         each = np.concatenate([self.hand[:, at].ravel(), objects.ravel()])
-        pick = lambda x: float(np.median(x)) if len(x) else float("nan")  # noqa: E731
+        median = lambda x: float(np.median(x)) if len(x) else float("nan")  # noqa: E731
         return {
-            "all": pick(each[np.isfinite(each)]),
-            "hand": pick(self.hand[:, at][np.isfinite(self.hand[:, at])]),
-            "objects": pick(objects[there]),
-            "moved_objects": pick(objects[there & moved]),
-            "lost_share": float(self.lost[:, at][there].mean()) if there.any() else float("nan"),
-            "lost_share_moved": float(self.lost[:, at][there & moved].mean())
-            if (there & moved).any()
+            "all": median(each[np.isfinite(each)]),
+            "hand": median(self.hand[:, at][np.isfinite(self.hand[:, at])]),
+            "objects": median(objects[visible]),
+            "moved_objects": median(objects[visible & moved]),
+            "lost_share": float(self.lost[:, at][visible].mean()) if visible.any() else float("nan"),
+            "lost_share_moved": float(self.lost[:, at][visible & moved].mean())
+            if (visible & moved).any()
             else float("nan"),
         }
 
 
 def position_errors(probe: PositionProbe, frames: np.ndarray, positions: np.ndarray) -> PositionErrors:
-    """Read the parts off `frames (N,T,H,W,3)` and compare with the true `positions (N,T+1,1+K,2)`, hand first.
+    """Locate the gripper and the objects in `frames (N,T,H,W,3)` and compare with their true positions.
 
-    A part outside the picture is not measured.
+    `positions (N,T+1,1+K,2)` are in pixels, the gripper first. Positions outside the image are not measured.
     """
     n, t = frames.shape[:2]
     found = probe.locate(torch.from_numpy(frames).flatten(0, 1))
-    said, sure = found.positions.reshape(n, t, -1, 2), found.present.reshape(n, t, -1)
+    located, presence = found.positions.reshape(n, t, -1, 2), found.present.reshape(n, t, -1)
     true = positions[:, 1:]
     size = frames.shape[-2]
     with np.errstate(invalid="ignore"):
         inside = ((true > 0) & (true < size)).all(-1)
-        error = np.where(inside, np.linalg.norm(said - true, axis=-1), np.nan)
+        error = np.where(inside, np.linalg.norm(located - true, axis=-1), np.nan)
         moved = np.linalg.norm(true - positions[:, :1], axis=-1) > MOVED_PX
     return PositionErrors(
         hand=error[..., 0],
         objects=error[..., 1:],
         moved=moved[..., 1:],
-        lost=(inside & (sure < 0.5))[..., 1:],
+        lost=(inside & (presence < 0.5))[..., 1:],
     )
 
 
 def drift_horizon(model: np.ndarray, still: np.ndarray) -> int:
-    """Steps for which the mean over episodes of `model (N,T)` stays above `still (N,T)`; T when it always does."""
+    """Steps until the episode mean of `model (N,T)` first falls to or below that of `still (N,T)`; T if never."""
     worse = np.flatnonzero(model.mean(0) <= still.mean(0))
     return int(worse[0]) if len(worse) else model.shape[1]
 
 
 def action_sensitivity(true: np.ndarray, said: np.ndarray, shuffled: np.ndarray) -> float:
-    """1 - squared error with the true actions / that with another episode's; 0 is a model that ignores them."""
+    """1 - (squared error with the true actions) / (squared error with those of another episode).
+
+    It is 0 for a model that ignores actions. `said` and `shuffled` are the frames predicted in the two cases.
+    """
     error = lambda x: float(np.square(true.astype(np.float32) - x).mean())  # noqa: E731
     return 1.0 - error(said) / max(error(shuffled), 1e-9)
 
 
 def spearman_or_none(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Rank correlation of all pairs; None where one of them does not vary."""
+    """Spearman rank correlation over all elements; None if one of the arrays is constant."""
     value = spearman(x.ravel(), y.ravel())
     return None if np.isnan(value) else value
 
 
 def auroc(score: np.ndarray, event: np.ndarray) -> float | None:
-    """Probability that `score (N,)` is higher where `event (N,)` happened than where not, ties counting half; None
-    where all or none happened.
+    """Area under the ROC curve of `score (N,)` for the binary `event (N,)`; None if all events are equal.
+
+    This is the probability that the score of a positive is higher than that of a negative; ties count half.
     """
     ranks, hits = rankdata(score), int(event.sum())
     if hits in (0, len(event)):
@@ -184,15 +192,15 @@ def auroc(score: np.ndarray, event: np.ndarray) -> float | None:
 
 @lru_cache(maxsize=1)
 def _feature_distance() -> FeatureDistance:
-    """Read once: its weights are the same for every comparison."""
+    """The feature distance, loaded once per process."""
     return FeatureDistance()
 
 
 def feature_distances(true: np.ndarray, said: np.ndarray, every: int = 10) -> np.ndarray:
-    """EfficientNet-Lite0 feature distance `(N,T)` at steps 1, `every`, 2 `every`, ...; nan at the others.
+    """EfficientNet-Lite0 feature distance `(N,T)` at steps 1, `every`, 2 `every`, ...; nan at the other steps.
 
     Raises:
-        DependencyError: without the packages of the extra `bench`.
+        DependencyError: the packages of the extra `bench` are not installed.
     """
     n, t = true.shape[:2]
     steps = [0, *range(every - 1, t, every)]
@@ -206,10 +214,11 @@ def feature_distances(true: np.ndarray, said: np.ndarray, every: int = 10) -> np
 class FeatureDistance:
     """EfficientNet-Lite0 feature distance: channel-normalised squared difference, summed over every third block.
 
-    Not LPIPS: its weights are those of a classifier, with no heads tuned to people. Pictures are enlarged to 128 px.
+    It is not LPIPS: the weights are those of a classifier, without layers fitted to human judgements. Images are
+    resized to 128 px.
 
     Raises:
-        DependencyError: without the two packages that carry network and weights; the message names the extra.
+        DependencyError: the two packages with network and weights are not installed; the message names the extra.
     """
 
     def __init__(self) -> None:
@@ -236,7 +245,7 @@ class FeatureDistance:
 
     @torch.no_grad()
     def __call__(self, true: np.ndarray, said: np.ndarray, batch: int = 64) -> np.ndarray:
-        """`(N,)` for two lists of uint8 pictures `(N,H,W,3)`."""
+        """Distances `(N,)` between the uint8 images `true` and `said`, each `(N,H,W,3)`."""
         out = []
         for low in range(0, len(true), batch):
             a, b = (torch.from_numpy(x[low : low + batch]) for x in (true, said))

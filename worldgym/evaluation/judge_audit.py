@@ -1,15 +1,16 @@
-"""Auditing judges: the same dreams, seen by all of them, against what the very same actions do in Real.
+"""Audit of judges: all judges score the same imagined episodes, whose actions are also executed in the real domain.
 
-Why: a reward that is trained against and then believed is not evidence. Here nothing stops: a policy acts on imagined
-frames for a whole horizon, every judge says at every look what it thinks, and the actions are executed in Real from the
-true start, whose frames at the same looks the judges see as well. So it shows who errs, the judge or the world model,
-which judge could have been gamed, and how far imagined success is from the truth.
+A reward model that a policy was trained on cannot validate that policy. In the audit no judge ends an episode: a policy
+acts on imagined frames for the whole horizon, and every judge scores the episode at each check, after every chunk. The
+actions are then executed in the real domain from the same start, and the judges can score the real frames at the same
+checks. This separates errors of the judge from errors of the world model, shows which judges can be exploited, and
+measures the difference between imagined and true success.
 
 Example::
 
-    seen = watch(policy, world_model, {"learned": learned, "vlm": vlm}, env, starts, real_frames=True)
-    seen.confusion("learned", 0.8)                    # as if that judge had stopped the episodes
-    seen.imagined_minus_true("learned", 0.8)          # Interval(mean=0.02, ...)
+    audit = watch(policy, world_model, {"learned": learned, "vlm": vlm}, env, starts, real_frames=True)
+    audit.confusion("learned", 0.8)                    # as if that judge had ended the episodes
+    audit.imagined_minus_true("learned", 0.8)          # Interval(mean=0.02, ...)
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ from worldgym.protocols import Decode, reads_of, settled
 
 @dataclass(frozen=True)
 class JudgeAudit:
-    """What judges said at C looks into N episodes, and what was true.
+    """Scores of the judges at C checks in each of N episodes, and the true outcomes.
 
     Args:
-        starts: the N starts.
+        starts: the N start states.
         instructions: N strings.
-        said: of each judge `(N,C)` float32, probability of success on imagined frames; nan where it gave no verdict.
-        now: `(N,C)` bool, in Real the instruction was fulfilled at that look.
-        by_then: `(N,C)` bool, it had been fulfilled at that look or before.
-        said_of_real: of each judge `(N,C)`, the same of Real's own frames; empty unless asked for.
-        frames: `(N,C,H,W,3)` uint8, Real's frames at the looks, or None.
-        states: `(N,C,S)` float32, Real's proprioception there, or None.
-        seconds: of each judge, on the imagined frames.
-        imagined: `(N,C,H,W,3)` uint8, what was imagined at the looks; kept with Real's frames.
-        doubt: `(N,C)` the world model's uncertainty at that look, its largest up to it.
+        said: by judge, `(N,C)` float32, predicted success probability on imagined frames; nan without a verdict.
+        now: `(N,C)` bool, the instruction was fulfilled in the real domain at this check.
+        by_then: `(N,C)` bool, the instruction was fulfilled in the real domain at this check or earlier.
+        said_of_real: by judge, `(N,C)`, scores of the real frames; empty unless requested.
+        frames: `(N,C,H,W,3)` uint8, real frames at the checks, or None.
+        states: `(N,C,S)` float32, real proprioception at the checks, or None.
+        seconds: by judge, computing time on the imagined frames.
+        imagined: `(N,C,H,W,3)` uint8, imagined frames at the checks; stored if the real frames are.
+        doubt: `(N,C)`, largest uncertainty of the world model up to this check.
     """
 
     starts: tuple[Start, ...]
@@ -62,41 +63,45 @@ class JudgeAudit:
     doubt: np.ndarray | None = None
 
     def outcomes(self, judge: str, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As if `judge` had ended each episode at its first success.
+        """Outcomes as if `judge` had ended each episode at its first success.
 
         Returns:
-            `(N,)` bool each: imagined success; success in Real by then; whether the verdict is valid, which it is not
-            where the judge failed before.
+            Three `(N,)` bool arrays: imagined success; real success up to the end of the imagined episode; whether the
+            episode is valid, i.e. the judge gave a verdict at every check up to its end.
         """
         p = self.said[judge]
-        hit = p >= threshold  # nan is no success
+        hit = p >= threshold  # nan counts as no success
         success: np.ndarray = np.asarray(hit.any(1))
         stop = np.where(success, hit.argmax(1), p.shape[1] - 1)
-        looked = np.arange(p.shape[1])[None] <= stop[:, None]
-        valid = ~(np.isnan(p) & looked).any(1)
+        checked = np.arange(p.shape[1])[None] <= stop[:, None]
+        valid = ~(np.isnan(p) & checked).any(1)
         return success, self.by_then[np.arange(len(p)), stop], valid
 
     def confusion(self, judge: str, threshold: float, task: str | None = None) -> Confusion:
-        """Imagined success against Real, over valid episodes, of one task when given."""
+        """Confusion counts of imagined and real success over valid episodes, optionally of one task."""
         success, real, valid = self.outcomes(judge, threshold)
         if task is not None:
             valid = valid & np.array([start.task == task for start in self.starts])
         return Confusion.of(success[valid], real[valid])
 
     def imagined_minus_true(self, judge: str, threshold: float) -> Interval | None:
-        """Imagined less true success, paired; None where every verdict failed."""
+        """Paired difference of imagined minus real success rate; None if there are no valid episodes."""
         success, real, valid = self.outcomes(judge, threshold)
         return paired_bootstrap(success[valid], real[valid]) if valid.any() else None
 
     def agreement(self, one: str, other: str, thresholds: tuple[float, float]) -> float:
-        """Share of looks at which both gave the same verdict, of those at which both gave one; nan without any."""
+        """Share of equal verdicts among the checks where both judges gave a verdict; nan if there are none."""
         a, b = self.said[one], self.said[other]
         both = ~np.isnan(a) & ~np.isnan(b)
         same = (a >= thresholds[0]) == (b >= thresholds[1])
         return float(same[both].mean()) if both.any() else float("nan")
 
     def calibration(self, judge: str, bins: int = 10) -> list[dict[str, float]]:
-        """Looks by stated probability: means `stated` and `true` (fulfilled at that look), `count`, of filled bins."""
+        """Calibration by bins of predicted probability, over all checks.
+
+        Each non-empty bin has the mean predicted probability `stated`, the true success rate `true` at the check, and
+        the number of checks `count`.
+        """
         p, now = self.said[judge].ravel(), self.now.ravel()
         known = ~np.isnan(p)
         index = np.minimum((p[known] * bins).astype(int), bins - 1)
@@ -112,7 +117,7 @@ class JudgeAudit:
 
 
 def balanced_accuracy(said: Any, true: Any) -> float:
-    """Mean of the rates at which what is true and what is false is told; nan unless both occur. `(N,)` bool each."""
+    """Mean of true positive and true negative rate of `said (N,)` bool; nan unless `true (N,)` has both classes."""
     said, true = np.asarray(said, bool), np.asarray(true, bool)
     if not true.any() or true.all():
         return float("nan")
@@ -132,27 +137,30 @@ def watch(
     real_frames: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> JudgeAudit:
-    """Act in imagination to the end of the horizon, judge at every look, execute the actions in Real.
+    """Run a policy in imagination for the whole horizon, score it after each chunk, and execute its actions for real.
 
     Args:
-        policy: obeys `worldgym.protocols.Policy`; a look comes after each of its chunks.
-        world_model: obeys `worldgym.protocols.WorldModel`.
-        judges: by name; each obeys `worldgym.protocols.RewardModel`.
-        env: single, unchunked, at its end by time alone (`terminate_on_success=False`).
-        starts: where episodes begin.
+        policy: a `worldgym.protocols.Policy`; each of its chunks is followed by a check by all judges.
+        world_model: a `worldgym.protocols.WorldModel`.
+        judges: `worldgym.protocols.RewardModel`s by name.
+        env: single environment of the real domain, without chunks, which ends only after its horizon
+            (`terminate_on_success=False`).
+        starts: start states.
         horizon: environment steps.
         temperature: sampling temperature; 0 is greedy.
-        seed: everything random.
-        real_frames: keep Real's frames at the looks, and let the judges see them as well.
-        progress: called with (episodes executed, episodes in all).
+        seed: seed of all sampling.
+        real_frames: store the real frames at the checks, and let the judges score them too.
+        progress: called with (episodes executed, total episodes).
 
     Raises:
-        ValueError: no starts, or no judges.
+        ValueError: there are no starts or no judges.
     """
     import torch
 
     if not starts or not judges:
-        raise ValueError(f"watching needs starts and judges; got {len(starts)} and {len(judges)}")
+        raise ValueError(
+            f"an audit needs starts and judges; got {len(starts)} and {len(judges)}; make starts with make_starts(...)"
+        )
     generator = torch.Generator().manual_seed(seed)
     observation = first_observations(env, starts)
     texts = [str(text) for text in observation["instruction"]]
@@ -166,62 +174,62 @@ def watch(
         generator=generator,
         views=views_of(world_model, observation),
     )
-    looks, did = Looks(judges, keep_frames=real_frames), ActionRecorder(len(texts))
+    checks, recorder = Looks(judges, keep_frames=real_frames), ActionRecorder(len(texts))
 
-    def act(seen: Any, rows: Any) -> Any:
-        return policy.act(seen, temperature=temperature, generator=generator)
+    def act(batch: Any, rows: Any) -> Any:
+        return policy.act(batch, temperature=temperature, generator=generator)
 
-    rollout(act, episodes, observers=[looks, did])
-    ends = np.cumsum(looks.sizes) - 1
+    rollout(act, episodes, observers=[checks, recorder])
+    ends = np.cumsum(checks.sizes) - 1
     video = any(reads_of(judge).depth != 1 for judge in judges.values())
     executed = [
-        _execute(env, start, did.actions[row], progress, row, len(starts), keep=real_frames)
+        _execute(env, start, recorder.actions[row], progress, row, len(starts), keep=real_frames)
         for row, start in enumerate(starts)
     ]
     fulfilled = np.stack([row[0] for row in executed])
     frames, states, of_real = None, None, {}
     if real_frames:
-        films, paths = (np.stack([row[i] for row in executed]) for i in (1, 2))
-        frames, states = films[:, 1:][:, ends], paths[:, 1:][:, ends].astype(np.float32)
+        videos, paths = (np.stack([row[i] for row in executed]) for i in (1, 2))
+        frames, states = videos[:, 1:][:, ends], paths[:, 1:][:, ends].astype(np.float32)
         for name, judge in judges.items():
-            said = [
+            scores = [
                 verdicts(
                     judge,
-                    torch.from_numpy(films[:, : end + 2] if video else films[:, end + 1 : end + 2]),
+                    torch.from_numpy(videos[:, : end + 2] if video else videos[:, end + 1 : end + 2]),
                     texts,
                     torch.from_numpy(states[:, c]),
                 )
                 for c, end in enumerate(ends)
             ]
-            of_real[name] = np.stack(said, 1)
+            of_real[name] = np.stack(scores, 1)
     return JudgeAudit(
         starts=tuple(starts),
         instructions=texts,
-        said={name: np.stack(said, 1) for name, said in looks.said.items()},
+        said={name: np.stack(scores, 1) for name, scores in checks.said.items()},
         now=fulfilled[:, ends],
         by_then=np.maximum.accumulate(fulfilled, 1)[:, ends],
         said_of_real=of_real,
         frames=frames,
         states=states,
-        seconds=looks.seconds,
-        imagined=np.stack(looks.frames, 1) if looks.frames else None,
-        doubt=np.maximum.accumulate(np.stack(looks.uncertainty, 1), 1),
+        seconds=checks.seconds,
+        imagined=np.stack(checks.frames, 1) if checks.frames else None,
+        doubt=np.maximum.accumulate(np.stack(checks.uncertainty, 1), 1),
     )
 
 
 class Looks:
-    """An observer that asks every judge after each decision.
+    """Observer of a rollout that queries every judge after each chunk; one such query is a check.
 
     Args:
-        judges: by name.
-        keep_frames: keep the frame at each look.
+        judges: judges by name.
+        keep_frames: store the frame at each check.
 
     Attributes:
-        said: of each judge, one array `(B,)` a look, nan where it gave no verdict.
-        seconds: of each judge.
-        sizes: actions before each look.
-        uncertainty: of the world model, one array `(B,)` a look.
-        frames: `(B,H,W,3)` a look, where kept.
+        said: by judge, one array `(B,)` of scores per check, nan without a verdict.
+        seconds: by judge, total computing time.
+        sizes: number of actions before each check since the previous one.
+        uncertainty: uncertainty of the world model, one array `(B,)` per check.
+        frames: one array `(B,H,W,3)` per check, if stored.
     """
 
     def __init__(self, judges: Mapping[str, Any], keep_frames: bool = False) -> None:
@@ -236,13 +244,13 @@ class Looks:
         self.decode: Decode = "all" if video else "last"
 
     def begin(self, episodes: ImaginedEpisodes) -> None:
-        """Remember the first frames for judges of videos."""
+        """Store the first frames, for judges that read several frames."""
         self.buffers = {
             name: FrameBuffer(episodes.image, reads_of(judge).frames) for name, judge in self.judges.items()
         }
 
     def __call__(self, decision: Decision) -> None:
-        """Ask."""
+        """Query all judges on the episodes after this decision."""
         imagined = decision.step.imagined
         states, texts = imagined.states[:, -1].float(), list(decision.observation["instruction"])
         latents = None if imagined.latents is None else imagined.latents[:, -1]
@@ -254,14 +262,14 @@ class Looks:
             buffer = self.buffers[name]
             buffer.append(imagined.frames if buffer.decode == "all" else imagined.frames[:, -1:])
             began = time.perf_counter()
-            # nothing ends, so that all episodes are equally long
+            # no episode ends early, so all episodes have the same length
             (_, clips) = next(buffer.clips(np.arange(len(texts))))
             self.said[name].append(verdicts(judge, clips, texts, states, latents))
             self.seconds[name] += time.perf_counter() - began
 
 
 def verdicts(judge: Any, frames: Any, texts: Sequence[str], states: Any, latents: Any = None) -> np.ndarray:
-    """What a judge says of `frames (B,T,H,W,3)` uint8: `(B,)` float32, nan where it gave no verdict."""
+    """Scores `(B,)` float32 of a judge for `frames (B,T,H,W,3)` uint8; nan where it gave no verdict."""
     import torch
 
     with torch.no_grad():
@@ -274,9 +282,10 @@ def verdicts(judge: Any, frames: Any, texts: Sequence[str], states: Any, latents
 def _execute(
     env: Any, start: Start, actions: np.ndarray, progress: Any, row: int, count: int, *, keep: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Real under `actions (T,A)`: fulfilled `(T,)`, and with `keep` frames and states `(T+1,...)`.
+    """Execute `actions (T,A)` in the environment.
 
-    After its end all stays as it was.
+    Returns whether the instruction is fulfilled after each action, `(T,)` bool, and with `keep` all frames and states
+    `(T+1,...)`, else only the first ones. After the end of the episode the last values are repeated.
     """
     observation, _ = reset_env(env, start)
     fulfilled = np.zeros(len(actions), bool)

@@ -1,7 +1,7 @@
-"""Start states and the outcomes of an evaluation, in start order, so that any two are paired.
+"""Start states, and the outcomes of an evaluation for each start.
 
-Why: a start is wholly determined by (seed, task, split). Keeping outcomes per start, rather than means, is
-what allows paired intervals, re-analysis from results.json, and controls built from earlier results.
+A start state is determined by (seed, task, split). Storing the outcome of each start instead of means allows paired
+comparisons of evaluations over the same starts, re-analysis from results.json, and controls built from earlier results.
 
 Example::
 
@@ -22,19 +22,19 @@ import numpy as np
 from worldgym.evaluation.statistics import Interval, mean_interval, wilson
 
 EVALUATION_SEED0 = 10_000_000
-"""Start seeds at or above this are for evaluation only; data collection stays below 1,000,000."""
+"""Start seeds from this value on are for evaluation only; data collection uses seeds below 1,000,000."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start state, wholly determined by its fields.
+    """One start state, determined by task, seed and split.
 
     Args:
-        task: task name the environment knows, e.g. "pick_place".
-        seed: seed given to `env.reset`.
+        task: task name of the environment, e.g. "pick_place".
+        seed: seed passed to `env.reset`.
         split: evaluation split, e.g. "seen".
-        instruction: what the policy is told instead of the true instruction; None tells it the truth.
-            The environment always judges the true one. Used by the language-blind control.
+        instruction: instruction given to the policy instead of the true one; None for the true one. The environment
+            always evaluates the true instruction. Used by the language-blind control.
     """
 
     task: str
@@ -46,16 +46,16 @@ class Start:
 def make_starts(
     tasks: Sequence[str], per_task: int, seed0: int = EVALUATION_SEED0, split: str = "seen"
 ) -> list[Start]:
-    """The same list for everybody: `per_task` starts of each task, tasks interleaved.
+    """Make the standard list of starts: `per_task` starts of each task, with tasks interleaved.
 
     Args:
         tasks: task names, at least one.
         per_task: starts per task, >= 1.
-        seed0: seed of the first start; evaluation seeds begin at 10,000,000.
+        seed0: seed of the first start, at least 10,000,000.
         split: evaluation split.
 
     Raises:
-        ValueError: when there is nothing to make, or seed0 belongs to data collection.
+        ValueError: there are no tasks or starts, or `seed0` is below the range of evaluation seeds.
     """
     if not tasks or per_task < 1:
         raise ValueError(f"make_starts needs tasks and per_task >= 1, got {list(tasks)} and {per_task}")
@@ -73,10 +73,10 @@ def make_starts(
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Outcomes in start order; results over the same starts are paired.
+    """Outcomes of an evaluation in the order of the starts; results over the same starts are paired.
 
     Args:
-        starts: the N starts.
+        starts: the N start states.
         success: `(N,)` bool, success at any step (`success_once`).
         progress: `(N,)` float32 in [0, 1], best task progress of the episode.
         steps: `(N,)` int64, environment steps taken.
@@ -113,7 +113,7 @@ class EvalResult:
         return {t: wilson(int(self.success[names == t].sum()), int((names == t).sum())) for t in self.tasks()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types, per-start outcomes included."""
+        """Results as JSON types, including the outcome of each start."""
         return {
             "success": self.rate().to_dict(),
             "progress": self.mean_progress().to_dict(),
@@ -132,10 +132,10 @@ class EvalResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvalResult:
-        """Inverse of `to_dict`.
+        """Rebuild from `to_dict`.
 
         Raises:
-            ValueError: when the per-start outcomes are missing.
+            ValueError: the outcomes of the starts are missing.
         """
         if "outcomes" not in data:
             raise ValueError(f"an evaluation needs its per-start 'outcomes', got keys {sorted(data)}")
@@ -153,23 +153,23 @@ class EvalResult:
 
 
 def shuffle_instructions(result: EvalResult, seed: int = 0) -> list[Start]:
-    """Starts of `result` whose policy is told another start's instruction (language-blind control).
+    """Copy the starts of `result`, with the instruction of another start given to the policy (language-blind control).
 
-    Every start gets an instruction that differs from its own, drawn from the same pool of instructions.
+    Every start gets an instruction that differs from its own, from the same set of instructions.
 
     Args:
-        result: any evaluation over the starts; it knows their true instructions.
+        result: any evaluation over the starts; it contains their true instructions.
         seed: seed of the permutation.
 
     Raises:
-        ValueError: when all instructions are the same, so that shuffling changes nothing.
+        ValueError: all instructions are equal, so shuffling has no effect.
     """
     own = list(result.instructions)
     if len(set(own)) < 2:
         raise ValueError(f"shuffling needs at least two different instructions, got only {own[:1]}")
     rng = np.random.default_rng(seed)
-    told = [own[i] for i in rng.permutation(len(own))]
-    for i, text in enumerate(told):
+    shuffled = [own[i] for i in rng.permutation(len(own))]
+    for i, text in enumerate(shuffled):
         if text == own[i]:
-            told[i] = str(rng.choice(sorted(set(own) - {text})))
-    return [replace(start, instruction=text) for start, text in zip(result.starts, told, strict=True)]
+            shuffled[i] = str(rng.choice(sorted(set(own) - {text})))
+    return [replace(start, instruction=text) for start, text in zip(result.starts, shuffled, strict=True)]

@@ -1,9 +1,9 @@
-"""Where things are in a frame, read from its pixels: the ruler for what a world model draws.
+"""`PositionProbe`: a network that locates the gripper and the objects in a frame, to evaluate predicted frames.
 
-Why a learned ruler: an imagined object may be blurred, pale or half hidden, and a colour threshold then measures its
-own cut. The probe is trained on true frames, half of them seen through the tokenizer, so that what it measures on
-imagined frames is where the dynamics put things and not how the decoder paints them. For each named part it gives a
-position in pixels and how sure it is that the part is there at all.
+The probe is learned because predicted objects may be blurred, pale or half occluded, so that a colour threshold would
+depend on these artefacts. It is trained on true frames, half of them encoded and decoded by the tokenizer, so that it
+measures errors of the dynamics and is robust to artefacts of the decoder. For each named part (gripper or object) it
+gives a position in pixels and the probability that the part is visible.
 
 Example::
 
@@ -31,12 +31,12 @@ from worldgym.utils.typed import from_values
 
 @dataclass(frozen=True)
 class PositionProbeConfig:
-    """Shape of a `PositionProbe`.
+    """Architecture of a `PositionProbe`.
 
     Args:
-        parts: what it looks for, in the order of its answers.
-        image_size: pixels along a side, a multiple of 4.
-        width: channels.
+        parts: names of the located parts, in the order of the outputs.
+        image_size: side length of the frames in pixels, a multiple of 4.
+        width: number of channels.
     """
 
     parts: tuple[str, ...] = ("hand",)
@@ -46,7 +46,7 @@ class PositionProbeConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
         if not self.parts:
-            raise ValueError("a probe needs at least one part to look for, e.g. parts=('hand', 'red')")
+            raise ValueError("a probe needs at least one part to locate, e.g. parts=('hand', 'red')")
         if self.image_size % 4:
             raise ValueError(f"image_size must be a multiple of 4, got {self.image_size}")
 
@@ -57,7 +57,7 @@ class PositionProbeConfig:
 
 
 class Found(NamedTuple):
-    """`positions (N,K,2)` in pixels right and down, and `present (N,K)`, the probability that the part is in sight."""
+    """`positions (N,K,2)` in pixels (right, down), and `present (N,K)`, the probability that the part is visible."""
 
     positions: np.ndarray
     present: np.ndarray
@@ -69,10 +69,10 @@ class PositionProbe(
     library_name="worldgym",
     coders={PositionProbeConfig: (dataclasses.asdict, PositionProbeConfig.from_dict)},
 ):
-    """One soft-argmax map and one presence score a part, at half the frame's resolution.
+    """Convolutional network with a soft-argmax map and a presence score per part, at half the image resolution.
 
     Args:
-        config: sizes; also accepts a plain dict (what `config.json` holds).
+        config: architecture; may also be a plain dict, as stored in `config.json`.
     """
 
     def __init__(self, config: PositionProbeConfig | Mapping[str, Any]) -> None:
@@ -99,22 +99,22 @@ class PositionProbe(
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels `(N,K,2)`, presence logits `(N,K)` and maps `(N,K,cells)` (log-probabilities) of u8 frames."""
+        """Positions `(N,K,2)` in pixels, presence logits `(N,K)` and log-probability maps `(N,K,cells)` of frames."""
         x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
         x = torch.cat([x, self.place.expand(len(x), -1, -1, -1)], 1)
         h = self.fine(x.contiguous(memory_format=torch.channels_last))
         maps, evidence = self.maps(h + self.coarse(h)).float().flatten(2).chunk(2, 1)
         logs = maps.log_softmax(-1)
-        # Not a matrix product: in bfloat16 it would round to a quarter of a pixel.
+        # Not computed as a matrix product, which would round to a quarter of a pixel in bfloat16.
         where = (logs.exp()[..., None] * self.cells).sum(-2)
         return where, torch.logsumexp(evidence, -1) - np.log(evidence.shape[-1]), logs
 
     @torch.no_grad()
     def locate(self, frames: Tensor, batch: int = 256) -> Found:
-        """Where the parts are in `frames (N,H,W,3)` uint8.
+        """Locate the parts in `frames (N,H,W,3)` uint8.
 
         Raises:
-            ValueError: another size or dtype.
+            ValueError: the frames have another size or dtype.
         """
         check_frames(frames, self.config.image_size)
         with autocast(self.cells.device):
@@ -125,30 +125,33 @@ class PositionProbe(
 
 
 def probe_loss(probe: PositionProbe, frames: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Distance in pixels, a Gaussian target for the maps, and presence.
+    """Training loss: distance in pixels + 0.3 x cross-entropy of the maps with Gaussian targets + presence.
 
     Args:
-        probe: what is trained.
+        probe: the probe to train.
         frames: `(N,H,W,3)` uint8.
-        positions: `(N,K,2)` pixels; nan where the part is not there.
+        positions: `(N,K,2)` pixels; nan where the part is not visible.
+
+    Returns:
+        The loss, and the metrics `pixels` (mean distance) and `presence` (binary cross-entropy).
     """
     frames, positions = frames.to(probe.cells.device), positions.to(probe.cells.device)
     with autocast(frames.device):
         found, logit, logs = probe(frames)
     size = probe.config.image_size
-    there = ((positions > 0) & (positions < size)).all(-1)  # nan compares false
+    visible = ((positions > 0) & (positions < size)).all(-1)  # comparisons with nan are false
     target = positions.nan_to_num(0.0)
     distance = F.smooth_l1_loss(found, target, reduction="none", beta=1.0).sum(-1)
     spread = (probe.cells - target[..., None, :]).square().sum(-1)  # (N, K, cells)
     wanted = (-spread / (2 * 1.5**2)).softmax(-1)
     cross = -(wanted * logs).sum(-1)
-    count = there.sum().clamp(min=1)
-    miss = (distance * there).sum() / count
-    shape = (cross * there).sum() / count
-    presence = F.binary_cross_entropy_with_logits(logit, there.float())
+    count = visible.sum().clamp(min=1)
+    position_loss = (distance * visible).sum() / count
+    map_loss = (cross * visible).sum() / count
+    presence = F.binary_cross_entropy_with_logits(logit, visible.float())
     with torch.no_grad():
-        pixels = ((found - target).norm(dim=-1) * there).sum() / count
-    return miss + 0.3 * shape + presence, {
+        pixels = ((found - target).norm(dim=-1) * visible).sum() / count
+    return position_loss + 0.3 * map_loss + presence, {
         "pixels": float(pixels),
         "presence": float(presence.detach()),
     }

@@ -1,4 +1,4 @@
-"""Does an evaluator rank policies as Real does? Pearson, Spearman and mean maximum rank violation, with intervals.
+"""Agreement of two rankings of policies, e.g. imagined and real: Pearson, Spearman and mean maximum rank violation.
 
 Example::
 
@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Linear correlation; nan where one of them does not vary."""
+    """Pearson correlation; nan if one of the inputs is constant."""
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a**2).sum() * (b**2).sum()))
@@ -23,35 +23,35 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Correlation of ranks, ties at their mean rank."""
+    """Spearman rank correlation; ties get their mean rank."""
     return pearson(rankdata(x), rankdata(y))
 
 
 def mmrv(x: ArrayLike, y: ArrayLike) -> float:
-    """Mean maximum rank violation of evaluator `x` against the truth `y` (SIMPLER, Li et al. 2024, section 4).
+    """Mean maximum rank violation of evaluator `x` against true values `y` (SIMPLER, Li et al. 2024, section 4).
 
-    For each policy the largest true difference to a policy that the evaluator puts on the wrong side of it; 0 is a
-    perfect ranking.
+    For each policy, the largest true difference to a policy that the evaluator ranks in the wrong order; the mean over
+    policies is returned. 0 is a perfect ranking.
     """
-    said, true = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    estimate, true = np.asarray(x, np.float64), np.asarray(y, np.float64)
     gap = np.abs(true[:, None] - true[None])
-    wrong = (said[:, None] < said[None]) != (true[:, None] < true[None])
+    wrong = (estimate[:, None] < estimate[None]) != (true[:, None] < true[None])
     return float((gap * wrong).max(1).mean())
 
 
 def agreement(said: np.ndarray, true: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
     """`{"pearson", "spearman", "mmrv"}` of success rates, each `{"mean", "low", "high", "policies"}`.
 
-    Intervals (95 %) are over starts: of these policies, from other starts.
+    The 95 % intervals cover the choice of the starts, for the given policies.
 
     Args:
-        said: `(P, N)` bool, what the evaluator says of P policies on N starts.
-        true: `(P, M)` bool, what happened; paired with `said` start by start when M == N.
-        seed: of the bootstrap over starts.
-        resamples: of it.
+        said: `(P, N)` bool, estimated success of P policies on N starts.
+        true: `(P, M)` bool, true success; paired with `said` by start if M == N.
+        seed: seed of the bootstrap over starts.
+        resamples: number of bootstrap resamples.
 
     Raises:
-        ValueError: fewer than three policies, or different numbers of them.
+        ValueError: there are fewer than three policies, or the tables differ in their number of policies.
     """
     if said.ndim != 2 or true.ndim != 2 or len(said) != len(true) or len(said) < 3:
         raise ValueError(
@@ -74,20 +74,21 @@ def agreement(said: np.ndarray, true: np.ndarray, *, seed: int = 0, resamples: i
 
 
 def _around(value: float, drawn: list[float], plain: bool) -> dict[str, float]:
-    """Normal interval around `value` with the spread of the resamples: of z = atanh r (Fisher) for a correlation.
+    """Normal interval around `value` with the standard deviation of the resamples.
 
-    Not their percentiles: a resample adds the starts' noise once more, which lowers every correlation, so that the
-    percentiles of a high one lie below it.
+    Correlations are transformed by Fisher's z = atanh r, unless `plain`. Percentiles of the resamples are not used: a
+    resample adds the noise of the starts a second time, which lowers every correlation, so that the percentiles of a
+    high correlation are below it.
     """
     limit = 1 - 1e-9
 
-    def there(x: Any) -> Any:
+    def transform(x: Any) -> Any:
         return x if plain else np.arctanh(np.clip(x, -limit, limit))
 
     defined = [x for x in drawn if not np.isnan(x)]
     if not defined or np.isnan(value):
         return {"mean": value, "low": float("nan"), "high": float("nan")}
-    half = 1.959964 * float(np.std(there(np.array(defined))))
-    low, high = float(there(value)) - half, float(there(value)) + half
+    half = 1.959964 * float(np.std(transform(np.array(defined))))
+    low, high = float(transform(value)) - half, float(transform(value)) + half
     bounds = (max(0.0, low), high) if plain else (float(np.tanh(low)), float(np.tanh(high)))
     return {"mean": value, "low": min(value, bounds[0]), "high": max(value, bounds[1])}

@@ -1,17 +1,17 @@
-"""Paired evaluation of policies in an environment that plays the real robot.
+"""Paired evaluation of policies in an environment that stands in for the real robot.
 
-Why: two policies are only comparable on the *same* start states, and a few hundred episodes are needed
-before a difference means anything. A start is wholly determined by (seed, task, split), so any two results
-over the same list are paired. Worker processes each step about sixteen environments in turn and batch the
-policy calls across them; physics is sequential because one process owns one renderer.
+Two policies can only be compared on the *same* start states, and significant differences need a few hundred episodes. A
+start state is determined by (seed, task, split), so any two results over the same list of starts are paired. Each
+worker process steps about sixteen environments in turn and batches the policy calls over them. Physics is sequential,
+because a process has one renderer.
 
-The environment arrives as an entry-point string (`worldgym.suite.SINGLE` with the keyword `suite`, or a class), since
-`worldgym` imports no simulator. A policy crosses a process border as a folder whose `config.json` says its registered
-type, not as pickled weights.
+The environment is given as an entry-point string (`worldgym.suite.SINGLE` with the keyword `suite`, or a class), since
+`worldgym` does not import simulators. A policy is passed to a worker as a folder whose `config.json` holds its
+registered type, not as pickled weights.
 
-Determinism: starts are cut into fixed blocks of `block` starts; each block samples from one generator seeded
-by (seed, the block's start seeds). A result therefore depends on seed, starts and block size, and neither on
-the number of workers nor on which worker ran what.
+Determinism: starts are divided into fixed blocks of `block` starts. Each block samples from one generator seeded by
+(seed, start seeds of the block). A result therefore depends on seed, starts and block size, but not on the number of
+workers or the assignment of blocks to workers.
 
 Example::
 
@@ -58,13 +58,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PolicyRef:
-    """A saved policy, as text, so that any process can load it by its registered type.
+    """Reference to a saved policy, which any process can load by its registered type.
 
     Args:
         path: folder written by `save_pretrained`.
-        loader: for a class that no registry knows: entry point "module:Class" with a `from_pretrained(path)`, or
-            "module:function" of a path.
-        device: where it is loaded: `auto`, `cpu`, `cuda` or `cuda:N`.
+        loader: for a class that is not registered: entry point "module:Class" with a `from_pretrained(path)`, or
+            "module:function" that takes a path.
+        device: device of the loaded policy: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
     path: str
@@ -72,11 +72,11 @@ class PolicyRef:
     device: str = "cpu"
 
     def load(self) -> Any:
-        """Read the policy from disk, in evaluation mode.
+        """Load the policy in evaluation mode.
 
         Raises:
-            CheckpointError: no policy there, or a damaged one.
-            ConfigError: its type is unknown here.
+            CheckpointError: the folder holds no policy, or a damaged one.
+            ConfigError: the type of the policy is not registered.
         """
         if self.loader is None:
             policy = POLICIES.load(self.path)
@@ -89,7 +89,7 @@ class PolicyRef:
         return policy
 
     def stamp(self) -> tuple[str, str, str, int]:
-        """Changes when the files do, so that a worker's cache is never stale."""
+        """Cache key of the policy, which changes when its files change."""
         path = Path(self.path)
         if not path.exists():
             raise CheckpointError(f"no policy at {path}; give a folder written by save_pretrained")
@@ -101,7 +101,7 @@ def resolve(entry_point: str) -> Any:
     """Import "module:attribute".
 
     Raises:
-        ValueError: when the text has no colon or the module lacks the attribute.
+        ValueError: the text has no colon, or the module does not have the attribute.
     """
     module, _, attribute = entry_point.partition(":")
     if not attribute:
@@ -124,7 +124,7 @@ def make_env(factory: EnvFactory, kwargs: Mapping[str, Any] | None = None) -> An
 
 
 def reset_env(env: Any, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Put an environment into a start state; the observation carries what the policy is to be told."""
+    """Reset an environment to a start state; the observation holds the instruction that the policy gets."""
     observation, info = env.reset(seed=start.seed, options={"task": start.task, "split": start.split})
     if start.instruction is not None:
         observation = {**observation, "instruction": start.instruction}
@@ -132,7 +132,7 @@ def reset_env(env: Any, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def batch_observations(observations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stack single observations into what a policy's `act` takes, pictures of all cameras included."""
+    """Stack single observations to the batch format of `Policy.act`, with the images of all cameras."""
     import torch
 
     pictures = [key for key in observations[0] if key == "image" or key.startswith("image_")]
@@ -144,24 +144,24 @@ def batch_observations(observations: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 
 def first_observations(env: Any, starts: Sequence[Start]) -> dict[str, Any]:
-    """What a policy sees first from each of these starts, as its `act` takes it: where imagination begins."""
+    """Batch of the first observations of these starts, in the format of `Policy.act`; start of imagined episodes."""
     return batch_observations([reset_env(env, start)[0] for start in starts])
 
 
 def run_block(
     policy: Any, envs: Sequence[Any], starts: Sequence[Start], *, temperature: float, seed: int
 ) -> list[tuple[bool, float, int, str]]:
-    """Run one block of starts, policy calls batched, each chunk executed open loop before the next look.
+    """Run one block of starts with batched policy calls; each chunk is executed open loop before the next observation.
 
     Args:
-        policy: obeys `worldgym.protocols.Policy`.
+        policy: a `worldgym.protocols.Policy`.
         envs: at least `len(starts)` environments.
         starts: the block.
         temperature: sampling temperature; 0 is greedy.
-        seed: sampling seed, mixed with the starts' own seeds.
+        seed: sampling seed, combined with the seeds of the starts.
 
     Returns:
-        (success_once, best progress, steps, true instruction) for every start.
+        (success_once, best progress, steps, true instruction) of every start.
     """
     import torch
 
@@ -170,24 +170,24 @@ def run_block(
     generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
     observations: list[Any] = []
     outcomes: list[list[Any]] = []
-    for env, start in zip(envs, starts, strict=False):  # environments left over from larger blocks stay idle
+    for env, start in zip(envs, starts, strict=False):  # a smaller block does not use all environments
         observation, info = reset_env(env, start)
         observations.append(observation)
-        won, progress = bool(info.get("success", False)), float(info.get("progress", 0.0))
-        said = info.get("instruction_text", observation["instruction"])
-        outcomes.append([won, progress, 0, str(said)])
-    alive = list(range(len(starts)))
-    while alive:
+        succeeded, progress = bool(info.get("success", False)), float(info.get("progress", 0.0))
+        true_instruction = info.get("instruction_text", observation["instruction"])
+        outcomes.append([succeeded, progress, 0, str(true_instruction)])
+    running = list(range(len(starts)))
+    while running:
         with torch.inference_mode():
             output = policy.act(
-                batch_observations([observations[i] for i in alive]),
+                batch_observations([observations[i] for i in running]),
                 temperature=temperature,
                 generator=generator,
             )
         chunks = output.actions.cpu().numpy()
-        still = []
-        for row, i in enumerate(alive):
-            told = observations[i]["instruction"]
+        unfinished = []
+        for row, i in enumerate(running):
+            instruction = observations[i]["instruction"]
             outcome, done = outcomes[i], False
             for action in chunks[row][None] if _takes_chunks(envs[i]) else chunks[row]:
                 observation, _, terminated, truncated, info = envs[i].step(action)
@@ -198,19 +198,19 @@ def run_block(
                 if done:
                     outcome[2] = int(info.get("episode_len", outcome[2]))
                     break
-            observations[i] = {**observation, "instruction": told}
+            observations[i] = {**observation, "instruction": instruction}
             if not done:
-                still.append(i)
-        alive = still
+                unfinished.append(i)
+        running = unfinished
     return [tuple(outcome) for outcome in outcomes]  # type: ignore[misc]
 
 
 def _takes_chunks(env: Any) -> bool:
-    """Whether one step takes `(K, A)`; such an environment draws only the frames that the policy looks at."""
+    """Whether a step takes a chunk `(K, A)`; such an environment renders only the frames that the policy reads."""
     return len(getattr(getattr(env, "action_space", None), "shape", None) or ()) == 2
 
 
-# One evaluation process keeps its environments and the policies it has read; filled by `_run_job`.
+# Environments and policies that a process keeps between jobs; filled by `_run_job`.
 @dataclass
 class _Cache:
     envs: dict[str, list[Any]] = field(default_factory=dict)
@@ -225,9 +225,9 @@ def _init_worker() -> None:
 
     import torch
 
-    # Ctrl-C reaches the whole process group; only the parent should answer it.
+    # Ctrl-C is sent to the whole process group; only the parent should handle it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Two processes with two threads each would fight over two cores.
+    # Several processes with several threads each would compete for the cores.
     torch.set_num_threads(1)
 
 
@@ -247,23 +247,23 @@ def _run_job(
     if isinstance(policy, PolicyRef):
         stamp = policy.stamp()
         if stamp not in cache.policies:
-            cache.policies.clear()  # one policy at a time is enough, and files may be overwritten
+            cache.policies.clear()  # a process keeps one policy, and its files may have been overwritten
             cache.policies[stamp] = policy.load()
         policy = cache.policies[stamp]
     return run_block(policy, envs, starts, temperature=temperature, seed=seed)
 
 
 class EvaluationPool:
-    """Keeps worker processes, their environments and their imports alive between evaluations.
+    """Pool of worker processes, which keep their environments and imports between evaluations.
 
     Args:
         env: entry point "module:Class", or a callable (then `workers` must be 0).
-        workers: processes to spawn; 0 runs in this process.
+        workers: number of worker processes; 0 runs in this process.
         env_kwargs: keyword arguments of the environment.
-        block: starts per policy batch; part of the result's identity, see the module docstring.
+        block: starts per policy batch; changes the result, see the module docstring.
 
     Raises:
-        ValueError: for a callable environment with worker processes.
+        ValueError: `env` is a callable and `workers` is not 0.
     """
 
     def __init__(
@@ -295,15 +295,15 @@ class EvaluationPool:
         """Run a policy once from every start.
 
         Args:
-            policy: a `PolicyRef`, or a policy object (saved to a temporary folder when workers are used).
-            starts: start states; the result keeps their order.
+            policy: a `PolicyRef`, or a policy object (saved to a temporary folder for worker processes).
+            starts: start states; the result has the same order.
             temperature: sampling temperature; 0 is greedy.
             seed: sampling seed.
-            progress: called with (episodes done, episodes in all).
+            progress: called with (episodes done, total episodes).
 
         Raises:
-            ValueError: when there are no starts.
-            CheckpointError: when a `PolicyRef` points nowhere.
+            ValueError: there are no starts.
+            CheckpointError: the folder of a `PolicyRef` does not exist.
         """
         if not starts:
             raise ValueError("evaluate needs at least one start; make some with make_starts(tasks, per_task)")
@@ -338,9 +338,9 @@ class EvaluationPool:
                 yield index, rows
             return
         if isinstance(policy, PolicyRef):
-            policy.stamp()  # a missing folder is reported here, not from inside a worker
+            policy.stamp()  # raises the error for a missing folder here instead of in a worker
         if self._executor is None:
-            # spawn: a forked child would inherit torch's threads and the parent's GL context
+            # spawn, because a forked child would inherit torch's threads and the GL context of the parent
             self._executor = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_init_worker)
         job = (self.env, self.env_kwargs, policy)
         futures: dict[Future[Any], int] = {
@@ -355,7 +355,7 @@ class EvaluationPool:
                 future.cancel()
 
     def close(self) -> None:
-        """Stop the workers and close this process's environments."""
+        """Stop the workers and close the environments of this process."""
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
@@ -373,7 +373,7 @@ class EvaluationPool:
 
 @contextmanager
 def _as_reference(policy: PolicyRef | Any, workers: int) -> Iterator[PolicyRef | Any]:
-    """Policies cross process borders as safetensors on disk, never as pickled weights."""
+    """Save a policy object to a temporary folder for the workers, so that its weights are not pickled."""
     if isinstance(policy, PolicyRef) or not workers:
         yield policy
         return
@@ -395,6 +395,6 @@ def evaluate_policy(
     env_kwargs: Mapping[str, Any] | None = None,
     block: int = 16,
 ) -> EvalResult:
-    """Evaluate once; use `EvaluationPool` for several evaluations in a row, since workers start slowly."""
+    """Evaluate a policy once; for several evaluations use `EvaluationPool`, because starting workers is slow."""
     with EvaluationPool(env, workers=workers, env_kwargs=env_kwargs, block=block) as pool:
         return pool.evaluate(policy, starts, temperature=temperature, seed=seed)

@@ -1,15 +1,15 @@
-"""Intervals for success rates, for paired differences and for a judge's confusion matrix.
+"""Confidence intervals for success rates, paired differences and the confusion matrix of a judge.
 
-Why: sixty-episode means mislead by 8 to 15 points. Every rate here carries a Wilson interval and every
-comparison is a bootstrap over the *same* start states, so "A beats B" has one meaning everywhere: the
-95 % interval of the paired difference excludes 0. Only NumPy is needed; nothing here loads torch.
+Means over sixty episodes are off by 8 to 15 percentage points. Every rate therefore has a Wilson interval, and every
+comparison is a bootstrap over the *same* start states: "A beats B" means that the 95 % interval of the paired
+difference excludes 0. The module needs only NumPy and does not import torch.
 
 Example::
 
     from worldgym.evaluation import paired_bootstrap, wilson
     wilson(150, 200)                            # Interval(mean=0.75, low=0.686, high=0.805, n=200)
     paired_bootstrap(after, before, seed=0)     # mean of after - before, with its interval
-    Confusion.of(imagined, true).precision      # Interval, or None when nothing was predicted
+    Confusion.of(imagined, true).precision      # Interval, or None if no success was predicted
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Interval:
         mean: point estimate.
         low: lower end of the interval, <= mean.
         high: upper end of the interval, >= mean.
-        n: number of episodes (or pairs) behind it.
+        n: number of episodes (or pairs).
     """
 
     mean: float
@@ -41,11 +41,11 @@ class Interval:
     n: int
 
     def excludes(self, value: float = 0.0) -> bool:
-        """Whether the interval lies wholly on one side of `value`."""
+        """Whether the interval lies entirely on one side of `value`."""
         return self.low > value or self.high < value
 
     def to_dict(self, count_key: str = "episodes") -> dict[str, float | int]:
-        """`{"mean", "low", "high", count_key}`, as results.json stores it."""
+        """`{"mean", "low", "high", count_key}`, the format in results.json."""
         return {"mean": self.mean, "low": self.low, "high": self.high, count_key: self.n}
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Interval:
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> Interval:
-    """Wilson score interval of a binomial rate; honest at 0 % and 100 %, where the normal one has no width.
+    """Wilson score interval of a binomial rate; valid also at 0 % and 100 %, where the normal interval has no width.
 
     Args:
         successes: number of successes, 0 <= successes <= n.
@@ -61,7 +61,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval:
         z: normal quantile; the default gives 95 %.
 
     Raises:
-        ValueError: when n < 1 or successes is out of range.
+        ValueError: n < 1, or `successes` is out of range.
     """
     successes, n = int(successes), int(n)
     if n < 1:
@@ -72,7 +72,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval:
     denominator = 1.0 + z * z / n
     centre = (rate + z * z / (2 * n)) / denominator
     half = z / denominator * float(np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)))
-    # Rounding may push an end past the estimate at rates of 0 and 1, where they coincide exactly.
+    # At rates of 0 and 1 one end equals the estimate exactly, but rounding may move it past the estimate.
     return Interval(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)), n)
 
 
@@ -87,22 +87,22 @@ def paired_bootstrap(
     """Percentile-bootstrap interval of `mean(a - b)` over paired per-start outcomes.
 
     Args:
-        a: `(N,)` outcomes (success 0/1, or progress) of one policy, in start order.
+        a: `(N,)` outcomes (success 0/1, or progress) of one policy, in the order of the starts.
         b: `(N,)` outcomes of the other policy on the same starts in the same order.
-        seed: integer, or a NumPy generator.
+        seed: integer seed or NumPy generator of the bootstrap.
         n_boot: number of resamples.
-        level: coverage, 0.95 by default.
+        level: confidence level, 0.95 by default.
 
     Returns:
-        Mean difference with its interval; a beats b when the interval excludes 0.
+        Mean difference with its interval; the difference is significant if the interval excludes 0.
 
     Raises:
-        ValueError: when the two are not one-dimensional, of equal length and finite.
+        ValueError: the outcomes are not one-dimensional, of equal length and finite.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(
-            f"paired_bootstrap needs two equally long lists of outcomes, got shapes {first.shape} and "
+            f"paired_bootstrap needs two lists of outcomes of equal length, got shapes {first.shape} and "
             f"{second.shape}; evaluate both policies on the same starts"
         )
     if not first.size:
@@ -112,8 +112,8 @@ def paired_bootstrap(
         raise ValueError("paired_bootstrap got outcomes that are not finite")
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
     n = difference.size
-    # Resampling N pairs is a multinomial draw over the distinct differences (at most three for 0/1 outcomes),
-    # which is exact and costs no (n_boot, N) array.
+    # Resampling N pairs is equivalent to a multinomial draw over the distinct differences (at most three for 0/1
+    # outcomes), which needs no (n_boot, N) array.
     values, counts = np.unique(difference, return_counts=True)
     means = rng.multinomial(n, counts / n, size=n_boot) @ values / n
     tail = (1 - level) / 2
@@ -125,12 +125,12 @@ def paired_bootstrap(
 def resampled_means(table: ArrayLike, *, seed: int = 0, n_boot: int = 10_000) -> NDArray[np.float64]:
     """`(n_boot,)` means of an outcome table `(S, N)` over resampled training seeds and starts.
 
-    Tables of the same shape get the same draws, so that whatever is computed from several of them is paired.
+    Tables of the same shape get the same draws, so statistics computed from several tables are paired.
     """
     table = np.asarray(table, np.float64)
     rng = np.random.default_rng(seed)
     seeds, starts = table.shape
-    # How often each seed and each start is drawn: a weighted mean, and no (n_boot, S, N) array.
+    # The counts of each seed and start give a weighted mean, which needs no (n_boot, S, N) array.
     seed_weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), n_boot) / seeds
     start_weight = rng.multinomial(starts, np.full(starts, 1 / starts), n_boot) / starts
     return np.einsum("bs,sn,bn->b", seed_weight, table, start_weight, optimize=True)
@@ -139,20 +139,21 @@ def resampled_means(table: ArrayLike, *, seed: int = 0, n_boot: int = 10_000) ->
 def seeds_bootstrap(
     a: ArrayLike, b: ArrayLike, *, seed: int = 0, n_boot: int = 10_000, level: float = 0.95
 ) -> Interval:
-    """Interval of `mean(a - b)` where both the training seeds and the starts might have been others.
+    """Bootstrap interval of `mean(a - b)` over both training seeds and starts.
 
-    A resample draws S seeds and N starts, both with replacement; the starts are the same for every seed (they are
-    paired across policies). With one seed only the starts vary, which says nothing about another training run.
+    A resample draws S seeds and N starts, both with replacement; all seeds use the same starts (paired across
+    policies). With a single seed only the starts vary, so the interval does not cover the variation between training
+    runs.
 
     Args:
-        a: `(S, N)` outcomes of one arm, a row a training seed, a column a start.
-        b: `(S, N)` of the other arm; or `(1, N)`, when it has no seed, as an untrained policy.
-        seed: of the bootstrap.
+        a: `(S, N)` outcomes of one method; one row per training seed, one column per start.
+        b: `(S, N)` outcomes of the other method, or `(1, N)` if it has no training seed, e.g. an untrained policy.
+        seed: seed of the bootstrap.
         n_boot: number of resamples.
-        level: coverage.
+        level: confidence level.
 
     Raises:
-        ValueError: tables that do not pair.
+        ValueError: the shapes of the tables do not match, or an outcome is not finite.
     """
     first, second = _paired_tables(a, b)
     difference = first - second
@@ -163,17 +164,17 @@ def seeds_bootstrap(
 def seeds_ratio(
     a: ArrayLike, b: ArrayLike, *, seed: int = 0, n_boot: int = 10_000, level: float = 0.95
 ) -> Interval:
-    """Interval of `mean(a) / mean(b)`, resampled as in `seeds_bootstrap`; same arguments.
+    """Bootstrap interval of `mean(a) / mean(b)`; arguments and resampling as in `seeds_bootstrap`.
 
-    Published gains are often ratios ("2.4 times"). They grow without bound as the weaker arm nears zero, which a
-    difference does not.
+    Published gains are often ratios ("2.4 times"). In contrast to a difference, a ratio grows without bound as the
+    success rate of the weaker method approaches zero.
 
     Raises:
-        ValueError: tables that do not pair, or `b` without any success.
+        ValueError: the shapes of the tables do not match, or `b` has no success.
     """
     first, second = _paired_tables(a, b)
     if not second.any():
-        raise ValueError("seeds_ratio needs successes in the second table; with none, report the difference")
+        raise ValueError("seeds_ratio needs successes in the second table; without any, report the difference")
     second = np.broadcast_to(second, first.shape)
     above, below = (resampled_means(table, seed=seed, n_boot=n_boot) for table in (first, second))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -200,7 +201,7 @@ def _bounded(mean: float, drawn: NDArray[np.float64], level: float, size: int) -
 
 @dataclass(frozen=True)
 class Confusion:
-    """Imagined (predicted) success against what really happened; false positives are what ruins RL.
+    """Confusion counts of imagined (predicted) and real success; false positives are the most harmful for RL.
 
     Args:
         fp: imagined success, real failure.
@@ -219,16 +220,16 @@ class Confusion:
         """Count from two `(N,)` boolean lists.
 
         Raises:
-            ValueError: when their shapes differ.
+            ValueError: the lists differ in shape.
         """
-        said, was = np.asarray(predicted, dtype=bool), np.asarray(true, dtype=bool)
-        if said.shape != was.shape:
-            raise ValueError(f"predicted and true outcomes differ in shape: {said.shape} and {was.shape}")
+        imagined, real = np.asarray(predicted, dtype=bool), np.asarray(true, dtype=bool)
+        if imagined.shape != real.shape:
+            raise ValueError(f"predicted and true outcomes differ in shape: {imagined.shape} and {real.shape}")
         return cls(
-            fp=int((said & ~was).sum()),
-            tp=int((said & was).sum()),
-            fn=int((~said & was).sum()),
-            tn=int((~said & ~was).sum()),
+            fp=int((imagined & ~real).sum()),
+            tp=int((imagined & real).sum()),
+            fn=int((~imagined & real).sum()),
+            tn=int((~imagined & ~real).sum()),
         )
 
     def __add__(self, other: Confusion) -> Confusion:
@@ -241,17 +242,17 @@ class Confusion:
 
     @property
     def precision(self) -> Interval | None:
-        """Share of imagined successes that are real, or None when none was imagined."""
+        """Share of imagined successes that are also real successes; None if there are no imagined ones."""
         return wilson(self.tp, self.tp + self.fp) if self.tp + self.fp else None
 
     @property
     def recall(self) -> Interval | None:
-        """Share of real successes that were imagined, or None when none happened."""
+        """Share of real successes that are also imagined successes; None if there are no real ones."""
         return wilson(self.tp, self.tp + self.fn) if self.tp + self.fn else None
 
     @property
     def accuracy(self) -> Interval | None:
-        """Share of episodes on which both agree, or None when there is none."""
+        """Share of episodes where imagined and real success agree; None if there are no episodes."""
         return wilson(self.tp + self.tn, self.n) if self.n else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -261,6 +262,6 @@ class Confusion:
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0, n_boot: int = 10_000) -> Interval:
-    """Bootstrap interval of a plain mean, for outcomes that are not 0/1 (task progress)."""
+    """Bootstrap interval of a mean, for outcomes that are not 0/1 (task progress)."""
     array = np.asarray(values, dtype=np.float64)
     return paired_bootstrap(array, np.zeros_like(array), seed=seed, n_boot=n_boot)
