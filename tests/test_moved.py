@@ -42,3 +42,19 @@ def test_earlier_attributes_warn_and_unknown_ones_are_errors() -> None:
     assert spec.dim == 4 and NAMES
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         worldgym.data.Nothing  # noqa: B018
+
+
+def test_renamed_keyword_arguments_work_with_a_warning():
+    from rewards import JudgeTrainConfig
+    from worldgym.moved import renamed_arguments
+
+    with pytest.warns(DeprecationWarning, match="imagined_share"):
+        assert JudgeTrainConfig(dream_share=0.25).imagined_share == 0.25
+
+    @renamed_arguments(dreams="imagined")
+    def train(arrays, *, imagined=None):
+        return arrays, imagined
+
+    with pytest.warns(DeprecationWarning, match="train.imagined="):
+        assert train(1, dreams=2) == (1, 2)
+    assert train(1, imagined=2) == (1, 2)

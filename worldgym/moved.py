@@ -10,14 +10,17 @@ Example::
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 MOVED: dict[str, str] = {
     "agents.advantage": "agents.algorithms.advantage_conditioned",
@@ -161,3 +164,32 @@ def earlier(module: str, name: str) -> Any:
     place, _, attribute = new.partition(":")
     warnings.warn(f"{module}.{name} is now {place}.{attribute}; use that", DeprecationWarning, stacklevel=3)
     return getattr(importlib.import_module(place), attribute)
+
+
+def renamed_arguments(**names: str) -> Callable[[C], C]:
+    """Decorator of a function or class whose keyword arguments were renamed: earlier names work, with a warning.
+
+    Example::
+
+        @renamed_arguments(dreams="imagined")
+        def train_judge(arrays, *, imagined=None): ...
+    """
+
+    def decorate(item: C) -> C:
+        function: Any = item.__init__ if isinstance(item, type) else item  # type: ignore[misc]
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old, new in names.items():
+                if old in kwargs:
+                    what = getattr(item, "__name__", "this")
+                    warnings.warn(f"{what}({old}=...) is now {what}({new}=...)", DeprecationWarning, stacklevel=2)
+                    kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        if isinstance(item, type):
+            item.__init__ = call  # type: ignore[misc]
+            return item
+        return call  # type: ignore[return-value]
+
+    return decorate

@@ -29,7 +29,7 @@ import numpy as np
 from experiments.bundle import Bundle
 from experiments.commands.bench_best_of import parse
 from experiments.compute import DType, placing
-from experiments.pipelines.finetune import FineTuning, practised
+from experiments.pipelines.finetune import FineTuning, training_tasks
 from experiments.pipelines.reward_hacking_monitor import MONITOR_SEED0, RewardHackingMonitor
 from experiments.pipelines.run_folder import RunFolder, finite, versions
 from experiments.pipelines.settings import FineTuneSettings
@@ -176,7 +176,7 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
         bound = uncertainty_quantile(settings, bundle, judge, 1 - drop)
         settings = replace(settings, max_uncertainty=bound)
     monitor = RewardHackingMonitor(
-        settings, bundle.world_model(), judge, practised(settings, bundle), MONITOR_SEED0 + 10_000 * seed
+        settings, bundle.world_model(), judge, training_tasks(settings, bundle), MONITOR_SEED0 + 10_000 * seed
     )
     starts = bank_of(monitor.starts(), chosen_suite(None, config.bundle))
     tuning = FineTuning(
@@ -191,7 +191,7 @@ def one(config: BenchHackingConfig, bundle: Bundle, text: str, seed: int) -> dic
         for row in history
         if "audit_true" in row
     ]
-    row = {"judge": text, "seed": seed, "looks": evaluations, "practised": [r["success_rate"] for r in history]}
+    row = {"judge": text, "seed": seed, "looks": evaluations, "imagined_success": [r["success_rate"] for r in history]}
     folder.write("finished", row)
     folder.save("looks.json", row)
     return row
@@ -218,7 +218,7 @@ def uncertainty_quantile(settings: FineTuneSettings, bundle: Bundle, judge: Any,
     from agents import collect
 
     rng = np.random.default_rng(settings.seed)
-    bank = bundle.start_bank(practised(settings, bundle))
+    bank = bundle.start_bank(training_tasks(settings, bundle))
     starts = bank.sample(2 * settings.starts, rng, middle_fraction=settings.middle_fraction)
     worst: list[torch.Tensor] = []
 

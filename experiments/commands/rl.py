@@ -95,7 +95,7 @@ def run(config: RlConfig) -> int:
     tuning = FineTuning(config, bundle, folder, policy=begin, judge=judge)
     facts = {
         "settings": config.key(),
-        "practised": list(tuning.tasks),
+        "train_tasks": list(tuning.tasks),
         "bundle": bundle.card,
         "versions": versions(),
     }

@@ -260,7 +260,7 @@ def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: An
         ),
         judge=judge,
         init_policy=None if config.init_policy is None else load_policy(config.init_policy),
-        dreams=_imagine(config, arrays, imagine_training_logs) if config.imagined_episodes else None,
+        imagined=_imagine(config, arrays, imagine_training_logs) if config.imagined_episodes else None,
         **how,
     )
 
@@ -289,7 +289,7 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
         model=LatentJudgeConfig(
             **width, state_dim=arrays.states.shape[1] if config.state else 0, specs=arrays.specs
         ),
-        dreams=_imagine(config, arrays, imagine_training_latents) if config.imagined_episodes else None,
+        imagined=_imagine(config, arrays, imagine_training_latents) if config.imagined_episodes else None,
         teacher=None if config.teacher is None else placing(config)(load_judge(config.teacher)),
         on_step=how["on_step"],
         device=how["device"],

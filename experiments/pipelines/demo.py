@@ -116,7 +116,7 @@ class _Demo:
             self.bundle.card,
             self.tuning.judge.name,
         )
-        results["practised"] = list(self.tuning.tasks)
+        results["train_tasks"] = list(self.tuning.tasks)
         folder.save("results.json", results)
         data = {arm: {mode: r.to_dict() for mode, r in modes.items()} for arm, modes in evaluations.items()}
         folder.save("evaluations.json", data)
@@ -244,7 +244,7 @@ class _Demo:
         data = {
             "settings": self.settings.key(),
             "tasks": list(self.tasks),
-            "practised": list(self.tuning.tasks),
+            "train_tasks": list(self.tuning.tasks),
             "bundle": self.bundle.card,
             "versions": versions(),
         }

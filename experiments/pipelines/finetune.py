@@ -69,7 +69,7 @@ class FineTuning:
     ) -> None:
         self.settings, self.bundle, self.folder = settings, bundle, folder
         self.begin_with, self.gather, self.draw, self.stop_at = policy, gather, draw, stop_at
-        self.tasks = practised(settings, bundle, tasks)
+        self.tasks = training_tasks(settings, bundle, tasks)
         with folder.clock("load"):
             self.world_model = bundle.world_model()
             self.judge = judge if judge is not None else bundle.judge()
@@ -235,7 +235,7 @@ class FineTuning:
                 board.add_scalar(f"train/{key}", row[key], step)
 
 
-def practised(settings: FineTuneSettings, bundle: Bundle, tasks: tuple[str, ...] = ()) -> tuple[str, ...]:
+def training_tasks(settings: FineTuneSettings, bundle: Bundle, tasks: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Tasks to train on: those of the settings, else those of the bundle, except tasks with little data."""
     tasks = tasks or bundle.tasks
     thin = bundle.card.get("tasks_thin", ())

@@ -9,8 +9,8 @@ domain is needed.
 Example::
 
     imagined = imagine_training_logs(world_model, arrays, generator=torch.Generator().manual_seed(0))
-    judge, report = train_judge(arrays, world_model.tokenizer, dreams=imagined)
-    report["dream/precision"], report["dream/recall"]
+    judge, report = train_judge(arrays, world_model.tokenizer, imagined=imagined)
+    report["imagined_episodes/precision"], report["imagined_episodes/recall"]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from worldgym.moved import renamed_arguments
 from worldgym.protocols import judged
 
 if TYPE_CHECKING:
@@ -91,14 +92,15 @@ def take_episodes(arrays: EpisodeArrays, episodes: np.ndarray) -> EpisodeArrays:
     return dataclasses.replace(arrays, **values)
 
 
+@renamed_arguments(dreams="imagined")
 def episode_verdicts(
-    judge: LearnedJudge, dreams: EpisodeArrays, episodes: np.ndarray, *, chunk: int = 5
+    judge: LearnedJudge, imagined: EpisodeArrays, episodes: np.ndarray, *, chunk: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score imagined episodes at the end of every chunk, and compute the true success up to that step.
 
     Args:
         judge: the judge.
-        dreams: imagined episodes, from `imagine_training_logs`.
+        imagined: imagined episodes, from `imagine_training_logs`.
         episodes: `(M,)` indices.
         chunk: number of actions between two evaluations.
 
@@ -106,17 +108,17 @@ def episode_verdicts(
         probabilities `(M,C)` and truth `(M,C)` bool (success at this or an earlier step), both padded with their last
         value. An episode with fewer than `chunk` actions is evaluated at its last frame.
     """
-    evaluations = max(1, int(dreams.lengths[episodes].max()) // chunk)
+    evaluations = max(1, int(imagined.lengths[episodes].max()) // chunk)
     probabilities, truth = np.zeros((len(episodes), evaluations)), np.zeros((len(episodes), evaluations), bool)
     for m, episode in enumerate(episodes):
-        rows = dreams.rows(int(episode))
+        rows = imagined.rows(int(episode))
         steps = np.minimum(chunk * np.arange(1, evaluations + 1), rows.stop - rows.start - 1)
         unique_steps = np.unique(steps)
-        frames = torch.from_numpy(dreams.frames[rows.start + unique_steps])
-        states = torch.from_numpy(dreams.states[rows.start + unique_steps])
-        instructions = [dreams.instructions[episode]] * len(unique_steps)
+        frames = torch.from_numpy(imagined.frames[rows.start + unique_steps])
+        states = torch.from_numpy(imagined.states[rows.start + unique_steps])
+        instructions = [imagined.instructions[episode]] * len(unique_steps)
         p = judged(judge, frames[:, None], instructions, states).p_success.cpu().numpy()
-        so_far = np.maximum.accumulate(dreams.success[rows])
+        so_far = np.maximum.accumulate(imagined.success[rows])
         probabilities[m], truth[m] = p[np.searchsorted(unique_steps, steps)], so_far[steps]
     return probabilities, truth
 

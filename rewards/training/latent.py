@@ -12,7 +12,7 @@ Example::
 
     latents = encode_logs(world_model.tokenizer, arrays)
     imagined = imagine_training_latents(world_model, arrays, chosen)
-    judge, report = train_latent_judge(arrays, latents, world_model, dreams=imagined)
+    judge, report = train_latent_judge(arrays, latents, world_model, imagined=imagined)
     judge.save_pretrained("runs/latent_judge")
 """
 
@@ -32,6 +32,7 @@ from rewards.training.imagined_logs import take_episodes
 from rewards.training.learned import JudgeTrainConfig, blur, calibrate, rates
 from rewards.training.negatives import PairSampler
 from worldgym.errors import ConfigError
+from worldgym.moved import renamed_arguments
 from worldgym.protocols import judged
 from worldgym.text import embed
 
@@ -119,6 +120,7 @@ def imagine_training_latents(
     return chosen, latents
 
 
+@renamed_arguments(dreams="imagined")
 def train_latent_judge(
     arrays: EpisodeArrays,
     latents: Tensor,
@@ -126,7 +128,7 @@ def train_latent_judge(
     config: JudgeTrainConfig | None = None,
     *,
     model: LatentJudgeConfig | None = None,
-    dreams: tuple[EpisodeArrays, Tensor] | None = None,
+    imagined: tuple[EpisodeArrays, Tensor] | None = None,
     teacher: Any | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     device: torch.device | str = "cpu",
@@ -139,7 +141,7 @@ def train_latent_judge(
         tokenizer: tokenizer that encoded the latents; the returned judge is attached to it.
         config: settings, shared with `rewards.training.learned` (those about pixels have no effect).
         model: sizes of the judge.
-        dreams: imagined logs, from `imagine_training_latents`, of all or some of the same episodes; an imagined episode
+        imagined: imagined logs, from `imagine_training_latents`, of all or some of the same episodes; such an episode
             is held out if the logged episode is.
         teacher: a `LearnedJudge` to distil; it labels another `batch_size` pairs of any frame and any instruction in
             each step.
@@ -148,7 +150,7 @@ def train_latent_judge(
 
     Returns:
         the judge and its held-out report: fpr, `fpr/<kind>`, tpr, balanced_accuracy, and the same for imagined logs
-        under `dream/`.
+        under `imagined_episodes/`.
 
     Raises:
         ConfigError: the number of latents differs from the number of frames.
@@ -162,9 +164,9 @@ def train_latent_judge(
     order = np.random.default_rng(config.seed).permutation(len(arrays))
     held_out = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
     sources: list[_Source] = [_Source(arrays, latents, order[held_out:], order[:held_out], config.near_share)]
-    if dreams is not None:
-        is_held_out = np.isin(dreams[0].indices, arrays.indices[order[:held_out]])
-        sources.append(_Source(*dreams, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out), config.near_share))
+    if imagined is not None:
+        is_held_out = np.isin(imagined[0].indices, arrays.indices[order[:held_out]])
+        sources.append(_Source(*imagined, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out), config.near_share))
     torch.manual_seed(config.seed)
     sizes = model or LatentJudgeConfig()
     judge = LatentJudge(
@@ -190,8 +192,8 @@ def train_latent_judge(
         torch.manual_seed(int(rng.integers(2**62)))
         share = [config.batch_size]
         if len(sources) == 2:
-            imagined = round(config.dream_share * config.batch_size)
-            share = [config.batch_size - imagined, imagined]
+            count = round(config.imagined_share * config.batch_size)
+            share = [config.batch_size - count, count]
         parts = [
             source.draw(source.train, count, rng)
             for source, count in zip(sources, share, strict=True)
@@ -226,7 +228,7 @@ def train_latent_judge(
         calibrate(np.concatenate([s[0] for s in results]), np.concatenate([s[1] for s in results]), config.max_fpr)
     )
     report: dict[str, float] = {}
-    for prefix, source in zip(("", "dream/"), sources, strict=False):
+    for prefix, source in zip(("", "imagined_episodes/"), sources, strict=False):
         result = source.judge(judge, config.val_pairs, config.seed, 10**9 + 1)
         report |= {prefix + key: value for key, value in rates(*result, judge.threshold).items()}
     report["threshold"] = judge.threshold

@@ -1,7 +1,7 @@
 """Train and calibrate the learned judge, only on logs from the real domain.
 
 Half of every batch is reconstructed by the tokenizer with latent noise, so that the frames that a world model decodes
-are in the training distribution. With `dreams` (logs imagined by the world model) the judge is also trained on the
+are in the training distribution. With `imagined` (logs imagined by the world model) the judge is also trained on the
 errors that accumulate over forty imagined steps. The threshold is then set on held-out episodes. Without imagined logs
 it bounds the false positive rate, because a failure that is judged a success trains the policy to fail. With imagined
 logs it balances precision and recall of imagined success.
@@ -31,6 +31,7 @@ from rewards.training.imagined_logs import balanced_threshold, episode_verdicts,
 from rewards.training.mining import HardFrames
 from rewards.training.negatives import KINDS, PairSampler
 from worldgym.errors import ConfigError
+from worldgym.moved import renamed_arguments
 from worldgym.text import embed
 from worldgym.utils.devices import rand, randn
 from worldgym.utils.train_state import TrainState
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+IMAGINED_KEYS = ("imagined_episodes/precision", "imagined_episodes/recall")
+
+
+@renamed_arguments(dream_share="imagined_share")
 @dataclass(frozen=True)
 class JudgeTrainConfig:
     """Settings of judge training.
@@ -57,7 +62,7 @@ class JudgeTrainConfig:
         state_noise: standard deviation of noise on proprioception, as a share of its standard deviation in the logs. It
             makes the judge robust to the world model's errors in predicted proprioception.
         max_fpr: upper bound of the false positive rate at the threshold, on hard negatives of held-out episodes.
-        dream_share: share of a batch that comes from imagined logs, if these are given.
+        imagined_share: share of a batch that comes from imagined logs, if these are given.
         hard_share: share of a batch that consists of hard examples (`rewards.training.mining`), mined with the judge
             from which training continues.
         near_share: share of near misses among the training negatives; 0 excludes them, for ablations. The report always
@@ -80,7 +85,7 @@ class JudgeTrainConfig:
     noise: float = 0.02
     state_noise: float = 0.02
     max_fpr: float = 0.04
-    dream_share: float = 0.5
+    imagined_share: float = 0.5
     hard_share: float = 0.0
     near_share: float = 0.3
     val_pairs: int = 3000
@@ -119,6 +124,7 @@ def blur(latents: Tensor, noise: float, generator: torch.Generator | None = None
     return noisy * power.sqrt()
 
 
+@renamed_arguments(dreams="imagined")
 def train_judge(
     arrays: EpisodeArrays,
     tokenizer: Any | None = None,
@@ -128,7 +134,7 @@ def train_judge(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     checkpoint: TrainState | None = None,
     init_policy: Any | None = None,
-    dreams: EpisodeArrays | None = None,
+    imagined: EpisodeArrays | None = None,
     judge: LearnedJudge | None = None,
     device: torch.device | str = "cpu",
     **overrides: Any,
@@ -145,7 +151,7 @@ def train_judge(
         checkpoint: training state to save to and to resume from.
         init_policy: a trained policy with `encoder_state()`; the judge is initialised from its encoder. Without it, the
             judge needed 400 steps to exceed chance level, with it 50.
-        dreams: imagined logs, from `rewards.training.imagined_logs.imagine_training_logs`, of all or some of the same
+        imagined: imagined logs, from `rewards.training.imagined_logs.imagine_training_logs`, of all or some of the same
             episodes; an imagined episode is held out if the logged episode is.
         judge: a trained judge from which training continues, instead of a new one; it is modified in place.
         device: device for training; the returned judge stays there.
@@ -153,8 +159,8 @@ def train_judge(
 
     Returns:
         the judge with its threshold set, and the held-out report of `evaluate_judge`. Keys with the prefix `imagined/`
-        are measured on frames reconstructed by the tokenizer. `dream/precision` and `dream/recall` are measured on one
-        half of the held-out imagined episodes, at the threshold chosen on the other half.
+        are measured on frames reconstructed by the tokenizer. `imagined_episodes/precision` and
+        `imagined_episodes/recall` are of one half of the held-out imagined episodes; the other half sets the threshold.
 
     Raises:
         ConfigError: too few episodes, too few held-out imagined episodes, or `hard_share` without `judge`.
@@ -168,9 +174,9 @@ def train_judge(
     held_out = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
     train, val = PairSampler(arrays, order[held_out:], config.near_share), PairSampler(arrays, order[:held_out])
     imagined_pairs = held_out_imagined = None
-    if dreams is not None:
-        is_held_out = np.isin(dreams.indices, arrays.indices[order[:held_out]])
-        imagined_pairs = PairSampler(dreams, np.flatnonzero(~is_held_out), config.near_share)
+    if imagined is not None:
+        is_held_out = np.isin(imagined.indices, arrays.indices[order[:held_out]])
+        imagined_pairs = PairSampler(imagined, np.flatnonzero(~is_held_out), config.near_share)
         held_out_imagined = np.flatnonzero(is_held_out)
         if len(held_out_imagined) < 2:
             raise ConfigError(
@@ -207,7 +213,7 @@ def train_judge(
         rng = np.random.default_rng((config.seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))
-        imagined_count = 0 if imagined_pairs is None else round(config.dream_share * config.batch_size)
+        imagined_count = 0 if imagined_pairs is None else round(config.imagined_share * config.batch_size)
         hard_count = 0 if hard is None else round(config.hard_share * config.batch_size)
         rows, texts, labels, _ = train.sample(max(1, config.batch_size - imagined_count - hard_count), rng)
         if hard is not None:
@@ -219,11 +225,11 @@ def train_judge(
         if tokenizer is not None:
             half = torch.from_numpy(rng.permutation(len(frames))[: len(frames) // 2])
             frames[half] = reconstruct(tokenizer, frames[half], config.latent_noise, generator)
-        if imagined_pairs is not None and dreams is not None and imagined_count:
+        if imagined_pairs is not None and imagined is not None and imagined_count:
             more, more_texts, more_labels, _ = imagined_pairs.sample(imagined_count, rng)
-            frames = torch.cat([frames, augment(torch.from_numpy(dreams.frames[more]), rng, config)])
+            frames = torch.cat([frames, augment(torch.from_numpy(imagined.frames[more]), rng, config)])
             texts, labels = texts + more_texts, np.concatenate([labels, more_labels])
-            states = np.concatenate([states, dreams.states[more]])
+            states = np.concatenate([states, imagined.states[more]])
         for group in optimizer.param_groups:
             warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -251,19 +257,19 @@ def train_judge(
         judge.set_threshold(calibrate(all_logits, np.concatenate([labels, labels]), config.max_fpr))
     else:
         judge.set_threshold(calibrate(logits, labels, config.max_fpr))
-    dream_report = {}
-    if dreams is not None and held_out_imagined is not None:
+    imagined_report = {}
+    if imagined is not None and held_out_imagined is not None:
         middle = len(held_out_imagined) // 2
-        judge.set_threshold(balanced_threshold(*episode_verdicts(judge, dreams, held_out_imagined[:middle])))
-        imagined_verdicts = episode_verdicts(judge, dreams, held_out_imagined[middle:])
-        dream_report = dict(
-            zip(("dream/precision", "dream/recall"), precision_recall(*imagined_verdicts, judge.threshold), strict=True)
+        judge.set_threshold(balanced_threshold(*episode_verdicts(judge, imagined, held_out_imagined[:middle])))
+        imagined_verdicts = episode_verdicts(judge, imagined, held_out_imagined[middle:])
+        imagined_report = dict(
+            zip(IMAGINED_KEYS, precision_recall(*imagined_verdicts, judge.threshold), strict=True)
         )
     pairs = val.sample(config.val_pairs, np.random.default_rng((config.seed, 10**9 + 1)))
-    report = dream_report | evaluate_judge(judge, arrays, pairs)
+    report = imagined_report | evaluate_judge(judge, arrays, pairs)
     if tokenizer is not None:
-        imagined = evaluate_judge(judge, arrays, pairs, tokenizer=tokenizer, noise=config.latent_noise)
-        report.update({f"imagined/{key}": value for key, value in imagined.items()})
+        measured = evaluate_judge(judge, arrays, pairs, tokenizer=tokenizer, noise=config.latent_noise)
+        report.update({f"imagined/{key}": value for key, value in measured.items()})
     _log.info("judge: held-out %s", {k: round(v, 4) for k, v in report.items()})
     return judge, report
 

@@ -164,7 +164,7 @@ def test_a_policy_acts_on_imagined_frames_and_a_judge_learns_from_what_came_of_i
     judge += ["--preset", "tiny", "--steps", "2"]
     assert main([*judge, "--imagined-episodes", "40", "--out", str(chain / "judge_d")]) == 0
     assert 0.2 <= LearnedJudge.from_pretrained(chain / "judge_d").threshold <= 0.99
-    assert "dream/recall" in json.loads((chain / "judge_d" / "training.json").read_text())["held_out"]
+    assert "imagined_episodes/recall" in json.loads((chain / "judge_d" / "training.json").read_text())["held_out"]
 
 
 def test_dreams_need_a_world_model_and_a_policy_to_look_at_them(chain):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from judged_world import logs
-from test_dreams import Fading
+from test_imagined_logs import Fading
 
 from rewards import ComposedJudge, ReferenceJudge, ReferenceJudgeConfig, Term, load_judge
 from worldgym.errors import ConfigError

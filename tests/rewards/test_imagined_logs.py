@@ -54,13 +54,13 @@ def test_a_judge_learns_from_dreams_and_reports_them():
     dreams = dataclasses.replace(real, frames=(real.frames * 0.6 + 48).astype(np.uint8))  # faint but true
     settings = JudgeTrainConfig(steps=150, batch_size=32, lr=2e-3, val_fraction=0.3, val_pairs=100)
     tiny = LearnedJudgeConfig.preset("tiny", image_size=SIZE, dropout=0.0)
-    judge, report = train_judge(real, config=settings, model=tiny, dreams=dreams)
-    assert report["dream/recall"] > 0.7 and report["dream/precision"] > 0.7
+    judge, report = train_judge(real, config=settings, model=tiny, imagined=dreams)
+    assert report["imagined_episodes/recall"] > 0.7 and report["imagined_episodes/precision"] > 0.7
     said, truth = episode_verdicts(judge, dreams, np.arange(20))
     assert said.shape == truth.shape == (20, 1)
     with pytest.raises(ValueError, match="held-out"):
         none = dataclasses.replace(dreams, indices=dreams.indices + 1000)
-        train_judge(real, config=settings, model=tiny, dreams=none)
+        train_judge(real, config=settings, model=tiny, imagined=none)
 
 
 def test_an_episode_stops_at_the_first_verdict():
