@@ -98,7 +98,7 @@ class ActionSpec:
         if ends != (self.low[rule.index], self.high[rule.index]):
             raise ValueError(
                 f"{self.names[rule.index]}: low and high are {self.low[rule.index]} and {self.high[rule.index]}, but "
-                f"the gripper rule says open {rule.open}, closed {rule.closed}; make low and high those two values"
+                f"the gripper rule has open {rule.open}, closed {rule.closed}; make low and high those two values"
             )
 
     @property

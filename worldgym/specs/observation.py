@@ -328,7 +328,7 @@ def check_fit(source: Any, part: Any, giver: str, reader: str) -> None:
         source: world model or environment whose observations are read; has `specs`.
         part: policy or judge; its `specs` may be None (saved by an earlier version) or missing.
         giver: description of the source for the message.
-        reader: description of the part for the message. Actions are compared if the part has `act`.
+        reader: description of the component for the message. Actions are compared if it has a method `act`.
 
     Raises:
         ConfigError: the specs are incompatible; the message shows both and what to type.
