@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
+from worldgym.judge_checks import check_inputs, check_verdict
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -216,7 +218,9 @@ class Reads:
         """Inputs that suffice for both judges."""
         depths = (self.depth, other.depth)
         frames: FrameCount = "episode" if None in depths else max(depth or 1 for depth in depths)
-        return Reads("last" if frames == 1 else frames, self.state or other.state, self.latents or other.latents)
+        return Reads(
+            "last" if frames == 1 else frames, self.state or other.state, self.latents or other.latents
+        )
 
 
 @runtime_checkable
@@ -281,11 +285,12 @@ def judged(
         latents: `(B,C,h,w)` the world model's latents of the last frame, or None.
     """
     reads = reads_of(judge)
-    given: dict[str, Any] = {}
-    if states is not None and reads.state:
-        given["states"] = states
-    if latents is not None and reads.latents:
-        given["latents"] = latents
+    wanted = {"states": states} if reads.state else {}
+    if reads.latents:
+        wanted["latents"] = latents
+    given = {key: value for key, value in wanted.items() if value is not None}
+    if len(given) < len(wanted):
+        check_inputs(judge, [key for key in wanted if key not in given])
     verdict: Judgement = judge.score(last_frames(frames, reads.depth), instructions, **given)
     return verdict
 
@@ -318,7 +323,9 @@ def settled(
         `p_success (B,)`, 0 where there is no verdict, and `valid (B,)` bool, on the judge's device.
 
     Raises:
-        ValueError: the judgement has another number of rows.
+        TypeError: the judge returned something else than a `Judgement`.
+        ValueError: the judgement has another number of rows, or probabilities outside [0, 1].
+        ConfigError: the judge needs latents or proprioception, and there are none.
         JudgeUnavailableError: the judge requests a pause.
     """
     import torch
@@ -330,12 +337,7 @@ def settled(
     except (TimeoutError, ConnectionError) as error:
         logger.warning("judge %s failed on %d episodes, which become invalid: %s", name, count, error)
         return Judgement(torch.zeros(count), None, torch.zeros(count, dtype=torch.bool), [str(error)] * count)
-    p, valid = torch.as_tensor(verdict.p_success).detach(), torch.as_tensor(verdict.valid).detach().bool()
-    if tuple(p.shape) != (count,) or tuple(valid.shape) != (count,):
-        raise ValueError(
-            f"judge {name} gave p_success {tuple(p.shape)}, valid {tuple(valid.shape)}; expected ({count},) each"
-        )
-    valid = valid.to(p.device) & torch.isfinite(p)
+    p, valid = check_verdict(verdict, count, name)
     return Judgement(torch.where(valid, p, torch.zeros_like(p)), verdict.progress, valid, verdict.raw)
 
 
@@ -344,7 +346,9 @@ class ChunkBatch(TypedDict, total=False):
 
     observation: Observation
     actions: Any  # (B, K, A) float32 array or tensor, NaN where unknown
-    goals: Any  # (B, S) float32, next keyframe of the gripper in the units of proprioception, NaN where unknown
+    goals: (
+        Any  # (B, S) float32, next keyframe of the gripper in the units of proprioception, NaN where unknown
+    )
     rng: Any  # numpy Generator, for noise that the policy adds to its inputs
     goal_noise: float  # standard deviation of the noise on goals, in standard deviations of proprioception
 

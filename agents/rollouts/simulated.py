@@ -25,6 +25,7 @@ import torch
 
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
+from worldgym.imagination.observations import state_of
 from worldgym.protocols import Observation, Policy, RewardModel, Temperature, reads_of, settled, threshold_of
 from worldgym.suite import BATCH, default_suite, load_suite
 
@@ -293,7 +294,7 @@ def _answer(
             for slot, seed, task in zip(slots, part["seeds"], part["tasks"], strict=False)
         ]
         memory["success"] = np.zeros(count, bool)
-        memory["path"] = np.zeros((count, made["chunk"], memory["observations"][0]["state"].shape[1]))
+        memory["path"] = np.zeros((count, made["chunk"], state_of(memory["observations"][0]).shape[1]))
     earned, steps = np.zeros(len(memory["success"]), np.float32), 0
     if name == "step":
         for i in np.flatnonzero(part["running"]):
@@ -308,7 +309,7 @@ def _answer(
     pictures = [key for key in seen[0] if key == "image" or key.startswith("image_")]
     return {
         **{key: np.stack([o[key][0] for o in seen]) for key in pictures},
-        "state": np.stack([o["state"][0] for o in seen]),
+        "state": np.stack([state_of(o)[0] for o in seen]),
         "instruction": [str(o["instruction"][0]) for o in seen],
         "success": memory["success"].copy(),
         "path": memory["path"].copy(),

@@ -189,9 +189,9 @@ def of_judge(
     episodes = sum(len(w.starts) for w in seen.values())
     return {
         "balanced_accuracy_real": balanced_accuracy(on_real[known] >= level, now[known]),
-        "false_positive_rate_imagined": whole.fp / max(1, whole.fp + whole.tn),
-        "recall_imagined": whole.tp / max(1, whole.tp + whole.fn),
-        "swapped_instruction_rejection": sum(good for good, _ in swapped) / scored if scored else float("nan"),
+        "false_positive_rate_imagined": share(whole.fp, whole.fp + whole.tn),
+        "recall_imagined": share(whole.tp, whole.tp + whole.fn),
+        "swapped_instruction_rejection": share(sum(good for good, _ in swapped), scored),
         "ms_per_episode": 1000 * sum(w.seconds[name] for w in seen.values()) / episodes,
         "threshold": level,
         "invalid": invalid,
@@ -199,6 +199,11 @@ def of_judge(
         "by_task": {task: table.to_dict() for task, table in counts.items()},
         "calibration": calibration(seen, name),
     }
+
+
+def share(part: int, whole: int) -> float:
+    """`part / whole`; NaN without episodes."""
+    return part / whole if whole else float("nan")
 
 
 def other_words(judge: Any, level: float, watched: JudgeAudit) -> tuple[int, int]:
@@ -267,7 +272,7 @@ def table(facts: dict[str, Any]) -> str:
             f"  {'imagined vs. Real':<22}{'FP':>5}{'TP':>5}{'FN':>5}{'TN':>5}{'FPR':>8}{'recall':>8}"
         )
         for task, c in [*row["by_task"].items(), ("all", row["confusion"])]:
-            rates = (c["fp"] / max(1, c["fp"] + c["tn"]), c["tp"] / max(1, c["tp"] + c["fn"]))
+            rates = (share(c["fp"], c["fp"] + c["tn"]), share(c["tp"], c["tp"] + c["fn"]))
             lines.append(
                 f"  {task:<22}{c['fp']:>5}{c['tp']:>5}{c['fn']:>5}{c['tn']:>5}{rates[0]:>8.2f}{rates[1]:>8.2f}"
             )
@@ -277,6 +282,6 @@ def table(facts: dict[str, Any]) -> str:
     if gap := facts["imagined_minus_true"]:
         lines.append(
             f"imagined - true success, judged by {facts['rewarded']}: {100 * gap['mean']:+.1f} "
-            f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}] points over {facts['episodes']} episodes"
+            f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}] points over {gap['episodes']} episodes"
         )
     return "\n".join(lines)

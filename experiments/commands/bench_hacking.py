@@ -36,6 +36,7 @@ from experiments.pipelines.settings import FineTuneSettings
 from experiments.suites import chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Start, paired_bootstrap
+from worldgym.imagination.observations import state_of
 from worldgym.pretrained import DEFAULT
 from worldgym.suite import Suite
 from worldgym.utils.files import atomic_path, atomic_write_text
@@ -208,7 +209,7 @@ def bank_of(starts: Sequence[Start], suite: Suite) -> Any:
     seen = first_observations(env, starts)
     env.close()
     tasks, steps = [start.task for start in starts], torch.zeros(len(starts), dtype=torch.int64)
-    return StartBank(Starts(seen["image"], seen["state"], seen["instruction"], tasks, steps))
+    return StartBank(Starts(seen["image"], state_of(seen), seen["instruction"], tasks, steps))
 
 
 def uncertainty_quantile(settings: FineTuneSettings, bundle: Bundle, judge: Any, quantile: float) -> float:

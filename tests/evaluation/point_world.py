@@ -65,7 +65,7 @@ class PointEnv(gym.Env):
 
 
 class PointWorld:
-    image_size, action_dim, state_dim = 32, 4, 4
+    image_size, action_dim, state_dim = (8, 32), 4, 4
 
     def __init__(self, gain: float = 1.0) -> None:
         self.gain = gain

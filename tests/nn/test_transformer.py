@@ -161,3 +161,14 @@ def test_mistakes_are_named():
         with pytest.raises(ConfigError):
             TransformerConfig((Expert("a", 16),), **bad)
     assert set(ROLES) == {e.name for e in net.config.experts}
+
+
+@pytest.mark.parametrize("rule", [block_causal(2), block_causal()])
+def test_a_ring_too_short_for_the_rule_is_an_error_and_no_wrong_answer(rule):
+    net = network("plain")
+    segments = [Segment("video", t, 2) for t in range(4)]
+    ring = net.empty_cache(1, 3, SequenceLayout.of(*segments).kinds)
+    tokens = torch.randn(1, 2, net.config.experts[0].width)
+    net(tokens, SequenceLayout.of(segments[0]), rule, cache=ring)
+    with pytest.raises(ConfigError, match="a ring of 3 slots is too short"):
+        net(tokens, SequenceLayout.of(segments[1]), rule, cache=ring)

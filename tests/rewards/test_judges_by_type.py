@@ -77,7 +77,7 @@ def test_a_model_of_transformers_is_a_vlm(tmp_path):
 
 def test_another_class_does_not_read_it(tmp_path):
     LatentJudge(LatentJudgeConfig(width=16, asked=4)).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="type 'latent', and LearnedJudge loads type 'learned'"):
+    with pytest.raises(CheckpointError, match="type 'latent', but LearnedJudge loads type 'learned'"):
         LearnedJudge.from_pretrained(tmp_path)
 
 

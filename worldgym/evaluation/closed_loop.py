@@ -118,7 +118,9 @@ class ClosedLoopResult:
             "invalid": int(self.invalid.sum()),
             "judge": self.judge,
             "outcomes": {
-                "imagined": [bool(x) for x in self.imagined],
+                "imagined": [
+                    None if bad else bool(x) for x, bad in zip(self.imagined, self.invalid, strict=True)
+                ],
                 "real": [bool(x) for x in self.real],
                 "steps": [int(x) for x in self.steps],
             },

@@ -27,6 +27,7 @@ from worldgym.evaluation.rollouts import first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, paired_bootstrap
 from worldgym.imagination.episodes import ImaginedEpisodes, views_of
 from worldgym.imagination.frame_buffer import FrameBuffer
+from worldgym.imagination.observations import state_of
 from worldgym.imagination.rollout import ActionRecorder, Decision, rollout
 from worldgym.imagination.rules import Rules
 from worldgym.protocols import Decode, reads_of, settled
@@ -169,7 +170,7 @@ def watch(
         None,
         Rules(horizon),
         observation["image"],
-        observation["state"],
+        state_of(observation),
         texts,
         generator=generator,
         views=views_of(world_model, observation),
@@ -289,7 +290,7 @@ def _execute(
     """
     observation, _ = reset_env(env, start)
     fulfilled = np.zeros(len(actions), bool)
-    frames, states = [np.asarray(observation["image"])], [np.asarray(observation["state"])]
+    frames, states = [np.asarray(observation["image"])], [np.asarray(state_of(observation))]
     over = False
     for t, action in enumerate(actions):
         if not over:
@@ -300,7 +301,7 @@ def _execute(
             fulfilled[t] = fulfilled[t - 1]
         if keep:
             frames.append(np.asarray(observation["image"]))
-            states.append(np.asarray(observation["state"]))
+            states.append(np.asarray(state_of(observation)))
     if progress is not None:
         progress(row + 1, count)
     return fulfilled, np.stack(frames), np.stack(states)

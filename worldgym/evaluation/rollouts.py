@@ -39,6 +39,7 @@ import numpy as np
 
 from worldgym.errors import CheckpointError
 from worldgym.evaluation.outcomes import EvalResult, Start, make_starts, shuffle_instructions
+from worldgym.imagination.observations import state_of
 from worldgym.registry import POLICIES
 from worldgym.specs import check_fit
 from worldgym.utils.devices import choose_device, place
@@ -138,7 +139,7 @@ def batch_observations(observations: Sequence[Mapping[str, Any]]) -> dict[str, A
     pictures = [key for key in observations[0] if key == "image" or key.startswith("image_")]
     return {
         **{key: torch.from_numpy(np.stack([np.asarray(o[key]) for o in observations])) for key in pictures},
-        "state": torch.from_numpy(np.stack([np.asarray(o["state"], dtype=np.float32) for o in observations])),
+        "state": torch.from_numpy(np.stack([np.asarray(state_of(o), dtype=np.float32) for o in observations])),
         "instruction": [str(o["instruction"]) for o in observations],
     }
 

@@ -17,6 +17,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from worldgym.specs import Camera, ObservationSpec
+
 _ROUNDING = 1e-5  # float32 policies output 1.0000001; this is a rounding error and accepted
 
 
@@ -112,6 +114,73 @@ def check_image(image: Any, size: tuple[int, int], name: str = "initial_image") 
             f" np.asarray(PIL.Image.fromarray(image).resize(({size[1]}, {size[0]})))"
         )
     return array
+
+
+def check_imagined(
+    imagined: Any, spec: ObservationSpec, count: int, steps: int, decode: str, name: str
+) -> None:
+    """Validate what a world model's `step` returned.
+
+    Args:
+        imagined: a `worldgym.protocols.Imagined`.
+        spec: observation spec of the world model.
+        count: number of episodes, B.
+        steps: number of actions, K.
+        decode: "all" if K frames were asked for, else "last".
+        name: name of the world model's class, for the message.
+
+    Raises:
+        ValueError: a frame, state or uncertainty is missing, has another shape or dtype, or is not finite.
+    """
+    given = {spec.main.name: imagined.frames, **imagined.views}
+    shown = f"{steps}" if decode == "all" else "at least 1"
+    for camera in spec.cameras:
+        video = given.get(camera.name)
+        expected = f"uint8 ({count}, {shown}, {camera.height}, {camera.width}, 3)"
+        if video is None:
+            where = "" if camera == spec.main else f"views={{{camera.name!r}: frames}}"
+            raise ValueError(
+                f"{name}.step returned no frames of camera {camera.name}, which is in its specs; return "
+                f"Imagined({where or 'frames'}, ...) with {expected}"
+            )
+        shape, kind = tuple(video.shape), str(video.dtype).removeprefix("torch.")
+        enough = len(shape) == 5 and shape[1] >= 1 and (decode != "all" or shape[1] == steps)
+        if not enough or (shape[0], *shape[2:]) != (count, *camera.size, 3) or kind != "uint8":
+            raise ValueError(
+                f"{name}.step returned frames of camera {camera.name} as {kind} {shape} for decode={decode!r}; "
+                f"expected {expected}: episode, frame, height, width, RGB, with values 0..255"
+            )
+    if tuple(imagined.states.shape) != (count, steps, spec.state_dim):
+        raise ValueError(
+            f"{name}.step returned states {tuple(imagined.states.shape)}; expected ({count}, {steps}, "
+            f"{spec.state_dim}): episode, action, state field of its specs"
+        )
+    if not bool(imagined.states.isfinite().all()):
+        raise ValueError(
+            f"{name}.step returned states that are NaN or infinite; expected finite numbers: look for a division by "
+            "zero, or for weights that diverged in training"
+        )
+    if tuple(getattr(imagined.uncertainty, "shape", (None,))) != (count,):
+        got = "None" if imagined.uncertainty is None else str(tuple(imagined.uncertainty.shape))
+        raise ValueError(
+            f"{name}.step returned uncertainty {got}; expected ({count},), one number per episode, or "
+            f"torch.zeros({count}) from a model that does not estimate it"
+        )
+
+
+def check_picture(picture: Any, camera: Camera, name: str) -> Any:
+    """Validate the image that a simulator's `draw_slot` returned.
+
+    Raises:
+        ValueError: it is not `(height, width, 3)` uint8 of the camera.
+    """
+    shape, kind = getattr(picture, "shape", None), getattr(picture, "dtype", type(picture).__name__)
+    if shape != (*camera.size, 3) or kind != np.uint8:
+        raise ValueError(
+            f"{name}.draw_slot returned {kind} {shape} for camera {camera.name}; expected uint8 "
+            f"{(*camera.size, 3)}: height, width, RGB, with values 0..255"
+        )
+    return picture
 
 
 def check_instruction(text: Any, space: spaces.Text) -> str:

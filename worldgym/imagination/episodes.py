@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
+from worldgym.errors import ConfigError
+from worldgym.imagination.checks import check_imagined
 from worldgym.imagination.frame_buffer import FrameBuffer
 from worldgym.imagination.rules import Flags, Numbers, Outcome, Rules
 from worldgym.imagination.slots import Slots
@@ -77,7 +79,7 @@ class ImaginedEpisodes:
     ) -> None:  # fmt: skip
         self.world_model, self.judge, self.rules = world_model, judge, rules
         self.state, self.proprio, self.slots = state, proprio.float(), slots
-        self.keys = specs_of(world_model).observation.camera_keys
+        self.spec = specs_of(world_model).observation
         self.views = dict(views or {})
         self.buffer = FrameBuffer(image, reads_of(judge).frames)
         self.latents: Tensor | None = getattr(state, "latent", None)
@@ -145,7 +147,7 @@ class ImaginedEpisodes:
     def observation(self) -> Observation:
         """The policy's current observation: `image`, and `image_<name>` of each further camera of the world model."""
         seen = Observation(image=self.image, state=self.proprio, instruction=list(self.slots.instruction))
-        seen.update({self.keys[name]: frames for name, frames in self.views.items()})  # type: ignore[typeddict-item]
+        seen.update({self.spec.camera_keys[name]: frames for name, frames in self.views.items()})  # type: ignore[typeddict-item]
         return seen
 
     def step(self, actions: Tensor, *, moving: Flags | None = None, decode: Decode = "last") -> ImaginedStep:
@@ -162,12 +164,8 @@ class ImaginedEpisodes:
         with torch.no_grad():
             wanted: Decode = "all" if "all" in (decode, self.buffer.decode) else "last"
             self.state, imagined = self.world_model.step(self.state, actions, decode=wanted)
+        check_imagined(imagined, self.spec, count, actions.shape[1], wanted, type(self.world_model).__name__)
         self.buffer.append(imagined.frames if self.buffer.decode == "all" else imagined.frames[:, -1:])
-        if missing := [name for name in self.views if name not in imagined.views]:
-            raise ValueError(
-                f"{type(self.world_model).__name__}.step returned no frames of camera {missing[0]}, which is in its "
-                "specs; return Imagined(..., views={name: frames (B,K,H,W,3)})"
-            )
         self.views = {name: imagined.views[name][:, -1] for name in self.views}
         self.proprio = imagined.states[:, -1].float()
         self.latents = None if imagined.latents is None else imagined.latents[:, -1]
@@ -207,7 +205,7 @@ class ImaginedEpisodes:
         index = torch.as_tensor(chosen, device=self.image.device)
         taken = object.__new__(type(self))
         taken.world_model, taken.judge, taken.rules = self.world_model, self.judge, self.rules
-        taken.state, taken.keys = self.world_model.fork(self.state, index), self.keys
+        taken.state, taken.spec = self.world_model.fork(self.state, index), self.spec
         taken.views = {name: frames[index] for name, frames in self.views.items()}
         taken.proprio, taken.slots = self.proprio[index], self.slots.take(chosen)
         taken.latents = None if self.latents is None else self.latents[index]
@@ -249,11 +247,11 @@ def check_views(world_model: Any, views: Mapping[str, Any] | None) -> tuple[str,
     """Names of the cameras besides the main one that `world_model` imagines.
 
     Raises:
-        ValueError: one of them is missing from `views`.
+        ConfigError: one of them is missing from `views`.
     """
     wanted = tuple(camera.name for camera in specs_of(world_model).observation.views)
     if missing := [name for name in wanted if name not in (views or {})]:
-        raise ValueError(
+        raise ConfigError(
             f"no frames of camera {', '.join(missing)}, which the world model imagines; got those of the main "
             f"camera{''.join(f' and of {name}' for name in views or {})}. Give views={{{missing[0]!r}: frames}}"
         )

@@ -13,7 +13,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -101,6 +101,15 @@ def observation_space(
     if size:
         parts["state"] = spaces.Box(low, high, dtype=np.float32)
     return spaces.Dict(parts)
+
+
+def state_of(observation: Mapping[str, Any]) -> Any:
+    """Proprioception of an observation; of length 0, with the batch dimensions of `image`, if it has none."""
+    if "state" in observation:
+        return observation["state"]
+    image = observation["image"]
+    shape = (*image.shape[:-3], 0)
+    return np.zeros(shape, np.float32) if isinstance(image, np.ndarray) else image.new_zeros(shape).float()
 
 
 def action_space(action_dim: int, chunk: int | None = None, flat: bool = False) -> spaces.Box:

@@ -14,6 +14,7 @@ Example::
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worldgym.errors import ConfigError
 from worldgym.imagination.checks import check_image, check_instruction
 from worldgym.imagination.episodes import SavedState
 from worldgym.imagination.starts import Start, StartSet, read_image, start_from_episode
@@ -129,7 +131,7 @@ def has_keys(state: Any) -> bool:
 
 
 def rekey(state: Any, seeds: Tensor) -> Any:
-    """`state` with new noise keys `(B,)`, set by its `with_keys`, or by `_replace` if it is a named tuple.
+    """`state` with new noise keys `(B,)`: by its `with_keys`, or a copy of a dataclass or named tuple.
 
     Raises:
         ValueError: the model's state has no noise keys.
@@ -140,7 +142,16 @@ def rekey(state: Any, seeds: Tensor) -> Any:
             " the state of a VideoWorldModel"
         )
     seeds = seeds.to(state.keys.device)
-    return state.with_keys(seeds) if hasattr(state, "with_keys") else state._replace(keys=seeds)
+    if hasattr(state, "with_keys"):
+        return state.with_keys(seeds)
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return dataclasses.replace(state, keys=seeds)
+    if hasattr(state, "_replace"):
+        return state._replace(keys=seeds)
+    raise ValueError(
+        f"a {type(state).__name__} has noise keys and no way to change them; give it a method `with_keys(keys)`, or"
+        " make it a dataclass or a named tuple"
+    )
 
 
 def _from_saved(
@@ -201,10 +212,17 @@ def _start(
                 f"options={{'initial_image': {{{spec.main.name!r}: ..., {camera.name!r}: ...}}}}"
             )
         check_image(start.views[camera.name][-1], camera.size, f"a start's frame of camera {camera.name}")
+    states = start.states if spec.state_dim else None
+    if states is not None and states.shape[-1] != spec.state_dim:
+        names = ", ".join(item.name for item in spec.state)
+        raise ConfigError(
+            f"the start has {states.shape[-1]} state values; the world model needs {spec.state_dim}: {names}. Give "
+            "starts with these, in this order"
+        )
     if text is None and start.instruction is None:
         raise ValueError("an initial_image has no instruction; add options={'instruction': 'push the ...'}")
     words = check_instruction(start.instruction if text is None else text, space)
-    return Start(start.frames, words, start.states, start.actions, start.task, start.views)
+    return Start(start.frames, words, states, start.actions, start.task, start.views)
 
 
 def _start_from_images(image: Any, states: NDArray[np.float32] | None, spec: ObservationSpec) -> Start:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldgym.imagination.episodes import ImaginedEpisodes, ImaginedStep, views_of
+from worldgym.imagination.observations import state_of
 from worldgym.imagination.rules import Flags, Rules
 from worldgym.protocols import Decode, Observation, PolicyOutput, threshold_of
 from worldgym.specs import check_fit
@@ -246,7 +247,7 @@ def run_policy(
         judge,
         rules,
         observation["image"],
-        observation["state"],
+        state_of(observation),
         texts,
         generator=generator,
         views=views_of(world_model, observation),

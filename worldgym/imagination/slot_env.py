@@ -28,6 +28,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from worldgym.imagination.batched_env import BatchedEnv, BatchStep, Column, Flags, Rows, check_settings
+from worldgym.imagination.checks import check_picture
 from worldgym.imagination.observations import (
     Bound,
     InstructionMode,
@@ -245,7 +246,8 @@ class SlotVectorEnv(BatchedEnv):
         spec = self.specs.observation
         for camera in spec.cameras:
             for i in map(int, np.flatnonzero(self._stale)):
-                self._frames[camera.name][i] = self.draw_slot(i, camera)
+                picture = check_picture(self.draw_slot(i, camera), camera, type(self).__name__)
+                self._frames[camera.name][i] = picture
         self._stale[:] = False
         standing = [self.status_slot(i) for i in range(self.num_envs)]
         words: Any = tuple(now.instruction for now in standing)

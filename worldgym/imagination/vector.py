@@ -32,6 +32,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worldgym.errors import ConfigError
 from worldgym.imagination import options as reset_options
 from worldgym.imagination.batched_env import BatchStep, Column, Flags, check_settings
 from worldgym.imagination.branching import BranchingVectorEnv
@@ -230,7 +231,8 @@ class WorldModelVectorEnv(BranchingVectorEnv):
                 actions = torch.as_tensor(plan.actions, device=device)
                 context = {name: torch.as_tensor(view, device=device) for name, view in plan.views.items()}
                 state = reset_options.begin_rows(model, frames, actions, states, noise, context)
-                image, proprio = frames[:, -1], state.states if states is None else states[:, -1]
+                image = frames[:, -1]
+                proprio = self._first_proprio(state, len(image)) if states is None else states[:, -1]
                 views = {name: view[:, -1].clone() for name, view in context.items()}
         fresh = ImaginedEpisodes(model, self.reward, self.rules, state, image.clone(), proprio, slots, views)
         fresh.first_judgement()
@@ -248,6 +250,18 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             videos = {name: _repeat(view, count) for name, view in self._pictures().items()}
             columns += self._paths(videos, _repeat(self._now.proprio, count), present)
         return columns
+
+    def _first_proprio(self, state: Any, count: int) -> Tensor:
+        """Proprioception `(count, S)` that the world model estimates from the first frames."""
+        if not self.observed.state_dim:
+            return torch.zeros(count, 0, device=self.device)
+        estimated = getattr(state, "states", None)
+        if not isinstance(estimated, Tensor):
+            raise ConfigError(
+                f"the starts have no proprioception, and {type(self.world_model).__name__} estimates none (its state "
+                f"has no `states (B, {self.observed.state_dim})`); give starts with states"
+            )
+        return estimated
 
     # -- stepping ------------------------------------------------------------------------------------------
     def _advance(self, actions: Any, moving: Flags) -> BatchStep:

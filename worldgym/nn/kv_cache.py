@@ -114,6 +114,29 @@ class KVCache(RowBatch):
         """Commit the written slots, in place."""
         self.count.add_(written)
 
+    def check_length(self, layout: SequenceLayout, rule: Rule) -> None:
+        """Check that the next slots overwrite nothing that `layout` may attend to by `rule`.
+
+        Raises:
+            ConfigError: the ring is too short for the rule, so that a cached step would differ from the masked pass.
+        """
+        rows, slots = self._where(layout.length)
+        for mark in torch.unique(self.marks[rows, slots]).tolist():
+            if mark < 0:
+                continue
+            old = self._segment(mark)
+            for query in layout.segments:
+                if rule(query, old):
+                    raise ConfigError(
+                        f"a ring of {self.slots} slots is too short: {query} may attend to {old}, which would be "
+                        "overwritten; make a longer cache, or take a rule with a window (block_causal(window))"
+                    )
+
+    def _segment(self, mark: int) -> Segment:
+        """The segment that a mark stands for, of length 1."""
+        block, kind = divmod(mark, max(1, len(self.kinds)))
+        return Segment(self.kinds[kind][0], block, 1, self.kinds[kind][1])
+
     def note(self, layout: SequenceLayout) -> None:
         """Store in place which segments the next slots hold; for caches with one token per slot.
 
@@ -138,10 +161,7 @@ class KVCache(RowBatch):
         for query in layout.segments:
             row = []
             for mark in distinct.tolist():
-                block, kind = divmod(mark, max(1, len(self.kinds)))
-                row.append(
-                    mark >= 0 and rule(query, Segment(self.kinds[kind][0], block, 1, self.kinds[kind][1]))
-                )
+                row.append(mark >= 0 and rule(query, self._segment(mark)))
             rows.append(row)
         allowed = torch.tensor(rows, device=self.marks.device)[:, where].transpose(
             0, 1

@@ -214,6 +214,7 @@ class Transformer(nn.Module):
         if cache is None:
             mask = additive(layout.mask(rule)).to(device)
         else:
+            cache.check_length(layout, rule)
             cache.note(layout)
             mask = additive(cache.mask(layout, rule))[:, None]
         tapped: dict[int, dict[str, Tensor]] = {}

@@ -91,7 +91,8 @@ class StateField:
             )
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.role}" if self.role != "other" else self.name
+        unit = f" [{self.unit}]" if self.unit else ""
+        return (f"{self.name}:{self.role}" if self.role != "other" else self.name) + unit
 
 
 @dataclass(frozen=True)
@@ -249,10 +250,16 @@ def check_observations(given: ObservationSpec, wanted: ObservationSpec, giver: s
 
 
 def _same_state(given: ObservationSpec, wanted: ObservationSpec) -> bool:
-    """Whether both states have the same number of fields with the same roles; `other` matches any role."""
-    pairs = zip(given.state, wanted.state, strict=False)
-    same_roles = all("other" in (a.role, b.role) or a.role == b.role for a, b in pairs)
-    return given.state_dim == wanted.state_dim and same_roles
+    """Whether both states have the same fields in the same order.
+
+    The role `other`, an empty unit and a name made by number (`state_3`) are unknown, and match everything.
+    """
+    return given.state_dim == wanted.state_dim and all(
+        ("other" in (a.role, b.role) or a.role == b.role)
+        and (not a.unit or not b.unit or a.unit == b.unit)
+        and (a.name == b.name or any(re.fullmatch(r"state_\d+", item.name) for item in (a, b)))
+        for a, b in zip(given.state, wanted.state, strict=False)
+    )
 
 
 def check_actions_of(given: ActionSpec, wanted: ActionSpec, giver: str, reader: str) -> None:

@@ -34,6 +34,8 @@ LIMIT = 8 * 2**30
 RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 """Maximum compression ratio by method; a file that states a larger one is damaged."""
 KINDS = {"uint8": "uint8", "int": "iu", "float": "fiu", "text": "U"}
+MAY_BE_EMPTY = ("S",)
+"""Names of sizes that may be 0: a robot may have no proprioception."""
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -43,7 +45,8 @@ class Field:
 
     Args:
         kind: `uint8`, `int`, `float` (accepts integers too) or `text`.
-        shape: sizes; a name stands for a size of at least 1, which is the same in all arrays that use the name.
+        shape: sizes; a name stands for a size of at least 1, which is the same in all arrays that use the name. A size
+            in `MAY_BE_EMPTY` may be 0.
         required: whether the file must contain the array.
         finite: whether NaN and infinity are rejected.
     """
@@ -165,7 +168,7 @@ def _check_shape(
         if size != expected:
             where = f"{wanted} = {expected}" if isinstance(wanted, str) else f"{wanted}"
             raise ValueError(f"{name} has the shape {shape}, expected {_shape_text(field)} with {where}")
-        if size < 1:
+        if size < 1 and wanted not in MAY_BE_EMPTY:
             raise ValueError(f"{name} has the shape {shape}: it is empty")
 
 
