@@ -7,6 +7,7 @@ Example::
 
     worldgym bench speed --json runs/speed.json
     worldgym bench speed --checkpoint runs/world_model/export --seconds 2
+    worldgym bench speed --against 88131a3 --json runs/speed.json
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from experiments.bundle import Bundle
 from experiments.compute import DType, placing
-from experiments.pipelines import speed
+from experiments.pipelines import speed, speed_against
 from experiments.pipelines.held_out_episodes import TrueLogs, true_logs
 from experiments.pipelines.run_folder import finite, versions
 from experiments.suites import chosen_suite
@@ -43,6 +44,8 @@ class BenchSpeedConfig:
     Args:
         checkpoint: folder of a world model; the bundle's if None.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
+        against: earlier commit of this checkout whose build is measured in turns with this one: chunks of five steps
+            with the last, every or no frame decoded, and rollouts of RL.
         suite: suite whose real domain gives the ground truth; that of the bundle if None.
         json: output file for the results.
         batches: batch sizes.
@@ -60,6 +63,7 @@ class BenchSpeedConfig:
 
     checkpoint: Path | None = None
     bundle: str = DEFAULT
+    against: str | None = None
     suite: str | None = None
     json: Path = Path("runs/speed.json")
     batches: tuple[int, ...] = (1, 8, 64)
@@ -87,7 +91,7 @@ def run(config: BenchSpeedConfig) -> int:
     """Measure, print the table, and write the JSON file."""
     import torch
 
-    from worldgym.models import load_world_model
+    from worldgym.models import VideoWorldModel, load_world_model
 
     torch.set_num_threads(config.threads)
     here = placing(config)
@@ -95,38 +99,57 @@ def run(config: BenchSpeedConfig) -> int:
     model = here(load_world_model(config.checkpoint)) if config.checkpoint else bundle.world_model()
     biggest = max(config.batches)
     works = {f"imagined {b}": speed.imagining(model, b) for b in config.batches}
+    works |= {f"last of five {b}": speed.imagining(model, b, decode="last") for b in config.batches}
     fps = speed.paired(works, config.rounds, config.seconds)
     suite = chosen_suite(config.suite, config.bundle)
-    simulator = [speed.simulator_fps(config.processes, 2 * config.seconds, suite.name) for _ in range(config.rounds)]
-    style = worldgym_style(model, config)
+    drawing = {every: [speed.simulator_fps(config.processes, 2 * config.seconds, suite.name, every)
+                       for _ in range(config.rounds)] for every in (1, 5)}  # fmt: skip
+    simulator = {every: float(np.median(rates)) for every, rates in drawing.items()}
     imagined = fps[f"imagined {biggest}"]
-    stages = stage_rates(model, bundle.judge(), biggest, config)
-    peak = stages.pop("matmul_gflops")
-    layers = stages.pop("layers_only")
-    useful = speed.transformer_flops(model.config.dynamics) * layers / 1e9
-    flops = speed.flops_per_frame(model)
     facts: dict[str, Any] = {
         "imagined_fps": {str(b): fps[f"imagined {b}"] for b in config.batches},
-        "simulator_fps": float(np.median(simulator)),
-        "imagined_over_simulator": imagined / float(np.median(simulator)),
+        "last_of_five_steps_per_second": {str(b): fps[f"last of five {b}"] for b in config.batches},
+        "simulator_fps": simulator[1],
+        "simulator_last_of_five_steps_per_second": simulator[5],
+        "imagined_over_simulator": imagined / simulator[1],
+        "over_simulator_same_rule": {
+            "every_frame": imagined / simulator[1], "one_in_five": fps[f"last of five {biggest}"] / simulator[5],
+        },
+        "memory_bytes_per_environment": memory(model),
+        "threads": config.threads,
+    }  # fmt: skip
+    if isinstance(model, VideoWorldModel):
+        facts |= of_frame_model(model, bundle, imagined, config)
+    if config.against:
+        facts["against"] = speed_against.against(
+            config.against, config.bundle, threads=config.threads, rounds=config.rounds, seconds=config.seconds
+        )
+    facts["versions"] = versions()
+    atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
+    sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
+    return 0
+
+
+def of_frame_model(model: Any, bundle: Bundle, imagined: float, config: BenchSpeedConfig) -> dict[str, Any]:
+    """What is measured of the model that predicts frame by frame: stages, WorldGym's sampler, growth, samplers."""
+    style = worldgym_style(model, config)
+    stages = stage_rates(model, bundle.judge(), max(config.batches), config)
+    peak, layers = stages.pop("matmul_gflops"), stages.pop("layers_only")
+    flops = speed.flops_per_frame(model)
+    facts: dict[str, Any] = {
         "worldgym_style_fps": style,
         "speedup_over_worldgym_style": imagined / style,
-        "gemm_fraction": useful / peak,
+        "gemm_fraction": speed.transformer_flops(model.config.dynamics) * layers / 1e9 / peak,
         "peak_gflops": peak,
         "gflop_per_frame": {name: count / 1e9 for name, count in flops.items()},
         "fps_at_peak": peak * 1e9 / sum(flops.values()),
         "stages": {name: {"frames_per_second": r, "ms_per_frame": 1000 / r} for name, r in stages.items()},
         "growth": growth(model, config),
-        "memory_bytes_per_environment": memory(model),
-        "threads": config.threads,
     }
     if config.quality_episodes:
         facts["quality"] = quality(model, bundle.probe(), config)
-    facts["alternatives"] = alternatives(model, biggest, config)
-    facts["versions"] = versions()
-    atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
-    sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
-    return 0
+    facts["alternatives"] = alternatives(model, max(config.batches), config)
+    return facts
 
 
 def worldgym_style(model: Any, config: BenchSpeedConfig, frames: int = 3) -> float:
@@ -296,17 +319,37 @@ def _accuracy(probe: Any, logs: TrueLogs, predicted: np.ndarray, spent: float) -
 def table(facts: dict[str, Any]) -> str:
     """Return the printed table."""
     fps = ", ".join(f"batch {b}: {r:,.0f}" for b, r in facts["imagined_fps"].items())
-    simulator, style = facts["simulator_fps"], facts["worldgym_style_fps"]
+    last = ", ".join(f"batch {b}: {r:,.0f}" for b, r in facts["last_of_five_steps_per_second"].items())
+    rule = facts["over_simulator_same_rule"]
     lines = [
-        f"imagined / simulator   {facts['imagined_over_simulator']:.2f}   (simulator {simulator:,.0f} steps/s)",
+        f"imagined / simulator   {rule['every_frame']:.2f} with every frame drawn, {rule['one_in_five']:.2f} with one "
+        f"in five (simulator {facts['simulator_fps']:,.0f} and "
+        f"{facts['simulator_last_of_five_steps_per_second']:,.0f} steps/s)",
+        f"steps per second, every frame decoded   {fps}",
+        f"steps per second, one in five decoded   {last}",
+        f"memory of one environment: {facts['memory_bytes_per_environment'] / 1024:,.0f} KB",
+    ]
+    if "stages" in facts:
+        lines += _frame_model_lines(facts)
+    if "against" in facts:
+        rates = facts["against"]["steps_per_second"]
+        lines += [f"against commit {facts['against']['commit']}, steps per second:"]
+        lines += [
+            f"  {job:<12}{pair['now']:>9,.0f}{pair['earlier']:>9,.0f}   {facts['against']['ratios'][job]:.2f}x"
+            for job, pair in rates.items()
+        ]
+    return "\n".join(lines)
+
+
+def _frame_model_lines(facts: dict[str, Any]) -> list[str]:
+    style = facts["worldgym_style_fps"]
+    lines = [
         f"imagined / WorldGym's  {facts['speedup_over_worldgym_style']:.1f}x  ({style:,.1f} frames/s)",
         f"share of GEMM peak     {facts['gemm_fraction']:.2f}   ({facts['peak_gflops']:,.0f} GFLOP/s)",
-        f"imagined and decoded frames per second   {fps}",
         f"  the same operations at the GEMM peak would give {facts['fps_at_peak']:,.0f}",
     ]
     lines += [f"  {name:<20}{row['ms_per_frame']:>8.3f} ms per frame" for name, row in facts["stages"].items()]
     lines.append("time per step grows as " + ", ".join(f"{k}^{v:.2f}" for k, v in facts["growth"].items()))
-    lines.append(f"memory of one environment: {facts['memory_bytes_per_environment'] / 1024:,.0f} KB")
     int8 = facts["alternatives"]["int8"]
     lines.append(f"int8 against bfloat16: matrix product {int8['product']:.2f}x, whole layer {int8['layer']:.2f}x")
     compiled = facts["alternatives"].get("compiled")
@@ -322,4 +365,4 @@ def table(facts: dict[str, Any]) -> str:
             f"PSNR at 40 {row['psnr_40']:.1f}  "
             f"error {row['position_error_px']:.2f} px, moved {row['moved_objects_px']:.2f} px"
         )
-    return "\n".join(lines)
+    return lines

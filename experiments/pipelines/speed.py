@@ -180,28 +180,30 @@ def layers_only(model: Any, batch: int) -> Callable[[], int]:
     return work
 
 
-def _simulate(suite: str | None, seconds: float, queue: Any) -> None:
-    from experiments.suites import chosen_suite, real_env
+def _simulate(suite: str | None, seconds: float, every: int, queue: Any) -> None:
+    from experiments.suites import chosen_suite
 
-    env = real_env(chosen_suite(suite), horizon=40)
+    env = chosen_suite(suite).make(1, horizon=40, chunk=None if every == 1 else every)
     rng = np.random.default_rng()
     env.reset(seed=0)
     for measured in (False, True):
         steps, began = 0, time.perf_counter()
         while (passed := time.perf_counter() - began) < (seconds if measured else 0.5):
             _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
-            steps += 1
-            if terminated or truncated:
+            steps += every
+            if terminated.any() or truncated.any():
                 env.reset()
         if measured:
             queue.put(steps / passed)
 
 
-def simulator_fps(processes: int = 2, seconds: float = 8.0, suite: str | None = None) -> float:
-    """Rendered steps per second of Real, resets included, in `processes` processes at once."""
+def simulator_fps(
+    processes: int = 2, seconds: float = 8.0, suite: str | None = None, every: int = 1
+) -> float:
+    """Steps per second of Real, resets included, in `processes` processes at once; one in `every` frames is drawn."""
     context = get_context("spawn")
     queue = context.Queue()
-    workers = [context.Process(target=_simulate, args=(suite, seconds, queue)) for _ in range(processes)]
+    workers = [context.Process(target=_simulate, args=(suite, seconds, every, queue)) for _ in range(processes)]
     for worker in workers:
         worker.start()
     total = sum(queue.get(timeout=120) for _ in workers)

@@ -151,10 +151,16 @@ class LatentEpisodes:
             np.asarray(arrays.offsets),
         )
 
-    def windows(self, batch: int, length: int, generator: torch.Generator) -> Windows:
+    def draw(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
         """Draw random windows of `length` predicted frames.
 
         Half of the anchors are the window's first frame, the others any frame of the episode up to it.
+
+        Returns:
+            frames of each window `(B,T+1)`, repeating the last frame of the episode; `(B,T)` bool, True for the real
+            ones among the predicted; the first frame `(B,)` and the anchor `(B,)`.
         """
         episode_of = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         last = self.offsets[1:] - 1
@@ -168,9 +174,13 @@ class LatentEpisodes:
         index = start[:, None] + np.arange(length + 1)
         end = last[episode_of[start]][:, None]
         mask = torch.from_numpy(index[:, 1:] <= end)
-        index = torch.from_numpy(np.minimum(index, end))
         begin, u = self.offsets[episode_of[start]], torch.rand(batch, generator=generator).numpy()
         anchor = np.where(u < 0.5, start, begin + ((start - begin) * (2 * u - 1)).astype(np.int64))
+        return torch.from_numpy(np.minimum(index, end)), mask, start, anchor
+
+    def windows(self, batch: int, length: int, generator: torch.Generator) -> Windows:
+        """Draw random windows of `length` predicted frames; see `draw`."""
+        index, mask, start, anchor = self.draw(batch, length, generator)
         back = np.maximum(start[:, None] - np.arange(np.diff(self.offsets).max())[::-1], anchor[:, None])
         return Windows(
             latents=self.latents[index].float(),
@@ -369,10 +379,18 @@ def train_world_model(
         module.refresh()
         return evaluate(module) if evaluate else {}
 
-    plain_settings = {name: value for name, value in asdict(settings).items() if name not in ("loop", "compile")}
+    plain_settings = {
+        name: value for name, value in asdict(settings).items() if name not in ("loop", "compile")
+    }
     run_facts = {**plain_settings, "model": replace(model.config, tasks=()).to_dict(), **(identity or {})}
     training = TrainingLoop(
-        model, settings.loop, run_dir, loss, tag="train_world_model", evaluate=evaluate_refreshed, identity=run_facts
+        model,
+        settings.loop,
+        run_dir,
+        loss,
+        tag="train_world_model",
+        evaluate=evaluate_refreshed,
+        identity=run_facts,
     )
     forward: Callable[..., Any] = model.dynamics
     if settings.compile:

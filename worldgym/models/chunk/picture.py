@@ -1,0 +1,149 @@
+"""The picture after a chunk: the last picture and the first one, moved as the positions say, and a network that mends.
+
+Objects and hand are moved by one dense flow: near a part's new position the flow is the part's displacement, elsewhere
+it is zero. Two pictures are moved: the one before the chunk, and the anchor (the first frame of the episode), from
+which an object that was moved many times is copied only once. This is the skip connection of Ebert et al. 2017
+(section 4), with flows from positions. The transformer takes each cell from one of them or predicts it.
+
+Example::
+
+    after, log_error = network(before, anchor, features, parts, condition)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldgym.models.chunk.config import ChunkConfig
+from worldgym.models.tokenizers.frame import unit_rms
+from worldgym.models.video.latent_shift import FINER, LatentShift, unshuffle
+from worldgym.nn import TransformerBlock, from_tokens, to_tokens
+
+SPREAD = (2.6 / 64, 5.0 / 64)
+"""Standard deviation of a part's flow, in image widths: an object, the hand."""
+
+
+@dataclass
+class Parts:
+    """Hand and objects before and after a chunk, hand first if there is one: each `(B,P,...)`.
+
+    Args:
+        before: `(B,P,2)` positions before the chunk, in image widths.
+        after: `(B,P,2)` positions after it.
+        first: `(B,P,2)` positions in the anchor.
+        present: `(B,P)` probability that the part is in the image.
+    """
+
+    before: Tensor
+    after: Tensor
+    first: Tensor
+    present: Tensor
+
+
+class Picture(nn.Module):
+    """Predicts the latents after a chunk."""
+
+    def __init__(self, config: ChunkConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        d, p, z = c.width, c.patch, c.tokenizer.latent_channels
+        rows, columns = c.cells
+        self.parts = len(c.parts)
+        self.warps = 2 if self.parts else 0
+        self.stem = nn.Conv2d((2 + self.warps) * z + 2 * self.parts, 64, 3, padding=1)
+        self.embed = nn.Linear(64 * p * p, d)
+        self.place = nn.Parameter(torch.randn(rows * columns // p**2, d) * 0.02)
+        given = c.chunk * (c.action_dim + 1) + (c.chunk + 1) * c.state_dim
+        self.condition = nn.Sequential(nn.Linear(given, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
+        self.modulate = nn.Linear(d, 6 * d)
+        self.layers = nn.ModuleList(
+            TransformerBlock(d, c.heads, activation=nn.SiLU, offset=True) for _ in range(c.depth)
+        )
+        self.final = nn.Linear(d, 2 * d)
+        self.unembed = nn.Linear(d, 64 * p * p)
+        self.refine = nn.Conv2d(64 + (1 + self.warps) * z, 64, 3, padding=1)
+        self.change = nn.Conv2d(64, z, 3, padding=1)
+        self.error = nn.Linear(2 * d, 1)
+        for layer in (self.change, self.final, self.modulate, self.error):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        if self.parts:
+            self.shift = LatentShift(z)
+            self.take = nn.Conv2d(64, 2, 3, padding=1)
+            nn.init.zeros_(self.take.weight)
+            nn.init.constant_(self.take.bias, -1.0)
+            spread = [SPREAD[name == "hand"] for name in c.parts]
+            self.register_buffer("spread", torch.tensor(spread), persistent=False)
+            for name, scale in (("fine", FINER), ("coarse", 1)):
+                down, right = torch.meshgrid(
+                    (torch.arange(rows * scale) + 0.5) / (rows * scale),
+                    (torch.arange(columns * scale) + 0.5) / (columns * scale), indexing="ij",
+                )  # fmt: skip
+                self.register_buffer(name, torch.stack([right, down], -1), persistent=False)
+
+    # -- flows -------------------------------------------------------------------------------------------------------
+    def _near(self, where: Tensor, cells: Tensor) -> Tensor:
+        """Weight `(B,P,h,w)` of each part at `cells (h,w,2)`: 1 at its position `where (B,P,2)`, 0 far from it."""
+        away = (cells[None, None].float() - where[:, :, None, None].float()).square().sum(-1)
+        return torch.exp(-away / (2 * self.spread.float() ** 2)[None, :, None, None])
+
+    def warp(self, features: Tensor, start: Tensor, after: Tensor, present: Tensor) -> Tensor:
+        """Move `features (B,f,4h,4w)` by the flow that takes each part from `start` to `after (B,P,2)`."""
+        near = self._near(after, self.fine) * present[:, :, None, None]
+        flow = torch.einsum(
+            "bphw,bpc->bhwc", near / (near.sum(1, keepdim=True) + 0.05), (after - start).float()
+        )
+        grid = 2 * (self.fine[None] - flow) - 1
+        return F.grid_sample(features, grid.to(features.dtype), align_corners=False)
+
+    def forward(
+        self,
+        before: Tensor,
+        anchor: Tensor,
+        anchor_features: Tensor | None,
+        parts: Parts | None,
+        given: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Latents after the chunk `(B,C,h,w)` float32, and the log of their expected squared error `(B,)`.
+
+        Args:
+            before: `(B,C,h,w)` latents before the chunk.
+            anchor: `(B,C,h,w)` latents of the first frame.
+            anchor_features: `(B,f,4h,4w)` output of `shift.unfold(anchor)`; None without parts.
+            parts: hand and objects; None without parts.
+            given: `(B,G)` actions, their mask, and proprioception.
+        """
+        c, dtype = self.config, self.embed.weight.dtype
+        before, anchor = before.to(dtype), anchor.to(dtype)
+        moved: list[Tensor] = []
+        maps: list[Tensor] = []
+        if parts is not None and anchor_features is not None:
+            features = torch.cat([self.shift.unfold(before), anchor_features.to(dtype)])
+            after, present = parts.after.repeat(2, 1, 1), parts.present.repeat(2, 1)
+            fine = self.warp(features, torch.cat([parts.before, parts.first]), after, present)
+            moved = list(
+                unit_rms(self.shift.back(unshuffle(fine.to(dtype), FINER)).float()).to(dtype).chunk(2)
+            )
+            seen = parts.present[:, :, None, None]
+            maps = [(self._near(x, self.coarse) * seen).to(dtype) for x in (parts.before, parts.after)]
+        grid = self.stem(torch.cat([before, anchor, *moved, *maps], 1))
+        x = self.embed(to_tokens(grid, c.patch)) + self.place
+        condition = self.condition(given.to(dtype))
+        six = self.modulate(condition).unflatten(-1, (6, -1))[:, None]
+        for layer in self.layers:
+            x = layer(x, modulation=layer.modulation(six))
+        shift, scale = self.final(condition)[:, None].chunk(2, -1)
+        x = F.layer_norm(x, (c.width,)) * (1 + scale) + shift
+        grid = from_tokens(self.unembed(x), c.patch, c.cells)
+        hidden = F.silu(self.refine(torch.cat([grid, before, *moved], 1)))
+        latents = before.float() + self.change(hidden).float()
+        if moved:
+            taken = self.take(hidden).float().sigmoid()
+            for i, picture in enumerate(moved):
+                latents = latents + taken[:, i : i + 1] * (picture.float() - before.float())
+        error = self.error(torch.cat([x.mean(1), condition], -1)).float()[:, 0]
+        return latents, error

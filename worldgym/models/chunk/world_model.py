@@ -1,0 +1,434 @@
+"""The chunk world model behind the `WorldModel` protocol: one pass per action chunk.
+
+A policy that acts in chunks reads one frame per chunk, so the model predicts that frame alone. Proprioception is
+predicted at every step. Frames between the ends of chunks are predicted on request, each from the same frame before the
+chunk and the first actions of the chunk, so that they cost a pass each and change nothing about later chunks.
+
+Example::
+
+    model = ChunkWorldModel.from_pretrained("runs/chunk/export")
+    state = model.begin(frames[:, None], torch.zeros(len(frames), 0, 4))
+    state, imagined = model.step(state, actions, decode="last")         # (B, K, 4) in [-1, 1]
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
+from worldgym.evaluation.probe import PositionProbe, PositionProbeConfig
+from worldgym.models.chunk.config import HAND, ChunkConfig
+from worldgym.models.chunk.picture import Parts, Picture
+from worldgym.models.chunk.slots import Kinematics, SlotMotion, Slots
+from worldgym.models.tokenizers import build_tokenizer
+from worldgym.models.video.state import in_threads
+from worldgym.nn import RowBatch
+from worldgym.protocols import Decode, Imagined
+from worldgym.registry import WORLD_MODELS
+from worldgym.specs import Specs
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.sizes import ImageSize, short
+from worldgym.utils.tensors import load_tensors, save_tensors
+
+TYPE = "chunk"
+EXACT = ("background",)  # buffers that are saved in their own precision
+ROWS_PER_THREAD = 12
+
+
+@dataclass(frozen=True)
+class ChunkState(RowBatch):
+    """State of B imagined episodes.
+
+    Args:
+        latent: `(B,C,h,w)` float32, the current latents.
+        states: `(B,S)` float32, current proprioception, data units.
+        last: `(B,S)` its last change, normalised.
+        anchor: `(B,C,h,w)` latents of the first frame.
+        features: `(B,f,4h,4w)` the anchor on the finer grid; None without parts.
+        first: `(B,P,2)` positions of hand and objects in the anchor; None without parts.
+        slots: the objects; None without parts.
+    """
+
+    latent: Tensor
+    states: Tensor
+    last: Tensor
+    anchor: Tensor
+    features: Tensor | None = None
+    first: Tensor | None = None
+    slots: Slots | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(self.latent)
+
+
+@WORLD_MODELS.register(TYPE)
+class ChunkWorldModel(nn.Module):
+    """Predicts video under actions, one pass per chunk. Implements `worldgym.protocols.WorldModel`.
+
+    Args:
+        config: config of the model, with specs.
+    """
+
+    def __init__(self, config: ChunkConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.tokenizer = build_tokenizer(c.tokenizer)
+        self.canvas = c.canvas
+        self.kinematics = Kinematics(c)
+        self.picture = Picture(c)
+        self.motion = SlotMotion(c) if c.objects else None
+        self.locator: PositionProbe | None = None
+        if c.parts:
+            side = c.tokenizer.size[0]
+            self.locator = PositionProbe(PositionProbeConfig(c.parts, side, c.probe_width))
+        self.light: nn.Module | None = None
+        self._fast: list[Picture] = []
+
+    # -- properties --------------------------------------------------------------------------------------------------
+    @property
+    def specs(self) -> Specs:
+        """Specs of its inputs and outputs: cameras, proprioception, actions."""
+        return self.config.described
+
+    @property
+    def image_size(self) -> ImageSize:
+        """Height and width of the main camera's frames in pixels; one number for a square."""
+        return short(self.canvas.cameras[0].size)
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.config.action_dim
+
+    @property
+    def state_dim(self) -> int:
+        """S."""
+        return self.config.state_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        values = (self.config.state_mean, self.config.state_std)
+        mean, std = (torch.tensor(v, device=self.device) for v in values)
+        return mean, std
+
+    def normalise_state(self, states: Tensor) -> Tensor:
+        """Convert data units to zero mean and unit variance."""
+        mean, std = self._moments()
+        return (states - mean) / std
+
+    def denormalise_state(self, states: Tensor) -> Tensor:
+        """Inverse of `normalise_state`."""
+        mean, std = self._moments()
+        return states * std + mean
+
+    def inference_network(self) -> Picture:
+        """The picture network in the precision of inference; call `refresh` after training steps."""
+        if self.config.dtype == "float32":
+            return self.picture
+        if not self._fast:
+            fast = copy.deepcopy(self.picture).to(torch.bfloat16).eval().requires_grad_(False)
+            self._fast = [fast.to(memory_format=torch.channels_last)]  # type: ignore[call-overload]
+        return self._fast[0]
+
+    def refresh(self) -> None:
+        """Make the inference copy anew from the current weights at its next use."""
+        self._fast = []
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Like torch's; also updates the inference copy."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.refresh()
+        return result
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._fast = []
+        return super()._apply(*args, **kwargs)
+
+    # -- positions ---------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def locate(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions `(N,P,2)` in image widths and presence `(N,P)` of all parts in `frames (N,H,W,3)` uint8."""
+        assert self.locator is not None
+        found = self.locator.locate(frames)
+        where = torch.from_numpy(found.positions).float() / self.config.tokenizer.size[0]
+        return where.to(self.device), torch.from_numpy(found.present).float().to(self.device)
+
+    def with_hand(self, hand: Tensor, objects: Tensor) -> Tensor:
+        """Positions of all parts in their order: the hand `(B,2)` in its place among `objects (B,M,2)`."""
+        if HAND not in self.config.parts:
+            return objects
+        at = self.config.parts.index(HAND)
+        return torch.cat([objects[:, :at], hand[:, None], objects[:, at:]], 1)
+
+    def objects_of(self, parts: Tensor) -> Tensor:
+        """Drop the hand from values `(B,P,...)` of all parts."""
+        keep = [i for i, name in enumerate(self.config.parts) if name != HAND]
+        return parts[:, keep]
+
+    # -- the protocol ------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def begin(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        states: Tensor | None = None,
+        views: Mapping[str, Tensor] | None = None,
+    ) -> ChunkState:
+        """Create the state of episodes that start from real frames; the model is deterministic.
+
+        Args:
+            frames: `(B,Tc,H,W,3)` uint8 of the main camera, Tc >= 1; the first is the anchor.
+            actions: `(B,Tc-1,A)` in [-1, 1] between the frames; not used.
+            generator: not used.
+            states: `(B,Tc,S)` proprioception.
+            views: `(B,Tc,H',W',3)` uint8 of the other cameras, by name.
+
+        Raises:
+            ConfigError: wrong shapes, or no proprioception.
+        """
+        if frames.ndim != 5:
+            raise ConfigError(
+                f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
+            )
+        b, context = frames.shape[:2]
+        if self.state_dim and states is None:
+            raise ConfigError(
+                "a chunk model needs the proprioception of its starts; give states (B, Tc, S), or starts with states"
+            )
+        states = torch.zeros(b, context, 0) if states is None else states
+        if tuple(states.shape) != (b, context, self.state_dim):
+            raise ConfigError(
+                f"states have shape {tuple(states.shape)}, expected {(b, context, self.state_dim)}"
+            )
+        states = states.to(self.device).float()
+        picture = self.canvas.pack(
+            frames.to(self.device),
+            None if views is None else {name: view.to(self.device) for name, view in views.items()},
+        )
+        latents = self.tokenizer.encode(picture[:, [0, -1]].flatten(0, 1)).unflatten(0, (b, 2))
+        normal = self.normalise_state(states)
+        last = normal[:, -1] - normal[:, max(0, context - 2)]
+        features = first = slots = None
+        if self.locator is not None:
+            net = self.inference_network()
+            features = net.shift.unfold(latents[:, 0].to(net.embed.weight.dtype))
+            where, present = self.locate(picture[:, [0, -1]].flatten(0, 1))
+            where, present = where.unflatten(0, (b, 2)), present.unflatten(0, (b, 2))
+            hand = self.kinematics.place(normal[:, 0])
+            first = self.with_hand(hand, self.objects_of(where[:, 0]))
+            slots = Slots.new(
+                self.objects_of(where[:, 1]), self.objects_of(present[:, 1]), self.config.memory
+            )
+        return ChunkState(latents[:, 1], states[:, -1], last, latents[:, 0], features, first, slots)
+
+    @torch.no_grad()
+    def step(
+        self, state: ChunkState, actions: Tensor, *, decode: Decode = "all"
+    ) -> tuple[ChunkState, Imagined]:
+        """Imagine K frames: `decode="last"` predicts and decodes the last one alone, `"all"` every one.
+
+        Args:
+            state: state to continue from; it is not changed.
+            actions: `(B,K,A)` in [-1, 1]; more than `config.chunk` actions take several passes.
+            decode: frames to predict and decode; `"none"` predicts the last one and decodes none.
+        """
+        if actions.ndim != 3 or len(actions) != state.batch_size or actions.shape[-1] != self.action_dim:
+            raise ConfigError(
+                f"actions have shape {tuple(actions.shape)}, expected ({state.batch_size}, K, {self.action_dim})"
+            )
+        if decode not in ("all", "last", "none"):
+            raise ConfigError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
+        actions = actions.to(self.device).float()
+        net = self.inference_network()
+        pieces = min(torch.get_num_threads(), state.batch_size // ROWS_PER_THREAD)
+        if self.device.type != "cpu" or pieces < 2:
+            return self._imagine(net, state, actions, decode)
+        parts = list(zip(state.split(pieces), actions.chunk(pieces), strict=True))
+        results = in_threads(lambda part: self._imagine(net, *part, decode), parts)
+        outputs = [imagined for _, imagined in results]
+        return ChunkState.cat([after for after, _ in results]), Imagined(
+            frames=torch.cat([imagined.frames for imagined in outputs]),
+            latents=torch.cat([imagined.latents for imagined in outputs]),
+            states=torch.cat([imagined.states for imagined in outputs]),
+            uncertainty=torch.cat([imagined.uncertainty for imagined in outputs]),
+            views={
+                name: torch.cat([imagined.views[name] for imagined in outputs]) for name in outputs[0].views
+            },
+        )
+
+    @torch.no_grad()
+    def _imagine(
+        self, net: Picture, state: ChunkState, actions: Tensor, decode: Decode
+    ) -> tuple[ChunkState, Imagined]:
+        """The part of `step` that runs in one thread."""
+        shown, states, errors = [], [], []
+        for chunk in actions.split(self.config.chunk, 1):
+            path = self.path(state, chunk)
+            k = chunk.shape[1]
+            if decode == "all":
+                for i in range(
+                    1, k
+                ):  # each from the same state: later chunks do not depend on what is looked at
+                    shown.append(self.advance(net, state, chunk[:, :i], path[:, : i + 1])[0].latent)
+            state, error = self.advance(net, state, chunk, path)
+            shown.append(state.latent)
+            states.append(self.denormalise_state(path[:, 1:]))
+            errors.append(error.exp())
+        latents = torch.stack(shown, 1) if decode == "all" else state.latent[:, None]
+        frames, views = self.decode(latents if decode != "none" else latents[:, :0])
+        return state, Imagined(
+            frames, latents, torch.cat(states, 1), torch.stack(errors, 1).amax(1), views=views
+        )
+
+    def path(self, state: ChunkState, actions: Tensor) -> Tensor:
+        """Normalised proprioception `(B,k+1,S)` before a chunk and after each of its `actions (B,k,A)`."""
+        now = self.normalise_state(state.states)
+        objects = None if state.slots is None else state.slots.positions
+        return torch.cat([now[:, None], self.kinematics(now, state.last, actions, objects)], 1)
+
+    def advance(
+        self, net: Picture, state: ChunkState, actions: Tensor, path: Tensor
+    ) -> tuple[ChunkState, Tensor]:
+        """State after one chunk, and the log of the expected error `(B,)`, by the picture network `net`.
+
+        Args:
+            net: `picture`, or its copy for inference.
+            state: state before the chunk.
+            actions: `(B,k,A)` actions of the chunk.
+            path: `(B,k+1,S)` normalised proprioception before the chunk and after each action.
+        """
+        parts, slots = None, state.slots
+        if state.slots is not None and self.motion is not None and state.first is not None:
+            hand = self.kinematics.place(path)
+            slots = self.motion(state.slots, path, hand)
+            seen = self.with_hand(torch.ones_like(hand[:, 0]), slots.present[..., None].expand(-1, -1, 2))[
+                ..., 0
+            ]
+            parts = Parts(
+                self.with_hand(hand[:, 0], state.slots.positions),
+                self.with_hand(hand[:, -1], slots.positions), state.first, seen,
+            )  # fmt: skip
+        latents, error = net(state.latent, state.anchor, state.features, parts, self.given(actions, path))
+        after = state.replace(
+            latent=self.tokenizer.project(latents), states=self.denormalise_state(path[:, -1]),
+            last=path[:, -1] - path[:, -2], slots=slots,
+        )  # fmt: skip
+        return after, error
+
+    def given(self, actions: Tensor, path: Tensor) -> Tensor:
+        """What the picture network knows of the hand, `(B,G)`: actions, which of them there are, proprioception."""
+        b, k = actions.shape[:2]
+        missing = self.config.chunk - k
+        there = torch.cat([actions.new_ones(b, k), actions.new_zeros(b, missing)], 1)
+        actions = torch.cat([actions, actions.new_zeros(b, missing, actions.shape[2])], 1)
+        path = torch.cat([path, path[:, -1:].expand(-1, missing, -1)], 1)
+        return torch.cat([actions.flatten(1), there, path.flatten(1)], 1)
+
+    def decode(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Decode `latents (B,K,C,h,w)` to frames `(B,K,H,W,3)` uint8 of the main camera, and of the others by name."""
+        shape = latents.shape[:2]
+        if latents.numel():
+            picture = self.tokenizer.decode(latents.flatten(0, 1)).unflatten(0, shape)
+        else:
+            picture = torch.empty(*shape, *self.canvas.size, 3, dtype=torch.uint8, device=latents.device)
+        return self.canvas.unpack(picture)
+
+    def fork(self, state: ChunkState, index: Tensor, generator: torch.Generator | None = None) -> ChunkState:
+        """Rows `index (B',)` as a new state."""
+        return state.index(index)
+
+    def merge(self, state: ChunkState, rows: Tensor, other: ChunkState) -> ChunkState:
+        """`state` with the rows `rows` replaced by all rows of `other`, in order."""
+        return state.scatter(rows, other)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        state: ChunkState,
+        frames: Tensor,
+        states: Tensor | None = None,
+        *,
+        views: Mapping[str, Tensor] | None = None,
+    ) -> ChunkState:
+        """Replace the current imagined frame by a real observation.
+
+        Args:
+            state: current state.
+            frames: `(B,H,W,3)` uint8 of the main camera.
+            states: `(B,S)` proprioception; None keeps the imagined one.
+            views: `(B,H',W',3)` uint8 of the other cameras, by name.
+        """
+        device = self.device
+        views = None if views is None else {name: view.to(device) for name, view in views.items()}
+        picture = self.canvas.pack(frames.to(device), views)
+        changes: dict[str, Any] = {"latent": self.tokenizer.encode(picture)}
+        if states is not None:
+            changes["states"] = states.to(device).float()
+        if state.slots is not None:
+            where, present = self.locate(picture)
+            found, seen = self.objects_of(where), self.objects_of(present)
+            known = (seen > 0.5)[..., None]
+            positions = torch.where(known, found, state.slots.positions)
+            changes["slots"] = state.slots.replace(positions=positions, present=seen)
+        return state.replace(**changes)
+
+    def render(self, state: ChunkState) -> Tensor:
+        """The main camera's current frame, `(B,H,W,3)` uint8."""
+        return self.decode(state.latent[:, None])[0][:, 0]
+
+    def render_views(self, state: ChunkState) -> dict[str, Tensor]:
+        """The other cameras' current frames by name, `(B,H',W',3)` uint8."""
+        return {name: frames[:, 0] for name, frames in self.decode(state.latent[:, None])[1].items()}
+
+    # -- disk --------------------------------------------------------------------------------------------------------
+    def save_pretrained(self, path: Path | str) -> Path:
+        """Write `config.json` and `model.safetensors` (bf16, except what positions are computed from)."""
+        exact = (*EXACT, "kinematics", "motion", "locator")
+        tensors = {
+            k: v.detach().to("cpu", v.dtype if any(part in k for part in exact) else torch.bfloat16)
+            for k, v in self.state_dict().items()
+        }
+        with save_folder(path) as folder:
+            save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
+            (folder / "config.json").write_text(json.dumps({"type": TYPE, **self.config.to_dict()}, indent=1))
+        return Path(path)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str) -> ChunkWorldModel:
+        """Load a model written by `save_pretrained`.
+
+        Raises:
+            CheckpointError: missing or damaged files; the message names them.
+        """
+        remedy = "train one with `worldgym train world-model --type chunk`"
+        path = verify_folder(path, ("config.json", "model.safetensors"), remedy)
+        config = read_json(path / "config.json", remedy)
+        tensors = load_tensors(path / "model.safetensors")
+        try:
+            if config.pop("type", TYPE) != TYPE:
+                raise ValueError(f"config.json is not of the type {TYPE!r}")
+            model = cls(ChunkConfig.from_dict(config))
+            model.load_state_dict({k: v.float() for k, v in tensors.items()})
+        except UNBUILDABLE as error:
+            raise CheckpointError(
+                f"the world model at {path} is damaged or of another version: {error}"
+            ) from error
+        model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.eval().requires_grad_(False)
