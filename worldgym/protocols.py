@@ -44,6 +44,7 @@ class Observation(_RequiredKeys, total=False):
     """One batch of inputs of a policy: camera image, proprioception, instruction, and optionally a condition."""
 
     condition: Any  # (B, F) float32, tensor or array: the additional input of a conditioned policy
+    goal: Any  # (B, 2) float32: goals that exploration chose for a policy with goals, NaN where the policy chooses
     # Each further camera has the key image_<name> with (B, H', W', 3) uint8: see ObservationSpec.camera_keys.
 
 

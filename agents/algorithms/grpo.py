@@ -97,15 +97,18 @@ class GRPOConfig:
 
 
 def group_advantages(
-    reward: Tensor, groups: Tensor, valid: Tensor, min_group: int = 2
+    reward: Tensor, groups: Tensor, valid: Tensor, min_group: int = 2, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Advantages (R - mean) / (std + 1e-6) within each group, over its valid members only.
+
+    With importance weights the mean is weighted, and each advantage is multiplied by its weight.
 
     Args:
         reward: `(N,)` float.
         groups: `(N,)` int64.
         valid: `(N,)` bool; invalid trajectories are left out of the group statistics and of the update.
         min_group: smaller groups are dropped.
+        weights: `(N,)` importance weights; None for ones.
 
     Returns:
         advantages `(N,)` float32 and keep `(N,)` bool; groups in which all rewards are equal are not kept.
@@ -120,7 +123,11 @@ def group_advantages(
         spread = values.std()  # unbiased, as in verl
         if float(values.max() - values.min()) < 1e-6:
             continue
-        advantages[rows] = (values - values.mean()) / (spread + 1e-6)
+        if weights is None:
+            advantages[rows] = (values - values.mean()) / (spread + 1e-6)
+        else:
+            w = weights[rows] / weights[rows].mean()
+            advantages[rows] = w * (values - (w * values).mean()) / (spread + 1e-6)
         keep[rows] = True
     return advantages, keep
 
@@ -168,7 +175,7 @@ class GRPO(OptimizerImprover):
         """
         config = self.config
         advantages, keep = group_advantages(
-            rollouts.reward, rollouts.groups, rollouts.valid, config.min_group
+            rollouts.reward, rollouts.groups, rollouts.valid, config.min_group, rollouts.weights
         )
         rows = keep.nonzero().squeeze(1)
         scalars = {

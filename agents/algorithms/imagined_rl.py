@@ -56,6 +56,7 @@ class RolloutConfig:
         threshold: probability that counts as success; None uses the judge's own threshold.
         confirm: number of successive judgements that must be successful.
         max_uncertainty: a rollout whose world-model uncertainty exceeds this is invalid; None disables the check.
+        distinct_goals: the attempts from a start try different goals (`agents.rollouts.exploration`).
     """
 
     starts: int = 48
@@ -68,6 +69,7 @@ class RolloutConfig:
     threshold: float | None = None
     confirm: int = 1
     max_uncertainty: float | None = None
+    distinct_goals: bool = False
 
     def temperatures(self, policy: Any) -> Temperature:
         """Sampling temperature of each component of `policy`."""
@@ -84,6 +86,7 @@ class RolloutConfig:
             "threshold": self.threshold,
             "max_uncertainty": self.max_uncertainty,
             "confirm": self.confirm,
+            **({"distinct_goals": True} if self.distinct_goals else {}),
         }
 
 

@@ -168,3 +168,41 @@ class GoalHead(nn.Module):
         squared = (pointing.places - wanted[:, None]).square().sum(-1)
         bump = -squared / (2 * (2 * log_sigma).exp()) - 2 * log_sigma - math.log(2 * math.pi)
         return torch.logsumexp(pointing.scores.log_softmax(-1) + bump, -1)
+
+
+def distinct(
+    scores: Tensor, count: int, same: Tensor, generator: torch.Generator | None
+) -> tuple[list[int], Tensor]:
+    """Draw `count` of M choices without replacement of their neighbourhoods.
+
+    Args:
+        scores: `(M,)` unnormalised log-probabilities.
+        count: number of draws. If the probability of all places that remain is below one in a thousand, the drawn
+            places are available again.
+        same: `(M,M)` bool, whether two choices are the same place; a drawn place is not drawn again.
+        generator: source of the Gumbel noise.
+
+    Returns:
+        the drawn choices, and their weights `(count,)` with mean 1.
+    """
+    log_p = scores.double().log_softmax(-1)
+    noise = torch.rand(len(scores), generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+    perturbed = log_p - (-noise.log()).log()
+    open_, drawn, share, rounds = torch.ones(len(scores), dtype=torch.bool), [], [], [0]
+    for _ in range(count):
+        if float(log_p[open_].exp().sum()) < 1e-3 or not bool(open_.any()):
+            open_[:] = True
+            rounds.append(len(drawn))
+        best = int(torch.where(open_, perturbed, torch.full_like(perturbed, -torch.inf)).argmax())
+        drawn.append(best)
+        share.append(float(torch.logsumexp(log_p[same[best] & open_], 0)))
+        open_ &= ~same[best]
+    weights = torch.ones(count, dtype=torch.float64)
+    if len(rounds) == 1 and bool(open_.any()):
+        # Probability of a place to be among the `count` largest, given the next largest value (Kool et al. 2020).
+        last = float(torch.where(open_, perturbed, torch.full_like(perturbed, -torch.inf)).max())
+        inside = 1 - torch.exp(-torch.exp(torch.tensor(share, dtype=torch.float64) - last))
+        weights = torch.tensor(share, dtype=torch.float64).exp() / inside.clamp(min=1e-6)
+    else:  # every place was drawn: each counts by its probability, divided among its draws
+        weights = torch.tensor(share, dtype=torch.float64).exp()
+    return drawn, (weights * count / weights.sum()).float()

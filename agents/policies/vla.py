@@ -303,7 +303,8 @@ class VLAPolicy(
 
         Args:
             observation: `image (B,H,W,3)` uint8, `state (B,S)` float (may be missing if S is 0), `instruction` B
-                strings (or `(B,E)` embeddings).
+                strings (or `(B,E)` embeddings); optionally `goal (B,2)`, standardised positions to move to, NaN where
+                the policy chooses.
             temperature: sampling temperature of the `goal` and of the `action`, as one number or a mapping; 0 takes the
                 most likely choice and reports its log-probability at temperature 1. `{"goal": 1.0, "action": 0.0}`
                 samples positions and moves there greedily.
@@ -321,6 +322,9 @@ class VLAPolicy(
                 aim = self.pointer.likeliest(pointing)
             else:
                 aim = self.pointer.sample(pointing, goal_temp, generator)
+            if (chosen_goal := observation.get("goal")) is not None:
+                given = torch.as_tensor(chosen_goal, dtype=aim.dtype, device=aim.device)
+                aim = torch.where(given.isnan(), aim, given)
             place = self.pointer.log_prob(pointing, aim, goal_temp or 1.0)
             features, *_ = self._act_towards(aim, inputs)
             actions, chosen, trace = self.head.sample(features, action_temp, generator)

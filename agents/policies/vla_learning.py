@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.policies.goal_head import GoalProposals, NoGoalHead
+from agents.policies.goal_head import REACH, GoalProposals, NoGoalHead, distinct
 from agents.policies.heads import Bins
 from worldgym.errors import ConfigError
 from worldgym.protocols import ChunkBatch, Evaluation, Observation, PolicyOutput, Temperature, total_log_prob
@@ -128,6 +128,42 @@ class LearningMixin:
         pointing = self.point(observation)
         confidence: Tensor = self.pointer.log_prob(pointing, self.pointer.likeliest(pointing))
         return confidence
+
+    # -- exploration --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def distinct_goals(
+        self, observation: Observation, groups: Tensor, temperature: float, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Goals of attempts that start from the same observation, drawn without replacement among distinct places.
+
+        Args:
+            observation: input of `act`, rows of a group are equal.
+            groups: `(B,)` group of each row; rows of a group follow each other.
+            temperature: divides log-probabilities.
+            generator: source of randomness.
+
+        Returns:
+            goals `(B,2)`, standardised, and importance weights `(B,)`; see `agents.rollouts.exploration`.
+        """
+        proposals = self.point(observation)
+        goals, weights = torch.zeros(len(groups), 2), torch.ones(len(groups))
+        for group in torch.unique_consecutive(groups):
+            rows = (groups == group).nonzero().squeeze(1)
+            one = GoalProposals(proposals.scores[rows[:1]], proposals.places[rows[:1]])
+            cells = torch.arange(one.scores.shape[1], device=one.scores.device)
+            every = GoalProposals(one.scores.expand(len(cells), -1), one.places.expand(len(cells), -1, -1))
+            centres = self.pointer.around(every, cells).cpu()  # where each cell would send the hand
+            same = torch.cdist(centres, centres) < 2 * REACH
+            chosen, weight = distinct((one.scores[0] / max(temperature, 1e-3)).cpu(), len(rows), same, generator)
+            goals[rows], weights[rows] = centres[chosen], weight
+        return goals, weights
+
+    @torch.no_grad()
+    def reached(self, observation: Observation, goals: Tensor) -> Tensor:
+        """`(B,)` bool: the hand is at its goal `goals (B,2)`, standardised."""
+        state = self.normalise_state(torch.as_tensor(observation["state"], device=self.device).float())
+        return (self.position_of(state)[:, :2] - goals.to(self.device)).norm(dim=-1) < 1.5 * REACH
 
     # -- supervised training ------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.rollouts.exploration import GoalExploration
 from agents.rollouts.simulated import SimulatorCollector, collect_simulated
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
@@ -216,6 +217,7 @@ def collect(
     confirm: int = 1,
     compact_below: float = 0.75,
     keep_frames: bool = False,
+    distinct_goals: bool = False,
     observers: Sequence[Observer] = (),
 ) -> Rollouts:
     """Imagine `len(starts) * group_size` trajectories and judge them after every chunk.
@@ -235,6 +237,8 @@ def collect(
         compact_below: finished rows are removed from the batch when the fraction of running rows falls below this; 0
             keeps a static batch shape, which suits `torch.compile`.
         keep_frames: decode and keep every imagined frame, for videos.
+        distinct_goals: attempts of a group try different goals, and keep them until they are reached
+            (`agents.rollouts.exploration`).
         observers: additional observers of `worldgym.imagination.rollout`.
 
     Returns:
@@ -258,8 +262,10 @@ def collect(
     def act(observation: Observation, rows: np.ndarray) -> PolicyOutput:
         return policy.act(observation, temperature=temperature, generator=generator)
 
-    result = rollout(act, episodes, observers=[recorder, *observers], compact_below=compact_below)
+    explore = GoalExploration(policy, group_size, temperature, generator) if distinct_goals else None
+    result = rollout(explore or act, episodes, observers=[recorder, *observers], compact_below=compact_below)
     out = recorder.rollouts
+    out.weights = None if explore is None else explore.weights
     out.reward[torch.from_numpy(result.success)] = 1.0
     out.valid[torch.from_numpy(result.invalid)] = False
     out.frames_used, out.seconds = result.frames, result.seconds

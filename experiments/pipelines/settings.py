@@ -44,6 +44,8 @@ class FineTuneSettings:
         rollout_horizon: steps of a rollout; longer rollouts drift.
         temperature: sampling temperature of the policy's goals; above 1 it explores more than the policy itself would.
         action_temperature: sampling temperature of the actions of a policy with goals; 0 is greedy.
+        distinct_goals: the attempts from a start try different goals, drawn without replacement, and keep them until they
+            are reached.
         learn: `goal` trains where the policy moves and keeps the action head as it was cloned; `all` trains both.
         average: decay per iteration of the averaged weights, which are the improved policy; the BC-only control is
             averaged in the same way.
@@ -81,6 +83,7 @@ class FineTuneSettings:
     rollout_horizon: int = 25
     temperature: float = 2.0
     action_temperature: float = 0.0
+    distinct_goals: bool = False
     learn: Literal["goal", "all"] = "goal"
     average: float = 0.8
     improver: str = "grpo"
@@ -156,7 +159,7 @@ class FineTuneSettings:
             starts=self.starts, start_oversampling=self.start_oversampling, group_size=self.group,
             horizon=self.rollout_horizon, temperature=self.temperature, action_temperature=self.action_temperature,
             middle_fraction=self.middle_fraction, threshold=self.threshold, confirm=self.confirm,
-            max_uncertainty=self.max_uncertainty,
+            max_uncertainty=self.max_uncertainty, distinct_goals=self.distinct_goals,
         )  # fmt: skip
         imitation = SelfImitationConfig(
             steps=self.imitation_steps, lr=self.imitation_lr, batch_size=self.bc_batch, seed=self.seed,
