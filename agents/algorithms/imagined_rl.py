@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from agents.algorithms.grpo import GRPO, GRPOConfig
+from agents.algorithms.hindsight import relabel
 from agents.algorithms.improver import make_improver
 from agents.algorithms.parameters import learned_parameters
 from agents.algorithms.self_imitation import SelfImitation, SelfImitationConfig
@@ -57,6 +58,9 @@ class RolloutConfig:
         confirm: number of successive judgements that must be successful.
         max_uncertainty: a rollout whose world-model uncertainty exceeds this is invalid; None disables the check.
         distinct_goals: the attempts from a start try different goals (`agents.rollouts.exploration`).
+        hindsight: other instructions per failed attempt that the judge is asked about (`agents.algorithms.hindsight`);
+            attempts that fulfil one are imitated under it. 0 disables it.
+        hindsight_threshold: lowest probability that counts there.
     """
 
     starts: int = 48
@@ -70,6 +74,8 @@ class RolloutConfig:
     confirm: int = 1
     max_uncertainty: float | None = None
     distinct_goals: bool = False
+    hindsight: int = 0
+    hindsight_threshold: float = 0.9
 
     def temperatures(self, policy: Any) -> Temperature:
         """Sampling temperature of each component of `policy`."""
@@ -197,6 +203,7 @@ class ImaginedRLTrainer:
         compared = rollouts if config.grpo else rollouts.select(torch.zeros(len(rollouts), dtype=torch.bool))
         scalars = {
             **self.improver.update(self.policy, compared),
+            **self._hindsight(rollouts, rng),
             **self.imitation.update(self.policy, rollouts),
         }
         spent = time.perf_counter() - began
@@ -221,6 +228,21 @@ class ImaginedRLTrainer:
         done = len(self.history)
         average_weights(self.average, self.policy, min(config.ema, done / (done + 2)))
         return row
+
+    def _hindsight(self, rollouts: Rollouts, rng: np.random.Generator) -> dict[str, float]:
+        """Store failed attempts that fulfil another instruction; returns counts by name."""
+        r = self.config.rollout
+        if not r.hindsight:
+            return {}
+        sentences: dict[str, list[str]] = {}
+        for task, text in sorted(set(zip(self.starts.starts.tasks, self.starts.starts.instructions, strict=True))):
+            sentences.setdefault(task, []).append(text)
+        extra, facts = relabel(
+            rollouts, self.judge, sentences, threshold=r.hindsight_threshold, rng=rng, candidates=r.hindsight
+        )
+        if extra is not None:
+            self.imitation.remember(self.policy, extra)
+        return {f"hindsight_{name}": value for name, value in facts.items()}
 
     def _collect(self, policy: Any, starts: Starts, number: int, settings: dict[str, Any]) -> Rollouts:
         generator = torch.Generator().manual_seed(self.stream(number))

@@ -46,6 +46,9 @@ class FineTuneSettings:
         action_temperature: sampling temperature of the actions of a policy with goals; 0 is greedy.
         distinct_goals: the attempts from a start try different goals, drawn without replacement, and keep them until they
             are reached.
+        hindsight: other instructions per failed attempt that the judge is asked about; attempts that fulfil one are
+            imitated under it. 0 disables it.
+        hindsight_threshold: lowest probability of the judge that counts there.
         learn: `goal` trains where the policy moves and keeps the action head as it was cloned; `all` trains both.
         average: decay per iteration of the averaged weights, which are the improved policy; the BC-only control is
             averaged in the same way.
@@ -84,6 +87,8 @@ class FineTuneSettings:
     temperature: float = 2.0
     action_temperature: float = 0.0
     distinct_goals: bool = False
+    hindsight: int = 0
+    hindsight_threshold: float = 0.9
     learn: Literal["goal", "all"] = "goal"
     average: float = 0.8
     improver: str = "grpo"
@@ -160,6 +165,7 @@ class FineTuneSettings:
             horizon=self.rollout_horizon, temperature=self.temperature, action_temperature=self.action_temperature,
             middle_fraction=self.middle_fraction, threshold=self.threshold, confirm=self.confirm,
             max_uncertainty=self.max_uncertainty, distinct_goals=self.distinct_goals,
+            hindsight=self.hindsight, hindsight_threshold=self.hindsight_threshold,
         )  # fmt: skip
         imitation = SelfImitationConfig(
             steps=self.imitation_steps, lr=self.imitation_lr, batch_size=self.bc_batch, seed=self.seed,
