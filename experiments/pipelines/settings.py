@@ -44,8 +44,8 @@ class FineTuneSettings:
         rollout_horizon: steps of a rollout; longer rollouts drift.
         temperature: sampling temperature of the policy's goals; above 1 it explores more than the policy itself would.
         action_temperature: sampling temperature of the actions of a policy with goals; 0 is greedy.
-        distinct_goals: the attempts from a start try different goals, drawn without replacement, and keep them until they
-            are reached.
+        distinct_goals: the attempts from a start try different goals, drawn without replacement, and keep them until
+            they are reached.
         hindsight: other instructions per failed attempt that the judge is asked about; attempts that fulfil one are
             imitated under it. 0 disables it.
         hindsight_threshold: lowest probability of the judge that counts there.

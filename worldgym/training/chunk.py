@@ -101,6 +101,7 @@ class Labels:
     Args:
         states: `(B,n k+1,S)` normalised.
         last: `(B,S)` change before the first frame, normalised.
+        before: `(B,A)` action before the first frame; zeros at the start of an episode.
         actions: `(B,n k,A)`.
         mask: `(B,n k)` bool, real frames.
         where: `(B,n+1,P,2)` positions at the ends of chunks.
@@ -109,6 +110,7 @@ class Labels:
 
     states: Tensor
     last: Tensor
+    before: Tensor
     actions: Tensor
     mask: Tensor
     where: Tensor
@@ -120,14 +122,16 @@ def labels(model: ChunkWorldModel, data: ChunkEpisodes, index: Tensor, mask: Ten
     e = data.episodes
     begin = torch.from_numpy(np.asarray(e.offsets)[:-1])
     first = begin[torch.searchsorted(begin, index[:, 0].contiguous(), right=True) - 1]
+    inside = (index[:, 0] > first)[:, None]
+    acted = torch.where(inside, e.actions[(index[:, 0] - 1).clamp(min=0)], torch.zeros(1, model.action_dim))
     states = model.normalise_state(e.states[index].to(model.device))
     earlier = model.normalise_state(e.states[torch.maximum(index[:, 0] - 1, first)].to(model.device))
     ends, parts = index[:, ::k], len(model.config.parts)
     where = torch.zeros(*ends.shape, parts, 2) if data.where is None else data.where[ends]
     present = torch.zeros(*ends.shape, parts) if data.present is None else data.present[ends]
     return Labels(
-        states, states[:, 0] - earlier, e.actions[index[:, :-1]].to(model.device), mask.to(model.device),
-        where.to(model.device), present.to(model.device) > 0.5,
+        states, states[:, 0] - earlier, acted.to(model.device), e.actions[index[:, :-1]].to(model.device),
+        mask.to(model.device), where.to(model.device), present.to(model.device) > 0.5,
     )  # fmt: skip
 
 
@@ -138,7 +142,7 @@ def roll_positions(
 
     `true_path` moves the slots along the true path of the hand; proprioception is then predicted chunk by chunk.
     """
-    now, last, path = given.states[:, 0], given.last, []
+    now, last, before, path = given.states[:, 0], given.last, given.before, []
     slots = Slots.new(
         model.objects_of(given.where[:, 0]),
         model.objects_of(given.present[:, 0]).float(), model.config.memory,
@@ -148,7 +152,8 @@ def roll_positions(
         if true_path and c:
             now = given.states[:, c * k]
             last = now - given.states[:, c * k - 1]
-        steps = model.kinematics(now, last, given.actions[:, c * k : (c + 1) * k], slots.positions.detach())
+        acts = given.actions[:, c * k : (c + 1) * k]
+        steps = model.kinematics(now, last, before, acts, slots.positions.detach())
         path.append(steps)
         walked = torch.cat([now[:, None], steps], 1)
         if true_path:
@@ -156,8 +161,20 @@ def roll_positions(
         if model.motion is not None:
             slots = model.motion(slots, walked, model.kinematics.place(walked).detach())
         every.append(slots)
-        now, last = walked[:, -1], walked[:, -1] - walked[:, -2]
+        now, last, before = walked[:, -1], walked[:, -1] - walked[:, -2], acts[:, -1]
     return torch.cat(path, 1), every
+
+
+def place_loss(model: ChunkWorldModel, given: Labels, k: int) -> Tensor:
+    """Distance in 1/64 of the image between the hand as found by the probe and as placed by proprioception."""
+    if HAND not in model.config.parts:
+        return given.states.new_zeros(())
+    at = model.config.parts.index(HAND)
+    alive = torch.cat([torch.ones_like(given.mask[:, :1]), given.mask[:, k - 1 :: k]], 1)
+    seen = (given.present[:, :, at] & alive).float()
+    away = (model.kinematics.place(given.states[:, ::k]) - given.where[:, :, at]) * 64
+    cost = F.smooth_l1_loss(away, torch.zeros_like(away), reduction="none").sum(-1)
+    return (seen * cost).sum() / (seen.sum() + 1e-6)
 
 
 def position_loss(
@@ -170,13 +187,8 @@ def position_loss(
     kin = (weight * error).sum() / (weight.sum() + 1e-6)
     facts, loss = {"kinematics": float(kin.detach())}, kin
     alive = torch.cat([torch.ones_like(given.mask[:, :1]), given.mask[:, k - 1 :: k]], 1)
-    if HAND in model.config.parts:
-        at = model.config.parts.index(HAND)
-        seen = (given.present[:, :, at] & alive).float()
-        away = (model.kinematics.place(given.states[:, ::k]) - given.where[:, :, at]) * 64
-        place = (seen * F.smooth_l1_loss(away, torch.zeros_like(away), reduction="none").sum(-1)).sum()
-        place = place / (seen.sum() + 1e-6)
-        loss, facts["hand_px"] = loss + 0.05 * place, float(place.detach())
+    place = place_loss(model, given, k)
+    loss, facts["hand_px"] = loss + 0.05 * place, float(place.detach())
     if model.motion is not None:
         pair = (given.where, given.present)
         where, present = (model.objects_of(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in pair)
@@ -205,23 +217,58 @@ class Positions(nn.Module):
         self.kinematics, self.motion = model.kinematics, model.motion
 
 
+def kinematics_loss(model: ChunkWorldModel, given: Labels, k: int) -> tuple[Tensor, dict[str, float]]:
+    """Loss of proprioception and of the hand's place alone, each chunk from true proprioception."""
+    b, n = len(given.actions), given.actions.shape[1] // k
+    starts, acts = given.states[:, :-1:k], given.actions.unflatten(1, (n, k))
+    last = torch.cat([given.last[:, None], given.states[:, k:-1:k] - given.states[:, k - 1 : -2 : k]], 1)
+    before = torch.cat([given.before[:, None], acts[:, :-1, -1]], 1)
+    where = model.objects_of(given.where[:, :-1].flatten(0, 1)) if model.motion is not None else None
+    path = model.kinematics(*(x.flatten(0, 1) for x in (starts, last, before, acts)), where).unflatten(
+        0, (b, n)
+    )
+    weight = given.mask.unflatten(1, (n, k)).float()
+    error = (path - given.states[:, 1:].unflatten(1, (n, k))).abs().mean(-1)
+    loss = (weight * error).sum() / (weight.sum() + 1e-6)
+    return loss, {"kinematics": float(loss.detach())}
+
+
 def train_positions(
     model: ChunkWorldModel,
     data: ChunkEpisodes,
     settings: LoopConfig,
     run_dir: Path | str,
     batch: int = 96,
+    kinematics_alone: float = 0.3,
     identity: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train `kinematics` and `motion` in place; resumes from `run_dir`. Returns the last scalars."""
+    """Train `kinematics` and `motion` in place; resumes from `run_dir`.
+
+    Args:
+        model: the world model.
+        data: encoded logs.
+        settings: settings of the run.
+        run_dir: folder of checkpoints.
+        batch: windows per step.
+        kinematics_alone: fraction of the run in which proprioception alone is trained.
+        identity: values that identify the run.
+
+    Returns:
+        the last scalars.
+    """
     chunk = model.config.chunk
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         coin = torch.rand(3, generator=generator).tolist()
         k = chunk if coin[0] < 0.75 else 1 + int(coin[1] * chunk)
-        n = max(1, 40 // chunk)
-        index, mask, _, _ = data.episodes.draw(batch, n * k, generator)
-        return position_loss(model, labels(model, data, index, mask, k), k, coin[2] < 0.3)
+        index, mask, _, _ = data.episodes.draw(batch, max(1, 40 // chunk) * k, generator)
+        given = labels(model, data, index, mask, k)
+        kin, facts = kinematics_loss(model, given, k)
+        if training._progress() < kinematics_alone:
+            place = place_loss(model, given, k)
+            return kin + 0.05 * place, {**facts, "hand_px": float(place.detach())}
+        whole, more = position_loss(model, given, k, coin[2] < 0.3)
+        return whole + kin, {"kinematics_chunk": facts["kinematics"], **more}
 
     part = Positions(model)
     training = TrainingLoop(

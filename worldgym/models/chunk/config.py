@@ -63,7 +63,7 @@ class ChunkConfig:
     probe_width: int = 48
     memory: int = 32
     slot_width: int = 128
-    kin_width: int = 128
+    kin_width: int = 160
     decoder_widths: tuple[int, int, int] = (96, 48, 24)
     state_mean: tuple[float, ...] = ()
     state_std: tuple[float, ...] = ()

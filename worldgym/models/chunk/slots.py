@@ -5,7 +5,7 @@ network only has to show it. An object keeps its position until the hand's path 
 
 Example::
 
-    path = kinematics(states, last, actions)                       # (B, K, S), normalised
+    path = kinematics(states, last, before, actions)                       # (B, K, S), normalised
     slots = motion(slots, path, hand.place(path), lengths)         # positions after the chunk
 """
 
@@ -43,27 +43,34 @@ class Slots(RowBatch):
 class Kinematics(nn.Module):
     """Proprioception after each action: a network applied once per action.
 
-    Its inputs are the current state, its last change, the action, and where the nearest object lies from the hand.
+    Its inputs are the current state, its last change, this action and the one before (controllers lag), and where the
+    nearest object lies from the hand (fingers stop at an object).
     """
 
     def __init__(self, config: ChunkConfig) -> None:
         super().__init__()
         s, a, w = config.state_dim, config.action_dim, config.kin_width
+        self.linear = nn.Linear(2 * a, s)
         self.net = nn.Sequential(
-            nn.Linear(2 * s + a + 2, w), nn.SiLU(), nn.Linear(w, w), nn.SiLU(), nn.Linear(w, s)
-        )
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
+            nn.Linear(2 * s + 2 * a + 2, w), nn.SiLU(), nn.Linear(w, w), nn.SiLU(), nn.Linear(w, w), nn.SiLU(),
+            nn.Linear(w, s),
+        )  # fmt: skip
+        for layer in (self.linear, self.net[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         self.place = nn.Sequential(
             nn.Linear(s, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2)
         )
 
-    def forward(self, states: Tensor, last: Tensor, actions: Tensor, objects: Tensor | None = None) -> Tensor:
+    def forward(
+        self, states: Tensor, last: Tensor, before: Tensor, actions: Tensor, objects: Tensor | None = None
+    ) -> Tensor:
         """Normalised proprioception `(B,K,S)` after each of `actions (B,K,A)`.
 
         Args:
             states: `(B,S)` normalised proprioception before the chunk.
             last: `(B,S)` its change in the step before.
+            before: `(B,A)` the action before the chunk; zeros at the start of an episode.
             actions: `(B,K,A)` in [-1, 1].
             objects: `(B,M,2)` positions of the objects; None without slots.
         """
@@ -71,11 +78,12 @@ class Kinematics(nn.Module):
         for action in actions.unbind(1):
             near = states.new_zeros(len(states), 2)
             if objects is not None and objects.shape[1]:
-                away = objects - self.place(states)[:, None]
+                away = objects - self.place(states).detach()[:, None]
                 nearest = away.square().sum(-1).argmin(-1)
                 near = away[torch.arange(len(away), device=away.device), nearest].clamp(-0.25, 0.25) * 4
-            last = self.net(torch.cat([states, last, action, near], -1))
-            states = states + last
+            both = torch.cat([action, before], -1)
+            last = self.linear(both) + self.net(torch.cat([states, last, both, near], -1))
+            states, before = states + last, action
             path.append(states)
         return torch.stack(path, 1)
 

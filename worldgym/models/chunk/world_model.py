@@ -52,6 +52,7 @@ class ChunkState(RowBatch):
         latent: `(B,C,h,w)` float32, the current latents.
         states: `(B,S)` float32, current proprioception, data units.
         last: `(B,S)` its last change, normalised.
+        acted: `(B,A)` the last action; zeros at the start of an episode.
         anchor: `(B,C,h,w)` latents of the first frame.
         features: `(B,f,4h,4w)` the anchor on the finer grid; None without parts.
         first: `(B,P,2)` positions of hand and objects in the anchor; None without parts.
@@ -61,6 +62,7 @@ class ChunkState(RowBatch):
     latent: Tensor
     states: Tensor
     last: Tensor
+    acted: Tensor
     anchor: Tensor
     features: Tensor | None = None
     first: Tensor | None = None
@@ -195,7 +197,7 @@ class ChunkWorldModel(nn.Module):
 
         Args:
             frames: `(B,Tc,H,W,3)` uint8 of the main camera, Tc >= 1; the first is the anchor.
-            actions: `(B,Tc-1,A)` in [-1, 1] between the frames; not used.
+            actions: `(B,Tc-1,A)` in [-1, 1] between the frames; only the last one is used.
             generator: not used.
             states: `(B,Tc,S)` proprioception.
             views: `(B,Tc,H',W',3)` uint8 of the other cameras, by name.
@@ -236,7 +238,10 @@ class ChunkWorldModel(nn.Module):
             slots = Slots.new(
                 self.objects_of(where[:, 1]), self.objects_of(present[:, 1]), self.config.memory
             )
-        return ChunkState(latents[:, 1], states[:, -1], last, latents[:, 0], features, first, slots)
+        acted = torch.zeros(b, self.action_dim, device=self.device)
+        if context > 1:
+            acted = actions[:, -1].to(self.device).float()
+        return ChunkState(latents[:, 1], states[:, -1], last, acted, latents[:, 0], features, first, slots)
 
     @torch.no_grad()
     def step(
@@ -301,7 +306,7 @@ class ChunkWorldModel(nn.Module):
         """Normalised proprioception `(B,k+1,S)` before a chunk and after each of its `actions (B,k,A)`."""
         now = self.normalise_state(state.states)
         objects = None if state.slots is None else state.slots.positions
-        return torch.cat([now[:, None], self.kinematics(now, state.last, actions, objects)], 1)
+        return torch.cat([now[:, None], self.kinematics(now, state.last, state.acted, actions, objects)], 1)
 
     def advance(
         self, net: Picture, state: ChunkState, actions: Tensor, path: Tensor
@@ -328,7 +333,7 @@ class ChunkWorldModel(nn.Module):
         latents, error = net(state.latent, state.anchor, state.features, parts, self.given(actions, path))
         after = state.replace(
             latent=self.tokenizer.project(latents), states=self.denormalise_state(path[:, -1]),
-            last=path[:, -1] - path[:, -2], slots=slots,
+            last=path[:, -1] - path[:, -2], acted=actions[:, -1], slots=slots,
         )  # fmt: skip
         return after, error
 
