@@ -85,7 +85,7 @@ def run(config: CalibrateConfig) -> int:
     """Calibrate and check the judge, print the table, and write the judge."""
     from experiments.commands.bench_closed_loop import load_world_model_of
     from rewards import LearnedJudge
-    from rewards.training.calibration import Looks, best_thresholds, calibrate_words
+    from rewards.training.calibration import AuditScores, best_thresholds, calibrate_words
     from worldgym.evaluation.judge_audit import watch
 
     tasks = covered_tasks(config.bundle)
@@ -109,10 +109,10 @@ def run(config: CalibrateConfig) -> int:
                 choice.ref.load(), world_model, {"judge": judge}, env, starts, horizon=config.horizon,
                 temperature=choice.temperature, seed=config.seed,
             )  # fmt: skip
-            scores, truth = seen.said["judge"], seen.by_then
+            scores, truth = seen.scores["judge"], seen.by_then
             start_tasks = tuple(start.task for start in starts)
-            choosing.append(Looks(scores[:half], truth[:half], start_tasks[:half]))
-            checking.append(Looks(scores[half:], truth[half:], start_tasks[half:]))
+            choosing.append(AuditScores(scores[:half], truth[:half], start_tasks[:half]))
+            checking.append(AuditScores(scores[half:], truth[half:], start_tasks[half:]))
             bar.update(1)
     env.close()
     thresholds = best_thresholds(choosing)
@@ -134,16 +134,16 @@ def run(config: CalibrateConfig) -> int:
 
 
 def rates(
-    names: tuple[str, ...], looks: list[Any], thresholds: dict[str, float]
+    names: tuple[str, ...], audits: list[Any], thresholds: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """Precision and recall of each policy."""
     found = {}
-    for name, of_policy in zip(names, looks, strict=True):
+    for name, of_policy in zip(names, audits, strict=True):
         fp, tp, fn = np.sum([of_policy.counts(task, cut) for task, cut in thresholds.items()], 0)
         found[name] = {
             "precision": float(tp / max(1, tp + fp)),
             "recall": float(tp / max(1, tp + fn)),
-            "episodes": len(of_policy.said),
+            "episodes": len(of_policy.scores),
         }
     return found
 
