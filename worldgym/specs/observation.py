@@ -284,10 +284,19 @@ class Specs:
     Args:
         observation: observations that the component reads or produces.
         action: actions that it outputs or is conditioned on; None for a component without actions, e.g. a judge.
+
+    Raises:
+        ConfigError: a value has another type.
     """
 
     observation: ObservationSpec
     action: ActionSpec | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.observation, ObservationSpec):
+            raise ConfigError(f"specs: observation is {self.observation!r}, expected an ObservationSpec")
+        if not (self.action is None or isinstance(self.action, ActionSpec)):
+            raise ConfigError(f"specs: action is {self.action!r}, expected an ActionSpec, or None without actions")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
