@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from worldgym.data.splits import SPLITS
+from worldgym.specs.observation import CAMERA_NAME
 
 DOMAINS: tuple[str, ...] = ("real", "soft", "imagined")
 
@@ -52,7 +53,8 @@ class Episode:
         split: one of `SPLITS`.
         task: short name of the task, e.g. `"push"`.
         provenance: JSON-serialisable origin of the episode: behaviour, seed, version of the collector, ...
-        views: frames of the other cameras, by name, each `(T+1, H', W', 3)` uint8 with its own size.
+        views: frames of the other cameras, by the name of the camera in the `ObservationSpec`, each
+            `(T+1, H', W', 3)` uint8 with its own size.
 
     Raises:
         ValueError: a value has the wrong type, shape or range; the message says what was expected.
@@ -78,9 +80,9 @@ class Episode:
             _expect(
                 f"views[{name!r}]", frames, np.uint8, (steps + 1, "H", "W", 3), "as many as the main frames"
             )
-            if not name or not name.replace("_", "").isalnum() or name == "front":
+            if not isinstance(name, str) or not CAMERA_NAME.fullmatch(name):
                 raise ValueError(
-                    f"views: got the name {name!r}, expected letters, digits and _, and not 'front'"
+                    f"views: got the name {name!r}, expected letters, digits and _, e.g. 'wrist'"
                 )
         state = _expect("state", self.state, np.float32, (steps + 1, "S"), hint)
         if self.success is not None:
