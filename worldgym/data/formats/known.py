@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
@@ -29,6 +30,8 @@ from worldgym.data.formats.settings import ImportSettings
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.registry import DATASET_FORMATS, accepted
 from worldgym.specs import Specs
+
+logger = logging.getLogger(__name__)
 
 BUILT_IN = ("lerobot", "bridge", "video")
 NOTES = "meta/import.json"
@@ -125,9 +128,23 @@ def find_format(source: Path, name: str = "auto") -> Any:
 
 
 def find_other(source: Path) -> Any:
-    """The first format of another package that detects `source`; None if none does."""
-    others = (DATASET_FORMATS.get(name) for name in DATASET_FORMATS.names() if name not in BUILT_IN)
-    return next((kind for kind in others if kind.detects(source)), None)
+    """The first format of another package that detects `source`; None if none does.
+
+    A format that can't be loaded, or whose `detects` fails, is skipped with a warning.
+    """
+    for name, kind in DATASET_FORMATS.available(without=BUILT_IN):
+        try:
+            if kind.detects(source):
+                return kind
+        except Exception as error:
+            logger.warning(
+                "skipped: the dataset format %r failed in detects(%s): %s: %s",
+                name,
+                source,
+                type(error).__name__,
+                error,
+            )
+    return None
 
 
 def read_specs(kind: Any, source: Path, settings: ImportSettings) -> Specs:
