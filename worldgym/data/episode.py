@@ -10,6 +10,7 @@ Example::
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,20 @@ class Episode:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if not isinstance(self.task, str) or not self.task:
             raise ValueError(f"task: got {self.task!r}, expected a short name such as 'push'")
+        if not isinstance(self.provenance, dict):
+            raise ValueError(
+                f"provenance: got {type(self.provenance).__name__}, expected a dict of plain JSON"
+            )
+        for name, text in (
+            ("instruction", self.instruction),
+            ("task", self.task),
+            ("behaviour", self.behaviour),
+        ):
+            if not text.isascii() and (half := re.search("[\ud800-\udfff]", text)):
+                raise ValueError(
+                    f"{name}: got half of a surrogate pair, {half.group()!r}, which no file can hold; expected text "
+                    "that was decoded as UTF-8"
+                )
         try:
             json.dumps(self.provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
