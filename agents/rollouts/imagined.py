@@ -239,6 +239,10 @@ def collect(
 
     Returns:
         rollouts with rows ordered by start: row `i` belongs to group `i // group_size`.
+
+    Raises:
+        ConfigError: a number is below 1, policy and world model do not fit each other, or the policy's output has a
+            wrong shape or is NaN or infinite.
     """
     if group_size < 1 or horizon < 1 or confirm < 1:
         raise ConfigError(
@@ -258,7 +262,9 @@ def collect(
     def act(observation: Observation, rows: np.ndarray) -> PolicyOutput:
         return policy.act(observation, temperature=temperature, generator=generator)
 
-    result = rollout(act, episodes, observers=[recorder, *observers], compact_below=compact_below)
+    result = rollout(
+        act, episodes, observers=[recorder, *observers], compact_below=compact_below, policy=policy, stored=True
+    )
     out = recorder.rollouts
     out.reward[torch.from_numpy(result.success)] = 1.0
     out.valid[torch.from_numpy(result.invalid)] = False

@@ -191,7 +191,7 @@ def watch(
     def act(batch: Any, rows: Any) -> Any:
         return policy.act(batch, temperature=temperature, generator=generator)
 
-    rollout(act, episodes, observers=[checks, recorder])
+    rollout(act, episodes, observers=[checks, recorder], policy=policy)
     ends = np.cumsum(checks.sizes) - 1
     video = any(reads_of(judge).depth != 1 for judge in judges.values())
     executed = [
