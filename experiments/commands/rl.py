@@ -112,8 +112,19 @@ def run(config: RlConfig) -> int:
 
 
 def tell(config: RlConfig, history: list[dict[str, float]], judge: str) -> int:
-    """Print the result of a finished run, the folder of the policy, and the command that evaluates it."""
+    """Print the result of a finished run, the folder of the policy, and the command that evaluates it.
+
+    Raises:
+        ConfigError: no imagined episode of the whole run was valid.
+    """
     last = history[-1]
+    if not any(row["valid"] for row in history):
+        raise ConfigError(
+            f"no imagined episode of the {len(history)} rounds was valid, so the policy learned nothing from them: "
+            f"judge {judge} gave no verdict (NaN, valid=False or no answer), or the world model's predictions were "
+            f"unusable. {config.out / 'policy'} is not improved. Check the judge with `worldgym audit`, give another "
+            "--judge, or raise --max-uncertainty if it is set; then add --fresh"
+        )
     sys.stdout.write(
         f"{len(history)} rounds, {last['imagined_steps']:,.0f} imagined steps; imagined success "
         f"{last['success_rate']:.2f}, judged by {judge}{audited(history)}\npolicy: {config.out / 'policy'}\n"
