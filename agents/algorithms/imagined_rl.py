@@ -33,7 +33,7 @@ from agents.algorithms.sft import average_weights
 from agents.data.demonstrations import ChunkDataset
 from agents.rollouts.imagined import StartBank, Starts, collect
 from agents.rollouts.trajectories import Rollouts
-from worldgym.errors import CheckpointError, ConfigError
+from worldgym.errors import CheckpointError
 from worldgym.protocols import RewardModel, Temperature, WorldModel
 from worldgym.registry import IMPROVERS, accepted
 from worldgym.specs import check_fit, specs_of
@@ -321,7 +321,7 @@ def check_frames(world_model: Any, starts: Starts, demos: ChunkDataset) -> None:
 
 
 def check_chunks(world_model: Any, policy: Any, demos: ChunkDataset, remedy: str = "") -> None:
-    """Raise an error if the action chunks of the demonstrations do not match those of the policy.
+    """Compare the action chunks of the demonstrations with those of the policy.
 
     Args:
         world_model: gives the action dimension.
@@ -330,8 +330,7 @@ def check_chunks(world_model: Any, policy: Any, demos: ChunkDataset, remedy: str
         remedy: what to do about another chunk length.
 
     Raises:
-        ConfigError: another chunk length.
-        CheckpointError: another action dimension.
+        CheckpointError: another chunk length or action dimension.
     """
     got, wanted = tuple(demos.actions.shape[1:]), (policy.chunk, world_model.action_dim)
     if got[1:] != wanted[1:]:
@@ -339,7 +338,7 @@ def check_chunks(world_model: Any, policy: Any, demos: ChunkDataset, remedy: str
             f"the demonstrations have action chunks {got}, but policy and world model expect {wanted}"
         )
     if got != wanted:
-        raise ConfigError(
+        raise CheckpointError(
             f"the demonstrations have chunks of {got[0]} actions, but the policy predicts {policy.chunk}, so it cannot "
             f"clone them. {remedy}".rstrip()
         )

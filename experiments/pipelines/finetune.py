@@ -95,6 +95,8 @@ class FineTuning:
                 gather=self.gather, draw=self.draw,
             )  # fmt: skip
         except CheckpointError as error:
+            if self.begin_with is not None:  # the given policy differs; the bundle itself is whole
+                raise
             raise CheckpointError(f"{self.bundle.folder}: {error}; {remedy(self.bundle.folder)}") from error
 
     def _check_parts(self) -> None:

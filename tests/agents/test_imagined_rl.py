@@ -21,7 +21,7 @@ from agents import (
 )
 from agents.algorithms.improver import OptimizerImprover
 from agents.rollouts.imagined import Rollouts
-from worldgym.errors import ConfigError, DivergedError
+from worldgym.errors import CheckpointError, ConfigError, DivergedError
 from worldgym.protocols import Judgement
 from worldgym.registry import IMPROVERS
 
@@ -154,10 +154,10 @@ def test_a_faulty_policy_ends_the_round_and_the_average_stays(fault):
 def test_chunks_of_another_length_need_no_demonstrations(register):
     register(Cloning)
     with pytest.raises(
-        ConfigError, match="chunks of 2 actions, but the policy predicts 5.*--imitation-steps 0"
+        CheckpointError, match="chunks of 2 actions, but the policy predicts 5.*--imitation-steps 0"
     ):
         trainer(chunks=2)
-    with pytest.raises(ConfigError, match="improver 'mine' clones them"):
+    with pytest.raises(CheckpointError, match="improver 'mine' clones them"):
         trainer("mine", chunks=2, steps=0)
     register(Returning)
     for improver in ("grpo", "mine", "filtered_bc"):
