@@ -154,7 +154,9 @@ def test_another_policy_to_begin_with_is_another_run(bundle, tmp_path, monkeypat
     assert main([*settings, "--fresh"]) == 0, "the remedy that the message names"
 
 
-def test_a_command_that_fails_before_the_first_round_leaves_its_folder_free(bundle, tmp_path, monkeypatch, capsys):
+def test_a_command_that_fails_before_the_first_round_leaves_its_folder_free(
+    bundle, tmp_path, monkeypatch, capsys
+):
     """The message names another value of an option; the corrected command then runs in the same folder."""
     line, out = ["rl", "--bundle", str(bundle), "--quick", "--out", str(tmp_path / "run")], tmp_path / "run"
 
