@@ -222,7 +222,7 @@ class Registry:
         if not isinstance(name, str):
             raise CheckpointError(
                 f"there is no {self.kind} in {folder}: "
-                + (f"config.json has no {TYPE!r}" if config else "config.json is missing")
+                + (f"config.json has no {TYPE!r}" if file.is_file() else "config.json is missing")
                 + f". {remedy}, of a type among {', '.join(self.names())}"
             )
         return name

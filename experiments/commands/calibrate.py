@@ -16,9 +16,10 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
@@ -54,7 +55,7 @@ class CalibrateConfig:
         dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
-    policies: tuple[str, ...] = ("sft",)
+    policies: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policy",))] = ("sft",)
     out: Path = Path("runs/judge_calibrated")
     bundle: str = DEFAULT
     suite: str | None = None

@@ -127,6 +127,7 @@ def find_format(source: Path, name: str = "auto") -> Any:
 
     Raises:
         ConfigError: the name is unknown; the message lists the known names.
+        DatasetError: the folder has the files of no format; the message lists the formats.
     """
     if name != "auto":
         return DATASET_FORMATS.get(name)
@@ -134,6 +135,12 @@ def find_format(source: Path, name: str = "auto") -> Any:
     if (found := own or find_other(source)) is not None:
         return found
     samples = not (source / "meta").is_dir() and any(source.glob("*.npz"))
+    if source.is_dir() and not samples and not (source / "meta").is_dir():
+        raise DatasetError(
+            f"none of the formats {', '.join(DATASET_FORMATS.names())} can read {source}; expected meta/info.json "
+            "(LeRobot), pairs of NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or register a "
+            "format for these recordings (docs/guides/add_dataset_format.md)"
+        )
     return BridgeFormat if samples else LeRobotFormat
 
 
