@@ -344,7 +344,9 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         if package not in ("worldgym", "envs", "rewards", "agents", "experiments"):
-            return f"the package {package!r} is missing. Type: make setup (in a checkout), or pip install {package}"
+            from worldgym.registry import missing_module
+
+            return missing_module(error.name)
     return None
 
 

@@ -83,7 +83,8 @@ def known_tasks(suite: Suite, tasks: Sequence[str]) -> tuple[str, ...]:
     for task in tasks:
         if task not in suite.tasks:
             raise ConfigError(
-                f"unknown task {task!r}; the tasks are {', '.join(suite.tasks)} (suite {suite.name})"
+                f"unknown task {task!r}; the tasks are {', '.join(suite.tasks)} (suite {suite.name}). Name the "
+                "suite of these tasks with --suite; tasks of recordings without a simulator cannot be measured in Real"
             )
     return tuple(tasks)
 

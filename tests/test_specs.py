@@ -101,6 +101,13 @@ def test_parts_without_specs_are_described_by_their_sizes() -> None:
         lambda: StateField("x", "elbow"),
         lambda: ObservationSpec((Camera("a", 1, 1), Camera("a", 2, 2))),
         lambda: Specs.from_dict({"action": None}),
+        lambda: Specs(None),
+        lambda: Specs(ObservationSpec(), ACTIONS.to_dict()),
+        lambda: Specs.from_dict({"observation": None}),
+        lambda: Specs.from_dict({"observation": ObservationSpec().to_dict(), "action": []}),
+        lambda: Specs.from_dict(
+            {"observation": ObservationSpec().to_dict(), "action": {**ACTIONS.to_dict(), "low": [None, 1]}}
+        ),
     ],
 )
 def test_impossible_specs_are_refused(make) -> None:  # type: ignore[no-untyped-def]

@@ -29,6 +29,10 @@ class CheckpointError(WorldgymError, ValueError):
     """A checkpoint is missing, damaged, or has weights of other shapes."""
 
 
+class DivergedError(WorldgymError, ArithmeticError):
+    """A loss, a gradient or a weight has become NaN or infinite in training."""
+
+
 class DependencyError(WorldgymError, ImportError):
     """An optional package is not installed; the message names the extra that installs it."""
 

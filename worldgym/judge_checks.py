@@ -9,7 +9,7 @@ Example::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from worldgym.errors import ConfigError
@@ -29,6 +29,19 @@ def check_inputs(judge: Any, missing: Sequence[str]) -> None:
             raise ConfigError(
                 f"the judge {getattr(judge, 'name', type(judge).__name__)} reads {key}, and {source}; take a judge "
                 f"that does not read {key}, or give `{key}` of its score a default, for frames without {key}"
+            )
+
+
+def check_accepts(judge: Any, keys: Iterable[str]) -> None:
+    """Raise ConfigError if `score` of a judge does not take an input that the judge declares."""
+    known = inspect.signature(judge.score).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for key in keys:
+        if key not in known:
+            raise ConfigError(
+                f"the judge {getattr(judge, 'name', type(judge).__name__)} declares that it reads {key}, and its score "
+                f"takes {', '.join(known)}; define score(self, frames, instructions, *, {key}=None)"
             )
 
 

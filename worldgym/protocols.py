@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
-from worldgym.judge_checks import check_inputs, check_verdict
+from worldgym.judge_checks import check_accepts, check_inputs, check_verdict
 
 if TYPE_CHECKING:
     import torch
@@ -292,7 +292,11 @@ def judged(
     given = {key: value for key, value in wanted.items() if value is not None}
     if len(given) < len(wanted):
         check_inputs(judge, [key for key in wanted if key not in given])
-    verdict: Judgement = judge.score(last_frames(frames, reads.depth), instructions, **given)
+    try:
+        verdict: Judgement = judge.score(last_frames(frames, reads.depth), instructions, **given)
+    except TypeError:
+        check_accepts(judge, given)  # says which argument is missing
+        raise
     return verdict
 
 

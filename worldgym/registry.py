@@ -3,7 +3,8 @@
 The `config.json` of a saved component holds its `type`. The registry maps that name to a class and calls the class's
 `from_pretrained`. Names are looked up in three places, in this order: `register` calls of the running program, the
 lazy tables of this project's packages (`register_lazily`, in `<package>/registered.py`), and entry points of installed
-packages. Nothing is loaded from a hub, and no code is loaded from a checkpoint.
+packages. Nothing is loaded from a hub, and no code is loaded from a checkpoint. A broken entry point is an error only
+for the name that it registers; the other names stay usable.
 
 Example of another package's setup.cfg::
 
@@ -25,7 +26,8 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +36,8 @@ from typing import Any, TypeVar
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import MANIFEST, save_folder, settle, verify_file, verify_listed
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 HOME_PACKAGES = ("worldgym", "rewards", "agents", "envs", "experiments")
@@ -54,25 +58,42 @@ class Registry:
         self._known: dict[str, Any] = {}
         self._lazy: dict[str, str] = {}
         self._legacy: Callable[[Path, dict[str, Any]], str | None] | None = None
+        self._warned: set[str] = set()
 
     # -- registering -----------------------------------------------------------------------------------------------
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that registers a class (or factory) as `name`.
+        """Decorator that registers a class (or factory) as `name`; the same one may be registered again.
 
         Raises:
-            ConfigError: another object is registered under that name.
+            ConfigError: another object has that name: it was registered before, is built in, or is an entry point.
         """
 
         def add(item: T) -> T:
-            old = self._known.get(name)
-            if old is not None and _path(old) != _path(item):
+            if (taken := self._taken(name, item)) is not None:
                 raise ConfigError(
-                    f"{self.kind} type {name!r} is already {_path(old)}; register {_path(item)} by another name"
+                    f"{self.kind} type {name!r} is already {taken}; register {_path(item)} by another name"
                 )
             self._known[name] = item
             return item
 
         return add
+
+    def _taken(self, name: str, item: Any) -> str | None:
+        """What has this name already, for a message; None if nothing has it, or `item` itself."""
+        discover()
+        path = _path(item)
+        if name in self._known:
+            known = _path(self._known[name])
+            return None if known == path else known
+        if name in self._lazy:
+            value = self._lazy[name]
+            same = value == path or (_attribute(value) == _attribute(path) and _path(self.get(name)) == path)
+            return None if same else f"{value}, which is built in"
+        # The module of an entry point may be running this very call, so its value is compared and not loaded.
+        points = _entry_points(self.group).get(name, ())
+        if not points or any(_attribute(point.value) == _attribute(path) for point in points):
+            return None
+        return " and ".join(map(_said, points))
 
     def register_lazily(self, **paths: str) -> None:
         """Register names as "module:attribute"; the module is imported on first use."""
@@ -92,7 +113,8 @@ class Registry:
         """The class (or factory) registered as `name`.
 
         Raises:
-            ConfigError: the name is unknown; the message lists the known names.
+            ConfigError: the name is unknown, and the message lists the known names; its entry point can't be loaded; or
+                several packages register it.
         """
         if name in self._known:
             return self._known[name]
@@ -104,7 +126,7 @@ class Registry:
             module, _, attribute = self._lazy[name].partition(":")
             item = getattr(importlib.import_module(module), attribute)
         elif name in plugins:
-            item = plugins[name].load()
+            item = self._load(name, plugins[name])
         else:
             known = self.names()
             near = difflib.get_close_matches(name, known, 1)
@@ -116,6 +138,42 @@ class Registry:
             )
         self._known[name] = item
         return item
+
+    def _load(self, name: str, points: Collection[metadata.EntryPoint]) -> Any:
+        """Load the object of an entry point.
+
+        Raises:
+            ConfigError: it can't be loaded, or there are several.
+        """
+        (point, *others) = points
+        if others:
+            raise ConfigError(
+                f"{len(points)} packages register the {self.kind} type {name!r}: {' and '.join(map(_said, points))}; "
+                f"keep one of them, e.g. type: pip uninstall {_package(others[-1])}"
+            )
+        try:
+            return point.load()
+        except (Exception, SystemExit) as error:
+            raise ConfigError(
+                f"the {self.kind} type {name!r} can't be loaded. Its entry point is {_said(point)}, which failed: "
+                f"{_failure(point, error)}"
+            ) from error
+
+    def available(self, *, without: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+        """Name and class of every type, except those in `without`; a broken one is skipped with a warning."""
+        for name in self.names():
+            if name not in without and (item := self._get_or_warn(name)) is not None:
+                yield name, item
+
+    def _get_or_warn(self, name: str) -> Any:
+        """The class registered as `name`; None, and one warning per process, if it can't be loaded."""
+        try:
+            return self.get(name)
+        except ConfigError as error:
+            if name not in self._warned:
+                self._warned.add(name)
+                logger.warning("skipped: %s", error)
+            return None
 
     @property
     def constant(self) -> str:
@@ -129,11 +187,13 @@ class Registry:
         for name, known in self._known.items():
             if _path(known) == wanted:
                 return name
-        for name, path in {
-            **self._lazy,
-            **{n: p.value for n, p in _entry_points(self.group).items()},
-        }.items():
-            if path.rpartition(":")[2] == wanted.rpartition(":")[2] and _path(self.get(name)) == wanted:
+        for name, path in self._lazy.items():
+            if _attribute(path) == _attribute(wanted) and _path(self.get(name)) == wanted:
+                return name
+        for name, points in _entry_points(self.group).items():
+            if name in self._lazy or all(_attribute(p.value) != _attribute(wanted) for p in points):
+                continue
+            if _path(self._get_or_warn(name)) == wanted:
                 return name
         return None
 
@@ -162,7 +222,7 @@ class Registry:
         if not isinstance(name, str):
             raise CheckpointError(
                 f"there is no {self.kind} in {folder}: "
-                + (f"config.json has no {TYPE!r}" if config else "config.json is missing")
+                + (f"config.json has no {TYPE!r}" if file.is_file() else "config.json is missing")
                 + f". {remedy}, of a type among {', '.join(self.names())}"
             )
         return name
@@ -224,11 +284,21 @@ class Registry:
 
     # -- listing ---------------------------------------------------------------------------------------------------
     def sources(self) -> dict[str, str]:
-        """The "module:attribute" of every registered name, sorted by name; nothing is imported."""
+        """The "module:attribute" of every registered name, sorted by name; nothing is imported.
+
+        Where several packages register a name, all of them are listed, with a note.
+        """
         discover()
-        plugins = {name: point.value for name, point in _entry_points(self.group).items()}
-        known = {name: _path(item) for name, item in self._known.items()}
-        return dict(sorted({**plugins, **self._lazy, **known}.items()))
+        plugins = _entry_points(self.group)
+        out = {name: points[0].value for name, points in plugins.items()}
+        for name, points in plugins.items():
+            if len(points) > 1:
+                out[name] = f"{' and '.join(map(_said, points))}: a clash, uninstall all but one"
+        out |= self._lazy
+        for name in self._lazy.keys() & plugins.keys():
+            out[name] += f" (built in; it hides {' and '.join(map(_said, plugins[name]))})"
+        known = {name: _path(item) for name, item in self._known.items() if name not in self._lazy}
+        return dict(sorted({**out, **known}.items()))
 
 
 def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +317,11 @@ def _path(item: Any) -> str:
     return f"{getattr(item, '__module__', '')}:{getattr(item, '__qualname__', repr(item))}"
 
 
+def _attribute(path: str) -> str:
+    """The attribute in "module:attribute"."""
+    return path.rpartition(":")[2].strip()
+
+
 @lru_cache(maxsize=1)
 def discover() -> None:
     """Import the `registered` modules of this project's packages, once per process."""
@@ -256,8 +331,65 @@ def discover() -> None:
 
 
 @lru_cache(maxsize=32)
-def _entry_points(group: str) -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=group)}
+def _entry_points(group: str) -> dict[str, tuple[metadata.EntryPoint, ...]]:
+    """The entry points of a group by name: usually one each, several if packages register different objects."""
+    found: dict[str, dict[str, metadata.EntryPoint]] = {}
+    for point in _points_of(group):
+        found.setdefault(point.name, {}).setdefault(point.value, point)
+    return {name: tuple(points.values()) for name, points in found.items()}
+
+
+def _points_of(group: str) -> list[metadata.EntryPoint]:
+    try:
+        return list(metadata.entry_points(group=group))
+    except Exception:  # the metadata of one package are malformed; read those of the others
+        points: list[metadata.EntryPoint] = []
+        for package in metadata.distributions():
+            try:
+                points += [point for point in package.entry_points if point.group == group]
+            except Exception as error:
+                logger.warning(
+                    "skipped the entry points of %s: %s", getattr(package, "_path", package), error
+                )
+        return points
+
+
+def _package(point: metadata.EntryPoint) -> str:
+    """Name of the distribution of an entry point."""
+    return "UNKNOWN" if point.dist is None else str(point.dist.name)
+
+
+def _said(point: metadata.EntryPoint) -> str:
+    version = "" if point.dist is None else f" {point.dist.version}"
+    return f"{point.value} of the package {_package(point)}{version}"
+
+
+def _failure(point: metadata.EntryPoint, error: BaseException) -> str:
+    """Why an entry point can't be loaded, and what to type."""
+    package, module = _package(point), point.value.partition(":")[0].strip()
+    remedy = f"correct that package, or type: pip uninstall {package}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        if module == error.name or module.startswith(f"{error.name}."):
+            return f"the module {error.name!r} is missing; {remedy}"
+        return missing_module(error.name)
+    if not metadata.EntryPoint.pattern.match(point.value):
+        return f"{point.value!r}, expected MODULE:CLASS; {remedy}"
+    return f"{type(error).__name__}: {error}; {remedy}"
+
+
+def missing_module(name: str) -> str:
+    """What is missing if the module `name` can't be found, and what to type."""
+    package, dot, _ = name.partition(".")
+    try:
+        installed = bool(dot) and importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        installed = False
+    if installed:
+        return (
+            f"the module {name!r} is missing, but its package {package!r} is installed, so its version is another one "
+            f"than expected. Type: pip install --upgrade {package}"
+        )
+    return f"the package {package!r} is missing. Type: make setup (in a checkout), or pip install {package}"
 
 
 WORLD_MODELS = Registry("world model", "worldgym.world_models")

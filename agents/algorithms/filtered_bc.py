@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
+from agents.algorithms.guards import evaluated, require_finite_step
 from agents.algorithms.improver import OptimizerImprover
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
@@ -63,7 +65,12 @@ class FilteredBC(OptimizerImprover):
         return cls(FilteredBCConfig(lr=lr, seed=seed))
 
     def update(self, policy: Any, rollouts: Rollouts) -> dict[str, float]:
-        """Clone the successes in place; returns loss, steps, trajectories_kept. Without a success, changes nothing."""
+        """Clone the successes in place; returns loss, steps, trajectories_kept. Without a success, changes nothing.
+
+        Raises:
+            ConfigError: `evaluate` lacks a component, or its log-probabilities have another shape than those of `act`.
+            DivergedError: a loss or a gradient is NaN or infinite; that step is not taken.
+        """
         config = self.config
         good = (rollouts.valid & (rollouts.reward > 0.5)).nonzero().squeeze(1)
         rng = np.random.default_rng((config.seed, self.iteration))
@@ -79,13 +86,20 @@ class FilteredBC(OptimizerImprover):
             order = torch.from_numpy(rng.permutation(len(row)))
             for part in order.split(config.batch_size):
                 r, c = row[part], chunk[part]
-                now = policy.evaluate(rollouts.observation(r, c), rollouts.trace_at(r, c)).log_probs
-                loss = -sum(config.weights.get(name, 1.0) * value.mean() for name, value in now.items())
+                old = {name: value[r, c] for name, value in rollouts.log_probs.items()}
+                now = evaluated(policy, rollouts.observation(r, c), rollouts.trace_at(r, c), old).log_probs
+                parts = {name: config.weights.get(name, 1.0) * value.mean() for name, value in now.items()}
+                loss = -sum(parts.values())
+                losses.append(float(loss.detach()))
+                if not math.isfinite(losses[-1]):
+                    bad = [name for name, value in parts.items() if not math.isfinite(float(value.detach()))]
+                    what = f"loss of the component {', '.join(map(repr, bad))}"
+                    require_finite_step(losses[-1], what, policy, config.lr)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+                norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip))
+                require_finite_step(norm, "gradient norm", policy, config.lr)
                 optimizer.step()
-                losses.append(float(loss.detach()))
         return {
             "loss": float(np.mean(losses)),
             "steps": float(len(losses)),

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from agents.algorithms.guards import evaluated, require_agreement, require_finite_step
 from agents.algorithms.improver import OptimizerImprover
 from agents.algorithms.parameters import component_of, learned_parameters
 from agents.algorithms.sft import ChunkDataset
@@ -148,6 +149,7 @@ class GRPO(OptimizerImprover):
         if self.config.bc_coef > 0 and demos is None:
             raise ConfigError("bc_coef > 0 needs demonstrations: GRPO(config, demos=chunk_dataset(episodes))")
         self.demos = demos
+        self._compared = False
 
     @classmethod
     def for_rl(cls, lr: float, updates: int, seed: int, learn: str) -> Self:
@@ -172,6 +174,11 @@ class GRPO(OptimizerImprover):
             entropy (nats per choice); the same with a prefix for other components, such as `goal_entropy`; ratio_max,
             groups_kept, groups, trajectories_kept, advantage_abs. If no group has both successes and failures, the
             policy does not change and `groups_kept` is 0.
+
+        Raises:
+            ConfigError: `evaluate` lacks a component, or its log-probabilities have another shape than those of `act`,
+                or disagree with them at the first update.
+            DivergedError: a loss or a gradient is NaN or infinite; that step is not taken.
         """
         config = self.config
         advantages, keep = group_advantages(
@@ -213,6 +220,11 @@ class GRPO(OptimizerImprover):
         where = rollouts.mask[part].nonzero()  # (M, 2): trajectory index within the part, chunk index
         row, chunk = part[where[:, 0]], where[:, 1]
         choices = {name: value[0, 0].numel() for name, value in rollouts.log_probs.items()}
+        if not choices:
+            raise ConfigError(
+                f"{type(policy).__name__}.act returned no log_probs, which GRPO needs; return them by component, such "
+                "as PolicyOutput(actions, {'action': log_probs}), or type --improver filtered_bc"
+            )
         most = max(
             choices.values()
         )  # each choice of the finest component has weight 1; choices of other components weigh proportionally more
@@ -226,15 +238,22 @@ class GRPO(OptimizerImprover):
         optimizer.zero_grad(set_to_none=True)
         for begin in range(0, len(row), config.micro_batch):
             r, c = row[begin : begin + config.micro_batch], chunk[begin : begin + config.micro_batch]
-            now = policy.evaluate(rollouts.observation(r, c), rollouts.trace_at(r, c), learned)
+            old = {name: value[r, c] for name, value in rollouts.log_probs.items()}
+            seen, trace = rollouts.observation(r, c), rollouts.trace_at(r, c)
+            now = evaluated(policy, seen, trace, old, learned, entropies=True)
+            if not self._compared:  # the weights are still those that sampled the rollouts
+                require_agreement(policy, {name: now.log_probs[name] for name in learned}, old)
+                self._compared = True
             loss = torch.zeros((), device="cpu")  # rollouts are on the CPU; there are only a few numbers per choice
             for name in learned:
                 new, entropy = now.log_probs[name].cpu(), now.entropies[name].cpu()
                 w = weight[begin : begin + config.micro_batch] * (most / choices[name])
                 w = w.view(-1, *[1] * (new.ndim - 1))
-                part_loss, kl, binds, high = self._terms(new - rollouts.log_probs[name][r, c], advantages[r])
+                part_loss, kl, binds, high = self._terms(new - old[name], advantages[r])
                 terms = part_loss + config.kl_coef * kl - config.entropy_coef * entropy
-                loss = loss + config.weights.get(name, 1.0) * (w * terms).sum()
+                weighted = config.weights.get(name, 1.0) * (w * terms).sum()
+                require_finite_step(float(weighted.detach()), f"loss of the component {name!r}", policy, config.lr)
+                loss = loss + weighted
                 totals[prefix(name) + "clip_fraction"] += float((w * binds).sum())
                 totals[prefix(name) + "approx_kl"] += float((w * kl.detach()).sum())
                 totals[prefix(name) + "entropy"] += float((w * entropy.detach()).sum())
@@ -244,12 +263,14 @@ class GRPO(OptimizerImprover):
         if config.bc_coef > 0 and self.demos is not None:
             rows = rng.integers(0, len(self.demos), min(config.micro_batch, len(self.demos)))
             bc = policy.loss(self.demos.chunk_batch(rows))["action"]
-            (config.bc_coef * bc).backward()
             totals["bc_loss"] = float(bc.detach())
+            require_finite_step(totals["bc_loss"], "cloning loss of the component 'action'", policy, config.lr)
+            (config.bc_coef * bc).backward()
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(weights, config.grad_clip))
+        require_finite_step(norm, f"gradient norm of the components {', '.join(map(repr, learned))}", policy, config.lr)
         optimizer.step()
-        return {**totals, "grad_norm": float(norm), "ratio_max": ratio_max}
+        return {**totals, "grad_norm": norm, "ratio_max": ratio_max}
 
     def _terms(self, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
         """Clipped loss, k3 divergence, clip indicator (each shaped as `log_ratio (M,...)`), and the largest ratio."""

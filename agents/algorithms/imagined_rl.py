@@ -14,6 +14,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 
 from agents.algorithms.grpo import GRPO, GRPOConfig
+from agents.algorithms.guards import require_finite_weights
 from agents.algorithms.hindsight import relabel
-from agents.algorithms.improver import make_improver
+from agents.algorithms.improver import make_improver, updated
 from agents.algorithms.parameters import learned_parameters
 from agents.algorithms.self_imitation import SelfImitation, SelfImitationConfig
 from agents.algorithms.sft import average_weights
@@ -34,10 +36,17 @@ from agents.rollouts.imagined import StartBank, Starts, collect
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import CheckpointError
 from worldgym.protocols import RewardModel, Temperature, WorldModel
+from worldgym.registry import IMPROVERS, accepted
 from worldgym.specs import check_fit, specs_of
 
 ROUNDS_A_SEED = 10_000
 STAGES = ("imagine", "judge", "policy")
+RESERVED = (
+    "iteration", "success_rate", "ep_len_mean", "valid", "groups_share", "updates", "imagined_steps", "seconds_update",
+    *(f"seconds_{stage}" for stage in STAGES), "imitation_loss", "memory", "remembered", "imitation_steps",
+)  # fmt: skip
+"""Scalars of a round that the trainer computes itself; the metrics of an improver must have other names."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,7 @@ class ImaginedRLTrainer:
         check_fit(world_model, self.policy, "the world model", "the policy")
         check_fit(world_model, judge, "the world model", "the judge")
         check_frames(world_model, starts.starts, demos)
-        check_chunks(world_model, self.policy, demos)
+        self._check_chunks(demos)
         for learn, used in ((config.update.learn, config.grpo), (config.imitation.learn, config.imitation.steps)):
             if used:
                 learned_parameters(self.policy, learn)  # raises before anything is imagined
@@ -183,6 +192,36 @@ class ImaginedRLTrainer:
             self.config.improver, lr=given.lr, updates=given.updates, seed=given.seed, learn=given.learn, demos=demos
         )
 
+    def _check_chunks(self, demos: ChunkDataset) -> None:
+        """Check the demonstrations' chunks if anything clones them; `imitation.steps=0` switches that off."""
+        if self.config.imitation.steps:
+            remedy = (
+                "Add --imitation-steps 0 (imitation.steps=0), which trains on rollouts without demonstrations, or "
+                "begin with a policy of this chunk length"
+            )
+        elif self.config.improver != "grpo" and takes_demos(self.config.improver):
+            remedy = f"The improver {self.config.improver!r} clones them: begin with a policy of this chunk length"
+        else:
+            return
+        check_chunks(self.world_model, self.policy, demos, remedy)
+
+    def _invalid(self, rollouts: Rollouts) -> str:
+        """Explain why all rollouts are invalid."""
+        last = rollouts.p_success[torch.arange(len(rollouts)), rollouts.lengths.clamp(min=1) - 1]
+        doubted = int(torch.isnan(last).sum())
+        limit = self.config.rollout.max_uncertainty
+        bound = "" if limit is None else f" (max_uncertainty {limit:g})"
+        reasons = [
+            f"{len(rollouts) - doubted} without a verdict of judge {judge_name(self.judge)} (NaN, valid=False or no "
+            "answer)",
+            f"{doubted} with an unusable prediction of the world model{bound}",
+        ]
+        given = [reason for reason in reasons if not reason.startswith("0 ")]
+        return (
+            f"all {len(rollouts)} imagined episodes are invalid, and the policy learns nothing from them: "
+            f"{', '.join(given)}"
+        )
+
     def stream(self, number: int) -> int:
         """Return the seed of round `number`."""
         return self.config.seed * ROUNDS_A_SEED + number
@@ -193,19 +232,26 @@ class ImaginedRLTrainer:
         Returns:
             scalars, also appended to `history`: those of the improver and of the imitation, success_rate, ep_len_mean
             (steps), valid (fraction), groups_share, updates, imagined_steps (cumulative), and seconds per stage.
+
+        Raises:
+            ConfigError: the policy's outputs or the improver's metrics are not as expected.
+            DivergedError: a loss, gradient or weight is NaN or infinite. The history and the averaged policy do not
+                change then.
         """
         config, number = self.config, len(self.history)
         rng = np.random.default_rng([config.seed, number])
         torch.manual_seed(self.stream(number))
         actor = self.policy if config.actor == "current" else self.make_policy()
         rollouts = self.gather(actor, self.draw(actor, rng), number, config.rollout.settings(actor))
+        if len(rollouts) and not bool(rollouts.valid.any()):
+            logger.warning("round %d: %s", number + 1, self._invalid(rollouts))
         began = time.perf_counter()
         compared = rollouts if config.grpo else rollouts.select(torch.zeros(len(rollouts), dtype=torch.bool))
-        scalars = {
-            **self.improver.update(self.policy, compared),
-            **self._hindsight(rollouts, rng),
-            **self.imitation.update(self.policy, rollouts),
-        }
+        scalars = updated(config.improver, self.improver, self.policy, compared, RESERVED)
+        require_finite_weights(self.policy, f"improver {config.improver!r}")
+        scalars |= self._hindsight(rollouts, rng)
+        scalars |= self.imitation.update(self.policy, rollouts)
+        require_finite_weights(self.policy, "self-imitation")
         spent = time.perf_counter() - began
         learned = scalars.get("steps", 0.0)
         if isinstance(self.improver, GRPO):
@@ -299,10 +345,36 @@ def check_frames(world_model: Any, starts: Starts, demos: ChunkDataset) -> None:
             )
 
 
-def check_chunks(world_model: Any, policy: Any, demos: ChunkDataset) -> None:
-    """Raise a CheckpointError if the action chunks of the demonstrations do not match those of the policy."""
+def check_chunks(world_model: Any, policy: Any, demos: ChunkDataset, remedy: str = "") -> None:
+    """Compare the action chunks of the demonstrations with those of the policy.
+
+    Args:
+        world_model: gives the action dimension.
+        policy: gives the chunk length.
+        demos: the demonstrations.
+        remedy: what to do about another chunk length.
+
+    Raises:
+        CheckpointError: another chunk length or action dimension.
+    """
     got, wanted = tuple(demos.actions.shape[1:]), (policy.chunk, world_model.action_dim)
-    if got != wanted:
+    if got[1:] != wanted[1:]:
         raise CheckpointError(
             f"the demonstrations have action chunks {got}, but policy and world model expect {wanted}"
         )
+    if got != wanted:
+        raise CheckpointError(
+            f"the demonstrations have chunks of {got[0]} actions, but the policy predicts {policy.chunk}, so it cannot "
+            f"clone them. {remedy}".rstrip()
+        )
+
+
+def takes_demos(improver: str) -> bool:
+    """Whether a registered improver is given the demonstrations."""
+    kind = IMPROVERS.get(improver)
+    return "demos" in accepted(getattr(kind, "for_rl", kind), {"demos": None})
+
+
+def judge_name(judge: Any) -> str:
+    """Name of a judge for messages."""
+    return str(getattr(judge, "name", type(judge).__name__))

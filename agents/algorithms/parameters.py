@@ -30,8 +30,13 @@ def learned_parameters(policy: Any, learn: str) -> list[nn.Parameter]:
         learn: `all`, or a component.
 
     Raises:
-        ConfigError: the policy has no component of this name that can be trained alone.
+        ConfigError: the policy has no weights, or no component of this name that can be trained alone.
     """
+    if not hasattr(policy, "parameters"):
+        raise ConfigError(
+            f"a {type(policy).__name__} has no parameters(), so it has no weights to train; give a policy that is a "
+            "torch.nn.Module with the methods of worldgym.protocols.TrainablePolicy"
+        )
     if learn == "all":
         return list(policy.parameters())
     if not hasattr(policy, "parameters_of"):

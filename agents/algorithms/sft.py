@@ -18,7 +18,7 @@ import copy
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.algorithms.guards import require_finite_step
 from agents.algorithms.parameters import component_of, learned_parameters
 from agents.data.demonstrations import ChunkDataset, chunk_dataset, demonstrations, episode_views
-from worldgym.errors import ConfigError
+from worldgym.errors import ConfigError, DivergedError
 from worldgym.utils.devices import random_state, restore_random
 from worldgym.utils.train_state import TrainState
 
@@ -138,6 +139,9 @@ class SFT:
 
         Returns:
             best_score, best_val_loss, best_epoch, epochs, val_accuracy (fraction of correct bins), frames.
+
+        Raises:
+            DivergedError: a loss or a gradient is NaN or infinite, or no epoch has a finite validation score.
         """
         config = self.config
         if len(np.unique(dataset.episode)) > 1:
@@ -204,6 +208,11 @@ class SFT:
             if config.patience and epoch - best["epoch"] >= config.patience:
                 _log.info("early stop after epoch %d, best was %d", epoch, best["epoch"])
                 break
+        if best["weights"] is None:
+            raise DivergedError(
+                f"no epoch had a finite {config.select}; the policy is not usable. Train again with a lower learning "
+                f"rate (now --lr {config.lr:g})"
+            )
         policy.load_state_dict(best["weights"])
         if config.finish_steps:
             self._finish(policy, dataset)
@@ -271,13 +280,21 @@ class SFT:
         for group in optimizer.param_groups:
             group["lr"] = lr
         losses = policy.loss(batch, None if config.learn == "all" else (component_of(config.learn),))
+        if not isinstance(losses, Mapping) or not losses:
+            raise ConfigError(
+                f"{type(policy).__name__}.loss returned a {type(losses).__name__}; expected a dict of scalar losses by "
+                "component, with at least one, such as {'action': loss}"
+            )
         first, *others = losses
         loss = losses[first]
         for name in others:
             loss = loss + config.goal_coef * losses[name]
+        for name, value in losses.items():
+            require_finite_step(float(value.detach()), f"loss of the component {name!r}", policy, lr)
         policy.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip))
+        require_finite_step(norm, "gradient norm", policy, lr)
         optimizer.step()
         return float(losses[first].detach())
 

@@ -299,6 +299,14 @@ def demonstrations(
     return chosen
 
 
+def demonstrated_behaviour(arrays: EpisodeArrays, wanted: str | None = None) -> str:
+    """Return the behaviour of the demonstrations: `wanted` if given, else `expert`, else the only one in the data."""
+    there = sorted(set(arrays.behaviours))
+    if wanted is not None:
+        return wanted
+    return there[0] if len(there) == 1 else "expert"
+
+
 def _none_of(arrays: EpisodeArrays, behaviour: str) -> str:
     """Error message: why there is no demonstration, and what to type."""
     solved = [bool(arrays.success[arrays.rows(i)].any()) for i in range(len(arrays))]

@@ -135,7 +135,9 @@ class StartBank:
 
     def __init__(self, starts: Starts) -> None:
         if len(starts) == 0:
-            raise ConfigError("the start bank is empty: every frame is solved, or the task filter removed all episodes")
+            raise ConfigError(
+                "the start bank is empty: every frame is solved, or the task filter removed all episodes"
+            )
         self.starts = starts
         self._first = np.flatnonzero(starts.steps.numpy() == 0)
         self._middle = np.flatnonzero(starts.steps.numpy() > 0)
@@ -243,6 +245,10 @@ def collect(
 
     Returns:
         rollouts with rows ordered by start: row `i` belongs to group `i // group_size`.
+
+    Raises:
+        ConfigError: a number is below 1, policy and world model do not fit each other, or the policy's output has a
+            wrong shape or is NaN or infinite.
     """
     if group_size < 1 or horizon < 1 or confirm < 1:
         raise ConfigError(
@@ -263,7 +269,14 @@ def collect(
         return policy.act(observation, temperature=temperature, generator=generator)
 
     explore = GoalExploration(policy, group_size, temperature, generator) if distinct_goals else None
-    result = rollout(explore or act, episodes, observers=[recorder, *observers], compact_below=compact_below)
+    result = rollout(
+        explore or act,
+        episodes,
+        observers=[recorder, *observers],
+        compact_below=compact_below,
+        policy=policy,
+        stored=True,
+    )
     out = recorder.rollouts
     out.weights = None if explore is None else explore.weights
     out.reward[torch.from_numpy(result.success)] = 1.0

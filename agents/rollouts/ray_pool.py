@@ -27,7 +27,7 @@ from agents.loading import PackedPolicy, pack_policy
 from agents.rollouts.imagined import Starts, collect
 from agents.rollouts.ray_watch import watch
 from agents.rollouts.trajectories import Rollouts
-from worldgym.errors import ConfigError
+from worldgym.errors import ConfigError, WorldgymError
 from worldgym.registry import POLICIES
 from worldgym.utils.devices import choose_device, place
 from worldgym.utils.memory import resident_mb
@@ -154,6 +154,7 @@ class RolloutPool:
 
         Raises:
             RuntimeError: a piece killed more workers than `retries` allows.
+            WorldgymError: `collect` raised it on a worker.
         """
         ray = self._ray
         # A policy of an unregistered type is sent as a pickled object.
@@ -184,6 +185,9 @@ class RolloutPool:
                     self.workers.append(worker)
                     self.replaced += 1
                     waiting.append(number)
+                except ray.exceptions.RayTaskError as error:
+                    # Ray's own text holds the worker's whole traceback; an error with an explanation needs none.
+                    raise (error.cause if isinstance(error.cause, WorldgymError) else error) from None
                 idle.append(worker)
         return Rollouts.concatenate([done[number] for number in range(len(parts))])
 

@@ -26,6 +26,7 @@ import torch
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.imagination.observations import state_of
+from worldgym.imagination.policy_output import check_output
 from worldgym.protocols import Observation, Policy, RewardModel, Temperature, reads_of, settled, threshold_of
 from worldgym.suite import BATCH, default_suite, load_suite
 
@@ -44,10 +45,11 @@ class SimulatorCollector:
     def __init__(
         self, env: str | None = None, env_kwargs: Mapping[str, Any] | None = None, *, processes: int = 2
     ) -> None:
-        self._kwargs = dict(env_kwargs or {})
+        self._kwargs, self._action_dim = dict(env_kwargs or {}), None
         if env is None or ":" not in env:
             self._kwargs["suite"], env = default_suite() if env is None else env, BATCH
-            load_suite(self._kwargs["suite"])  # raises for an unknown suite here instead of in a worker
+            action = load_suite(self._kwargs["suite"]).specs.action  # raises for an unknown suite here
+            self._action_dim = None if action is None else action.dim
         self._env = env
         self._processes = processes
         self._workers: list[tuple[Any, Connection]] = []
@@ -161,7 +163,8 @@ class SimulatorCollector:
                 rollouts then have the judge's errors but not the world model's.
 
         Raises:
-            ConfigError: the judge reads more than one frame.
+            ConfigError: the judge reads more than one frame, or the policy's output has a wrong shape or is NaN or
+                infinite.
         """
         if judge is not None and reads_of(judge).depth != 1:
             raise ConfigError(
@@ -196,6 +199,9 @@ class SimulatorCollector:
             views = {key: view[rows] for key, view in self._views.items()}
             observation.update(views)  # type: ignore[typeddict-item]
             output = policy.act(observation, temperature=temperature, generator=generator)
+            output = check_output(
+                output, policy, observation, action_dim=self._action_dim, chunk=k, stored=True
+            )
             clock["policy"] += time.perf_counter() - began
             if out is None:
                 out = Rollouts.empty(image, state, texts, group_size, (chunks, k, output.actions.shape[2]))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldgym.errors import ConfigError
 from worldgym.protocols import Observation, PolicyOutput
 
 
@@ -98,7 +99,11 @@ class Rollouts:
     def record(
         self, rows: Tensor, chunk: int, observation: Observation, output: PolicyOutput, live: Tensor
     ) -> None:
-        """Write observation and output of chunk `chunk` into `rows`; `live` selects the matching rows of the inputs."""
+        """Write observation and output of chunk `chunk` into `rows`; `live` selects the matching rows of the inputs.
+
+        Raises:
+            ConfigError: log-probabilities or trace have other names or shapes than in the first recorded chunk.
+        """
         self.images[rows, chunk] = torch.as_tensor(observation["image"])[live].cpu()
         self.states[rows, chunk] = torch.as_tensor(observation["state"])[live].cpu()
         for key, value in observation.items():
@@ -108,8 +113,22 @@ class Rollouts:
                     self.views[name] = torch.zeros((*self.mask.shape, *frames.shape[1:]), dtype=torch.uint8)
                 self.views[name][rows, chunk] = frames[live].cpu()
         self.actions[rows, chunk] = output.actions[live].cpu()
-        for kept, given in ((self.log_probs, output.log_probs), (self.trace, output.trace)):
+        first = not bool(self.mask.any())
+        for kind, kept, given in (
+            ("log_probs", self.log_probs, output.log_probs),
+            ("trace", self.trace, output.trace),
+        ):
+            if not first and given.keys() != kept.keys():
+                raise ConfigError(
+                    f"the policy returned {kind} of {sorted(given)}, but of {sorted(kept)} at the first chunk; "
+                    "expected the same names at every chunk"
+                )
             for name, value in given.items():
+                if name in kept and value.shape[1:] != kept[name].shape[2:]:
+                    raise ConfigError(
+                        f"the policy returned {kind}[{name!r}] with rows of shape {tuple(value.shape[1:])}, but "
+                        f"{tuple(kept[name].shape[2:])} at the first chunk; expected the same shape at every chunk"
+                    )
                 if name not in kept:
                     kept[name] = torch.zeros((*self.mask.shape, *value.shape[1:]), dtype=value.dtype)
                 kept[name][rows, chunk] = value[live].cpu()

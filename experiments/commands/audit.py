@@ -181,7 +181,7 @@ def of_judge(
             counts[task] += watched.confusion(name, level, task)
         invalid += int((~watched.outcomes(name, level)[2]).sum())
     whole = sum(counts.values(), start=Confusion())
-    on_real = np.concatenate([w.said_of_real[name].ravel() for w in seen.values()])
+    on_real = np.concatenate([w.real_scores[name].ravel() for w in seen.values()])
     now = np.concatenate([w.now.ravel() for w in seen.values()])
     known = ~np.isnan(on_real)
     swapped = [other_words(judge, level, watched) for watched in seen.values()]

@@ -183,7 +183,7 @@ def choices(
     names, drop = parse(text)
     margins = []
     for name in names:
-        p = np.clip(np.concatenate([w.said[name] for w in seen]).astype(np.float64), 1e-6, 1 - 1e-6)
+        p = np.clip(np.concatenate([w.scores[name] for w in seen]).astype(np.float64), 1e-6, 1 - 1e-6)
         level = levels[name]
         margins.append(np.nan_to_num(np.log(p / (1 - p)) - np.log(level / (1 - level)), nan=-np.inf))
     margin = np.min(margins, 0)
@@ -193,7 +193,7 @@ def choices(
     true = np.concatenate([w.by_then for w in seen])[row, ends]
     best = margin.max(1)
     if drop:
-        uncertainty = np.concatenate([w.doubt for w in seen if w.doubt is not None])[row, ends]
+        uncertainty = np.concatenate([w.uncertainty for w in seen if w.uncertainty is not None])[row, ends]
         best = np.where(uncertainty <= np.quantile(uncertainty, 1 - drop), best, -np.inf)
     shape = (-1, attempts)
     return (

@@ -19,7 +19,9 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
@@ -71,7 +73,7 @@ class BenchClosedLoopConfig:
         dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
-    policies: tuple[str, ...] = ("sft", "sft@0.5", "sft@1.0")
+    policies: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policy",))] = ("sft", "sft@0.5", "sft@1.0")
     episodes: int = 300
     tasks: tuple[str, ...] = ()
     split: str = "seen"

@@ -118,7 +118,8 @@ def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
     """Read episodes from a folder of any known format, and their specs with only the main camera."""
     from worldgym.data import EpisodeDataset
     from worldgym.data.formats.bridge import bridge_episodes, bridge_specs
-    from worldgym.data.formats.known import find_other, read_episodes, read_specs
+    from worldgym.data.formats.foreign import read_episodes, read_specs
+    from worldgym.data.formats.known import find_other
     from worldgym.data.formats.lerobot_import import ImportSettings, LeRobotFolder, is_foreign
 
     settings = ImportSettings(

@@ -41,7 +41,7 @@ class BundleConfig:
     """Assemble a bundle.
 
     Args:
-        data: dataset of `worldgym collect` on which the parts were trained.
+        data: dataset of `worldgym collect` or `worldgym import` on which the parts were trained.
         world_model: folder of a world model (`.../export`).
         judge: folder of a judge.
         policy: folder of the SFT policy.
@@ -51,6 +51,8 @@ class BundleConfig:
         out: folder of the bundle.
         starts: number of logged frames that are stored as starts of imagined episodes.
         demos_per_task: number of demonstrations per task on which the policy was trained.
+        behaviour: behaviour of the demonstrations; if None, `expert`, or the only behaviour of the dataset.
+        success_only: store successful demonstrations only.
         demos_limit: draw the demonstrations from this many first episodes, as `worldgym train policy --limit` did.
         seed: seed of the choice of start frames.
         suite: suite of the data, for the card; if None, the suite of the data's split manifest, or the default one.
@@ -66,6 +68,8 @@ class BundleConfig:
     open_clip_judge: Path | None = None
     starts: int = 3000
     demos_per_task: int = 25
+    behaviour: str | None = None
+    success_only: bool = True
     demos_limit: int | None = None
     seed: int = 0
     suite: str | None = None
@@ -74,6 +78,7 @@ class BundleConfig:
 def run(config: BundleConfig) -> int:
     """Copy the parts, choose starts and demonstrations, and write the card, in a temporary folder that is renamed."""
     from agents.algorithms.sft import demonstrations
+    from agents.data.demonstrations import demonstrated_behaviour
     from worldgym.data import EpisodeDataset
 
     sources = parts(config)
@@ -90,7 +95,12 @@ def run(config: BundleConfig) -> int:
             for name, source in sources.items():
                 copy_part(name, source, folder / name)
             write_starts(folder / "starts.npz", arrays, config.starts, config.seed)
-            chosen = demonstrations(first, config.demos_per_task)
+            chosen = demonstrations(
+                first,
+                config.demos_per_task,
+                behaviour=demonstrated_behaviour(first, config.behaviour),
+                success_only=config.success_only,
+            )
             write_demos(folder / "demos.npz", chosen, POLICIES.load(config.policy).chunk, dataset.specs)
             tasks = sorted(set(arrays.tasks))
             write_card(folder, config.out.name, tasks, dataset.manifest.hash, len(arrays), dataset.summary, suite)

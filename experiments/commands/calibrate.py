@@ -16,9 +16,10 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from experiments.bundle import Bundle
 from experiments.commands.evaluate import covered_tasks
@@ -54,7 +55,7 @@ class CalibrateConfig:
         dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
-    policies: tuple[str, ...] = ("sft",)
+    policies: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policy",))] = ("sft",)
     out: Path = Path("runs/judge_calibrated")
     bundle: str = DEFAULT
     suite: str | None = None
@@ -85,7 +86,7 @@ def run(config: CalibrateConfig) -> int:
     """Calibrate and check the judge, print the table, and write the judge."""
     from experiments.commands.bench_closed_loop import load_world_model_of
     from rewards import LearnedJudge
-    from rewards.training.calibration import Looks, best_thresholds, calibrate_words
+    from rewards.training.calibration import AuditScores, best_thresholds, calibrate_words
     from worldgym.evaluation.judge_audit import watch
 
     tasks = covered_tasks(config.bundle)
@@ -109,10 +110,10 @@ def run(config: CalibrateConfig) -> int:
                 choice.ref.load(), world_model, {"judge": judge}, env, starts, horizon=config.horizon,
                 temperature=choice.temperature, seed=config.seed,
             )  # fmt: skip
-            scores, truth = seen.said["judge"], seen.by_then
+            scores, truth = seen.scores["judge"], seen.by_then
             start_tasks = tuple(start.task for start in starts)
-            choosing.append(Looks(scores[:half], truth[:half], start_tasks[:half]))
-            checking.append(Looks(scores[half:], truth[half:], start_tasks[half:]))
+            choosing.append(AuditScores(scores[:half], truth[:half], start_tasks[:half]))
+            checking.append(AuditScores(scores[half:], truth[half:], start_tasks[half:]))
             bar.update(1)
     env.close()
     thresholds = best_thresholds(choosing)
@@ -134,16 +135,16 @@ def run(config: CalibrateConfig) -> int:
 
 
 def rates(
-    names: tuple[str, ...], looks: list[Any], thresholds: dict[str, float]
+    names: tuple[str, ...], audits: list[Any], thresholds: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """Precision and recall of each policy."""
     found = {}
-    for name, of_policy in zip(names, looks, strict=True):
+    for name, of_policy in zip(names, audits, strict=True):
         fp, tp, fn = np.sum([of_policy.counts(task, cut) for task, cut in thresholds.items()], 0)
         found[name] = {
             "precision": float(tp / max(1, tp + fp)),
             "recall": float(tp / max(1, tp + fn)),
-            "episodes": len(of_policy.said),
+            "episodes": len(of_policy.scores),
         }
     return found
 

@@ -13,7 +13,9 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from experiments.bundle import Bundle
 from experiments.compute import DType, placing
@@ -57,7 +59,7 @@ class EvalConfig:
         dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
-    policy: tuple[str, ...] = ("sft",)
+    policy: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policies",))] = ("sft",)
     split: str = "seen"
     tasks: tuple[str, ...] = ()
     episodes: int = 210

@@ -40,7 +40,7 @@ class PictureConfig:
         dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
-    out: Path = Path("docs/imagined.png")
+    out: Path = Path("runs/imagined.png")
     bundle: str = DEFAULT
     suite: str | None = None
     episodes: int = 3

@@ -14,6 +14,7 @@ Example::
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,7 +28,8 @@ from experiments.pipelines.finetune import FineTuning
 from experiments.pipelines.policies import policy_folder
 from experiments.pipelines.run_folder import AGAIN, RunFolder, versions
 from experiments.pipelines.settings import FineTuneSettings
-from worldgym.errors import ConfigError
+from worldgym.errors import ConfigError, WorldgymError
+from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
@@ -79,9 +81,6 @@ class RlConfig(FineTuneSettings):
 
 def run(config: RlConfig) -> int:
     """Fine-tune the policy; print its folder and the command that evaluates it."""
-    import torch
-    import yaml
-
     bundle = Bundle.find(config.bundle, placing(config))
     begin = None if config.policy is None else policy_folder(config.policy, config.bundle)
     judge = bundle.named_judge(config.judge, cache=config.cache, keys=config.judge_keys)
@@ -92,6 +91,23 @@ def run(config: RlConfig) -> int:
         return tell(config, folder.read("history"), judge.name)
     if folder.resumed:
         logger.info("resuming the interrupted run in %s", config.out)
+    try:
+        tuning, history = tune(config, bundle, folder, begin, judge)
+    except WorldgymError:
+        folder.forget()
+        raise
+    folder.save("history.json", history)
+    folder.finish()
+    return tell(config, history, tuning.judge.name)
+
+
+def tune(
+    config: RlConfig, bundle: Bundle, folder: RunFolder, begin: Path | None, judge: Any
+) -> tuple[FineTuning, list[dict[str, float]]]:
+    """Fine-tune the policy; return the fine-tuning and its history."""
+    import torch
+    import yaml
+
     tuning = FineTuning(config, bundle, folder, policy=begin, judge=judge)
     facts = {
         "settings": config.key(),
@@ -106,18 +122,28 @@ def run(config: RlConfig) -> int:
         tuning.gather = gatherer(config, tuning, stack)
         board.add_text("hparams", "\n".join(f"- {k}: {v}" for k, v in config.key().items()))
         history = tuning.run(board)
-    folder.save("history.json", history)
-    folder.finish()
-    return tell(config, history, tuning.judge.name)
+    return tuning, history
 
 
 def tell(config: RlConfig, history: list[dict[str, float]], judge: str) -> int:
-    """Print the result of a finished run, the folder of the policy, and the command that evaluates it."""
+    """Print the result of a finished run, the folder of the policy, and the command that evaluates it.
+
+    Raises:
+        ConfigError: no imagined episode of the whole run was valid.
+    """
     last = history[-1]
+    if not any(row["valid"] for row in history):
+        raise ConfigError(
+            f"no imagined episode of the {len(history)} rounds was valid, so the policy learned nothing from them: "
+            f"judge {judge} gave no verdict (NaN, valid=False or no answer), or the world model's predictions were "
+            f"unusable. {config.out / 'policy'} is not improved. Check the judge with `worldgym audit`, give another "
+            "--judge, or raise --max-uncertainty if it is set; then add --fresh"
+        )
+    other = "" if config.bundle == DEFAULT else f" --bundle {shlex.quote(config.bundle)}"
     sys.stdout.write(
         f"{len(history)} rounds, {last['imagined_steps']:,.0f} imagined steps; imagined success "
         f"{last['success_rate']:.2f}, judged by {judge}{audited(history)}\npolicy: {config.out / 'policy'}\n"
-        f"evaluate it in Real: worldgym eval --policy sft {config.out / 'policy'}\n"
+        f"evaluate it in Real: worldgym eval --policy sft {config.out / 'policy'}{other}\n"
     )
     return 0
 

@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import re
+import shlex
 import sys
 import typing
 from dataclasses import dataclass
@@ -215,7 +216,7 @@ def run(config: SweepConfig) -> int:
             disconnect(ray)
     rows = table_rows(results)
     atomic_write_text(config.out / "sweep.json", json.dumps(rows, indent=1, default=str) + "\n")
-    sys.stdout.write(table(rows) + f"\nwritten to {config.out / 'sweep.json'}\n")
+    sys.stdout.write(table(rows, config.bundle or DEFAULT) + f"\nwritten to {config.out / 'sweep.json'}\n")
     return 1 if any(row["error"] for row in rows) else 0
 
 
@@ -238,8 +239,8 @@ def table_rows(results: Any) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (1.0 if row[METRIC] is None else -row[METRIC], str(row["setting"])))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the printed table."""
+def table(rows: list[dict[str, Any]], bundle: str = DEFAULT) -> str:
+    """Return the printed table; `bundle` is that of the sweep."""
     lines = [f"{'imagined':>9}{'rounds':>8}  setting"]
     for row in rows:
         success = "-" if row[METRIC] is None else f"{row[METRIC]:.3f}"
@@ -247,7 +248,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"{success:>9}{row['rounds'] or 0:>8.0f}  {setting}{'  FAILED' if row['error'] else ''}")
     if best := next((row for row in rows if row["policy"]), None):
         which = "the best trial" if best is rows[0] else "the best trial with a saved policy"
-        lines.append(f"evaluate {which} in Real: worldgym eval --policy sft {best['policy']}")
+        other = "" if bundle == DEFAULT else f" --bundle {shlex.quote(bundle)}"
+        lines.append(f"evaluate {which} in Real: worldgym eval --policy sft {best['policy']}{other}")
     return "\n".join(lines)
 
 

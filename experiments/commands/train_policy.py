@@ -115,7 +115,7 @@ def run(config: TrainPolicyConfig) -> int:
 
     from agents import SFT, SFTConfig, chunk_dataset
     from agents.algorithms.sft import demonstrations
-    from agents.data.demonstrations import HandColumns
+    from agents.data.demonstrations import HandColumns, demonstrated_behaviour
     from worldgym.data import EpisodeDataset
     from worldgym.utils.files import atomic_write_text
     from worldgym.utils.progress import Progress
@@ -130,7 +130,9 @@ def run(config: TrainPolicyConfig) -> int:
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
-    behaviour = _behaviour(config, arrays)
+    behaviour = demonstrated_behaviour(arrays, config.behaviour)
+    if config.behaviour is None and behaviour != "expert":
+        logger.info("no episodes of behaviour 'expert': using those of %r", behaviour)
     chosen = demonstrations(
         arrays,
         config.demos_per_task,
@@ -200,17 +202,6 @@ def run(config: TrainPolicyConfig) -> int:
     finish(config.out, config)
     logger.info("policy saved to %s, held-out %s", config.out, {k: round(v, 4) for k, v in history.items()})
     return 0
-
-
-def _behaviour(config: TrainPolicyConfig, arrays: EpisodeArrays) -> str:
-    """Return the behaviour of the demonstrations: the configured one, else the expert, else the only one."""
-    there = sorted(set(arrays.behaviours))
-    if config.behaviour is not None:
-        return config.behaviour
-    if "expert" not in there and len(there) == 1:
-        logger.info("no episodes of behaviour 'expert': using those of %r", there[0])
-        return there[0]
-    return "expert"
 
 
 def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> Any:

@@ -144,6 +144,7 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
 
     from agents import load_policy
     from worldgym.evaluation.rollouts import batch_observations
+    from worldgym.imagination.policy_output import check_output
     from worldgym.imagination.rollout import run_policy
     from worldgym.models import load_world_model
 
@@ -165,7 +166,7 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
                 imagined = run_policy(policy, world_model, None, batch, horizon=config.horizon, **sampling)
                 chunk = imagined.actions[0]
             elif world_model is None and step % policy.chunk == 0:
-                output = policy.act(batch, **sampling)  # type: ignore[arg-type]
+                output = check_output(policy.act(batch, **sampling), policy, batch, chunk=policy.chunk)  # type: ignore[arg-type]
                 chunk = np.clip(output.actions[0].float().cpu().numpy(), -1.0, 1.0)
             return chunk[step % len(chunk)]
 

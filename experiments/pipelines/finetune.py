@@ -23,7 +23,7 @@ from experiments.bundle import Bundle
 from experiments.pipelines.reward_hacking_monitor import RewardHackingMonitor
 from experiments.pipelines.run_folder import RunFolder
 from experiments.pipelines.settings import FineTuneSettings
-from worldgym.errors import CheckpointError
+from worldgym.errors import CheckpointError, DivergedError
 from worldgym.pretrained import remedy
 from worldgym.registry import POLICIES
 from worldgym.utils.folders import save_folder, verify_listed
@@ -95,6 +95,8 @@ class FineTuning:
                 gather=self.gather, draw=self.draw,
             )  # fmt: skip
         except CheckpointError as error:
+            if self.begin_with is not None:  # the given policy differs; the bundle itself is whole
+                raise
             raise CheckpointError(f"{self.bundle.folder}: {error}; {remedy(self.bundle.folder)}") from error
 
     def _check_parts(self) -> None:
@@ -138,7 +140,7 @@ class FineTuning:
         history = trainer.history
         with Progress(settings.iterations, "  imagined RL", initial=len(history)) as progress:
             while len(history) < settings.iterations and not (history and self._over(history[-1])):
-                row = trainer.round()
+                row = self._round(trainer)
                 if monitor.due(len(history)):
                     row |= monitor.audit(trainer.average)
                 stream = stream_now()
@@ -148,7 +150,8 @@ class FineTuning:
                 if report is not None:
                     save_policy(trainer.average, settings.out / "policy")  # `report` may end this process
                     report(row)
-                recent = float(np.nanmean([r["success_rate"] for r in history[-5:]]))
+                rates = [r["success_rate"] for r in history[-5:]]
+                recent = float("nan") if np.isnan(rates).all() else float(np.nanmean(rates))
                 shown = {k: row[k] for k in ("goal_entropy", "entropy") if k in row}
                 entropy = next(iter(shown.values()), float("nan"))
                 progress.update(1, imagined_success=round(recent, 3), entropy=entropy)
@@ -161,6 +164,21 @@ class FineTuning:
         self._forget_rounds()
         restore_stream(stream)
         return list(history)
+
+    def _round(self, trainer: Any) -> dict[str, float]:
+        """Run one round; an error about diverged training says which policy is the last good one."""
+        try:
+            row: dict[str, float] = trainer.round()
+            return row
+        except DivergedError as error:
+            rounds = self._rounds()
+            last = (
+                f"The averaged policy after round {len(trainer.history)} is in {rounds[-1] / 'average'}: begin with it "
+                "by --policy, with a lower --lr, and with another --out"
+                if rounds
+                else "No round was saved"
+            )
+            raise DivergedError(f"round {len(trainer.history) + 1}: {error}. {last}") from error
 
     def _over(self, row: dict[str, float]) -> bool:
         """Whether training stops after a round with these scalars."""

@@ -159,6 +159,13 @@ class RunFolder:
         with suppress(OSError):
             (self.out / "videos").rmdir()
 
+    def forget(self) -> None:
+        """Remove the marker of a new run that saved no result, so that a corrected command can use the folder."""
+        if self.resumed or self.finished or set(self.made) - {"state/seconds.json"}:
+            return
+        self._clear({"made": [*self.made, "config.yaml"], "token": self.token})
+        (self.state / MARKER).unlink(missing_ok=True)
+
     # -- TensorBoard ------------------------------------------------------------------------------
     def _remove_events(self, token: str) -> None:
         for file in self.out.glob(f"events.out.tfevents.*.{token}"):

@@ -40,8 +40,8 @@ def worst_false_positives(
             continue
         success, real, valid = watched.outcomes(judge, level)
         for row in np.flatnonzero(success & ~real & valid):
-            stop = int((watched.said[judge][row] >= level).argmax())
-            found.append((float(watched.said[judge][row, stop]), policy, int(row), stop))
+            stop = int((watched.scores[judge][row] >= level).argmax())
+            found.append((float(watched.scores[judge][row, stop]), policy, int(row), stop))
     films = []
     for p, policy, row, stop in sorted(found, key=lambda item: -item[0])[:count]:
         watched = seen[policy]

@@ -37,58 +37,58 @@ RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
-class Looks:
+class AuditScores:
     """Verdicts of a judge on N imagined episodes that do not stop at success, with ground truth from the real domain.
 
     Args:
-        said: `(N,C)` predicted probability of success at each of C evaluations.
+        scores: `(N,C)` predicted probability of success at each of C evaluations.
         truth: `(N,C)` bool, whether the same actions had succeeded in the real domain by then.
         tasks: N task names.
     """
 
-    said: np.ndarray
+    scores: np.ndarray
     truth: np.ndarray
     tasks: tuple[str, ...]
 
     def counts(self, task: str, threshold: float) -> np.ndarray:
         """False positives, true positives, false negatives of `task` if episodes stop at the first judged success."""
         rows = np.array([t == task for t in self.tasks])
-        imagined, real = stopped(self.said[rows], self.truth[rows], threshold)
+        imagined, real = stopped(self.scores[rows], self.truth[rows], threshold)
         return np.array([(imagined & ~real).sum(), (imagined & real).sum(), (~imagined & real).sum()])
 
 
-def worst_rate(looks: Sequence[Looks], thresholds: Mapping[str, float]) -> float:
+def worst_rate(audits: Sequence[AuditScores], thresholds: Mapping[str, float]) -> float:
     """The lowest precision or recall of any policy, pooled over all tasks; 0 if one is undefined."""
     worst = 1.0
-    for verdicts in looks:
+    for verdicts in audits:
         fp, tp, fn = np.sum([verdicts.counts(task, cut) for task, cut in thresholds.items()], 0)
         worst = min(worst, tp / max(1, tp + fp), tp / max(1, tp + fn))
     return float(worst)
 
 
-def best_thresholds(looks: Sequence[Looks], grid: Sequence[float] = GRID) -> dict[str, float]:
+def best_thresholds(audits: Sequence[AuditScores], grid: Sequence[float] = GRID) -> dict[str, float]:
     """Find the threshold of each task that maximises `worst_rate`, by coordinate ascent over the tasks.
 
     Args:
-        looks: one `Looks` per policy, with the verdicts on its imagined episodes.
+        audits: one `AuditScores` per policy, with the verdicts on its imagined episodes.
         grid: candidate thresholds.
 
     Raises:
-        ConfigError: `looks` is empty.
+        ConfigError: `audits` is empty.
     """
-    if not looks or not looks[0].tasks:
+    if not audits or not audits[0].tasks:
         raise ConfigError("calibrating needs imagined episodes of at least one policy; got none")
-    tasks = sorted({task for verdicts in looks for task in verdicts.tasks})
-    rates = [worst_rate(looks, dict.fromkeys(tasks, float(cut))) for cut in grid]
+    tasks = sorted({task for verdicts in audits for task in verdicts.tasks})
+    rates = [worst_rate(audits, dict.fromkeys(tasks, float(cut))) for cut in grid]
     common = grid[int(np.argmax(rates))]
     best: dict[str, float] = {task: float(common) for task in tasks}
-    value, improved = worst_rate(looks, best), True
+    value, improved = worst_rate(audits, best), True
     while improved:
         improved = False
         for task in tasks:
             for cut in grid:
                 candidate = {**best, task: float(cut)}
-                if (rate := worst_rate(looks, candidate)) > value + 1e-9:
+                if (rate := worst_rate(audits, candidate)) > value + 1e-9:
                     best, value, improved = candidate, rate, True
     return best
 

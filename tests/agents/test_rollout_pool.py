@@ -110,6 +110,16 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(cluster, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_faulty_policy_is_the_same_error_on_a_worker(cluster):
+    from gauss_policy import GaussPolicy
+
+    with RolloutPool(LineWorld(), BrightJudge(), 1) as pool:
+        with pytest.raises(ConfigError, match="^GaussPolicy.act returned actions with NaN") as caught:
+            pool.collect(GaussPolicy("actions"), starts(2), seed=0, **SETTINGS)
+        assert "Traceback" not in str(caught.value), "the explanation, without Ray's traceback"
+
+
+@pytest.mark.slow
 def test_asking_for_more_than_there_is_fails_at_once(cluster):
     with pytest.raises(ConfigError, match="requested, 2 available"):
         RolloutPool(LineWorld(), BrightJudge(), 16)

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from envs.tabletop import TABLETOP_ACTION_SPEC
 from worldgym.data import ActionSpec, GripperRule
+from worldgym.errors import ConfigError
 
 finite = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 
@@ -132,3 +133,52 @@ def test_impossible_specs_are_refused(changes: dict) -> None:
 def test_unknown_field_is_refused() -> None:
     with pytest.raises(ValueError, match="not an action spec"):
         ActionSpec.from_dict({**TABLETOP_ACTION_SPEC.to_dict(), "colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("low", [None, -1, -1, -1], r"low\[0\]: got None, expected a finite number"),
+        ("low", [-1, "x", -1, -1], r"low\[1\]: got 'x'"),
+        ("low", [float("nan"), -1, -1, -1], r"low\[0\]: got nan"),
+        ("low", None, "low: got None, expected a list of numbers"),
+        ("high", "1234", "high: got '1234', expected a list"),
+        ("high", [1, 1, 1, True], r"high\[3\]: got True"),
+        ("high", [1, 1, 1, [1]], r"high\[3\]: got \[1\]"),
+        ("high", [1], "got 1 high for 4 action names"),
+        ("high", [1, 1, 1, 10**400], r"high\[3\]"),
+        ("names", "abcd", "names: got 'abcd', expected a list of text"),
+        ("names", ["a", "b", "c", None], "names: got None"),
+        ("units", {"a": 1}, "units: got"),
+        ("units", ["m"], "got 1 units for 4 action names"),
+        ("hz", None, "hz: got None"),
+        ("hz", "fast", "hz: got 'fast'"),
+        ("hz", float("inf"), "hz: got inf"),
+        ("hz", -5, "hz must be a positive number"),
+        ("bounds", None, "bounds must be"),
+        ("bounds", [], "bounds must be"),
+        ("gripper", 3, "not a gripper rule: got 3"),
+        ("gripper", {}, "not a gripper rule"),
+        ("gripper", {"index": 3, "colour": 1}, "not a gripper rule.*colour"),
+        ("gripper", {"index": None}, "gripper.index: got None, expected a whole number"),
+        ("gripper", {"index": 3.0}, "gripper.index: got 3.0"),
+        ("gripper", {"index": 3, "open": None}, "gripper.open: got None"),
+        ("gripper", {"index": 3, "closed": "shut"}, "gripper.closed: got 'shut'"),
+    ],
+)
+def test_a_stored_value_of_another_type_is_named(field: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ActionSpec.from_dict({**TABLETOP_ACTION_SPEC.to_dict(), field: value})
+
+
+def test_arrays_and_numbers_of_numpy_are_accepted() -> None:
+    spec = ActionSpec(("a", "b"), ("m", "m"), np.float32(5), np.array([-1, -1]), np.ones(2, np.float32))
+    assert (
+        spec.low == (-1.0, -1.0) and spec.high == (1.0, 1.0) and ActionSpec.from_json(spec.to_json()) == spec
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]", '{"names": ["a"]}'])
+def test_a_text_that_is_no_action_spec_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not an action spec"):
+        ActionSpec.from_json(text)

@@ -70,7 +70,7 @@ def test_a_failed_drawing_of_somebody_else_ends_in_an_error_not_in_the_end_of_th
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Type: export MUJOCO_GL=egl, and start Python again") == 2

@@ -24,7 +24,7 @@ def test_nothing_stops_and_yet_the_counts_are_those_of_the_loop_that_stops(gain)
     stopped = run_closed_loop(
         PointPolicy(0.35), PointWorld(gain), PointJudge(), PointEnv(), STARTS, horizon=20
     )
-    assert looks.said["point"].shape == looks.by_then.shape == (40, 4)
+    assert looks.scores["point"].shape == looks.by_then.shape == (40, 4)
     assert (looks.by_then[:, 1:] >= looks.by_then[:, :-1]).all()  # what had succeeded stays so
     success, real, valid = looks.outcomes("point", 0.5)
     assert np.array_equal(success, stopped.imagined) and np.array_equal(real, stopped.real) and valid.all()
@@ -36,8 +36,8 @@ def test_a_flattering_world_imagines_more_than_is_true_and_its_judge_is_right_on
     looks = seen(gain=3.0, real_frames=True)
     gap = looks.imagined_minus_true("point", 0.5)
     assert gap.low > 0.2
-    assert balanced_accuracy(looks.said_of_real["point"] >= 0.5, looks.now) > 0.95
-    assert balanced_accuracy(looks.said["point"] >= 0.5, looks.now) < 0.8
+    assert balanced_accuracy(looks.real_scores["point"] >= 0.5, looks.now) > 0.95
+    assert balanced_accuracy(looks.scores["point"] >= 0.5, looks.now) < 0.8
     assert looks.frames.shape == (40, 4, 8, 32, 3) and looks.states.shape == (40, 4, 4)
 
 
@@ -89,3 +89,11 @@ def test_balanced_accuracy_needs_both_kinds():
 def test_watching_nothing_is_an_error():
     with pytest.raises(ValueError, match="starts and judges"):
         watch(PointPolicy(), PointWorld(), {}, PointEnv(), STARTS)
+
+
+def test_earlier_names_of_an_audit_warn_and_work():
+    audit = JudgeAudit((), [], {"a": np.zeros((0, 1))}, np.zeros((0, 1), bool), np.zeros((0, 1), bool))
+    with pytest.warns(DeprecationWarning, match="now JudgeAudit.scores"):
+        assert audit.said is audit.scores
+    with pytest.raises(AttributeError, match="no attribute 'heard'"):
+        audit.heard  # noqa: B018

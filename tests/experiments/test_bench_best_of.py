@@ -21,7 +21,7 @@ def watched(said, true, doubt=None):
     n = len(true)
     looks = {k: np.asarray(v, np.float32)[:, None] for k, v in said.items()}
     won, unsure = np.asarray(true)[:, None], None if doubt is None else np.asarray(doubt)[:, None]
-    return JudgeAudit(tuple(Start("reach", i) for i in range(n)), ["x"] * n, looks, won, won, doubt=unsure)
+    return JudgeAudit(tuple(Start("reach", i) for i in range(n)), ["x"] * n, looks, won, won, uncertainty=unsure)
 
 
 def test_the_attempt_that_both_like_is_chosen_and_doubtful_ones_are_left_out():

@@ -43,14 +43,14 @@ class FakeDataset:
     def __len__(self) -> int:
         return 2
 
-    tasks = ("push", "reach")
+    tasks, behaviours = ("push", "reach"), ("imported", "imported")
 
 
 @pytest.fixture
 def typed(bundle, tmp_path, monkeypatch):
     """The command line of a bundle in `tmp_path/out`, whose parts are a tiny bundle's."""
     monkeypatch.setattr("worldgym.data.EpisodeDataset", FakeDataset)
-    monkeypatch.setattr("agents.algorithms.sft.demonstrations", lambda arrays, count: [])
+    monkeypatch.setattr("agents.algorithms.sft.demonstrations", lambda arrays, count, **how: [])
     monkeypatch.setattr(
         command, "write_starts", lambda path, *rest: shutil.copyfile(bundle / path.name, path)
     )

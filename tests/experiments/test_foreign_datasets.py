@@ -139,6 +139,21 @@ def test_actions_after_the_end_are_unknown_and_not_learned(tmp_path):
     assert demos.states.shape == (12, 0) and demos.goals.shape == (12, 0)
 
 
+@pytest.mark.parametrize(
+    ("behaviours", "wanted", "found"),
+    [
+        (["imported"] * 2, None, "imported"), (["expert", "noisy"], None, "expert"),
+        (["imported", "noisy"], None, "expert"), (["imported", "noisy"], "noisy", "noisy"),
+    ],
+)  # fmt: skip
+def test_demonstrations_are_those_of_the_only_behaviour(behaviours, wanted, found):
+    from types import SimpleNamespace
+
+    from agents.data.demonstrations import demonstrated_behaviour
+
+    assert demonstrated_behaviour(SimpleNamespace(behaviours=behaviours), wanted) == found
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.sampled_from(["expert", "imported", "noisy"]), min_size=1, max_size=6), st.booleans())
 def test_the_remedy_for_missing_demonstrations_names_a_behaviour_that_is_there(behaviours, solved):

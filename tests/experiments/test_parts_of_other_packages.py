@@ -171,7 +171,7 @@ def test_a_bundle_of_registered_parts_is_copied_whole_and_loads(parts, bundle, t
     from experiments.commands import bundle as command
 
     data = data_of(tmp_path)
-    monkeypatch.setattr("agents.algorithms.sft.demonstrations", lambda arrays, count: [])
+    monkeypatch.setattr("agents.algorithms.sft.demonstrations", lambda arrays, count, **how: [])
     monkeypatch.setattr(
         command, "write_starts", lambda path, *rest: shutil.copyfile(bundle / path.name, path)
     )

@@ -154,6 +154,30 @@ def test_another_policy_to_begin_with_is_another_run(bundle, tmp_path, monkeypat
     assert main([*settings, "--fresh"]) == 0, "the remedy that the message names"
 
 
+def test_a_command_that_fails_before_the_first_round_leaves_its_folder_free(
+    bundle, tmp_path, monkeypatch, capsys
+):
+    """The message names another value of an option; the corrected command then runs in the same folder."""
+    line, out = ["rl", "--bundle", str(bundle), "--quick", "--out", str(tmp_path / "run")], tmp_path / "run"
+
+    def refused(*arguments):
+        raise ConfigError("type --learn all")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.algorithms.imagined_rl.learned_parameters", refused)
+        assert main(line) == 2 and "type --learn all" in capsys.readouterr().err
+    assert not [path for path in out.rglob("*") if path.is_file()]
+    assert main([*line, "--learn", "all"]) == 0
+    assert f"--bundle {bundle}" in capsys.readouterr().out
+
+
+def test_a_policy_without_weights_is_refused():
+    from agents.algorithms.parameters import learned_parameters
+
+    with pytest.raises(ConfigError, match=r"object has no parameters\(\).*TrainablePolicy"):
+        learned_parameters(object(), "all")
+
+
 def test_audits_look_on_without_changing_what_is_learned(bundle, tmp_path, capsys):
     plain = RlConfig(bundle=str(bundle), out=tmp_path / "plain", quick=True, piece=1)
     watched = RlConfig(

@@ -116,6 +116,16 @@ def test_a_judge_that_needs_latents_says_so_where_there_are_none():
         env.step(np.zeros(4, np.float32))
 
 
+def test_a_judge_whose_score_does_not_take_what_it_declares_is_named():
+    class Forgets(DotJudge):
+        reads = Reads(state=True)
+
+    env = WorldModelEnv(DotWorldModel(), Forgets(), make_starts(), horizon=1)
+    env.reset(seed=0)
+    with pytest.raises(ConfigError, match=r"declares that it reads states, and its score takes frames, instructions"):
+        env.step(np.zeros(4, np.float32))
+
+
 def test_a_dataclass_may_be_the_state_and_has_noise_of_its_own_per_slot():
     @dataclass
     class State:

@@ -111,3 +111,20 @@ def test_what_cannot_be_recorded_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="image, state and instruction"):
         RecordDataset(gym.make_vec("CartPole-v1", num_envs=1), tmp_path / "b")
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("size", [(8, 12), (16, 24)])
+def test_a_second_camera_front_is_recorded_beside_the_main_one(tmp_path, size):
+    from types import SimpleNamespace
+
+    from worldgym.specs import Camera, ObservationSpec, Specs
+
+    known = Specs(ObservationSpec((Camera("wrist", 8, 12), Camera("front", 6, 6))))
+    shapes = {"image": (*size, 3), "image_front": (6, 6, 3), "state": (2,)}
+    recorder = RecordDataset.__new__(RecordDataset)
+    recorder._names = {"image_front": "front"}
+    spaces = {key: SimpleNamespace(shape=shape) for key, shape in shapes.items()}
+    made = recorder._recorded_spec(SimpleNamespace(specs=known), spaces)
+    main = "wrist" if size == (8, 12) else "main"  # another size than the specs say: the names are made up
+    assert made.cameras[0].name == main and [c.size for c in made.cameras] == [size, (6, 6)]
+    assert made.cameras[1].name == "front" and made.state_dim == 2

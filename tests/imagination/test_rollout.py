@@ -217,7 +217,7 @@ def test_an_audit_shows_judges_imagined_and_real_video_alike(frames):
     seen = watch(
         Mover(), DotWorldModel(), {"video": judge, "plain": plain}, DotEnv(), starts, horizon=12, real_frames=True
     )
-    assert seen.said["video"].shape == seen.said_of_real["video"].shape == (3, 3)
+    assert seen.scores["video"].shape == seen.real_scores["video"].shape == (3, 3)
     imagined, real = judge.shown[:3], judge.shown[3:]
     assert len(real) == 3
     for (one, *_), (other, *_) in zip(imagined, real, strict=True):
@@ -250,7 +250,7 @@ def test_a_judge_that_does_not_answer_makes_every_episode_invalid_and_ends_no_ru
     audited = watch(
         Mover(), DotWorldModel(), {"dead": DeadJudge()}, DotEnv(), evaluation_starts(["left"], 2), horizon=10
     )
-    assert np.isnan(audited.said["dead"]).all()
+    assert np.isnan(audited.scores["dead"]).all()
 
 
 # -- the same ends -------------------------------------------------------------------------------------------------

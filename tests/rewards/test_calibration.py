@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from judged_world import SIZE
 
 from rewards import LearnedJudge, LearnedJudgeConfig
-from rewards.training.calibration import Looks, best_thresholds, calibrate_words, worst_rate
+from rewards.training.calibration import AuditScores, best_thresholds, calibrate_words, worst_rate
 from worldgym.errors import ConfigError
 
 TINY = LearnedJudgeConfig.preset("tiny", image_size=SIZE, dropout=0.0)
@@ -25,7 +25,7 @@ WORDS = {
 }
 
 
-def looks(seed: int, count: int = 400) -> Looks:
+def looks(seed: int, count: int = 400) -> AuditScores:
     """Pushes need more belief than reaches: failures of pushing are believed up to 0.9, of reaching up to 0.5."""
     rng = np.random.default_rng(seed)
     tasks = tuple("push" if i % 2 else "reach" for i in range(count))
@@ -34,11 +34,11 @@ def looks(seed: int, count: int = 400) -> Looks:
     final = np.where(real, rng.uniform(ceiling, 1.0), rng.uniform(0, ceiling))
     said = np.stack([0.1 * final, final], 1)
     truth = np.stack([np.zeros(count, bool), real], 1)
-    return Looks(said, truth, tasks)
+    return AuditScores(said, truth, tasks)
 
 
 def test_episodes_stop_at_the_first_success_that_is_judged():
-    one = Looks(
+    one = AuditScores(
         np.array([[0.9, 0.1], [0.2, 0.9], [0.1, 0.1]]), np.array([[0, 1], [0, 1], [0, 1]], bool), ("a",) * 3
     )
     # the first is believed before it is true, the second when it is, the third never
@@ -56,7 +56,7 @@ def test_each_verb_gets_the_threshold_that_parts_its_failures_from_its_successes
 def test_thresholds_of_verbs_are_never_worse_than_a_common_one(seed):
     rng = np.random.default_rng(seed)
     said, truth = rng.random((60, 3)), np.maximum.accumulate(rng.random((60, 3)) < 0.3, 1)
-    found = [Looks(said, truth, tuple(rng.choice(["a", "b", "c"], 60)))]
+    found = [AuditScores(said, truth, tuple(rng.choice(["a", "b", "c"], 60)))]
     best = worst_rate(found, best_thresholds(found))
     assert all(best >= worst_rate(found, dict.fromkeys("abc", cut)) for cut in (0.2, 0.5, 0.85, 0.99))
 

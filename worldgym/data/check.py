@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from worldgym.data import lerobot
+from worldgym.data.formats.known import find_other
 from worldgym.data.formats.lerobot_import import NOTES, ImportSettings, LeRobotFolder, is_foreign
 from worldgym.data.reader import EpisodeDataset
 from worldgym.data.schema import camera_keys, tasks_table
@@ -66,8 +67,14 @@ def check(path: str | os.PathLike[str], settings: ImportSettings | None = None) 
             f"{root} is a dataset of worldgym; the options that set how data is read apply to other datasets only; "
             "omit them"
         )
-    if not (root / lerobot.INFO_PATH).is_file() and any(root.glob("*.npz")):
-        return _bridge(root)
+    if not (root / lerobot.INFO_PATH).is_file():
+        if any(root.glob("*.npz")):
+            return _bridge(root)
+        if (kind := find_other(root)) is not None:
+            raise DatasetError(
+                f"{root} holds recordings of the format {kind.__name__}; import them first with `worldgym import "
+                f"--source {root} --out NEW`, then check NEW"
+            )
     return _own(root)
 
 

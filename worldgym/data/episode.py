@@ -10,6 +10,7 @@ Example::
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from worldgym.data.splits import SPLITS
+from worldgym.specs.observation import CAMERA_NAME
 
 DOMAINS: tuple[str, ...] = ("real", "soft", "imagined")
 
@@ -52,7 +54,8 @@ class Episode:
         split: one of `SPLITS`.
         task: short name of the task, e.g. `"push"`.
         provenance: JSON-serialisable origin of the episode: behaviour, seed, version of the collector, ...
-        views: frames of the other cameras, by name, each `(T+1, H', W', 3)` uint8 with its own size.
+        views: frames of the other cameras, by the name of the camera in the `ObservationSpec`, each
+            `(T+1, H', W', 3)` uint8 with its own size.
 
     Raises:
         ValueError: a value has the wrong type, shape or range; the message says what was expected.
@@ -78,9 +81,9 @@ class Episode:
             _expect(
                 f"views[{name!r}]", frames, np.uint8, (steps + 1, "H", "W", 3), "as many as the main frames"
             )
-            if not name or not name.replace("_", "").isalnum() or name == "front":
+            if not isinstance(name, str) or not CAMERA_NAME.fullmatch(name):
                 raise ValueError(
-                    f"views: got the name {name!r}, expected letters, digits and _, and not 'front'"
+                    f"views: got the name {name!r}, expected letters, digits and _, e.g. 'wrist'"
                 )
         state = _expect("state", self.state, np.float32, (steps + 1, "S"), hint)
         if self.success is not None:
@@ -104,6 +107,20 @@ class Episode:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if not isinstance(self.task, str) or not self.task:
             raise ValueError(f"task: got {self.task!r}, expected a short name such as 'push'")
+        if not isinstance(self.provenance, dict):
+            raise ValueError(
+                f"provenance: got {type(self.provenance).__name__}, expected a dict of plain JSON"
+            )
+        for name, text in (
+            ("instruction", self.instruction),
+            ("task", self.task),
+            ("behaviour", self.behaviour),
+        ):
+            if not text.isascii() and (half := re.search("[\ud800-\udfff]", text)):
+                raise ValueError(
+                    f"{name}: got half of a surrogate pair, {half.group()!r}, which no file can hold; expected text "
+                    "that was decoded as UTF-8"
+                )
         try:
             json.dumps(self.provenance, allow_nan=False)
         except (TypeError, ValueError) as error:

@@ -251,6 +251,8 @@ class DatasetWriter:
         if self._closed:
             raise DatasetError(f"the writer of {self.root} is closed; open a new DatasetWriter to continue")
         spec = self.specs.observation
+        if spec.main.name in episode.views:
+            raise ValueError(f"views: got the main camera {spec.main.name!r}; it is Episode.frames, omit it")
         frames_of = {spec.main.name: episode.frames, **episode.views}
         if set(frames_of) != {camera.name for camera in spec.cameras}:
             raise ValueError(

@@ -16,6 +16,7 @@ Example::
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,9 @@ from worldgym.imagination.rollout import ActionRecorder, Decision, rollout
 from worldgym.imagination.rules import Rules
 from worldgym.protocols import Decode, reads_of, settled
 
+EARLIER = {"said": "scores", "said_of_real": "real_scores", "doubt": "uncertainty"}
+"""Earlier name of an attribute of `JudgeAudit` -> name now."""
+
 
 @dataclass(frozen=True)
 class JudgeAudit:
@@ -40,28 +44,35 @@ class JudgeAudit:
     Args:
         starts: the N start states.
         instructions: N strings.
-        said: by judge, `(N,C)` float32, predicted success probability on imagined frames; nan without a verdict.
+        scores: by judge, `(N,C)` float32, predicted success probability on imagined frames; nan without a verdict.
         now: `(N,C)` bool, the instruction was fulfilled in the real domain at this check.
         by_then: `(N,C)` bool, the instruction was fulfilled in the real domain at this check or earlier.
-        said_of_real: by judge, `(N,C)`, scores of the real frames; empty unless requested.
+        real_scores: by judge, `(N,C)`, scores of the real frames; empty unless requested.
         frames: `(N,C,H,W,3)` uint8, real frames at the checks, or None.
         states: `(N,C,S)` float32, real proprioception at the checks, or None.
         seconds: by judge, computing time on the imagined frames.
         imagined: `(N,C,H,W,3)` uint8, imagined frames at the checks; stored if the real frames are.
-        doubt: `(N,C)`, largest uncertainty of the world model up to this check.
+        uncertainty: `(N,C)`, largest uncertainty of the world model up to this check.
     """
 
     starts: tuple[Start, ...]
     instructions: list[str]
-    said: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
     now: np.ndarray
     by_then: np.ndarray
-    said_of_real: dict[str, np.ndarray] = field(default_factory=dict)
+    real_scores: dict[str, np.ndarray] = field(default_factory=dict)
     frames: np.ndarray | None = None
     states: np.ndarray | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     imagined: np.ndarray | None = None
-    doubt: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Values by their earlier names, for one version."""
+        if name in EARLIER:
+            warnings.warn(f"JudgeAudit.{name} is now JudgeAudit.{EARLIER[name]}", DeprecationWarning, stacklevel=2)
+            return getattr(self, EARLIER[name])
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def outcomes(self, judge: str, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Outcomes as if `judge` had ended each episode at its first success.
@@ -70,7 +81,7 @@ class JudgeAudit:
             Three `(N,)` bool arrays: imagined success; real success up to the end of the imagined episode; whether the
             episode is valid, i.e. the judge gave a verdict at every check up to its end.
         """
-        p = self.said[judge]
+        p = self.scores[judge]
         hit = p >= threshold  # nan counts as no success
         success: np.ndarray = np.asarray(hit.any(1))
         stop = np.where(success, hit.argmax(1), p.shape[1] - 1)
@@ -92,7 +103,7 @@ class JudgeAudit:
 
     def agreement(self, one: str, other: str, thresholds: tuple[float, float]) -> float:
         """Share of equal verdicts among the checks where both judges gave a verdict; nan if there are none."""
-        a, b = self.said[one], self.said[other]
+        a, b = self.scores[one], self.scores[other]
         both = ~np.isnan(a) & ~np.isnan(b)
         same = (a >= thresholds[0]) == (b >= thresholds[1])
         return float(same[both].mean()) if both.any() else float("nan")
@@ -103,7 +114,7 @@ class JudgeAudit:
         Each non-empty bin has the mean predicted probability `stated`, the true success rate `true` at the check, and
         the number of checks `count`.
         """
-        p, now = self.said[judge].ravel(), self.now.ravel()
+        p, now = self.scores[judge].ravel(), self.now.ravel()
         known = ~np.isnan(p)
         index = np.minimum((p[known] * bins).astype(int), bins - 1)
         return [
@@ -175,12 +186,12 @@ def watch(
         generator=generator,
         views=views_of(world_model, observation),
     )
-    checks, recorder = Looks(judges, keep_frames=real_frames), ActionRecorder(len(texts))
+    checks, recorder = JudgeRecorder(judges, keep_frames=real_frames), ActionRecorder(len(texts))
 
     def act(batch: Any, rows: Any) -> Any:
         return policy.act(batch, temperature=temperature, generator=generator)
 
-    rollout(act, episodes, observers=[checks, recorder])
+    rollout(act, episodes, observers=[checks, recorder], policy=policy)
     ends = np.cumsum(checks.sizes) - 1
     video = any(reads_of(judge).depth != 1 for judge in judges.values())
     executed = [
@@ -206,19 +217,19 @@ def watch(
     return JudgeAudit(
         starts=tuple(starts),
         instructions=texts,
-        said={name: np.stack(scores, 1) for name, scores in checks.said.items()},
+        scores={name: np.stack(scores, 1) for name, scores in checks.scores.items()},
         now=fulfilled[:, ends],
         by_then=np.maximum.accumulate(fulfilled, 1)[:, ends],
-        said_of_real=of_real,
+        real_scores=of_real,
         frames=frames,
         states=states,
         seconds=checks.seconds,
         imagined=np.stack(checks.frames, 1) if checks.frames else None,
-        doubt=np.maximum.accumulate(np.stack(checks.uncertainty, 1), 1),
+        uncertainty=np.maximum.accumulate(np.stack(checks.uncertainty, 1), 1),
     )
 
 
-class Looks:
+class JudgeRecorder:
     """Observer of a rollout that queries every judge after each chunk; one such query is a check.
 
     Args:
@@ -226,7 +237,7 @@ class Looks:
         keep_frames: store the frame at each check.
 
     Attributes:
-        said: by judge, one array `(B,)` of scores per check, nan without a verdict.
+        scores: by judge, one array `(B,)` of scores per check, nan without a verdict.
         seconds: by judge, total computing time.
         sizes: number of actions before each check since the previous one.
         uncertainty: uncertainty of the world model, one array `(B,)` per check.
@@ -235,7 +246,7 @@ class Looks:
 
     def __init__(self, judges: Mapping[str, Any], keep_frames: bool = False) -> None:
         self.judges, self.keep_frames = judges, keep_frames
-        self.said: dict[str, list[np.ndarray]] = {name: [] for name in judges}
+        self.scores: dict[str, list[np.ndarray]] = {name: [] for name in judges}
         self.seconds = dict.fromkeys(judges, 0.0)
         self.sizes: list[int] = []
         self.uncertainty: list[np.ndarray] = []
@@ -265,7 +276,7 @@ class Looks:
             began = time.perf_counter()
             # no episode ends early, so all episodes have the same length
             (_, clips) = next(buffer.clips(np.arange(len(texts))))
-            self.said[name].append(verdicts(judge, clips, texts, states, latents))
+            self.scores[name].append(verdicts(judge, clips, texts, states, latents))
             self.seconds[name] += time.perf_counter() - began
 
 

@@ -163,8 +163,13 @@ def run_block(
 
     Returns:
         (success_once, best progress, steps, true instruction) of every start.
+
+    Raises:
+        ConfigError: the policy does not fit the environment, or its actions have a wrong shape or are NaN or infinite.
     """
     import torch
+
+    from worldgym.imagination.policy_output import check_output
 
     check_fit(getattr(envs[0], "unwrapped", envs[0]), policy, "the environment", "the policy")
     words = np.random.SeedSequence([seed, *(start.seed for start in starts)]).generate_state(2)
@@ -177,13 +182,14 @@ def run_block(
         succeeded, progress = bool(info.get("success", False)), float(info.get("progress", 0.0))
         true_instruction = info.get("instruction_text", observation["instruction"])
         outcomes.append([succeeded, progress, 0, str(true_instruction)])
+    size = (getattr(getattr(envs[0], "action_space", None), "shape", None) or (None,))[-1]
     running = list(range(len(starts)))
     while running:
         with torch.inference_mode():
-            output = policy.act(
-                batch_observations([observations[i] for i in running]),
-                temperature=temperature,
-                generator=generator,
+            batch = batch_observations([observations[i] for i in running])
+            output = policy.act(batch, temperature=temperature, generator=generator)
+            output = check_output(
+                output, policy, batch, action_dim=size, chunk=getattr(policy, "chunk", None)
             )
         chunks = output.actions.cpu().numpy()
         unfinished = []

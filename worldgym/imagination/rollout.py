@@ -26,6 +26,7 @@ from torch import Tensor
 
 from worldgym.imagination.episodes import ImaginedEpisodes, ImaginedStep, views_of
 from worldgym.imagination.observations import state_of
+from worldgym.imagination.policy_output import check_output
 from worldgym.imagination.rules import Flags, Rules
 from worldgym.protocols import Decode, Observation, PolicyOutput, threshold_of
 from worldgym.specs import check_fit
@@ -91,7 +92,13 @@ class RolloutResult:
 
 @torch.no_grad()
 def rollout(
-    act: Act, episodes: ImaginedEpisodes, *, observers: Sequence[Observer] = (), compact_below: float = 1.0
+    act: Act,
+    episodes: ImaginedEpisodes,
+    *,
+    observers: Sequence[Observer] = (),
+    compact_below: float = 1.0,
+    policy: Any = None,
+    stored: bool = False,
 ) -> RolloutResult:
     """Run a policy in all episodes until each one ends by its rules.
 
@@ -101,7 +108,13 @@ def rollout(
         observers: called after each decision, in order.
         compact_below: finished rows are removed from the batch when the fraction of running rows falls below this; 0
             keeps the batch shape static, which suits `torch.compile`.
+        policy: the policy behind `act`, for its name in messages and its declared chunk length; None takes `act`.
+        stored: the outputs become training data, so their log-probabilities and traces are checked too.
+
+    Raises:
+        ConfigError: the policy's output has a wrong type or shape, or is NaN or infinite.
     """
+    policy = act if policy is None else policy
     rows = np.arange(len(episodes))
     success, invalid = np.zeros(len(episodes), np.bool_), np.zeros(len(episodes), np.bool_)
     decode: Decode = "all" if any(observer.decode == "all" for observer in observers) else "last"
@@ -116,7 +129,15 @@ def rollout(
             episodes, rows, live = episodes.take(running), rows[running], live[running]
         began = time.perf_counter()
         observation = episodes.observation()
-        output = act(observation, rows)
+        output = check_output(
+            act(observation, rows),
+            policy,
+            observation,
+            action_dim=episodes.world_model.action_dim,
+            chunk=getattr(policy, "chunk", None),
+            live=live,
+            stored=stored,
+        )
         left = episodes.rules.horizon - int(episodes.slots.elapsed[live].max())
         actions = output.actions[:, :left].clamp(-1, 1)
         in_policy += time.perf_counter() - began
@@ -237,6 +258,10 @@ def run_policy(
         max_uncertainty: an episode whose model uncertainty exceeds this before a success is invalid, as in imagined RL.
         generator: torch generator of policy and world model.
         record: record every imagined frame, which requires decoding all of them.
+
+    Raises:
+        ConfigError: policy, judge and world model do not fit each other, or the policy's actions have a wrong shape or
+            are NaN or infinite.
     """
     check_fit(world_model, policy, "the world model", "the policy")
     limit = threshold_of(judge) if threshold is None else threshold
@@ -261,7 +286,10 @@ def run_policy(
     actions = ActionRecorder(len(texts))
     frame_recorder = FrameRecorder(len(texts)) if record else None
     result = rollout(
-        act, episodes, observers=[actions] if frame_recorder is None else [actions, frame_recorder]
+        act,
+        episodes,
+        observers=[actions] if frame_recorder is None else [actions, frame_recorder],
+        policy=policy,
     )
     frames = None if frame_recorder is None else frame_recorder.frames
     return ImaginedRollout(actions.actions, result.success, result.invalid, frames, result.frames)

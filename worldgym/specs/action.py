@@ -8,10 +8,13 @@ Example::
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
+
+from worldgym.errors import ConfigError
 
 # Unit -> (base unit, size in base units); units convert only to units with the same base.
 _UNITS: dict[str, tuple[str, float]] = {
@@ -31,11 +34,20 @@ class GripperRule:
         index: position in the action vector.
         open: value, in the units of the spec, that opens the gripper.
         closed: value that closes it. In normalised actions, +1 is always open and -1 closed.
+
+    Raises:
+        ConfigError: the index is not a whole number, or a value is not a finite number.
     """
 
     index: int
     open: float = 1.0
     closed: float = -1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.index, bool) or not isinstance(self.index, (int, np.integer)):
+            raise ConfigError(f"gripper.index: got {self.index!r}, expected a whole number, e.g. 3")
+        for name in ("open", "closed"):
+            _number(f"gripper.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,8 @@ class ActionSpec:
         bounds: whether `low` and `high` are hard limits or the 1 % and 99 % quantiles of the data.
 
     Raises:
-        ValueError: lengths differ, bounds are not finite or not low < high, or the gripper rule contradicts the bounds.
+        ConfigError: a field has a value of another type, lengths differ, bounds are not finite or not low < high, or
+            the gripper rule contradicts the bounds.
 
     Example:
         >>> spec = ActionSpec(("dx", "grip"), ("m", "1"), 5.0, (-0.06, -1.0), (0.06, 1.0))
@@ -70,33 +83,44 @@ class ActionSpec:
 
     def __post_init__(self) -> None:
         for name in ("names", "units"):
-            object.__setattr__(self, name, tuple(str(value) for value in getattr(self, name)))
+            values = _items(name, getattr(self, name), "of text, e.g. ['dx', 'dy']")
+            if wrong := [value for value in values if not isinstance(value, str)]:
+                raise ConfigError(
+                    f"{name}: got {wrong[0]!r} in {values}, expected only text, e.g. ['dx', 'dy']"
+                )
+            object.__setattr__(self, name, tuple(str(value) for value in values))
         for name in ("low", "high"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        object.__setattr__(self, "hz", float(self.hz))
+            values = _items(name, getattr(self, name), "of numbers, e.g. [-0.06, -0.06]")
+            numbers = tuple(_number(f"{name}[{i}]", value) for i, value in enumerate(values))
+            object.__setattr__(self, name, numbers)
+        object.__setattr__(self, "hz", _number("hz", self.hz))
+        if not (self.gripper is None or isinstance(self.gripper, GripperRule)):
+            raise ConfigError(
+                f"gripper: got {self.gripper!r}, expected a GripperRule, or None without a gripper"
+            )
         count = len(self.names)
         for name in ("units", "low", "high"):
             if len(getattr(self, name)) != count:
-                raise ValueError(
+                raise ConfigError(
                     f"got {len(getattr(self, name))} {name} for {count} action names; give one for each"
                 )
         if count == 0 or len(set(self.names)) != count:
-            raise ValueError(f"action names must be non-empty and differ, got {self.names}")
-        if not (np.isfinite(self.hz) and self.hz > 0):
-            raise ValueError(f"hz must be a positive number of steps per second, got {self.hz}")
+            raise ConfigError(f"action names must be non-empty and differ, got {self.names}")
+        if self.hz <= 0:
+            raise ConfigError(f"hz must be a positive number of steps per second, got {self.hz}")
         if self.bounds not in ("limits", "q01/q99"):
-            raise ValueError(f"bounds must be 'limits' or 'q01/q99', got {self.bounds!r}")
+            raise ConfigError(f"bounds must be 'limits' or 'q01/q99', got {self.bounds!r}")
         for name, low, high in zip(self.names, self.low, self.high, strict=True):
-            if not (np.isfinite(low) and np.isfinite(high) and low < high):
-                raise ValueError(f"{name}: expected finite low < high, got low {low}, high {high}")
+            if not low < high:
+                raise ConfigError(f"{name}: expected low < high, got low {low}, high {high}")
         rule = self.gripper
         if rule is None:
             return
         if not 0 <= rule.index < count:
-            raise ValueError(f"gripper index {rule.index} is outside 0..{count - 1}")
+            raise ConfigError(f"gripper index {rule.index} is outside 0..{count - 1}")
         ends = (min(rule.open, rule.closed), max(rule.open, rule.closed))
         if ends != (self.low[rule.index], self.high[rule.index]):
-            raise ValueError(
+            raise ConfigError(
                 f"{self.names[rule.index]}: low and high are {self.low[rule.index]} and {self.high[rule.index]}, but "
                 f"the gripper rule has open {rule.open}, closed {rule.closed}; make low and high those two values"
             )
@@ -210,20 +234,15 @@ class ActionSpec:
         """Rebuild from `to_dict`.
 
         Raises:
-            ValueError: unknown or missing fields.
+            ConfigError: unknown or missing fields, or an invalid value.
         """
-        known = {item.name for item in fields(cls)}
-        if (
-            not isinstance(data, dict)
-            or set(data) - known
-            or not {"names", "units", "hz", "low", "high"} <= set(data)
-        ):
-            got = sorted(data) if isinstance(data, dict) else data
-            raise ValueError(f"not an action spec: got {got}, expected the fields {sorted(known)}")
-        values = dict(data)
+        values = _fields(cls, data, "an action spec")
         if values.get("gripper") is not None:
-            values["gripper"] = GripperRule(**values["gripper"])
-        return cls(**values)
+            values["gripper"] = GripperRule(**_fields(GripperRule, values["gripper"], "a gripper rule"))
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"action spec: {error}") from error
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -234,9 +253,44 @@ class ActionSpec:
         """Rebuild from `to_json`.
 
         Raises:
-            ValueError: not JSON, or not an action spec.
+            ConfigError: not JSON, or not an action spec.
         """
-        return cls.from_dict(json.loads(text))
+        try:
+            return cls.from_dict(json.loads(text))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ConfigError(
+                f"not an action spec: {error}; expected the text of ActionSpec.to_json"
+            ) from error
+
+
+def _fields(kind: type[Any], data: Any, what: str) -> dict[str, Any]:
+    """The fields of a dataclass in `data`; a ConfigError if a field is unknown, or one without default is missing."""
+    known = [item.name for item in fields(kind)]
+    needed = {item.name for item in fields(kind) if item.default is MISSING}
+    if not isinstance(data, Mapping) or set(data) - set(known) or not needed <= set(data):
+        got = sorted(map(str, data)) if isinstance(data, Mapping) else repr(data)
+        raise ConfigError(f"not {what}: got {got}, expected the fields {sorted(known)}")
+    return dict(data)
+
+
+def _items(name: str, values: Any, what: str) -> list[Any]:
+    """The items of a sequence or array; a ConfigError for anything else, also for a single text."""
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        raise ConfigError(f"{name}: got {values!r}, expected a list {what}")
+    return list(values)
+
+
+def _number(name: str, value: Any) -> float:
+    """`value` as a finite float; a ConfigError for null, text, a truth value, NaN and infinity."""
+    try:
+        if value is None or isinstance(value, (str, bytes, bool, np.bool_)):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name}: got {value!r}, expected a finite number, e.g. 0.5") from error
+    if not np.isfinite(number):
+        raise ConfigError(f"{name}: got {value!r}, expected a finite number, e.g. 0.5")
+    return number
 
 
 def _unit_scale(name: str, source: str, target: str) -> float:

@@ -25,6 +25,8 @@ ROLES = (
 open), joint position or velocity, pose of the base, force or torque, or any other quantity."""
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,'-?!"
 MAX_INSTRUCTION = 128
+CAMERA_NAME = re.compile(r"[A-Za-z0-9_]+")
+"""Names of cameras; they are part of column names, file paths and observation keys."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Camera:
     static: bool = True
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_]+", self.name):
+        if not CAMERA_NAME.fullmatch(self.name):
             raise ConfigError(
                 f"camera name {self.name!r}; expected letters, digits and underscores, e.g. 'wrist'"
             )
@@ -284,10 +286,21 @@ class Specs:
     Args:
         observation: observations that the component reads or produces.
         action: actions that it outputs or is conditioned on; None for a component without actions, e.g. a judge.
+
+    Raises:
+        ConfigError: a value has another type.
     """
 
     observation: ObservationSpec
     action: ActionSpec | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.observation, ObservationSpec):
+            raise ConfigError(f"specs: observation is {self.observation!r}, expected an ObservationSpec")
+        if not (self.action is None or isinstance(self.action, ActionSpec)):
+            raise ConfigError(
+                f"specs: action is {self.action!r}, expected an ActionSpec, or None without actions"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

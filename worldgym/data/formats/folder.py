@@ -96,10 +96,13 @@ class LeRobotFolder:
         actions = () if s.without_actions else s.action_keys or None
         self.source = LeRobotSource(path, s.cameras or None, s.state_keys or None, actions)
         self.root, self.camera = self.source.root, self.source.cameras_chosen[0]
-        names = [_short(key) for key in self.source.cameras_chosen[1:]]
-        if len(set(names)) != len(names) or "front" in names:
+        main, *names = [_short(key) for key in self.source.cameras_chosen]
+        # The main camera is `front` in the dataset, whatever its recorded name, unless another one is.
+        self.main = main if "front" in names else "front"
+        if len({self.main, *names}) != len(names) + 1:
             raise DatasetError(
-                f"the cameras {names} need different names, and only the first one may be 'front'"
+                f"the cameras {', '.join(self.source.cameras_chosen)} get the names {[self.main, *names]}, the last "
+                "part of each; expected different names: choose others with --camera, or rename the features"
             )
         self.views = tuple(names)
         self.skipped: dict[int, str] = {}
@@ -236,7 +239,7 @@ class LeRobotFolder:
     @cached_property
     def specs(self) -> Specs:
         """Cameras with their sizes after the import, state fields with their roles, and the action spec."""
-        names = ["front", *self.views]
+        names = [self.main, *self.views]
         sizes = self.settings.sizes(len(names))
         cameras = tuple(Camera(name, *size, static=False) for name, size in zip(names, sizes, strict=True))
         roles: dict[str, str] = {}

@@ -4,7 +4,7 @@ A class that another package registers in `worldgym.registry.DATASET_FORMATS` ha
 
 - `detects(source) -> bool`: whether a folder has this format;
 - `specs(source) -> worldgym.specs.Specs`: specs of the recordings; without an action spec the dataset holds video only,
-  and the class also needs `rate(source)`, the frames per second;
+  and the class also needs `rate(source)`, the frames per second, or the user states them with `--fps`;
 - `episodes(source)`: an iterable of `worldgym.data.Episode`, in the same order at every call.
 
 `specs`, `rate` and `episodes` may also take a parameter `settings`, the `ImportSettings` of the command.
@@ -19,16 +19,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from worldgym.data.formats.foreign import (
+    check_methods,
+    check_options,
+    frame_rate,
+    name_of,
+    read_episodes,
+    read_specs,
+    refuse_episode,
+    stated_rate,
+)
 from worldgym.data.formats.settings import ImportSettings
-from worldgym.errors import ConfigError, DatasetError
-from worldgym.registry import DATASET_FORMATS, accepted
+from worldgym.errors import ConfigError, DatasetError, WorldgymError
+from worldgym.registry import DATASET_FORMATS
 from worldgym.specs import Specs
+
+logger = logging.getLogger(__name__)
 
 BUILT_IN = ("lerobot", "bridge", "video")
 NOTES = "meta/import.json"
@@ -114,6 +127,7 @@ def find_format(source: Path, name: str = "auto") -> Any:
 
     Raises:
         ConfigError: the name is unknown; the message lists the known names.
+        DatasetError: the folder has the files of no format; the message lists the formats.
     """
     if name != "auto":
         return DATASET_FORMATS.get(name)
@@ -121,52 +135,33 @@ def find_format(source: Path, name: str = "auto") -> Any:
     if (found := own or find_other(source)) is not None:
         return found
     samples = not (source / "meta").is_dir() and any(source.glob("*.npz"))
+    if source.is_dir() and not samples and not (source / "meta").is_dir():
+        raise DatasetError(
+            f"none of the formats {', '.join(DATASET_FORMATS.names())} can read {source}; expected meta/info.json "
+            "(LeRobot), pairs of NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or register a "
+            "format for these recordings (docs/guides/add_dataset_format.md)"
+        )
     return BridgeFormat if samples else LeRobotFormat
 
 
 def find_other(source: Path) -> Any:
-    """The first format of another package that detects `source`; None if none does."""
-    others = (DATASET_FORMATS.get(name) for name in DATASET_FORMATS.names() if name not in BUILT_IN)
-    return next((kind for kind in others if kind.detects(source)), None)
+    """The first format of another package that detects `source`; None if none does.
 
-
-def read_specs(kind: Any, source: Path, settings: ImportSettings) -> Specs:
-    """Read the specs of `source` with a format of another package.
-
-    Raises:
-        DatasetError: the format returned another type than `Specs`.
+    A format that can't be loaded, or whose `detects` fails, is skipped with a warning.
     """
-    specs = kind.specs(source, **accepted(kind.specs, {"settings": settings}))
-    if not isinstance(specs, Specs):
-        raise DatasetError(
-            f"the format {kind.__name__} gave {type(specs).__name__} for {source}; its specs(source) must return "
-            "worldgym.specs.Specs"
-        )
-    return specs
-
-
-def read_rate(kind: Any, source: Path, specs: Specs, settings: ImportSettings) -> float:
-    """Frames per second: the rate of the actions, or else the rate that the format gives.
-
-    Raises:
-        ConfigError: neither is available.
-    """
-    if specs.action is not None:
-        return specs.action.hz
-    rate = None
-    if hasattr(kind, "rate"):
-        rate = kind.rate(source, **accepted(kind.rate, {"settings": settings}))
-    if not rate:
-        raise ConfigError(
-            "these recordings have no actions, and so no rate of their own; type --fps 5 --actions absolute"
-        )
-    return float(rate)
-
-
-def read_episodes(kind: Any, source: Path, settings: ImportSettings) -> Iterable[Any]:
-    """Read the episodes of `source` with a format of another package."""
-    episodes: Iterable[Any] = kind.episodes(source, **accepted(kind.episodes, {"settings": settings}))
-    return episodes
+    for name, kind in DATASET_FORMATS.available(without=BUILT_IN):
+        try:
+            if kind.detects(source):
+                return kind
+        except Exception as error:
+            logger.warning(
+                "skipped: the dataset format %r failed in detects(%s): %s: %s",
+                name,
+                source,
+                type(error).__name__,
+                error,
+            )
+    return None
 
 
 def convert(kind: Any, source: Path, out: Path, settings: ImportSettings, command: str) -> dict[str, Any]:
@@ -197,13 +192,14 @@ def write_episodes(kind: Any, source: Path, out: Path, settings: ImportSettings,
     from worldgym.data.writer import DatasetWriter
     from worldgym.utils.files import read_sealed, write_sealed
 
-    name = DATASET_FORMATS.name_of(kind) or kind.__name__
+    name = name_of(kind)
     if not source.exists():
         raise DatasetError(f"there is no folder {source}; give the folder of the recordings")
-    plain = ImportSettings(limit=settings.limit)
-    if "settings" not in accepted(kind.episodes, {"settings": settings}) and settings != plain:
-        raise ConfigError(f"of the options only --limit applies to the format {name}; omit the other options")
+    check_methods(kind)
     specs = read_specs(kind, source, settings)
+    rate = stated_rate(kind, source, specs, settings)
+    check_options(kind, rate, settings)
+    fps = frame_rate(kind, rate, settings)
     key, notes = _identity(name, source, settings), out / NOTES
     if notes.is_file():
         noted = read_sealed(notes, f"Remove the folder {out} to import again")
@@ -212,17 +208,19 @@ def write_episodes(kind: Any, source: Path, out: Path, settings: ImportSettings,
                 f"{out} holds an import of something else or with other settings; give another --out"
             )
     episodes = read_episodes(kind, source, settings)
+    if not specs.observation.cameras:
+        raise DatasetError(f"the format {name} gave specs without a camera for {source}; a dataset needs one")
     with DatasetWriter(
-        out,
-        specs,
-        SplitManifest(name=source.name, rules={}),
-        fps=read_rate(kind, source, specs, settings),
-        robot_type=name,
-        partial=command,
+        out, specs, SplitManifest(name=source.name, rules={}), fps=fps, robot_type=name, partial=command
     ) as writer:
         write_sealed(notes, {"key": key})
         for episode in islice(episodes, len(writer.records), settings.limit):
-            writer.append(episode)
+            try:
+                writer.append(episode)
+            except (WorldgymError, OSError, MemoryError):  # saving failed, which is no fault of the episode
+                raise
+            except Exception as error:
+                refuse_episode(kind, source, len(writer), error)
         if not len(writer):
             raise DatasetError(f"{source} holds no episode that the format {name} can read")
         writer.finish()

@@ -115,10 +115,11 @@ class RecordDataset(VectorWrapper):
 
     def _recorded_spec(self, base: Any, spaces: Any) -> ObservationSpec:
         """The recorded observation spec: that of the environment if it has one, else made from its space sizes."""
-        sizes = {"front": spaces["image"].shape[:2]}
-        sizes |= {name: spaces[key].shape[:2] for key, name in self._names.items()}
         known = getattr(base, "specs", None) or specs_of(getattr(base, "world_model", None))
         cameras, state = known.observation.cameras, known.observation.state
+        main = next(name for name in ("front", "main", "main_camera") if name not in self._names.values())
+        sizes = {main: spaces["image"].shape[:2]}
+        sizes |= {name: spaces[key].shape[:2] for key, name in self._names.items()}
         if [camera.size for camera in cameras] != list(sizes.values()):
             cameras = tuple(Camera(name, *size) for name, size in sizes.items())
         if len(state) != spaces["state"].shape[0]:

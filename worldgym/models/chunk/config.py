@@ -41,7 +41,7 @@ class ChunkConfig:
         memory: numbers that each slot keeps from one chunk to the next.
         slot_width: width of the network that moves slots.
         kin_width: width of the network that predicts proprioception.
-        decoder_widths: channels of the light decoder at 1/8, 1/4 and 1/2 resolution.
+        decoder_widths: channels of the light decoder at 1/8, 1/4 and 1/2 resolution; None decodes with the tokenizer.
         state_mean: mean of the data's proprioception, per dimension.
         state_std: standard deviation of the data's proprioception, per dimension.
         action_dim: A.
@@ -64,7 +64,7 @@ class ChunkConfig:
     memory: int = 32
     slot_width: int = 128
     kin_width: int = 160
-    decoder_widths: tuple[int, int, int] = (96, 48, 24)
+    decoder_widths: tuple[int, int, int] | None = None
     state_mean: tuple[float, ...] = ()
     state_std: tuple[float, ...] = ()
     action_dim: int = 4
@@ -128,7 +128,7 @@ class ChunkConfig:
         if name == "tiny":
             return ChunkConfig(
                 TokenizerConfig(widths=(8, 16, 32), blocks=(1, 1, 1), latent_channels=8),
-                width=64, depth=1, heads=2, slot_width=32, kin_width=32, decoder_widths=(16, 8, 8), probe_width=8,
+                width=64, depth=1, heads=2, slot_width=32, kin_width=32, probe_width=8,
             )  # fmt: skip
         raise ConfigError(f"unknown preset {name!r}; the presets are small, tiny")
 

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
 from worldgym.evaluation.probe import PositionProbe, PositionProbeConfig
 from worldgym.models.chunk.config import HAND, ChunkConfig
+from worldgym.models.chunk.decoder import LightDecoder
 from worldgym.models.chunk.picture import Parts, Picture
 from worldgym.models.chunk.slots import Kinematics, SlotMotion, Slots
 from worldgym.models.tokenizers import build_tokenizer
+from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.state import in_threads
 from worldgym.nn import RowBatch
 from worldgym.protocols import Decode, Imagined
-from worldgym.registry import WORLD_MODELS
 from worldgym.specs import Specs
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
@@ -74,7 +75,6 @@ class ChunkState(RowBatch):
         return len(self.latent)
 
 
-@WORLD_MODELS.register(TYPE)
 class ChunkWorldModel(nn.Module):
     """Predicts video under actions, one pass per chunk. Implements `worldgym.protocols.WorldModel`.
 
@@ -94,7 +94,9 @@ class ChunkWorldModel(nn.Module):
         if c.parts:
             side = c.tokenizer.size[0]
             self.locator = PositionProbe(PositionProbeConfig(c.parts, side, c.probe_width))
-        self.light: nn.Module | None = None
+        self.light = (
+            None if c.decoder_widths is None else LightDecoder(c.tokenizer.latent_channels, c.decoder_widths)
+        )
         self._fast: list[Picture] = []
 
     # -- properties --------------------------------------------------------------------------------------------------
@@ -350,10 +352,20 @@ class ChunkWorldModel(nn.Module):
         """Decode `latents (B,K,C,h,w)` to frames `(B,K,H,W,3)` uint8 of the main camera, and of the others by name."""
         shape = latents.shape[:2]
         if latents.numel():
-            picture = self.tokenizer.decode(latents.flatten(0, 1)).unflatten(0, shape)
+            picture = self.decode_pixels(latents.flatten(0, 1)).unflatten(0, shape)
         else:
             picture = torch.empty(*shape, *self.canvas.size, 3, dtype=torch.uint8, device=latents.device)
         return self.canvas.unpack(picture)
+
+    def decode_pixels(self, z: Tensor) -> Tensor:
+        """Decode latents `(N,C,h,w)` to `(N,H,W,3)` uint8, by the light decoder if the model has one."""
+        if self.light is None:
+            return self.tokenizer.decode(z)
+        background = self.tokenizer.background
+        with torch.no_grad(), autocast(z.device):
+            z = z.contiguous(memory_format=torch.channels_last)
+            pixels = self.light(z).float() / 2 + background
+        return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def fork(self, state: ChunkState, index: Tensor, generator: torch.Generator | None = None) -> ChunkState:
         """Rows `index (B',)` as a new state."""
