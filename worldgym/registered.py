@@ -11,12 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from worldgym.registry import DATASET_FORMATS, WORLD_MODELS
+from worldgym.registry import DATASET_FORMATS, TRAINERS, WORLD_MODELS
 
 WORLD_MODELS.register_lazily(
     video="worldgym.models.video.world_model:VideoWorldModel",
     ensemble="worldgym.models.ensemble:EnsembleWorldModel",
+    chunk="worldgym.models.chunk.world_model:ChunkWorldModel",
 )
+TRAINERS.register_lazily(chunk="worldgym.training.chunk:ChunkTrainer")
 DATASET_FORMATS.register_lazily(
     lerobot="worldgym.data.formats.known:LeRobotFormat",
     bridge="worldgym.data.formats.known:BridgeFormat",

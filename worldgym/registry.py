@@ -399,4 +399,6 @@ HEADS = Registry("action head", "worldgym.heads")
 IMPROVERS = Registry("improver", "worldgym.improvers")
 DATASET_FORMATS = Registry("dataset format", "worldgym.dataset_formats")
 SUITES = Registry("suite", "worldgym.suites")
+TRAINERS = Registry("trainer of world models", "worldgym.trainers")
+"""Trainers by the type of world model that they train; a type without one is trained by its own class."""
 REGISTRIES = (WORLD_MODELS, JUDGES, POLICIES, HEADS, IMPROVERS, DATASET_FORMATS, SUITES)

@@ -51,9 +51,11 @@ class TrainWorldModelConfig:
         data: dataset folder of `worldgym collect` or `worldgym import`.
         tokenizer: run folder of `worldgym train tokenizer`; with `initial`, it replaces the tokenizer of that model.
         out: run folder (checkpoint, TensorBoard, `export/`).
-        type: type of the model: `video`, or a type that another package registers (`worldgym list`) and whose class
-            supports the training of `worldgym.training.generic`; only the common options apply to these.
+        type: type of the model: `video` predicts frame by frame, `chunk` one frame per action chunk. Also a type that
+            another package registers (`worldgym list`) and whose class supports the training of
+            `worldgym.training.generic`; only the common options apply to these.
         initial: world model to continue training from; models of earlier versions are extended to the current shape.
+        probe: position probe (`worldgym train probe`) whose positions a model of type `chunk` predicts.
         hand: whether object latents move with an end effector. `auto` is yes if the dataset says which columns of
             proprioception belong to it; `yes` takes x, y, z as the first and the gripper opening as the last column.
         preset: `small` or `tiny`.
@@ -86,6 +88,7 @@ class TrainWorldModelConfig:
     out: Path = Path("runs/world_model")
     type: str = "video"
     initial: Path | None = None
+    probe: Path | None = None
     hand: Hand = "auto"
     preset: str = "small"
     minutes: float = 120.0
@@ -107,7 +110,7 @@ class TrainWorldModelConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
-        for name in ("data", "tokenizer", "out", "initial"):
+        for name in ("data", "tokenizer", "out", "initial", "probe"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)

@@ -17,7 +17,7 @@ from typing import Any
 from experiments.compute import placing
 from experiments.pipelines.training_run import claim, finish, finished, identity, option
 from worldgym.errors import ConfigError
-from worldgym.registry import JUDGES, Registry
+from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
 
 logger = logging.getLogger(__name__)
 COMMON = (
@@ -25,6 +25,8 @@ COMMON = (
     "device", "dtype",
 )  # fmt: skip
 """Options that apply to every registered type."""
+OFFERED = ("initial", "probe")
+"""Options that apply to the types whose `for_data` names them."""
 OWN = (
     "checkpoint",
     "tensorboard",
@@ -58,8 +60,11 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     from worldgym.training.loop import LoopConfig
     from worldgym.utils.files import atomic_write_text
 
-    kind, here = registry.get(config.type), placing(config)
-    refuse_others(config, COMMON)
+    registry.get(config.type)  # an unknown type ends here
+    trained = registry is WORLD_MODELS and config.type in TRAINERS.names()
+    kind, here = (TRAINERS if trained else registry).get(config.type), placing(config)
+    offered = {name: getattr(config, name) for name in OFFERED if hasattr(config, name)}
+    refuse_others(config, (*COMMON, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
     facts = identity(config, dataset)
     claim(config.out, command, facts, own=OWN, fresh=config.fresh)
@@ -72,12 +77,12 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
             "them, import it again with --success COLUMN, or --success all for demonstrations", config.data,
         )  # fmt: skip
     torch.manual_seed(config.seed)
-    part = here(fresh_part(kind, config.type, dataset.specs, config.preset, arrays))
+    part = here(fresh_part(kind, config.type, dataset.specs, config.preset, arrays, offered))
     minutes = None if config.steps else getattr(config, "minutes", None)
     loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
     settings = PartTraining(loop, config.batch_size, getattr(config, "window", PartTraining.window))
     tag = command.rpartition(" ")[2]
-    part, scalars = train_part(part, arrays, settings, config.out, identity=facts, tag=tag)
+    part, scalars = train_part(part, arrays, settings, config.out, identity=facts, tag=tag, trainer=kind)
     registry.save(part, save_to)
     written = {"type": config.type, "scalars": scalars, "data": config.data.name, "episodes": len(arrays)}
     atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))

@@ -14,24 +14,30 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldgym.models.chunk.building import for_data
 from worldgym.models.chunk.config import HAND
 from worldgym.models.chunk.picture import Parts
-from worldgym.models.chunk.slots import Slots
-from worldgym.models.chunk.world_model import ChunkState, ChunkWorldModel
+from worldgym.models.chunk.world_model import ChunkWorldModel
 from worldgym.models.tokenizers.frame import autocast
+from worldgym.models.video.object_motion import HandColumns, window_odds
+from worldgym.specs import Specs
+from worldgym.training.chunk_data import ChunkEpisodes, Labels, labels
+from worldgym.training.chunk_positions import roll_positions, train_positions
+from worldgym.training.generic import PartTraining
 from worldgym.training.loop import LoopConfig, TrainingLoop
-from worldgym.training.pictures import Pictures
-from worldgym.training.world_model import LatentEpisodes, pixel_loss
+from worldgym.training.world_model import pixel_loss
 from worldgym.utils.devices import rand, randn
+
+CONTACT_ODDS = (
+    2.5  # windows with a contact are drawn more often by this factor, twice if something is carried
+)
 
 
 @dataclass(frozen=True)
@@ -67,216 +73,6 @@ class ChunkTraining:
     robust: float = 0.05
     pixel_coef: float = 8.0
     pixel_frames: int = 32
-
-
-@dataclass
-class ChunkEpisodes:
-    """Encoded logs with positions.
-
-    Args:
-        episodes: latents, actions and proprioception.
-        where: `(F,P,2)` positions of the parts in image widths; None without a probe.
-        present: `(F,P)` probability that a part is in the image; None without a probe.
-    """
-
-    episodes: LatentEpisodes
-    where: Tensor | None
-    present: Tensor | None
-
-    @staticmethod
-    def encode(model: ChunkWorldModel, arrays: Any) -> ChunkEpisodes:
-        """Encode logs with the model's tokenizer, and locate the parts with its probe."""
-        episodes = LatentEpisodes.encode(model.tokenizer, arrays, model.canvas)
-        if model.locator is None:
-            return ChunkEpisodes(episodes, None, None)
-        pictures = Pictures.of(arrays, model.canvas)
-        parts = [model.locate(pictures[i : i + 512]) for i in range(0, len(pictures), 512)]
-        return ChunkEpisodes(episodes, torch.cat([p for p, _ in parts]), torch.cat([p for _, p in parts]))
-
-
-@dataclass
-class Labels:
-    """True proprioception and positions in B windows of n chunks of k actions.
-
-    Args:
-        states: `(B,n k+1,S)` normalised.
-        last: `(B,S)` change before the first frame, normalised.
-        before: `(B,A)` action before the first frame; zeros at the start of an episode.
-        actions: `(B,n k,A)`.
-        mask: `(B,n k)` bool, real frames.
-        where: `(B,n+1,P,2)` positions at the ends of chunks.
-        present: `(B,n+1,P)` bool.
-    """
-
-    states: Tensor
-    last: Tensor
-    before: Tensor
-    actions: Tensor
-    mask: Tensor
-    where: Tensor
-    present: Tensor
-
-
-def labels(model: ChunkWorldModel, data: ChunkEpisodes, index: Tensor, mask: Tensor, k: int) -> Labels:
-    """Labels of the windows with frames `index (B,n k+1)`."""
-    e = data.episodes
-    begin = torch.from_numpy(np.asarray(e.offsets)[:-1])
-    first = begin[torch.searchsorted(begin, index[:, 0].contiguous(), right=True) - 1]
-    inside = (index[:, 0] > first)[:, None]
-    acted = torch.where(inside, e.actions[(index[:, 0] - 1).clamp(min=0)], torch.zeros(1, model.action_dim))
-    states = model.normalise_state(e.states[index].to(model.device))
-    earlier = model.normalise_state(e.states[torch.maximum(index[:, 0] - 1, first)].to(model.device))
-    ends, parts = index[:, ::k], len(model.config.parts)
-    where = torch.zeros(*ends.shape, parts, 2) if data.where is None else data.where[ends]
-    present = torch.zeros(*ends.shape, parts) if data.present is None else data.present[ends]
-    return Labels(
-        states, states[:, 0] - earlier, acted.to(model.device), e.actions[index[:, :-1]].to(model.device),
-        mask.to(model.device), where.to(model.device), present.to(model.device) > 0.5,
-    )  # fmt: skip
-
-
-def roll_positions(
-    model: ChunkWorldModel, given: Labels, k: int, true_path: bool
-) -> tuple[Tensor, list[Slots]]:
-    """Predicted proprioception `(B,n k,S)`, and the slots before the first and after each chunk.
-
-    `true_path` moves the slots along the true path of the hand; proprioception is then predicted chunk by chunk.
-    """
-    now, last, before, path = given.states[:, 0], given.last, given.before, []
-    slots = Slots.new(
-        model.objects_of(given.where[:, 0]),
-        model.objects_of(given.present[:, 0]).float(), model.config.memory,
-    )  # fmt: skip
-    every = [slots]
-    for c in range(given.actions.shape[1] // k):
-        if true_path and c:
-            now = given.states[:, c * k]
-            last = now - given.states[:, c * k - 1]
-        acts = given.actions[:, c * k : (c + 1) * k]
-        steps = model.kinematics(now, last, before, acts, slots.positions.detach())
-        path.append(steps)
-        walked = torch.cat([now[:, None], steps], 1)
-        if true_path:
-            walked = given.states[:, c * k : (c + 1) * k + 1]
-        if model.motion is not None:
-            slots = model.motion(slots, walked, model.kinematics.place(walked).detach())
-        every.append(slots)
-        now, last, before = walked[:, -1], walked[:, -1] - walked[:, -2], acts[:, -1]
-    return torch.cat(path, 1), every
-
-
-def place_loss(model: ChunkWorldModel, given: Labels, k: int) -> Tensor:
-    """Distance in 1/64 of the image between the hand as found by the probe and as placed by proprioception."""
-    if HAND not in model.config.parts:
-        return given.states.new_zeros(())
-    at = model.config.parts.index(HAND)
-    alive = torch.cat([torch.ones_like(given.mask[:, :1]), given.mask[:, k - 1 :: k]], 1)
-    seen = (given.present[:, :, at] & alive).float()
-    away = (model.kinematics.place(given.states[:, ::k]) - given.where[:, :, at]) * 64
-    cost = F.smooth_l1_loss(away, torch.zeros_like(away), reduction="none").sum(-1)
-    return (seen * cost).sum() / (seen.sum() + 1e-6)
-
-
-def position_loss(
-    model: ChunkWorldModel, given: Labels, k: int, true_path: bool
-) -> tuple[Tensor, dict[str, float]]:
-    """Loss of kinematics, of the hand's place in the image and of the slots."""
-    path, slots = roll_positions(model, given, k, true_path)
-    weight = given.mask.float()
-    error = F.smooth_l1_loss(path, given.states[:, 1:], reduction="none", beta=0.05).mean(-1)
-    kin = (weight * error).sum() / (weight.sum() + 1e-6)
-    facts, loss = {"kinematics": float(kin.detach())}, kin
-    alive = torch.cat([torch.ones_like(given.mask[:, :1]), given.mask[:, k - 1 :: k]], 1)
-    place = place_loss(model, given, k)
-    loss, facts["hand_px"] = loss + 0.05 * place, float(place.detach())
-    if model.motion is not None:
-        pair = (given.where, given.present)
-        where, present = (model.objects_of(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in pair)
-        known = present[:, :1] & present[:, 1:] & alive[:, 1:, None]
-        found = torch.stack([s.positions for s in slots[1:]], 1)
-        distance = F.smooth_l1_loss(found * 64, where[:, 1:] * 64, reduction="none", beta=1.0).sum(-1)
-        moved = ((where[:, 1:] - where[:, :1]).norm(dim=-1) * 64 > 3.0) & known
-        focus = known.float() * (1 + 3 * moved.float())
-        cost = (focus * distance).sum() / (focus.sum() + 1e-6)
-        there = torch.stack([s.present for s in slots[1:]], 1).clamp(1e-4, 1 - 1e-4)
-        wanted = present[:, 1:].float()
-        seen = F.binary_cross_entropy(there, wanted, reduction="none")
-        seen = (seen * alive[:, 1:, None]).sum() / (alive[:, 1:].sum() * max(1, wanted.shape[2]) + 1e-6)
-        loss = loss + 0.1 * cost + 0.1 * seen
-        with torch.no_grad():
-            px = ((found - where[:, 1:]).norm(dim=-1) * 64)[moved]
-            facts |= {"moved_px": float(px.median()) if len(px) else 0.0, "presence": float(seen)}
-    return loss, facts
-
-
-class Positions(nn.Module):
-    """The networks of positions, as one module to train."""
-
-    def __init__(self, model: ChunkWorldModel) -> None:
-        super().__init__()
-        self.kinematics, self.motion = model.kinematics, model.motion
-
-
-def kinematics_loss(model: ChunkWorldModel, given: Labels, k: int) -> tuple[Tensor, dict[str, float]]:
-    """Loss of proprioception and of the hand's place alone, each chunk from true proprioception."""
-    b, n = len(given.actions), given.actions.shape[1] // k
-    starts, acts = given.states[:, :-1:k], given.actions.unflatten(1, (n, k))
-    last = torch.cat([given.last[:, None], given.states[:, k:-1:k] - given.states[:, k - 1 : -2 : k]], 1)
-    before = torch.cat([given.before[:, None], acts[:, :-1, -1]], 1)
-    where = model.objects_of(given.where[:, :-1].flatten(0, 1)) if model.motion is not None else None
-    path = model.kinematics(*(x.flatten(0, 1) for x in (starts, last, before, acts)), where).unflatten(
-        0, (b, n)
-    )
-    weight = given.mask.unflatten(1, (n, k)).float()
-    error = (path - given.states[:, 1:].unflatten(1, (n, k))).abs().mean(-1)
-    loss = (weight * error).sum() / (weight.sum() + 1e-6)
-    return loss, {"kinematics": float(loss.detach())}
-
-
-def train_positions(
-    model: ChunkWorldModel,
-    data: ChunkEpisodes,
-    settings: LoopConfig,
-    run_dir: Path | str,
-    batch: int = 96,
-    kinematics_alone: float = 0.3,
-    identity: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
-    """Train `kinematics` and `motion` in place; resumes from `run_dir`.
-
-    Args:
-        model: the world model.
-        data: encoded logs.
-        settings: settings of the run.
-        run_dir: folder of checkpoints.
-        batch: windows per step.
-        kinematics_alone: fraction of the run in which proprioception alone is trained.
-        identity: values that identify the run.
-
-    Returns:
-        the last scalars.
-    """
-    chunk = model.config.chunk
-
-    def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        coin = torch.rand(3, generator=generator).tolist()
-        k = chunk if coin[0] < 0.75 else 1 + int(coin[1] * chunk)
-        index, mask, _, _ = data.episodes.draw(batch, max(1, 40 // chunk) * k, generator)
-        given = labels(model, data, index, mask, k)
-        kin, facts = kinematics_loss(model, given, k)
-        if training._progress() < kinematics_alone:
-            place = place_loss(model, given, k)
-            return kin + 0.05 * place, {**facts, "hand_px": float(place.detach())}
-        whole, more = position_loss(model, given, k, coin[2] < 0.3)
-        return whole + kin, {"kinematics_chunk": facts["kinematics"], **more}
-
-    part = Positions(model)
-    training = TrainingLoop(
-        part, settings, run_dir, loss, tag="train_positions", identity={"batch": batch, **(identity or {})}
-    )
-    facts = training.run()
-    part.load_state_dict(training.ema_model.state_dict())
-    return facts
 
 
 @torch.no_grad()
@@ -437,4 +233,37 @@ def train_picture(
     return facts
 
 
-__all__ = ["ChunkEpisodes", "ChunkState", "ChunkTraining", "train_picture", "train_positions"]
+class ChunkTrainer:
+    """Trains a model of the type `chunk` for `worldgym train world-model` (`worldgym.training.generic`)."""
+
+    @staticmethod
+    def for_data(
+        specs: Specs, preset: str, arrays: Any, *, initial: Path | None = None, probe: Path | None = None
+    ) -> ChunkWorldModel:
+        """A model for a dataset; see `worldgym.models.chunk.building.for_data`."""
+        return for_data(specs, preset, arrays, initial=initial, probe=probe)
+
+    @staticmethod
+    def fit(model: ChunkWorldModel, arrays: Any, settings: PartTraining, folder: Path) -> dict[str, float]:
+        """Train positions for a fifth of the time, then the picture; each part resumes."""
+        hand = HandColumns.of(model.specs.observation)
+        data = ChunkEpisodes.encode(model, arrays)
+        if hand is not None:
+            data.episodes.odds = window_odds(
+                arrays.states, arrays.offsets, settings.window, CONTACT_ODDS, hand
+            )
+        facts: dict[str, float] = {}
+        first, second = _shares(settings.loop, 0.2), _shares(settings.loop, 0.8)
+        if model.state_dim:
+            loop = replace(first, lr=2e-3, final_lr=0.02, ema=0.995)
+            facts |= train_positions(model, data, loop, folder / "positions")
+        loop = replace(second, optimizer="muon", final_lr=0.02, warmup=200, ema=0.995, weight_decay=0.02)
+        facts |= train_picture(model, data, ChunkTraining(loop, batch=3 * settings.batch), folder / "picture")
+        model.eval().requires_grad_(False)
+        return facts
+
+
+def _shares(loop: LoopConfig, share: float) -> LoopConfig:
+    """The loop with a share of its time or steps."""
+    minutes = None if loop.max_minutes is None else share * loop.max_minutes
+    return replace(loop, steps=max(1, round(share * loop.steps)), max_minutes=minutes)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from worldgym.data.batch import sample_windows, to_device
 from worldgym.errors import ConfigError
+from worldgym.registry import accepted
 from worldgym.specs import Specs
 from worldgym.training.loop import LoopConfig, TrainingLoop
 
@@ -58,11 +59,15 @@ class PartTraining:
             raise ConfigError(f"batch and window must be at least 1, got {self.batch} and {self.window}")
 
 
-def fresh_part(kind: Any, name: str, specs: Specs, preset: str, arrays: Any) -> Any:
-    """Create a part of the class `kind`, which is registered as `name`, with its `for_data`.
+def fresh_part(
+    kind: Any, name: str, specs: Specs, preset: str, arrays: Any, offered: Mapping[str, Any] | None = None
+) -> Any:
+    """Create a part with the `for_data` of `kind`, its class or trainer, which is registered as `name`.
+
+    `offered` are further arguments, such as `initial`, which `for_data` must name if they are given.
 
     Raises:
-        ConfigError: the class has no training interface.
+        ConfigError: the class has no training interface, or does not take an argument that was given.
     """
     missing = [] if hasattr(kind, "for_data") else ["for_data(specs, preset, arrays)"]
     if not (hasattr(kind, "fit") or hasattr(kind, "loss")):
@@ -72,7 +77,12 @@ def fresh_part(kind: Any, name: str, specs: Specs, preset: str, arrays: Any) -> 
             f"the type {name!r} ({getattr(kind, '__qualname__', kind)}) cannot be trained by this command: it has no "
             f"{' and no '.join(missing)}; see worldgym.training.generic, or train it with its own package"
         )
-    return kind.for_data(specs, preset, arrays)
+    more = accepted(kind.for_data, offered or {})
+    if unused := [key for key, value in (offered or {}).items() if value is not None and key not in more]:
+        raise ConfigError(
+            f"the type {name!r} takes no {', '.join(unused)}; leave out --{' and --'.join(unused).replace('_', '-')}"
+        )
+    return kind.for_data(specs, preset, arrays, **more)
 
 
 def train_part(
@@ -82,6 +92,7 @@ def train_part(
     run_dir: Path | str,
     identity: Mapping[str, Any] | None = None,
     tag: str = "train",
+    trainer: Any | None = None,
 ) -> tuple[Any, dict[str, float]]:
     """Train a part by its `fit`, or by its `loss` and `TrainingLoop`; the same call resumes.
 
@@ -92,6 +103,7 @@ def train_part(
         run_dir: folder of checkpoints and TensorBoard events.
         identity: values besides `settings` that identify the run; a checkpoint with other values is refused.
         tag: prefix of the logged scalars.
+        trainer: trains the part by `fit(part, arrays, settings, folder)`, in place of the part itself.
 
     Returns:
         the trained part (with averaged weights, in evaluation mode), and the last scalars.
@@ -100,6 +112,9 @@ def train_part(
         ConfigError: `loss` did not return differentiable scalars by name, or the part is not an `nn.Module`.
         CheckpointError: the checkpoint in `run_dir` is damaged or of another part.
     """
+    if trainer is not None and hasattr(trainer, "fit") and trainer is not type(part):
+        scalars = trainer.fit(part, arrays, settings, Path(run_dir))
+        return part, {name: float(value) for name, value in (scalars or {}).items()}
     if hasattr(part, "fit"):
         scalars = part.fit(arrays, settings, Path(run_dir))
         return part, {name: float(value) for name, value in (scalars or {}).items()}

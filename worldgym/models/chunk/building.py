@@ -44,8 +44,8 @@ def for_data(
     """
     if initial is None:
         raise ConfigError(
-            "a chunk model takes its tokenizer from another world model; type --initial WORLD_MODEL (of type video, see "
-            "`worldgym train world-model --help`)"
+            "a chunk model takes its tokenizer from another world model; type --initial WORLD_MODEL (of type video, "
+            "see `worldgym train world-model --help`)"
         )
     old = load_world_model(initial)
     if not isinstance(old, VideoWorldModel | ChunkWorldModel):
