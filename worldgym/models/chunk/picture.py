@@ -26,6 +26,9 @@ from worldgym.nn import TransformerBlock, from_tokens, to_tokens
 SPREAD = (2.6 / 64, 5.0 / 64)
 """Standard deviation of a part's flow, in image widths: an object, the hand."""
 
+EDGE = 0.02
+"""Weight of a part at which half of its displacement applies."""
+
 
 @dataclass
 class Parts:
@@ -94,9 +97,8 @@ class Picture(nn.Module):
     def warp(self, features: Tensor, start: Tensor, after: Tensor, present: Tensor) -> Tensor:
         """Move `features (B,f,4h,4w)` by the flow that takes each part from `start` to `after (B,P,2)`."""
         near = self._near(after, self.fine) * present[:, :, None, None]
-        flow = torch.einsum(
-            "bphw,bpc->bhwc", near / (near.sum(1, keepdim=True) + 0.05), (after - start).float()
-        )
+        share = near * (1 + EDGE) / (near.sum(1, keepdim=True) + EDGE)  # about 1 over the whole part
+        flow = torch.einsum("bphw,bpc->bhwc", share.clamp(max=1), (after - start).float())
         grid = 2 * (self.fine[None] - flow) - 1
         return F.grid_sample(features, grid.to(features.dtype), align_corners=False)
 

@@ -1,0 +1,177 @@
+"""One pass per chunk: what it shares with the protocol, and what positions do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.models import load_world_model
+from worldgym.models.chunk.config import ChunkConfig
+from worldgym.models.chunk.world_model import ChunkWorldModel
+from worldgym.protocols import WorldModel
+from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, StateField
+
+PARTS = ("hand", "red", "blue")
+
+
+def specs(height: int = 32, width: int = 32, state: int = 4, cameras: int = 1) -> Specs:
+    more = (Camera("wrist", 16, 16),) if cameras == 2 else ()
+    fields = tuple(StateField(f"q{i}", "joint", "rad") for i in range(state))
+    action = ActionSpec(("a", "b", "c"), ("m",) * 3, 5.0, (-1.0,) * 3, (1.0,) * 3)
+    return Specs(ObservationSpec((Camera("front", height, width), *more), fields), action)
+
+
+def model_of(parts: tuple[str, ...] = PARTS, chunk: int = 5, **shape) -> ChunkWorldModel:
+    torch.manual_seed(0)
+    given = specs(**shape)
+    states = np.random.default_rng(0).normal(size=(20, given.observation.state_dim)).astype(np.float32)
+    config = replace(ChunkConfig.preset("tiny"), chunk=chunk, dtype="float32").for_data(states, given, parts)
+    model = ChunkWorldModel(config).eval().requires_grad_(False)
+    for parameter in model.picture.parameters():  # weights that begin at zero would hide mistakes
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    for part in (model.motion, model.kinematics):
+        for parameter in part.parameters() if part is not None else ():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def start(model: ChunkWorldModel, rows: int = 3, seed: int = 1):
+    rng = torch.Generator().manual_seed(seed)
+    cameras = model.specs.observation.cameras
+    frames = [
+        torch.randint(0, 256, (rows, 1, *camera.size, 3), generator=rng, dtype=torch.uint8) for camera in cameras
+    ]
+    views = {camera.name: view for camera, view in zip(cameras[1:], frames[1:], strict=True)}
+    states = torch.randn(rows, 1, model.state_dim, generator=rng)
+    none = torch.zeros(rows, 0, model.action_dim)
+    return model.begin(frames[0], none, states=states, **({"views": views} if views else {}))
+
+
+def actions_of(model: ChunkWorldModel, rows: int = 3, steps: int = 5) -> torch.Tensor:
+    return torch.rand(rows, steps, model.action_dim, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        model_of(), model_of(()), model_of((), height=24, width=40), model_of((), state=0),
+        model_of((), cameras=2), model_of(chunk=1), model_of(("red",)),
+    ],
+    ids=["parts", "plain", "not square", "no state", "two cameras", "chunks of one", "no hand"],
+)  # fmt: skip
+def test_it_predicts_every_camera_state_and_frame_that_is_asked_for(model):
+    assert isinstance(model, WorldModel)
+    state, actions = start(model), actions_of(model, steps=7)
+    observation = model.specs.observation
+    for decode, frames in (("all", 7), ("last", 1), ("none", 0)):
+        after, imagined = model.step(state, actions, decode=decode)
+        assert imagined.frames.shape == (3, frames, *observation.main.size, 3)
+        assert imagined.frames.dtype == torch.uint8
+        assert imagined.states.shape == (3, 7, model.state_dim)
+        assert imagined.uncertainty.shape == (3,)
+        assert {name: tuple(view.shape[1:4]) for name, view in imagined.views.items()} == {
+            camera.name: (frames, *camera.size) for camera in observation.views
+        }
+        assert after.latent.shape == state.latent.shape
+
+
+def test_looking_at_every_frame_changes_nothing_afterwards():
+    model = model_of()
+    state, actions = start(model), actions_of(model, steps=10)
+    one, every = model.step(state, actions, decode="last"), model.step(state, actions, decode="all")
+    torch.testing.assert_close(one[0].latent, every[0].latent)
+    torch.testing.assert_close(one[1].frames[:, -1], every[1].frames[:, -1])
+    torch.testing.assert_close(one[1].states, every[1].states)
+
+
+def test_the_frames_between_are_those_of_chunks_that_end_there():
+    model = model_of()
+    state, actions = start(model), actions_of(model)
+    _, every = model.step(state, actions, decode="all")
+    for k in range(1, 6):
+        _, short = model.step(state, actions[:, :k], decode="last")
+        torch.testing.assert_close(short.frames[:, 0], every.frames[:, k - 1])
+        torch.testing.assert_close(short.states, every.states[:, :k])
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    model = model_of()
+    state, actions = start(model, 4), actions_of(model, 4)
+    _, batch = model.step(state, actions)
+    alone = model.fork(state, torch.tensor([2]))
+    _, one = model.step(alone, actions[2:3])
+    torch.testing.assert_close(one.latents[0], batch.latents[2], atol=1e-4, rtol=1e-4)
+
+
+def test_fork_and_merge_copy_rows():
+    model = model_of()
+    state, other = start(model, 4), start(model, 1, seed=9)
+    merged = model.merge(state, torch.tensor([1]), other)
+    torch.testing.assert_close(merged.latent[1], other.latent[0])
+    torch.testing.assert_close(merged.slots.positions[1], other.slots.positions[0])
+    torch.testing.assert_close(merged.latent[[0, 2, 3]], state.latent[[0, 2, 3]])
+    before = state.latent.clone()
+    model.step(state, actions_of(model, 4))
+    torch.testing.assert_close(state.latent, before)
+
+
+def test_an_observation_replaces_the_picture_and_the_positions_that_are_seen():
+    model = model_of()
+    state = start(model)
+    frames = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    seen = model.observe(state, frames, states=torch.zeros(3, 4))
+    torch.testing.assert_close(seen.latent, model.tokenizer.encode(frames))
+    assert (seen.states == 0).all()
+    where, present = model.locate(frames)
+    known = model.objects_of(present) > 0.5
+    torch.testing.assert_close(seen.slots.positions[known], model.objects_of(where)[known])
+
+
+def test_a_moved_part_is_drawn_where_it_went_by_the_flow():
+    """Features with one bright cell, and a part that moves by a quarter of the image."""
+    model = model_of(("red",))
+    features = torch.zeros(1, 16, 16, 16)
+    features[0, :, 8, 4] = 1.0
+    first = torch.tensor([[[4.5 / 16, 8.5 / 16]]])
+    moved = model.picture.warp(features, first, first + torch.tensor([0.25, 0.0]), torch.ones(1, 1))
+    assert moved[0, 0, 8, 8] > 0.99  # and what it left behind is for the network to fill
+    still = model.picture.warp(features, first, first, torch.ones(1, 1))
+    torch.testing.assert_close(still, features)
+
+
+def test_a_saved_model_predicts_the_same(tmp_path):
+    model = model_of()
+    model.save_pretrained(tmp_path)
+    loaded = load_world_model(tmp_path)
+    assert isinstance(loaded, ChunkWorldModel)
+    assert loaded.specs == model.specs
+    state, actions = start(loaded), actions_of(model)
+    _, one = loaded.step(state, actions)
+    loaded.save_pretrained(tmp_path / "again")
+    _, two = load_world_model(tmp_path / "again").step(state, actions)
+    torch.testing.assert_close(one.frames, two.frames)
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError):
+        load_world_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, s: m.step(s, torch.zeros(3, 5, 2)), r"expected \(3, K, 3\)"),
+        (lambda m, s: m.step(s, torch.zeros(3, 5, 3), decode="some"), "decode must be"),
+        (lambda m, s: m.begin(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.zeros(1, 0, 3)), "adds Tc"),
+        (
+            lambda m, s: m.begin(torch.zeros(1, 1, 32, 32, 3, dtype=torch.uint8), torch.zeros(1, 0, 3)),
+            "needs the proprioception",
+        ),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    model = model_of()
+    with pytest.raises(ConfigError, match=message):
+        call(model, start(model))
