@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.rollouts.exploration import GoalExploration
 from agents.rollouts.trajectories import Rollouts
 from worldgym.errors import ConfigError
 from worldgym.imagination.observations import state_of
@@ -145,6 +146,7 @@ class SimulatorCollector:
         generator: torch.Generator | None = None,
         partial: bool = False,
         judge: RewardModel | None = None,
+        distinct_goals: bool = False,
     ) -> Rollouts:
         """Roll out `len(seeds) * group_size` episodes; same meaning and order as `agents.collect`.
 
@@ -161,6 +163,7 @@ class SimulatorCollector:
                 as in World-Gymnast's simulator baseline. False sets it to 1 for success, else 0.
             judge: judges success from the simulator's frame after each chunk, in place of the true success. The
                 rollouts then have the judge's errors but not the world model's.
+            distinct_goals: attempts of a group try different goals (`agents.rollouts.exploration`).
 
         Raises:
             ConfigError: the judge reads more than one frame, or the policy's output has a wrong shape or is NaN or
@@ -187,6 +190,7 @@ class SimulatorCollector:
         )
         clock["imagine"] += time.perf_counter() - began
         earned = torch.zeros(total)
+        explore = GoalExploration(policy, group_size, temperature, generator) if distinct_goals else None
         out: Rollouts | None = None
         running = torch.ones(total, dtype=torch.bool)
         for c in range(chunks):
@@ -198,7 +202,10 @@ class SimulatorCollector:
             observation = Observation(image=image[rows], state=state[rows], instruction=words)
             views = {key: view[rows] for key, view in self._views.items()}
             observation.update(views)  # type: ignore[typeddict-item]
-            output = policy.act(observation, temperature=temperature, generator=generator)
+            if explore is None:
+                output = policy.act(observation, temperature=temperature, generator=generator)
+            else:
+                output = explore(observation, rows.numpy())
             output = check_output(
                 output, policy, observation, action_dim=self._action_dim, chunk=k, stored=True
             )
@@ -239,6 +246,7 @@ class SimulatorCollector:
         if partial:
             out.reward = earned / (chunks * k)
         out.seconds = clock
+        out.weights = None if explore is None else explore.weights
         return out
 
 

@@ -276,7 +276,7 @@ def simulated(
             confidence = policy.confidence({"image": image, "state": state, "instruction": texts})
             rows = confidence.argsort()[: len(starts)].tolist()
             chosen, start_tasks = [chosen[i] for i in rows], [start_tasks[i] for i in rows]
-        known = ("group_size", "horizon", "temperature")
+        known = ("group_size", "horizon", "temperature", "distinct_goals")
         return simulator.collect(
             policy, chosen, start_tasks, partial=partial, judge=judge,
             generator=_generator(int(starts.seed) * 10_000 + number), **{k: how[k] for k in known},
