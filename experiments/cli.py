@@ -169,6 +169,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "execute the best of N imagined attempts, chosen by each judge, in Real",
         draws=True,
     ),
+    ("bench", "hindsight"): Command(
+        "bench_hindsight",
+        "BenchHindsightConfig",
+        "how often the judge is right that a failed attempt fulfils another instruction",
+        draws=True,
+    ),
     ("bench", "video"): Command(
         "bench_video",
         "BenchVideoConfig",

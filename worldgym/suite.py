@@ -11,6 +11,8 @@ A suite may have optional members beyond the protocol. `extra` returns such a me
 * `watched(**settings) -> env`, whose attribute `positions (T+1, K, 2)` holds the true positions in pixels, and `parts`,
   the K names of the positions: ground truth for the position probe;
 * `measure_gap(gap, episodes=...) -> dict` and `frozen_gap() -> float`: the sim-to-real gap of the software simulator;
+* `fulfilled(env, instruction) -> bool`: whether an instruction is fulfilled in the current state, for audits of
+  relabelled attempts;
 * `task_of(instruction) -> str`: the task that an instruction belongs to;
 * `unseen_tasks`: tasks of the split `unseen_task`;
 * `driver() -> str`: name of the OpenGL driver that rendered, for `worldgym info`.

@@ -34,6 +34,7 @@ def relabel(
     threshold: float,
     rng: np.random.Generator,
     candidates: int = 8,
+    keep_groups: bool = False,
 ) -> tuple[Rollouts | None, dict[str, float]]:
     """Failed attempts that fulfil another instruction, as successes of it.
 
@@ -44,6 +45,7 @@ def relabel(
         threshold: lowest probability that counts.
         rng: draws which sentences are asked.
         candidates: sentences per attempt.
+        keep_groups: keep the group of each attempt; otherwise each is a group of its own.
 
     Returns:
         relabelled attempts, or None if there are none, and counts: `failures`, `asked` (sentences), `relabelled`.
@@ -88,7 +90,8 @@ def relabel(
     extra = rollouts.select(torch.tensor(sorted(best)))
     extra.instructions = [texts[best[row]] for row in sorted(best)]
     extra.reward = torch.ones_like(extra.reward)
-    extra.groups = torch.arange(len(extra))
+    if not keep_groups:
+        extra.groups = torch.arange(len(extra))
     return extra, facts
 
 

@@ -86,8 +86,8 @@ def phrase(task: str, index: int, *, target: str = "", side: str = "", base: str
     return TEMPLATES[task][index].format(target=target, side=side, base=base)
 
 
-def task_of(instruction: str) -> str:
-    """The task of an instruction.
+def parse(instruction: str) -> tuple[str, dict[str, str]]:
+    """Task of an instruction and its words: `target`, `side`, `base`, where the task has them.
 
     Raises:
         ValueError: the instruction matches no template.
@@ -95,6 +95,16 @@ def task_of(instruction: str) -> str:
     patterns = {"target": r"\w+ \w+", "base": r"\w+ \w+", "side": "left|right"}
     for task, templates in TEMPLATES.items():
         for template in templates:
-            if re.fullmatch(template.format(**{name: f"(?:{p})" for name, p in patterns.items()}), instruction):
-                return task
+            named = template.format(**{name: f"(?P<{name}>{p})" for name, p in patterns.items()})
+            if found := re.fullmatch(named, instruction):
+                return task, found.groupdict()
     raise ValueError(f"{instruction!r} is of no known task; the tasks are {', '.join(TEMPLATES)}")
+
+
+def task_of(instruction: str) -> str:
+    """The task of an instruction.
+
+    Raises:
+        ValueError: the instruction matches no template.
+    """
+    return parse(instruction)[0]

@@ -120,6 +120,13 @@ class TabletopSuite:
 
         return driver()
 
+    def fulfilled(self, env: Any, instruction: str) -> bool:
+        """Whether `instruction` is fulfilled in the current state, whatever the instruction of the episode is."""
+        from envs.tabletop.tasks import judge_truth, scene_for
+
+        scene = scene_for(env.batch.scene(), instruction)
+        return scene is not None and bool(judge_truth(scene, env.batch.simulation().privileged())[0])
+
     def task_of(self, instruction: str) -> str:
         """The task of an instruction."""
         return task_of(instruction)

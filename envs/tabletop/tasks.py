@@ -13,13 +13,13 @@ Example::
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from envs.tabletop.grammar import TASKS, paraphrases, phrase
+from envs.tabletop.grammar import TASKS, paraphrases, parse, phrase
 from envs.tabletop.scene import (
     BUTTON_TRAVEL,
     COLOURS,
@@ -232,3 +232,21 @@ def judge_truth(scene: Scene, s: Truth) -> tuple[bool, float]:
         done = s.drawer < 0.2 * DRAWER_TRAVEL
         return bool(done), float(np.clip((DRAWER_TRAVEL - s.drawer) / (0.8 * DRAWER_TRAVEL), 0, 1))
     return s.lamp, 1.0 if s.lamp else float(0.9 * np.clip(s.button / BUTTON_TRAVEL, 0, 1))
+
+
+def scene_for(scene: Scene, instruction: str) -> Scene | None:
+    """The scene with another instruction, or None if the scene lacks an object that it names.
+
+    Raises:
+        ValueError: the instruction is of no known task.
+    """
+    task, words = parse(instruction)
+    named = {f"{colour} {shape}": i for i, (colour, shape) in enumerate(zip(scene.colours, SLOT_SHAPES, strict=True))}
+    slots = {}
+    for role in ("target", "base"):
+        if role in words:
+            if words[role] not in named or scene.positions[named[words[role]]] is None:
+                return None
+            slots[role] = named[words[role]]
+    side = {"side": words["side"]} if "side" in words else {}
+    return replace(scene, task=task, instruction=instruction, **slots, **side)

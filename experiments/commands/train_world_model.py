@@ -135,6 +135,8 @@ def run(config: TrainWorldModelConfig) -> int:
         return train_registered(
             WORLD_MODELS, config, command="train world-model", save_to=config.out / "export"
         )
+    if config.probe is not None:
+        raise ConfigError("--probe applies to models of type chunk; leave it out, or add --type chunk")
     if config.tokenizer is None and config.initial is None:
         raise ConfigError("give --tokenizer RUN (from `worldgym train tokenizer`) or --initial WORLD_MODEL")
     here = placing(config)

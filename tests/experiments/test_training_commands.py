@@ -206,3 +206,35 @@ def test_windows_that_hold_a_grasp_or_a_push_are_likelier():
     carrying = [7, 8, 9, 10, 11, 12, 47, 48, 49, 50, 51]
     assert np.flatnonzero(odds == 3).tolist() == touching
     assert np.flatnonzero(odds == 9).tolist() == carrying
+
+
+def test_a_chunk_model_starts_from_a_frame_model_and_is_used_like_it(chain, tmp_path):
+    from worldgym import pretrained
+    from worldgym.models import load_world_model
+    from worldgym.models.chunk.world_model import ChunkWorldModel
+
+    arguments = ["--type", "chunk", "--data", str(chain / "data"), "--initial", str(chain / "world" / "export")]
+    arguments += ["--preset", "tiny", "--steps", "10", "--batch-size", "2", "--out", str(tmp_path / "chunk")]
+    probe = str(pretrained.path("tabletop-small") / "probe")
+    assert main(["train", "world-model", *arguments, "--probe", probe]) == 0
+    assert main(["train", "world-model", *arguments, "--probe", probe]) == 0  # finished: the same command does nothing
+    model, initial = load_world_model(tmp_path / "chunk" / "export"), load_world_model(chain / "world" / "export")
+    assert isinstance(model, ChunkWorldModel)
+    assert model.config.objects
+    for name, value in initial.tokenizer.state_dict().items():
+        torch.testing.assert_close(model.tokenizer.state_dict()[name], value, atol=1e-2, rtol=1e-2)
+    frames = torch.zeros(2, 1, 64, 64, 3, dtype=torch.uint8)
+    state = model.begin(frames, torch.zeros(2, 0, 4), states=torch.zeros(2, 1, 4))
+    assert model.step(state, torch.zeros(2, 5, 4), decode="last")[1].frames.shape == (2, 1, 64, 64, 3)
+
+
+def test_a_chunk_model_without_an_initial_model_says_what_to_type(chain, tmp_path, capsys):
+    arguments = ["--type", "chunk", "--data", str(chain / "data"), "--steps", "5", "--out", str(tmp_path / "chunk")]
+    assert main(["train", "world-model", *arguments]) == 2
+    assert "type --initial WORLD_MODEL" in capsys.readouterr().err
+
+
+def test_an_option_that_a_type_does_not_take_is_refused(chain, tmp_path, capsys):
+    arguments = ["--data", str(chain / "data"), "--probe", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["train", "world-model", *arguments, "--initial", str(chain / "world" / "export")]) == 2
+    assert "--probe" in capsys.readouterr().err
