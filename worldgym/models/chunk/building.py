@@ -82,8 +82,10 @@ def _warm(model: ChunkWorldModel, old: VideoWorldModel) -> None:
         picture.place.data.copy_(dynamics.place.data)
     if dynamics.objects is not None and picture.parts:
         _copy(picture.shift, dynamics.objects.shift)
-        if dynamics.objects.take.weight.shape == picture.take.weight.shape:
-            _copy(picture.take, dynamics.objects.take)
+        count = dynamics.objects.count
+        with torch.no_grad():
+            picture.take.weight[:count].copy_(dynamics.objects.take.weight)
+            picture.take.bias[:count].copy_(dynamics.objects.take.bias)  # type: ignore[index]
     z = model.config.tokenizer.latent_channels
     shown = dynamics.stem.weight.shape[1] - z  # without the noisy frame, which a chunk model does not have
     if (

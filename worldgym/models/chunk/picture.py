@@ -3,7 +3,8 @@
 Objects and hand are moved by one dense flow: near a part's new position the flow is the part's displacement, elsewhere
 it is zero. Two pictures are moved: the one before the chunk, and the anchor (the first frame of the episode), from
 which an object that was moved many times is copied only once. This is the skip connection of Ebert et al. 2017
-(section 4), with flows from positions. The transformer takes each cell from one of them or predicts it.
+(section 4), with flows from positions. The transformer takes each cell from one of them, from the anchor itself, or
+predicts it.
 
 Example::
 
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldgym.models.chunk.config import ChunkConfig
+from worldgym.models.chunk.config import HAND, ChunkConfig
 from worldgym.models.tokenizers.frame import unit_rms
 from worldgym.models.video.latent_shift import FINER, LatentShift, unshuffle
 from worldgym.nn import TransformerBlock, from_tokens, to_tokens
@@ -76,11 +77,13 @@ class Picture(nn.Module):
             nn.init.zeros_(layer.bias)
         if self.parts:
             self.shift = LatentShift(z)
-            self.take = nn.Conv2d(64, 2, 3, padding=1)
+            self.take = nn.Conv2d(64, 3, 3, padding=1)
             nn.init.zeros_(self.take.weight)
             nn.init.constant_(self.take.bias, -1.0)
-            spread = [SPREAD[name == "hand"] for name in c.parts]
+            spread = [SPREAD[name == HAND] for name in c.parts]
             self.register_buffer("spread", torch.tensor(spread), persistent=False)
+            objects = [float(name != HAND) for name in c.parts]  # the hand is not copied from the anchor
+            self.register_buffer("object", torch.tensor(objects), persistent=False)
             for name, scale in (("fine", FINER), ("coarse", 1)):
                 down, right = torch.meshgrid(
                     (torch.arange(rows * scale) + 0.5) / (rows * scale),
@@ -97,8 +100,10 @@ class Picture(nn.Module):
     def warp(self, features: Tensor, start: Tensor, after: Tensor, present: Tensor) -> Tensor:
         """Move `features (B,f,4h,4w)` by the flow that takes each part from `start` to `after (B,P,2)`."""
         near = self._near(after, self.fine) * present[:, :, None, None]
-        share = near * (1 + EDGE) / (near.sum(1, keepdim=True) + EDGE)  # about 1 over the whole part
-        flow = torch.einsum("bphw,bpc->bhwc", share.clamp(max=1), (after - start).float())
+        sharp = near.pow(4)  # nearly a choice: a mean of two parts' displacements would move neither
+        top = near.amax(1, keepdim=True)
+        share = sharp / (sharp.sum(1, keepdim=True) + 1e-12) * (top * (1 + EDGE) / (top + EDGE))
+        flow = torch.einsum("bphw,bpc->bhwc", share, (after - start).float())
         grid = 2 * (self.fine[None] - flow) - 1
         return F.grid_sample(features, grid.to(features.dtype), align_corners=False)
 
@@ -125,7 +130,10 @@ class Picture(nn.Module):
         maps: list[Tensor] = []
         if parts is not None and anchor_features is not None:
             features = torch.cat([self.shift.unfold(before), anchor_features.to(dtype)])
-            after, present = parts.after.repeat(2, 1, 1), parts.present.repeat(2, 1)
+            after, present = (
+                parts.after.repeat(2, 1, 1),
+                torch.cat([parts.present, parts.present * self.object]),
+            )
             fine = self.warp(features, torch.cat([parts.before, parts.first]), after, present)
             moved = list(
                 unit_rms(self.shift.back(unshuffle(fine.to(dtype), FINER)).float()).to(dtype).chunk(2)
@@ -145,7 +153,7 @@ class Picture(nn.Module):
         latents = before.float() + self.change(hidden).float()
         if moved:
             taken = self.take(hidden).float().sigmoid()
-            for i, picture in enumerate(moved):
+            for i, picture in enumerate((*moved, anchor)):
                 latents = latents + taken[:, i : i + 1] * (picture.float() - before.float())
         error = self.error(torch.cat([x.mean(1), condition], -1)).float()[:, 0]
         return latents, error
