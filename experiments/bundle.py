@@ -165,7 +165,7 @@ class Bundle:
 
     def probe(self) -> Any:
         """Load the probe that measures positions in frames."""
-        from worldgym.evaluation.probe import PositionProbe
+        from worldgym.models.probe import PositionProbe
 
         return self.placing(PositionProbe.from_pretrained(self._part("probe")))
 

@@ -39,10 +39,10 @@ from rewards import (
 )
 from worldgym.data.reader import EpisodeArrays
 from worldgym.evaluation.fidelity import imagine_logs
-from worldgym.evaluation.probe import PositionProbe, PositionProbeConfig, probe_loss
 from worldgym.imagination import ArrayStarts, WorldModelVectorEnv
 from worldgym.models import EnsembleWorldModel, VideoWorldModel, WorldModelConfig
 from worldgym.models.foresight import Foresight
+from worldgym.models.probe import PositionProbe, PositionProbeConfig, probe_loss
 from worldgym.models.video.uncached import imagine_uncached
 from worldgym.training.foresight import ForesightData, train_foresight, value_scores
 from worldgym.training.loop import LoopConfig

@@ -91,6 +91,7 @@ MOVED: dict[str, str] = {
     "worldgym.data.png": "worldgym.data.codecs.png",
     "worldgym.data.video": "worldgym.data.codecs.video",
     "worldgym.evaluation.audit": "worldgym.evaluation.judge_audit",
+    "worldgym.evaluation.probe": "worldgym.models.probe",
     "worldgym.imagination.features": "worldgym.imagination.adapters.features",
     "worldgym.imagination.held": "worldgym.imagination.adapters.action_repeat",
     "worldgym.imagination.recording": "worldgym.imagination.adapters.recording",

@@ -188,7 +188,10 @@ def distinct(
     log_p = scores.double().log_softmax(-1)
     noise = torch.rand(len(scores), generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
     perturbed = log_p - (-noise.log()).log()
-    open_, drawn, share, rounds = torch.ones(len(scores), dtype=torch.bool), [], [], [0]
+    open_ = torch.ones(len(scores), dtype=torch.bool)
+    drawn: list[int] = []
+    share: list[float] = []
+    rounds = [0]
     for _ in range(count):
         if float(log_p[open_].exp().sum()) < 1e-3 or not bool(open_.any()):
             open_[:] = True

@@ -242,11 +242,10 @@ def scene_for(scene: Scene, instruction: str) -> Scene | None:
     """
     task, words = parse(instruction)
     named = {f"{colour} {shape}": i for i, (colour, shape) in enumerate(zip(scene.colours, SLOT_SHAPES, strict=True))}
-    slots = {}
+    changes: dict[str, Any] = {"side": words["side"]} if "side" in words else {}
     for role in ("target", "base"):
         if role in words:
             if words[role] not in named or scene.positions[named[words[role]]] is None:
                 return None
-            slots[role] = named[words[role]]
-    side = {"side": words["side"]} if "side" in words else {}
-    return replace(scene, task=task, instruction=instruction, **slots, **side)
+            changes[role] = named[words[role]]
+    return replace(scene, task=task, instruction=instruction, **changes)

@@ -76,8 +76,8 @@ def run(config: TrainProbeConfig) -> int:
     from experiments.bundle import Bundle
     from experiments.pipelines.held_out_episodes import true_logs
     from worldgym.evaluation.fidelity import position_errors
-    from worldgym.evaluation.probe import PositionProbe, PositionProbeConfig, probe_loss
     from worldgym.models import load_world_model
+    from worldgym.models.probe import PositionProbe, PositionProbeConfig, probe_loss
     from worldgym.training.loop import LoopConfig, TrainingLoop
 
     here = placing(config)

@@ -140,7 +140,7 @@ def _policy(folder: Path, place: Workspace) -> str:
 
 
 def _probe(folder: Path, place: Workspace) -> str:
-    from worldgym.evaluation.probe import PositionProbe
+    from worldgym.models.probe import PositionProbe
 
     found = PositionProbe.from_pretrained(folder).locate(_frames(64))
     return digest(*found)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldgym.evaluation import fidelity
-from worldgym.evaluation.probe import PositionProbe, PositionProbeConfig, probe_loss
+from worldgym.models.probe import PositionProbe, PositionProbeConfig, probe_loss
 
 
 def _noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

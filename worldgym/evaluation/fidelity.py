@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor
 
-from worldgym.evaluation.probe import PositionProbe
 from worldgym.evaluation.ranking import spearman
+from worldgym.models.probe import PositionProbe
 from worldgym.utils.optional import require
 
 MOVED_PX = 3.0  # an object farther than this from its start position counts as moved, pixels

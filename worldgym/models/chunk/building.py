@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from worldgym.errors import ConfigError
-from worldgym.evaluation.probe import PositionProbe
 from worldgym.models.chunk.config import ChunkConfig
 from worldgym.models.chunk.world_model import ChunkWorldModel
 from worldgym.models.loading import load_world_model
+from worldgym.models.probe import PositionProbe
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.specs import Specs, check_observations
 

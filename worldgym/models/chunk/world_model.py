@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
-from worldgym.evaluation.probe import PositionProbe, PositionProbeConfig
 from worldgym.models.chunk.config import HAND, ChunkConfig
 from worldgym.models.chunk.decoder import LightDecoder
 from worldgym.models.chunk.picture import Parts, Picture
 from worldgym.models.chunk.slots import Kinematics, SlotMotion, Slots
+from worldgym.models.chunk.state import ChunkState
+from worldgym.models.probe import PositionProbe, PositionProbeConfig
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.state import in_threads
-from worldgym.nn import RowBatch
 from worldgym.protocols import Decode, Imagined
 from worldgym.specs import Specs
 from worldgym.utils.files import read_json
@@ -43,36 +42,6 @@ from worldgym.utils.tensors import load_tensors, save_tensors
 TYPE = "chunk"
 EXACT = ("background",)  # buffers that are saved in their own precision
 ROWS_PER_THREAD = 12
-
-
-@dataclass(frozen=True)
-class ChunkState(RowBatch):
-    """State of B imagined episodes.
-
-    Args:
-        latent: `(B,C,h,w)` float32, the current latents.
-        states: `(B,S)` float32, current proprioception, data units.
-        last: `(B,S)` its last change, normalised.
-        acted: `(B,A)` the last action; zeros at the start of an episode.
-        anchor: `(B,C,h,w)` latents of the first frame.
-        features: `(B,f,4h,4w)` the anchor on the finer grid; None without parts.
-        first: `(B,P,2)` positions of hand and objects in the anchor; None without parts.
-        slots: the objects; None without parts.
-    """
-
-    latent: Tensor
-    states: Tensor
-    last: Tensor
-    acted: Tensor
-    anchor: Tensor
-    features: Tensor | None = None
-    first: Tensor | None = None
-    slots: Slots | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        return len(self.latent)
 
 
 class ChunkWorldModel(nn.Module):

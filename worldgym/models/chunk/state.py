@@ -1,0 +1,46 @@
+"""State of the imagined episodes of a chunk world model.
+
+Example::
+
+    state = model.begin(frames, actions, states=states)
+    state.slots.positions                # (B, M, 2), in image widths
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from worldgym.models.chunk.slots import Slots
+from worldgym.nn import RowBatch
+
+
+@dataclass(frozen=True)
+class ChunkState(RowBatch):
+    """State of B imagined episodes.
+
+    Args:
+        latent: `(B,C,h,w)` float32, the current latents.
+        states: `(B,S)` float32, current proprioception, data units.
+        last: `(B,S)` its last change, normalised.
+        acted: `(B,A)` the last action; zeros at the start of an episode.
+        anchor: `(B,C,h,w)` latents of the first frame.
+        features: `(B,f,4h,4w)` the anchor on the finer grid; None without parts.
+        first: `(B,P,2)` positions of hand and objects in the anchor; None without parts.
+        slots: the objects; None without parts.
+    """
+
+    latent: Tensor
+    states: Tensor
+    last: Tensor
+    acted: Tensor
+    anchor: Tensor
+    features: Tensor | None = None
+    first: Tensor | None = None
+    slots: Slots | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(self.latent)
