@@ -10,7 +10,7 @@ network pass per frame, and no decoding.
 Example::
 
     model = EnsembleWorldModel([load_world_model("tabletop-small"), load_world_model("runs/other/export")])
-    envs = gym.make_vec("worldgym/ImaginedTabletop-v0", num_envs=8, world_model=model, uncertainty_bound=0.02)
+    envs = gym.make_vec("worldgym/Imagined-v0", num_envs=8, world_model=model, uncertainty_bound=0.02)
 """
 
 from __future__ import annotations

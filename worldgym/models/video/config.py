@@ -234,7 +234,7 @@ class WorldModelConfig:
     # -- construction --------------------------------------------------------------------------------------------------
     @staticmethod
     def preset(name: str) -> WorldModelConfig:
-        """Preset `"small"` (bundled, 2 CPU cores) or `"tiny"` (tests); both fit the tabletop until `for_data`."""
+        """Preset `"small"` (bundled, 2 CPU cores) or `"tiny"` (tests); both have the bundled sizes until `for_data`."""
         if name == "small":
             return WorldModelConfig(dynamics=DynamicsConfig(motion=BUNDLED_MOTION))
         if name == "tiny":
