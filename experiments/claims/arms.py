@@ -279,7 +279,7 @@ def simulated(
         known = ("group_size", "horizon", "temperature", "distinct_goals")
         return simulator.collect(
             policy, chosen, start_tasks, partial=partial, judge=judge,
-            generator=_generator(int(starts.seed) * 10_000 + number), **{k: how[k] for k in known},
+            generator=_generator(int(starts.seed) * 10_000 + number), **{k: how[k] for k in known if k in how},
         )  # fmt: skip
 
     return gather
