@@ -18,14 +18,18 @@ from worldgym.training.loop import LoopConfig
 
 def model_of(**changes) -> ChunkWorldModel:
     torch.manual_seed(0)
-    specs = Specs(ObservationSpec((Camera("front", 16, 16),)), ActionSpec(("a",), ("m",), 5.0, (-1.0,), (1.0,)))
+    specs = Specs(
+        ObservationSpec((Camera("front", 16, 16),)), ActionSpec(("a",), ("m",), 5.0, (-1.0,), (1.0,))
+    )
     config = replace(ChunkConfig.preset("tiny"), dtype="float32", **changes)
     return ChunkWorldModel(config.for_data(np.zeros((2, 0), np.float32), specs))
 
 
 def test_it_learns_the_pixels_and_decodes_for_the_model(tmp_path):
-    model = model_of(decoder_widths=(16, 8, 8))
-    frames = np.random.default_rng(0).integers(0, 255, (8, 1, 1, 3)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
+    model = model_of()
+    frames = (
+        np.random.default_rng(0).integers(0, 255, (8, 1, 1, 3)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
+    )
     latents = model.tokenizer.encode(torch.from_numpy(frames))
 
     def error() -> float:
@@ -39,4 +43,10 @@ def test_it_learns_the_pixels_and_decodes_for_the_model(tmp_path):
 
 def test_a_model_without_one_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="decoder_widths"):
-        train_decoder(model_of(), torch.zeros(1, 8, 2, 2), np.zeros((1, 16, 16, 3), np.uint8), LoopConfig(), tmp_path)
+        train_decoder(
+            model_of(decoder_widths=None),
+            torch.zeros(1, 8, 2, 2),
+            np.zeros((1, 16, 16, 3), np.uint8),
+            LoopConfig(),
+            tmp_path,
+        )

@@ -31,7 +31,9 @@ from worldgym.specs import Specs
 from worldgym.training.chunk_data import ChunkEpisodes, Labels, labels
 from worldgym.training.chunk_positions import roll_positions, train_positions
 from worldgym.training.generic import PartTraining
+from worldgym.training.light_decoder import train_decoder
 from worldgym.training.loop import LoopConfig, TrainingLoop
+from worldgym.training.pictures import Pictures
 from worldgym.training.world_model import pixel_loss
 from worldgym.utils.devices import rand, randn
 
@@ -245,7 +247,7 @@ class ChunkTrainer:
 
     @staticmethod
     def fit(model: ChunkWorldModel, arrays: Any, settings: PartTraining, folder: Path) -> dict[str, float]:
-        """Train positions for a fifth of the time, then the picture; each part resumes."""
+        """Train positions for a fifth of the time, then the picture, then the light decoder; each part resumes."""
         hand = HandColumns.of(model.specs.observation)
         data = ChunkEpisodes.encode(model, arrays)
         if hand is not None:
@@ -253,12 +255,16 @@ class ChunkTrainer:
                 arrays.states, arrays.offsets, settings.window, CONTACT_ODDS, hand
             )
         facts: dict[str, float] = {}
-        first, second = _shares(settings.loop, 0.2), _shares(settings.loop, 0.8)
+        first, second = _shares(settings.loop, 0.2), _shares(settings.loop, 0.65)
         if model.state_dim:
             loop = replace(first, lr=2e-3, final_lr=0.02, ema=0.995)
             facts |= train_positions(model, data, loop, folder / "positions")
         loop = replace(second, optimizer="muon", final_lr=0.02, warmup=200, ema=0.995, weight_decay=0.02)
         facts |= train_picture(model, data, ChunkTraining(loop, batch=3 * settings.batch), folder / "picture")
+        if model.light is not None:
+            pictures = Pictures.of(arrays, model.canvas)
+            loop = replace(_shares(settings.loop, 0.15), lr=3e-3, final_lr=0.02, ema=0.995)
+            facts |= train_decoder(model, data.episodes.latents, pictures, loop, folder / "decoder")
         model.eval().requires_grad_(False)
         return facts
 

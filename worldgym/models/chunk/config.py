@@ -124,11 +124,11 @@ class ChunkConfig:
     def preset(name: str) -> ChunkConfig:
         """Preset `"small"` (2 CPU cores) or `"tiny"` (tests)."""
         if name == "small":
-            return ChunkConfig()
+            return ChunkConfig(decoder_widths=(96, 48, 24))
         if name == "tiny":
             return ChunkConfig(
                 TokenizerConfig(widths=(8, 16, 32), blocks=(1, 1, 1), latent_channels=8),
-                width=64, depth=1, heads=2, slot_width=32, kin_width=32, probe_width=8,
+                width=64, depth=1, heads=2, slot_width=32, kin_width=32, probe_width=8, decoder_widths=(16, 8, 8),
             )  # fmt: skip
         raise ConfigError(f"unknown preset {name!r}; the presets are small, tiny")
 
@@ -153,6 +153,7 @@ class ChunkConfig:
         return replace(
             self,
             tokenizer=tokenizer,
+            decoder_widths=self.decoder_widths if isinstance(tokenizer, TokenizerConfig) else None,
             parts=tuple(parts),
             state_mean=tuple(float(v) for v in states.mean(0)),
             state_std=tuple(float(v) for v in states.std(0) + 1e-6),
