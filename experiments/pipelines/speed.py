@@ -43,9 +43,10 @@ def paired(works: dict[str, Callable[[], int]], rounds: int = 3, seconds: float 
 def start(model: Any, batch: int, seed: int = 0) -> Any:
     """Imagined state of `batch` rows that starts from noise images; the speed does not depend on their content."""
     generator = torch.Generator().manual_seed(seed)
-    size = specs_of(model).observation.main.size
-    frames = torch.randint(0, 256, (batch, 1, *size, 3), generator=generator, dtype=torch.uint8)
-    return model.begin(frames, torch.zeros(batch, 0, model.action_dim), generator)
+    spec = specs_of(model).observation
+    frames = torch.randint(0, 256, (batch, 1, *spec.main.size, 3), generator=generator, dtype=torch.uint8)
+    states = torch.zeros(batch, 1, spec.state_dim)
+    return model.begin(frames, torch.zeros(batch, 0, model.action_dim), generator, states=states)
 
 
 def imagining(model: Any, batch: int, chunk: int = 5, decode: str = "all") -> Callable[[], int]:

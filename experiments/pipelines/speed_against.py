@@ -25,6 +25,8 @@ from worldgym.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = {"last_frame": 64, "all_frames": 64, "no_frame": 64, "rl": 64, "batch_1": 1}
 """What is measured -> rows of the batch."""
+RUN = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+"""Runs a file without its folder on the import path, where other modules would hide libraries of the same name."""
 
 
 class _Build:
@@ -32,9 +34,10 @@ class _Build:
 
     def __init__(self, checkout: Path, bundle: str, threads: int) -> None:
         code = Path(__file__).with_name("speed_worker.py")
+        command = [sys.executable, "-c", RUN, str(code), bundle, str(threads)]
         self.process = subprocess.Popen(
-            [sys.executable, str(code), bundle, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(checkout)},
         )  # fmt: skip
 
     def measure(self, what: str, batch: int, seconds: float) -> float:
