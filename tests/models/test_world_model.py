@@ -335,12 +335,12 @@ def test_rows_imagined_in_pieces_are_those_imagined_at_once(model, monkeypatch):
     """Several threads, each with its rows; their results keep the order, and the setting of threads is as before."""
     actions = _actions(7, 3)
     state = _begin(model, 7)
-    monkeypatch.setattr("worldgym.models.video.world_model.ROWS_PER_THREAD", 99)
+    monkeypatch.setattr("worldgym.models.latent_model.ROWS_PER_THREAD", 99)
     whole_state, whole = model.step(state, actions)
     usual = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        monkeypatch.setattr("worldgym.models.video.world_model.ROWS_PER_THREAD", 2)
+        monkeypatch.setattr("worldgym.models.latent_model.ROWS_PER_THREAD", 2)
         after, pieces = model.step(state, actions, decode="all")
         assert torch.get_num_threads() == 3
     finally:

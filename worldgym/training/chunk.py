@@ -34,7 +34,7 @@ from worldgym.training.generic import PartTraining
 from worldgym.training.light_decoder import train_decoder
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.pictures import Pictures
-from worldgym.training.world_model import pixel_loss
+from worldgym.training.world_model import frame_loss, pixel_loss
 from worldgym.utils.devices import rand, randn
 
 CONTACT_ODDS = (
@@ -161,16 +161,10 @@ def picture_loss(
         anchors_each = anchor[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
         latents, log_error = model.picture(before.flatten(0, 1), anchors_each, features, parts, inputs)
     weight = weight.flatten()
-    error = (latents - target).square().mean(1)
-    change = (target - z[:, :-1].flatten(0, 1)).square().mean(1).clamp(max=1.0)
-    focus = 1 + 6 * change
-    if background is not None:
-        focus = focus + 2 * ((target - background).square().mean(1) > 0.25).float()
-    cost = 2 * settings.robust * ((1 + error / settings.robust).sqrt() - 1) if settings.robust else error
-    per_frame = (focus * cost).sum((1, 2)) / focus.sum((1, 2))
+    current = z[:, :-1].flatten(0, 1)
+    per_frame, plain = frame_loss(latents, target, current, background, settings.robust)
     total = weight.sum() + 1e-6
     latent = (weight * per_frame).sum() / total
-    plain = error.detach().mean((1, 2))
     estimate = (weight * (log_error - (plain + 1e-4).log()).square()).sum() / total
     loss = latent + 0.002 * estimate
     kind, counted = "rollout" if rollout else "forced", (weight > 0).float()

@@ -273,13 +273,7 @@ def world_model_loss(
         out = forward(noisy, previous, t, actions, state_in, anchor, displacement)
         noisy_clean = z[:, 0] + 0.2 * randn(z[:, 0])
         probed = model.state_probe(noisy_clean).float()
-    error = (out.latents - target).square().mean(2)  # (B, T, h, w)
-    change = (target - current).square().mean(2).clamp(max=1.0)
-    focus = 1.0 + 6.0 * change
-    if background is not None:
-        focus = focus + 2.0 * ((target - background).square().mean(2) > 0.25).float()
-    cost = 2 * settings.robust * ((1 + error / settings.robust).sqrt() - 1) if settings.robust else error
-    per_frame = (focus * cost).sum((2, 3)) / focus.sum((2, 3))
+    per_frame, plain = frame_loss(out.latents, target, current, background, settings.robust)
     total = weight.sum() + 1e-6
     latent_loss = (weight * per_frame).sum() / total
     state_loss = probe = latent_loss.new_zeros(())
@@ -289,7 +283,6 @@ def world_model_loss(
         )
         state_loss = (weight * state_error).sum() / total
         probe = F.smooth_l1_loss(probed, states[:, 0], beta=0.1)
-    plain = error.detach().mean((2, 3))
     estimate = (weight * (out.log_error - (plain + 1e-4).log()).square()).sum() / total
     loss = latent_loss + 0.3 * state_loss + 0.002 * estimate + 0.1 * probe
     extra: dict[str, float] = {}
@@ -317,6 +310,29 @@ def world_model_loss(
         "probe": float(probe.detach()),
         **extra,
     }
+
+
+def frame_loss(
+    predicted: Tensor, target: Tensor, current: Tensor, background: Tensor | None, robust: float
+) -> tuple[Tensor, Tensor]:
+    """Loss of each frame's latents, and their plain mean squared error without gradient, each `(...)`.
+
+    Cells that change or that differ from the background weigh more.
+
+    Args:
+        predicted: `(...,C,h,w)` predicted latents.
+        target: `(...,C,h,w)` true latents.
+        current: `(...,C,h,w)` true latents before the frame.
+        background: `(C,h,w)` latent of the empty scene, or None.
+        robust: see `WorldModelTraining`.
+    """
+    error = (predicted - target).square().mean(-3)
+    change = (target - current).square().mean(-3).clamp(max=1.0)
+    focus = 1.0 + 6.0 * change
+    if background is not None:
+        focus = focus + 2.0 * ((target - background).square().mean(-3) > 0.25).float()
+    cost = 2 * robust * ((1 + error / robust).sqrt() - 1) if robust else error
+    return (focus * cost).sum((-2, -1)) / focus.sum((-2, -1)), error.detach().mean((-2, -1))
 
 
 def pixel_loss(tokenizer: VideoTokenizer, latents: Tensor, target: Tensor, weight: Tensor) -> Tensor:

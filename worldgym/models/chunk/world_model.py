@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
 from worldgym.models.chunk.config import HAND, ChunkConfig
@@ -28,23 +28,20 @@ from worldgym.models.chunk.decoder import LightDecoder
 from worldgym.models.chunk.picture import Parts, Picture
 from worldgym.models.chunk.slots import Kinematics, SlotMotion, Slots
 from worldgym.models.chunk.state import ChunkState
+from worldgym.models.latent_model import LatentWorldModel
 from worldgym.models.probe import PositionProbe, PositionProbeConfig
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
-from worldgym.models.video.state import in_threads
 from worldgym.protocols import Decode, Imagined
-from worldgym.specs import Specs
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
-from worldgym.utils.sizes import ImageSize, short
 from worldgym.utils.tensors import load_tensors, save_tensors
 
 TYPE = "chunk"
 EXACT = ("background",)  # buffers that are saved in their own precision
-ROWS_PER_THREAD = 12
 
 
-class ChunkWorldModel(nn.Module):
+class ChunkWorldModel(LatentWorldModel):
     """Predicts video under actions, one pass per chunk. Implements `worldgym.protocols.WorldModel`.
 
     Args:
@@ -67,47 +64,6 @@ class ChunkWorldModel(nn.Module):
             None if c.decoder_widths is None else LightDecoder(c.tokenizer.latent_channels, c.decoder_widths)
         )
         self._fast: list[Picture] = []
-
-    # -- properties --------------------------------------------------------------------------------------------------
-    @property
-    def specs(self) -> Specs:
-        """Specs of its inputs and outputs: cameras, proprioception, actions."""
-        return self.config.described
-
-    @property
-    def image_size(self) -> ImageSize:
-        """Height and width of the main camera's frames in pixels; one number for a square."""
-        return short(self.canvas.cameras[0].size)
-
-    @property
-    def action_dim(self) -> int:
-        """A."""
-        return self.config.action_dim
-
-    @property
-    def state_dim(self) -> int:
-        """S."""
-        return self.config.state_dim
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.parameters()).device
-
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        values = (self.config.state_mean, self.config.state_std)
-        mean, std = (torch.tensor(v, device=self.device) for v in values)
-        return mean, std
-
-    def normalise_state(self, states: Tensor) -> Tensor:
-        """Convert data units to zero mean and unit variance."""
-        mean, std = self._moments()
-        return (states - mean) / std
-
-    def denormalise_state(self, states: Tensor) -> Tensor:
-        """Inverse of `normalise_state`."""
-        mean, std = self._moments()
-        return states * std + mean
 
     def inference_network(self) -> Picture:
         """The picture network in the precision of inference; call `refresh` after training steps."""
@@ -215,45 +171,11 @@ class ChunkWorldModel(nn.Module):
         return ChunkState(latents[:, 1], states[:, -1], last, acted, latents[:, 0], features, first, slots)
 
     @torch.no_grad()
-    def step(
-        self, state: ChunkState, actions: Tensor, *, decode: Decode = "all"
-    ) -> tuple[ChunkState, Imagined]:
-        """Imagine K frames: `decode="last"` predicts and decodes the last one alone, `"all"` every one.
-
-        Args:
-            state: state to continue from; it is not changed.
-            actions: `(B,K,A)` in [-1, 1]; more than `config.chunk` actions take several passes.
-            decode: frames to predict and decode; `"none"` predicts the last one and decodes none.
-        """
-        if actions.ndim != 3 or len(actions) != state.batch_size or actions.shape[-1] != self.action_dim:
-            raise ConfigError(
-                f"actions have shape {tuple(actions.shape)}, expected ({state.batch_size}, K, {self.action_dim})"
-            )
-        if decode not in ("all", "last", "none"):
-            raise ConfigError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
-        actions = actions.to(self.device).float()
-        net = self.inference_network()
-        pieces = min(torch.get_num_threads(), state.batch_size // ROWS_PER_THREAD)
-        if self.device.type != "cpu" or pieces < 2:
-            return self._imagine(net, state, actions, decode)
-        parts = list(zip(state.split(pieces), actions.chunk(pieces), strict=True))
-        results = in_threads(lambda part: self._imagine(net, *part, decode), parts)
-        outputs = [imagined for _, imagined in results]
-        return ChunkState.cat([after for after, _ in results]), Imagined(
-            frames=torch.cat([imagined.frames for imagined in outputs]),
-            latents=torch.cat([imagined.latents for imagined in outputs]),
-            states=torch.cat([imagined.states for imagined in outputs]),
-            uncertainty=torch.cat([imagined.uncertainty for imagined in outputs]),
-            views={
-                name: torch.cat([imagined.views[name] for imagined in outputs]) for name in outputs[0].views
-            },
-        )
-
-    @torch.no_grad()
     def _imagine(
         self, net: Picture, state: ChunkState, actions: Tensor, decode: Decode
     ) -> tuple[ChunkState, Imagined]:
-        """The part of `step` that runs in one thread."""
+        """The part of `step` that runs in one thread: `"all"` predicts every frame, else the last one of a chunk."""
+        actions = actions.float()
         shown, states, errors = [], [], []
         for chunk in actions.split(self.config.chunk, 1):
             path = self.path(state, chunk)
@@ -317,19 +239,10 @@ class ChunkWorldModel(nn.Module):
         path = torch.cat([path, path[:, -1:].expand(-1, missing, -1)], 1)
         return torch.cat([actions.flatten(1), there, path.flatten(1)], 1)
 
-    def decode(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Decode `latents (B,K,C,h,w)` to frames `(B,K,H,W,3)` uint8 of the main camera, and of the others by name."""
-        shape = latents.shape[:2]
-        if latents.numel():
-            picture = self.decode_pixels(latents.flatten(0, 1)).unflatten(0, shape)
-        else:
-            picture = torch.empty(*shape, *self.canvas.size, 3, dtype=torch.uint8, device=latents.device)
-        return self.canvas.unpack(picture)
-
     def decode_pixels(self, z: Tensor) -> Tensor:
         """Decode latents `(N,C,h,w)` to `(N,H,W,3)` uint8, by the light decoder if the model has one."""
         if self.light is None:
-            return self.tokenizer.decode(z)
+            return super().decode_pixels(z)
         background = self.tokenizer.background
         with torch.no_grad(), autocast(z.device):
             z = z.contiguous(memory_format=torch.channels_last)
@@ -339,10 +252,6 @@ class ChunkWorldModel(nn.Module):
     def fork(self, state: ChunkState, index: Tensor, generator: torch.Generator | None = None) -> ChunkState:
         """Rows `index (B',)` as a new state."""
         return state.index(index)
-
-    def merge(self, state: ChunkState, rows: Tensor, other: ChunkState) -> ChunkState:
-        """`state` with the rows `rows` replaced by all rows of `other`, in order."""
-        return state.scatter(rows, other)
 
     @torch.no_grad()
     def observe(
@@ -374,14 +283,6 @@ class ChunkWorldModel(nn.Module):
             positions = torch.where(known, found, state.slots.positions)
             changes["slots"] = state.slots.replace(positions=positions, present=seen)
         return state.replace(**changes)
-
-    def render(self, state: ChunkState) -> Tensor:
-        """The main camera's current frame, `(B,H,W,3)` uint8."""
-        return self.decode(state.latent[:, None])[0][:, 0]
-
-    def render_views(self, state: ChunkState) -> dict[str, Tensor]:
-        """The other cameras' current frames by name, `(B,H',W',3)` uint8."""
-        return {name: frames[:, 0] for name, frames in self.decode(state.latent[:, None])[1].items()}
 
     # -- disk --------------------------------------------------------------------------------------------------------
     def save_pretrained(self, path: Path | str) -> Path:

@@ -25,25 +25,21 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
+from worldgym.models.latent_model import LatentWorldModel
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.config import WorldModelConfig
 from worldgym.models.video.dynamics import Dynamics, DynamicsOutput
-from worldgym.models.video.state import ImaginedState, in_threads
+from worldgym.models.video.state import ImaginedState
 from worldgym.nn import renoise
 from worldgym.protocols import Decode, Imagined
-from worldgym.specs import Specs
 from worldgym.utils.devices import randint
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
-from worldgym.utils.sizes import ImageSize, short
 from worldgym.utils.tensors import load_tensors, save_tensors
 
 TYPE = "video"
 EXACT = ("background", "latent_mean", "latent_std")  # buffers that are saved in their own precision
-# Fewer rows than this are not split. Smaller parts would still be faster, but another split changes the rounding in
-# bfloat16, and the recorded results were made with this one.
-ROWS_PER_THREAD = 12
 
 
 class _NoState(nn.Module):
@@ -54,7 +50,7 @@ class _NoState(nn.Module):
         return latents.new_zeros(len(latents), 0)
 
 
-class VideoWorldModel(nn.Module):
+class VideoWorldModel(LatentWorldModel):
     """Predicts video of one or more cameras under actions. Implements `worldgym.protocols.WorldModel`.
 
     Args:
@@ -79,16 +75,6 @@ class VideoWorldModel(nn.Module):
 
     # -- properties -------------------------------------------------------------------------------
     @property
-    def specs(self) -> Specs:
-        """Specs of its inputs and outputs: cameras, proprioception, actions."""
-        return self.config.described
-
-    @property
-    def image_size(self) -> ImageSize:
-        """Height and width of the main camera's frames in pixels; one number for a square."""
-        return short(self.canvas.cameras[0].size)
-
-    @property
     def action_dim(self) -> int:
         """A."""
         return self.config.dynamics.action_dim
@@ -97,25 +83,6 @@ class VideoWorldModel(nn.Module):
     def state_dim(self) -> int:
         """S."""
         return self.config.dynamics.state_dim
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.parameters()).device
-
-    def normalise_state(self, states: Tensor) -> Tensor:
-        """Convert data units to zero mean and unit variance."""
-        mean, std = (
-            torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std)
-        )
-        return (states - mean) / std
-
-    def denormalise_state(self, states: Tensor) -> Tensor:
-        """Inverse of `normalise_state`."""
-        mean, std = (
-            torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std)
-        )
-        return states * std + mean
 
     # -- the protocol -----------------------------------------------------------------------------
     def inference_network(self) -> Dynamics:
@@ -215,39 +182,6 @@ class VideoWorldModel(nn.Module):
         return out.transpose(0, 1).to(self.device)
 
     @torch.no_grad()
-    def step(
-        self, state: ImaginedState, actions: Tensor, *, decode: Decode = "all"
-    ) -> tuple[ImaginedState, Imagined]:
-        """Imagine K frames.
-
-        Args:
-            state: state to continue from; it is not changed.
-            actions: `(B,K,A)` in [-1, 1].
-            decode: which frames to decode to pixels; a frame that is not decoded costs half.
-        """
-        if actions.ndim != 3 or len(actions) != state.batch_size or actions.shape[-1] != self.action_dim:
-            raise ConfigError(
-                f"actions have shape {tuple(actions.shape)}, expected ({state.batch_size}, K, {self.action_dim})"
-            )
-        if decode not in ("all", "last", "none"):
-            raise ConfigError(f"decode must be 'all', 'last' or 'none', got {decode!r}")
-        actions = actions.to(self.device)
-        net = self.inference_network()  # created here, so that the threads below do not each create it
-        pieces = min(torch.get_num_threads(), state.batch_size // ROWS_PER_THREAD)
-        if self.device.type != "cpu" or pieces < 2:
-            return self._imagine(net, state, actions, decode)
-        parts = list(zip(state.split(pieces), actions.chunk(pieces), strict=True))
-        results = in_threads(lambda part: self._imagine(net, *part, decode), parts)
-        outputs = [imagined for _, imagined in results]
-        return ImaginedState.cat([after for after, _ in results]), Imagined(
-            frames=torch.cat([imagined.frames for imagined in outputs]),
-            latents=torch.cat([imagined.latents for imagined in outputs]),
-            states=torch.cat([imagined.states for imagined in outputs]),
-            uncertainty=torch.cat([imagined.uncertainty for imagined in outputs]),
-            views={name: torch.cat([imagined.views[name] for imagined in outputs]) for name in outputs[0].views},
-        )
-
-    @torch.no_grad()
     def _imagine(
         self, net: Dynamics, state: ImaginedState, actions: Tensor, decode: Decode
     ) -> tuple[ImaginedState, Imagined]:
@@ -289,15 +223,6 @@ class VideoWorldModel(nn.Module):
             views=views,
         )
 
-    def decode(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Decode `latents (B,K,C,h,w)` to frames `(B,K,H,W,3)` uint8 of the main camera, and of the others by name."""
-        shape = latents.shape[:2]
-        if latents.numel():
-            picture = self.tokenizer.decode(latents.flatten(0, 1)).unflatten(0, shape)
-        else:
-            picture = torch.empty(*shape, *self.canvas.size, 3, dtype=torch.uint8, device=latents.device)
-        return self.canvas.unpack(picture)
-
     def fork(
         self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None
     ) -> ImaginedState:
@@ -305,10 +230,6 @@ class VideoWorldModel(nn.Module):
         keys = None if generator is None else randint(2**62, (len(index),), generator, self.device)
         forked = state.index(index)
         return forked if keys is None else forked.replace(keys=keys)
-
-    def merge(self, state: ImaginedState, rows: Tensor, other: ImaginedState) -> ImaginedState:
-        """`state` with the rows `rows` replaced by all rows of `other`, in order."""
-        return state.scatter(rows, other)
 
     @torch.no_grad()
     def observe(
@@ -334,14 +255,6 @@ class VideoWorldModel(nn.Module):
             with autocast(self.device):
                 states = self.denormalise_state(self.state_probe(latent).float())
         return state.replace(latent=latent, states=states.to(device).float())
-
-    def render(self, state: ImaginedState) -> Tensor:
-        """The main camera's current frame, `(B,H,W,3)` uint8."""
-        return self.decode(state.latent[:, None])[0][:, 0]
-
-    def render_views(self, state: ImaginedState) -> dict[str, Tensor]:
-        """The other cameras' current frames by name, `(B,H',W',3)` uint8."""
-        return {name: frames[:, 0] for name, frames in self.decode(state.latent[:, None])[1].items()}
 
     def with_sampler(self, **changes: Any) -> VideoWorldModel:
         """Change the sampler in place, e.g. `with_sampler(steps=1)`; returns self."""
