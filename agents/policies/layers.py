@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from worldgym.nn import TransformerBlock
+from worldgym.nn import GroupNorm, TransformerBlock
 
 
 class FiLMBlock(nn.Module):
@@ -18,7 +18,7 @@ class FiLMBlock(nn.Module):
     def __init__(self, channels: int, text_dim: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = GroupNorm(8, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.film = nn.Linear(text_dim, 2 * channels)
 

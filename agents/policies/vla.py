@@ -21,7 +21,7 @@ Example::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ from worldgym.hub import HubModel
 from worldgym.protocols import Observation, PolicyOutput, Temperature
 from worldgym.specs import Specs
 from worldgym.text import embed
+from worldgym.utils.row_threads import by_rows
 
 __all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
 # A fifth of the usual entry of an embedding: a few training sentences must not amplify unseen dimensions of others.
@@ -59,6 +60,11 @@ class Inputs(NamedTuple):
     words: Tensor
     state: Tensor
     views: dict[str, Tensor]
+
+    def rows(self, part: slice) -> Inputs:
+        """Some rows."""
+        views = {name: view[part] for name, view in self.views.items()}
+        return Inputs(self.picture[part], self.words[part], self.state[part], views)
 
 
 class PolicyForward(NamedTuple):
@@ -317,7 +323,7 @@ class VLAPolicy(
         goal_temp, action_temp = self.temperatures(temperature)
         with torch.no_grad():
             inputs = self._inputs(observation)
-            pointing = self._pointing(inputs)
+            pointing = GoalProposals(*self._by_rows(lambda part: self._pointing(inputs.rows(part)), inputs))
             if goal_temp == 0:
                 aim = self.pointer.likeliest(pointing)
             else:
@@ -326,7 +332,7 @@ class VLAPolicy(
                 given = torch.as_tensor(chosen_goal, dtype=aim.dtype, device=aim.device)
                 aim = torch.where(given.isnan(), aim, given)
             place = self.pointer.log_prob(pointing, aim, goal_temp or 1.0)
-            features, *_ = self._act_towards(aim, inputs)
+            (features,) = self._by_rows(lambda part: self._act_towards(aim[part], inputs.rows(part))[:1], inputs)
             actions, chosen, trace = self.head.sample(features, action_temp, generator)
         temp = torch.full((len(aim),), action_temp, device=aim.device)
         log_probs, trace = {"action": chosen}, {**trace, "action_temperature": temp}
@@ -334,6 +340,12 @@ class VLAPolicy(
             log_probs["goal"] = place
             trace |= {"aim": aim, "goal_temperature": torch.full((len(aim),), goal_temp, device=aim.device)}
         return PolicyOutput(actions, log_probs, trace, temperature)
+
+    def _by_rows(self, work: Callable[[slice], tuple[Tensor, ...]], inputs: Inputs) -> list[Tensor]:
+        """Outputs of `work` for all rows; while dropout is on, in one part, which keeps its random stream."""
+        count = len(inputs.picture)
+        parts = [work(slice(0, count))] if self.training else by_rows(work, count, self.device)
+        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
     # -- inputs -----------------------------------------------------------------------------------------------
 
@@ -370,8 +382,7 @@ class VLAPolicy(
         if image.ndim != 4 or tuple(image.shape[1:]) != (*size, 3):
             raise ConfigError(f"{name} must be (B, {size[0]}, {size[1]}, 3); got {tuple(image.shape)}")
         pixels: Tensor = getattr(self, grid)
-        colours = image.permute(0, 3, 1, 2).float() / 255
-        return torch.cat([colours * 2 - 1, pixels.expand(len(image), -1, -1, -1)], dim=1)
+        return with_coordinates(image.float() / 255, pixels)
 
     def text_of(self, observation: Observation) -> Tensor:
         """`(B,E)` text input of the network; here the instruction embeddings."""
@@ -384,6 +395,12 @@ class VLAPolicy(
         if not isinstance(instruction, (np.ndarray, Tensor)):
             instruction = embed(instruction)
         return torch.as_tensor(instruction, dtype=torch.float32, device=self.device)
+
+
+def with_coordinates(image: Tensor, pixels: Tensor) -> Tensor:
+    """`(B,5,H,W)` in channels-last order: `image (B,H,W,3)` in [0, 1] scaled to [-1, 1], and `pixels (2,H,W)`."""
+    where = pixels.permute(1, 2, 0).expand(len(image), -1, -1, -1)
+    return torch.cat([image * 2 - 1, where], dim=-1).permute(0, 3, 1, 2)
 
 
 def coordinates(size: tuple[int, int]) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from rewards.models.learned import STATE_FEATURES, WAVES
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.hub import HubModel
+from worldgym.nn import GroupNorm
 from worldgym.protocols import Judgement, Reads
 from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
@@ -104,7 +105,7 @@ class LatentJudge(
         w = c.width
         self.text = nn.Sequential(nn.Linear(c.text_dim, 2 * w), nn.GELU(), nn.Linear(2 * w, 2 * w), nn.GELU())
         self.first = nn.Conv2d(c.channels + 2, w, 3, padding=1)
-        self.norm = nn.GroupNorm(8, w)
+        self.norm = GroupNorm(8, w)
         self.second = nn.Conv2d(w, w, 3, padding=1)
         self.film = nn.Linear(2 * w, 2 * w)
         self.asked = nn.Linear(2 * w, w * c.asked)

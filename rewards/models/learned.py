@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.hub import HubModel
+from worldgym.nn import GroupNorm
 from worldgym.protocols import Judgement, Reads
 from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
+from worldgym.utils.row_threads import by_rows
 from worldgym.utils.sizes import short, size_of
 from worldgym.utils.typed import from_values
 
@@ -112,7 +115,7 @@ class _Block(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = GroupNorm(8, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.film = nn.Linear(width, 2 * channels)
 
@@ -317,8 +320,9 @@ class LearnedJudge(
         The instruction-conditioned keypoints come last.
         """
         text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
-        x = torch.cat([image * 2 - 1, self.pixels.expand(len(image), -1, -1, -1)], dim=1)
-        x = nn.functional.gelu(self.conv1(x.contiguous(memory_format=torch.channels_last)))
+        where = self.pixels.permute(1, 2, 0).expand(len(image), -1, -1, -1)
+        x = torch.cat([image.permute(0, 2, 3, 1) * 2 - 1, where], dim=-1).permute(0, 3, 1, 2)  # channels last
+        x = nn.functional.gelu(self.conv1(x))
         x = self.block2(nn.functional.gelu(self.conv2(x)), text)
         maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
         with torch.autocast(self.device.type, enabled=False):
@@ -378,18 +382,17 @@ class LearnedJudge(
                 )
         training = self.training
         self.eval()
-        rows = [None] * len(frames) if proprioception is None else proprioception.split(self.config.max_batch)
         last, text = frames[:, -1], torch.from_numpy(embed(list(instructions)))
-        logits = [
-            self.forward(
-                to_float(part.to(self.device)),
-                embedding.to(self.device),
-                None if state is None else state.to(self.device),
-            )
-            for part, embedding, state in zip(
-                last.split(self.config.max_batch), text.split(self.config.max_batch), rows, strict=False
-            )
-        ]
+
+        def logits_of(begin: int, part: slice) -> Tensor:
+            rows = slice(begin + part.start, begin + part.stop)
+            state = None if proprioception is None else proprioception[rows].to(self.device)
+            return self.forward(to_float(last[rows].to(self.device)), text[rows].to(self.device), state)
+
+        logits: list[Tensor] = []
+        for begin in range(0, len(frames), self.config.max_batch):
+            count = min(self.config.max_batch, len(frames) - begin)
+            logits += by_rows(partial(logits_of, begin), count, self.device)
         self.train(training)
         logit = torch.cat(logits).cpu() if logits else torch.zeros(0, device="cpu")
         return Judgement(

@@ -25,15 +25,18 @@ def specs(height: int = 32, width: int = 32, state: int = 4, cameras: int = 1) -
     return Specs(ObservationSpec((Camera("front", height, width), *more), fields), action)
 
 
-def model_of(parts: tuple[str, ...] = PARTS, chunk: int = 5, **shape) -> ChunkWorldModel:
+def model_of(
+    parts: tuple[str, ...] = PARTS, chunk: int = 5, between: int | None = 16, **shape
+) -> ChunkWorldModel:
     torch.manual_seed(0)
     given = specs(**shape)
     states = np.random.default_rng(0).normal(size=(20, given.observation.state_dim)).astype(np.float32)
-    config = replace(ChunkConfig.preset("tiny"), chunk=chunk, dtype="float32").for_data(states, given, parts)
+    config = replace(ChunkConfig.preset("tiny"), chunk=chunk, dtype="float32", between_width=between)
+    config = config.for_data(states, given, parts)
     model = ChunkWorldModel(config).eval().requires_grad_(False)
     for parameter in model.picture.parameters():  # weights that begin at zero would hide mistakes
         parameter.add_(0.05 * torch.randn_like(parameter))
-    for part in (model.motion, model.kinematics):
+    for part in (model.motion, model.kinematics, model.between):
         for parameter in part.parameters() if part is not None else ():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
@@ -59,9 +62,9 @@ def actions_of(model: ChunkWorldModel, rows: int = 3, steps: int = 5) -> torch.T
     "model",
     [
         model_of(), model_of(()), model_of((), height=24, width=40), model_of((), state=0),
-        model_of((), cameras=2), model_of(chunk=1), model_of(("red",)),
+        model_of((), cameras=2), model_of(chunk=1), model_of(("red",)), model_of(between=None),
     ],
-    ids=["parts", "plain", "not square", "no state", "two cameras", "chunks of one", "no hand"],
+    ids=["parts", "plain", "not square", "no state", "two cameras", "chunks of one", "no hand", "a pass per frame"],
 )  # fmt: skip
 def test_it_predicts_every_camera_state_and_frame_that_is_asked_for(model):
     assert isinstance(model, WorldModel)
@@ -88,14 +91,41 @@ def test_looking_at_every_frame_changes_nothing_afterwards():
     torch.testing.assert_close(one[1].states, every[1].states)
 
 
-def test_the_frames_between_are_those_of_chunks_that_end_there():
-    model = model_of()
+def test_without_a_network_between_its_frames_are_those_of_chunks_that_end_there():
+    model = model_of(between=None)
     state, actions = start(model), actions_of(model)
     _, every = model.step(state, actions, decode="all")
     for k in range(1, 6):
         _, short = model.step(state, actions[:, :k], decode="last")
         torch.testing.assert_close(short.frames[:, 0], every.frames[:, k - 1])
         torch.testing.assert_close(short.states, every.states[:, :k])
+
+
+@pytest.mark.parametrize("parts", [PARTS, ("red",), ()])
+def test_frames_within_a_chunk_begin_as_its_nearer_end_before_training(parts):
+    model = model_of(parts)
+    for parameter in model.between.out.parameters():
+        parameter.zero_()
+    state = start(model)
+    after, every = model.step(state, actions_of(model), decode="all")
+    ends = [state.latent, every.latents[:, -1]]
+    torch.testing.assert_close(after.latent, ends[1])
+    away = [[(every.latents[:, i] - end).square().mean() for end in ends] for i in (0, 3)]
+    assert away[0][0] < 0.1 * away[0][1]
+    assert away[1][1] < 0.1 * away[1][0]
+
+
+def test_frames_within_a_chunk_follow_the_hand():
+    model = model_of(("hand",))
+    before = after = torch.zeros(1, 8, 4, 4)
+    path, present = torch.zeros(1, 6, 4), torch.ones(1, 1)
+    at = torch.full((1, 6, 2), 0.3)
+    ends = (before, after, path, at[:, :1], at[:, :1], present)
+    moved = at.clone()
+    moved[:, 2] = 0.7
+    change = (model.between(*ends, moved) - model.between(*ends, at)).abs().amax((0, 2, 3, 4))
+    assert change[1] > 1e-3
+    assert change[[0, 2, 3]].max() == 0
 
 
 def test_a_row_does_not_depend_on_its_neighbours():

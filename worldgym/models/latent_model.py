@@ -17,14 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
-from worldgym.models.row_threads import in_threads
 from worldgym.protocols import Decode, Imagined
 from worldgym.specs import Specs
+from worldgym.utils.row_threads import ROWS_PER_THREAD, in_threads
 from worldgym.utils.sizes import ImageSize, short
-
-# Fewer rows than this are not split. Smaller parts would still be faster, but another split changes the rounding in
-# bfloat16, and the recorded results were made with this one.
-ROWS_PER_THREAD = 12
 
 
 class LatentWorldModel(nn.Module):

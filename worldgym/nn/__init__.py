@@ -33,6 +33,7 @@ from worldgym.nn.noise import (
     ShiftedTimes,
     uniform,
 )
+from worldgym.nn.norm import GroupNorm
 from worldgym.nn.patches import from_tokens, to_tokens
 from worldgym.nn.rows import RowBatch, row_field
 from worldgym.nn.sampler import DiffusersSampler, Euler, Sampler, make_sampler, renoise
@@ -46,6 +47,7 @@ __all__ = [
     "Euler",
     "Expert",
     "FlowNoise",
+    "GroupNorm",
     "KVCache",
     "LogitNormalTimes",
     "MixedTimes",

@@ -28,6 +28,7 @@ from worldgym.models.chunk.world_model import ChunkWorldModel
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.object_motion import HandColumns, window_odds
 from worldgym.specs import Specs
+from worldgym.training.between import train_between
 from worldgym.training.chunk_data import ChunkEpisodes, Labels, labels
 from worldgym.training.chunk_positions import roll_positions, train_positions
 from worldgym.training.generic import PartTraining
@@ -241,7 +242,10 @@ class ChunkTrainer:
 
     @staticmethod
     def fit(model: ChunkWorldModel, arrays: Any, settings: PartTraining, folder: Path) -> dict[str, float]:
-        """Train positions for a fifth of the time, then the picture, then the light decoder; each part resumes."""
+        """Train positions for a fifth of the time, the picture for three, then decoder and frames within chunks.
+
+        Each part resumes.
+        """
         hand = HandColumns.of(model.specs.observation)
         data = ChunkEpisodes.encode(model, arrays)
         if hand is not None:
@@ -249,7 +253,7 @@ class ChunkTrainer:
                 arrays.states, arrays.offsets, settings.window, CONTACT_ODDS, hand
             )
         facts: dict[str, float] = {}
-        first, second = _shares(settings.loop, 0.2), _shares(settings.loop, 0.65)
+        first, second = _shares(settings.loop, 0.2), _shares(settings.loop, 0.6)
         if model.state_dim:
             loop = replace(first, lr=2e-3, final_lr=0.02, ema=0.995)
             facts |= train_positions(model, data, loop, folder / "positions")
@@ -257,8 +261,11 @@ class ChunkTrainer:
         facts |= train_picture(model, data, ChunkTraining(loop, batch=3 * settings.batch), folder / "picture")
         if model.light is not None:
             pictures = Pictures.of(arrays, model.canvas)
-            loop = replace(_shares(settings.loop, 0.15), lr=3e-3, final_lr=0.02, ema=0.995)
+            loop = replace(_shares(settings.loop, 0.1), lr=3e-3, final_lr=0.02, ema=0.995)
             facts |= train_decoder(model, data.episodes.latents, pictures, loop, folder / "decoder")
+        if model.between is not None and model.config.chunk > 1:
+            loop = replace(_shares(settings.loop, 0.1), lr=2e-3, final_lr=0.02, ema=0.995)
+            facts |= train_between(model, data, loop, folder / "between")
         model.eval().requires_grad_(False)
         return facts
 

@@ -42,6 +42,8 @@ class ChunkConfig:
         slot_width: width of the network that moves slots.
         kin_width: width of the network that predicts proprioception.
         decoder_widths: channels of the light decoder at 1/8, 1/4 and 1/2 resolution; None decodes with the tokenizer.
+        decoder_blocks: residual blocks of the light decoder at each of these resolutions.
+        between_width: width of the network that interpolates the frames within a chunk; None predicts each by a pass.
         state_mean: mean of the data's proprioception, per dimension.
         state_std: standard deviation of the data's proprioception, per dimension.
         action_dim: A.
@@ -65,6 +67,8 @@ class ChunkConfig:
     slot_width: int = 128
     kin_width: int = 160
     decoder_widths: tuple[int, int, int] | None = None
+    decoder_blocks: tuple[int, int, int] = (1, 1, 1)
+    between_width: int | None = None
     state_mean: tuple[float, ...] = ()
     state_std: tuple[float, ...] = ()
     action_dim: int = 4
@@ -124,11 +128,12 @@ class ChunkConfig:
     def preset(name: str) -> ChunkConfig:
         """Preset `"small"` (2 CPU cores) or `"tiny"` (tests)."""
         if name == "small":
-            return ChunkConfig(decoder_widths=(96, 48, 24))
+            return ChunkConfig(decoder_widths=(96, 64, 16), decoder_blocks=(1, 1, 0), between_width=64)
         if name == "tiny":
             return ChunkConfig(
                 TokenizerConfig(widths=(8, 16, 32), blocks=(1, 1, 1), latent_channels=8),
                 width=64, depth=1, heads=2, slot_width=32, kin_width=32, probe_width=8, decoder_widths=(16, 8, 8),
+                between_width=16,
             )  # fmt: skip
         raise ConfigError(f"unknown preset {name!r}; the presets are small, tiny")
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
+from worldgym.models.chunk.between import Between
 from worldgym.models.chunk.config import HAND, ChunkConfig
 from worldgym.models.chunk.decoder import LightDecoder
 from worldgym.models.chunk.picture import Parts, Picture
@@ -60,9 +61,10 @@ class ChunkWorldModel(LatentWorldModel):
         if c.parts:
             side = c.tokenizer.size[0]
             self.locator = PositionProbe(PositionProbeConfig(c.parts, side, c.probe_width))
-        self.light = (
-            None if c.decoder_widths is None else LightDecoder(c.tokenizer.latent_channels, c.decoder_widths)
-        )
+        self.light: LightDecoder | None = None
+        if c.decoder_widths is not None:
+            self.light = LightDecoder(c.tokenizer.latent_channels, c.decoder_widths, c.decoder_blocks)
+        self.between = None if c.between_width is None else Between(c)
         self._fast: list[Picture] = []
 
     def inference_network(self) -> Picture:
@@ -179,13 +181,10 @@ class ChunkWorldModel(LatentWorldModel):
         shown, states, errors = [], [], []
         for chunk in actions.split(self.config.chunk, 1):
             path = self.path(state, chunk)
-            k = chunk.shape[1]
+            after, error = self.advance(net, state, chunk, path)
             if decode == "all":
-                for i in range(
-                    1, k
-                ):  # each from the same state: later chunks do not depend on what is looked at
-                    shown.append(self.advance(net, state, chunk[:, :i], path[:, : i + 1])[0].latent)
-            state, error = self.advance(net, state, chunk, path)
+                shown += self.within(net, state, after, chunk, path)
+            state = after
             shown.append(state.latent)
             states.append(self.denormalise_state(path[:, 1:]))
             errors.append(error.exp())
@@ -194,6 +193,30 @@ class ChunkWorldModel(LatentWorldModel):
         return state, Imagined(
             frames, latents, torch.cat(states, 1), torch.stack(errors, 1).amax(1), views=views
         )
+
+    def within(
+        self, net: Picture, state: ChunkState, after: ChunkState, chunk: Tensor, path: Tensor
+    ) -> list[Tensor]:
+        """Latents `(B,C,h,w)` after each action of a chunk but the last; later chunks do not depend on them."""
+        k = chunk.shape[1]
+        if k == 1:
+            return []
+        if self.between is None:
+            return [self.advance(net, state, chunk[:, :i], path[:, : i + 1])[0].latent for i in range(1, k)]
+        hand = start = end = present = None
+        if state.slots is not None and after.slots is not None:
+            hand = self.kinematics.place(path)
+            start = self.with_hand(hand[:, 0], state.slots.positions)
+            end = self.with_hand(hand[:, -1], after.slots.positions)
+            present = self.presence(after.slots)
+        with autocast(path.device):
+            latents = self.between(state.latent, after.latent, path, start, end, present, hand)
+        return list(self.tokenizer.project(latents, 2).unbind(1))
+
+    def presence(self, slots: Slots) -> Tensor:
+        """`(B,P)` probability that a part is in the image; 1 for the hand."""
+        ones = torch.ones_like(slots.positions[:, 0])
+        return self.with_hand(ones, slots.present[..., None].expand(-1, -1, 2))[..., 0]
 
     def path(self, state: ChunkState, actions: Tensor) -> Tensor:
         """Normalised proprioception `(B,k+1,S)` before a chunk and after each of its `actions (B,k,A)`."""
@@ -216,12 +239,9 @@ class ChunkWorldModel(LatentWorldModel):
         if state.slots is not None and self.motion is not None and state.first is not None:
             hand = self.kinematics.place(path)
             slots = self.motion(state.slots, path, hand)
-            seen = self.with_hand(torch.ones_like(hand[:, 0]), slots.present[..., None].expand(-1, -1, 2))[
-                ..., 0
-            ]
             parts = Parts(
                 self.with_hand(hand[:, 0], state.slots.positions),
-                self.with_hand(hand[:, -1], slots.positions), state.first, seen,
+                self.with_hand(hand[:, -1], slots.positions), state.first, self.presence(slots),
             )  # fmt: skip
         latents, error = net(state.latent, state.anchor, state.features, parts, self.given(actions, path))
         after = state.replace(
