@@ -50,6 +50,8 @@ class SelfImitationConfig:
         discount: factor on the weight of a chunk for each chunk between it and success: the last actions of an
             exploring policy led to success, the first ones may have been a detour.
         learn: `all`, or one component of the policy such as `goal` (only where to move).
+        reached_goals: when a component is trained, clone only the chunks of a success whose chosen goal is the place where
+            the hand next arrived (its keyframe). An exploring attempt may choose other places before the right one.
         capacity: chunks kept in memory (12 KB each at 64 px); the oldest are dropped first.
         seed: seed of batches and augmentation.
     """
@@ -63,6 +65,7 @@ class SelfImitationConfig:
     first_chunks: int = 0
     discount: float = 0.7
     learn: str = "all"
+    reached_goals: bool = True
     capacity: int = 10_000
     seed: int = 0
 
@@ -117,11 +120,17 @@ class SelfImitation:
         )
         if rows is None:
             return 0
-        if c.learn != "all":  # the goal is the chosen position, whether or not the hand reached it
+        if c.learn != "all":
             chunk = np.arange(len(rows)) - np.searchsorted(rows.episode, rows.episode)
             trace = rollouts.trace_at(torch.from_numpy(rows.episode), torch.from_numpy(chunk))
             chosen = policy.targets_of(trace)["goal"]
+            reached = rows.goals[:, : chosen.shape[1]].copy()
             rows.goals[:, : chosen.shape[1]] = chosen
+            if c.reached_goals and hasattr(policy, "same_goal"):  # an attempt may choose wrongly before it succeeds
+                kept = np.isnan(reached).any(1) | policy.same_goal(chosen, reached)
+                rows, weights = rows.select(np.flatnonzero(kept)), weights[kept]
+                if not len(rows):
+                    return 0
         self.memory = rows if self.memory is None else join(self.memory, rows)
         self.weight = np.concatenate([self.weight, weights])
         if len(self.weight) > self.config.capacity:

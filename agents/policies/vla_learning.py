@@ -26,6 +26,8 @@ from worldgym.protocols import ChunkBatch, Evaluation, Observation, PolicyOutput
 
 GOAL_SHARE = 0.3  # weight of the position's log-density in the goal loss, relative to the height of the keyframe
 
+SAME_PLACE = 1.5  # goals closer than this many `REACH` are one place
+
 
 class LearningMixin:
     """The methods of `worldgym.protocols.TrainablePolicy` that improvers use, including some optional ones."""
@@ -58,11 +60,16 @@ class LearningMixin:
         if component == "all":
             yield from self.parameters()
             return
-        if component != "goal" or isinstance(self.pointer, NoGoalHead):
+        if component not in ("goal", "action") or isinstance(self.pointer, NoGoalHead):
             raise ConfigError(
                 f"this policy has no {component!r} that can be trained alone; set learn='all', or type --learn all"
             )
-        yield from self.pointer.parameters()
+        pointer = list(self.pointer.parameters())
+        if component == "goal":
+            yield from pointer
+            return
+        others = {id(weight) for weight in pointer}
+        yield from (weight for weight in self.parameters() if id(weight) not in others)
 
     def temperatures(self, temperature: Temperature) -> tuple[float, float]:
         """Return (goal temperature, action temperature).
@@ -163,7 +170,7 @@ class LearningMixin:
     def reached(self, observation: Observation, goals: Tensor) -> Tensor:
         """`(B,)` bool: the hand is at its goal `goals (B,2)`, standardised."""
         state = self.normalise_state(torch.as_tensor(observation["state"], device=self.device).float())
-        return (self.position_of(state)[:, :2] - goals.to(self.device)).norm(dim=-1) < 1.5 * REACH
+        return (self.position_of(state)[:, :2] - goals.to(self.device)).norm(dim=-1) < SAME_PLACE * REACH
 
     # -- supervised training ------------------------------------------------------------------------------------
 
@@ -257,6 +264,12 @@ class LearningMixin:
         aim = trace["aim"].to(self.device)
         std, mean = (self.position_of(value[None])[0, :2] for value in (self.state_std, self.state_mean))
         return {"goal": (aim * std + mean).cpu().numpy()}
+
+    def same_goal(self, goals: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """`(B,)` bool: whether two goals `(B,2)`, in the units of proprioception, are one place for this policy."""
+        std = self.position_of(self.state_std[None])[0, :2].cpu().numpy()
+        away: np.ndarray = np.linalg.norm((goals - others) / std, axis=-1)
+        return away < SAME_PLACE * REACH
 
     def features(self, observation: Observation, layer: int = -1) -> Tensor:
         """`(B, 3 + chunk, width)`: position, hand, text and action-query tokens after transformer layer `layer`."""

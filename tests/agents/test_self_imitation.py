@@ -140,7 +140,7 @@ def test_keyframes_are_gripper_turns_and_ends_of_descents():
 
 def test_the_pointer_imitates_the_places_that_it_chose():
     policy = tiny_policy()
-    imitation = SelfImitation(demos(policy), SelfImitationConfig(steps=0, learn="pointer"))
+    imitation = SelfImitation(demos(policy), SelfImitationConfig(steps=0, learn="goal", reached_goals=False))
     r = rollouts(policy)
     imitation.update(policy, r)
     memory = imitation.memory
@@ -148,3 +148,28 @@ def test_the_pointer_imitates_the_places_that_it_chose():
     aims = torch.from_numpy(memory.goals[:, :2]).sub(policy.state_mean[:2]).div(policy.state_std[:2])
     first = np.flatnonzero(np.diff(memory.episode, prepend=-1))
     assert torch.allclose(aims[first], r.trace["aim"][torch.from_numpy(memory.episode[first]), 0], atol=1e-5)
+
+
+def test_a_place_that_was_chosen_but_not_reached_is_not_imitated():
+    policy = tiny_policy()
+    r = rollouts(policy)
+    good = (r.valid & (r.reward > 0.5)).nonzero().squeeze(1)
+    spread = policy.state_std[:2]
+    for row in good.tolist():  # every goal is where the hand ends, but for the first of one attempt
+        length = int(r.lengths[row]) * r.actions.shape[2]
+        end = (r.path[row, length - 1, :2] - policy.state_mean[:2]) / spread
+        r.trace["aim"][row] = end
+    wrong = int(good[0])
+    r.trace["aim"][wrong, 0] += 5.0
+
+    def remembered(**settings) -> SelfImitation:
+        imitation = SelfImitation(demos(policy), SelfImitationConfig(steps=0, learn="goal", **settings))
+        imitation.remember(policy, r)
+        return imitation
+
+    every, reached = remembered(reached_goals=False), remembered()
+    assert 0 < len(reached.memory) < len(every.memory)
+    assert len(reached.weight) == len(reached.memory)
+    far = r.trace["aim"][wrong, 0] * spread + policy.state_mean[:2]
+    assert np.isclose(every.memory.goals[:, :2], far.numpy(), atol=1e-5).all(1).any()
+    assert not np.isclose(reached.memory.goals[:, :2], far.numpy(), atol=1e-5).all(1).any()
