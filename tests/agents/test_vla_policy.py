@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from line_world import logits, observation, tiny_policy
 
 from agents import VLAPolicy, VLAPolicyConfig
-from worldgym.errors import CheckpointError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Policy
 
 
@@ -241,3 +241,20 @@ def test_importing_agents_and_rewards_loads_no_torch():
 
     code = "import sys, agents, rewards; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_goal_and_action_have_weights_of_their_own_that_make_up_the_policy():
+    policy = VLAPolicy(VLAPolicyConfig.preset("tiny"))
+    goal, action = ({id(w) for w in policy.parameters_of(name)} for name in ("goal", "action"))
+    assert goal and action and not goal & action
+    assert goal | action == {id(w) for w in policy.parameters()}
+    with pytest.raises(ConfigError, match="'gripper'"):
+        list(policy.parameters_of("gripper"))
+
+
+def test_goals_within_two_centimetres_are_one_place():
+    policy = VLAPolicy(VLAPolicyConfig.preset("tiny"))
+    policy.state_std.copy_(torch.tensor([0.1, 0.05, 0.1, 0.1])[: len(policy.state_std)])
+    here = np.zeros((3, 2), np.float32)
+    there = np.array([[0.03, 0.0], [0.0, 0.03], [0.04, 0.0]], np.float32)
+    assert policy.same_goal(here, there).tolist() == [True, False, False]
