@@ -50,6 +50,8 @@ class SelfImitationConfig:
         discount: factor on the weight of a chunk for each chunk between it and success: the last actions of an
             exploring policy led to success, the first ones may have been a detour.
         learn: `all`, or one component of the policy such as `goal` (only where to move).
+        fastest: of the successes from one start, clone only those that took the fewest chunks. An exploring attempt that
+            goes elsewhere first succeeds later, and cloning its detour teaches the wrong place.
         reached_goals: when a component is trained, clone only the chunks of a success whose chosen goal is the place where
             the hand next arrived (its keyframe). An exploring attempt may choose other places before the right one.
         capacity: chunks kept in memory (12 KB each at 64 px); the oldest are dropped first.
@@ -65,6 +67,7 @@ class SelfImitationConfig:
     first_chunks: int = 0
     discount: float = 0.7
     learn: str = "all"
+    fastest: bool = True
     reached_goals: bool = True
     capacity: int = 10_000
     seed: int = 0
@@ -116,7 +119,7 @@ class SelfImitation:
         """Store the chunks of valid successes of `policy`; returns the number of stored trajectories."""
         c = self.config
         rows, weights = success_rows(
-            rollouts, c.floor, c.discount, c.first_chunks, c.min_rate, hand_columns(policy)
+            rollouts, c.floor, c.discount, c.first_chunks, c.min_rate, hand_columns(policy), c.fastest
         )
         if rows is None:
             return 0
@@ -214,12 +217,14 @@ def success_rows(
     first_chunks: int = 0,
     min_rate: float = 0.0,
     hand: HandColumns | None = HandColumns(),  # noqa: B008
+    fastest: bool = False,
 ) -> tuple[ChunkDataset | None, np.ndarray]:
     """Chunks of the valid successes and their weights.
 
     The weight of a chunk is `floor + 1 - (success rate of its start)`, times `discount` to the power of the number of
     chunks that followed. Only the `first_chunks` of each success are used unless that is 0, and only starts at which
-    at least `min_rate` of the valid attempts succeeded.
+    at least `min_rate` of the valid attempts succeeded. With `fastest`, only the successes of a start that took the
+    fewest chunks are used.
 
     Goals are the keyframes of the imagined path; nan if the rollouts kept no path, or without `hand`.
     """
@@ -227,9 +232,12 @@ def success_rows(
     groups, valid = rollouts.groups.numpy(), rollouts.valid.numpy()
     rates = {group: float(good[(groups == group) & valid].mean()) for group in np.unique(groups[good])}
     good &= np.array([rates.get(group, 0.0) >= min_rate for group in groups])
+    lengths = rollouts.lengths.numpy()
+    if fastest:
+        fewest = {group: lengths[good & (groups == group)].min() for group in np.unique(groups[good])}
+        good &= np.array([n <= fewest.get(group, 0) for n, group in zip(lengths, groups, strict=True)])
     if not good.any():
         return None, np.zeros(0)
-    lengths = rollouts.lengths.numpy()
     k = rollouts.actions.shape[2]
     images, states, texts, actions, owner, goals, weights = [], [], [], [], [], [], []
     views: dict[str, list[np.ndarray]] = {name: [] for name in rollouts.views}

@@ -60,6 +60,8 @@ class FineTuneSettings:
         imitation_lr: learning rate of these steps.
         demo_share: fraction of demonstrations in their batches.
         min_rate: fraction of the attempts from a start that must be judged successful; otherwise none is imitated.
+        fastest: of the successful attempts from a start, imitate only those that took the fewest chunks.
+        reached_goals: imitate only goals at which the hand arrived next.
         middle_fraction: fraction of start frames that are not the first frame of their episode.
         threshold: success probability that counts as success; None uses the judge's own threshold.
         confirm: number of successive judgements that must be successful.
@@ -95,10 +97,12 @@ class FineTuneSettings:
     lr: float = 2e-5
     updates: int = 2
     actor: Literal["current", "initial"] = "current"
-    imitation_steps: int = 24
+    imitation_steps: int = 48
     imitation_lr: float = 3e-4
     demo_share: float = 0.4
     min_rate: float = 0.0
+    fastest: bool = True
+    reached_goals: bool = True
     middle_fraction: float = 0.3
     threshold: float | None = None
     confirm: int = 1
@@ -170,6 +174,7 @@ class FineTuneSettings:
         imitation = SelfImitationConfig(
             steps=self.imitation_steps, lr=self.imitation_lr, batch_size=self.bc_batch, seed=self.seed,
             learn=self.learn, demo_share=self.demo_share, min_rate=self.min_rate, discount=1.0,
+            fastest=self.fastest, reached_goals=self.reached_goals,
         )  # fmt: skip
         grpo = GRPOConfig(lr=self.lr, updates=self.updates, seed=self.seed, learn=self.learn) if self.lr else None
         return ImaginedRLConfig(rollout, grpo, imitation, self.average, self.actor, self.seed, self.improver)

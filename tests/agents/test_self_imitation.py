@@ -49,6 +49,21 @@ def test_only_valid_successes_are_remembered_and_rare_ones_weigh_more():
         assert np.allclose(weights[rows.episode == i], expected)
 
 
+def test_of_each_start_only_the_fastest_successes_are_cloned():
+    r = rollouts()
+    good = (r.reward > 0) & r.valid
+    every, _ = success_rows(r, floor=0.1)
+    fastest, weights = success_rows(r, floor=0.1, fastest=True)
+    assert 0 < len(fastest) < len(every)
+    for group in np.unique(r.groups[good]):
+        mates = ((r.groups == group) & good).nonzero().squeeze(1).tolist()
+        fewest = min(int(r.lengths[i]) for i in mates)
+        kept = [i for i in mates if (fastest.episode == i).any()]
+        assert kept == [i for i in mates if int(r.lengths[i]) == fewest]
+        rate = float(good[(r.groups == group) & r.valid].float().mean())  # of all attempts, as without it
+        assert np.allclose(weights[np.isin(fastest.episode, kept)], 1.1 - rate)
+
+
 def test_goals_are_places_the_imagined_hand_passed_later():
     r = rollouts()
     rows, _ = success_rows(r, floor=0.1)
@@ -66,7 +81,7 @@ def test_goals_are_places_the_imagined_hand_passed_later():
 def test_imitation_makes_the_successful_actions_likelier():
     policy = tiny_policy()
     r = rollouts(policy)
-    rows, _ = success_rows(r, 0.1)
+    rows, _ = success_rows(r, 0.1, fastest=True)
 
     def likelihood():
         with torch.no_grad():
