@@ -173,6 +173,20 @@ def test_a_moved_part_is_drawn_where_it_went_by_the_flow():
     torch.testing.assert_close(still, features)
 
 
+def test_another_precision_is_used_but_not_saved(tmp_path):
+    from worldgym.utils.devices import place
+
+    model = model_of()
+    half = place(model_of(), torch.device("cpu"), "bfloat16")
+    one, other = (x.step(start(x), actions_of(x))[1].latents for x in (model, half))
+    assert half.inference_network().embed.weight.dtype == torch.bfloat16
+    assert 0 < float((one - other).abs().max()) < 0.2
+    half.save_pretrained(tmp_path / "half")
+    assert load_world_model(tmp_path / "half").dtype == "float32"
+    with pytest.raises(ConfigError, match="float16"):
+        model.with_dtype("float16")
+
+
 def test_a_saved_model_predicts_the_same(tmp_path):
     model = model_of()
     model.save_pretrained(tmp_path)

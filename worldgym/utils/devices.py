@@ -86,8 +86,12 @@ def place(part: Any, device: torch.device, dtype: str = "auto") -> Any:
         The moved component.
     """
     moved = part.to(device) if isinstance(part, torch.nn.Module) or hasattr(part, "to") else part
-    if dtype != "auto" and hasattr(moved, "with_sampler"):
-        moved = moved.with_sampler(dtype=str(choose_dtype(dtype, device)).removeprefix("torch."))
+    if dtype != "auto":
+        chosen = str(choose_dtype(dtype, device)).removeprefix("torch.")
+        if hasattr(moved, "with_dtype"):
+            moved = moved.with_dtype(chosen)
+        elif hasattr(moved, "with_sampler"):
+            moved = moved.with_sampler(dtype=chosen)
     return moved
 
 

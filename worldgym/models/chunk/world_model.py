@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,18 @@ class ChunkWorldModel(LatentWorldModel):
         if c.decoder_widths is not None:
             self.light = LightDecoder(c.tokenizer.latent_channels, c.decoder_widths, c.decoder_blocks)
         self.between = None if c.between_width is None else Between(c)
+        self.dtype = c.dtype
         self._fast: list[Picture] = []
+
+    def with_dtype(self, dtype: str) -> ChunkWorldModel:
+        """Infer in another precision, `"bfloat16"` or `"float32"`; it is not saved with the model."""
+        self.dtype = replace(self.config, dtype=dtype).dtype
+        self.refresh()
+        return self
 
     def inference_network(self) -> Picture:
         """The picture network in the precision of inference; call `refresh` after training steps."""
-        if self.config.dtype == "float32":
+        if self.dtype == "float32":
             return self.picture
         if not self._fast:
             fast = copy.deepcopy(self.picture).to(torch.bfloat16).eval().requires_grad_(False)
