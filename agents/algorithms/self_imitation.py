@@ -50,10 +50,11 @@ class SelfImitationConfig:
         discount: factor on the weight of a chunk for each chunk between it and success: the last actions of an
             exploring policy led to success, the first ones may have been a detour.
         learn: `all`, or one component of the policy such as `goal` (only where to move).
-        fastest: of the successes from one start, clone only those that took the fewest chunks. An exploring attempt that
-            goes elsewhere first succeeds later, and cloning its detour teaches the wrong place.
-        reached_goals: when a component is trained, clone only the chunks of a success whose chosen goal is the place where
-            the hand next arrived (its keyframe). An exploring attempt may choose other places before the right one.
+        fastest: of the successes from one start, clone only those that took the fewest chunks. An exploring attempt
+            that goes elsewhere first succeeds later, and cloning its detour teaches the wrong place.
+        reached_goals: when a component is trained, clone only the chunks of a success whose chosen goal is the place
+            where the hand next arrived (its keyframe). An exploring attempt may choose other places before the right
+            one.
         capacity: chunks kept in memory (12 KB each at 64 px); the oldest are dropped first.
         seed: seed of batches and augmentation.
     """

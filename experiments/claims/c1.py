@@ -26,11 +26,13 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
         f"imagined RL minus SFT: {said(effect)} (with sampled actions {said(sampled)}); imagined RL minus BC with as "
         f"many updates: {said(updates)}"
     )
+    multiple = ratio(records, RL, SFT, seeds)
     if effect.low <= 0:
-        return Ruling(False, effect, f"{why}; the first interval is not above 0")
+        return Ruling(False, effect, f"{why}; the first interval is not above 0", multiple)
     if min(sampled.low, updates.low) <= 0:
-        return Ruling(None, effect, f"{why}; sharper action distributions or more updates may explain the gain")
-    return Ruling(True, effect, f"{why}; all intervals are above 0")
+        why = f"{why}; sharper action distributions or more updates may explain the gain"
+        return Ruling(None, effect, why, multiple)
+    return Ruling(True, effect, f"{why}; all intervals are above 0", multiple)
 
 
 def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:

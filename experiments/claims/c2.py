@@ -49,11 +49,12 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     found = "no crossing up to gap 1" if cross is None else f"the curves cross at gap {cross:.2f}"
     where = f"{found} (95 % interval: {bounds})"
     why = f"imagined RL minus RL in Soft at gap {at:g}: {said(effect)}; {where}"
+    multiple = ratio(records, RL, dict(swept(preset))[at], seeds)
     if cross is None and by_gap[max(by_gap)].mean <= 0:
-        return Ruling(False, effect, why)
+        return Ruling(False, effect, why, multiple)
     if effect.low > 0:
-        return Ruling(True, effect, f"{why}; the interval at gap {at:g} is above 0")
-    return Ruling(None, effect, f"{why}; the interval at gap {at:g} is not above 0")
+        return Ruling(True, effect, f"{why}; the interval at gap {at:g} is above 0", multiple)
+    return Ruling(None, effect, f"{why}; the interval at gap {at:g} is not above 0", multiple)
 
 
 def crossing(gaps: list[float], values: list[float]) -> float | None:

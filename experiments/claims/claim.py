@@ -35,29 +35,34 @@ class Verdict:
         effect: the effect on which the verdict is based, with its interval; None while results are missing.
         seeds: number of training seeds that the effect is computed from.
         why: the reason, in one sentence with numbers.
+        ratio: success of the claim's method divided by that of SFT, for claims that report it.
     """
 
     verdict: str
     effect: Interval | None
     seeds: int
     why: str
+    ratio: Interval | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of `worldgym claims report --json`."""
-        effect = (
-            None
-            if self.effect is None
-            else {k: round(v, 4) for k, v in self.effect.to_dict().items() if k != "episodes"}
-        )
-        return {"verdict": self.verdict, "effect": effect, "seeds": self.seeds, "why": self.why}
+        facts = {"verdict": self.verdict, "effect": _plain(self.effect), "seeds": self.seeds, "why": self.why}
+        return facts if self.ratio is None else {**facts, "ratio": _plain(self.ratio)}
+
+
+def _plain(interval: Interval | None) -> dict[str, float] | None:
+    if interval is None:
+        return None
+    return {k: round(v, 4) for k, v in interval.to_dict().items() if k != "episodes"}
 
 
 class Ruling(NamedTuple):
-    """Result of a claim's rule: whether the claim holds (None: undecided), the effect, and the reason."""
+    """Result of a claim's rule: whether the claim holds (None: undecided), the effect, the reason, a ratio or None."""
 
     holds: bool | None
     effect: Interval
     why: str
+    ratio: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,24 @@ class Claim:
             return Verdict(
                 INCONCLUSIVE, None, 0, f"results that {self.name} needs are missing: {', '.join(absent)}"
             )
+        if mixed := self.mixed(records, preset, seeds):
+            why = f"its results are of different checkpoints ({mixed}); type: worldgym claims run {self.name} --again"
+            return Verdict(INCONCLUSIVE, None, 0, why)
         ruling = self.rule(records, preset, seeds)
         if len(seeds) < ENOUGH_SEEDS:
             why = f"{ruling.why}; only {len(seeds)} of the {ENOUGH_SEEDS} required seeds"
-            return Verdict(INCONCLUSIVE, ruling.effect, len(seeds), why)
+            return Verdict(INCONCLUSIVE, ruling.effect, len(seeds), why, ruling.ratio)
         verdict = {True: SUPPORTED, False: REFUTED, None: INCONCLUSIVE}[ruling.holds]
-        return Verdict(verdict, ruling.effect, len(seeds), ruling.why)
+        return Verdict(verdict, ruling.effect, len(seeds), ruling.why, ruling.ratio)
+
+    def mixed(self, records: Records, preset: ClaimPreset, seeds: Sequence[int]) -> str:
+        """Parts of the checkpoint that differ between the needed results, with their hashes; "" if none does."""
+        found: dict[str, set[str]] = {}
+        for owner, arm in self.needs(preset):
+            for seed in [0] if unseeded(arm) else seeds:
+                for name, value in records.read(owner, arm, seed)["hashes"].items():
+                    found.setdefault(name, set()).add(str(value))
+        return "; ".join(f"{name} {', '.join(sorted(v))}" for name, v in found.items() if len(v) > 1)
 
 
 def common_seeds(records: Records, arms: Sequence[tuple[str, str]]) -> tuple[list[int], list[str]]:

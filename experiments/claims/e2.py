@@ -116,10 +116,10 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     if effect is None:
         return Ruling(None, gain, f"{why}; SFT never succeeds")
     if min(gain.low, updates.low) <= 0 or effect.high < LEVEL:
-        return Ruling(False, effect, why)
+        return Ruling(False, effect, why, effect)
     if effect.mean >= LEVEL:
-        return Ruling(True, effect, why)
-    return Ruling(None, effect, f"{why}; the interval contains {LEVEL}, but the mean is below it")
+        return Ruling(True, effect, why, effect)
+    return Ruling(None, effect, f"{why}; the interval contains {LEVEL}, but the mean is below it", effect)
 
 
 def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str, str]:

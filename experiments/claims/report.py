@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.bundle import Bundle
 from experiments.claims import CLAIMS
 from experiments.claims.claim import Claim, Verdict, difference, unseeded
 from experiments.claims.figures import label_of
@@ -74,6 +75,10 @@ def verdict_table(records: Records, preset: ClaimPreset, base: str) -> list[str]
     for name, verdict in verdicts(records, preset).items():
         title = f"[{name}]({base}{name}.md): {CLAIMS[name].title}"
         lines.append(f"| {title} | **{verdict.verdict}** | {verdict.why} | {verdict.seeds} |")
+    if old := [name for name, claim in CLAIMS.items() if replaced_in(claim, records, preset)]:
+        lines += [
+            "", f"{', '.join(old)}: measured with an earlier checkpoint, some parts of which have been replaced since.",
+        ]  # fmt: skip
     return lines
 
 
@@ -155,15 +160,26 @@ def cost_table(records: Records, arms: Arms) -> list[str]:
     return [*lines, "", note]
 
 
+def replaced_in(claim: Claim, records: Records, preset: ClaimPreset) -> list[str]:
+    """Parts of the bundle with which the claim's results were measured and that other weights have replaced since."""
+    earlier = Bundle.find(preset.bundle).card.get("replaced", {})
+    found = [
+        records.read(*arm, seed)["hashes"] for arm in claim.arms(preset) for seed in records.seeds(*arm)
+    ]
+    return sorted({name for hashes in found for name, value in hashes.items() if value in earlier.get(name, ())})
+
+
 def provenance(claim: Claim, records: Records, preset: ClaimPreset, arms: Arms) -> list[str]:
     """Command, hashes and versions."""
     facts = records.read(*arms[0], records.seeds(*arms[0])[0])
     hashes = ", ".join(f"{k} `{v}`" for k, v in facts["hashes"].items())
     found = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
     seeds = sorted({s for arm in arms if not unseeded(arm[1]) for s in records.seeds(*arm)}) or [0]
+    replaced = replaced_in(claim, records, preset)
+    since = f" Replaced in the bundle since then: {', '.join(replaced)}." if replaced else ""
     return [
         f"`worldgym claims run {claim.name} --preset {preset.name} --seeds {' '.join(map(str, seeds))}`", "",
-        f"Checkpoint `{preset.bundle}`: {hashes}. {found}.", "",
+        f"Checkpoint `{preset.bundle}`: {hashes}. {found}.{since}", "",
         "The world model and the judge were trained on logs from Real beforehand; the checkpoint's card gives the",
         "number of episodes. The table of costs counts only what the arm itself used.",
     ]  # fmt: skip

@@ -100,7 +100,7 @@ class FineTuneSettings:
     imitation_steps: int = 48
     imitation_lr: float = 3e-4
     demo_share: float = 0.4
-    min_rate: float = 0.0
+    min_rate: float = 0.3
     fastest: bool = True
     reached_goals: bool = True
     middle_fraction: float = 0.3

@@ -139,10 +139,10 @@ def test_parts_of_another_size_are_refused(tokenizer, tmp_path, capsys):
     bundled = ["train", "tokenizer", "--initial", "tabletop-small"]
     small = foreign.write(tmp_path / "small", 2, 2, size=32)
     assert "takes 64" in refused([*bundled, "--data", str(small), "--out", str(tmp_path / "t")], capsys)
-    said = refused(
-        ["train", "world-model", "--initial", "tabletop-small", *line], capsys
-    )  # sizes of actions and states
-    assert "4 dimensions of action" in said
+    said = refused(["train", "world-model", "--type", "chunk", "--initial", "tabletop-small", *line], capsys)
+    assert "the world model tabletop-small" in said and "state" in said
+    said = refused(["train", "world-model", "--initial", "tabletop-small", *line], capsys)
+    assert "expected a world model of type video" in said and "leave --initial out" in said
 
 
 def test_a_preset_of_other_latent_channels_takes_the_tokenizers(small, tokenizer, tmp_path):

@@ -90,6 +90,22 @@ def test_c1_follows_its_rule(tmp_path, rates, seeds, wanted):
     assert verdict.effect.mean == pytest.approx(rates["C1", "imagined_rl"] - rates["C1", "sft"], abs=0.12)
 
 
+def test_the_ratio_to_sft_is_in_the_report_beside_the_difference(tmp_path):
+    verdict = CLAIMS["C1"].decide(made_up(tmp_path, c1_rates()), SMALL)
+    ratio = verdict.to_dict()["ratio"]
+    assert ratio["mean"] == pytest.approx(0.8 / 0.5, abs=0.05)
+    assert ratio["low"] <= ratio["mean"] <= ratio["high"]
+
+
+def test_results_of_different_checkpoints_are_not_compared(tmp_path):
+    records = made_up(tmp_path, c1_rates())
+    facts = records.read("C1", "imagined_rl", 1)
+    records.write("C1", "imagined_rl", 1, {**facts, "hashes": {"world_model": "y"}})
+    verdict = CLAIMS["C1"].decide(records, SMALL)
+    assert verdict.verdict == "inconclusive" and verdict.effect is None
+    assert "world_model x, y" in verdict.why and "worldgym claims run C1 --again" in verdict.why
+
+
 def test_without_results_nothing_is_decided_and_what_is_missing_is_named(tmp_path):
     for name, claim in CLAIMS.items():
         verdict = claim.decide(Records(tmp_path, "small"), SMALL)

@@ -56,8 +56,8 @@ def test_a_bundle_is_loaded_where_it_is_asked_for():
     here = placing(DemoSettings(device="cpu", dtype="float32"))
     assert here == Placing("cpu", "float32") and here.device == torch.device("cpu")
     model = Bundle.find("tabletop-small", here).world_model()
-    assert model.sampler.dtype == "float32"
-    assert Bundle.find("tabletop-small").world_model().sampler.dtype == model.config.sampler.dtype
+    assert model.dtype == "float32"
+    assert Bundle.find("tabletop-small").world_model().dtype == model.config.dtype
     choice = PolicyChoice.parse("sft@0.5", "tabletop-small", device="cpu")
     assert choice.ref.device == "cpu" and next(choice.ref.load().parameters()).device.type == "cpu"
 

@@ -78,7 +78,7 @@ def test_half_precision_stays_within_a_bound_of_full_for_five_frames():
         frames, states = (torch.from_numpy(starts[name][:4])[:, None] for name in ("images", "states"))
     bundled, dreams = load_world_model("tabletop-small"), []
     for dtype in ("float32", "bfloat16"):
-        bundled.with_sampler(dtype=dtype)
+        bundled.with_dtype(dtype)
         state = bundled.begin(frames, torch.zeros(4, 0, 4), torch.Generator().manual_seed(0), states=states)
         dreams.append(bundled.step(state, _actions(4, 5))[1])
     full, half = dreams
