@@ -191,8 +191,25 @@ pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint
 	PYTHONPATH=$(VENV)/clip $(BIN)/worldgym train judge --type open_clip --data $(RUNS)/data \
 		--world-model $(RUNS)/world_model/export --teacher $(RUNS)/judge_mined --steps 2500 --batch-size 96 --lr 1e-3 \
 		--max-fpr 0.07 --out $(RUNS)/judge_open_clip
-	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model/export \
-		--open-clip-judge $(RUNS)/judge_open_clip --latent-judge $(RUNS)/judge_latent --judge $(RUNS)/judge_mined --policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
+	@# the model that ships predicts whole chunks; its judge learns from what policies did on its frames
+	$(BIN)/worldgym train world-model --type chunk --data $(RUNS)/data --initial $(RUNS)/world_model/export \
+		--probe $(RUNS)/probe/export --minutes 100 --out $(RUNS)/world_model_chunk
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 500 --seed 560000 --tasks pick_place push reach pick_place \
+		--policy $(RUNS)/policy_sft --mix.policy 1 --temperature 0.5 --world-model $(RUNS)/world_model_chunk/export
+	$(BIN)/worldgym collect --out $(RUNS)/data --episodes 1100 --seed 570000 --tasks pick_place push pick_place reach \
+		--policy $(RUNS)/practised_0/policy --mix.policy 1 --temperature 0.5 \
+		--world-model $(RUNS)/world_model_chunk/export
+	$(BIN)/worldgym train judge --data $(RUNS)/data --world-model $(RUNS)/world_model_chunk/export \
+		--initial $(RUNS)/judge_mined --imagined-episodes 3000 --hard-share 0.2 --steps 1300 --lr 8e-4 --max-fpr 0.03 \
+		--out $(RUNS)/judge_chunk
+	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model_chunk/export \
+		--open-clip-judge $(RUNS)/judge_open_clip --latent-judge $(RUNS)/judge_latent --judge $(RUNS)/judge_chunk \
+		--policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
+		--demos-per-task 25 --demos-limit 1200 --out $(RUNS)/bundle_chunk
+	$(BIN)/worldgym calibrate --bundle $(RUNS)/bundle_chunk --policies sft $(RUNS)/practised_0/policy --out $(RUNS)/judge_calibrated
+	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model_chunk/export \
+		--open-clip-judge $(RUNS)/judge_open_clip --latent-judge $(RUNS)/judge_latent --judge $(RUNS)/judge_calibrated \
+		--policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
 		--demos-per-task 25 --demos-limit 1200 --out $(PRETRAINED)
 	$(BIN)/worldgym bench closed-loop
 

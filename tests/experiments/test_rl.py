@@ -98,7 +98,7 @@ def test_a_killed_driver_goes_on_and_ends_the_same(bundle, tmp_path):
     assert all((left[k] == right[k]).all() for k in left)
 
 
-@pytest.mark.parametrize("call", [1, 4, 12])
+@pytest.mark.parametrize("call", [1, 4, 8])
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on_when_there_is_room(
     bundle, tmp_path, monkeypatch, capsys, call
 ):
