@@ -207,6 +207,7 @@ def measure_logs(
     return {
         "summary": summary,
         "position_error_px": summary["position_error_px"]["all"],
+        "moved_objects_px": summary["position_error_px"]["moved_objects"],
         **{k: summary[k] for k in ("outcome_agreement", "false_positive_rate", "drift_horizon")},
         **{
             k: summary[k]
