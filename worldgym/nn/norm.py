@@ -1,7 +1,7 @@
 """Group normalisation that is fast for bfloat16 images in channels-last order on a CPU.
 
-Torch's kernel for that layout is scalar when a group has fewer channels than a vector register (torch 2.13: three to seven
-times the time of float32 for 8 channels a group). The statistics are computed in float32 in any case.
+Torch's kernel for that layout is scalar when a group has fewer channels than a vector register (torch 2.13: three to
+seven times the time of float32 for 8 channels a group). The statistics are computed in float32 in any case.
 
 Example::
 
