@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,7 +217,7 @@ class ChunkWorldModel(LatentWorldModel):
             start = self.with_hand(hand[:, 0], state.slots.positions)
             end = self.with_hand(hand[:, -1], after.slots.positions)
             present = self.presence(after.slots)
-        with nullcontext() if self.dtype == "float32" else autocast(path.device):
+        with autocast(path.device, self.dtype != "float32"):
             latents = self.between(state.latent, after.latent, path, start, end, present, hand)
         return list(self.tokenizer.project(latents, 2).unbind(1))
 
