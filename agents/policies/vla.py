@@ -36,6 +36,7 @@ from agents.policies.vla_config import PRESETS, VLAPolicyConfig
 from agents.policies.vla_learning import LearningMixin
 from worldgym.errors import ConfigError
 from worldgym.hub import HubModel
+from worldgym.nn import with_coordinates
 from worldgym.protocols import Observation, PolicyOutput, Temperature
 from worldgym.specs import Specs
 from worldgym.text import embed
@@ -395,12 +396,6 @@ class VLAPolicy(
         if not isinstance(instruction, (np.ndarray, Tensor)):
             instruction = embed(instruction)
         return torch.as_tensor(instruction, dtype=torch.float32, device=self.device)
-
-
-def with_coordinates(image: Tensor, pixels: Tensor) -> Tensor:
-    """`(B,5,H,W)` in channels-last order: `image (B,H,W,3)` in [0, 1] scaled to [-1, 1], and `pixels (2,H,W)`."""
-    where = pixels.permute(1, 2, 0).expand(len(image), -1, -1, -1)
-    return torch.cat([image * 2 - 1, where], dim=-1).permute(0, 3, 1, 2)
 
 
 def coordinates(size: tuple[int, int]) -> Tensor:

@@ -35,7 +35,8 @@ class Verdict:
         effect: the effect on which the verdict is based, with its interval; None while results are missing.
         seeds: number of training seeds that the effect is computed from.
         why: the reason, in one sentence with numbers.
-        ratio: success of the claim's method divided by that of SFT, for claims that report it.
+        ratio: success of the claim's method divided by that of the arm that it is compared with (C1 and E2: SFT; C2: RL
+            in Soft at the frozen gap); None for other claims.
     """
 
     verdict: str

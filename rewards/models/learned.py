@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.hub import HubModel
-from worldgym.nn import GroupNorm
+from worldgym.nn import GroupNorm, with_coordinates
 from worldgym.protocols import Judgement, Reads
 from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
@@ -167,6 +167,7 @@ class LearnedJudge(
         )
         rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in config.size)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
+        self.pixels: Tensor
         self.register_buffer("pixels", torch.stack([x, y]), persistent=False)
         grid = nn.functional.avg_pool2d(torch.stack([x, y]), 4, ceil_mode=True).flatten(1)
         self.register_buffer("grid", grid, persistent=False)
@@ -320,9 +321,7 @@ class LearnedJudge(
         The instruction-conditioned keypoints come last.
         """
         text = self.text(((text - self.text_mean) / self.text_std).clamp(-5, 5))
-        where = self.pixels.permute(1, 2, 0).expand(len(image), -1, -1, -1)
-        x = torch.cat([image.permute(0, 2, 3, 1) * 2 - 1, where], dim=-1).permute(0, 3, 1, 2)  # channels last
-        x = nn.functional.gelu(self.conv1(x))
+        x = nn.functional.gelu(self.conv1(with_coordinates(image.permute(0, 2, 3, 1), self.pixels)))
         x = self.block2(nn.functional.gelu(self.conv2(x)), text)
         maps, keys, asked = self.maps(x), self.keys(x), self.asked(text)
         with torch.autocast(self.device.type, enabled=False):

@@ -34,7 +34,7 @@ from worldgym.nn.noise import (
     uniform,
 )
 from worldgym.nn.norm import GroupNorm
-from worldgym.nn.patches import from_tokens, to_tokens
+from worldgym.nn.patches import from_tokens, to_tokens, with_coordinates
 from worldgym.nn.rows import RowBatch, row_field
 from worldgym.nn.sampler import DiffusersSampler, Euler, Sampler, make_sampler, renoise
 from worldgym.nn.transformer import Expert, Transformer, TransformerConfig
@@ -77,4 +77,5 @@ __all__ = [
     "teacher_forcing",
     "to_tokens",
     "uniform",
+    "with_coordinates",
 ]

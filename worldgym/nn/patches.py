@@ -1,4 +1,4 @@
-"""Conversion of latent grids to tokens and back, one token per patch.
+"""Conversion of latent grids to tokens and back, one token per patch; images with pixel coordinates.
 
 Example::
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from worldgym.errors import ConfigError
@@ -41,3 +42,9 @@ def from_tokens(x: Tensor, patch: int, grid: tuple[int, int] | None = None) -> T
     c = width // patch**2
     cells = x.view(n, rows, columns, c, patch, patch)
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(n, c, rows * patch, columns * patch)
+
+
+def with_coordinates(image: Tensor, pixels: Tensor) -> Tensor:
+    """`(B,5,H,W)` in channels-last order: `image (B,H,W,3)` in [0, 1] scaled to [-1, 1], and `pixels (2,H,W)`."""
+    where = pixels.permute(1, 2, 0).expand(len(image), -1, -1, -1)
+    return torch.cat([image * 2 - 1, where], dim=-1).permute(0, 3, 1, 2)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldgym.models.chunk.config import HAND, ChunkConfig
-from worldgym.models.chunk.picture import SPREAD
+from worldgym.models.chunk.picture import SPREAD, near
 from worldgym.models.tokenizers.frame import ResidualBlock
 
 
@@ -48,18 +48,14 @@ class Between(nn.Module):
 
     def maps(self, where: Tensor, present: Tensor) -> Tensor:
         """`(N,P',h,w)`: where the parts at `where (N,P,2)` are, and the hand's offset from each cell in cells."""
-        right = self.right - where[..., :1]  # (N,P,w)
-        down = self.down - where[..., 1:]
-        factor = -0.5 / self.spread[:, None] ** 2
-        across = (factor * right.square()).clamp(min=-25).exp()
-        along = (factor * down.square()).clamp(min=-25).exp() * present[..., None]
-        shown = along[..., None] * across[..., None, :]
+        shown = near(where, present, self.spread, self.right, self.down)
         if self.hand is None:
             return shown
         h, w = len(self.down), len(self.right)
-        offset = torch.stack(
-            [right[:, self.hand, None, :].expand(-1, h, -1) * w, down[:, self.hand, :, None].expand(-1, -1, w) * h], 1
-        )  # fmt: skip
+        hand = where[:, self.hand]
+        right = (self.right - hand[:, :1])[:, None, :].expand(-1, h, -1) * w
+        down = (self.down - hand[:, 1:])[:, :, None].expand(-1, -1, w) * h
+        offset = torch.stack([right, down], 1)
         return torch.cat([shown, offset.clamp(-2, 2)], 1)
 
     def forward(

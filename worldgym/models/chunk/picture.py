@@ -48,6 +48,28 @@ class Parts:
     present: Tensor
 
 
+def near(
+    where: Tensor, present: Tensor, spread: Tensor, right: Tensor, down: Tensor, power: int = 1
+) -> Tensor:
+    """Weight `(B,P,h,w)` of each part at each cell: 1 at its position, 0 far from it or if the part is not there.
+
+    A Gaussian of two coordinates is a product. Its exponents are bounded, because a CPU is slow with denormal numbers.
+
+    Args:
+        where: `(B,P,2)` positions, in image widths.
+        present: `(B,P)` probability that a part is in the image.
+        spread: `(P,)` standard deviation of each part, in image widths.
+        right: `(w,)` centres of the columns.
+        down: `(h,)` centres of the rows.
+        power: exponent of the weight.
+    """
+    factor = -power / (2 * spread.float() ** 2)[:, None]
+    across = (factor * (right.float() - where[..., :1].float()).square()).clamp(min=-25).exp()
+    along = (factor * (down.float() - where[..., 1:].float()).square()).clamp(min=-25).exp()
+    along = along * present[..., None].float() ** power
+    return along[..., None] * across[..., None, :]
+
+
 class Picture(nn.Module):
     """Predicts the latents after a chunk."""
 
@@ -92,19 +114,10 @@ class Picture(nn.Module):
                 self.register_buffer(name, torch.stack([right, down], -1), persistent=False)
 
     # -- flows -------------------------------------------------------------------------------------------------------
-    def _near(self, where: Tensor, cells: Tensor, present: Tensor, power: int = 1) -> Tensor:
-        """Weight `(B,P,h,w)` of each part at `cells (h,w,2)`: 1 at its position `where (B,P,2)`, 0 far from it."""
-        factor = -power / (2 * self.spread.float() ** 2)[None, :, None]
-        right = factor * (cells[None, None, 0, :, 0].float() - where[:, :, :1].float()).square()
-        down = factor * (cells[None, None, :, 0, 1].float() - where[:, :, 1:].float()).square()
-        # A Gaussian of two coordinates is a product. Bounded, because a CPU is slow with denormal numbers.
-        down = down.clamp(min=-25).exp() * present[:, :, None].float() ** power
-        return down[..., None] * right.clamp(min=-25).exp()[:, :, None]
-
     def warp(self, features: Tensor, start: Tensor, after: Tensor, present: Tensor) -> Tensor:
         """Move `features (B,f,4h,4w)` by the flow that takes each part from `start` to `after (B,P,2)`."""
         # The fourth power is nearly a choice: a mean of two parts' displacements would move neither.
-        sharp = self._near(after, self.fine, present, 4)
+        sharp = near(after, present, self.spread, self.fine[0, :, 0], self.fine[:, 0, 1], power=4)
         top = sharp.amax(1).flatten(1).sqrt().sqrt()
         travel = torch.cat([after - start, torch.ones_like(after[..., :1])], 2).float()
         total = travel.transpose(1, 2) @ sharp.flatten(2)  # (B,3,hw)
@@ -144,7 +157,9 @@ class Picture(nn.Module):
             moved = list(
                 unit_rms(self.shift.back(unshuffle(fine.to(dtype), FINER)).float()).to(dtype).chunk(2)
             )
-            maps = [self._near(x, self.coarse, parts.present).to(dtype) for x in (parts.before, parts.after)]
+            right, down = self.coarse[0, :, 0], self.coarse[:, 0, 1]
+            both = (parts.before, parts.after)
+            maps = [near(x, parts.present, self.spread, right, down).to(dtype) for x in both]
         grid = self.stem(torch.cat([before, anchor, *moved, *maps], 1))
         x = self.embed(to_tokens(grid, c.patch)) + self.place
         condition = self.condition(given.to(dtype))
