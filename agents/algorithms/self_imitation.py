@@ -55,6 +55,9 @@ class SelfImitationConfig:
         reached_goals: when a component is trained, clone only the chunks of a success whose chosen goal is the place
             where the hand next arrived (its keyframe). An exploring attempt may choose other places before the right
             one.
+        action_head_steps: optimizer steps per iteration on the output layer of the action head alone, on the same
+            chunks, after the `steps`; 0 disables them. Where rollouts act greedily, they move sampled actions towards
+            the greedy ones that succeeded.
         capacity: chunks kept in memory (12 KB each at 64 px); the oldest are dropped first.
         seed: seed of batches and augmentation.
     """
@@ -70,20 +73,22 @@ class SelfImitationConfig:
     learn: str = "all"
     fastest: bool = True
     reached_goals: bool = True
+    action_head_steps: int = 0
     capacity: int = 10_000
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Validate."""
         if (
-            min(self.steps, self.first_chunks) < 0
+            min(self.steps, self.first_chunks, self.action_head_steps) < 0
             or self.batch_size < 1
             or self.capacity < 1
             or self.lr <= 0
             or self.floor <= 0
         ):
             raise ConfigError(
-                f"steps and first_chunks must be >= 0, batch_size and capacity >= 1, lr and floor > 0; got {self}"
+                "steps, first_chunks and action_head_steps must be >= 0, batch_size and capacity >= 1, lr and floor "
+                f"> 0; got {self}"
             )
         if not 0 <= self.min_rate <= 1:
             raise ConfigError(f"min_rate must lie in [0, 1]; got {self.min_rate}. Try 0.5")
@@ -107,14 +112,11 @@ class SelfImitation:
         self.iteration = 0
         self.memory: ChunkDataset | None = None
         self.weight = np.zeros(0)
-        self._sft = SFT(
-            SFTConfig(
-                lr=self.config.lr,
-                batch_size=self.config.batch_size,
-                weight_decay=0.0,
-                learn=self.config.learn,
-            )
-        )
+        self._sft = self._trainer(self.config.learn)
+
+    def _trainer(self, learn: str) -> SFT:
+        c = self.config
+        return SFT(SFTConfig(lr=c.lr, batch_size=c.batch_size, weight_decay=0.0, learn=learn))
 
     def remember(self, policy: Any, rollouts: Rollouts) -> int:
         """Store the chunks of valid successes of `policy`; returns the number of stored trajectories."""
@@ -154,20 +156,31 @@ class SelfImitation:
         self.iteration += 1
         if self.memory is None or config.steps == 0:
             return {"imitation_loss": 0.0, "memory": 0.0, "remembered": 0.0, "imitation_steps": 0.0}
-        own = config.batch_size - round(config.demo_share * config.batch_size)
-        chosen = rng.choice(len(self.weight), config.steps * own, p=self.weight / self.weight.sum())
-        shown = rng.integers(0, len(self.demos), config.steps * (config.batch_size - own))
-        parts = [self.memory.select(chosen)] if own else []
-        parts += [self.demos.select(shown)] if len(shown) else []
-        mixed = parts[0] if len(parts) == 1 else join(*parts)
+        mixed = self._batches(rng, config.steps)
         self._sft.reseed(int(rng.integers(2**31)))
         losses = self._sft.steps(policy, mixed, rng.permutation(len(mixed)), config.steps)
+        if config.action_head_steps:
+            mixed = self._batches(rng, config.action_head_steps)
+            trainer = self._trainer("action_head")  # new moments every iteration, so that none have to be saved
+            trainer.reseed(int(rng.integers(2**31)))
+            trainer.steps(policy, mixed, rng.permutation(len(mixed)), config.action_head_steps)
         return {
             "imitation_loss": float(np.mean(losses)),
             "memory": float(len(self.weight)),
             "remembered": float(remembered),
-            "imitation_steps": float(config.steps),
+            "imitation_steps": float(config.steps + config.action_head_steps),
         }
+
+    def _batches(self, rng: np.random.Generator, steps: int) -> ChunkDataset:
+        """Rows for `steps` steps: stored successes by weight, and demonstrations."""
+        config = self.config
+        assert self.memory is not None
+        own = config.batch_size - round(config.demo_share * config.batch_size)
+        chosen = rng.choice(len(self.weight), steps * own, p=self.weight / self.weight.sum())
+        shown = rng.integers(0, len(self.demos), steps * (config.batch_size - own))
+        parts = [self.memory.select(chosen)] if own else []
+        parts += [self.demos.select(shown)] if len(shown) else []
+        return parts[0] if len(parts) == 1 else join(*parts)
 
     # -- resuming ---------------------------------------------------------------------------------
 

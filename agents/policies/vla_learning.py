@@ -52,13 +52,19 @@ class LearningMixin:
         return ("action", "goal") if self.config.goal_dims else ("action",)
 
     def parameters_of(self, component: str) -> Iterator[nn.Parameter]:
-        """Weights of one component, to be trained alone; `all` gives those of the whole policy.
+        """Weights of one component, to be trained alone.
+
+        Args:
+            component: `goal`, `action`, `action_head` (the output layer of the actions alone), or `all`.
 
         Raises:
             ConfigError: no such component, or it has no weights of its own.
         """
         if component == "all":
             yield from self.parameters()
+            return
+        if component == "action_head":
+            yield from self.head.parameters()
             return
         if component not in ("goal", "action") or isinstance(self.pointer, NoGoalHead):
             raise ConfigError(
@@ -183,7 +189,8 @@ class LearningMixin:
         Args:
             batch: see `worldgym.protocols.ChunkBatch`.
             components: `action`, `goal`; None means all components. With `goal` alone, its loss is the negative
-                log-likelihood of the position (nats), over known goals.
+                log-likelihood of the position (nats), over known goals. `action_head` is `action` without gradients
+                to the features.
 
         Returns:
             `action`: loss of the action head (nats per dimension for token heads). `goal`, if any goal is known: 0.3
@@ -193,7 +200,9 @@ class LearningMixin:
         wanted = self.components if components is None else tuple(components)
         observation, actions = batch["observation"], torch.as_tensor(np.asarray(batch["actions"]))
         if not self.config.goal_dims:
-            return {"action": self._action_loss(self.run(observation), actions)}
+            with torch.set_grad_enabled(torch.is_grad_enabled() and wanted != ("action_head",)):
+                out = self.run(observation)
+            return {"action": self._action_loss(out, actions)}
         goals = np.asarray(batch["goals"])
         known = ~torch.from_numpy(np.isnan(goals).any(1))  # imitation data may lack the path
         target = self.position_of(
@@ -210,7 +219,8 @@ class LearningMixin:
         if not bool(known.all()):
             own = self.pointer.likeliest(self.point(observation)).detach()
             aim = torch.where(known[:, None], aim, own)
-        out = self.run(observation, aim=aim)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted != ("action_head",)):
+            out = self.run(observation, aim=aim)
         losses = {"action": self._action_loss(out, actions)}
         if "goal" in wanted and bool(known.any()):
             pointing = GoalProposals(*(part[known] for part in out.pointing))

@@ -58,6 +58,7 @@ class FineTuneSettings:
         actor: policy that generates the rollouts: `current`, or always `initial` (iterated SFT).
         imitation_steps: supervised steps per round on judged imagined successes and demonstrations; 0 disables them.
         imitation_lr: learning rate of these steps.
+        action_head_steps: further supervised steps per round, on the output layer of the action head alone.
         demo_share: fraction of demonstrations in their batches.
         min_rate: fraction of the attempts from a start that must be judged successful; otherwise none is imitated.
         fastest: of the successful attempts from a start, imitate only those that took the fewest chunks.
@@ -99,6 +100,7 @@ class FineTuneSettings:
     actor: Literal["current", "initial"] = "current"
     imitation_steps: int = 48
     imitation_lr: float = 3e-4
+    action_head_steps: int = 0
     demo_share: float = 0.4
     min_rate: float = 0.3
     fastest: bool = True
@@ -138,8 +140,8 @@ class FineTuneSettings:
             raise ConfigError(
                 f"group is {self.group}, expected at least 2 (attempts are compared with each other); try --group 8"
             )
-        if min(self.seed, self.imitation_steps, self.audit_every) < 0:
-            raise ConfigError("seed, imitation_steps and audit_every must not be negative")
+        if min(self.seed, self.imitation_steps, self.action_head_steps, self.audit_every) < 0:
+            raise ConfigError("seed, imitation_steps, action_head_steps and audit_every must not be negative")
         if self.action_temperature < 0 or not 0 <= self.average < 1:
             raise ConfigError(
                 "action_temperature must not be negative and average must lie in [0, 1); got "
@@ -174,7 +176,7 @@ class FineTuneSettings:
         imitation = SelfImitationConfig(
             steps=self.imitation_steps, lr=self.imitation_lr, batch_size=self.bc_batch, seed=self.seed,
             learn=self.learn, demo_share=self.demo_share, min_rate=self.min_rate, discount=1.0,
-            fastest=self.fastest, reached_goals=self.reached_goals,
+            fastest=self.fastest, reached_goals=self.reached_goals, action_head_steps=self.action_head_steps,
         )  # fmt: skip
         grpo = GRPOConfig(lr=self.lr, updates=self.updates, seed=self.seed, learn=self.learn) if self.lr else None
         return ImaginedRLConfig(rollout, grpo, imitation, self.average, self.actor, self.seed, self.improver)

@@ -30,7 +30,7 @@ from worldgym.text import embed
 if TYPE_CHECKING:
     from rewards.models.learned import LearnedJudge
 
-GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+GRID = (*np.arange(0.2, 0.8, 0.05).round(2).tolist(), *np.arange(0.8, 0.995, 0.01).round(2).tolist())
 """Candidate thresholds."""
 RIDGE = 1e-3
 """Ridge regularisation of the linear map from instruction embeddings to logit shifts."""
@@ -58,38 +58,39 @@ class AuditScores:
 
 
 def worst_rate(audits: Sequence[AuditScores], thresholds: Mapping[str, float]) -> float:
-    """The lowest precision or recall of any policy, pooled over all tasks; 0 if one is undefined."""
+    """The lowest precision or recall of any policy at any task of `thresholds`.
+
+    A policy without true success at a task has no recall there, and one without judged success no precision; undefined
+    rates do not count. 1 if no rate is defined.
+    """
     worst = 1.0
-    for verdicts in audits:
-        fp, tp, fn = np.sum([verdicts.counts(task, cut) for task, cut in thresholds.items()], 0)
-        worst = min(worst, tp / max(1, tp + fp), tp / max(1, tp + fn))
-    return float(worst)
+    for scores in audits:
+        for task, cut in thresholds.items():
+            fp, tp, fn = (int(n) for n in scores.counts(task, cut))
+            worst = min([worst, *(tp / whole for whole in (tp + fp, tp + fn) if whole)])
+    return worst
 
 
 def best_thresholds(audits: Sequence[AuditScores], grid: Sequence[float] = GRID) -> dict[str, float]:
-    """Find the threshold of each task that maximises `worst_rate`, by coordinate ascent over the tasks.
+    """Find the threshold of each task that maximises its `worst_rate`; the middle one of equally good neighbours.
+
+    Each task is balanced alone. Rates pooled over tasks would allow many false positives at one task in exchange for
+    few at another, and RL would learn from the first.
 
     Args:
         audits: one `AuditScores` per policy, with the verdicts on its imagined episodes.
-        grid: candidate thresholds.
+        grid: candidate thresholds, increasing.
 
     Raises:
         ConfigError: `audits` is empty.
     """
     if not audits or not audits[0].tasks:
         raise ConfigError("calibrating needs imagined episodes of at least one policy; got none")
-    tasks = sorted({task for verdicts in audits for task in verdicts.tasks})
-    rates = [worst_rate(audits, dict.fromkeys(tasks, float(cut))) for cut in grid]
-    common = grid[int(np.argmax(rates))]
-    best: dict[str, float] = {task: float(common) for task in tasks}
-    value, improved = worst_rate(audits, best), True
-    while improved:
-        improved = False
-        for task in tasks:
-            for cut in grid:
-                candidate = {**best, task: float(cut)}
-                if (rate := worst_rate(audits, candidate)) > value + 1e-9:
-                    best, value, improved = candidate, rate, True
+    best = {}
+    for task in sorted({task for scores in audits for task in scores.tasks}):
+        rates = np.array([worst_rate(audits, {task: float(cut)}) for cut in grid])
+        equal = np.flatnonzero(rates == rates.max())
+        best[task] = float(grid[equal[(len(equal) - 1) // 2]])
     return best
 
 

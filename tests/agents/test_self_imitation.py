@@ -97,6 +97,27 @@ def test_imitation_makes_the_successful_actions_likelier():
     assert likelihood() > before + 0.02
 
 
+def test_steps_on_the_action_head_change_no_other_weights_and_make_successful_actions_likelier():
+    def trained(steps):
+        policy = tiny_policy()
+        r = rollouts(policy)
+        settings = SelfImitationConfig(
+            steps=1, lr=1e-2, batch_size=32, demo_share=0.0, min_rate=0, learn="goal", reached_goals=False,
+            action_head_steps=steps,
+        )  # fmt: skip
+        imitation = SelfImitation(demos(policy), settings)
+        scalars = imitation.update(policy, r)
+        assert scalars["imitation_steps"] == 1 + steps
+        rows = imitation.memory
+        with torch.no_grad():
+            loss = float(policy.loss(rows.chunk_batch(np.arange(len(rows))), ("action_head",))["action"])
+        return dict(policy.named_parameters()), loss
+
+    (before, loss_before), (after, loss_after) = trained(0), trained(20)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head"} and loss_after < loss_before - 0.02
+
+
 def test_without_any_success_nothing_changes():
     policy = tiny_policy()
     r = rollouts(policy)
@@ -138,7 +159,9 @@ def test_stopping_and_resuming_changes_nothing(tmp_path):
     assert torch.equal(fine_tune(False), fine_tune(True))
 
 
-@pytest.mark.parametrize("bad", [{"steps": -1}, {"demo_share": 1.5}, {"lr": 0.0}, {"floor": 0.0}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": -1}, {"action_head_steps": -1}, {"demo_share": 1.5}, {"lr": 0.0}, {"floor": 0.0}]
+)
 def test_settings_that_cannot_work_are_refused(bad):
     with pytest.raises(ConfigError):
         SelfImitationConfig(**bad)

@@ -248,6 +248,7 @@ def test_goal_and_action_have_weights_of_their_own_that_make_up_the_policy():
     goal, action = ({id(w) for w in policy.parameters_of(name)} for name in ("goal", "action"))
     assert goal and action and not goal & action
     assert goal | action == {id(w) for w in policy.parameters()}
+    assert {id(w) for w in policy.parameters_of("action_head")} == {id(w) for w in policy.head.parameters()} < action
     with pytest.raises(ConfigError, match="'gripper'"):
         list(policy.parameters_of("gripper"))
 

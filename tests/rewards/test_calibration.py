@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from judged_world import SIZE
 
 from rewards import LearnedJudge, LearnedJudgeConfig
-from rewards.training.calibration import AuditScores, best_thresholds, calibrate_words, worst_rate
+from rewards.training.calibration import GRID, AuditScores, best_thresholds, calibrate_words, worst_rate
 from worldgym.errors import ConfigError
 
 TINY = LearnedJudgeConfig.preset("tiny", image_size=SIZE, dropout=0.0)
@@ -49,6 +49,24 @@ def test_each_verb_gets_the_threshold_that_parts_its_failures_from_its_successes
     table = best_thresholds([looks(0), looks(1)])
     assert table["reach"] < 0.6 and table["push"] >= 0.88
     assert worst_rate([looks(2)], table) > 0.95 > worst_rate([looks(2)], {"reach": 0.7, "push": 0.7})
+
+
+def test_precision_at_a_rare_verb_is_not_traded_for_recall_at_a_frequent_one():
+    rng = np.random.default_rng(3)
+    tasks = tuple("pick" if i % 10 == 0 else "push" for i in range(2000))
+    real = rng.random(2000) < 0.5
+    scores = np.where(real, rng.uniform(0.55, 1.0, 2000), rng.uniform(0.0, 0.9, 2000))
+    found = [AuditScores(scores[:, None], real[:, None], tasks)]
+    table = best_thresholds(found)
+    for task, cut in table.items():
+        assert all(worst_rate(found, {task: cut}) >= worst_rate(found, {task: other}) for other in GRID)
+
+
+def test_a_verb_at_which_a_policy_never_succeeds_does_not_decide():
+    good = looks(0)
+    useless = AuditScores(np.full((4, 2), 0.1), np.zeros((4, 2), bool), ("reach", "push") * 2)
+    assert worst_rate([useless], {"reach": 0.5, "push": 0.5}) == 1.0
+    assert best_thresholds([good, useless]) == best_thresholds([good])
 
 
 @given(seed=st.integers(0, 1000))
