@@ -206,7 +206,7 @@ pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## rebuild the bundled checkpoint
 		--open-clip-judge $(RUNS)/judge_open_clip --latent-judge $(RUNS)/judge_latent --judge $(RUNS)/judge_chunk \
 		--policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \
 		--demos-per-task 25 --demos-limit 1200 --out $(RUNS)/bundle_chunk
-	$(BIN)/worldgym calibrate --bundle $(RUNS)/bundle_chunk --policies sft $(RUNS)/practised_0/policy --out $(RUNS)/judge_calibrated
+	$(BIN)/worldgym calibrate --bundle $(RUNS)/bundle_chunk --policies sft $(RUNS)/practised_0/policy --episodes 900 --out $(RUNS)/judge_calibrated
 	$(BIN)/worldgym bundle --data $(RUNS)/data --world-model $(RUNS)/world_model_chunk/export \
 		--open-clip-judge $(RUNS)/judge_open_clip --latent-judge $(RUNS)/judge_latent --judge $(RUNS)/judge_calibrated \
 		--policy $(RUNS)/policy_sft --probe $(RUNS)/probe/export \

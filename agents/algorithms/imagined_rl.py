@@ -177,7 +177,8 @@ class ImaginedRLTrainer:
         check_fit(world_model, judge, "the world model", "the judge")
         check_frames(world_model, starts.starts, demos)
         self._check_chunks(demos)
-        for learn, used in ((config.update.learn, config.grpo), (config.imitation.learn, config.imitation.steps)):
+        parts = ((config.update.learn, config.grpo), (config.imitation.learn, config.imitation.steps))
+        for learn, used in (*parts, ("action_head", config.imitation.action_head_steps)):
             if used:
                 learned_parameters(self.policy, learn)  # raises before anything is imagined
         self.improver = self._improver(demos)

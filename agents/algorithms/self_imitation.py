@@ -56,8 +56,8 @@ class SelfImitationConfig:
             where the hand next arrived (its keyframe). An exploring attempt may choose other places before the right
             one.
         action_head_steps: optimizer steps per iteration on the output layer of the action head alone, on the same
-            chunks, after the `steps`; 0 disables them. Where rollouts act greedily, they move sampled actions towards
-            the greedy ones that succeeded.
+            chunks, after the `steps`; 0 disables them, and a policy whose `parameters_of` knows no `action_head`
+            requires 0. Where rollouts act greedily, they move sampled actions towards the greedy ones that succeeded.
         capacity: chunks kept in memory (12 KB each at 64 px); the oldest are dropped first.
         seed: seed of batches and augmentation.
     """

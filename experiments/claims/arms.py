@@ -174,7 +174,7 @@ def clone(
     """
     from agents import SFT, SFTConfig, average_weights
 
-    updates = settings.iterations * (settings.imitation_steps + settings.updates)
+    updates = settings.iterations * (settings.imitation_steps + settings.head_steps + settings.updates)
     policy, average = (lab.policy(begin) for _ in range(2))
     config = SFTConfig(
         lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=settings.seed, weight_decay=0.0,
@@ -220,6 +220,7 @@ def imitate(
         steps=settings.imitation_steps, lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=settings.seed,
         learn=settings.learn, demo_share=settings.demo_share, min_rate=0.0, discount=1.0,
         fastest=settings.fastest, reached_goals=settings.reached_goals,
+        action_head_steps=settings.head_steps,
     )  # fmt: skip
     imitation, updates = SelfImitation(demos, config), 0.0
     for done in range(1, settings.iterations + 1):

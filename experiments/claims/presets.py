@@ -45,7 +45,7 @@ class ClaimPreset:
     bundle: str = "tabletop-small"
     seeds: tuple[int, ...] = (0, 1, 2)
     rounds: int = 20
-    starts: int = 48
+    starts: int = 96
     group: int = 6
     horizon: int = 25
     imitation_steps: int = 48

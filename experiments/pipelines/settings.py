@@ -58,7 +58,8 @@ class FineTuneSettings:
         actor: policy that generates the rollouts: `current`, or always `initial` (iterated SFT).
         imitation_steps: supervised steps per round on judged imagined successes and demonstrations; 0 disables them.
         imitation_lr: learning rate of these steps.
-        action_head_steps: further supervised steps per round, on the output layer of the action head alone.
+        action_head_steps: further supervised steps per round, on the output layer of the action head alone; not taken
+            with learn `all`, which trains it anyway.
         demo_share: fraction of demonstrations in their batches.
         min_rate: fraction of the attempts from a start that must be judged successful; otherwise none is imitated.
         fastest: of the successful attempts from a start, imitate only those that took the fewest chunks.
@@ -83,7 +84,7 @@ class FineTuneSettings:
     bundle: str = DEFAULT
     train_tasks: tuple[str, ...] = ()
     iterations: int = 20
-    starts: int = 48
+    starts: int = 96
     start_oversampling: int = 2
     group: int = 6
     rollout_horizon: int = 25
@@ -100,7 +101,7 @@ class FineTuneSettings:
     actor: Literal["current", "initial"] = "current"
     imitation_steps: int = 48
     imitation_lr: float = 3e-4
-    action_head_steps: int = 0
+    action_head_steps: int = 8
     demo_share: float = 0.4
     min_rate: float = 0.3
     fastest: bool = True
@@ -120,6 +121,7 @@ class FineTuneSettings:
 
     SMALL: ClassVar[dict[str, int]] = {
         "iterations": 2, "starts": 2, "group": 4, "rollout_horizon": 10, "bc_batch": 8, "imitation_steps": 2,
+        "action_head_steps": 1,
     }  # fmt: skip
     ELSEWHERE: ClassVar[set[str]] = {"out", "fresh", "workers", "device", "dtype"}
     """Settings in which a resumed run may differ: where and how it runs."""
@@ -157,6 +159,11 @@ class FineTuneSettings:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 
+    @property
+    def head_steps(self) -> int:
+        """Supervised steps per round on the output layer of the action head alone."""
+        return self.action_head_steps if self.learn == "goal" else 0
+
     def sampling(self, policy: Any, temperature: float | None = None) -> Any:
         """Sampling temperatures by component: for a policy with goals, its actions use `action_temperature`."""
         rollout = self.trainer_config().rollout
@@ -176,7 +183,7 @@ class FineTuneSettings:
         imitation = SelfImitationConfig(
             steps=self.imitation_steps, lr=self.imitation_lr, batch_size=self.bc_batch, seed=self.seed,
             learn=self.learn, demo_share=self.demo_share, min_rate=self.min_rate, discount=1.0,
-            fastest=self.fastest, reached_goals=self.reached_goals, action_head_steps=self.action_head_steps,
+            fastest=self.fastest, reached_goals=self.reached_goals, action_head_steps=self.head_steps,
         )  # fmt: skip
         grpo = GRPOConfig(lr=self.lr, updates=self.updates, seed=self.seed, learn=self.learn) if self.lr else None
         return ImaginedRLConfig(rollout, grpo, imitation, self.average, self.actor, self.seed, self.improver)
