@@ -40,7 +40,8 @@ class SelfImitationConfig:
         steps: optimizer steps per iteration; 0 disables self-imitation.
         lr: AdamW learning rate.
         batch_size: chunks per step.
-        demo_share: fraction of demonstrations in a batch; they limit the effect of the judge's errors.
+        demo_share: fraction of demonstrations in a batch; they limit the effect of the judge's errors. With 1, no
+            success is needed.
         floor: weight of a success at a start where every attempt succeeded; 1 - success rate is added to it.
         min_rate: minimum fraction of a start's attempts that must be judged successful; otherwise none of them is
             cloned. Where success is rare, most judged successes are false positives, and they would get the largest
@@ -154,7 +155,7 @@ class SelfImitation:
         remembered = self.remember(policy, rollouts) if rollouts is not None else 0
         rng = np.random.default_rng((config.seed, 7, self.iteration))
         self.iteration += 1
-        if self.memory is None or config.steps == 0:
+        if config.steps == 0 or (self.memory is None and config.demo_share < 1):
             return {"imitation_loss": 0.0, "memory": 0.0, "remembered": 0.0, "imitation_steps": 0.0}
         mixed = self._batches(rng, config.steps)
         self._sft.reseed(int(rng.integers(2**31)))
@@ -173,12 +174,13 @@ class SelfImitation:
 
     def _batches(self, rng: np.random.Generator, steps: int) -> ChunkDataset:
         """Rows for `steps` steps: stored successes by weight, and demonstrations."""
-        config = self.config
-        assert self.memory is not None
+        config, parts = self.config, []
         own = config.batch_size - round(config.demo_share * config.batch_size)
-        chosen = rng.choice(len(self.weight), steps * own, p=self.weight / self.weight.sum())
+        if own:
+            assert self.memory is not None
+            chosen = rng.choice(len(self.weight), steps * own, p=self.weight / self.weight.sum())
+            parts.append(self.memory.select(chosen))
         shown = rng.integers(0, len(self.demos), steps * (config.batch_size - own))
-        parts = [self.memory.select(chosen)] if own else []
         parts += [self.demos.select(shown)] if len(shown) else []
         return parts[0] if len(parts) == 1 else join(*parts)
 

@@ -34,6 +34,7 @@ import numpy as np
 from experiments.claims.context import WAY_SEED0, ClaimContext, frozen_gap, rate
 from experiments.claims.presets import SPLITS
 from experiments.claims.streams import own_streams
+from experiments.pipelines.bc_only import train_bc_only
 from experiments.pipelines.finetune import FineTuning, save_policy
 from experiments.pipelines.run_folder import RunFolder, finite, versions
 from experiments.pipelines.settings import FineTuneSettings
@@ -172,20 +173,10 @@ def clone(
         budget: cost of collecting the demonstrations.
         begin: folder of the initial policy; the bundle's SFT policy by default.
     """
-    from agents import SFT, SFTConfig, average_weights
-
-    updates = settings.iterations * (settings.imitation_steps + settings.head_steps + settings.updates)
     policy, average = (lab.policy(begin) for _ in range(2))
-    config = SFTConfig(
-        lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=settings.seed, weight_decay=0.0,
-        learn=settings.learn,
-    )  # fmt: skip
-    trainer, decay = SFT(config), settings.average ** (settings.iterations / updates)
-    for done in range(1, updates + 1):
-        trainer.update(policy, demos)
-        average_weights(average, policy, min(decay, done / (done + 10)))
+    updates = train_bc_only(settings, policy, average, demos)
     save_policy(average, settings.out / "policy")
-    return Trained(saved(settings.out), {"updates": float(updates), **budget}, settings=settings.key())
+    return Trained(saved(settings.out), {"updates": updates, **budget}, settings=settings.key())
 
 
 def filtered_bc(episodes: int | None = None) -> Callable[[ClaimContext, int, Path], Trained]:

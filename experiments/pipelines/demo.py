@@ -18,6 +18,7 @@ from typing import Any
 
 from experiments.bundle import Bundle
 from experiments.compute import placing
+from experiments.pipelines.bc_only import train_bc_only
 from experiments.pipelines.finetune import FineTuning, save_policy
 from experiments.pipelines.run_folder import AGAIN, RunFolder, versions
 from experiments.pipelines.settings import CHECK_SEED0, DemoSettings
@@ -86,8 +87,7 @@ class _Demo:
             )
             history = self.tuning.run(board)
             logger.info("3/5 training the BC-only control with the same number of updates")
-            updates = round(sum(row["updates"] for row in history))
-            self._clone(updates)
+            self._clone(len(history))
             logger.info("4/5 measuring every policy in Real from the same starts")
             improved, cloned = ref(settings.out / "policy"), ref(settings.out / "policy_bc_only")
             evaluations["imagined_rl"] = self._measure(pool, "imagined_rl", improved)
@@ -163,28 +163,17 @@ class _Demo:
         logger.info("  %s: %s", name, result.rate())
         return result
 
-    def _clone(self, updates: int) -> None:
-        """Train the BC-only control: the same number of updates on demonstrations, with the same weight averaging."""
-        from agents import SFT, SFTConfig, average_weights
-
+    def _clone(self, rounds: int) -> None:
+        """Train the BC-only control."""
         target = self.settings.out / "policy_bc_only"
         if self.folder.read("bc") is not None and target.is_dir():
             return
-        with self.folder.clock("bc_only"), Progress(updates, "  BC only") as progress:
-            policy, average = self.bundle.policy(), self.bundle.policy()
-            decay = self.settings.average ** (self.settings.iterations / max(1, updates))
-            config = SFTConfig(
-                lr=self.settings.imitation_lr,
-                batch_size=self.settings.bc_batch,
-                seed=self.settings.seed,
-                weight_decay=0.0,
-                learn=self.settings.learn,
-            )
-            trainer = SFT(config)
-            for done in range(1, updates + 1):
-                scalars = trainer.update(policy, self.tuning.demos)
-                average_weights(average, policy, min(decay, done / (done + 10)))
-                progress.update(1, loss=scalars["loss"])
+        with self.folder.clock("bc_only"), Progress(rounds, "  BC only") as progress:
+            average = self.bundle.policy()
+            updates = train_bc_only(
+                self.settings, self.bundle.policy(), average, self.tuning.demos, rounds,
+                lambda scalars: progress.update(1, loss=scalars["imitation_loss"]),
+            )  # fmt: skip
             save_policy(average, target)
         self.folder.write("bc", {"updates": updates})
 

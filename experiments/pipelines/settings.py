@@ -99,9 +99,9 @@ class FineTuneSettings:
     lr: float = 2e-5
     updates: int = 2
     actor: Literal["current", "initial"] = "current"
-    imitation_steps: int = 48
+    imitation_steps: int = 40
     imitation_lr: float = 3e-4
-    action_head_steps: int = 8
+    action_head_steps: int = 12
     demo_share: float = 0.4
     min_rate: float = 0.3
     fastest: bool = True

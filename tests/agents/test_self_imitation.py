@@ -118,6 +118,14 @@ def test_steps_on_the_action_head_change_no_other_weights_and_make_successful_ac
     assert changed == {"head"} and loss_after < loss_before - 0.02
 
 
+def test_demonstrations_alone_need_no_success():
+    policy = tiny_policy()
+    before = [p.detach().clone() for p in policy.parameters()]
+    cloning = SelfImitation(demos(policy, goals=0.1), SelfImitationConfig(steps=2, demo_share=1.0))
+    assert cloning.update(policy)["imitation_steps"] == 2 and cloning.memory is None
+    assert any(not torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+
+
 def test_without_any_success_nothing_changes():
     policy = tiny_policy()
     r = rollouts(policy)
