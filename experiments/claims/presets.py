@@ -48,7 +48,7 @@ class ClaimPreset:
     starts: int = 96
     group: int = 6
     horizon: int = 25
-    imitation_steps: int = 40
+    imitation_steps: int = 48
     batch: int = 128
     measured: int = 40
     episodes: int = 201

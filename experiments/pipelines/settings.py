@@ -99,9 +99,9 @@ class FineTuneSettings:
     lr: float = 2e-5
     updates: int = 2
     actor: Literal["current", "initial"] = "current"
-    imitation_steps: int = 40
+    imitation_steps: int = 48
     imitation_lr: float = 3e-4
-    action_head_steps: int = 12
+    action_head_steps: int = 0
     demo_share: float = 0.4
     min_rate: float = 0.3
     fastest: bool = True
@@ -121,7 +121,6 @@ class FineTuneSettings:
 
     SMALL: ClassVar[dict[str, int]] = {
         "iterations": 2, "starts": 2, "group": 4, "rollout_horizon": 10, "bc_batch": 8, "imitation_steps": 2,
-        "action_head_steps": 1,
     }  # fmt: skip
     ELSEWHERE: ClassVar[set[str]] = {"out", "fresh", "workers", "device", "dtype"}
     """Settings in which a resumed run may differ: where and how it runs."""
