@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.sizes import ImageSize, height_width
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import COLOURS
 from envs.tabletop.simulation import Simulation
-from envs.tabletop.specs import ImageSize, height_width
 
 PARTS = ("hand", *COLOURS)
 FRONT = 0  # index of the front camera in the model

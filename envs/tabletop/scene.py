@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.tabletop.engine import mujoco
+from envs.engine import mujoco
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.10),

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.tabletop.engine import mujoco
-from envs.tabletop.render import draw
+from envs.engine import mujoco
+from envs.render import draw
+from envs.sizes import ImageSize
 from envs.tabletop.scene import (
     BUTTON_TRAVEL,
     COLOURS,
@@ -32,7 +33,6 @@ from envs.tabletop.scene import (
     build_model,
     table_rgba,
 )
-from envs.tabletop.specs import ImageSize
 from envs.tabletop.tasks import Scene, Truth, judge_truth
 
 SUBSTEPS = 32  # physics steps of 6.25 ms per environment step: 5 Hz

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envs.sizes import ImageSize, height_width
 from worldgym.errors import ConfigError
 from worldgym.specs import ActionSpec, Camera, GripperRule, ObservationSpec, Specs, StateField
 
-ImageSize = int | Sequence[int]
-"""Image size in pixels: one number for both sides, or (height, width)."""
 CAMERAS = {"front": (64, 64), "wrist": (48, 64)}
 """Default (height, width) of each camera; `front` is fixed, `wrist` moves with the hand."""
-MIN_SIZE, MAX_SIZE = 16, 256
 HORIZON, CHUNK = 40, 5
 
 TABLETOP_ACTION_SPEC = ActionSpec(
@@ -63,17 +61,3 @@ def tabletop_specs(
     sizes = {"front": height_width(image_size, "image_size"), "wrist": height_width(wrist_size, "wrist_size")}
     found = tuple(Camera(name, *sizes[name], static=name == "front") for name in cameras)
     return Specs(ObservationSpec(found, STATE), TABLETOP_ACTION_SPEC)
-
-
-def height_width(size: ImageSize, name: str = "image_size") -> tuple[int, int]:
-    """Convert an image size to (height, width) in pixels.
-
-    Raises:
-        ConfigError: `size` is not one or two whole numbers in the allowed range.
-    """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(n, int) and MIN_SIZE <= n <= MAX_SIZE for n in pair):
-        raise ConfigError(
-            f"{name} must be in {MIN_SIZE}..{MAX_SIZE} pixels, a number or (height, width), got {size}"
-        )
-    return pair

@@ -116,7 +116,7 @@ class TabletopSuite:
 
     def driver(self) -> str:
         """Name of the OpenGL driver, "" before the first frame is rendered."""
-        from envs.tabletop.render import driver
+        from envs.render import driver
 
         return driver()
 

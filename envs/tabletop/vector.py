@@ -30,10 +30,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from envs.sizes import ImageSize, height_width
 from envs.tabletop.grammar import TASKS
 from envs.tabletop.scene import Physics
 from envs.tabletop.simulation import Simulation
-from envs.tabletop.specs import CAMERAS, STATE_HIGH, STATE_LOW, ImageSize, height_width, tabletop_specs
+from envs.tabletop.specs import CAMERAS, STATE_HIGH, STATE_LOW, tabletop_specs
 from envs.tabletop.tasks import SPLITS, Scene, draw_scene
 from worldgym.imagination import observations
 from worldgym.imagination.observations import InstructionMode

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from envs.tabletop import TabletopEnv, render
+from envs import render
+from envs.tabletop import TabletopEnv
 from tests.campaign import rendering
 from worldgym.errors import RenderingError
 from worldgym.utils.egl import EglContext
@@ -55,7 +56,8 @@ def test_a_failed_drawing_of_somebody_else_ends_in_an_error_not_in_the_end_of_th
         "import mujoco\n"
         "try:\n    mujoco.MjrContext(mujoco.MjModel.from_xml_string('<mujoco/>'), 150)\n"
         "except mujoco.FatalError:\n    pass\n"
-        "from envs.tabletop import TabletopEnv, render\n"
+        "from envs import render\n"
+        "from envs.tabletop import TabletopEnv\n"
         "from worldgym.errors import RenderingError\n"
         "render.LOADER_SECONDS = 2\n"
         "for _ in range(2):\n"

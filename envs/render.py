@@ -1,16 +1,16 @@
-"""The off-screen renderer of the process, which any thread may use.
+"""The off-screen renderer of the process for all MuJoCo suites, which any thread may use.
 
-One renderer is enough, because the scene has no textures or meshes, so one OpenGL context can render every variant of
-it; and threads that end leave no contexts behind. A context is bound to one thread at a time, and tabletops with the
-same physics share a model whose colours are set before each frame. Therefore a lock covers setting colours, rendering
-and reading pixels; while it is held, the context is bound to the calling thread and released afterwards. This costs
-microseconds, and rendering a frame takes about a millisecond. A forked child opens its own context. Frames are rendered
-at twice the requested size and averaged: 2x2 supersampling costs a third of 4x MSAA in software and preserves sub-pixel
-positions at 64 px.
+One OpenGL context is enough for all models, and threads that end leave no contexts behind. Within it, models with the
+same meshes and textures share a set of uploaded assets, which the caller names; models without any share one set.
+The OpenGL context is bound to one thread at a time, and environments may share a model whose colours are set before
+each frame. Therefore a lock covers setting colours, rendering and reading pixels; while it is held, the context is
+bound to the calling thread and released afterwards. This costs microseconds, and rendering a frame takes about a
+millisecond. A forked child opens its own context. Frames are rendered at twice the requested size and averaged: 2x2
+supersampling costs a third of 4x MSAA in software and preserves sub-pixel positions at 64 px.
 
 Example::
 
-    from envs.tabletop.render import draw
+    from envs.render import draw
     frame = draw(model, data, size=64)  # (64, 64, 3) uint8
 """
 
@@ -23,12 +23,12 @@ import signal
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from envs.tabletop.engine import mujoco
-from envs.tabletop.specs import MAX_SIZE, ImageSize, height_width
+from envs.engine import mujoco
+from envs.sizes import MAX_SIZE, ImageSize, height_width
 from worldgym.errors import RenderingError
 from worldgym.utils.gl import imported_without_backend, open_context
 
@@ -51,63 +51,90 @@ _inherited: list[OffscreenRenderer] = []
 _unfreed: list[OffscreenRenderer] = []
 
 
-class OffscreenRenderer:
-    """Renders the cameras of tabletop models. It is not thread-safe; use `draw`, which locks it.
+class View(NamedTuple):
+    """What to render.
 
     Args:
-        model: a tabletop model.
+        height: pixels.
+        width: pixels.
+        camera: index of a camera in the model, or a free camera.
+        assets: name of the model's meshes and textures.
+    """
+
+    height: int
+    width: int
+    camera: int | mujoco.MjvCamera
+    assets: str
+
+
+class _Assets(NamedTuple):
+    context: mujoco.MjrContext
+    scene: mujoco.MjvScene
+
+
+class OffscreenRenderer:
+    """Renders the cameras of models. It is not thread-safe; use `draw`, which locks it.
+
+    Args:
+        model: a model; its meshes and textures are uploaded under the name `assets`.
+        assets: name of the assets of `model`.
 
     Raises:
         RenderingError: no OpenGL context can be created; the message gives the cause and the remedy.
     """
 
-    def __init__(self, model: mujoco.MjModel) -> None:
+    def __init__(self, model: mujoco.MjModel, assets: str = "") -> None:
         self.gl = open_context(2 * MAX_SIZE)
+        self._assets: dict[str, _Assets] = {}
         try:
-            self.gl.bind()
-            try:
-                self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-                mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-            finally:
-                self.gl.restore()
+            self._upload(model, assets)
         except RenderingError:
             self.gl.close()
             raise
+        self._option = mujoco.MjvOption()
+        self._fixed = mujoco.MjvCamera()
+        self._fixed.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._perturb = mujoco.MjvPerturb()
+
+    def _upload(self, model: mujoco.MjModel, assets: str) -> _Assets:
+        try:
+            self.gl.bind()
+            try:
+                context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+                mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+            finally:
+                self.gl.restore()
+        except RenderingError:
+            raise
         except Exception as error:  # MuJoCo's FatalError, or any exception of its OpenGL loader
-            self.gl.close()
             raise RenderingError(
                 f"MuJoCo can't set up its renderer on {self.gl.driver}: {error}. "
                 "Type: export MUJOCO_GL=egl, and start Python again."
             ) from error
-        self._scene = mujoco.MjvScene(model, maxgeom=128)
+        scene = mujoco.MjvScene(model, maxgeom=max(128, 2 * model.ngeom + model.nsite))
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE", "FOG"):
-            self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
-        self._option = mujoco.MjvOption()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = 0
-        self._perturb = mujoco.MjvPerturb()
+            scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+        self._assets[assets] = _Assets(context, scene)
+        return self._assets[assets]
 
-    def read(
-        self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int, camera: int = 0
-    ) -> NDArray[np.uint8]:
+    def read(self, model: mujoco.MjModel, data: mujoco.MjData, view: View) -> NDArray[np.uint8]:
         """Render `(height, width, 3)` uint8 in OpenGL's row order, bottom row first."""
-        self._camera.fixedcamid = camera
+        height, width, camera, assets = view
+        context, scene = self._assets.get(assets) or self._upload(model, assets)
+        if isinstance(camera, int):
+            self._fixed.fixedcamid = camera
+            camera = self._fixed
         mujoco.mjv_updateScene(
-            model,
-            data,
-            self._option,
-            self._perturb,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL.value,
-            self._scene,
+            model, data, self._option, self._perturb, camera, mujoco.mjtCatBit.mjCAT_ALL.value, scene
         )
         pixels = np.zeros((height, width, 3), np.uint8)  # zeros, so that pixels that were not read are recognised below
-        view = mujoco.MjrRect(0, 0, width, height)
+        rectangle = mujoco.MjrRect(0, 0, width, height)
         self.gl.bind()
         try:
-            mujoco.mjr_render(view, self._scene, self._context)
-            mujoco.mjr_readPixels(pixels, None, view, self._context)
+            if len(self._assets) > 1:  # another model's framebuffer may be the current one
+                mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+            mujoco.mjr_render(rectangle, scene, context)
+            mujoco.mjr_readPixels(pixels, None, rectangle, context)
             failure, bound = mujoco.mjr_getError(), self.gl.bound()
         except mujoco.FatalError as error:
             raise RenderingError(
@@ -115,7 +142,7 @@ class OffscreenRenderer:
             ) from error
         finally:
             self.gl.restore()
-        # Every frame shows the table, so a row of zeros means that nothing was rendered.
+        # Every frame shows a table, so a row of zeros means that nothing was rendered.
         if failure or not bound or not pixels[height // 2].any():
             raise RenderingError(
                 f"{self.gl.driver} drew no picture (OpenGL error {failure:#x}). Render again; if that fails too, "
@@ -127,7 +154,8 @@ class OffscreenRenderer:
         """Free the renderer's OpenGL resources."""
         self.gl.bind()
         try:
-            self._context.free()
+            for assets in self._assets.values():
+                assets.context.free()
         finally:
             self.gl.close()
 
@@ -137,16 +165,19 @@ def draw(
     data: mujoco.MjData,
     size: ImageSize = 64,
     colours: Mapping[int, Sequence[float]] | None = None,
-    camera: int = 0,
+    camera: int | mujoco.MjvCamera = 0,
+    assets: str = "",
 ) -> NDArray[np.uint8]:
     """Render the state `data` of `model`; the pixels are the same in every thread.
 
     Args:
-        model: a tabletop model.
-        data: its state.
+        model: the model.
+        data: its state; it may belong to a model with the same bodies and other visual properties.
         size: pixels along one side, or (height, width), in 16..256.
         colours: geom index to RGB or RGBA in [0, 1]; set before rendering in `model`, which several scenes share.
-        camera: index of the camera in the model.
+        camera: index of a camera in the model, or a free camera.
+        assets: name of the meshes and textures of `model`, which are uploaded once under this name; "" for models
+            without any.
 
     Returns:
         `(height, width, 3)` uint8.
@@ -157,7 +188,7 @@ def draw(
     """
     height, width = height_width(size)
     with _lock:
-        pixels = _read(model, data, (2 * height, 2 * width, camera), colours or {})
+        pixels = _read(model, data, View(2 * height, 2 * width, camera, assets), colours or {})
     total = pixels[0::2, 0::2].astype(np.uint16)
     total += pixels[1::2, 0::2]
     total += pixels[0::2, 1::2]
@@ -173,7 +204,7 @@ def driver() -> str:
 def _read(
     model: mujoco.MjModel,
     data: mujoco.MjData,
-    view: tuple[int, int, int],
+    view: View,
     colours: Mapping[int, Sequence[float]],
 ) -> NDArray[np.uint8]:
     global _renderer, _drawing
@@ -191,10 +222,10 @@ def _read(
             _check_fork()
             if imported_without_backend():
                 _check_loader(model)
-            _renderer = OffscreenRenderer(model)
+            _renderer = OffscreenRenderer(model, view.assets)
         for geom, colour in colours.items():
             model.geom_rgba[geom, : len(colour)] = colour
-        return _renderer.read(model, data, *view)
+        return _renderer.read(model, data, view)
     except RenderingError:
         _discard()  # the next call creates a new renderer
         raise

@@ -2,7 +2,7 @@
 
 Example::
 
-    from envs.tabletop.engine import mujoco
+    from envs.engine import mujoco
 """
 
 from worldgym.utils.gl import prepare
