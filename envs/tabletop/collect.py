@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.recording import Acting, Begun, record
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.experts import Offsets, expert_action
 from envs.tabletop.tasks import Scene
@@ -60,7 +62,7 @@ class Hand:
     """Controller of one scripted behaviour, for one episode.
 
     Args:
-        scene: start state of the episode.
+        env: the environment, at the start of the episode.
         behaviour: one of `BEHAVIOURS`.
         rng: randomness of the behaviour.
 
@@ -68,10 +70,11 @@ class Hand:
         ValueError: unknown behaviour.
     """
 
-    def __init__(self, scene: Scene, behaviour: str, rng: np.random.Generator) -> None:
+    def __init__(self, env: TabletopEnv, behaviour: str, rng: np.random.Generator) -> None:
         if behaviour not in BEHAVIOURS:
             raise ValueError(f"unknown behaviour {behaviour!r}; known: {', '.join(BEHAVIOURS)}, policy")
-        self.behaviour, self.rng = behaviour, rng
+        self.env, self.behaviour, self.rng = env, behaviour, rng
+        scene = env.batch.scene()
         self.goal = _other_goal(scene, rng) if behaviour == "distracted" else scene
         self.offsets = near_miss_offsets(rng, scene.task) if behaviour == "near_miss" else Offsets()
         self.noise = np.zeros(4)
@@ -86,9 +89,9 @@ class Hand:
         self.drift = np.zeros(3)
         self.patience = int(rng.integers(10, 22))
 
-    def act(self, env: TabletopEnv, step: int) -> NDArray[np.float32]:
-        """The next action (4,) in [-1, 1]."""
-        rng, truth = self.rng, env.batch.simulation().privileged()
+    def act(self, observation: dict[str, Any], step: int) -> NDArray[np.float32]:
+        """The next action (4,) in [-1, 1]; it depends on the true state, not on the observation."""
+        rng, env, truth = self.rng, self.env, self.env.batch.simulation().privileged()
         if self.behaviour == "random":
             if rng.random() < 0.25:
                 self.drift = rng.normal(0, 0.7, 3) + (0, -0.15, -0.25)
@@ -106,9 +109,12 @@ class Hand:
             action[3] = -action[3]
         return np.clip(action, -1, 1).astype(np.float32)
 
-    def finished(self, env: TabletopEnv) -> None:
-        """Switch to another random task; called a few steps after the instruction was fulfilled."""
-        self.goal, self.offsets = _other_goal(env.batch.scene(), self.rng), Offsets()
+    def finished(self) -> bool:
+        """End a demonstration; other behaviours go on with another random task."""
+        if self.behaviour == "expert":
+            return True
+        self.goal, self.offsets = _other_goal(self.env.batch.scene(), self.rng), Offsets()
+        return False
 
 
 def rollout(
@@ -137,53 +143,20 @@ def rollout(
     """
     if behaviour == "policy" and act is None:
         raise ValueError("behaviour 'policy' needs act=, a function (observation, step) -> action (4,)")
-    observation, info = env.reset(seed=seed, options={"task": task, "split": split})
-    warmup = 0
-    if behaviour == "expert" and rng.random() < 0.65:
-        # Demonstrations from perturbed start states show how to recover from the errors of a policy.
-        warmup = int(rng.integers(1, 9))
-        random_hand = Hand(env.batch.scene(), "random", rng)
-        for step in range(warmup):
-            observation, _, _, _, info = env.step(random_hand.act(env, step))
-    hand = None if behaviour == "policy" else Hand(env.batch.scene(), behaviour, rng)
-    observations, states, actions = [observation], [observation["state"]], []
-    success, progress = [info["success"]], [info["progress"]]
-    since = 0
-    for step in range(env.batch.horizon - warmup):
-        action = hand.act(env, step) if hand else act(observation, step)  # type: ignore[misc]
-        observation, _, _, truncated, info = env.step(action)
-        observations.append(observation)
-        states.append(observation["state"])
-        actions.append(action)
-        success.append(info["success"])
-        progress.append(info["progress"])
-        since = since + 1 if since or info["success"] else 0
-        if behaviour == "expert" and since == 3:
-            break
-        if hand and since == 3:
-            hand.finished(env)
-        if truncated:
-            break
-    batch = env.batch
-    keys = batch.specs.observation.camera_keys
-    videos = {name: np.stack([each[key] for each in observations]) for name, key in keys.items()}
-    return Episode(
-        frames=videos.pop(batch.specs.observation.main.name),
-        actions=np.stack(actions).astype(np.float32),
-        state=np.stack(states).astype(np.float32),
-        views=videos,
-        instruction=env.instruction,
-        success=np.array(success, bool),
-        progress=np.array(progress, np.float32),
-        domain=batch.domain,
-        split=split,
-        task=task,
-        provenance={
-            "behaviour": behaviour,
-            "seed": int(seed),
-            "collector_version": COLLECTOR_VERSION,
-            "gap": batch.gap,
-            "steps": len(actions),
-            "warmup": warmup,
-        },
-    )
+    provenance: dict[str, Any] = {"behaviour": behaviour, "collector_version": COLLECTOR_VERSION, "warmup": 0}
+
+    def begin(observation: dict[str, Any], info: dict[str, Any]) -> Begun:
+        if behaviour == "policy":
+            assert act is not None
+            return Begun(Acting(act), observation, info)
+        warmup = 0
+        if behaviour == "expert" and rng.random() < 0.65:
+            # Demonstrations from perturbed start states show how to recover from the errors of a policy.
+            warmup = int(rng.integers(1, 9))
+            random_hand = Hand(env, "random", rng)
+            for step in range(warmup):
+                observation, _, _, _, info = env.step(random_hand.act(observation, step))
+        provenance["warmup"] = warmup
+        return Begun(Hand(env, behaviour, rng), observation, info, warmup)
+
+    return record(env, begin, task=task, seed=seed, split=split, provenance=provenance)

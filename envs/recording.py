@@ -1,0 +1,116 @@
+"""Records an episode of a suite: steps an environment with a controller and returns the log.
+
+Example::
+
+    def begin(observation, info):
+        return Begun(MyController(env), observation, info)
+
+    episode = record(env, begin, task="push", seed=3, split="seen", provenance={"behaviour": "expert"})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldgym.data.episode import Episode
+
+LINGER = 3
+"""Steps after a success until the controller is told, so that the log shows the success for a moment."""
+
+
+class Controller(Protocol):
+    """Chooses actions for one episode."""
+
+    def act(self, observation: dict[str, Any], step: int) -> NDArray[np.float32]:
+        """The next action `(A,)` in [-1, 1]."""
+        ...
+
+    def finished(self) -> bool:
+        """Called once, `LINGER` steps after the instruction was fulfilled; True ends the episode."""
+        ...
+
+
+class Begun(NamedTuple):
+    """An episode that is about to be recorded.
+
+    Args:
+        controller: chooses the actions.
+        observation: the first observation of the log.
+        info: its info.
+        used: steps taken since the reset, which count towards the horizon.
+    """
+
+    controller: Controller
+    observation: dict[str, Any]
+    info: dict[str, Any]
+    used: int = 0
+
+
+class Acting:
+    """Controller that asks a function `(observation, step) -> action (A,)`, and does not stop at success."""
+
+    def __init__(self, act: Callable[[dict[str, Any], int], Any]) -> None:
+        self._act = act
+
+    def act(self, observation: dict[str, Any], step: int) -> NDArray[np.float32]:
+        """The function's action."""
+        return np.asarray(self._act(observation, step), np.float32)
+
+    def finished(self) -> bool:
+        """Go on."""
+        return False
+
+
+def record(
+    env: Any,
+    begin: Callable[[dict[str, Any], dict[str, Any]], Begun],
+    *,
+    task: str,
+    seed: int,
+    split: str,
+    provenance: dict[str, Any],
+) -> Episode:
+    """Run one episode and log it with success and progress of every frame.
+
+    Args:
+        env: made by `make_single(terminate_on_success=False)`; its horizon bounds the length.
+        begin: called with the observation and info of the reset.
+        task: name of the task; with `seed` and `split` it determines the start state.
+        seed: seed of the start state.
+        split: split of start states and instructions.
+        provenance: what else to store with the episode.
+    """
+    controller, observation, info, used = begin(*env.reset(seed=seed, options={"task": task, "split": split}))
+    observations, actions = [observation], []
+    success, progress = [info["success"]], [info["progress"]]
+    since = 0
+    for step in range(env.batch.horizon - used):
+        action = controller.act(observation, step)
+        observation, _, _, truncated, info = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        success.append(info["success"])
+        progress.append(info["progress"])
+        since = since + 1 if since or info["success"] else 0
+        if (since == LINGER and controller.finished()) or truncated:
+            break
+    batch = env.batch
+    keys = batch.specs.observation.camera_keys
+    videos = {name: np.stack([each[key] for each in observations]) for name, key in keys.items()}
+    return Episode(
+        frames=videos.pop(batch.specs.observation.main.name),
+        actions=np.stack(actions).astype(np.float32),
+        state=np.stack([each["state"] for each in observations]).astype(np.float32),
+        views=videos,
+        instruction=env.instruction,
+        success=np.array(success, bool),
+        progress=np.array(progress, np.float32),
+        domain=batch.domain,
+        split=split,
+        task=task,
+        provenance={"seed": int(seed), "gap": batch.gap, "steps": len(actions), **provenance},
+    )
