@@ -115,10 +115,10 @@ def expert_action(env: MetaWorldEnv, task: str, offset: NDArray[np.float64] | No
         seen = world.observation.copy()
     if offset is not None:
         seen[4:7] += offset
-    policy = ENV_POLICY_MAP[find_task(task).environment]()
+    policy: Any = ENV_POLICY_MAP[find_task(task).environment]  # a class whose constructor takes nothing
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Constant", UserWarning)  # its actions are clipped, as they are here
-        return np.clip(np.asarray(policy.get_action(seen), np.float64), -1, 1)
+        return np.clip(np.asarray(policy().get_action(seen), np.float64), -1, 1)
 
 
 def rollout(
