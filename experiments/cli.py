@@ -117,6 +117,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         resumes=True,
     ),
     ("bundle",): Command("bundle", "BundleConfig", "copy trained parts into one checkpoint folder"),
+    ("build",): Command(
+        "build", "BuildConfig", "make a bundle from nothing, by the commands of a recipe", resumes=True
+    ),
     ("picture",): Command(
         "picture", "PictureConfig", "draw recorded frames above predicted ones", draws=True
     ),
@@ -193,7 +196,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
 GROUPS = {
     "start": ("info", "list", "demo"),
     "record and import": ("collect", "import", "data"),
-    "train": ("train", "bundle"),
+    "train": ("train", "bundle", "build"),
     "reinforcement learning": ("rl", "sweep"),
     "judge": ("audit", "calibrate"),
     "evaluate": ("eval", "picture", "bench"),
@@ -281,12 +284,7 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
     if command.module != "info":  # `info` reports a shadowed package instead of failing
         require_own_packages()
     choose_backend()
-    config_class, run = _load(command)
-    rewrite = getattr(config_class, "rewrite_arguments", list)
-    name = f"worldgym {' '.join(words)}"
-    options = current_options(config_class, expand_home(rest), lambda line: _say(sys.stderr, f"{name}: {line}"))
-    config = _parse(config_class, rewrite(options), name)
-    check_numbers(config)
+    config, run = parse_command(words, rest)
     if hasattr(config, "device"):
         placing(config)  # a missing device is reported before anything is loaded or written
     if command.draws:
@@ -294,6 +292,25 @@ def _run(words: tuple[str, ...], rest: list[str]) -> int:
     setup_logging()
     logging.captureWarnings(True)
     return int(run(config) or OK)
+
+
+def parse_command(words: tuple[str, ...], rest: list[str]) -> tuple[Any, Callable[[Any], int]]:
+    """Parse the options of a command.
+
+    Args:
+        words: a key of `COMMANDS`.
+        rest: its options.
+
+    Returns:
+        the config, and the function that runs it.
+    """
+    config_class, run = _load(COMMANDS[words])
+    rewrite = getattr(config_class, "rewrite_arguments", list)
+    name = f"worldgym {' '.join(words)}"
+    options = current_options(config_class, expand_home(rest), lambda line: _say(sys.stderr, f"{name}: {line}"))
+    config = _parse(config_class, rewrite(options), name)
+    check_numbers(config)
+    return config, run
 
 
 def _parse(config_class: type[Any], arguments: list[str], name: str) -> Any:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from envs.metaworld.tasks import find_task
 from envs.metaworld.vector import MetaWorldEnv
+from envs.metaworld.world import World
 from envs.recording import Acting, Begun, record
 from worldgym.data.episode import Episode
 
@@ -102,17 +103,22 @@ class Arm:
 
 
 def expert_action(env: MetaWorldEnv, task: str, offset: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Action (4,) in [-1, 1] of Meta-World's expert in the current state.
+    """Action (4,) in [-1, 1] of Meta-World's expert in the environment's current state; see `expert_in`."""
+    with env.batch.turn().take() as world:
+        return expert_in(world, task, offset)
+
+
+def expert_in(world: World, task: str, offset: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Action (4,) in [-1, 1] of Meta-World's expert.
 
     Args:
-        env: the environment.
+        world: the simulation.
         task: task of the expert.
         offset: displacement of the object in the expert's observation, metres (3,).
     """
     from metaworld.policies import ENV_POLICY_MAP
 
-    with env.batch.turn().take() as world:
-        seen = world.observation.copy()
+    seen = world.observation.copy()
     if offset is not None:
         seen[4:7] += offset
     policy: Any = ENV_POLICY_MAP[find_task(task).environment]  # a class whose constructor takes nothing

@@ -55,13 +55,11 @@ class Physics:
             raise ConfigError(f"gap is {gap}, looks {looks}; expected numbers between 0 and 1")
         return replace(
             self,
-            gain=1 - 0.25 * gap,
-            latency=round(2 * gap),
-            rotation=0.12 * gap,
-            bias=0.05 * gap,
+            gain=1 + 0.5 * gap,  # the arm of the simulator is faster than the real one
+            rotation=0.5 * gap,
+            bias=-0.15 * gap,
             friction=1 - 0.4 * gap,
             damping=1 + 0.5 * gap,
-            weld=0.02 + 0.01 * gap,
             azimuth=8 * looks,
             brightness=1 - 0.25 * looks,
             tint=0.4 * looks,

@@ -85,6 +85,18 @@ class MetaWorldSuite:
 
         return expert_action(env, env.batch.status_slot(0).task).astype("float32")
 
+    def measure_gap(self, gap: float, **settings: Any) -> dict[str, Any]:
+        """Measure success rates of experts in Real and in Soft, and of the actions from Soft replayed in Real."""
+        from envs.metaworld.gap import measure_gap
+
+        return measure_gap(gap, **settings)
+
+    def frozen_gap(self) -> float:
+        """The fixed gap that comparisons use."""
+        from envs.metaworld.gap import frozen
+
+        return float(frozen()["gap"])
+
     def driver(self) -> str:
         """Name of the OpenGL driver, "" before the first frame is rendered."""
         from envs.render import driver

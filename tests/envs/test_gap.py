@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from envs.tabletop.gap import GAP_SEED0, WANTED_REPLAY, freeze, frozen, measure_gap
+from envs.gap import GAP_SEED0, WANTED_REPLAY
+from envs.tabletop.gap import freeze, frozen, measure_gap
 from envs.tabletop.scene import Physics
 from experiments.cli import main
 from experiments.commands.bench_gap import BenchGapConfig

@@ -162,6 +162,16 @@ def test_settings_that_cannot_work_are_refused(bad):
         MetaWorldVectorEnv(1, **bad)
 
 
+def test_the_frozen_gap_follows_from_its_measurements_and_the_physics_are_those():
+    from envs.metaworld.gap import freeze, frozen, measure_gap
+
+    facts = frozen()
+    again = freeze(facts["measured"])
+    assert again["gap"] == facts["gap"] == SUITE.frozen_gap() and again["physics_at_gap_1"] == facts["physics_at_gap_1"]
+    found = measure_gap(0.0, tasks=("drawer_open",), episodes=2)["tasks"]["drawer_open"]
+    assert found["soft"] == found["real"] == found["replay"] == 1
+
+
 def test_thin_meshes_keep_the_outline():
     import copy
 

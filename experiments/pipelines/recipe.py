@@ -1,0 +1,207 @@
+"""Recipes: the commands that make a bundle, in a YAML file.
+
+A recipe lists stages. A stage is a command of worldgym with its options; a build executes them in order.
+
+Example of a recipe::
+
+    name: my-robot
+    hours: 3
+    values:                      # `--set episodes=200` replaces one
+      episodes: 2000
+    stages:
+      - collect: {out: $out/data, suite: metaworld, episodes: $episodes}
+        minutes: 8               # expected on two cores
+      - train tokenizer: {data: $out/data, out: $out/tokenizer, minutes: {share: 0.2}}
+      - bench closed-loop: {bundle: $out/bundle, policies: [sft]}
+        accept: [0, 1]           # 1: the gate has failed, which is a result
+
+`$out` is the folder of the build, other names are values of the recipe, `{share: x}` is x times `hours`, in minutes.
+Positional arguments of a command are listed under `_`.
+`needs: [labels]` refuses a stage whose dataset has no success labels.
+"""
+
+from __future__ import annotations
+
+import shlex
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worldgym.errors import ConfigError
+
+STAGE_KEYS = {"name", "minutes", "accept", "needs", "note", "environment"}
+RECIPE_KEYS = {"name", "about", "hours", "values", "stages"}
+NEEDS = ("labels",)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a build.
+
+    Args:
+        name: unique within the recipe.
+        words: words of the command, such as `("train", "judge")`.
+        arguments: its options as on the command line.
+        minutes: expected duration on two cores; None if unknown.
+        accept: exit codes with which the build goes on.
+        needs: what the data must have, among `NEEDS`.
+        data: dataset folder that the stage reads; None if none.
+        note: a sentence for the page.
+        environment: further environment variables.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    arguments: tuple[str, ...]
+    minutes: float | None = None
+    accept: tuple[int, ...] = (0,)
+    needs: tuple[str, ...] = ()
+    data: Path | None = None
+    note: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """The command line, which does the same when typed by hand."""
+        return shlex.join(["worldgym", *self.words, *self.arguments])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The stages of a build.
+
+    Args:
+        name: name of the bundle.
+        about: description.
+        hours: time that the shares divide.
+        stages: in order.
+    """
+
+    name: str
+    about: str
+    hours: float
+    stages: tuple[Stage, ...]
+
+    @property
+    def minutes(self) -> float:
+        """Expected duration of all stages on two cores, as far as known."""
+        return sum(stage.minutes or 0.0 for stage in self.stages)
+
+
+def read_recipe(
+    path: Path, out: Path, hours: float | None = None, values: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a recipe and fill in its values.
+
+    Args:
+        path: a YAML file.
+        out: folder of the build, `$out`.
+        hours: replaces the `hours` of the recipe.
+        values: replace `values` of the recipe.
+
+    Raises:
+        ConfigError: the file is missing or is no recipe; the message names the stage and what is wrong with it.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        shipped = ", ".join(str(p) for p in sorted(Path("recipes").glob("*.yaml"))) or "none here"
+        raise ConfigError(f"no recipe {path} ({error.strerror}); recipes in this folder: {shipped}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("stages"), list) or not data["stages"]:
+        raise ConfigError(f"{path} is no recipe: expected a mapping with a list of `stages`")
+    if unknown := set(data) - RECIPE_KEYS:
+        raise ConfigError(f"{path}: unknown keys {sorted(unknown)}; expected some of {sorted(RECIPE_KEYS)}")
+    known = dict(data.get("values") or {})
+    if unknown := set(values or {}) - set(known):
+        raise ConfigError(f"{path} has no values {sorted(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
+    total = float(hours if hours is not None else data.get("hours", 1.0))
+    if total <= 0:
+        raise ConfigError(f"hours is {total:g}, expected more than 0")
+    fill = {**known, **(values or {}), "out": str(out)}
+    stages = [_stage(path, number, item, fill, total) for number, item in enumerate(data["stages"], 1)]
+    names = [stage.name for stage in stages]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{path}: several stages have the name {', '.join(twice)}; give each a `name`")
+    return Recipe(str(data.get("name", path.stem)), str(data.get("about", "")), total, tuple(stages))
+
+
+def _stage(path: Path, number: int, item: Any, fill: Mapping[str, Any], hours: float) -> Stage:
+    where = f"{path}, stage {number}"
+    commands = [key for key in item if key not in STAGE_KEYS] if isinstance(item, dict) else []
+    if len(commands) != 1:
+        raise ConfigError(
+            f"{where}: expected one command, such as `train judge: {{...}}`, and optionally {sorted(STAGE_KEYS)}; got "
+            f"{sorted(item) if isinstance(item, dict) else item!r}"
+        )
+    command = commands[0]
+    options = item[command] or {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"{where}: the options of {command!r} are {options!r}; expected a mapping of names to values")
+    filled = {str(key): _filled(value, fill, hours, where) for key, value in options.items()}
+    minutes = item.get("minutes")
+    if minutes is None and isinstance(filled.get("minutes"), (int, float)):
+        minutes = filled["minutes"]
+    needs = tuple(item.get("needs") or ())
+    if unknown := set(needs) - set(NEEDS):
+        raise ConfigError(f"{where}: unknown needs {sorted(unknown)}; expected some of {', '.join(NEEDS)}")
+    out = filled.get("out")
+    default = f"{command} {Path(str(out)).name}" if out else command
+    variables = (item.get("environment") or {}).items()
+    environment = {key: str(_filled(value, fill, hours, where)) for key, value in variables}
+    return Stage(
+        str(item.get("name", default)),
+        tuple(command.split()),
+        tuple(arguments_of(filled)),
+        None if minutes is None else float(minutes),
+        tuple(item.get("accept") or (0,)),
+        needs,
+        Path(str(filled["data"])) if "data" in filled else None,
+        str(item.get("note", "")),
+        environment,
+    )
+
+
+def _filled(value: Any, fill: Mapping[str, Any], hours: float, where: str) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"share"}:
+            return round(60 * hours * float(value["share"]), 2)
+        return {key: _filled(each, fill, hours, where) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, fill, hours, where) for each in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("$") and value[1:] in fill:
+        return fill[value[1:]]  # keeps its type
+    try:
+        return string.Template(value).substitute(fill)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: {value!r} uses {error}, which is no value of the recipe; it has {', '.join(sorted(fill))}"
+        ) from error
+
+
+def arguments_of(options: Mapping[str, Any], prefix: str = "--") -> list[str]:
+    """Options of a command line: `{"steps": 3, "compile": True}` gives `--steps 3 --compile`; `_` positional ones."""
+    found: list[str] = []
+    for key, value in options.items():
+        if key == "_":
+            found = [*map(str, value), *found]
+            continue
+        flag = prefix + key.replace("_", "-")
+        if isinstance(value, Mapping):
+            found += arguments_of(value, f"{flag}.")
+        elif value is True:
+            found.append(flag)
+        elif value is False:
+            found.append(f"{prefix}no-{key.replace('_', '-')}")
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            found += [flag, *map(str, value)]
+        elif value is not None:
+            found += [flag, str(value)]
+    return found

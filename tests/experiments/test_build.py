@@ -1,0 +1,153 @@
+"""`worldgym build`: recipes are read and checked as a whole, and a build goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.cli import main
+from experiments.commands.build import check_data
+from experiments.pipelines.build import Build, StageFailedError
+from experiments.pipelines.recipe import Recipe, Stage, arguments_of, read_recipe
+from worldgym.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def write(folder: Path, stages, **more) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({"name": "mine", "stages": stages, **more}, sort_keys=False))
+    return path
+
+
+def test_values_keep_their_types_and_shares_divide_the_hours(tmp_path):
+    stages = [
+        {"collect": {"out": "$out/data", "episodes": "$episodes", "mix": {"expert": 1}, "tasks": ["a", "b"]}},
+        {"train tokenizer": {"data": "$out/data", "out": "$out/t-$episodes", "minutes": {"share": 0.5}}},
+    ]
+    path = write(tmp_path, stages, values={"episodes": 7}, hours=2)
+    recipe = read_recipe(path, Path("x"), values={"episodes": 9})
+    first, second = recipe.stages
+    assert first.line == "worldgym collect --out x/data --episodes 9 --mix.expert 1 --tasks a b"
+    assert second.line == "worldgym train tokenizer --data x/data --out x/t-9 --minutes 60.0"
+    assert (second.name, second.minutes, recipe.minutes) == ("train tokenizer t-9", 60.0, 60.0)
+    assert read_recipe(path, Path("x"), hours=1).stages[1].minutes == 30.0
+
+
+def test_options_are_written_as_a_person_would_type_them():
+    options = {"steps": 3, "use_state": False, "compile": True, "probe": None, "loop": {"lr": 0.1}, "seeds": [0, 1]}
+    assert arguments_of({**options, "_": ["C1"]}) == [
+        "C1", "--steps", "3", "--no-use-state", "--compile", "--loop.lr", "0.1", "--seeds", "0", "1"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("stages: []", "list of `stages`"),
+        ("- 1", "list of `stages`"),
+        ("a: [", "not YAML"),
+        ("{stages: [{info: {}}], colour: red}", "unknown keys"),
+        ("{stages: [{info: {}, list: {}}]}", "stage 1: expected one command"),
+        ("{stages: [{info: [1]}]}", "expected a mapping"),
+        ("{stages: [{collect: {out: $where/data}}]}", "where"),
+        ("{stages: [{info: {}}, {info: {}}]}", "give each a `name`"),
+        ("{stages: [{info: {}, needs: [luck]}]}", "unknown needs"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(path, tmp_path)
+
+
+def test_a_missing_recipe_a_missing_value_and_no_time_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no recipe"):
+        read_recipe(tmp_path / "none.yaml", tmp_path)
+    path = write(tmp_path, [{"info": {}}], values={"episodes": 1})
+    with pytest.raises(ConfigError, match="no values"):
+        read_recipe(path, tmp_path, values={"epochs": 2})
+    with pytest.raises(ConfigError, match="hours"):
+        read_recipe(path, tmp_path, hours=0)
+
+
+def test_every_stage_is_checked_before_the_first_one_runs(tmp_path, capsys):
+    path = write(tmp_path, [{"list": {}}, {"calibrate": {"episodes": 1}}])
+    assert main(["build", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "stage 'calibrate'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    path = write(tmp_path, [{"make coffee": {}}])
+    assert main(["build", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "no command 'make coffee'" in capsys.readouterr().err
+
+
+def test_a_build_goes_on_where_it_failed_and_repeats_nothing(tmp_path, capfd):
+    out = tmp_path / "out"
+    check = {"name": "check", "data check": {"_": [str(tmp_path / "data")]}}
+    path = write(tmp_path, [{"list": {}}, check])
+    command = ["build", str(path), "--out", str(out)]
+    assert main([*command, "--dry-run"]) == 0 and not out.exists()
+    assert main(command) == 2
+    assert "stage 'check' failed" in capfd.readouterr().err
+    state = json.loads((out / "build.json").read_text())
+    assert list(state["stages"]) == ["list"] and "not built yet" in (out / "build.html").read_text()
+    path = write(tmp_path, [{"list": {}}, {**check, "accept": [0, 2]}])  # the same options, another judgement of them
+    assert main(command) == 0
+    printed = capfd.readouterr().out
+    assert "[2/2] check" in printed and "[1/2]" not in printed and "done in" in printed
+    assert main(command) == 0 and "[2/2]" not in capfd.readouterr().out
+
+
+def test_other_options_of_a_finished_stage_are_refused_until_it_is_removed(tmp_path):
+    def build(seed):
+        stages = (
+            Stage("data", ("collect",), ("--out", str(tmp_path / "data"), "--seed", str(seed))),
+            Stage("judge", ("train", "judge"), ("--out", str(tmp_path / "judge"))),
+            Stage("more", ("collect",), ("--out", str(tmp_path / "data"), "--seed", "9")),
+        )
+        return Build(Recipe("r", "", 1.0, stages), tmp_path)
+
+    first = build(0)
+    for stage in first.recipe.stages:
+        first.done[stage.name] = {"line": stage.line, "code": 0, "seconds": 1.0}
+    first._save()
+    for name in ("data", "judge"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match="--from data"):
+        build(1).check(lambda stage: None)
+    again = build(0)
+    again.check(lambda stage: None)
+    assert not again.left
+    assert again.start_from("judge") == [str(tmp_path / "judge")]
+    assert (tmp_path / "data").is_dir(), "the first stage, which stays, wrote it, too"
+    assert [stage.name for stage in build(0).left] == ["judge", "more"]
+    with pytest.raises(ConfigError, match="no stage"):
+        again.start_from("coffee")
+    with pytest.raises(ConfigError, match="another --out"):
+        Build(Recipe("other", "", 1.0, ()), tmp_path)
+
+
+def test_a_judge_is_not_trained_on_data_without_both_outcomes(tmp_path):
+    data = tmp_path / "data"
+    assert main(["collect", "--out", str(data), "--episodes", "2", "--workers", "0", "--horizon", "3",
+                 "--mix", "random=1"]) == 0  # fmt: skip
+    stage = Stage("judge", ("train", "judge"), (), needs=("labels",), data=data)
+    with pytest.raises(ConfigError, match="failures only"):
+        check_data(stage)
+    check_data(Stage("tokenizer", ("train", "tokenizer"), (), data=data))
+
+
+def test_a_stage_that_fails_stops_the_build(tmp_path):
+    stage = Stage("no", ("data", "check"), (str(tmp_path / "nothing"),))
+    build = Build(Recipe("r", "", 1.0, (stage,)), tmp_path / "out")
+    with pytest.raises(StageFailedError, match="exit code 2"):
+        build.run(lambda *_: None, lambda _: None)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path, tmp_path, capsys):
+    assert main(["build", str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert "hours on two cores" in capsys.readouterr().out
