@@ -24,7 +24,6 @@ import numpy as np
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.registered_training import train_registered
-from experiments.pipelines.tokenizers import read_tokenizer
 from experiments.pipelines.training_run import Hand, claim, identity, require_preset, require_size, with_hand
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.registry import WORLD_MODELS
@@ -128,6 +127,7 @@ def run(config: TrainWorldModelConfig) -> int:
 
     from worldgym.data import EpisodeDataset
     from worldgym.models import HandColumns, WorldModelConfig
+    from worldgym.models.tokenizers.saved import read_tokenizer
     from worldgym.models.video.object_motion import window_odds
     from worldgym.training.world_model import LatentEpisodes
 

@@ -74,10 +74,10 @@ class Build:
                 raise ConfigError(f"stage {stage.name!r}: {error}\n  {stage.line}") from error
             before = self.done.get(stage.name)
             if before is not None and before["line"] != stage.line:
+                again = f"Type --from {shlex.quote(stage.name)}"
                 raise ConfigError(
                     f"stage {stage.name!r} was built with other options:\n  {before['line']}\nnow\n  {stage.line}\n"
-                    f"Type --from {shlex.quote(stage.name)} to remove it and the stages after it, and to build them again; or "
-                    "give another --out"
+                    f"{again} to remove it and the stages after it, and to build them again; or give another --out"
                 )
 
     def start_from(self, name: str) -> list[str]:

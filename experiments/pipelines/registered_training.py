@@ -25,7 +25,7 @@ COMMON = (
     "device", "dtype",
 )  # fmt: skip
 """Options that apply to every registered type."""
-OFFERED = ("initial", "probe")
+OFFERED = ("initial", "probe", "tokenizer")
 """Options that apply to the types whose `for_data` names them."""
 OWN = (
     "checkpoint",

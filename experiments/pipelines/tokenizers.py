@@ -1,8 +1,8 @@
-"""Load the tokenizer from a run folder of `worldgym train tokenizer`, or from a world model.
+"""Load the tokenizer of a world model, or from a run folder of `worldgym train tokenizer`.
 
 Example::
 
-    tokenizer = read_tokenizer(Path("runs/tokenizer"))
+    tokenizer = load_tokenizer(None, Path("runs/tokenizer"))
 """
 
 from __future__ import annotations
@@ -10,40 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldgym.errors import CheckpointError, ConfigError
+from worldgym.errors import ConfigError
 
 if TYPE_CHECKING:
     from worldgym.models import FrameTokenizer
-
-
-def read_tokenizer(folder: Path) -> FrameTokenizer:
-    """Load the trained tokenizer in `folder`, frozen.
-
-    Raises:
-        CheckpointError: the tokenizer is missing, damaged, or has weights that are not finite.
-    """
-    from worldgym.models.tokenizers import FrameTokenizer, TokenizerConfig
-    from worldgym.utils.files import read_json
-    from worldgym.utils.folders import verify_folder
-    from worldgym.utils.tensors import load_tensors
-    from worldgym.utils.typed import from_values
-
-    remedy = f"run `worldgym train tokenizer --out {folder}` first, or give the folder of a finished run"
-    names = ("tokenizer.json", "tokenizer.safetensors")
-    lacking = [name for name in names if not (folder / name).is_file()]
-    if lacking:
-        raise CheckpointError(f"no usable tokenizer in {folder}: {', '.join(lacking)} is missing; {remedy}")
-    verify_folder(folder, names, remedy)
-    settings = read_json(folder / "tokenizer.json", remedy)
-    tensors = load_tensors(folder / "tokenizer.safetensors")
-    try:
-        if isinstance(settings, dict):
-            settings.pop("metrics", None)
-        model = FrameTokenizer(from_values(TokenizerConfig, settings, str(folder / "tokenizer.json")))
-        model.load_state_dict(tensors)
-    except (ConfigError, RuntimeError, MemoryError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"no usable tokenizer in {folder} ({error}); {remedy}") from error
-    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(world_model: Path | None, tokenizer: Path | None) -> FrameTokenizer | None:
@@ -55,4 +25,8 @@ def load_tokenizer(world_model: Path | None, tokenizer: Path | None) -> FrameTok
         if found is None:
             raise ConfigError(f"the world model {world_model} has no tokenizer; do not set --world-model")
         return found
-    return None if tokenizer is None else read_tokenizer(tokenizer)
+    if tokenizer is None:
+        return None
+    from worldgym.models.tokenizers.saved import read_tokenizer
+
+    return read_tokenizer(tokenizer)

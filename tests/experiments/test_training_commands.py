@@ -228,6 +228,21 @@ def test_a_chunk_model_starts_from_a_frame_model_and_is_used_like_it(chain, tmp_
     assert model.step(state, torch.zeros(2, 5, 4), decode="last")[1].frames.shape == (2, 1, 64, 64, 3)
 
 
+def test_a_chunk_model_starts_from_a_tokenizer_alone(chain, tmp_path, capsys):
+    from worldgym.models import load_world_model
+
+    arguments = ["--type", "chunk", "--data", str(chain / "data"), "--tokenizer", str(chain / "tokenizer")]
+    arguments += ["--preset", "tiny", "--steps", "10", "--batch-size", "2", "--out", str(tmp_path / "chunk")]
+    assert main(["train", "world-model", *arguments]) == 0
+    model = load_world_model(tmp_path / "chunk" / "export")
+    frames = torch.zeros(2, 1, 64, 64, 3, dtype=torch.uint8)
+    state = model.begin(frames, torch.zeros(2, 0, 4), states=torch.zeros(2, 1, 4))
+    assert model.step(state, torch.zeros(2, 5, 4), decode="all")[1].frames.shape == (2, 5, 64, 64, 3)
+    both = [*arguments[:-1], str(tmp_path / "other"), "--initial", str(chain / "world" / "export")]
+    assert main(["train", "world-model", *both]) == 2
+    assert "not both" in capsys.readouterr().err
+
+
 def test_a_chunk_model_without_an_initial_model_says_what_to_type(chain, tmp_path, capsys):
     arguments = ["--type", "chunk", "--data", str(chain / "data"), "--steps", "5", "--out", str(tmp_path / "chunk")]
     assert main(["train", "world-model", *arguments]) == 2

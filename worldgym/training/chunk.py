@@ -235,10 +235,11 @@ class ChunkTrainer:
 
     @staticmethod
     def for_data(
-        specs: Specs, preset: str, arrays: Any, *, initial: Path | None = None, probe: Path | None = None
-    ) -> ChunkWorldModel:
+        specs: Specs, preset: str, arrays: Any, *, initial: Path | None = None, probe: Path | None = None,
+        tokenizer: Path | None = None,
+    ) -> ChunkWorldModel:  # fmt: skip
         """A model for a dataset; see `worldgym.models.chunk.building.for_data`."""
-        return for_data(specs, preset, arrays, initial=initial, probe=probe)
+        return for_data(specs, preset, arrays, initial=initial, probe=probe, tokenizer=tokenizer)
 
     @staticmethod
     def fit(model: ChunkWorldModel, arrays: Any, settings: PartTraining, folder: Path) -> dict[str, float]:

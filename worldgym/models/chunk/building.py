@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from worldgym.errors import ConfigError
+from worldgym.models.canvas import Canvas
 from worldgym.models.chunk.config import ChunkConfig
 from worldgym.models.chunk.world_model import ChunkWorldModel
 from worldgym.models.loading import load_world_model
 from worldgym.models.probe import PositionProbe
+from worldgym.models.tokenizers.saved import read_tokenizer
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.specs import Specs, check_observations
 
@@ -27,7 +29,13 @@ SHARED = ("embed", "modulate", "layers", "final", "unembed", "refine", "change")
 
 
 def for_data(
-    specs: Specs, preset: str, arrays: Any, *, initial: Path | str | None, probe: Path | str | None
+    specs: Specs,
+    preset: str,
+    arrays: Any,
+    *,
+    initial: Path | str | None = None,
+    probe: Path | str | None = None,
+    tokenizer: Path | str | None = None,
 ) -> ChunkWorldModel:
     """A chunk model for a dataset.
 
@@ -37,35 +45,48 @@ def for_data(
         arrays: episodes of the dataset.
         initial: world model of type `video` or `chunk`, whose tokenizer is taken over, and whose weights are where the
             shapes agree.
+        tokenizer: run folder of `worldgym train tokenizer`, for a model that starts from nothing; instead of `initial`.
         probe: folder of a position probe; None trains without positions.
 
     Raises:
-        ConfigError: no `initial`, or it does not fit the data.
+        ConfigError: not one of `initial` and `tokenizer`, or it does not fit the data.
     """
-    if initial is None:
+    if (initial is None) == (tokenizer is None):
         raise ConfigError(
-            "a chunk model takes its tokenizer from another world model; type --initial WORLD_MODEL (of type video, "
-            "see `worldgym train world-model --help`)"
+            "a chunk model starts from another world model, or from a tokenizer; type --initial WORLD_MODEL or "
+            "--tokenizer RUN (of `worldgym train tokenizer`), and not both"
         )
-    old = load_world_model(initial)
-    if not isinstance(old, VideoWorldModel | ChunkWorldModel):
-        raise ConfigError(
-            f"--initial {initial} is a {type(old).__name__}; expected a world model of type video or chunk"
-        )
-    check_observations(specs.observation, old.specs.observation, "the dataset", f"the world model {initial}")
+    if tokenizer is not None:
+        old, frames = None, read_tokenizer(Path(tokenizer))
+        shape: Any = frames.config
+        base = replace(ChunkConfig.preset(preset), tokenizer=shape)
+        canvas = Canvas(specs.observation.cameras, shape.reduction * base.patch)
+        if canvas.size != frames.image_size:
+            raise ConfigError(
+                f"the tokenizer {tokenizer} reads images of {frames.image_size}, but the dataset's cameras need "
+                f"{canvas.size}; train a tokenizer on this dataset"
+            )
+    else:
+        old = load_world_model(initial)  # type: ignore[arg-type]
+        if not isinstance(old, VideoWorldModel | ChunkWorldModel):
+            raise ConfigError(
+                f"--initial {initial} is a {type(old).__name__}; expected a world model of type video or chunk"
+            )
+        check_observations(specs.observation, old.specs.observation, "the dataset", f"the world model {initial}")
+        frames, shape = old.tokenizer, old.config.tokenizer
+        base = replace(ChunkConfig.preset(preset), tokenizer=shape)
     located = None if probe is None else PositionProbe.from_pretrained(probe)
-    base = replace(ChunkConfig.preset(preset), tokenizer=old.config.tokenizer)
     config = base.for_data(arrays.states, specs, () if located is None else located.config.parts)
-    config = replace(config, tasks=tuple(sorted(set(arrays.tasks))))
+    config = replace(config, tokenizer=shape, tasks=tuple(sorted(set(arrays.tasks))))
     if located is not None:
         config = replace(config, probe_width=located.config.width)
     if isinstance(old, ChunkWorldModel):
         config = replace(old.config, tasks=config.tasks)
     model = ChunkWorldModel(config)
-    model.tokenizer.load_state_dict(old.tokenizer.state_dict())
+    model.tokenizer.load_state_dict(frames.state_dict())
     if isinstance(old, ChunkWorldModel):
         model.load_state_dict(old.state_dict())
-    else:
+    elif old is not None:
         _warm(model, old)
     if located is not None and model.locator is not None:
         model.locator.load_state_dict(located.state_dict())
