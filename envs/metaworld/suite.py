@@ -85,6 +85,19 @@ class MetaWorldSuite:
 
         return expert_action(env, env.batch.status_slot(0).task).astype("float32")
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names along the second axis of `watched(...).positions`: the hand, the goal, and the objects."""
+        from envs.metaworld.positions import PARTS
+
+        return PARTS
+
+    def watched(self, **settings: Any) -> Any:
+        """Make a `MetaWorldEnv` with `positions (T+1, K, 2)`: pixels (right, down) of the `parts`, nan if absent."""
+        from envs.metaworld.positions import WatchedMetaWorld
+
+        return WatchedMetaWorld(**settings)
+
     def measure_gap(self, gap: float, **settings: Any) -> dict[str, Any]:
         """Measure success rates of experts in Real and in Soft, and of the actions from Soft replayed in Real."""
         from envs.metaworld.gap import measure_gap

@@ -1,7 +1,6 @@
-"""True pixel positions of the hand and the objects, to measure the accuracy of a world model's predicted frames.
+"""True pixel positions of the hand and the objects on the tabletop; see `envs.watched`.
 
-The position of a six-pixel object determines success but hardly affects the PSNR. Objects are identified by their
-colour; each colour occurs at most once in a scene.
+Objects are identified by their colour; each colour occurs at most once in a scene.
 
 Example::
 
@@ -12,8 +11,6 @@ Example::
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +18,7 @@ from envs.sizes import ImageSize, height_width
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import COLOURS
 from envs.tabletop.simulation import Simulation
+from envs.watched import RecordsPositions, project
 
 PARTS = ("hand", *COLOURS)
 FRONT = 0  # index of the front camera in the model
@@ -34,33 +32,15 @@ def pixel_positions(simulation: Simulation, size: ImageSize = 64) -> NDArray[np.
     for slot, (colour, pose) in enumerate(zip(scene.colours, scene.positions, strict=True)):
         if colour is not None and pose is not None:
             world[PARTS.index(colour)] = truth.objects[slot]
-    axes = simulation.data.cam_xmat[FRONT].reshape(3, 3)  # columns: right, up, backwards
-    in_camera = (world - simulation.data.cam_xpos[FRONT]) @ axes
-    height, width = height_width(size)
-    scale = height / 2 / np.tan(np.deg2rad(simulation.model.cam_fovy[FRONT]) / 2)
-    right, up = scale * in_camera[:, 0] / -in_camera[:, 2], scale * in_camera[:, 1] / -in_camera[:, 2]
-    return np.stack([width / 2 + right, height / 2 - up], 1).astype(np.float32)
+    data = simulation.data
+    axes = data.cam_xmat[FRONT].reshape(3, 3)  # columns: right, up, backwards
+    fovy = float(simulation.model.cam_fovy[FRONT])
+    return project(world, data.cam_xpos[FRONT], axes, fovy, height_width(size))
 
 
-class WatchedTabletop(TabletopEnv):
+class WatchedTabletop(RecordsPositions, TabletopEnv):
     """A tabletop environment that records pixel positions at reset and after each step; arguments of `TabletopEnv`."""
 
-    def reset(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reset the environment and start a new record of positions."""
-        result = super().reset(**kwargs)
-        self._recorded = [self._measure()]
-        return result
-
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Step the environment and record the positions."""
-        result = super().step(action)
-        self._recorded.append(self._measure())
-        return result
-
-    def _measure(self) -> NDArray[np.float32]:
+    def measure(self) -> NDArray[np.float32]:
+        """See `pixel_positions`."""
         return pixel_positions(self.batch.simulation(), self.batch.image_size)
-
-    @property
-    def positions(self) -> NDArray[np.float32]:
-        """Positions `(T+1, len(PARTS), 2)` of the episode so far."""
-        return np.stack(self._recorded)

@@ -105,6 +105,19 @@ def test_the_goal_is_seen_where_it_would_be_invisible_and_nowhere_else():
     assert max(green(task) for task in ("window_open", "button_press_topdown", "plate_slide")) == 0
 
 
+def test_positions_are_where_the_picture_shows_the_parts():
+    env = SUITE.watched(task="push", image_size=96)
+    observation, _ = env.reset(seed=4)
+    at = dict(zip(SUITE.parts, env.positions[0], strict=True))
+    for part, channel in (("goal", 1), ("puck", 2)):
+        right, down = at[part].astype(int)
+        pixel = observation["image"][down, right].astype(int)
+        assert pixel.argmax() == channel and pixel.max() > 1.3 * np.median(pixel), (part, pixel)
+    assert np.isfinite(at["hand"]).all() and np.isnan(at["drawer"]).all()
+    env.step(np.array([0, 0, 1, -1], np.float32))
+    assert env.positions.shape == (2, len(SUITE.parts), 2) and env.positions[1, 0, 1] < env.positions[0, 0, 1]
+
+
 def test_splits_change_the_sentence_or_the_task_and_not_the_start():
     env = MetaWorldEnv(task="faucet_open")
     seen, _ = env.reset(seed=5)
