@@ -1,7 +1,8 @@
 """`worldgym train probe`: trains the position probe, which reads the positions of gripper and objects from a frame.
 
-It is trained on true frames of a suite with true positions; half of the frames pass through a world model's tokenizer.
-It is used only to measure world models. Policies and judges are never trained with the probe or its labels.
+It is trained on true frames of a suite with true positions; half of the frames pass through a tokenizer. It measures
+world models, and labels the logs from which a world model of type `chunk` learns positions. Policies and judges are
+never trained with the probe or its labels.
 
 Example::
 
@@ -32,6 +33,7 @@ class TrainProbeConfig:
 
     Args:
         world_model: folder of the world model through whose tokenizer half of the frames pass; the bundled one if None.
+        tokenizer: run folder of `worldgym train tokenizer`, instead of a world model.
         out: run folder (checkpoint, TensorBoard, `export/`).
         suite: suite of the frames; the default one if None.
         tasks: tasks of the episodes; the suite's default tasks if None.
@@ -46,6 +48,7 @@ class TrainProbeConfig:
     """
 
     world_model: Path | None = None
+    tokenizer: Path | None = None
     out: Path = Path("runs/probe")
     suite: str | None = None
     tasks: tuple[str, ...] | None = None
@@ -65,6 +68,8 @@ class TrainProbeConfig:
         object.__setattr__(self, "tasks", tasks)
         if not tasks or set(tasks) - set(known):
             raise ConfigError(f"--tasks is {' '.join(tasks) or 'empty'}; expected some of {' '.join(known)}")
+        if self.world_model is not None and self.tokenizer is not None:
+            raise ConfigError("give --world-model or --tokenizer, not both")
         if self.episodes < 2:
             raise ConfigError(f"--episodes is {self.episodes}, expected at least 2: one of them is held out")
 
@@ -75,22 +80,20 @@ def run(config: TrainProbeConfig) -> int:
 
     from experiments.bundle import Bundle
     from experiments.pipelines.held_out_episodes import true_logs
+    from experiments.pipelines.tokenizers import load_tokenizer
     from worldgym.evaluation.fidelity import position_errors
-    from worldgym.models import load_world_model
     from worldgym.models.probe import PositionProbe, PositionProbeConfig, probe_loss
     from worldgym.training.loop import LoopConfig, TrainingLoop
 
     here = placing(config)
-    model = (
-        here(load_world_model(config.world_model))
-        if config.world_model
-        else Bundle.find(DEFAULT, here).world_model()
-    )
-    require_size(64, model.image_size, "the world model's tokenizer")
-    facts = identity(config, contents=("world_model",))
-    if config.suite is None:  # keeps the identity of runs from before suites could be chosen
-        del facts["--suite"]
-    if config.world_model is None:
+    given = load_tokenizer(config.world_model, config.tokenizer)
+    tokenizer = here(given) if given is not None else Bundle.find(DEFAULT, here).world_model().tokenizer
+    require_size(64, tokenizer.image_size, "the tokenizer")
+    facts = identity(config, contents=("world_model", "tokenizer"))
+    for option in ("suite", "tokenizer"):  # keeps the identity of runs from before these options
+        if getattr(config, option) is None:
+            del facts[f"--{option}"]
+    if given is None:
         facts["--world-model"] = content_of(Bundle.find(DEFAULT).folder)
     claim(config.out, "train probe", facts, own=OWN, fresh=config.fresh)
     # The first tenth is held out for the scores; it is of split `seen`.
@@ -102,7 +105,7 @@ def run(config: TrainProbeConfig) -> int:
     frames = torch.from_numpy(logs.frames[:, ::3])
     positions = torch.from_numpy(logs.positions[:, ::3])
     flat, targets = frames[held_out:].flatten(0, 1), positions[held_out:].flatten(0, 1)
-    decoded_flat = model.tokenizer.decode(model.tokenizer.encode(flat)).cpu()
+    decoded_flat = tokenizer.decode(tokenizer.encode(flat)).cpu()
 
     def loss(module, step, generator):  # type: ignore[no-untyped-def]
         rows = torch.randint(len(flat), (config.batch_size,), generator=generator)
@@ -118,7 +121,7 @@ def run(config: TrainProbeConfig) -> int:
     trained = training.ema_model
     scores = {}
     true = logs.frames[:held_out, 1:]
-    decoded = model.tokenizer.decode(model.tokenizer.encode(torch.from_numpy(true).flatten(0, 1)))
+    decoded = tokenizer.decode(tokenizer.encode(torch.from_numpy(true).flatten(0, 1)))
     for name, inputs in (("true", true), ("decoded", decoded.cpu().numpy().reshape(true.shape))):
         errors = position_errors(trained, inputs, logs.positions[:held_out]).median()
         scores[name] = {

@@ -243,6 +243,16 @@ def test_a_chunk_model_starts_from_a_tokenizer_alone(chain, tmp_path, capsys):
     assert "not both" in capsys.readouterr().err
 
 
+def test_a_probe_needs_no_world_model_but_its_tokenizer(chain, tmp_path, capsys):
+    arguments = ["train", "probe", "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "probe")]
+    few = ["--episodes", "4", "--steps", "2", "--batch-size", "2"]
+    assert main([*arguments, *few]) == 0
+    assert (tmp_path / "probe" / "export" / "config.json").is_file()
+    other = ["train", "probe", "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "other"), *few]
+    assert main([*other, "--world-model", str(chain / "world" / "export")]) == 2
+    assert "not both" in capsys.readouterr().err
+
+
 def test_a_chunk_model_without_an_initial_model_says_what_to_type(chain, tmp_path, capsys):
     arguments = ["--type", "chunk", "--data", str(chain / "data"), "--steps", "5", "--out", str(tmp_path / "chunk")]
     assert main(["train", "world-model", *arguments]) == 2
