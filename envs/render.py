@@ -35,6 +35,7 @@ from worldgym.utils.gl import imported_without_backend, open_context
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MAX_ASSETS = 32  # sets of meshes and textures that are kept in OpenGL
 LOADER_SECONDS = 10  # time limit of the check in a child process; setting up a renderer takes 0.1 s
 BROKEN = (
     "MuJoCo was imported without a rendering backend, other code tried to render with it and failed, and MuJoCo can't "
@@ -100,6 +101,8 @@ class OffscreenRenderer:
         try:
             self.gl.bind()
             try:
+                while len(self._assets) >= MAX_ASSETS:  # the oldest; it is uploaded again when it is drawn again
+                    self._assets.pop(next(iter(self._assets))).context.free()
                 context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
                 mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
             finally:

@@ -26,7 +26,7 @@ from envs.metaworld.physics import Physics
 from envs.metaworld.specs import HORIZON
 from envs.metaworld.tasks import DEFAULT_TASKS
 from envs.metaworld.vector import shared_world
-from envs.metaworld.world import World
+from envs.metaworld.world import Turn
 
 
 class Expert:
@@ -38,26 +38,29 @@ class Expert:
 
     def __init__(self, physics: Physics) -> None:
         self.physics = physics
-        self.task = ""
-        self.world: World
+        self.task, self.turn = "", Turn()
 
     def load(self, start: tuple[str, int]) -> None:
         """Begin the episode of a task and a seed."""
         self.task, seed = start
-        self.world = shared_world(self.task, self.physics)
-        self.world.start(seed)
+        self.turn = Turn(shared_world(self.task, self.physics))
+        with self.turn.take(fresh=True) as world:
+            world.start(seed)
 
     def act(self) -> NDArray[Any]:
         """The expert's action (4,)."""
-        return expert_in(self.world, self.task)
+        with self.turn.take() as world:
+            return expert_in(world, self.task)
 
     def step(self, action: NDArray[Any]) -> None:
         """Advance 50 ms."""
-        self.world.step(np.asarray(action))
+        with self.turn.take() as world:
+            world.step(np.asarray(action))
 
     def success(self) -> bool:
         """Whether the task is fulfilled."""
-        return self.world.success
+        with self.turn.take() as world:
+            return world.success
 
 
 def measure_gap(

@@ -54,4 +54,4 @@ class WatchedMetaWorld(RecordsPositions, MetaWorldEnv):
         """See `pixel_positions`."""
         batch = self.batch
         with batch.turn().take() as world:
-            return pixel_positions(world, batch.status_slot(0).task, batch.specs.observation.main.size)
+            return pixel_positions(world, batch.status_slot(0).task, batch.front_size)

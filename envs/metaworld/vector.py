@@ -17,6 +17,7 @@ Example::
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -29,17 +30,25 @@ from envs.metaworld.physics import Physics
 from envs.metaworld.specs import CAMERAS, HORIZON, STATE_HIGH, STATE_LOW, metaworld_specs
 from envs.metaworld.tasks import DEFAULT_TASKS, SPLITS, UNSEEN_TASKS, find_task
 from envs.metaworld.world import Turn, World
-from envs.sizes import ImageSize
+from envs.sizes import ImageSize, height_width
 from worldgym.errors import ConfigError
 from worldgym.imagination.batch_of_one import BatchOfOne
 from worldgym.imagination.slot_env import SlotVectorEnv, Status
 from worldgym.specs import Camera
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def shared_world(task: str, physics: Physics) -> World:
-    """Return the process's simulation of a task, in which all environments take turns."""
+    """Return the process's simulation of a task, in which all environments take turns.
+
+    It holds about 80 MB. The last 32 are kept; environments keep those in which they have episodes.
+    """
     return World(find_task(task), physics)
+
+
+# A child must not use a simulation that another thread of its parent was stepping when it was forked.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shared_world.cache_clear)
 
 
 class MetaWorldVectorEnv(SlotVectorEnv):
@@ -99,7 +108,7 @@ class MetaWorldVectorEnv(SlotVectorEnv):
             **settings,
         )
         self.gap, self.looks, self.task, self.split = gap, looks, task, split
-        self.physics = Physics().softened(gap, looks)
+        self.physics, self.front_size = Physics().softened(gap, looks), height_width(image_size)
         self._turns = [Turn() for _ in range(num_envs)]
         self._status: list[Status] = [Status(False, 0.0, np.zeros(4, np.float32), "", "")] * num_envs
 
@@ -107,6 +116,8 @@ class MetaWorldVectorEnv(SlotVectorEnv):
     def start_slot(self, i: int, seed: int | None, options: dict[str, Any]) -> None:
         """Start an episode; options `task`, `split` and `instruction` replace those of the environment."""
         rng, split = self.np_random[i], options.get("split") or self.split
+        if split not in SPLITS:
+            raise ConfigError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         drawn = UNSEEN_TASKS if split == "unseen_task" else DEFAULT_TASKS
         seed = int(rng.integers(2**31)) if seed is None else int(seed)
         task = options.get("task") or self.task or drawn[int(rng.integers(len(drawn)))]

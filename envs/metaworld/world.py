@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from envs.engine import mujoco
 from envs.metaworld.physics import Physics
 from envs.metaworld.specs import REPEAT
-from envs.metaworld.tasks import Task
+from envs.metaworld.tasks import TASKS, Task
 from envs.render import draw
 from envs.thin_meshes import thin_meshes
 from worldgym.errors import ConfigError, DependencyError
@@ -144,6 +144,11 @@ class World:
         self._judge(info)
 
     @property
+    def name(self) -> str:
+        """Name of the task in the suite."""
+        return next(name for name, task in TASKS.items() if task == self.task)
+
+    @property
     def progress(self) -> float:
         """Share of the distance between object and goal that has been covered, in [0, 1]; 1 at success."""
         return 1.0 if self.success else float(np.clip(1 - self.distance / self._start, 0, 1))
@@ -193,6 +198,21 @@ class Turn:
     def __init__(self, world: World | None = None) -> None:
         self.world = world
         self._saved: Snapshot | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Task, physics and the episode, for copies and other processes; the copy is an episode of its own."""
+        if self.world is None:
+            return {"task": None}
+        with self.take() as world:
+            return {"task": world.name, "physics": world.physics, "saved": world.save()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Inverse of `__getstate__`."""
+        from envs.metaworld.vector import shared_world
+
+        self.world, self._saved = None, None
+        if state["task"] is not None:
+            self.world, self._saved = shared_world(state["task"], state["physics"]), state["saved"]
 
     @contextmanager
     def take(self, fresh: bool = False) -> Iterator[World]:

@@ -48,13 +48,15 @@ class BuildConfig:
 
 def run(config: BuildConfig) -> int:
     """Check the recipe, print its stages, run those that are left, and write the page."""
-    out = config.out or Path("runs") / config.recipe.stem
+    out = Path("runs") / config.recipe.stem if config.out is None else config.out
+    if out == Path() or (out.exists() and not out.is_dir()):
+        raise ConfigError(f"--out is {str(config.out)!r}; expected a folder, such as runs/{config.recipe.stem}")
     recipe = read_recipe(config.recipe, out, config.hours, values_of(config.set))
     build = Build(recipe, out)
+    build.check(parse, config.start)
     if config.start is not None and not config.dry_run:
         removed = build.start_from(config.start)
         sys.stdout.write("".join(f"removed {path}\n" for path in removed))
-    build.check(parse)
     sys.stdout.write(plan(recipe, build) + "\n")
     if config.dry_run:
         return 0
@@ -81,7 +83,12 @@ def values_of(given: tuple[str, ...]) -> dict[str, object]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {pair!r}: expected name=value, such as --set episodes=200")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair!r}: {value!r} is no YAML value; put it in quotes") from error
+        if found[name] is None:
+            raise ConfigError(f"--set {pair!r} gives no value; expected name=value, such as --set episodes=200")
     return found
 
 
@@ -121,7 +128,7 @@ def plan(recipe: Recipe, build: Build) -> str:
     lines = [f"{recipe.name}: {len(recipe.stages)} stages, about {recipe.minutes / 60:.1f} hours on two cores"]
     for number, stage in enumerate(recipe.stages, 1):
         before = build.done.get(stage.name)
-        if before is not None:
+        if before is not None and "seconds" in before:
             cost = f"done in {before['seconds'] / 60:.1f} min"
         else:
             cost = "short" if stage.minutes is None else f"about {stage.minutes:.0f} min"
@@ -134,8 +141,10 @@ def page(recipe: Recipe, build: Build) -> str:
     rows = []
     for stage in recipe.stages:
         before = build.done.get(stage.name)
-        state = "not built yet" if before is None else f"{before['seconds'] / 60:.1f} min"
-        if before is not None and before["code"]:
+        state = "not built yet"
+        if before is not None:
+            state = f"{before['seconds'] / 60:.1f} min" if "seconds" in before else "begun"
+        if before is not None and before.get("code"):
             state += f", exit code {before['code']}"
         cells = (stage.name, state, stage.note)
         rows.append(

@@ -1,7 +1,8 @@
 """Executes the stages of a recipe, each in a process of its own; a stopped build goes on where it was.
 
-A finished stage is recorded with its options and not repeated. If its options changed since, the build refuses to mix
-old and new parts: `--from STAGE` removes that stage and those after it, and builds them again. A stage that was
+A stage is recorded with its options when it starts and when it has finished; a finished one is not repeated. If
+options changed since, or a stage was put in front of a finished one, the build refuses to mix old and new parts:
+`--from STAGE` removes what that stage and those after it have made, and builds them again. A stage that was
 interrupted continues as its own command does.
 
 Example::
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pipelines.recipe import Recipe, Stage
-from worldgym.errors import ConfigError, WorldgymError
+from worldgym.errors import CheckpointError, ConfigError, WorldgymError
 from worldgym.utils.files import read_sealed, write_sealed
 
 STATE = "build.json"
@@ -51,71 +52,114 @@ class Build:
         self.file = out / STATE
         self.done: dict[str, dict[str, Any]] = {}
         if self.file.is_file():
-            state = read_sealed(self.file, f"Remove {self.file} to build everything again")
+            state = read_sealed(self.file, f"Remove the folder {out} to build everything again")
+            whole = isinstance(state, dict) and isinstance(state.get("stages"), dict) and "recipe" in state
+            if not whole or not all(isinstance(row, dict) and "line" in row for row in state["stages"].values()):
+                raise CheckpointError(f"{self.file} is no state of a build; remove the folder {out}, or give another")
             if state["recipe"] != recipe.name:
                 raise ConfigError(
                     f"{out} holds a build of {state['recipe']!r}, not of {recipe.name!r}; give another --out"
                 )
             self.done = state["stages"]
 
-    def check(self, parse: Callable[[Stage], None]) -> None:
-        """Check all command lines before anything runs.
+    def check(self, parse: Callable[[Stage], None], start: str | None = None) -> None:
+        """Check all command lines before anything runs or is removed.
 
         Args:
             parse: parses the command line of a stage, and raises an error if it is invalid.
+            start: stage from which everything will be built again; what was recorded of it and later ones is ignored.
 
         Raises:
-            ConfigError: a command line is invalid, or a finished stage had other options.
+            ConfigError: a command line is invalid, a stage was begun with other options, a stage was put in front of a
+                finished one, or what a finished stage wrote is missing.
         """
         for stage in self.recipe.stages:
             try:
                 parse(stage)
             except WorldgymError as error:
                 raise ConfigError(f"stage {stage.name!r}: {error}\n  {stage.line}") from error
-            before = self.done.get(stage.name)
-            if before is not None and before["line"] != stage.line:
-                again = f"Type --from {shlex.quote(stage.name)}"
+        waiting: Stage | None = None
+        for stage in self._before(start):
+            before, output = self.done.get(stage.name), self._output(stage)
+            again = f"Type --from {shlex.quote(stage.name)}"
+            rest = f"{again} to remove it and the stages after it, and to build them again; or give another --out"
+            if before is None:
+                waiting = waiting or stage
+                continue
+            if before["line"] != stage.line:
+                lines = f"{before['line']}\nnow\n  {stage.line}"
+                raise ConfigError(f"stage {stage.name!r} was begun with other options:\n  {lines}\n{rest}")
+            if "seconds" not in before:
+                waiting = waiting or stage
+            elif waiting is not None:
                 raise ConfigError(
-                    f"stage {stage.name!r} was built with other options:\n  {before['line']}\nnow\n  {stage.line}\n"
-                    f"{again} to remove it and the stages after it, and to build them again; or give another --out"
+                    f"stage {waiting.name!r} has not been built, and {stage.name!r} after it has. Type --from "
+                    f"{shlex.quote(waiting.name)} to build it and everything after it; or give another --out"
                 )
+            elif output is not None and not output.exists():
+                raise ConfigError(f"stage {stage.name!r} has finished, but {output} is missing. {rest}")
+
+    def _before(self, start: str | None) -> list[Stage]:
+        """Stages in front of `start`; all of them if it is None."""
+        if start is None:
+            return list(self.recipe.stages)
+        names = [stage.name for stage in self.recipe.stages]
+        if start not in names:
+            raise ConfigError(f"no stage {start!r}; the stages are {', '.join(names)}")
+        return list(self.recipe.stages[: names.index(start)])
 
     def start_from(self, name: str) -> list[str]:
         """Forget stage `name` and those after it, and remove what they wrote into the folder of the build.
-
-        Folders that an earlier stage also writes (a dataset that is extended) are kept.
 
         Returns:
             the removed paths.
 
         Raises:
-            ConfigError: there is no such stage.
+            ConfigError: there is no such stage, one of them extends what an earlier stage has made, or a path cannot be
+                removed; nothing is removed in the first two cases.
         """
-        names = [stage.name for stage in self.recipe.stages]
-        if name not in names:
-            raise ConfigError(f"no stage {name!r}; the stages are {', '.join(names)}")
-        first = names.index(name)
-        kept = {self._output(stage) for stage in self.recipe.stages[:first]}
-        removed = []
-        for stage in self.recipe.stages[first:]:
+        earlier = self._before(name)
+        again = self.recipe.stages[len(earlier) :]
+        outputs: list[Path] = []
+        for stage in again:
             output = self._output(stage)
-            if self.done.pop(stage.name, None) is not None and output is not None and output not in kept:
-                shutil.rmtree(output, ignore_errors=True) if output.is_dir() else output.unlink(missing_ok=True)
-                removed.append(str(output))
+            if output is None or stage.name not in self.done:
+                continue
+            for other in earlier:
+                kept = self._output(other)
+                if kept is not None and (kept == output or output in kept.parents or kept in output.parents):
+                    raise ConfigError(
+                        f"stage {stage.name!r} writes {output}, and so does the earlier stage {other.name!r}, which "
+                        f"would stay. Type --from {shlex.quote(other.name)}, or give another --out"
+                    )
+            if output not in outputs:
+                outputs.append(output)
+        removed = []
+        for output in outputs:
+            if not output.exists() and not output.is_symlink():
+                continue
+            try:
+                shutil.rmtree(output) if output.is_dir() and not output.is_symlink() else output.unlink()
+            except OSError as error:
+                raise ConfigError(f"cannot remove {output} ({error.strerror}); remove it yourself") from error
+            removed.append(str(output))
+        for stage in again:
+            self.done.pop(stage.name, None)
         self._save()
         return removed
 
     def _output(self, stage: Stage) -> Path | None:
         for flag in ("--out", "--json"):
             if flag in stage.arguments:
-                path = Path(stage.arguments[stage.arguments.index(flag) + 1])
-                return path if self.out in path.parents else None
+                path = Path(os.path.normpath(Path(stage.arguments[stage.arguments.index(flag) + 1]).absolute()))
+                home = Path(os.path.normpath(self.out.absolute()))
+                return path if home in path.parents else None
         return None
 
     @property
     def left(self) -> list[Stage]:
         """Stages that have not finished."""
-        return [stage for stage in self.recipe.stages if stage.name not in self.done]
+        return [stage for stage in self.recipe.stages if "seconds" not in self.done.get(stage.name, {})]
 
     def run(self, announce: Callable[[Stage, int], None], check_data: Callable[[Stage], None]) -> None:
         """Run the remaining stages.
@@ -131,6 +175,8 @@ class Build:
         for stage in self.left:
             announce(stage, numbers[stage.name])
             check_data(stage)
+            self.done[stage.name] = {"line": stage.line}
+            self._save()
             began = time.perf_counter()
             code = execute(stage)
             if code == 130:

@@ -22,6 +22,7 @@ Positional arguments of a command are listed under `_`.
 
 from __future__ import annotations
 
+import math
 import shlex
 import string
 from collections.abc import Mapping, Sequence
@@ -115,29 +116,46 @@ def read_recipe(
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("stages"), list) or not data["stages"]:
         raise ConfigError(f"{path} is no recipe: expected a mapping with a list of `stages`")
-    if unknown := set(data) - RECIPE_KEYS:
+    if unknown := set(map(str, data)) - RECIPE_KEYS:
         raise ConfigError(f"{path}: unknown keys {sorted(unknown)}; expected some of {sorted(RECIPE_KEYS)}")
-    known = dict(data.get("values") or {})
+    known = data.get("values") or {}
+    if not isinstance(known, dict) or not all(isinstance(name, str) for name in known) or "out" in known:
+        raise ConfigError(f"{path}: `values` is {known!r}; expected names with values, and none named out")
     if unknown := set(values or {}) - set(known):
         raise ConfigError(f"{path} has no values {sorted(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
-    total = float(hours if hours is not None else data.get("hours", 1.0))
-    if total <= 0:
-        raise ConfigError(f"hours is {total:g}, expected more than 0")
+    total = number(hours if hours is not None else data.get("hours", 1.0), f"{path}: `hours`")
     fill = {**known, **(values or {}), "out": str(out)}
-    stages = [_stage(path, number, item, fill, total) for number, item in enumerate(data["stages"], 1)]
+    stages = [_stage(path, position, item, fill, total) for position, item in enumerate(data["stages"], 1)]
     names = [stage.name for stage in stages]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: several stages have the name {', '.join(twice)}; give each a `name`")
     return Recipe(str(data.get("name", path.stem)), str(data.get("about", "")), total, tuple(stages))
 
 
-def _stage(path: Path, number: int, item: Any, fill: Mapping[str, Any], hours: float) -> Stage:
-    where = f"{path}, stage {number}"
+def number(value: Any, what: str) -> float:
+    """Return a positive finite number.
+
+    Raises:
+        ConfigError: it is something else; the message begins with `what`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise ConfigError(f"{what} is {value!r}; expected a number above 0")
+    return float(value)
+
+
+def _listed(value: Any, kind: type, what: str) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not all(type(each) is kind for each in value):
+        raise ConfigError(f"{what} is {value!r}; expected a list of values of type {kind.__name__}, such as [..., ...]")
+    return tuple(value)
+
+
+def _stage(path: Path, position: int, item: Any, fill: Mapping[str, Any], hours: float) -> Stage:
+    where = f"{path}, stage {position}"
     commands = [key for key in item if key not in STAGE_KEYS] if isinstance(item, dict) else []
-    if len(commands) != 1:
+    if len(commands) != 1 or not isinstance(commands[0], str):
         raise ConfigError(
             f"{where}: expected one command, such as `train judge: {{...}}`, and optionally {sorted(STAGE_KEYS)}; got "
-            f"{sorted(item) if isinstance(item, dict) else item!r}"
+            f"{sorted(map(str, item)) if isinstance(item, dict) else item!r}"
         )
     command = commands[0]
     options = item[command] or {}
@@ -147,19 +165,26 @@ def _stage(path: Path, number: int, item: Any, fill: Mapping[str, Any], hours: f
     minutes = item.get("minutes")
     if minutes is None and isinstance(filled.get("minutes"), (int, float)):
         minutes = filled["minutes"]
-    needs = tuple(item.get("needs") or ())
+    if minutes is not None:
+        minutes = number(minutes, f"{where}: `minutes`")
+    needs = _listed(item.get("needs", []), str, f"{where}: `needs`")
+    accept = _listed(item.get("accept", [0]), int, f"{where}: `accept`")
     if unknown := set(needs) - set(NEEDS):
         raise ConfigError(f"{where}: unknown needs {sorted(unknown)}; expected some of {', '.join(NEEDS)}")
     out = filled.get("out")
     default = f"{command} {Path(str(out)).name}" if out else command
-    variables = (item.get("environment") or {}).items()
-    environment = {key: str(_filled(value, fill, hours, where)) for key, value in variables}
+    variables = item.get("environment", {})
+    if not isinstance(variables, dict) or not all(isinstance(k, str) and k and "=" not in k for k in variables):
+        raise ConfigError(f"{where}: `environment` is {variables!r}; expected names of variables with values")
+    environment = {key: str(_filled(value, fill, hours, where)) for key, value in variables.items()}
+    if any("\0" in text for text in (*arguments_of(filled), *environment.values())):
+        raise ConfigError(f"{where}: an option or a variable contains a NUL character")
     return Stage(
-        str(item.get("name", default)),
+        str(item.get("name") or default),
         tuple(command.split()),
         tuple(arguments_of(filled)),
-        None if minutes is None else float(minutes),
-        tuple(item.get("accept") or (0,)),
+        minutes,
+        accept,
         needs,
         Path(str(filled["data"])) if "data" in filled else None,
         str(item.get("note", "")),
@@ -167,13 +192,15 @@ def _stage(path: Path, number: int, item: Any, fill: Mapping[str, Any], hours: f
     )
 
 
-def _filled(value: Any, fill: Mapping[str, Any], hours: float, where: str) -> Any:
+def _filled(value: Any, fill: Mapping[str, Any], hours: float, where: str, depth: int = 0) -> Any:
+    if depth > 8:
+        raise ConfigError(f"{where}: options are nested more than eight deep, or refer to themselves")
     if isinstance(value, dict):
         if set(value) == {"share"}:
-            return round(60 * hours * float(value["share"]), 2)
-        return {key: _filled(each, fill, hours, where) for key, each in value.items()}
+            return round(60 * hours * number(value["share"], f"{where}: `share`"), 2)
+        return {str(key): _filled(each, fill, hours, where, depth + 1) for key, each in value.items()}
     if isinstance(value, list):
-        return [_filled(each, fill, hours, where) for each in value]
+        return [_filled(each, fill, hours, where, depth + 1) for each in value]
     if not isinstance(value, str):
         return value
     if value.startswith("$") and value[1:] in fill:
@@ -182,7 +209,8 @@ def _filled(value: Any, fill: Mapping[str, Any], hours: float, where: str) -> An
         return string.Template(value).substitute(fill)
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"{where}: {value!r} uses {error}, which is no value of the recipe; it has {', '.join(sorted(fill))}"
+            f"{where}: {value!r} has a $ without the name of a value; the recipe has {', '.join(sorted(fill))}. Write "
+            "$$ for a dollar"
         ) from error
 
 
@@ -191,6 +219,8 @@ def arguments_of(options: Mapping[str, Any], prefix: str = "--") -> list[str]:
     found: list[str] = []
     for key, value in options.items():
         if key == "_":
+            if not isinstance(value, list):
+                raise ConfigError(f"positional arguments are {value!r}; expected a list, such as _: [$out/data]")
             found = [*map(str, value), *found]
             continue
         flag = prefix + key.replace("_", "-")

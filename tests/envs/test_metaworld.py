@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +148,43 @@ def test_any_thread_draws_the_same_picture():
     assert expected.std() > 10 and all(np.array_equal(picture, expected) for picture in drawn)
 
 
+def test_copies_and_measurements_leave_an_episode_as_it_was():
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, 4)).astype(np.float32)
+
+    def last(disturb):
+        env = SUITE.make_single(task="drawer_open", image_size=32)
+        env.reset(seed=5)
+        for action in actions[:3]:
+            env.step(action)
+        env = disturb(env)
+        for action in actions[3:]:
+            observation, *_ = env.step(action)
+        return observation
+
+    def measured(env):
+        SUITE.measure_gap(0.0, tasks=("drawer_open",), episodes=1, horizon=4)
+        return env
+
+    expected = last(lambda env: env)
+    for disturb in (measured, copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))):
+        found = last(disturb)
+        assert np.array_equal(found["state"], expected["state"]) and np.array_equal(found["image"], expected["image"])
+
+
+def test_positions_are_those_of_the_front_camera_whichever_is_the_main_one():
+    def places(cameras):
+        env = SUITE.watched(task="push", cameras=cameras)
+        env.reset(seed=3)
+        return env.positions
+
+    np.testing.assert_array_equal(places(("front", "wrist")), places(("wrist", "front")))
+
+
+def test_an_unknown_split_of_a_reset_is_refused():
+    with pytest.raises(ConfigError, match="unknown split"):
+        MetaWorldEnv(task="reach").reset(seed=0, options={"split": "seen_twice"})
+
+
 def test_gymnasium_accepts_the_environment():
     check_env(MetaWorldEnv(task="reach"), skip_render_check=True)
 
@@ -186,8 +225,6 @@ def test_the_frozen_gap_follows_from_its_measurements_and_the_physics_are_those(
 
 
 def test_thin_meshes_keep_the_outline():
-    import copy
-
     world = shared_world("drawer_open", Physics())
     full = int(world.model.mesh_facenum.sum())
     model = copy.deepcopy(world.model)

@@ -56,6 +56,20 @@ def test_options_are_written_as_a_person_would_type_them():
         ("{stages: [{collect: {out: $where/data}}]}", "where"),
         ("{stages: [{info: {}}, {info: {}}]}", "give each a `name`"),
         ("{stages: [{info: {}, needs: [luck]}]}", "unknown needs"),
+        ("{stages: [{info: {}, needs: labels}]}", "`needs` is 'labels'; expected a list"),
+        ("{stages: [{info: {}, accept: 1}]}", "`accept` is 1; expected a list"),
+        ("{stages: [{info: {}, minutes: -5}]}", "`minutes` is -5; expected a number above 0"),
+        ("{stages: [{info: {minutes: {share: abc}}}]}", "`share` is 'abc'"),
+        ("{stages: [{info: {_: abc}}]}", "expected a list"),
+        ("{stages: [{info: {a: 'b$'}}]}", "for a dollar"),
+        ("{stages: [{info: &o {x: *o}}]}", "refer to themselves"),
+        ("{stages: [{5: {}}]}", "expected one command"),
+        ("{stages: [{info: {}, environment: abc}]}", "`environment` is 'abc'"),
+        ("{stages: [{info: {}, environment: {'A=B': x}}]}", "expected names of variables"),
+        ("{stages: [{info: {}}], hours: abc}", "`hours` is 'abc'"),
+        ("{stages: [{info: {}}], values: [1]}", "expected names with values"),
+        ("{stages: [{info: {}}], values: {out: x}}", "none named out"),
+        ("{stages: [{info: {}}], 5: 3}", "unknown keys"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
@@ -93,7 +107,8 @@ def test_a_build_goes_on_where_it_failed_and_repeats_nothing(tmp_path, capfd):
     assert main(command) == 2
     assert "stage 'check' failed" in capfd.readouterr().err
     state = json.loads((out / "build.json").read_text())
-    assert list(state["stages"]) == ["list"] and "not built yet" in (out / "build.html").read_text()
+    assert "seconds" in state["stages"]["list"] and "seconds" not in state["stages"]["check"]
+    assert "begun" in (out / "build.html").read_text()
     path = write(tmp_path, [{"list": {}}, {**check, "accept": [0, 2]}])  # the same options, another judgement of them
     assert main(command) == 0
     printed = capfd.readouterr().out
@@ -121,13 +136,72 @@ def test_other_options_of_a_finished_stage_are_refused_until_it_is_removed(tmp_p
     again = build(0)
     again.check(lambda stage: None)
     assert not again.left
-    assert again.start_from("judge") == [str(tmp_path / "judge")]
-    assert (tmp_path / "data").is_dir(), "the first stage, which stays, wrote it, too"
-    assert [stage.name for stage in build(0).left] == ["judge", "more"]
+    with pytest.raises(ConfigError, match="so does the earlier stage 'data'"):
+        again.start_from("judge")  # the last stage extends the dataset of the first, which would stay
+    assert (tmp_path / "judge").is_dir() and not build(0).left, "nothing was removed"
+    assert again.start_from("data") == [str(tmp_path / "data"), str(tmp_path / "judge")]
+    assert [stage.name for stage in build(0).left] == ["data", "judge", "more"]
     with pytest.raises(ConfigError, match="no stage"):
         again.start_from("coffee")
     with pytest.raises(ConfigError, match="another --out"):
         Build(Recipe("other", "", 1.0, ()), tmp_path)
+
+
+def made(folder: Path, *done: str, begun: str = "", inserted: bool = False) -> Build:
+    names = ["one", "new", "two"] if inserted else ["one", "two"]
+    stages = tuple(Stage(name, ("list",), ("--out", str(folder / name))) for name in names)
+    build = Build(Recipe("r", "", 1.0, stages), folder)
+    for stage in stages:
+        if stage.name in done:
+            build.done[stage.name] = {"line": stage.line, "code": 0, "seconds": 1.0}
+            (folder / stage.name).mkdir(parents=True, exist_ok=True)
+    if begun:
+        build.done[begun] = {"line": "worldgym list --out elsewhere"}
+    build._save()
+    return build
+
+
+def test_old_and_new_parts_are_not_mixed(tmp_path):
+    def nothing(stage):
+        return None
+
+    with pytest.raises(ConfigError, match="begun with other options"):
+        made(tmp_path / "a", "one", begun="two").check(nothing)
+    with pytest.raises(ConfigError, match="'new' has not been built, and 'two' after it has"):
+        made(tmp_path / "b", "one", "two", inserted=True).check(nothing)
+    build = made(tmp_path / "c", "one", "two")
+    (tmp_path / "c" / "one").rmdir()
+    with pytest.raises(ConfigError, match="is missing"):
+        build.check(nothing)
+    build.check(nothing, start="one")
+
+
+def test_nothing_outside_the_folder_is_removed_and_links_are_not_followed(tmp_path):
+    out, precious, big = tmp_path / "out", tmp_path / "precious", tmp_path / "big"
+    for folder in (out, precious, big):
+        folder.mkdir()
+    (big / "file").write_text("x")
+    (out / "link").symlink_to(big)
+    stages = (
+        Stage("a", ("list",), ("--out", str(out / ".." / "precious"))),
+        Stage("b", ("list",), ("--out", str(out / "link"))),
+    )
+    build = Build(Recipe("r", "", 1.0, stages), out)
+    build.done = {stage.name: {"line": stage.line, "code": 0, "seconds": 1.0} for stage in stages}
+    assert build.start_from("a") == [str(out / "link")]
+    assert precious.is_dir() and (big / "file").is_file() and not (out / "link").exists()
+
+
+def test_a_wrong_option_is_found_before_anything_is_removed(tmp_path, capsys):
+    out = tmp_path / "out"
+    path = write(tmp_path, [{"list": {}}])
+    assert main(["build", str(path), "--out", str(out)]) == 0
+    (out / "build.html").write_text("kept")
+    path = write(tmp_path, [{"list": {"colour": "red"}}])
+    assert main(["build", str(path), "--out", str(out), "--from", "list"]) == 2
+    assert json.loads((out / "build.json").read_text())["stages"], "still recorded"
+    assert main(["build", str(path), "--out", str(out), "--from", "nope", "--dry-run"]) == 2
+    capsys.readouterr()
 
 
 def test_a_judge_is_not_trained_on_data_without_both_outcomes(tmp_path):
