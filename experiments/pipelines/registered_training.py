@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compute import placing
-from experiments.pipelines.training_run import claim, finish, finished, identity, option
+from experiments.pipelines.training_run import claim, finish, finished, identity, option, released_if_refused
 from worldgym.errors import ConfigError
 from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
 
@@ -77,7 +77,8 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
             "them, import it again with --success COLUMN, or --success all for demonstrations", config.data,
         )  # fmt: skip
     torch.manual_seed(config.seed)
-    part = here(fresh_part(kind, config.type, dataset.specs, config.preset, arrays, offered))
+    with released_if_refused(config.out):
+        part = here(fresh_part(kind, config.type, dataset.specs, config.preset, arrays, offered))
     minutes = None if config.steps else getattr(config, "minutes", None)
     loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
     settings = PartTraining(loop, config.batch_size, getattr(config, "window", PartTraining.window))

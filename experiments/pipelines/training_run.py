@@ -12,16 +12,17 @@ Example::
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from worldgym.errors import CheckpointError, ConfigError
+from worldgym.errors import CheckpointError, ConfigError, WorldgymError
 from worldgym.specs import GripperRule, Specs
 from worldgym.utils.files import file_sha256, read_sealed, write_sealed
 from worldgym.utils.sizes import ImageSize, size_of, text
@@ -204,6 +205,18 @@ def finish(out: Path, config: Any) -> None:
         files = [name for name in before["own"] if (out / name).exists() and name != "checkpoint"]
         facts = {**before, "finished": {"settings": _settings(config), "files": files}}
         write_sealed(out / MARKER, facts, indent=1)
+
+
+@contextlib.contextmanager
+def released_if_refused(out: Path) -> Iterator[None]:
+    """Give a folder back that a new run has claimed, if its inputs are refused before it has made anything."""
+    try:
+        yield
+    except WorldgymError:
+        before = _read(out / MARKER) or {}
+        if before and not any((out / name).exists() for name in before["own"]):
+            (out / MARKER).unlink(missing_ok=True)
+        raise
 
 
 def finished(out: Path, config: Any) -> bool:

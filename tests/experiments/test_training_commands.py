@@ -228,6 +228,13 @@ def test_a_chunk_model_starts_from_a_frame_model_and_is_used_like_it(chain, tmp_
     assert model.step(state, torch.zeros(2, 5, 4), decode="last")[1].frames.shape == (2, 1, 64, 64, 3)
 
 
+def test_a_refused_tokenizer_does_not_take_the_folder(chain, tmp_path, capsys):
+    out = tmp_path / "chunk"
+    arguments = ["train", "world-model", "--type", "chunk", "--data", str(chain / "data"), "--out", str(out)]
+    assert main([*arguments, "--tokenizer", str(tmp_path / "nowhere"), "--preset", "tiny", "--steps", "2"]) == 2
+    assert "no usable tokenizer" in capsys.readouterr().err and not (out / "run.json").exists()
+
+
 def test_a_chunk_model_starts_from_a_tokenizer_alone(chain, tmp_path, capsys):
     from worldgym.models import load_world_model
 
