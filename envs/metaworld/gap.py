@@ -25,8 +25,7 @@ from envs.metaworld.collect import expert_in
 from envs.metaworld.physics import Physics
 from envs.metaworld.specs import HORIZON
 from envs.metaworld.tasks import DEFAULT_TASKS
-from envs.metaworld.vector import shared_world
-from envs.metaworld.world import Turn
+from envs.metaworld.world import Turn, shared_world
 
 
 class Expert:

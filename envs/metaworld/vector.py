@@ -17,9 +17,7 @@ Example::
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -29,26 +27,12 @@ from numpy.typing import NDArray
 from envs.metaworld.physics import Physics
 from envs.metaworld.specs import CAMERAS, HORIZON, STATE_HIGH, STATE_LOW, metaworld_specs
 from envs.metaworld.tasks import DEFAULT_TASKS, SPLITS, UNSEEN_TASKS, find_task
-from envs.metaworld.world import Turn, World
+from envs.metaworld.world import Turn, World, shared_world
 from envs.sizes import ImageSize, height_width
 from worldgym.errors import ConfigError
 from worldgym.imagination.batch_of_one import BatchOfOne
 from worldgym.imagination.slot_env import SlotVectorEnv, Status
 from worldgym.specs import Camera
-
-
-@lru_cache(maxsize=32)
-def shared_world(task: str, physics: Physics) -> World:
-    """Return the process's simulation of a task, in which all environments take turns.
-
-    It holds about 80 MB. The last 32 are kept; environments keep those in which they have episodes.
-    """
-    return World(find_task(task), physics)
-
-
-# A child must not use a simulation that another thread of its parent was stepping when it was forked.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=shared_world.cache_clear)
 
 
 class MetaWorldVectorEnv(SlotVectorEnv):

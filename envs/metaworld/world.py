@@ -22,10 +22,12 @@ Example::
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ from numpy.typing import NDArray
 from envs.engine import mujoco
 from envs.metaworld.physics import Physics
 from envs.metaworld.specs import REPEAT
-from envs.metaworld.tasks import TASKS, Task
+from envs.metaworld.tasks import TASKS, Task, find_task
 from envs.render import draw
 from envs.thin_meshes import thin_meshes
 from worldgym.errors import ConfigError, DependencyError
@@ -188,6 +190,20 @@ class World:
         self.success, self.distance, self._start = saved.success, saved.distance, saved.start
 
 
+@lru_cache(maxsize=32)
+def shared_world(task: str, physics: Physics) -> World:
+    """Return the process's simulation of a task, in which all environments take turns.
+
+    It holds about 80 MB. The last 32 are kept; environments keep those in which they have episodes.
+    """
+    return World(find_task(task), physics)
+
+
+# A child must not use a simulation that another thread of its parent was stepping when it was forked.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shared_world.cache_clear)
+
+
 class Turn:
     """The episode of one slot in a simulation that several slots share. It may be taken from any thread.
 
@@ -208,8 +224,6 @@ class Turn:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Inverse of `__getstate__`."""
-        from envs.metaworld.vector import shared_world
-
         self.world, self._saved = None, None
         if state["task"] is not None:
             self.world, self._saved = shared_world(state["task"], state["physics"]), state["saved"]

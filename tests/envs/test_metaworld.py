@@ -21,7 +21,8 @@ pytest.importorskip("metaworld", reason="the extra metaworld is not installed: p
 
 from envs.metaworld.physics import Physics  # noqa: E402
 from envs.metaworld.tasks import DEFAULT_TASKS, TASKS, UNSEEN_TASKS, task_of  # noqa: E402
-from envs.metaworld.vector import MetaWorldEnv, MetaWorldVectorEnv, shared_world  # noqa: E402
+from envs.metaworld.vector import MetaWorldEnv, MetaWorldVectorEnv  # noqa: E402
+from envs.metaworld.world import shared_world  # noqa: E402
 from envs.thin_meshes import thin_meshes  # noqa: E402
 
 SUITE = load_suite("metaworld")
