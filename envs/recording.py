@@ -6,6 +6,7 @@ Example::
         return Begun(MyController(env), observation, info)
 
     episode = record(env, begin, task="push", seed=3, split="seen", provenance={"behaviour": "expert"})
+    episode = scripted(env, MyController, task="push", seed=3, behaviour="expert", rng=rng, version=1)
 """
 
 from __future__ import annotations
@@ -114,3 +115,54 @@ def record(
         task=task,
         provenance={"seed": int(seed), "gap": batch.gap, "steps": len(actions), **provenance},
     )
+
+
+def scripted(
+    env: Any,
+    controller: Callable[[Any, str, np.random.Generator], Controller],
+    *,
+    task: str,
+    seed: int,
+    behaviour: str,
+    rng: np.random.Generator,
+    version: int,
+    split: str = "seen",
+    act: Callable[[dict[str, Any], int], Any] | None = None,
+    warmup: tuple[float, int] = (0.5, 6),
+) -> Episode:
+    """Run one episode of a scripted behaviour, or of a policy, and log it.
+
+    Args:
+        env: made with `terminate_on_success=False`; its horizon bounds the length.
+        controller: makes the controller of a behaviour, `(env, behaviour, rng)`; it knows `"expert"` and `"random"`.
+        task: name of the task; with `seed` and `split` it determines the start state.
+        seed: seed of the start state.
+        behaviour: name of the behaviour, or `"policy"` with `act`.
+        rng: randomness of the behaviour.
+        version: version of the suite's collector, stored with the episode.
+        split: split of start states and instructions.
+        act: function `(observation, step) -> action (A,)` for `"policy"`.
+        warmup: share of the experts' episodes that begin with random steps, and their largest number. Demonstrations
+            from perturbed start states show how to recover from the errors of a policy.
+
+    Raises:
+        ValueError: unknown behaviour, or `"policy"` without `act`.
+    """
+    if behaviour == "policy" and act is None:
+        raise ValueError("behaviour 'policy' needs act=, a function (observation, step) -> action (A,)")
+    provenance: dict[str, Any] = {"behaviour": behaviour, "collector_version": version, "warmup": 0}
+
+    def begin(observation: dict[str, Any], info: dict[str, Any]) -> Begun:
+        if behaviour == "policy":
+            assert act is not None
+            return Begun(Acting(act), observation, info)
+        used = 0
+        if behaviour == "expert" and rng.random() < warmup[0]:
+            used = int(rng.integers(1, warmup[1] + 1))
+            shaken = controller(env, "random", rng)
+            for step in range(used):
+                observation, _, _, _, info = env.step(shaken.act(observation, step))
+        provenance["warmup"] = used
+        return Begun(controller(env, behaviour, rng), observation, info, used)
+
+    return record(env, begin, task=task, seed=seed, split=split, provenance=provenance)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from envs.metaworld.tasks import find_task
 from envs.metaworld.vector import MetaWorldEnv
 from envs.metaworld.world import World
-from envs.recording import Acting, Begun, record
+from envs.recording import scripted
 from worldgym.data.episode import Episode
 
 BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")
@@ -137,36 +137,7 @@ def rollout(
     split: str = "seen",
     act: Callable[[dict[str, Any], int], Any] | None = None,
 ) -> Episode:
-    """Run one episode and log it with success and progress of every frame.
-
-    Args:
-        env: made with `terminate_on_success=False`; its horizon bounds the length.
-        task: name of the task; with `seed` and `split` it determines the start state.
-        seed: seed of the start state.
-        behaviour: one of `BEHAVIOURS`, or `"policy"` with `act`.
-        rng: randomness of the behaviour.
-        split: split of start states and instructions.
-        act: function `(observation, step) -> action (4,)` for `"policy"`.
-
-    Raises:
-        ValueError: unknown behaviour, or `"policy"` without `act`.
-    """
-    if behaviour == "policy" and act is None:
-        raise ValueError("behaviour 'policy' needs act=, a function (observation, step) -> action (4,)")
-    provenance: dict[str, Any] = {"behaviour": behaviour, "collector_version": COLLECTOR_VERSION, "warmup": 0}
-
-    def begin(observation: dict[str, Any], info: dict[str, Any]) -> Begun:
-        if behaviour == "policy":
-            assert act is not None
-            return Begun(Acting(act), observation, info)
-        warmup = 0
-        if behaviour == "expert" and rng.random() < 0.5:
-            # Demonstrations from perturbed start states show how to recover from the errors of a policy.
-            warmup = int(rng.integers(1, 7))
-            random_arm = Arm(env, "random", rng)
-            for step in range(warmup):
-                observation, _, _, _, info = env.step(random_arm.act(observation, step))
-        provenance["warmup"] = warmup
-        return Begun(Arm(env, behaviour, rng), observation, info, warmup)
-
-    return record(env, begin, task=task, seed=seed, split=split, provenance=provenance)
+    """Run one episode of a behaviour among `BEHAVIOURS`, or of the policy `act`; see `envs.recording.scripted`."""
+    return scripted(
+        env, Arm, task=task, seed=seed, behaviour=behaviour, rng=rng, version=COLLECTOR_VERSION, split=split, act=act
+    )  # fmt: skip

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.sizes import ImageSize, height_width
-from worldgym.errors import ConfigError
-from worldgym.specs import ActionSpec, Camera, GripperRule, ObservationSpec, Specs, StateField
+from envs.sizes import ImageSize, front_and_wrist
+from worldgym.specs import ActionSpec, GripperRule, ObservationSpec, Specs, StateField
 
 CAMERAS = {"front": (64, 64), "wrist": (48, 64)}
 """Default (height, width) of each camera; `front` is fixed, `wrist` moves with the hand."""
@@ -54,10 +53,4 @@ def tabletop_specs(
     Raises:
         ConfigError: no camera, an unknown camera, or a size out of range.
     """
-    if isinstance(cameras, str) or not cameras or set(cameras) - set(CAMERAS):
-        raise ConfigError(
-            f"cameras={cameras!r}; expected some of {', '.join(CAMERAS)}, e.g. cameras=('front', 'wrist')"
-        )
-    sizes = {"front": height_width(image_size, "image_size"), "wrist": height_width(wrist_size, "wrist_size")}
-    found = tuple(Camera(name, *sizes[name], static=name == "front") for name in cameras)
-    return Specs(ObservationSpec(found, STATE), TABLETOP_ACTION_SPEC)
+    return Specs(ObservationSpec(front_and_wrist(cameras, image_size, wrist_size), STATE), TABLETOP_ACTION_SPEC)
