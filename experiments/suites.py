@@ -15,15 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from worldgym import pretrained
-from worldgym.errors import ConfigError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import EvaluationPool
 from worldgym.suite import SINGLE, Suite, load_suite
 
 __all__ = ["chosen_suite", "domain_settings", "evaluation_pool", "known_split", "known_tasks", "real_env",
-    "suite_of_bundle"]
+    "suite_of_bundle", "BundleName"]
+
+BundleName = Annotated[str, tyro.conf.arg(aliases=("--world",))]
+"""Option `--bundle` of a command, or `--world`: the name of a bundled checkpoint or of its suite, or a folder."""
 
 
 def chosen_suite(name: str | None = None, bundle: str | Path | None = None) -> Suite:
@@ -40,9 +45,10 @@ def suite_of_bundle(bundle: str | Path) -> str | None:
     """Suite in the card of a bundle; None if there is no card or it was written by an earlier version."""
     folder = Path(bundle).expanduser()
     if not folder.is_dir():
-        if str(bundle) not in pretrained.names():
-            return None  # the error is raised where the bundle is needed
-        folder = pretrained.path(str(bundle))
+        try:
+            folder = pretrained.path(str(bundle))
+        except CheckpointError:
+            return None  # the error is raised again where the bundle is needed
     found = pretrained.read_card(folder).get("suite")
     return None if found is None else str(found)
 

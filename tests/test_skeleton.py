@@ -55,7 +55,9 @@ def test_import_is_light_and_registers_every_id():
         "worldgym/ActionRepeat-v0",
         "worldgym/Held-v0",
         "worldgym/Imagined-v0",
+        "worldgym/ImaginedMetaWorld-v0",
         "worldgym/ImaginedTabletop-v0",
+        "worldgym/MetaWorld-v0",
         "worldgym/Tabletop-v0",
     ]
 

@@ -31,8 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.context import WAY_SEED0, ClaimContext, frozen_gap, rate
-from experiments.claims.presets import SPLITS
+from experiments.claims.context import WAY_SEED0, ClaimContext, rate
 from experiments.claims.streams import own_streams
 from experiments.pipelines.bc_only import train_bc_only
 from experiments.pipelines.finetune import FineTuning, save_policy
@@ -69,7 +68,7 @@ class Arm:
         name: identifier; it also seeds the arm's random streams.
         label: name in reports.
         train: function from `(lab, seed, folder)` to `Trained`.
-        splits: splits on which the policy is evaluated in Real.
+        splits: splits on which the policy is evaluated in Real; those of the preset if empty.
         evaluators: whether the policy is also evaluated in Soft and in imagination, for C20.
         seeded: whether another seed gives another policy.
     """
@@ -77,7 +76,7 @@ class Arm:
     name: str
     label: str
     train: Callable[[ClaimContext, int, Path], Trained]
-    splits: tuple[str, ...] = SPLITS
+    splits: tuple[str, ...] = ()
     evaluators: bool = True
     seeded: bool = True
 
@@ -233,14 +232,14 @@ def _imagined(changes: dict[str, Any]) -> Callable[[ClaimContext, int, Path], Tr
 
 
 def _simulate(
-    domain: Callable[[], dict[str, Any]], partial: bool = False, judge: bool = False
+    domain: Callable[[ClaimContext], dict[str, Any]], partial: bool = False, judge: bool = False
 ) -> Callable[[ClaimContext, int, Path], Trained]:
     """Train function: fine-tuning in a simulator, with its true reward or with the judge's reward on its frames."""
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         from agents import SimulatorCollector
 
-        where = domain()
+        where = domain(lab)
         real = where["domain"] == "real"
         settings = lab.preset.practice(seed, folder)
         with SimulatorCollector(lab.suite.name, env_kwargs=where, processes=lab.workers) as simulator:
@@ -353,8 +352,9 @@ def saved(folder: Path) -> PolicyRef:
     return PolicyRef(str(folder / "policy"))
 
 
-def _soft(gap: float, **more: Any) -> Callable[[], dict[str, Any]]:
-    return lambda: {"domain": "soft", "gap": gap, **more}
+def _soft(gap: float | None = None, **more: Any) -> Callable[[ClaimContext], dict[str, Any]]:
+    """Settings of Soft at a gap; at the frozen gap of the suite if None."""
+    return lambda lab: {"domain": "soft", "gap": lab.preset.frozen_gap if gap is None else gap, **more}
 
 
 SHARED_ARMS: tuple[Arm, ...] = (
@@ -363,18 +363,18 @@ SHARED_ARMS: tuple[Arm, ...] = (
     Arm("filtered_bc", "filtered BC, own episodes in Real", filtered_bc()),
     Arm("iter_sft", "Iter-SFT, imagined successes of the SFT policy", _imagined({"lr": 0.0, "actor": "initial"})),
     Arm("imagined_rl", "imagined RL", _imagined({})),
-    Arm("real_rl", "RL in Real", _simulate(lambda: {"domain": "real"})),
-    Arm("real_judged", "RL in Real, reward from the judge", _simulate(lambda: {"domain": "real"}, judge=True)),
+    Arm("real_rl", "RL in Real", _simulate(lambda lab: {"domain": "real"})),
+    Arm("real_judged", "RL in Real, reward from the judge", _simulate(lambda lab: {"domain": "real"}, judge=True)),
     *(Arm(f"soft_rl-{g:g}", f"RL in Soft, gap {g:g}", _simulate(_soft(g))) for g in (0.25, 0.5, 0.75, 1.0)),
     Arm("soft_rl-dynamics", "RL in Soft, only dynamics misspecified (gap 1)", _simulate(_soft(1.0, looks=0.0))),
     Arm("soft_rl-looks", "RL in Soft, only appearance misspecified (gap 1)", _simulate(_soft(0.0, looks=1.0))),
     Arm(
         "soft_rl-randomised", "RL in Soft, domain randomisation around the frozen gap",
-        _simulate(lambda: {"domain": "soft", "gap": frozen_gap(), "randomise": 1.0}),
+        _simulate(_soft(randomise=1.0)),
     ),
     Arm(
         "soft_rl-partial", "RL in Soft at the frozen gap, partial rewards",
-        _simulate(lambda: {"domain": "soft", "gap": frozen_gap()}, partial=True),
+        _simulate(_soft(), partial=True),
     ),
 )  # fmt: skip
 """Arms that claims share. Each claim's own arms are in its `own_arms`; `experiments.claims.ARMS` has all arms."""

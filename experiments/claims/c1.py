@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from experiments.claims.claim import Claim, Ruling, difference, ratio, said, times
 from experiments.claims.figures import gains, way
-from experiments.claims.presets import SPLITS, ClaimPreset
+from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
 
 RL, SFT, BC = ("C1", "imagined_rl"), ("C1", "sft"), ("C1", "bc_only")
@@ -43,7 +43,7 @@ def figures(records: Records, preset: ClaimPreset, seeds: list[int]) -> dict[str
 def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
     """Ratio of success to that of SFT, as World-Gymnast reports it, with its upper bound (1 / success of SFT)."""
     tasks = records.read(*RL, seeds[0])["tasks"]
-    parts = [(split, f"{split}/greedy", slice(None)) for split in SPLITS]
+    parts = [(split, f"{split}/greedy", slice(None)) for split in preset.splits]
     parts += [(f"seen, {task}", "seen/greedy", slice(i, None, len(tasks))) for i, task in enumerate(tasks)]
     lines = ["| starts | imagined RL / SFT | upper bound (1 / SFT) |", "|---|---|---|"]
     for name, what, rows in parts:

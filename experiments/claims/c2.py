@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.claims.claim import Claim, Ruling, difference, ratio, said, times
-from experiments.claims.context import frozen_gap
 from experiments.claims.figures import gains, label_of
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
@@ -41,7 +40,7 @@ def needs(preset: ClaimPreset) -> list[tuple[str, str]]:
 def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     """Compare at the frozen gap, and find the gap at which the two curves cross."""
     by_gap = {g: difference(records, RL, arm, seeds) for g, arm in swept(preset)}
-    at = min(by_gap, key=lambda g: abs(g - frozen_gap()))
+    at = min(by_gap, key=lambda g: abs(g - preset.frozen_gap))
     effect, cross = by_gap[at], crossing(list(by_gap), [v.mean for v in by_gap.values()])
     bounds = " to ".join(
         "beyond 1" if not np.isfinite(g) else f"{g:.2f}" for g in crosses(records, preset, seeds)

@@ -23,15 +23,14 @@ from typing import Any
 import numpy as np
 
 from experiments.bundle import Bundle, folder_hash
-from experiments.claims.presets import SPLITS, ClaimPreset
+from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import pack
 from experiments.claims.streams import own_streams
 from experiments.compute import ON_CPU, Placing
-from experiments.suites import chosen_suite, evaluation_pool, real_env
+from experiments.suites import evaluation_pool, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvaluationPool, PolicyRef, Start, make_starts
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
-from worldgym.suite import extra, load_suite
 from worldgym.utils.files import read_sealed, write_sealed
 from worldgym.utils.typed import changes
 
@@ -41,11 +40,6 @@ LOOKED_SEED0 = 14_000_000
 """First seed of the starts on which evaluators are compared (C20); disjoint from the starts of the results."""
 WAY_SEED0 = 14_500_000
 """First seed of the starts of evaluations during training; disjoint from the starts of the results."""
-
-
-def frozen_gap() -> float:
-    """The domain gap at which C2 is decided. It was fixed by its effect on scripted experts before any training."""
-    return float(extra(load_suite(), "frozen_gap", "gap")())
 
 
 class ClaimContext:
@@ -63,7 +57,7 @@ class ClaimContext:
     ) -> None:
         self.preset, self.work, self.workers = preset, work, workers
         self.bundle = Bundle.find(preset.bundle, placing)
-        self.suite = chosen_suite(None, preset.bundle)
+        self.suite = preset.suite
         self.tasks = self.bundle.tasks
         self.sft = self.ref(self.bundle.policy_folder)
         self._stack = ExitStack()
@@ -170,20 +164,21 @@ class ClaimContext:
         return make_starts(self.tasks, max(1, round(self.preset.looked / len(self.tasks))), seed0)
 
     def evaluate(
-        self, policy: PolicyRef | Any, splits: tuple[str, ...] = SPLITS, evaluators: bool = True
+        self, policy: PolicyRef | Any, splits: tuple[str, ...] = (), evaluators: bool = True
     ) -> dict[str, Any]:
         """Measure the success of a policy in Real on every split, and on other starts in Real, Soft and imagination.
 
         Args:
             policy: the policy to measure.
-            splits: splits measured in Real with greedy actions; `seen` is also measured with sampled actions.
+            splits: splits measured in Real with greedy actions, those of the preset if empty; `seen` is also measured
+                with sampled actions.
             evaluators: whether to measure on the starts on which evaluators are compared (`looked/...`).
 
         Returns:
             name -> `{"success": "01...", "progress": [...], "steps": n}`.
         """
         with own_streams("evaluate"):
-            return self._evaluate(policy, splits, evaluators)
+            return self._evaluate(policy, splits or self.preset.splits, evaluators)
 
     def _evaluate(self, policy: PolicyRef | Any, splits: tuple[str, ...], evaluators: bool) -> dict[str, Any]:
         real, found = self.pool(domain="real"), {}
@@ -193,7 +188,7 @@ class ClaimContext:
             if split == "seen":
                 found[f"{split}/sampled"] = _facts(real.evaluate(policy, starts, temperature=1.0))
         if evaluators:
-            looked, soft = self.looked(), self.pool(domain="soft", gap=frozen_gap())
+            looked, soft = self.looked(), self.pool(domain="soft", gap=self.preset.frozen_gap)
             found["looked/real"] = _facts(real.evaluate(policy, looked))
             found["looked/soft"] = _facts(soft.evaluate(policy, looked))
             found["looked/imagined"] = self.imagine(policy, looked)

@@ -7,13 +7,15 @@ Example::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.pipelines.settings import FineTuneSettings
+from experiments.suites import chosen_suite
+from worldgym.suite import Suite, extra
 
-SPLITS = ("seen", "unseen_combination", "unseen_object", "unseen_instruction", "unseen_scene")
-"""Splits of the tasks that the bundled checkpoint covers. `unseen_task` is a task that it does not cover."""
+UNCOVERED = "unseen_task"
+"""The split of tasks that a bundled checkpoint does not cover; claims are measured on all others."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class ClaimPreset:
 
     Args:
         name: name of the preset; each preset has its own folder of results.
-        bundle: name of a bundled checkpoint.
+        bundle: name of a bundled checkpoint, or of its suite.
+        world: the bundle as it was given to `in_world`; empty for the default one.
         seeds: default training seeds.
         rounds: rounds of fine-tuning.
         starts: starts per round.
@@ -43,6 +46,7 @@ class ClaimPreset:
 
     name: str
     bundle: str = "tabletop-small"
+    world: str = ""
     seeds: tuple[int, ...] = (0, 1, 2)
     rounds: int = 20
     starts: int = 96
@@ -59,6 +63,31 @@ class ClaimPreset:
     epochs: int = 60
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     budgets: tuple[int, ...] = (50, 100, 200, 400, 800)
+
+    @property
+    def suite(self) -> Suite:
+        """The suite of the bundle."""
+        return chosen_suite(None, self.bundle)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the suite on which policies are measured."""
+        return tuple(split for split in self.suite.splits if split != UNCOVERED)
+
+    @property
+    def frozen_gap(self) -> float:
+        """The domain gap at which C2 is decided. It was fixed by its effect on scripted experts before any training."""
+        return float(extra(self.suite, "frozen_gap", "gap")())
+
+    @property
+    def options(self) -> str:
+        """Options of the commands that use this preset."""
+        return " ".join([*(["--world", self.world] if self.world else []), "--preset", self.name])
+
+    def in_world(self, bundle: str) -> ClaimPreset:
+        """The preset with another bundle. Soft is compared at the frozen gap of its suite alone."""
+        preset = replace(self, bundle=bundle, world=bundle)
+        return replace(preset, gaps=(preset.frozen_gap,))
 
     def practice(self, seed: int, out: Path, **changes: object) -> FineTuneSettings:
         """Return the settings of one fine-tuning run."""

@@ -30,7 +30,7 @@ from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import finite, versions
 from experiments.reports.audit import worst_false_positives, write_audit_report
-from experiments.suites import chosen_suite, known_split, real_env
+from experiments.suites import BundleName, chosen_suite, known_split, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
 from worldgym.evaluation.judge_audit import JudgeAudit, balanced_accuracy, verdicts, watch
@@ -71,7 +71,7 @@ class AuditConfig:
     judges: tuple[str, ...] = ("bundled",)
     cache: Path | None = None
     judge_keys: tuple[str, ...] = ()
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     suite: str | None = None
     world_model: Path | None = None
     episodes: int = 300

@@ -29,7 +29,7 @@ from experiments.commands.evaluate import covered_tasks
 from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import finite, versions
-from experiments.suites import chosen_suite, real_env
+from experiments.suites import BundleName, chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts, paired_bootstrap
 from worldgym.evaluation.judge_audit import JudgeAudit, watch
@@ -71,7 +71,7 @@ class BenchBestOfConfig:
     judge_keys: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     policy: str = "sft"
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     suite: str | None = None
     attempts: int = 32
     starts: int = 60

@@ -30,11 +30,11 @@ from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
 from experiments.pipelines.settings import CHECK_SEED0
 from experiments.pipelines.simple_policies import NAMES, simple_policy
-from experiments.suites import chosen_suite, known_split, known_tasks, real_env
+from experiments.suites import BundleName, chosen_suite, known_split, known_tasks, real_env
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import ClosedLoopResult, Start, make_starts, run_closed_loop
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
-from worldgym.evaluation.statistics import wilson
+from worldgym.evaluation.statistics import Confusion, wilson
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
@@ -68,7 +68,8 @@ class BenchClosedLoopConfig:
         horizon: steps of 0.2 s per episode.
         seed: seed of action sampling.
         clips: number of side-by-side videos per policy, false positives first.
-        out: output file for the results as JSON; videos are written beside it.
+        out: output file for the results as JSON: `policies`, and pooled over them `all` and `by_task`; videos are
+            written beside it.
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
         dtype: precision of world-model inference; `auto` uses the saved precision.
     """
@@ -79,7 +80,7 @@ class BenchClosedLoopConfig:
     split: str = "seen"
     start_seed: int = CHECK_SEED0
     gate: float = 0.8
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     suite: str | None = None
     world_model: Path | None = None
     judge: str = "bundled"
@@ -92,7 +93,7 @@ class BenchClosedLoopConfig:
     horizon: int = 40
     seed: int = 0
     clips: int = 0
-    out: Path = Path("runs/closed_loop.json")
+    out: Annotated[Path, tyro.conf.arg(aliases=("--json",))] = Path("runs/closed_loop.json")
     device: str = "auto"
     dtype: DType = "auto"
 
@@ -124,6 +125,7 @@ def run(config: BenchClosedLoopConfig) -> int:
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, split)
     env = real_env(suite, horizon=config.horizon)
     rows: dict[str, Any] = {}
+    counts: list[dict[str, Confusion]] = []
     passed = True
     for choice in choices:
         result = check_policy(
@@ -141,6 +143,7 @@ def run(config: BenchClosedLoopConfig) -> int:
         )
         good = result.passes(config.gate)
         passed = passed and good
+        counts.append(result.by_task())
         rates = {
             task: {name: rate.to_dict() for name, rate in pair.items()}
             for task, pair in result.rates_by_task().items()
@@ -153,10 +156,23 @@ def run(config: BenchClosedLoopConfig) -> int:
         sys.stdout.write(matrix(choice.name, result, config.gate) + "\n")
     facts = {"gate": config.gate, "passes": passed, "tasks": list(tasks), "split": config.split}
     facts |= {"start_seed": config.start_seed, "max_uncertainty": config.max_uncertainty}
+    by_task = {task: sum((count[task] for count in counts), Confusion()) for task in tasks}
+    facts |= {"all": pooled(sum(by_task.values(), Confusion()))}
+    facts |= {"by_task": {task: pooled(count) for task, count in by_task.items()}}
     data = {"policies": rows, **facts, "seed": config.seed, "versions": versions()}
     atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
     sys.stdout.write(f"gate {'passed' if passed else 'FAILED'}; written to {config.out}\n")
     return 0 if passed else 1
+
+
+def pooled(count: Confusion) -> dict[str, Any]:
+    """Precision, recall (None where undefined), their 95 % intervals, and the number of valid episodes."""
+    facts: dict[str, Any] = {"episodes": count.n}
+    for name, rate in (("precision", count.precision), ("recall", count.recall)):
+        facts |= {name: None, f"{name}_interval": None}
+        if rate is not None:
+            facts |= {name: rate.mean, f"{name}_interval": [rate.low, rate.high]}
+    return facts
 
 
 @dataclass(frozen=True)

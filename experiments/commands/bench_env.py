@@ -26,6 +26,7 @@ from experiments.bundle import Bundle
 from experiments.compute import DType, placing
 from experiments.pipelines import speed
 from experiments.pipelines.run_folder import finite, versions
+from experiments.suites import BundleName
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
@@ -54,7 +55,7 @@ class BenchEnvConfig:
     """
 
     checkpoint: Path | None = None
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     json: Path = Path("runs/env.json")
     batches: tuple[int, ...] = (1, 64)
     branches: int = 64

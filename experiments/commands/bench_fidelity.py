@@ -28,7 +28,7 @@ from experiments.pipelines.held_out_episodes import TrueLogs, true_logs
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import finite, versions
 from experiments.pipelines.settings import CHECK_SEED0
-from experiments.suites import chosen_suite, domain_settings, evaluation_pool, real_env
+from experiments.suites import BundleName, chosen_suite, domain_settings, evaluation_pool, real_env
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.protocols import reads_of, settled
@@ -66,7 +66,7 @@ class BenchFidelityConfig:
 
     checkpoint: Path | None = None
     members: tuple[Path, ...] = ()
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     suite: str | None = None
     json: Path = Path("runs/fidelity.json")
     episodes: int = 120

@@ -33,7 +33,7 @@ from experiments.pipelines.finetune import FineTuning, training_tasks
 from experiments.pipelines.reward_hacking_monitor import MONITOR_SEED0, RewardHackingMonitor
 from experiments.pipelines.run_folder import RunFolder, finite, versions
 from experiments.pipelines.settings import FineTuneSettings
-from experiments.suites import chosen_suite, real_env
+from experiments.suites import BundleName, chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Start, paired_bootstrap
 from worldgym.imagination.observations import state_of
@@ -80,7 +80,7 @@ class BenchHackingConfig:
     judge_keys: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     rounds: int = 12
     stop: float = 0.95
     every: int = 3

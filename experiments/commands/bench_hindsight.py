@@ -24,7 +24,7 @@ from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import finite, versions
 from experiments.pipelines.settings import FineTuneSettings
-from experiments.suites import chosen_suite, real_env
+from experiments.suites import BundleName, chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
@@ -59,7 +59,7 @@ class BenchHindsightConfig:
     """
 
     policy: str = "sft"
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     suite: str | None = None
     world_model: Path | None = None
     starts: int = 48

@@ -27,7 +27,7 @@ from experiments.compute import DType, placing
 from experiments.pipelines import speed, speed_against
 from experiments.pipelines.held_out_episodes import TrueLogs, true_logs
 from experiments.pipelines.run_folder import finite, versions
-from experiments.suites import chosen_suite
+from experiments.suites import BundleName, chosen_suite
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.protocols import judged
@@ -62,7 +62,7 @@ class BenchSpeedConfig:
     """
 
     checkpoint: Path | None = None
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     against: str | None = None
     suite: str | None = None
     json: Path = Path("runs/speed.json")

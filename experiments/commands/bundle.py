@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from worldgym.errors import ConfigError
 from worldgym.imagination.starts import VIEWS
 from worldgym.pretrained import CARD
 from worldgym.registry import JUDGES, POLICIES, SUITES, WORLD_MODELS
@@ -55,6 +56,8 @@ class BundleConfig:
         success_only: store successful demonstrations only.
         demos_limit: draw the demonstrations from this many first episodes, as `worldgym train policy --limit` did.
         seed: seed of the choice of start frames.
+        half: store weights of 32 bits in 16 (float16), which halves the size; parts are computed in their own precision
+            as before.
         suite: suite of the data, for the card; if None, the suite of the data's split manifest, or the default one.
     """
 
@@ -72,6 +75,7 @@ class BundleConfig:
     success_only: bool = True
     demos_limit: int | None = None
     seed: int = 0
+    half: bool = False
     suite: str | None = None
 
 
@@ -94,6 +98,8 @@ def run(config: BundleConfig) -> int:
         with save_folder(config.out) as folder:
             for name, source in sources.items():
                 copy_part(name, source, folder / name)
+                if config.half:
+                    halve(folder / name)
             write_starts(folder / "starts.npz", arrays, config.starts, config.seed)
             chosen = demonstrations(
                 first,
@@ -182,6 +188,29 @@ def copy_part(name: str, source: Path, target: Path) -> None:
         verify_folder(target, files, f"copy {source} again")
     else:
         seal_folder(target)
+
+
+def halve(folder: Path) -> None:
+    """Convert the float32 arrays of a copied part to float16 and write its manifest again.
+
+    Raises:
+        ConfigError: a value is too large for float16.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    for file in sorted(folder.rglob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        arrays = load_file(file)
+        for key, value in arrays.items():
+            if value.dtype == torch.float32:
+                arrays[key] = value.half()
+                if not torch.equal(arrays[key].isfinite(), value.isfinite()):
+                    raise ConfigError(f"{file}: {key} holds values beyond 65504; bundle it without --half")
+        save_file(arrays, file, metadata)
+    seal_folder(folder)
 
 
 def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:

@@ -26,7 +26,7 @@ from experiments.commands.evaluate import covered_tasks
 from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
-from experiments.suites import chosen_suite, real_env
+from experiments.suites import BundleName, chosen_suite, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import make_starts
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
@@ -57,7 +57,7 @@ class CalibrateConfig:
 
     policies: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--policy",))] = ("sft",)
     out: Path = Path("runs/judge_calibrated")
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     suite: str | None = None
     world_model: Path | None = None
     judge: str = "bundled"

@@ -9,6 +9,7 @@ Example::
     worldgym claims list
     worldgym claims run C1 C2 --preset small --seeds 0 1 2
     worldgym claims report --json runs/claims.json
+    worldgym claims run C2 --world metaworld       # in another world than the tabletop
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.claims import CLAIMS, find_arm
-from experiments.claims.presets import PRESETS
+from experiments.claims.presets import PRESETS, ClaimPreset
 from experiments.claims.records import Records, code_hash
 from experiments.compute import DType, placing
 from worldgym.errors import ConfigError
@@ -35,25 +36,53 @@ PresetName = Literal["tiny", "small"]
 
 
 @dataclass(frozen=True)
-class ClaimsListConfig:
-    """List the claims, their sources, and the rules that refute them.
+class World:
+    """Options that every command on claims has.
 
     Args:
         preset: preset whose results the verdicts are based on.
+        world: suite or bundle in which the claims are measured; the tabletop if None. Results of another world are in
+            a folder of that name, and RL in its software simulator is measured at the frozen gap of the suite only.
         results: folder of the results.
     """
 
     preset: PresetName = "small"
+    world: str | None = None
     results: Path = RESULTS
+
+    @property
+    def sizes(self) -> ClaimPreset:
+        """The preset, in this world."""
+        preset = PRESETS[self.preset]
+        return preset if self.world is None else preset.in_world(self.world)
+
+    @property
+    def pages(self) -> Path:
+        """Folder of the pages and of `data/`."""
+        return self.results if self.world is None else self.results / self.sizes.suite.name
 
 
 @dataclass(frozen=True)
-class ClaimsRunConfig:
+class ClaimsListConfig(World):
+    """List the claims, their sources, and the rules that refute them.
+
+    Args:
+        preset: preset whose results the verdicts are based on.
+        world: suite or bundle in which the claims are measured; the tabletop if None.
+        results: folder of the results.
+    """
+
+
+@dataclass(frozen=True)
+class ClaimsRunConfig(World):
     """Run the arms of claims that are not finished yet.
 
     Args:
         claims: claims to run, such as C1 C2.
         preset: `tiny` checks that everything runs, `small` gives results on two cores.
+        world: suite or bundle in which the claims are measured, such as `metaworld`; the tabletop if None. Results of
+            another world are in a folder of that name, and RL in its software simulator is measured at the frozen gap
+            of the suite only.
         seeds: training seeds; those of the preset if empty.
         arms: run only these arms; all if empty.
         workers: number of processes for evaluation and simulators.
@@ -65,13 +94,11 @@ class ClaimsRunConfig:
         dtype: precision of world-model inference; `auto` uses the saved precision.
     """
 
-    claims: Annotated[tuple[str, ...], tyro.conf.Positional]
-    preset: PresetName = "small"
+    claims: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     seeds: tuple[int, ...] = ()
     arms: tuple[str, ...] = ()
     workers: int = 2
     threads: int = 2
-    results: Path = RESULTS
     work: Path = Path("runs/claims")
     again: bool = False
     device: str = "auto"
@@ -92,27 +119,26 @@ class ClaimsRunConfig:
 
 
 @dataclass(frozen=True)
-class ClaimsReportConfig:
+class ClaimsReportConfig(World):
     """Print the verdicts and write the pages in docs/results.
 
     Args:
         preset: preset whose results are reported.
+        world: suite or bundle in which the claims were measured; the tabletop if None.
         results: folder of the results; the pages are written there, too.
         json: file for the verdicts as JSON; they are also printed.
         readme: file whose table between `<!-- results -->` and `<!-- /results -->` is replaced.
     """
 
-    preset: PresetName = "small"
-    results: Path = RESULTS
     json: Path | None = None
     readme: Path | None = None
 
 
 def list_claims(config: ClaimsListConfig) -> int:
     """Print every claim with its source, rule and verdict."""
-    records = Records(config.results / "data", config.preset)
+    records, preset = Records(config.pages / "data", config.preset), config.sizes
     for name, claim in CLAIMS.items():
-        verdict = claim.decide(records, PRESETS[config.preset])
+        verdict = claim.decide(records, preset)
         sys.stdout.write(
             f"{name}: {claim.title}\n  published: {claim.source}\n  refuted if {claim.refuted_if}\n"
             f"  {config.preset}: {verdict.verdict} ({verdict.why})\n"
@@ -132,11 +158,11 @@ def run(config: ClaimsRunConfig) -> int:
     from experiments.claims.context import ClaimContext
 
     torch.set_num_threads(config.threads)
-    preset = PRESETS[config.preset]
-    records = Records(config.results / "data", preset.name)
+    preset = config.sizes
+    records = Records(config.pages / "data", preset.name)
     jobs, code = list(todo(config, records)), code_hash()
     logger.info("%d results to compute", len(jobs))
-    with ClaimContext(preset, config.work / preset.name, config.workers, placing(config)) as lab:
+    with ClaimContext(preset, config.work / preset.world / preset.name, config.workers, placing(config)) as lab:
         for claim, name, seed in todo(replace(config, again=True), records):
             if records.has(claim, name, seed) and not config.again:
                 lab.forget(name, seed)  # working folder of a process that was killed after it had written the result
@@ -171,7 +197,7 @@ def todo(config: ClaimsRunConfig, records: Records) -> list[tuple[str, str, int]
     """
     from experiments.claims.claim import unseeded
 
-    preset = PRESETS[config.preset]
+    preset = config.sizes
     needed = list(dict.fromkeys(pair for name in config.claims for pair in CLAIMS[name].arms(preset)))
     if unknown := set(config.arms) - {arm for _, arm in needed}:
         raise ConfigError(
@@ -197,9 +223,9 @@ def report(config: ClaimsReportConfig) -> int:
     """Write the pages and print the verdicts."""
     from experiments.claims.report import verdict_table, verdicts, write_report
 
-    preset = PRESETS[config.preset]
-    records = Records(config.results / "data", preset.name)
-    for file in write_report(records, preset, config.results):
+    preset = config.sizes
+    records = Records(config.pages / "data", preset.name)
+    for file in write_report(records, preset, config.pages):
         logger.info("written %s", file)
     if config.readme is not None:
         fill(config.readme, "\n".join(verdict_table(records, preset, "docs/results/")))

@@ -21,7 +21,14 @@ from experiments.bundle import Bundle
 from experiments.compute import DType, placing
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
-from experiments.suites import chosen_suite, domain_settings, evaluation_pool, known_split, known_tasks
+from experiments.suites import (
+    BundleName,
+    chosen_suite,
+    domain_settings,
+    evaluation_pool,
+    known_split,
+    known_tasks,
+)
 from worldgym import pretrained
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, make_starts, paired_bootstrap
@@ -69,7 +76,7 @@ class EvalConfig:
     domain: str | None = None
     gap: float = 0.0
     horizon: int = 40
-    bundle: str = BUNDLED
+    bundle: BundleName = BUNDLED
     suite: str | None = None
     workers: int = 2
     out: Path = Path("runs/eval.json")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.compute import DType, placing
+from experiments.suites import BundleName
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_path
 
@@ -41,7 +42,7 @@ class PictureConfig:
     """
 
     out: Path = Path("runs/imagined.png")
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     suite: str | None = None
     episodes: int = 3
     horizon: int = 40

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.compute import DType
+from experiments.suites import BundleName
 from worldgym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class FineTuneSettings:
 
     seed: int = 0
     out: Path = Path("runs/practice")
-    bundle: str = DEFAULT
+    bundle: BundleName = DEFAULT
     train_tasks: tuple[str, ...] = ()
     iterations: int = 20
     starts: int = 96

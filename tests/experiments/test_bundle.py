@@ -10,14 +10,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from experiments.bundle import Bundle, folder_hash
 from experiments.cli import main
 from experiments.commands import bundle as command
 from worldgym import pretrained
-from worldgym.errors import CheckpointError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.models import WorldModelConfig
 from worldgym.specs import Specs
 from worldgym.utils.arrays import write_arrays
@@ -74,6 +76,23 @@ def test_a_bundle_verifies_itself_and_its_parts(typed, tmp_path):
     out.world_model(), out.judge(), out.policy()
     for folder in (out.folder, *(out.folder / part for part in ("world_model", "judge", "policy_sft"))):
         assert (folder / MANIFEST).is_file()
+
+
+def test_weights_of_half_size_load_as_the_same_weights_to_three_digits(typed, tmp_path):
+    assert main(typed) == 0 and main([*typed[:-1], str(tmp_path / "half"), "--half"]) == 0
+    whole, half = Bundle(tmp_path / "out"), Bundle(tmp_path / "half")
+    sizes = [(b.policy_folder / "model.safetensors").stat().st_size for b in (whole, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    mine, theirs = whole.policy().state_dict(), half.policy().state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert theirs[name].dtype == value.dtype and torch.allclose(theirs[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_too_large_for_half_the_size_are_refused(tmp_path):
+    save_file({"scale": torch.tensor([1e6])}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="without --half"):
+        command.halve(tmp_path)
 
 
 @pytest.mark.parametrize("at", ["copy_part", "write_starts", "write_demos", "write_card"])

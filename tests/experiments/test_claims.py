@@ -15,8 +15,8 @@ from envs.tabletop.grammar import task_of
 from experiments.bundle import folder_hash
 from experiments.claims import ARMS, CLAIMS, c2, c20, e2, find_arm
 from experiments.claims.arms import run_arm
-from experiments.claims.context import ClaimContext, frozen_gap
-from experiments.claims.presets import PRESETS, SPLITS
+from experiments.claims.context import ClaimContext
+from experiments.claims.presets import PRESETS
 from experiments.claims.records import Records, code_hash, pack, unpack
 from experiments.claims.report import write_report
 from experiments.cli import main
@@ -36,7 +36,7 @@ def made_up(folder, rates, seeds=(0, 1, 2), spread=0.0):
             won = rng.permutation(STARTS) < STARTS * (rate + spread * (seed - 1))
             text = pack(np.roll(won, 0))
             row = {"success": text, "progress": [1.0] * STARTS, "steps": 100}
-            splits = ARMS[arm].splits if arm in ARMS else SPLITS
+            splits = (ARMS[arm].splits if arm in ARMS else ()) or SMALL.splits
             names = [f"{s}/greedy" for s in splits] + ["seen/sampled"]
             names += ["looked/real", "looked/soft", "looked/imagined"]
             records.write(
@@ -266,7 +266,7 @@ def lab(bundle, tmp_path_factory):
 def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
     facts = run_arm(lab, ARMS[name], 0)
     found = facts["evaluations"]
-    measured = {f"{split}/greedy" for split in ARMS[name].splits} | {"seen/sampled"}
+    measured = {f"{split}/greedy" for split in ARMS[name].splits or SMALL.splits} | {"seen/sampled"}
     others = {f"looked/{world}" for world in ("real", "soft", "imagined")}
     assert set(found) == measured | (others if ARMS[name].evaluators else set())
     assert (len(found) == 9) == (name != "demos-50"), "all splits, but on the curve of episodes"
@@ -283,8 +283,8 @@ def test_every_kind_of_arm_trains_counts_and_is_measured(lab, name):
     assert spent == wanted.get(name, set()) and budget["wall_seconds"] >= 0
     wrong = {
         "soft_rl-looks": {"gap": 0.0, "looks": 1.0},
-        "soft_rl-randomised": {"gap": frozen_gap(), "randomise": 1.0},
-        "soft_rl-partial": {"gap": frozen_gap(), "partial": True},
+        "soft_rl-randomised": {"gap": SMALL.frozen_gap, "randomise": 1.0},
+        "soft_rl-partial": {"gap": SMALL.frozen_gap, "partial": True},
     }
     assert wrong.get(name, {}).items() <= facts["settings"].items()
     if name in ("imagined_rl", "real_rl"):

@@ -33,6 +33,8 @@ def test_the_gate_prints_a_matrix_and_its_exit_code_is_the_verdict(bundle, tmp_p
     data = json.loads(config.out.read_text())
     assert code == (0 if data["passes"] else 1)
     assert text.index("FP") < text.index("TP") and "gate " in text
+    assert data["all"]["episodes"] == sum(row["episodes"] for row in data["by_task"].values()) == 4
+    assert data["all"]["precision"] == (data["policies"]["sft"]["confusion"]["precision"] or {}).get("mean")
     clip = data["policies"]["sft"]["clips"][0]
     assert (tmp_path / "gate" / "sft" / clip["gif"]).is_file()
 

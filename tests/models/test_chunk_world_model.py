@@ -219,3 +219,21 @@ def test_mistakes_are_named(call, message):
     model = model_of()
     with pytest.raises(ConfigError, match=message):
         call(model, start(model))
+
+
+def test_a_model_of_other_parts_takes_over_all_weights_that_fit():
+    from worldgym.models.chunk.building import _warm_elsewhere
+
+    old, new = model_of(PARTS), model_of(("hand", "drawer"))
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.zero_()
+    _warm_elsewhere(new, old)
+    theirs, mine = old.state_dict(), new.state_dict()
+    fitting = [name for name in mine if mine[name].shape == theirs[name].shape]
+    other = sorted(set(mine) - set(fitting))
+    assert all(torch.equal(mine[name], theirs[name]) for name in fitting)
+    assert "picture.stem.weight" in other and "motion.name" in other
+    pictures = old.picture.stem.weight.shape[1] - 2 * len(PARTS)
+    assert torch.equal(new.picture.stem.weight[:, :pictures], old.picture.stem.weight[:, :pictures])
+    assert not new.picture.stem.weight[:, pictures:].any(), "maps of other parts mean something else"

@@ -14,6 +14,7 @@ Example::
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,29 @@ def make_imagined_vec(num_envs: int = 1, **settings: Any) -> WorldModelVectorEnv
 # Gymnasium reads the render modes from the entry point, to add its wrappers for "human" and "rgb_array_list".
 make_imagined.metadata = METADATA  # type: ignore[attr-defined]
 make_imagined_vec.metadata = VECTOR_METADATA  # type: ignore[attr-defined]
+
+
+def constructors(name: str, suite: str) -> tuple[Callable[..., WorldModelEnv], Callable[..., WorldModelVectorEnv]]:
+    """Entry points of an environment id that has a checkpoint of its own: the single and the vector environment.
+
+    Args:
+        name: bundled checkpoint that the keyword `checkpoint` replaces.
+        suite: suite that the checkpoint belongs to.
+
+    Returns:
+        Functions with the keywords of `make_imagined` and `make_imagined_vec`. They raise a `CheckpointError` if the
+        checkpoint is missing.
+    """
+
+    def single(checkpoint: str | Path = name, **settings: Any) -> WorldModelEnv:
+        return make_imagined(checkpoint=checkpoint, suite=suite, **settings)
+
+    def batch(num_envs: int = 1, checkpoint: str | Path = name, **settings: Any) -> WorldModelVectorEnv:
+        return make_imagined_vec(num_envs, checkpoint=checkpoint, suite=suite, **settings)
+
+    single.metadata = METADATA  # type: ignore[attr-defined]
+    batch.metadata = VECTOR_METADATA  # type: ignore[attr-defined]
+    return single, batch
 
 
 def filled(checkpoint: str | Path | None = None, suite: str | None = None, **settings: Any) -> dict[str, Any]:

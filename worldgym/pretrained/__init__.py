@@ -59,20 +59,23 @@ def path(name: str, part: str | None = None) -> Path:
     """Folder of a bundled checkpoint, or of one part of it.
 
     Args:
-        name: name of a checkpoint, such as `"tabletop-small"`.
+        name: name of a checkpoint, such as `"tabletop-small"`, or of the suite that one checkpoint belongs to, such as
+            `"tabletop"`.
         part: name of a part, such as `"world_model"`, `"judge"` or `"policy_sft"`.
 
     Raises:
         CheckpointError: no such checkpoint or part; the message lists what exists.
     """
     known = names()
-    if name not in known:
-        listed = ", ".join(known) or "none in this installation"
+    found = [name] if name in known else [other for other in known if read_card(_ROOT / other).get("suite") == name]
+    if len(found) != 1:
+        several = f"several checkpoints of the suite {name!r}" if found else f"no bundled checkpoint {name!r}"
+        listed = ", ".join(found or known) or "none in this installation"
         raise CheckpointError(
-            f"no bundled checkpoint {name!r} and no such folder; there is {listed}. "
+            f"{several} and no such folder; there is {listed}. "
             "Give one of these names or the path of a folder, or type `make pretrained` in a checkout to train it."
         )
-    folder = _ROOT / name
+    folder = _ROOT / found[0]
     if part is None:
         return folder
     if not (folder / part).is_dir():

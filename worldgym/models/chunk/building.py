@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from worldgym.models.tokenizers.saved import read_tokenizer
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.specs import Specs, check_observations
 
+logger = logging.getLogger(__name__)
 SHARED = ("embed", "modulate", "layers", "final", "unembed", "refine", "change")
 """Parts of the picture network that a frame model's dynamics has too."""
 
@@ -44,20 +46,26 @@ def for_data(
         preset: preset of the config.
         arrays: episodes of the dataset.
         initial: world model of type `video` or `chunk`, whose tokenizer is taken over, and whose weights are where the
-            shapes agree.
-        tokenizer: run folder of `worldgym train tokenizer`, for a model that starts from nothing; instead of `initial`.
+            shapes agree. With a `tokenizer` beside it, it may be a model of another robot.
+        tokenizer: run folder of `worldgym train tokenizer`, for a model that starts from nothing; with `initial`, the
+            tokenizer of `initial` trained further, for a model of another robot.
         probe: folder of a position probe; None trains without positions.
 
     Raises:
-        ConfigError: not one of `initial` and `tokenizer`, or it does not fit the data.
+        ConfigError: neither `initial` nor `tokenizer`, or one of them does not fit the data.
     """
-    if (initial is None) == (tokenizer is None):
+    if initial is None and tokenizer is None:
         raise ConfigError(
             "a chunk model starts from another world model, or from a tokenizer; type --initial WORLD_MODEL or "
-            "--tokenizer RUN (of `worldgym train tokenizer`), and not both"
+            "--tokenizer RUN (of `worldgym train tokenizer`)"
+        )
+    old: Any = None if initial is None else load_world_model(initial)
+    if old is not None and not isinstance(old, VideoWorldModel | ChunkWorldModel):
+        raise ConfigError(
+            f"--initial {initial} is a {type(old).__name__}; expected a world model of type video or chunk"
         )
     if tokenizer is not None:
-        old, frames = None, read_tokenizer(Path(tokenizer))
+        frames = read_tokenizer(Path(tokenizer))
         shape: Any = frames.config
         base = replace(ChunkConfig.preset(preset), tokenizer=shape)
         canvas = Canvas(specs.observation.cameras, shape.reduction * base.patch)
@@ -67,11 +75,6 @@ def for_data(
                 f"{canvas.size}; train a tokenizer on this dataset"
             )
     else:
-        old = load_world_model(initial)  # type: ignore[arg-type]
-        if not isinstance(old, VideoWorldModel | ChunkWorldModel):
-            raise ConfigError(
-                f"--initial {initial} is a {type(old).__name__}; expected a world model of type video or chunk"
-            )
         check_observations(specs.observation, old.specs.observation, "the dataset", f"the world model {initial}")
         frames, shape = old.tokenizer, old.config.tokenizer
         base = replace(ChunkConfig.preset(preset), tokenizer=shape)
@@ -80,18 +83,34 @@ def for_data(
     config = replace(config, tokenizer=shape, tasks=tuple(sorted(set(arrays.tasks))))
     if located is not None:
         config = replace(config, probe_width=located.config.width)
-    if isinstance(old, ChunkWorldModel):
+    same = isinstance(old, ChunkWorldModel) and tokenizer is None
+    if same:
         config = replace(old.config, tasks=config.tasks)
     model = ChunkWorldModel(config)
-    model.tokenizer.load_state_dict(frames.state_dict())
-    if isinstance(old, ChunkWorldModel):
+    if same:
         model.load_state_dict(old.state_dict())
+    elif isinstance(old, ChunkWorldModel):
+        _warm_elsewhere(model, old)
     elif old is not None:
         _warm(model, old)
+    model.tokenizer.load_state_dict(frames.state_dict())
     if located is not None and model.locator is not None:
         model.locator.load_state_dict(located.state_dict())
     model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def _warm_elsewhere(model: ChunkWorldModel, old: ChunkWorldModel) -> None:
+    """Copy the weights of a chunk model of other parts or another robot, where the shapes agree."""
+    theirs, mine = old.state_dict(), model.state_dict()
+    found = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
+    model.load_state_dict({**mine, **found})
+    stem, other, parts = model.picture.stem, old.picture.stem, 2 * old.picture.parts
+    pictures = other.weight.shape[1] - parts
+    if stem.weight.shape[1] - 2 * model.picture.parts == pictures and stem.weight.shape[0] == other.weight.shape[0]:
+        with torch.no_grad():  # the channels of pictures come before the maps of parts
+            stem.weight[:, :pictures] = other.weight[:, :pictures]
+    logger.info("%d of %d arrays of weights are taken over from the initial world model", len(found), len(mine))
 
 
 def _warm(model: ChunkWorldModel, old: VideoWorldModel) -> None:
