@@ -60,7 +60,7 @@ def run(config: DataCheckConfig) -> int:
     )  # fmt: skip
     path = config.path.expanduser()
     found = check(path, settings, diagnosis=config.diagnosis)
-    text = [f"{key:<16}{json.dumps(value, ensure_ascii=False)}" for key, value in found.facts.items()]
+    text = [f"{key:<18}{json.dumps(value, ensure_ascii=False)}" for key, value in found.facts.items()]
     text += [f"note: {note}" for note in found.notes[:20]]
     text += [f"note: and {len(found.notes) - 20} more"] if len(found.notes) > 20 else []
     text += [] if found.diagnosis is None else lines(found.diagnosis)

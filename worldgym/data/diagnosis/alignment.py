@@ -1,7 +1,8 @@
 """Alignment of actions with states, and of pictures with states.
 
-By convention, action t leads from frame t to t+1. So a relative action t agrees with the state delta `s[t+1] - s[t]`, and
-an absolute target t with the state `s[t+1]`; both have lag 0. At lag k, action t agrees with the motion k steps later.
+By convention, action t leads from frame t to t+1. So a relative action t agrees with the state delta `s[t+1] - s[t]`,
+and an absolute target t with the state `s[t+1]`; both have lag 0. At lag k, action t agrees with the motion k steps
+later.
 
 Example::
 
@@ -32,7 +33,9 @@ Kind = Literal["delta", "absolute", "unknown", "constant"]
 CLIP = 0.98  # quantile of the non-zero sizes of a signal at which it is clipped, so that single jumps don't decide
 DELTA_R, ABSOLUTE_R, CHANGE_R = 0.3, 0.7, 0.15  # least correlations for a verdict, see `align_actions`
 MARGIN = 0.1  # least difference of the correlations of the two kinds when there are too few episodes for an interval
-SAME_NAME = 0.1  # preference for the state field that has the name of the action dimension
+SAME_NAME = (
+    0.5  # preference for the state field that has the name of the action dimension, in units of correlation
+)
 GAIN = 0.25  # relative tolerance of the slope of a motion in units of the state, or of a rate
 
 
@@ -44,8 +47,8 @@ class Alignment:
         name: the action dimension.
         partner: the state field that it agrees with best, or None.
         kind: `delta`, `absolute`, `unknown`, or `constant`.
-        rule: the rule of `worldgym import --actions` that fits, or None: `rate` for a delta whose slope is the duration of
-            a row, i.e. a velocity.
+        rule: the rule of `worldgym import --actions` that fits, or None: `rate` for a delta whose slope is the duration
+            of a row, i.e. a velocity.
         delta: lag against the deltas of the partner, or None.
         absolute: lag against the partner itself, or None.
     """
@@ -92,11 +95,15 @@ def align_actions(
 ) -> list[Alignment]:
     """Find the kind and the lag of each action dimension.
 
-    The partner of a dimension is the state field whose deltas agree best with the action or with its changes. The kind is
-    `delta` if the correlation with the deltas is at least `DELTA_R` and surely larger than that with the state;
-    `absolute` if the correlation with the state is at least `ABSOLUTE_R` and surely larger, and the changes of the action
-    agree with the deltas by at least `CHANGE_R` (two slow signals are correlated anyway). Surely: the 95 % interval of
-    the difference, over resampled episodes, excludes 0.
+    The partner of a dimension is the state field whose deltas agree best with the action or with its changes; a field of
+    the same name is preferred. The kind is
+
+    - `delta` if the correlation with the deltas is at least `DELTA_R`, surely larger than that with the state, and has
+      its peak within the search;
+    - `absolute` if the correlation with the state is at least `ABSOLUTE_R` and surely larger, and the changes of the
+      action agree with the deltas by at least `CHANGE_R` (two slow signals are correlated anyway).
+
+    Surely: the 95 % interval of the difference, over resampled episodes, excludes 0.
 
     Args:
         rows: episodes with actions and states.
@@ -130,7 +137,7 @@ def align_actions(
             out.append(Alignment(name, None, kind, None, None, None))
             continue
         kind = "unknown"
-        if more[i] > 0 and abs(delta.r) >= DELTA_R:
+        if more[i] > 0 and abs(delta.r) >= DELTA_R and not delta.edge:
             kind = "delta"
         elif more[i] < 0 and abs(absolute.r) >= ABSOLUTE_R and by_change[i, partner[i]] >= CHANGE_R:
             kind = "absolute"
@@ -162,7 +169,7 @@ def _relative(lag: Lag, fps: float) -> str | None:
 
 
 def _same(name: str, field: str) -> bool:
-    """Whether an action dimension is named after a state field, such as `dx` after `x` or `joint_0_vel` after `joint_0`."""
+    """Whether an action dimension is named after a state field, such as `dx` after `x`, `joint_0_vel` after `joint_0`."""
     return name in (field, f"d{field}", f"d_{field}", f"target_{field}") or name.startswith(f"{field}_")
 
 
@@ -195,14 +202,21 @@ def action_size(rows: Sequence[Rows]) -> list[np.ndarray]:
     return [np.sqrt(((a * factor) ** 2).mean(1)) for a in moved]
 
 
-def picture_lag(changes: Sequence[np.ndarray], sizes: Sequence[np.ndarray]) -> Lag | None:
+def picture_lag(changes: Sequence[np.ndarray], sizes: Sequence[np.ndarray], smooth: int = 1) -> Lag | None:
     """Lag between the changes of the pictures and the size of a motion; positive if the pictures lead.
 
     Args:
         changes: by episode, `(P,)`, see `Rows.change`.
         sizes: by episode, `(T,)`, T at least P: size of the state motion or of the actions.
+        smooth: both signals are averaged over this many steps; more than 1 if pictures are repeated.
     """
+    box = np.ones(smooth) / smooth
+    pairs = [(c, m[: len(c)]) for c, m in zip(changes, sizes, strict=True) if len(c) >= smooth]
+    changes = [np.convolve(c, box, "valid") for c, _ in pairs]
+    sizes = [np.convolve(m, box, "valid") for _, m in pairs]
+    if not pairs:
+        return None
     pictures = [np.sqrt(c) for c in clipped([c[:, None] for c in changes])]
-    motions = [np.sqrt(m[: len(c)])[:, None] for m, c in zip(sizes, changes, strict=True)]
+    motions = [np.sqrt(m)[:, None] for m in sizes]
     found = best_lags(lag_sums(pictures, motions))
     return found[0] if found else None

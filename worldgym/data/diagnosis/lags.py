@@ -1,7 +1,7 @@
 """Lags between signals by cross-correlation over episodes, with bootstrap intervals over episodes.
 
-At lag k, `x[t]` is compared with `y[t + k]`: a positive lag means that y follows x. Both signals are centred within each
-episode, so that differences between episodes do not count.
+At lag k, `x[t]` is compared with `y[t + k]`: a positive lag means that y follows x. Both signals are centred within
+each episode, so that differences between episodes do not count.
 
 Example::
 

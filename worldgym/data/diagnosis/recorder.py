@@ -57,7 +57,7 @@ class Recorder:
         fps: rows per second.
         steps: number of steps of all episodes that will be added.
         no_state: reason why the states are not measurements and are not used, or None.
-        recorded_sizes: by camera, size of the recorded pictures `(height, width)`, if it differs from that of the specs.
+        recorded_sizes: by camera, size `(height, width)` of the recorded pictures, if it is not that of the specs.
 
     Raises:
         ConfigError: `fps` is not positive.

@@ -14,7 +14,7 @@ from worldgym.data.diagnosis.alignment import Alignment
 
 PICTURE_R = 0.2  # least correlation of picture change and motion for a remark on their lag
 FAR = 0.5  # steps by which the whole interval of a lag must differ from the convention
-CUT, CUT_SWITCH = 0.05, 3  # share of values outside the bounds
+CUT = 0.05  # share of values at or outside the bounds
 UNUSED = 0.1  # share of the range of the bounds that a dimension uses at least
 REPEATS, IDLE = 0.1, 0.1
 SHOWN = 8  # names in a list
@@ -30,7 +30,7 @@ def remarks(facts: dict[str, Any], alignment: Sequence[Alignment]) -> list[str]:
     rules = _rules(alignment)
     out = _no_state(facts)
     out += _action_lags(alignment)
-    out += _picture_lags(facts)
+    out += _picture_lags(facts) + _action_pictures(facts)
     out += _repeats(facts, rules)
     out += _ranges(facts)
     out += _idle(facts)
@@ -150,6 +150,28 @@ def _picture_lags(facts: dict[str, Any]) -> list[str]:
     return out
 
 
+def _action_pictures(facts: dict[str, Any]) -> list[str]:
+    """The lag between actions and pictures; only without states, which tell more."""
+    lag = facts["action_pictures"]
+    if facts["specs"]["no_state"] is None or lag is None or lag["r"] < PICTURE_R:
+        return []
+    low, high = lag["interval"] or (lag["fine"], lag["fine"])
+    if low <= FAR and high >= -FAR:
+        return []
+    steps = abs(round(lag["fine"])) or 1
+    late = lag["fine"] > 0
+    return [
+        f"the pictures change {steps} step{'s' if steps > 1 else ''} {'after' if late else 'before'} the actions (lag "
+        f"{lag['fine']:+.1f}): {'the robot reacts late, or the log is early' if late else 'the actions are logged late'}. "
+        f"Move the action column {steps} {'down' if late else 'up'} in the source and cut the rows left over"
+        + (
+            "; a delay of the robot may also stay, but the world model then needs frames from before it"
+            if late
+            else ""
+        )
+    ]
+
+
 def _repeats(facts: dict[str, Any], rules: str) -> list[str]:
     out = []
     fps = facts["specs"]["fps"]
@@ -176,7 +198,11 @@ def _ranges(facts: dict[str, Any]) -> list[str]:
     fixed = [item["name"] for item in facts["state"] if item["constant"]]
     if fixed:
         out.append(f"state fields {listed(fixed)} never change; leave the feature out with --state-key")
-    cut = [item for item in facts["actions"] if not item["switch"] and max(item["outside"], item["at_bounds"]) > CUT]
+    cut = [
+        item
+        for item in facts["actions"]
+        if not item["switch"] and max(item["outside"], item["at_bounds"]) > CUT
+    ]
     if cut:
         names = listed([f"{item['name']} ({max(item['outside'], item['at_bounds']):.0%})" for item in cut])
         out.append(
@@ -189,8 +215,8 @@ def _ranges(facts: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     if wide:
         out.append(
-            f"actions {listed(wide)}: 98 % of the values use less than {UNUSED:.0%} of the bounds, so most motions are "
-            "close to 0 after normalising: import with --bounds quantiles"
+            f"actions {listed(wide)}: 98 % of the values use less than {UNUSED:.0%} of the bounds, so most are close to "
+            "each other after normalising. If the rare large values are errors, import with --bounds quantiles"
         )
     return out
 
@@ -199,12 +225,14 @@ def _idle(facts: dict[str, Any]) -> list[str]:
     idle, out = facts["idle"], []
     if idle["wholly_idle_episodes"]:
         numbers = [str(number) for number in idle["wholly_idle_episodes"]]
-        out.append(f"episodes without any motion: {listed(numbers)}. Skip them: import with --skip {','.join(numbers[:20])}")
+        out.append(
+            f"episodes without any motion: {listed(numbers)}. Skip them: import with --skip {','.join(numbers[:20])}"
+        )
     if idle["share"] >= IDLE:
         out.append(
             f"{idle['share']:.0%} of the steps are idle ({idle['start']:.0%} at the start of episodes, {idle['end']:.0%} at "
-            f"the end, {idle['inside']:.0%} inside): a world model that predicts no change is right there. Cut idle rows at "
-            "the start and the end in the source"
+            f"the end, {idle['inside']:.0%} inside): a world model that predicts no change is right there. Cut idle rows "
+            "at the start and the end in the source, and pauses that no work of the gripper explains"
         )
     return out
 
@@ -213,13 +241,16 @@ def _jumps(facts: dict[str, Any]) -> list[str]:
     out = []
     for jump in facts["jumps"]:
         number, step, delta = jump["largest"]
-        first = f", {jump['first_step']} of them in the first step of an episode" if jump["first_step"] else ""
+        times = "once" if jump["count"] == 1 else f"{jump['count']} times"
+        first = (
+            f", {jump['first_step']} of them in the first step of an episode" if jump["first_step"] else ""
+        )
         cure = "a stale value in the first row: cut that row in the source" if 2 * jump["first_step"] > jump["count"] else (
             "an angle that wraps around or a wrong reading: unwrap or correct the column in the source, or leave the "
             f"episodes out, such as --skip {number}"
         )  # fmt: skip
         out.append(
-            f"state field {jump['name']} jumps {jump['count']} times{first} (largest: {delta:+.3g} in episode {number}, "
+            f"state field {jump['name']} jumps {times}{first} (largest: {delta:+.3g} in episode {number}, "
             f"step {step}); {cure}"
         )
     return out

@@ -36,7 +36,9 @@ def diagnose(recorder: Recorder) -> dict[str, Any]:
     """
     rows = recorder.rows
     if not rows:
-        raise DatasetError("there is no episode to diagnose; give a dataset with at least one readable episode")
+        raise DatasetError(
+            "there is no episode to diagnose; give a dataset with at least one readable episode"
+        )
     specs = recorder.specs
     names = () if specs.action is None else specs.action.names
     measured = bool(specs.observation.state) and recorder.no_state is None
@@ -72,7 +74,8 @@ def _specs(recorder: Recorder, measured: bool) -> dict[str, Any]:
         for camera in recorder.specs.observation.cameras
     ]  # fmt: skip
     state = [
-        {"name": field.name, "role": field.role, "unit": field.unit} for field in recorder.specs.observation.state
+        {"name": field.name, "role": field.role, "unit": field.unit}
+        for field in recorder.specs.observation.state
     ]
     return {
         "cameras": cameras,
@@ -87,7 +90,9 @@ def _specs(recorder: Recorder, measured: bool) -> dict[str, Any]:
     }
 
 
-def _ranges(parts: Sequence[np.ndarray], names: Sequence[str], spec: ActionSpec | None) -> list[dict[str, Any]]:
+def _ranges(
+    parts: Sequence[np.ndarray], names: Sequence[str], spec: ActionSpec | None
+) -> list[dict[str, Any]]:
     """Range of each column of `(T, D)` arrays; with a spec also its bounds and the shares at and outside them."""
     if not parts:
         return []

@@ -17,7 +17,9 @@ from worldgym.data.diagnosis.alignment import clip_limits
 from worldgym.data.diagnosis.recorder import Rows
 
 STILL_STATE = 0.05  # a step is still if its motion is below this share of the 95 % quantile
-STILL_PICTURE = 0.1  # the same for the change of the pictures, which contains the noise of camera and encoding
+STILL_PICTURE = (
+    0.1  # the same for the change of the pictures, which contains the noise of camera and encoding
+)
 VALLEY = 0.25  # a picture is repeated if it changes less than this share of the pictures around it
 AROUND = 3  # steps before and after that count as around
 ALIKE = 0.5  # while the state moves at least this share of the motion around
@@ -103,22 +105,23 @@ def _around(values: np.ndarray) -> np.ndarray:
 def repeat_facts(
     changes: Sequence[np.ndarray], motions: Sequence[np.ndarray] | None, fps: float
 ) -> dict[str, Any]:
-    """Share of repeated pictures among the steps with motion, and the rate of new pictures, as plain JSON.
+    """Share of repeated pictures among the steps with motion of state and pictures, and the rate of new pictures, as plain JSON.
 
     Args:
         changes: by episode, `(P,)`.
         motions: by episode, `(T,)`, or None.
         fps: rows per second.
     """
-    moving: list[np.ndarray]
-    if motions is None:
-        moving = [c > threshold(changes, STILL_PICTURE) for c in changes]
-        repeats = [repeated_pictures(c, None) for c in changes]
-        moving = [a | b for a, b in zip(moving, repeats, strict=True)]
-    else:
-        limit = threshold(motions, STILL_STATE)
-        moving = [m[: len(c)] > limit for c, m in zip(changes, motions, strict=True)]
-        repeats = [repeated_pictures(c, m) & w for c, m, w in zip(changes, motions, moving, strict=True)]
+    limit = threshold(changes, STILL_PICTURE)
+    moving = [
+        np.maximum(c, _around(c)) > limit for c in changes
+    ]  # a repeat shows only where pictures around it change
+    beside = [None] * len(changes) if motions is None else motions
+    repeats = [repeated_pictures(c, m) for c, m in zip(changes, beside, strict=True)]
+    if motions is not None:
+        least = threshold(motions, STILL_STATE)
+        moving = [w & (m[: len(w)] > least) for w, m in zip(moving, motions, strict=True)]
+    repeats = [r & w for r, w in zip(repeats, moving, strict=True)]
     count, steps = sum(int(r.sum()) for r in repeats), sum(int(m.sum()) for m in moving)
     share = count / steps if steps else 0.0
     pooled = np.concatenate(changes)
@@ -145,7 +148,9 @@ def state_jumps(rows: Sequence[Rows], fields: Sequence[str]) -> list[dict[str, A
         size = np.abs(delta)
         padded = np.pad(size, ((1, 1), (0, 0)))
         beside = np.maximum(padded[:-2], padded[2:])
-        jumps = (size > JUMP * limits) & (size > JUMP_RANGE * span) & (size > 0.5 * JUMP * beside) & (limits > 0)
+        jumps = (
+            (size > JUMP * limits) & (size > JUMP_RANGE * span) & (size > 0.5 * JUMP * beside) & (limits > 0)
+        )
         for step, column in np.argwhere(jumps).tolist():
             found.setdefault(column, []).append((item.number, step, float(delta[step, column])))
     return [

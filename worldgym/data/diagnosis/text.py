@@ -19,7 +19,11 @@ def lines(facts: dict[str, Any]) -> list[str]:
     """
     out = ["", *_specs(facts["specs"])]
     if facts["actions"]:
-        out += ["", "actions, in recorded units; cut: share at or outside the bounds", *_ranges(facts["actions"])]
+        out += [
+            "",
+            "actions, in recorded units; cut: share at or outside the bounds",
+            *_ranges(facts["actions"]),
+        ]
     if facts["state"]:
         out += ["", "state", *_ranges(facts["state"])]
     if facts["alignment"]:
@@ -107,11 +111,15 @@ def _pictures(facts: dict[str, Any]) -> list[str]:
         change = [f"{item['change'][key]:.3g}" for key in ("q01", "q50", "q99")]
         repeats = [f"{item['repeats']:.1%}", f"{item['effective_fps']:.3g}"]
         rows.append([item["camera"], *change, *repeats, *_lag(item["lag"])])
-    out = ["pictures: mean absolute change of successive frames, 0 to 255; a positive lag: pictures lead the state"]
+    out = [
+        "pictures: mean absolute change of successive frames, 0 to 255; a positive lag: pictures lead the state"
+    ]
     out += table(rows)
     if (lag := facts["action_pictures"]) is not None:
         value, r = _lag(lag)
-        out.append(f"  the pictures change after the action by {value} steps, r {r}; the convention is 0")
+        out.append(
+            f"  the main camera changes {value} steps after the size of the action, r {r}; the convention is 0"
+        )
     return out
 
 
