@@ -95,8 +95,8 @@ def align_actions(
 ) -> list[Alignment]:
     """Find the kind and the lag of each action dimension.
 
-    The partner of a dimension is the state field whose deltas agree best with the action or with its changes; a field of
-    the same name is preferred. The kind is
+    The partner of a dimension is the state field whose deltas agree best with the action or with its changes; a field
+    of the same name is preferred. The kind is
 
     - `delta` if the correlation with the deltas is at least `DELTA_R`, surely larger than that with the state, and has
       its peak within the search;
@@ -169,7 +169,7 @@ def _relative(lag: Lag, fps: float) -> str | None:
 
 
 def _same(name: str, field: str) -> bool:
-    """Whether an action dimension is named after a state field, such as `dx` after `x`, `joint_0_vel` after `joint_0`."""
+    """Whether an action dimension is named after a state field, e.g. `dx` after `x`, `joint_0_vel` after `joint_0`."""
     return name in (field, f"d{field}", f"d_{field}", f"target_{field}") or name.startswith(f"{field}_")
 
 

@@ -156,11 +156,12 @@ def best_lags(sums: np.ndarray) -> list[Lag | None]:
         if not len(sums) or not total[1:, pair].all():
             out.append(None)
             continue
-        ends = (float(low[pair]), float(high[pair])) if len(sums) >= MIN_EPISODES else (None, None)
+        known = len(sums) >= MIN_EPISODES
+        a, b = (float(low[pair]), float(high[pair])) if known else (None, None)
         slope = float(total[0, pair, k] / total[1, pair, k])
         curve = tuple(round(float(value), 4) for value in r[pair])
         value, edge = float(r[pair, k]), bool(abs(LAGS[k]) == REACH)
-        out.append(Lag(int(LAGS[k]), float(fine[pair]), *ends, value, slope, edge, curve))
+        out.append(Lag(int(LAGS[k]), float(fine[pair]), a, b, value, slope, edge, curve))
     return out
 
 

@@ -81,26 +81,29 @@ def _action_lags(alignment: Sequence[Alignment]) -> list[str]:
         elif item.kind == "delta" and -0.75 <= lag.fine <= -0.25:
             half.append(item)
     out = []
-    for (kind, lag), items in sorted(groups.items()):
+    for (kind, number), items in sorted(groups.items()):
         names = listed([item.name for item in items])
-        steps = f"{abs(lag)} step{'s' if abs(lag) != 1 else ''}"
-        if lag < 0:
+        steps = f"{abs(number)} step{'s' if abs(number) != 1 else ''}"
+        if number < 0:
             out.append(
                 f"actions {names} are logged {steps} after the {'motion' if kind == 'delta' else 'state'} that they "
                 f"describe ({kind}): action t must lead from frame t to t+1. Move the action column {steps} up in the "
-                f"source (row t gets the action of row t+{-lag}) and cut the last {steps}, then import again"
+                f"source (row t gets the action of row t+{-number}) and cut the last {steps}, then import again"
             )
         elif kind == "delta":
             out.append(
                 f"actions {names} are followed by the motion only {steps} later (delta): action t must lead from frame "
-                f"t to t+1. Move the action column {steps} down in the source (row t gets the action of row t-{lag}) "
-                f"and cut the first {steps}, then import again. If it is the delay of the robot, a lower --fps makes it "
+                f"t to t+1. Move the action column {steps} down in the source (row t gets the action of row "
+                f"t-{number}) "
+                f"and cut the first {steps}, then import again. If it is the delay of the robot, a lower --fps "
+                "makes it "
                 "a smaller part of a step"
             )
         else:
             out.append(
                 f"actions {names} are absolute targets that the state reaches {steps} later than the next row. For "
-                "targets of a controller this delay is usual and needs no change; a lower --fps makes it a smaller part "
+                "targets of a controller this delay is usual and needs no change; a lower --fps makes it a "
+                "smaller part "
                 f"of a step. If the log is early, move the action column {steps} down in the source"
             )
     if slow:
@@ -112,7 +115,8 @@ def _action_lags(alignment: Sequence[Alignment]) -> list[str]:
     if half:
         out.append(
             f"actions {listed([item.name for item in half])} agree with the motion before and after their row (lag "
-            "-0.5): velocities that were measured at the row, not commands. To make them lead from row t to t+1, replace "
+            "-0.5): velocities that were measured at the row, not commands. To make them lead from row t to t+1, "
+            "replace "
             "action t in the source by the mean of the actions t and t+1"
         )
     return out
@@ -144,7 +148,8 @@ def _picture_lags(facts: dict[str, Any]) -> list[str]:
         else:
             out.append(
                 f"camera {entry['camera']}: pictures follow the state by {unit} (lag {lag['fine']:+.1f}), as with a "
-                f"camera or encoder that is late. Move the pictures {unit} up in the source and cut the rows left over; "
+                f"camera or encoder that is late. Move the pictures {unit} up in the source and cut the rows left "
+                "over; "
                 "if the times of rows and frames are recorded, try --frames timestamp"
             )
     return out
@@ -162,7 +167,8 @@ def _action_pictures(facts: dict[str, Any]) -> list[str]:
     late = lag["fine"] > 0
     return [
         f"the pictures change {steps} step{'s' if steps > 1 else ''} {'after' if late else 'before'} the actions (lag "
-        f"{lag['fine']:+.1f}): {'the robot reacts late, or the log is early' if late else 'the actions are logged late'}. "
+        f"{lag['fine']:+.1f}): "
+        f"{'the robot reacts late, or the log is early' if late else 'the actions are logged late'}. "
         f"Move the action column {steps} {'down' if late else 'up'} in the source and cut the rows left over"
         + (
             "; a delay of the robot may also stay, but the world model then needs frames from before it"
@@ -180,8 +186,10 @@ def _repeats(facts: dict[str, Any], rules: str) -> list[str]:
             continue
         every = max(2, round(1.0 / max(1.0 - entry["repeats"], 0.05)))
         out.append(
-            f"camera {entry['camera']}: {entry['repeats']:.0%} of the steps with motion repeat the picture before, so the "
-            f"camera gives about {entry['effective_fps']:.3g} new pictures per second at {fps:g} rows per second. Import "
+            f"camera {entry['camera']}: {entry['repeats']:.0%} of the steps with motion repeat the picture "
+            "before, so the "
+            f"camera gives about {entry['effective_fps']:.3g} new pictures per second at {fps:g} rows per second. "
+            "Import "
             f"with --fps {fps / every:g} --actions {rules}"
         )
     return out
@@ -206,16 +214,19 @@ def _ranges(facts: dict[str, Any]) -> list[str]:
     if cut:
         names = listed([f"{item['name']} ({max(item['outside'], item['at_bounds']):.0%})" for item in cut])
         out.append(
-            f"actions {names} are at or outside their bounds, where they are cut: import with --bounds minmax, or check "
+            f"actions {names} are at or outside their bounds, where they are cut: import with --bounds minmax, or "
+            "check "
             "for wrong values with the quantiles above"
         )
     wide = [
         item["name"] for item in facts["actions"]
-        if not item["constant"] and (item["q99"] - item["q01"]) < UNUSED * (item["high"] - item["low"]) and not item["switch"]
+        if not item["constant"] and not item["switch"]
+        and item["q99"] - item["q01"] < UNUSED * (item["high"] - item["low"])
     ]  # fmt: skip
     if wide:
         out.append(
-            f"actions {listed(wide)}: 98 % of the values use less than {UNUSED:.0%} of the bounds, so most are close to "
+            f"actions {listed(wide)}: 98 % of the values use less than {UNUSED:.0%} of the bounds, so most are "
+            "close to "
             "each other after normalising. If the rare large values are errors, import with --bounds quantiles"
         )
     return out
@@ -230,8 +241,10 @@ def _idle(facts: dict[str, Any]) -> list[str]:
         )
     if idle["share"] >= IDLE:
         out.append(
-            f"{idle['share']:.0%} of the steps are idle ({idle['start']:.0%} at the start of episodes, {idle['end']:.0%} at "
-            f"the end, {idle['inside']:.0%} inside): a world model that predicts no change is right there. Cut idle rows "
+            f"{idle['share']:.0%} of the steps are idle ({idle['start']:.0%} at the start of episodes, "
+            f"{idle['end']:.0%} at "
+            f"the end, {idle['inside']:.0%} inside): a world model that predicts no change is right there. Cut "
+            "idle rows "
             "at the start and the end in the source, and pauses that no work of the gripper explains"
         )
     return out
@@ -245,10 +258,12 @@ def _jumps(facts: dict[str, Any]) -> list[str]:
         first = (
             f", {jump['first_step']} of them in the first step of an episode" if jump["first_step"] else ""
         )
-        cure = "a stale value in the first row: cut that row in the source" if 2 * jump["first_step"] > jump["count"] else (
+        cure = (
             "an angle that wraps around or a wrong reading: unwrap or correct the column in the source, or leave the "
             f"episodes out, such as --skip {number}"
-        )  # fmt: skip
+        )
+        if 2 * jump["first_step"] > jump["count"]:
+            cure = "a stale value in the first row: cut that row in the source"
         out.append(
             f"state field {jump['name']} jumps {times}{first} (largest: {delta:+.3g} in episode {number}, "
             f"step {step}); {cure}"

@@ -15,13 +15,14 @@ import numpy as np
 
 from worldgym.data.diagnosis.alignment import Alignment, action_size, align_actions, picture_lag, state_motion
 from worldgym.data.diagnosis.recorder import Recorder, Rows
-from worldgym.data.diagnosis.remarks import remarks
+from worldgym.data.diagnosis.remarks import REPEATS, remarks
 from worldgym.data.diagnosis.stillness import idle_facts, idle_steps, repeat_facts, state_jumps
 from worldgym.errors import DatasetError
 from worldgym.specs import ActionSpec
 
 QUANTILES = ((0.01, "q01"), (0.5, "q50"), (0.99, "q99"))
 SWITCH = 3  # a dimension with at most this many values is a switch, such as a binary gripper
+SMOOTH = 4  # steps over which changes and motions are averaged before their lag is measured, if pictures are repeated
 
 
 def diagnose(recorder: Recorder) -> dict[str, Any]:
@@ -123,8 +124,9 @@ def _pictures(recorder: Recorder, motions: list[np.ndarray] | None) -> list[dict
     out = []
     for position, camera in enumerate(recorder.specs.observation.cameras):
         changes = [item.change[:, position] for item in recorder.rows]
-        lag = None if motions is None else picture_lag(changes, motions)
         entry = repeat_facts(changes, motions, recorder.fps)
+        smooth = SMOOTH if entry["repeats"] >= REPEATS else 1
+        lag = None if motions is None else picture_lag(changes, motions, smooth)
         out.append({"camera": camera.name, "lag": None if lag is None else lag.to_dict(), **entry})
     return out
 

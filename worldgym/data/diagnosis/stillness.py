@@ -20,6 +20,7 @@ STILL_STATE = 0.05  # a step is still if its motion is below this share of the 9
 STILL_PICTURE = (
     0.1  # the same for the change of the pictures, which contains the noise of camera and encoding
 )
+CLEAR_PICTURE = 0.3  # pictures change clearly above this share of the 95 % quantile
 VALLEY = 0.25  # a picture is repeated if it changes less than this share of the pictures around it
 AROUND = 3  # steps before and after that count as around
 ALIKE = 0.5  # while the state moves at least this share of the motion around
@@ -105,17 +106,17 @@ def _around(values: np.ndarray) -> np.ndarray:
 def repeat_facts(
     changes: Sequence[np.ndarray], motions: Sequence[np.ndarray] | None, fps: float
 ) -> dict[str, Any]:
-    """Share of repeated pictures among the steps with motion of state and pictures, and the rate of new pictures, as plain JSON.
+    """Share of repeated pictures among the steps with motion, and the rate of new pictures, as plain JSON.
+
+    A repeat shows only where the pictures around it change clearly, so only these steps count.
 
     Args:
         changes: by episode, `(P,)`.
         motions: by episode, `(T,)`, or None.
         fps: rows per second.
     """
-    limit = threshold(changes, STILL_PICTURE)
-    moving = [
-        np.maximum(c, _around(c)) > limit for c in changes
-    ]  # a repeat shows only where pictures around it change
+    limit = threshold(changes, CLEAR_PICTURE)
+    moving = [np.maximum(c, _around(c)) > limit for c in changes]
     beside = [None] * len(changes) if motions is None else motions
     repeats = [repeated_pictures(c, m) for c, m in zip(changes, beside, strict=True)]
     if motions is not None:
@@ -141,8 +142,8 @@ def state_jumps(rows: Sequence[Rows], fields: Sequence[str]) -> list[dict[str, A
     """
     deltas = [np.diff(item.state, axis=0).astype(np.float64) for item in rows]
     limits = clip_limits(deltas)
-    values = np.concatenate([item.state for item in rows])
-    span = np.quantile(values, 0.99, axis=0) - np.quantile(values, 0.01, axis=0)
+    low, high = np.quantile(np.concatenate([item.state for item in rows]), (0.01, 0.99), axis=0)
+    span = high - low
     found: dict[int, list[tuple[int, int, float]]] = {}
     for item, delta in zip(rows, deltas, strict=True):
         size = np.abs(delta)
@@ -156,7 +157,11 @@ def state_jumps(rows: Sequence[Rows], fields: Sequence[str]) -> list[dict[str, A
     return [
         {
             "name": fields[column], "count": len(jumps), "first_step": sum(step == 0 for _, step, _ in jumps),
-            "largest": list(max(jumps, key=lambda jump: abs(jump[2]))),
+            "largest": [*max(jumps, key=_size)],
         }
         for column, jumps in sorted(found.items())
     ]  # fmt: skip
+
+
+def _size(jump: tuple[int, int, float]) -> float:
+    return abs(jump[2])

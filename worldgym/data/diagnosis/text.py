@@ -2,7 +2,7 @@
 
 Example::
 
-    print("\\n".join(lines(diagnose(recorder))))
+    text = lines(diagnose(recorder))     # one string for each line
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     if facts["alignment"]:
         out += [
             "",
-            "alignment of actions with the state: lag in steps with its 95 % interval; a positive lag: the state is later",
+            "alignment of actions with the state: lag in steps (95 % interval); a positive lag: the state is later",
             *_alignment(facts["alignment"]),
         ]
     out += ["", *_pictures(facts), "", _idle(facts["idle"])]
@@ -125,6 +125,7 @@ def _pictures(facts: dict[str, Any]) -> list[str]:
 
 def _idle(idle: dict[str, Any]) -> str:
     return (
-        f"idle steps {idle['share']:.1%}: {idle['start']:.1%} at the start of episodes (median {idle['median_start_s']:.2g} "
+        f"idle steps {idle['share']:.1%}: {idle['start']:.1%} at the start of episodes (median "
+        f"{idle['median_start_s']:.2g} "
         f"s), {idle['end']:.1%} at the end (median {idle['median_end_s']:.2g} s), {idle['inside']:.1%} inside"
     )
