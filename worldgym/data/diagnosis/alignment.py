@@ -30,7 +30,7 @@ from worldgym.data.diagnosis.lags import (
 from worldgym.data.diagnosis.recorder import Rows
 
 Kind = Literal["delta", "absolute", "unknown", "constant"]
-CLIP = 0.98  # quantile of the non-zero sizes of a signal at which it is clipped, so that single jumps don't decide
+CLIP = 0.95  # quantile of the non-zero sizes of a signal at which it is clipped, so that single jumps don't decide
 DELTA_R, ABSOLUTE_R, CHANGE_R = 0.3, 0.7, 0.15  # least correlations for a verdict, see `align_actions`
 MARGIN = 0.1  # least difference of the correlations of the two kinds when there are too few episodes for an interval
 SAME_NAME = (

@@ -76,10 +76,10 @@ def _action_lags(alignment: Sequence[Alignment]) -> list[str]:
             continue
         if lag.edge and lag.lag > 0 and item.kind == "absolute":
             slow.append(item)
-        elif abs(lag.off) > FAR:
-            groups.setdefault((item.kind, round(lag.fine) or (1 if lag.fine > 0 else -1)), []).append(item)
         elif item.kind == "delta" and -0.75 <= lag.fine <= -0.25:
             half.append(item)
+        elif abs(lag.off) > FAR:
+            groups.setdefault((item.kind, round(lag.fine) or (1 if lag.fine > 0 else -1)), []).append(item)
     out = []
     for (kind, number), items in sorted(groups.items()):
         names = listed([item.name for item in items])
