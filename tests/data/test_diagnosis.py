@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from worldgym.data.check import check
 from worldgym.data.diagnosis import Recorder, diagnose, lines
 from worldgym.data.diagnosis import recorder as recorder_module
 from worldgym.data.diagnosis.recorder import picture_change
-from worldgym.data.formats.lerobot_import import ImportSettings, import_lerobot
+from worldgym.data.formats.lerobot_import import ImportSettings, LeRobotFolder, import_lerobot
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, state_fields
 
@@ -200,6 +201,16 @@ def test_a_still_scene_repeats_nothing():
     assert facts["pictures"][0]["repeats"] == 0 and facts["pictures"][0]["identical"] == pytest.approx(1 / 3)
 
 
+def test_a_pause_of_the_robot_is_no_repeat():
+    """Every third step is five times smaller, in the state and in the picture: nothing repeats."""
+    size = np.where(np.arange(60) % 3 == 0, 0.2, 1.0)
+    facts = _diagnosed(_specs(1, 0), [(np.cumsum(np.r_[0, size])[:, None], None, np.round(20 * size))] * 4)
+    assert facts["pictures"][0]["repeats"] == 0
+    slow_camera = np.where(np.arange(60) % 3 == 0, 4, 20)
+    facts = _diagnosed(_specs(1, 0), [(np.arange(61.0)[:, None], None, slow_camera)] * 4)
+    assert facts["pictures"][0]["repeats"] > 0.25
+
+
 def test_picture_change_is_the_mean_difference_also_of_large_and_many_frames(monkeypatch):
     frames = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
     plain = np.abs(np.diff(frames.astype(int), axis=0)).mean((1, 2, 3))
@@ -328,8 +339,8 @@ def test_a_foreign_folder_is_diagnosed_in_recorded_units(tmp_path):
     assert ours is not None and ours["actions"][0]["max"] == pytest.approx(3, abs=1e-4)
 
 
-def _real(folder: str, out: Path, episodes: int) -> dict[str, Any]:
-    """Diagnosis of the first episodes of a recording, copied to LeRobot's layout."""
+def _layout(folder: str, out: Path, episodes: int) -> Path:
+    """The first episodes of a recording, copied to LeRobot's layout."""
     source = RECORDINGS / folder
     if not (source / "info.json").is_file():
         pytest.skip(f"no {folder}/info.json in shared/data beside the repository, nor in WORLDGYM_ROBOT_DATA")
@@ -345,7 +356,12 @@ def _real(folder: str, out: Path, episodes: int) -> dict[str, Any]:
         length = pq.read_metadata(path).num_rows
         rows.append({"episode_index": int(path.stem[-6:]), "tasks": ["work"], "length": length})
     (out / "meta/episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = check(out, diagnosis=True).diagnosis
+    return out
+
+
+def _real(folder: str, out: Path, episodes: int) -> dict[str, Any]:
+    """Diagnosis of the first episodes of a recording."""
+    found = check(_layout(folder, out, episodes), diagnosis=True).diagnosis
     assert found is not None
     return found
 
@@ -377,6 +393,30 @@ def test_real_joint_velocities_that_were_measured(tmp_path, folder):
     assert facts["pictures"][0]["repeats"] < 0.02
     if folder == "cr5_usb":
         assert any(jump["first_step"] == jump["count"] for jump in facts["jumps"])
+
+
+@pytest.mark.parametrize("folder", ["cr5_banana", "cr5_usb"])
+def test_real_pictures_that_are_moved_against_the_state_are_found(tmp_path, folder):
+    source = LeRobotFolder(_layout(folder, tmp_path, 8), settings=ImportSettings(image_size=32))
+    found = {}
+    episodes = list(source.episodes())
+    for rows in (0, 1, 3):
+        recorder = Recorder(source.specs, source.rate, 8 * 300)
+        for number, e in enumerate(episodes):
+            steps = e.length - rows
+            assert e.actions is not None
+            moved = replace(
+                e, frames=e.frames[rows:], state=e.state[: steps + 1], actions=e.actions[:steps], success=None,
+                progress=None,
+            )  # fmt: skip
+            recorder.add(number, moved)
+        facts = diagnose(recorder)
+        found[rows] = facts["pictures"][0]["lag"]["fine"]
+        if rows == 3:
+            assert "pictures lead the state by" in _remark(facts, "camera front")
+    assert found[1] - found[0] == pytest.approx(1, abs=0.15) and found[3] - found[0] == pytest.approx(
+        3, abs=0.15
+    )
 
 
 def test_real_samples_without_a_state_say_so():
