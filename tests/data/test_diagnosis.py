@@ -173,6 +173,23 @@ def test_the_lag_between_pictures_and_states_is_found(lag, seed):
         assert ("lead" if lag > 0 else "follow") in said[0] and f"{abs(lag)} row" in said[0]
 
 
+@pytest.mark.parametrize("delay", [-2, 0, 2])
+def test_without_states_the_delay_from_actions_to_pictures_is_found(delay):
+    episodes = []
+    for walk in _walks(7, 1, episodes=6):
+        actions = np.diff(walk, axis=0)
+        change = np.round(np.minimum(30 * np.abs(actions[:, 0]), 100))
+        episodes.append(
+            (np.zeros((STEPS + 1, 0)), actions[6 : 6 + STEPS], change[6 - delay : 6 - delay + STEPS])
+        )
+    facts = _diagnosed(_specs(0, 1), episodes)
+    assert facts["action_pictures"]["lag"] == delay and facts["action_pictures"]["r"] > 0.8
+    said = [text for text in facts["remarks"] if text.startswith("the pictures change")]
+    assert len(said) == (delay != 0)
+    if delay:
+        assert ("2 steps after" if delay > 0 else "2 steps before") in said[0]
+
+
 @given(every=st.integers(1, 3), seed=st.integers(0, 99))
 @settings(max_examples=10, deadline=None)
 def test_repeated_pictures_and_the_rate_of_new_ones(every, seed):
@@ -267,6 +284,21 @@ def test_ranges_cut_values_and_constant_dimensions():
     assert switch["switch"] and not ramp["switch"]
     assert "a1 never change" in _remark(facts, "--action-key")
     assert "a0 (" in _remark(facts, "--bounds minmax") and "a2" not in _remark(facts, "--bounds minmax")
+
+
+@pytest.mark.parametrize(("bounds", "said"), [("limits", False), ("q01/q99", True)])
+def test_stored_actions_are_cut_at_quantiles_and_not_at_limits(bounds, said):
+    spec = ActionSpec(("a0",), ("m",), FPS, (-2.0,), (4.0,), bounds=bounds)
+    specs = Specs(_specs(1, 0).observation, spec)
+    recorder = Recorder(specs, FPS, 100)
+    values = np.clip(np.linspace(-1.2, 1.2, 100), -1, 1).astype(np.float32)[:, None]
+    recorder.add(0, replace(_episode(np.arange(101.0)[:, None], values), actions=values))
+    facts = diagnose(recorder)
+    (found,) = facts["actions"]
+    assert (
+        (found["min"], found["max"]) == (-2, 4) and 0.1 < found["at_bounds"] < 0.25 and found["outside"] == 0
+    )
+    assert any("--bounds minmax" in text for text in facts["remarks"]) == said
 
 
 # ---- little data, missing data -----------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ class Recorder:
         self._every = max(1, math.ceil(steps * width / MAX_VALUES))
         self._seen = 0
         self.lengths: list[int] = []
+        self.unclipped = False  # whether actions were given as recorded
         self.rows: list[Rows] = []
 
     def add(self, number: int, episode: Episode, actions: np.ndarray | None = None) -> None:
@@ -97,6 +98,8 @@ class Recorder:
             return
         if actions is None and episode.actions is not None and self.specs.action is not None:
             actions = self.specs.action.denormalise(episode.actions)
+        elif actions is not None:
+            self.unclipped = True
         views = [camera.name for camera in self.specs.observation.views]
         frames = [episode.frames, *(episode.views[name] for name in views)]
         change = np.stack([picture_change(item) for item in frames], axis=1)

@@ -14,7 +14,7 @@ from worldgym.data.diagnosis.alignment import Alignment
 
 PICTURE_R = 0.2  # least correlation of picture change and motion for a remark on their lag
 FAR = 0.5  # steps by which the whole interval of a lag must differ from the convention
-CUT = 0.05  # share of values at or outside the bounds
+CUT = 0.05  # share of values that the bounds cut
 UNUSED = 0.1  # share of the range of the bounds that a dimension uses at least
 REPEATS, IDLE = 0.1, 0.1
 SHOWN = 8  # names in a list
@@ -206,17 +206,12 @@ def _ranges(facts: dict[str, Any]) -> list[str]:
     fixed = [item["name"] for item in facts["state"] if item["constant"]]
     if fixed:
         out.append(f"state fields {listed(fixed)} never change; leave the feature out with --state-key")
-    cut = [
-        item
-        for item in facts["actions"]
-        if not item["switch"] and max(item["outside"], item["at_bounds"]) > CUT
-    ]
+    cut = [item for item in facts["actions"] if not item["switch"] and item["cut"] > CUT]
     if cut:
-        names = listed([f"{item['name']} ({max(item['outside'], item['at_bounds']):.0%})" for item in cut])
+        names = listed([f"{item['name']} ({item['cut']:.0%})" for item in cut])
         out.append(
-            f"actions {names} are at or outside their bounds, where they are cut: import with --bounds minmax, or "
-            "check "
-            "for wrong values with the quantiles above"
+            f"actions {names} are cut at their bounds: import with --bounds minmax, or check for wrong values with the "
+            "quantiles above"
         )
     wide = [
         item["name"] for item in facts["actions"]

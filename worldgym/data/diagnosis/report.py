@@ -53,7 +53,7 @@ def diagnose(recorder: Recorder) -> dict[str, Any]:
         motions = None  # constant states say nothing about motion
     facts: dict[str, Any] = {
         "specs": _specs(recorder, measured),
-        "actions": _ranges(acted, names, specs.action),
+        "actions": _ranges(acted, names, specs.action, recorder.unclipped),
         "state": _ranges([item.state for item in rows], fields, None) if measured else [],
         "alignment": [item.to_dict() for item in alignment],
         "pictures": _pictures(recorder, motions),
@@ -92,9 +92,13 @@ def _specs(recorder: Recorder, measured: bool) -> dict[str, Any]:
 
 
 def _ranges(
-    parts: Sequence[np.ndarray], names: Sequence[str], spec: ActionSpec | None
+    parts: Sequence[np.ndarray], names: Sequence[str], spec: ActionSpec | None, unclipped: bool = True
 ) -> list[dict[str, Any]]:
-    """Range of each column of `(T, D)` arrays; with a spec also its bounds and the shares at and outside them."""
+    """Range of each column of `(T, D)` arrays; with a spec also its bounds and the shares at and outside them.
+
+    `cut` is the share of values that the bounds clip: those outside, or, of actions that were stored clipped, those at
+    bounds that are quantiles. Bounds that are hard limits cut nothing.
+    """
     if not parts:
         return []
     values = np.concatenate(parts).astype(np.float64)
@@ -114,8 +118,9 @@ def _ranges(
                 "low": a, "high": b,
                 "at_bounds": float(((column <= a + slack) | (column >= b - slack)).mean()),
                 "outside": float(((column < a - slack) | (column > b + slack)).mean()),
-                "used": max(0.0, min(high, b) - max(low, a)) / (b - a),
             }  # fmt: skip
+            stored = entry["at_bounds"] if spec.bounds == "q01/q99" else 0.0
+            entry["cut"] = entry["outside"] if unclipped else stored
         out.append(entry)
     return out
 

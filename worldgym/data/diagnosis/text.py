@@ -21,7 +21,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     if facts["actions"]:
         out += [
             "",
-            "actions, in recorded units; cut: share at or outside the bounds",
+            "actions, in recorded units; at bounds: share of values at or outside the bounds",
             *_ranges(facts["actions"]),
         ]
     if facts["state"]:
@@ -75,7 +75,16 @@ def _specs(specs: dict[str, Any]) -> list[str]:
 def _ranges(items: Sequence[dict[str, Any]]) -> list[str]:
     keys = ("min", "q01", "q50", "q99", "max")
     bounded = "low" in items[0]
-    head = ["dimension", "min", "1 %", "median", "99 %", "max", *(["bounds", "cut"] if bounded else []), ""]
+    head = [
+        "dimension",
+        "min",
+        "1 %",
+        "median",
+        "99 %",
+        "max",
+        *(["bounds", "at bounds"] if bounded else []),
+        "",
+    ]
     rows = [head]
     for item in items:
         row = [item["name"], *(f"{item[key]:.4g}" for key in keys)]
