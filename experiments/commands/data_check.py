@@ -1,4 +1,4 @@
-"""`worldgym data check DIR`: reads a whole dataset, prints its contents and lists all problems.
+"""`worldgym data check DIR`: reads a whole dataset, prints its contents and a diagnosis, and lists all problems.
 
 Example::
 
@@ -31,6 +31,8 @@ class DataCheckConfig:
         episodes: numbers of the episodes to read, such as `0-9,12`.
         skip: numbers of episodes to skip.
         frames: how frames are assigned to rows, as for `worldgym import`.
+        diagnosis: also diagnose the recordings for world-model training: ranges, alignment of actions, states and
+            pictures, idle steps, repeated pictures.
         json: output file for the result; not written if None.
     """
 
@@ -41,12 +43,14 @@ class DataCheckConfig:
     episodes: str | None = None
     skip: str | None = None
     frames: Literal["auto", "timestamp", "index"] = "auto"
+    diagnosis: bool = True
     json: Path | None = None
 
 
 def run(config: DataCheckConfig) -> int:
-    """Read the dataset; print its facts, notes and problems."""
+    """Read the dataset; print its facts, notes, diagnosis and problems."""
     from worldgym.data.check import check
+    from worldgym.data.diagnosis import lines
     from worldgym.data.formats.lerobot_import import ImportSettings
     from worldgym.utils.files import atomic_write_text
 
@@ -55,14 +59,18 @@ def run(config: DataCheckConfig) -> int:
         episodes=config.episodes, skip=config.skip, frames=config.frames,
     )  # fmt: skip
     path = config.path.expanduser()
-    found = check(path, settings)
-    text = [f"{key:<16}{json.dumps(value, ensure_ascii=False)}" for key, value in found.facts.items()]
+    found = check(path, settings, diagnosis=config.diagnosis)
+    text = [f"{key:<18}{json.dumps(value, ensure_ascii=False)}" for key, value in found.facts.items()]
     text += [f"note: {note}" for note in found.notes[:20]]
     text += [f"note: and {len(found.notes) - 20} more"] if len(found.notes) > 20 else []
+    text += [] if found.diagnosis is None else lines(found.diagnosis)
     sys.stdout.write("\n".join(text) + "\n")
     if config.json is not None:
-        facts = {"facts": found.facts, "problems": found.problems, "notes": found.notes}
-        atomic_write_text(config.json, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        facts = {
+            "facts": found.facts, "problems": found.problems, "notes": found.notes, "diagnosis": found.diagnosis,
+        }  # fmt: skip
+        text_of = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
+        atomic_write_text(config.json, text_of + "\n")
     if found.problems:
         listed = "\n".join(f"- {problem}" for problem in found.problems)
         raise DatasetError(f"{len(found.problems)} problems in {path}:\n{listed}")

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from worldgym.data import lerobot
+from worldgym.data.diagnosis import Recorder, diagnose
 from worldgym.data.formats.known import find_other
 from worldgym.data.formats.lerobot_import import NOTES, ImportSettings, LeRobotFolder, is_foreign
 from worldgym.data.reader import EpisodeDataset
@@ -31,6 +32,7 @@ from worldgym.utils.files import file_sha256, read_sealed
 
 STILL = 1e-4  # standard deviation of pixels (0 to 255) below which all frames of an episode count as identical
 CLOSE = 1e-9  # relative tolerance: statistics of datasets that were written in several runs differ by rounding
+NO_STATE = "no state was recorded in these BridgeData V2 samples (the import adds up the actions instead)"
 
 
 @dataclass
@@ -41,19 +43,24 @@ class Found:
         facts: counts, as plain JSON.
         problems: errors that make the dataset or one of its episodes unusable.
         notes: warnings that a user may accept.
+        diagnosis: result of `worldgym.data.diagnosis.diagnose`, plain JSON; None if it was not asked for.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    diagnosis: dict[str, Any] | None = None
 
 
-def check(path: str | os.PathLike[str], settings: ImportSettings | None = None) -> Found:
+def check(
+    path: str | os.PathLike[str], settings: ImportSettings | None = None, *, diagnosis: bool = False
+) -> Found:
     """Read every file of a dataset and report its problems.
 
     Args:
         path: folder of the dataset.
         settings: import settings for a LeRobot dataset that worldgym did not write; each bad episode is one problem.
+        diagnosis: also diagnose the recordings for world-model training, see `worldgym.data.diagnosis`.
 
     Raises:
         DatasetError: there is no dataset, or its metadata cannot be read.
@@ -61,7 +68,7 @@ def check(path: str | os.PathLike[str], settings: ImportSettings | None = None) 
     """
     root = Path(path).expanduser()
     if is_foreign(root):
-        return _foreign(root, settings)
+        return _foreign(root, settings, diagnosis)
     if settings is not None and settings != ImportSettings():
         raise ConfigError(
             f"{root} is a dataset of worldgym; the options that set how data is read apply to other datasets only; "
@@ -69,16 +76,16 @@ def check(path: str | os.PathLike[str], settings: ImportSettings | None = None) 
         )
     if not (root / lerobot.INFO_PATH).is_file():
         if any(root.glob("*.npz")):
-            return _bridge(root)
+            return _bridge(root, diagnosis)
         if (kind := find_other(root)) is not None:
             raise DatasetError(
                 f"{root} holds recordings of the format {kind.__name__}; import them first with `worldgym import "
                 f"--source {root} --out NEW`, then check NEW"
             )
-    return _own(root)
+    return _own(root, diagnosis)
 
 
-def _own(root: Path) -> Found:
+def _own(root: Path, diagnosis: bool) -> Found:
     found = Found()
     meta = lerobot.read_meta(root, sizes=False)
     for entry in meta.files:
@@ -100,7 +107,10 @@ def _own(root: Path) -> Found:
     except WorldgymError as error:
         found.problems.append(str(error))
         return found
-    rows = 0
+    rows, recorder = 0, None
+    if diagnosis:
+        steps = sum(record.steps for record in dataset.records)
+        recorder = Recorder(meta.specs, meta.fps, steps, no_state=_derived(dataset))
     for position, record in enumerate(dataset.records):
         where = f"episode {record.index}"
         try:
@@ -110,6 +120,8 @@ def _own(root: Path) -> Found:
             if episode.succeeded != record.success:
                 listed = "successful" if record.success else "failed"
                 found.problems.append(f"{where} is listed as {listed}, but the success labels of its frames disagree")
+            if recorder is not None:
+                recorder.add(record.index, episode)
         except (WorldgymError, ValueError) as error:
             found.problems.append(f"{where}: {error}")
     found.facts = {
@@ -124,6 +136,7 @@ def _own(root: Path) -> Found:
     }  # fmt: skip
     if not len(dataset):
         found.problems.append("the dataset has no episodes")
+    _diagnose(found, recorder)
     return found
 
 
@@ -169,33 +182,67 @@ def _agree(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _foreign(root: Path, settings: ImportSettings | None) -> Found:
+def _foreign(root: Path, settings: ImportSettings | None, diagnosis: bool) -> Found:
     found = Found()
     base = settings or ImportSettings()
     folder = LeRobotFolder(root, settings=dataclasses.replace(base, skip_bad=True))
     late: dict[int, str] = {}
-    for item in folder.items:
+    recorder = _folder_recorder(folder) if diagnosis else None
+    for item, actions in zip(folder.items, folder.scan.actions, strict=True):
         where = f"episode {item.place.index}"
         try:
             episode = folder.episode(item)
             _note_constant(found, where, episode.frames, episode.actions)
+            if recorder is not None:
+                recorder.add(item.place.index, episode, None if folder.settings.without_actions else actions)
         except (DatasetError, ValueError) as error:
             late[item.place.index] = str(error)
     if len(late) < len({item.place.index for item in folder.items}):
         found.facts = folder.report(late)
     bad = sorted({**folder.skipped, **late}.items())
     found.problems += [f"episode {number}: {why}" for number, why in bad]
+    _diagnose(found, recorder)
     return found
 
 
-def _bridge(root: Path) -> Found:
-    from worldgym.data.formats.bridge import bridge_episodes
+def _folder_recorder(folder: LeRobotFolder) -> Recorder:
+    """Recorder for a LeRobot folder, with the sizes of its pictures before the import."""
+    cameras = zip(folder.source.cameras_chosen, folder.specs.observation.cameras, strict=True)
+    sizes = {}
+    for key, camera in cameras:
+        shape = folder.source.features[key].get("shape")
+        if isinstance(shape, list) and len(shape) == 3 and all(type(side) is int for side in shape):
+            sizes[camera.name] = (shape[1], shape[2]) if shape[0] == 3 else (shape[0], shape[1])
+    steps = sum(item.part.last - item.part.first for item in folder.items)
+    return Recorder(folder.specs, folder.rate, steps, recorded_sizes=sizes)
+
+
+def _derived(dataset: EpisodeDataset) -> str | None:
+    """Reason why the states of a dataset are no measurements; None if they are."""
+    sources = {record.provenance.get("source") for record in dataset.records}
+    return NO_STATE if sources == {"BridgeData V2"} else None
+
+
+def _diagnose(found: Found, recorder: Recorder | None) -> None:
+    """Add the diagnosis of the recorded episodes, if any could be read."""
+    if recorder is not None and recorder.rows:
+        found.diagnosis = diagnose(recorder)
+
+
+def _bridge(root: Path, diagnosis: bool) -> Found:
+    from worldgym.data.formats.bridge import BRIDGE_ACTION_SPEC, bridge_episodes, bridge_specs
 
     found = Found()
     episodes = bridge_episodes(root)
     for episode in episodes:
         _note_constant(found, f"episode {episode.provenance['episode']}", episode.frames, episode.actions)
     rows = sum(episode.length for episode in episodes)
+    if diagnosis:
+        specs = bridge_specs()
+        recorder = Recorder(specs, BRIDGE_ACTION_SPEC.hz, rows, no_state=NO_STATE)
+        for number, episode in enumerate(episodes):
+            recorder.add(number, episode)
+        _diagnose(found, recorder)
     found.facts = {"layout": "BridgeData V2 samples", "episodes": len(episodes), "actions": rows}
     return found
 
