@@ -231,4 +231,6 @@ def _identity(name: str, source: Path, settings: ImportSettings) -> str:
     """Hash of format, settings and the sizes of all files, which identifies an import."""
     paths = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     sizes = [[path.relative_to(source).as_posix(), path.stat().st_size] for path in paths]
-    return hashlib.sha256(json.dumps([name, asdict(settings), sizes]).encode()).hexdigest()
+    later = ("mapping", "recorded_fps")  # settings that imports of earlier versions do not have
+    given = {key: value for key, value in asdict(settings).items() if key not in later or value is not None}
+    return hashlib.sha256(json.dumps([name, given, sizes]).encode()).hexdigest()
