@@ -21,6 +21,10 @@ WORLD_MODELS.register_lazily(
 TRAINERS.register_lazily(chunk="worldgym.training.chunk:ChunkTrainer")
 DATASET_FORMATS.register_lazily(
     lerobot="worldgym.data.formats.known:LeRobotFormat",
+    rlds="worldgym.data.formats.rlds:RldsFormat",
+    robomimic="worldgym.data.formats.robomimic:RobomimicFormat",
+    zarr="worldgym.data.formats.zarr_buffer:ZarrFormat",
+    mcap="worldgym.data.formats.mcap_logs:McapFormat",
     bridge="worldgym.data.formats.known:BridgeFormat",
     video="worldgym.data.formats.known:VideoFormat",
 )

@@ -99,7 +99,9 @@ def files_in(source: Path, endings: Sequence[str], kind: str) -> list[Path]:
         raise DatasetError(f"there is no file or folder {source}; give the {kind}")
     found = sorted(path for path in source.iterdir() if path.name.lower().endswith(tuple(endings)))
     if not found:
-        raise DatasetError(f"{source} holds no file {' or '.join('*' + end for end in endings)}; give the {kind}")
+        raise DatasetError(
+            f"{source} holds no file {' or '.join('*' + end for end in endings)}; give the {kind}"
+        )
     for path in found:
         if not is_inside(path, source):
             raise DatasetError(

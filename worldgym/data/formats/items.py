@@ -1,4 +1,4 @@
-"""What an import makes of recordings: listed episodes, the parts of them that become episodes, and the scan of all rows.
+"""What an import makes of recordings: listed episodes, their parts that become episodes, and the scan of all rows.
 
 Example::
 

@@ -129,7 +129,7 @@ class RecordedFolder(ABC):
         """Further facts that identify an import, as plain JSON."""
         return []
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 (most formats have nothing to prepare)
         """Read what all episodes depend on; an error here is not the fault of one episode."""
 
     def origin(self, place: Any) -> dict[str, Any]:
