@@ -12,7 +12,9 @@ Example::
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,19 +162,21 @@ class McapFolder(RowFolder):
 
     def pictures(self, place: RowPlace, camera: str, rows: np.ndarray) -> Iterator[np.ndarray | bytes]:
         """The pictures of the given rows."""
-        wanted = self._timeline(place).pictures[camera][rows]
-        found: dict[int, np.ndarray | bytes] = {}
-        topic, last = self.mapping.cameras[camera].topic, int(wanted.max())
-        numbers = set(wanted.tolist())
+        wanted = self._timeline(place).pictures[camera][rows].tolist()
+        left, kept, row = Counter(wanted), {}, 0  # pictures are kept only until their last row
+        topic = self.mapping.cameras[camera].topic
         for message in messages(place.data, [topic], "log"):
-            if message.number in numbers:
-                found[message.number] = picture_of(message.decode())
-            if message.number >= last:
-                break
-        for number in wanted.tolist():
-            if number not in found:
-                raise ValueError(f"message {number} of {topic} is missing")
-            yield found[number]
+            if message.number in left:
+                kept[message.number] = picture_of(message.decode())
+            while row < len(wanted) and wanted[row] in kept:
+                number, row = wanted[row], row + 1
+                yield kept[number]
+                left[number] -= 1
+                if not left[number]:
+                    del left[number], kept[number]
+            if row == len(wanted):
+                return
+        raise ValueError(f"message {wanted[row]} of {topic} is missing")
 
     def _timeline(self, place: RowPlace) -> Timeline:
         if place.index not in self._timelines:
@@ -246,7 +250,7 @@ class McapFolder(RowFolder):
         start = max(float(clocks[c.topic].min()) for name, c in columns.items() if name not in labels)
         ends = [float(clocks[m.cameras[c].topic].max()) for c in self.chosen]
         ends += [float(clocks[self._named[key].topic].max()) + self._named[key].max_gap for key in self._keys]
-        count = int(max(-1.0, (min(ends) - start) * m.rate + 1e-6)) + 1
+        count = max(0, math.floor((min(ends) - start) * m.rate + 1e-6) + 1)
         if not 2 <= count < MAX_ROWS:
             raise DatasetError(
                 f"{place.data}: {max(0.0, min(ends) - start):.3g} s have messages of all topics, which makes {count} "

@@ -42,9 +42,9 @@ def reading(path: Path) -> Iterator[None]:
     """Turn the errors of the readers and decoders into a `DatasetError`; they have no common class."""
     try:
         yield
-    except (DatasetError, DependencyError, MemoryError):
+    except (DatasetError, DependencyError):
         raise
-    except Exception as error:
+    except Exception as error:  # also a MemoryError, of a damaged length
         raise DatasetError(
             f"{path} can't be read as MCAP ({type(error).__name__}: {error}); if the recording was cut off, repair it "
             "with "

@@ -28,7 +28,7 @@ from worldgym.data.formats.recording import REWARD_KEY, SUCCESS_KEY
 from worldgym.data.formats.rows import Feature, RowFolder, check_size
 from worldgym.data.formats.settings import ImportSettings
 from worldgym.data.formats.tfrecords import parse, read_record, record_index
-from worldgym.errors import DatasetError
+from worldgym.errors import CheckpointError, DatasetError
 from worldgym.utils.files import read_json
 
 FEATURES, INFO = "features.json", "dataset_info.json"
@@ -304,7 +304,10 @@ def _object(root: Path, name: str) -> dict[str, Any]:
         raise DatasetError(f"no RLDS dataset at {root}: {name} is missing{hint or '; check the path'}")
     if not is_inside(path, root):
         raise DatasetError(f"{path} is a link to a file outside {root}; copy the file into the folder")
-    found = read_json(path, "Download it again")
+    try:
+        found = read_json(path, "Download it again")
+    except CheckpointError as error:
+        raise DatasetError(str(error)) from error
     if not isinstance(found, dict):
         raise DatasetError(f"{path}: got a {type(found).__name__}, expected an object; download it again")
     return found
@@ -351,6 +354,8 @@ def _decoded(item: bytes, tensor: Tensor) -> np.ndarray:
     if tensor.encoding == "zlib":
         opened = zlib.decompressobj()
         item = opened.decompress(item, dtype.itemsize * tensor.size + 1)
+        if not opened.eof:
+            raise ValueError("the compressed values are cut off, or more than expected")
     elif tensor.encoding != "bytes":
         raise ValueError(f"the encoding {tensor.encoding!r}, expected none, bytes or zlib")
     return np.frombuffer(item, dtype).reshape(tensor.shape)

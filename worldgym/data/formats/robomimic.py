@@ -177,7 +177,10 @@ class RobomimicFolder(RowFolder):
         with _demo(place) as demo:
             found = _dataset(demo, camera, place)
             if len(found) <= rows[-1] or found.dtype != np.uint8 or found.ndim != 4:
-                raise ValueError(f"got {found.shape} {found.dtype}, expected (N, H, W, 3) uint8 for each row")
+                raise DatasetError(
+                    f"{place.data}: {place.name}/{camera} is {found.shape} {found.dtype}, expected (N, H, W, 3) uint8 "
+                    "with a picture for each row; choose another --camera"
+                )
             check_size(found.shape[1:], f"{place.data}: {camera}")
             for first, end, kept in blocks(rows, int(np.prod(found.shape[1:]))):
                 yield from found[first:end][kept]
