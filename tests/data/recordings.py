@@ -193,7 +193,9 @@ def write_zarr(path: Path, takes: list[Take], version: int = 2, **changes: Any) 
     }
     for name, values in arrays.items():
         if values is not None:
-            group.create_array(name, data=values, chunks=(min(4, len(values)), *values.shape[1:]))
+            chunks = (min(4, len(values)), *values.shape[1:])
+            array = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks)
+            array[:] = values
     if not isinstance(store, str):
         store.close()
     return path
