@@ -25,6 +25,7 @@ DATASET_FORMATS.register_lazily(
     robomimic="worldgym.data.formats.robomimic:RobomimicFormat",
     zarr="worldgym.data.formats.zarr_buffer:ZarrFormat",
     mcap="worldgym.data.formats.mcap_logs:McapFormat",
+    ctrlworld="worldgym.data.formats.ctrlworld:CtrlWorldFormat",
     bridge="worldgym.data.formats.known:BridgeFormat",
     video="worldgym.data.formats.known:VideoFormat",
 )

@@ -43,7 +43,7 @@ from worldgym.specs import Specs
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = ("lerobot", "rlds", "robomimic", "zarr", "mcap", "bridge", "video")  # in the order of detection
+BUILT_IN = ("lerobot", "rlds", "robomimic", "zarr", "mcap", "ctrlworld", "bridge", "video")  # in the order of detection
 NOTES = "meta/import.json"
 
 
