@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# what tests and lint need on top: the RL libraries
+# what tests and lint need on top: the RL libraries, and the readers of recordings
 TESTED := $(VENV)/.installed_for_tests
 OUT ?= runs/demo
 WORKERS ?= 2
@@ -36,7 +36,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(TESTED): $(STAMP)
-	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[sb3,rllib,http,metaworld]'
+	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[sb3,rllib,http,metaworld,recordings]'
 	@touch $@
 
 setup: $(STAMP) ## make .venv and install worldgym with the tested versions (about 1.8 GB, one minute)

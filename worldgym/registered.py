@@ -21,6 +21,11 @@ WORLD_MODELS.register_lazily(
 TRAINERS.register_lazily(chunk="worldgym.training.chunk:ChunkTrainer")
 DATASET_FORMATS.register_lazily(
     lerobot="worldgym.data.formats.known:LeRobotFormat",
+    rlds="worldgym.data.formats.rlds:RldsFormat",
+    robomimic="worldgym.data.formats.robomimic:RobomimicFormat",
+    zarr="worldgym.data.formats.zarr_buffer:ZarrFormat",
+    mcap="worldgym.data.formats.mcap_logs:McapFormat",
+    ctrlworld="worldgym.data.formats.ctrlworld:CtrlWorldFormat",
     bridge="worldgym.data.formats.known:BridgeFormat",
     video="worldgym.data.formats.known:VideoFormat",
 )

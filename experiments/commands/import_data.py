@@ -1,7 +1,8 @@
 """`worldgym import`: converts recorded episodes in other formats to a dataset for every trainer.
 
-Reads LeRobotDataset folders, v2.0 to v3.0, folders of BridgeData V2 samples (mp4 + npz), and formats that other
-packages register (`worldgym list`, `worldgym.data.formats.known`). The source is not changed. Instructions and success
+Reads LeRobotDataset folders, v2.0 to v3.0, RLDS folders, robomimic's HDF5 files, Zarr replay buffers, MCAP recordings,
+folders of BridgeData V2 samples (mp4 + npz) or of plain videos, and formats that other packages register
+(`worldgym list`, `worldgym.data.formats.known`). The source is not changed. Instructions and success
 that were not recorded stay empty. The same command resumes an interrupted import.
 
 Example::
@@ -28,7 +29,7 @@ class ImportConfig:
     """Convert a folder of recordings; the same command resumes an interrupted import.
 
     Args:
-        source: folder in LeRobot's layout, of BridgeData V2 samples, of plain videos, or of a registered format.
+        source: folder or file of recordings in one of the formats that `worldgym list` names.
         out: folder of the new dataset.
         format: format of the source, as named by `worldgym list`; `auto` detects it.
         image_size: side of the frames in pixels such as 64, or height x width such as 48x80; one value for all cameras,
@@ -52,6 +53,9 @@ class ImportConfig:
         resize: `crop` the centre at the target aspect ratio, `pad` with black, or `stretch`.
         frames: `timestamp` takes the frame nearest in time, `index` takes the k-th frame for the k-th row; `auto` uses
             `index` if there are as many frames as rows.
+        recorded_fps: rows per second of the recordings, for formats that do not record it.
+        mapping: YAML file that says which topics and fields of MCAP recordings are pictures, state and actions; by
+            default `mapping.yaml` beside the recordings.
     """
 
     source: Path
@@ -73,6 +77,8 @@ class ImportConfig:
     actions: tuple[str, ...] = ()
     resize: Literal["crop", "pad", "stretch"] = "crop"
     frames: Literal["auto", "timestamp", "index"] = "auto"
+    recorded_fps: float | None = None
+    mapping: Path | None = None
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -87,7 +93,8 @@ class ImportConfig:
             action_keys=_words(self.action_key), state_roles=_words(self.state_roles),
             episodes=self.episodes, skip=self.skip, skip_bad=self.skip_bad,
             limit=self.limit, success=self.success, reward=self.reward, bounds=self.bounds, fps=self.fps,
-            actions=_words(self.actions), resize=self.resize, frames=self.frames,
+            actions=_words(self.actions), resize=self.resize, frames=self.frames, recorded_fps=self.recorded_fps,
+            mapping=None if self.mapping is None else str(self.mapping),
         )  # fmt: skip
 
 
@@ -143,6 +150,10 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"rows lost     {sum(report['rows_lost'].values())}, single rows with their instruction, in episodes "
             f"{', '.join(list(report['rows_lost'])[:10])}"
         )
+    if "action_convention" in report:
+        known = ("kind", "frame", "units", "gripper")
+        out.append("action is     " + ", ".join(f"{k} {report['action_convention'].get(k, 'unknown')}" for k in known))
+    out += [f"note: {note}" for note in report.get("notes", ())]
     if report["success_from"] == "none recorded":
         more = ", --success next.reward counts rewards of at least --reward" if report["reward_recorded"] else ""
         out.append(f"no success is recorded: --success all counts every episode as successful at its end{more}")

@@ -173,6 +173,13 @@ def picture(data: bytes, size: int | tuple[int, int], resize: Resize = "crop") -
         raise ValueError(f"not a readable image: {error}") from error
 
 
+def resized(pixels: np.ndarray, size: int | tuple[int, int], resize: Resize = "crop") -> np.ndarray:
+    """Resize `pixels (H, W, 3)` uint8 as `picture` does; `size` is a side length or (H, W)."""
+    from PIL import Image
+
+    return _fit(Image.fromarray(np.ascontiguousarray(pixels)), size_of(size), resize)
+
+
 def _fit(image: Any, size: tuple[int, int], resize: Resize) -> np.ndarray:
     from PIL import Image
 

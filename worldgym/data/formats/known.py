@@ -43,7 +43,7 @@ from worldgym.specs import Specs
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = ("lerobot", "bridge", "video")
+BUILT_IN = ("lerobot", "rlds", "robomimic", "zarr", "mcap", "ctrlworld", "bridge", "video")  # in the order of detection
 NOTES = "meta/import.json"
 
 
@@ -131,15 +131,18 @@ def find_format(source: Path, name: str = "auto") -> Any:
     """
     if name != "auto":
         return DATASET_FORMATS.get(name)
-    own = next((kind for kind in (LeRobotFormat, BridgeFormat, VideoFormat) if kind.detects(source)), None)
+    built_in = map(DATASET_FORMATS.get, BUILT_IN)
+    own = next((kind for kind in built_in if kind.detects(source)), None)
     if (found := own or find_other(source)) is not None:
         return found
     samples = not (source / "meta").is_dir() and any(source.glob("*.npz"))
-    if source.is_dir() and not samples and not (source / "meta").is_dir():
+    if source.is_file() or source.is_dir() and not samples and not (source / "meta").is_dir():
         raise DatasetError(
             f"none of the formats {', '.join(DATASET_FORMATS.names())} can read {source}; expected meta/info.json "
-            "(LeRobot), pairs of NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or register a "
-            "format for these recordings (docs/guides/add_dataset_format.md)"
+            "(LeRobot), features.json (RLDS), NAME.hdf5 (robomimic), meta/episode_ends (Zarr), NAME.mcap, pairs of "
+            "NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or register a format for these "
+            "recordings "
+            "(docs/guides/add_dataset_format.md)"
         )
     return BridgeFormat if samples else LeRobotFormat
 
@@ -231,4 +234,6 @@ def _identity(name: str, source: Path, settings: ImportSettings) -> str:
     """Hash of format, settings and the sizes of all files, which identifies an import."""
     paths = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     sizes = [[path.relative_to(source).as_posix(), path.stat().st_size] for path in paths]
-    return hashlib.sha256(json.dumps([name, asdict(settings), sizes]).encode()).hexdigest()
+    later = ("mapping", "recorded_fps")  # settings that imports of earlier versions do not have
+    given = {key: value for key, value in asdict(settings).items() if key not in later or value is not None}
+    return hashlib.sha256(json.dumps([name, given, sizes]).encode()).hexdigest()

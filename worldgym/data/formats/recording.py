@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,8 +107,8 @@ def read_recording(
             f"{place.data}: episode {place.index} has {table.num_rows} rows, {place.length} are listed, and at least 2 "
             f"are needed; columns missing: {', '.join(missing) or 'none'}; download it again"
         )
-    actions = _joined(table, source.action_keys, place)
-    state = _joined(table, source.state_keys, place)
+    actions = joined(_lists(table, source.action_keys), place)
+    state = joined(_lists(table, source.state_keys), place)
     times = np.arange(place.length) / source.fps
     if "timestamp" in known:
         times = _column(table, "timestamp", place, numbers)
@@ -152,11 +153,19 @@ def state_names(source: LeRobotSource, dim: int) -> tuple[str, ...]:
 
 
 def _names(source: LeRobotSource, keys: tuple[str, ...], dim: int, prefix: str) -> tuple[str, ...]:
+    sizes = {key: dim if len(keys) == 1 else _size(source.features[key]) for key in keys}
+    found = {key: flat_names(source.features[key].get("names"), sizes[key], key) for key in keys}
+    return joined_names(found, dim, prefix)
+
+
+def joined_names(found: Mapping[str, tuple[str, ...]], dim: int, prefix: str) -> tuple[str, ...]:
+    """Names of the dimensions of concatenated features, from the names of each; repeated names get their feature's.
+
+    If the result is not `dim` different names, the names are `prefix_0`, `prefix_1`, ...
+    """
     names: list[str] = []
-    for key in keys:
-        size = dim if len(keys) == 1 else _size(source.features[key])
-        found = flat_names(source.features[key].get("names"), size, key)
-        names += [f"{key}.{name}" if name in names else name for name in found]
+    for key, own in found.items():
+        names += [f"{key}.{name}" if name in names else name for name in own]
     fit = len(names) == dim and len(set(names)) == dim
     return tuple(names) if fit else tuple(f"{prefix}_{i}" for i in range(dim))
 
@@ -206,24 +215,49 @@ def _column(table: pa.Table, name: str, place: Place, read: Any) -> np.ndarray:
         raise DatasetError(f"{place.data}: {name} of episode {place.index}: {error}") from error
 
 
-def _joined(table: pa.Table, keys: tuple[str, ...], place: Place) -> np.ndarray:
-    parts = [np.zeros((table.num_rows, 0), np.float32)]
-    for key in keys:
+def _lists(table: pa.Table, keys: tuple[str, ...]) -> dict[str, list[Any]]:
+    return {key: table[key].to_pylist() for key in keys}
+
+
+def joined(columns: Mapping[str, Any], place: Any) -> np.ndarray:
+    """Concatenate columns, each N rows of numbers, to `(N, D)` float32; D is 0 without columns.
+
+    Args:
+        columns: rows by feature name.
+        place: the episode, with `index`, `length` and `data`.
+
+    Raises:
+        DatasetError: a column is not numeric, or has NaN or infinity.
+    """
+    parts = []
+    for key, rows in columns.items():
         try:
-            values = np.array(table[key].to_pylist(), np.float32)
+            with np.errstate(over="ignore"):
+                values = np.array(rows, np.float32)
         except (ValueError, TypeError) as error:
             raise DatasetError(
                 f"{place.data}: {key} of episode {place.index} is not numeric ({error}); choose other features with "
                 "--state-key and --action-key"
             ) from error
         parts.append(values.reshape(len(values), -1))
-    out = np.concatenate(parts, axis=1)
+    out = np.concatenate(parts, axis=1) if parts else np.zeros((place.length, 0), np.float32)
     if not np.isfinite(out).all():
         row = int(np.argwhere(~np.isfinite(out))[0][0])
         raise DatasetError(
-            f"{place.data}: row {row} of episode {place.index} holds NaN or infinity in {' or '.join(keys)}"
+            f"{place.data}: row {row} of episode {place.index} holds NaN or infinity in {' or '.join(columns)}"
         )
     return out
+
+
+def divided(numbered: np.ndarray, sentences: Mapping[int, str]) -> tuple[Part, ...]:
+    """Parts of an episode whose rows have the instructions `sentences[numbered[row]]`; `numbered (N,)` int64."""
+    cuts = [0, *(np.flatnonzero(np.diff(numbered)) + 1).tolist()]
+    ends = [*cuts[1:], len(numbered) - 1]  # the first frame after the change is the result of the part's last action
+    return tuple(
+        Part(a, b, sentences[int(numbered[a])] or NO_INSTRUCTION, bool(numbered[a] == numbered[b]))
+        for a, b in zip(cuts, ends, strict=True)
+        if b > a
+    )
 
 
 def _parts(source: LeRobotSource, place: Place, table: pa.Table) -> tuple[Part, ...]:
@@ -232,18 +266,7 @@ def _parts(source: LeRobotSource, place: Place, table: pa.Table) -> tuple[Part, 
         numbered = _column(table, "task_index", place, numbers).astype(np.int64)
         unknown = sorted(set(numbered.tolist()) - set(source.sentences))
         if not unknown:
-            cuts = [0, *(np.flatnonzero(np.diff(numbered)) + 1).tolist()]
-            ends = [*cuts[1:], last]  # the first frame after the change is the result of the part's last action
-            return tuple(
-                Part(
-                    a,
-                    b,
-                    source.sentences[int(numbered[a])] or NO_INSTRUCTION,
-                    bool(numbered[a] == numbered[b]),
-                )
-                for a, b in zip(cuts, ends, strict=True)
-                if b > a
-            )
+            return divided(numbered, source.sentences)
         if not source.listed_instructions(place):
             raise DatasetError(
                 f"{place.data}: episode {place.index} has task_index {unknown[0]}, which is not among the "

@@ -49,6 +49,8 @@ class ImportSettings:
         resize: `crop` to the centre at the aspect ratio of the frames, `pad` with black, or `stretch`.
         frames: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` uses
             `index` if there are as many frames as rows, else `timestamp`.
+        recorded_fps: rows per second of recordings whose format does not record them; None if it does.
+        mapping: YAML file with the topics and fields of MCAP recordings; None for `mapping.yaml` beside them.
 
     Raises:
         ConfigError: a value is invalid.
@@ -70,6 +72,8 @@ class ImportSettings:
     actions: tuple[str, ...] = ()
     resize: Resize = "crop"
     frames: Matching = "auto"
+    recorded_fps: float | None = None
+    mapping: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _sizes(self.image_size))
@@ -90,6 +94,10 @@ class ImportSettings:
                     raise ConfigError(f"--{name}: {error}") from error
         if self.fps is not None and not 0 < self.fps < 1000:
             raise ConfigError(f"fps is {self.fps}, expected rows per second between 0 and 1000")
+        if self.recorded_fps is not None and not 0 < self.recorded_fps < 1000:
+            raise ConfigError(
+                f"recorded_fps is {self.recorded_fps}, expected rows per second between 0 and 1000"
+            )
         if self.fps is not None and not self.actions:
             raise ConfigError(
                 "--fps combines the actions of several rows, and the rule depends on their meaning: type --actions "

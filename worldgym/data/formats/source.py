@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from worldgym.data.formats.choices import choose_cameras, choose_keys, is_inside
 from worldgym.data.formats.fields import instruction_list, is_text
 from worldgym.data.lerobot import INFO_PATH, TASKS_PATH, read_table, unreadable
 from worldgym.errors import DatasetError
@@ -128,33 +129,12 @@ class LeRobotSource:
         return bool(self.features[camera]["dtype"] == "video")
 
     def _choose(self, cameras: str | Sequence[str] | None) -> tuple[str, ...]:
-        chosen = (cameras,) if isinstance(cameras, str) else tuple(cameras or ())
-        if not chosen and len(self.cameras) == 1:
-            return (self.cameras[0],)
-        unknown = [name for name in chosen if name not in self.cameras]
-        if not self.cameras:
-            raise DatasetError(f"{self.root} has no image features, only {sorted(self.features)}")
-        if not chosen or unknown or len(set(chosen)) != len(chosen):
-            raise DatasetError(
-                f"{self.root}: got --camera {' '.join(chosen) or '(none)'}, expected one or more of {self.cameras}, "
-                "each once; the first one is the main camera"
-            )
-        return chosen
+        return choose_cameras(self.cameras, cameras, self.root, self.features)
 
     def _keys(self, given: Sequence[str] | None, default: list[str], option: str) -> tuple[str, ...]:
-        keys = tuple(given or default)
-        missing = [key for key in keys if key not in self.features or key in self.cameras]
-        if missing or (not keys and option == "--action-key"):
-            numeric = [
-                name for name, what in self.features.items()
-                if name not in self.cameras and "string" not in str(what.get("dtype"))
-            ]  # fmt: skip
-            raise DatasetError(
-                f"{self.root / INFO_PATH} lists no numeric feature {', '.join(map(repr, missing))}, only {numeric}; "
-                f"choose with {option}; several features are concatenated"
-                + ("; --action-key none imports only the video" if option == "--action-key" else "")
-            )
-        return keys
+        plain = [name for name in self.features if name not in self.cameras]
+        numeric = [name for name in plain if "string" not in str(self.features[name].get("dtype"))]
+        return choose_keys(plain, given, default, option, self.root / INFO_PATH, numeric)
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
@@ -173,16 +153,7 @@ class LeRobotSource:
                 "than a path can be; correct it"
             )
         path = self.root / relative
-        root = self.root.resolve()
-        allowed = [root]
-        if root.parent.name == "snapshots":
-            allowed.append(root.parent.parent / "blobs")
-        resolved = path.resolve()
-        if (
-            Path(relative).is_absolute()
-            or ".." in Path(relative).parts
-            or not any(resolved == place or place in resolved.parents for place in allowed)
-        ):
+        if Path(relative).is_absolute() or ".." in Path(relative).parts or not is_inside(path, self.root):
             raise DatasetError(
                 f"{self.root / INFO_PATH} names {relative!r}, which lies outside {self.root}; nothing outside the "
                 "source folder is read: correct the path, or copy the file into the folder"
