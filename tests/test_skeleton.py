@@ -233,6 +233,17 @@ def test_an_unknown_checkpoint_lists_what_exists(tmp_path, monkeypatch):
     assert pretrained.path("tabletop-small", "world_model").is_dir()
 
 
+def test_a_checkpoint_is_found_by_its_suite_if_there_is_one_of_it(tmp_path, monkeypatch):
+    for name in ("tabletop-small", "tabletop-base", "other"):
+        make_checkpoint(tmp_path / name, tasks=["reach"])
+        card = tmp_path / name / "card.json"
+        card.write_text(json.dumps({**json.loads(card.read_text()), "suite": "kitchen" if name == "other" else "tabletop"}))
+    monkeypatch.setattr(pretrained, "_ROOT", tmp_path)
+    assert pretrained.path("kitchen") == tmp_path / "other"
+    with pytest.raises(CheckpointError, match="several checkpoints of the suite 'tabletop'.* tabletop-base, tabletop-small"):
+        pretrained.path("tabletop")
+
+
 def test_a_card_says_what_a_checkpoint_covers(tmp_path, monkeypatch):
     make_checkpoint(tmp_path / "tabletop-small", tasks=["reach", "push"])
     (tmp_path / "not-a-checkpoint").mkdir()

@@ -430,3 +430,13 @@ def test_what_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has no lines"):
         fill(tmp_path / "x", "")
     assert ClaimsReportConfig().results == Path("docs/results")
+
+
+def test_claims_in_another_world_have_a_folder_of_their_own_and_the_frozen_gap_alone(tmp_path):
+    config = ClaimsRunConfig(claims=("C2",), world="tabletop", results=tmp_path)
+    assert config.sizes.gaps == (SMALL.frozen_gap,) and config.sizes.splits == SMALL.splits
+    assert config.pages == tmp_path / "tabletop" and config.sizes.options == "--world tabletop --preset small"
+    jobs = [arm for _, arm, _ in todo(config, Records(config.pages / "data", "small"))]
+    assert f"soft_rl-{SMALL.frozen_gap:g}" in jobs and len(set(jobs)) == 4, "SFT, imagined RL, RL in Real, RL in Soft"
+    with pytest.raises(CheckpointError, match="recipes/"):
+        ClaimsRunConfig(claims=("C2",), world="kitchen", results=tmp_path).sizes.suite  # noqa: B018

@@ -73,7 +73,8 @@ def path(name: str, part: str | None = None) -> Path:
         listed = ", ".join(found or known) or "none in this installation"
         raise CheckpointError(
             f"{several} and no such folder; there is {listed}. "
-            "Give one of these names or the path of a folder, or type `make pretrained` in a checkout to train it."
+            "Give one of these names or the path of a folder, or make one in a checkout: each file in recipes/ is a "
+            "recipe for `worldgym build`."
         )
     folder = _ROOT / found[0]
     if part is None:
