@@ -82,7 +82,7 @@ class CtrlWorldFolder(RowFolder):
         if first is None:
             self._annotation(self._places[0])  # raises what is wrong with it
             raise AssertionError("unreachable")
-        features = {}
+        features: dict[str, Feature] = {}
         for name in ("states", "joints"):
             if name in first:
                 size = first[name].shape[1]
