@@ -28,8 +28,9 @@ def swept(preset: ClaimPreset) -> list[tuple[float, tuple[str, str]]]:
 
 
 def arms(preset: ClaimPreset) -> list[tuple[str, str]]:
-    """All arms on the page."""
-    return [SFT, RL, *(arm for _, arm in swept(preset)), *((NAME, arm) for arm in APART)]
+    """All arms on the page; those that take the gap apart are of the default world only."""
+    apart = () if preset.world else APART
+    return [SFT, RL, *(arm for _, arm in swept(preset)), *((NAME, arm) for arm in apart)]
 
 
 def needs(preset: ClaimPreset) -> list[tuple[str, str]]:
