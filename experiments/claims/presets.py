@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.bundle import Bundle
 from experiments.pipelines.settings import FineTuneSettings
 from experiments.suites import chosen_suite
 from worldgym.suite import Suite, extra
@@ -85,7 +86,12 @@ class ClaimPreset:
         return " ".join([*(["--world", self.world] if self.world else []), "--preset", self.name])
 
     def in_world(self, bundle: str) -> ClaimPreset:
-        """The preset with another bundle. Soft is compared at the frozen gap of its suite alone."""
+        """The preset with another bundle. Soft is compared at the frozen gap of its suite alone.
+
+        Raises:
+            CheckpointError: there is no such bundle.
+        """
+        Bundle.find(bundle)
         preset = replace(self, bundle=bundle, world=bundle)
         return replace(preset, gaps=(preset.frozen_gap,))
 
