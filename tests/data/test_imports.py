@@ -250,3 +250,34 @@ def test_the_command_imports_both_kinds(tmp_path, capsys):
             ImportConfig(root, tmp_path / "c", **bad)
     with pytest.raises(ConfigError, match="one camera"):
         run(ImportConfig(pairs, tmp_path / "c", camera=("top",)))
+
+
+def flatten(root: Path, flat: Path) -> Path:
+    """The files of a folder of version 2 side by side, as when somebody shares a part of it."""
+    flat.mkdir()
+    for file in (*root.rglob("*.parquet"), *root.rglob("*.mp4"), root / "meta" / "info.json"):
+        (flat / file.name).write_bytes(file.read_bytes())
+    rows = [json.loads(line) for line in (root / "meta" / "episodes.jsonl").read_text().splitlines()]
+    listed = [{"episode": row["episode_index"], "frames": row["length"], "task": row["tasks"][0]} for row in rows]
+    (flat / "episodes.json").write_text(json.dumps(listed))
+    return flat
+
+
+def test_files_of_version_2_side_by_side_are_the_same_recordings(tmp_path):
+    whole = make(tmp_path / "whole", "v2.1")
+    flat = flatten(whole, tmp_path / "flat")
+    assert is_foreign(flat)
+    reports = [import_lerobot(source, tmp_path / f"out_{source.name}") for source in (whole, flat)]
+    assert reports[0]["episodes"] == reports[1]["episodes"] == 2
+    for a, b in zip(*(EpisodeDataset(tmp_path / f"out_{source.name}") for source in (whole, flat)), strict=True):
+        assert np.array_equal(a.frames, b.frames) and np.array_equal(a.actions, b.actions)
+        assert a.instruction == b.instruction
+
+
+def test_files_side_by_side_of_two_cameras_are_refused(tmp_path):
+    flat = flatten(make(tmp_path / "whole", "v2.1"), tmp_path / "flat")
+    info = json.loads((flat / "info.json").read_text())
+    info["features"]["observation.images.wrist"] = info["features"][CAMERA]
+    (flat / "info.json").write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match="meta, data and videos"):
+        LeRobotFolder(flat, ImportSettings(cameras=(CAMERA,)))

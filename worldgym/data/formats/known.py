@@ -52,8 +52,10 @@ class LeRobotFormat:
 
     @staticmethod
     def detects(source: Path) -> bool:
-        """Whether `source` has LeRobot's `meta/info.json`."""
-        return (source / "meta" / "info.json").is_file()
+        """Whether `source` has LeRobot's `meta/info.json`, or the files of such a dataset without sub-folders."""
+        from worldgym.data.formats.source import is_foreign
+
+        return (source / "meta" / "info.json").is_file() or is_foreign(source)
 
     @staticmethod
     def convert(source: Path, out: Path, settings: ImportSettings, command: str) -> dict[str, Any]:

@@ -84,7 +84,8 @@ class LeRobotSource:
         action_keys: Sequence[str] | None = None,
     ) -> None:
         self.root = Path(path).expanduser()
-        source = self.root / INFO_PATH
+        self.flat = not (self.root / INFO_PATH).is_file() and is_flat(self.root)
+        self.source = source = self.root / ("info.json" if self.flat else INFO_PATH)
         try:
             self.info: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
             self.version, self.features = self.info["codebase_version"], dict(self.info["features"])
@@ -111,6 +112,11 @@ class LeRobotSource:
             raise DatasetError(
                 f"{self.root} is already a dataset of worldgym; open it with EpisodeDataset({str(self.root)!r})"
             )
+        if self.flat and (self.version == "v3.0" or sum(map(self.filmed, self.cameras)) > 1):
+            raise DatasetError(
+                f"{source} describes sub-folders (version {self.version}, {', '.join(self.cameras)}), but there "
+                "are none; copy the dataset with its folders meta, data and videos"
+            )
         self.cameras_chosen = self._choose(cameras)
         self.state_keys = self._keys(
             state_keys, [STATE_KEY] if STATE_KEY in self.features else [], "--state-key"
@@ -134,7 +140,7 @@ class LeRobotSource:
     def _keys(self, given: Sequence[str] | None, default: list[str], option: str) -> tuple[str, ...]:
         plain = [name for name in self.features if name not in self.cameras]
         numeric = [name for name in plain if "string" not in str(self.features[name].get("dtype"))]
-        return choose_keys(plain, given, default, option, self.root / INFO_PATH, numeric)
+        return choose_keys(plain, given, default, option, self.source, numeric)
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
@@ -149,19 +155,19 @@ class LeRobotSource:
             len(os.fsencode(part)) > LONGEST_NAME for part in Path(relative).parts
         ):
             raise DatasetError(
-                f"{self.root / INFO_PATH} names a file path of {len(relative)} characters ({relative[:40]}...), longer "
+                f"{self.source} names a file path of {len(relative)} characters ({relative[:40]}...), longer "
                 "than a path can be; correct it"
             )
         path = self.root / relative
         if Path(relative).is_absolute() or ".." in Path(relative).parts or not is_inside(path, self.root):
             raise DatasetError(
-                f"{self.root / INFO_PATH} names {relative!r}, which lies outside {self.root}; nothing outside the "
+                f"{self.source} names {relative!r}, which lies outside {self.root}; nothing outside the "
                 "source folder is read: correct the path, or copy the file into the folder"
             )
         return path
 
     def _file(self, template: str, **names: Any) -> Path:
-        source = self.root / INFO_PATH
+        source = self.source
         try:
             text = self.info[template]
             for _, name, spec, conversion in string.Formatter().parse(text):
@@ -176,7 +182,8 @@ class LeRobotSource:
                     raise ValueError(
                         f"{template} has the field {{{name}:{spec}}}, expected one of {sorted(names)}"
                     )
-            return self.inside(text.format(**names))
+            place = text.format(**names)
+            return self.inside(Path(place).name if self.flat else place)
         except DatasetError:
             raise
         except _MALFORMED as error:
@@ -211,13 +218,18 @@ class LeRobotSource:
         return Place(index, length, row.get("tasks"), data, videos)
 
     def _places_v2(self) -> list[Place]:
-        path = self.root / "meta" / "episodes.jsonl"
+        path = self.root / ("episodes.json" if self.flat else "meta/episodes.jsonl")
         places = []
         try:
             per_chunk = int(self.info.get("chunks_size", 1000))
-            rows = [
-                json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
+            text = path.read_text(encoding="utf-8")
+            if self.flat:
+                rows = [
+                    {"episode_index": row["episode"], "length": row["frames"], "tasks": row.get("task")}
+                    for row in json.loads(text)
+                ]
+            else:
+                rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             for row in rows:
                 names = {
                     "episode_index": row["episode_index"],
@@ -334,10 +346,21 @@ def _with_ends(places: list[Place]) -> list[Place]:
     return out
 
 
+def is_flat(path: Path) -> bool:
+    """Whether a folder holds the files of a LeRobot dataset v2 side by side: `info.json`, `episodes.json`, episodes.
+
+    `episodes.json` is a list of objects with `episode` (its number), `frames` and optionally `task` (a sentence).
+    """
+    return (path / "info.json").is_file() and (path / "episodes.json").is_file()
+
+
 def is_foreign(path: Path) -> bool:
     """Whether a folder is a LeRobot dataset that worldgym did not write."""
+    file = path / INFO_PATH
+    if not file.is_file() and is_flat(path):
+        file = path / "info.json"
     try:
-        info = json.loads((path / INFO_PATH).read_text(encoding="utf-8"))
+        info = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(info, dict) and "codebase_version" in info and "worldgym" not in info
