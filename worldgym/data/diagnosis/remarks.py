@@ -94,17 +94,14 @@ def _action_lags(alignment: Sequence[Alignment]) -> list[str]:
             out.append(
                 f"actions {names} are followed by the motion only {steps} later (delta): action t must lead from frame "
                 f"t to t+1. Move the action column {steps} down in the source (row t gets the action of row "
-                f"t-{number}) "
-                f"and cut the first {steps}, then import again. If it is the delay of the robot, a lower --fps "
-                "makes it "
-                "a smaller part of a step"
+                f"t-{number}) and cut the first {steps}, then import again. If it is the delay of the robot, a lower "
+                "--fps makes it a smaller part of a step"
             )
         else:
             out.append(
                 f"actions {names} are absolute targets that the state reaches {steps} later than the next row. For "
-                "targets of a controller this delay is usual and needs no change; a lower --fps makes it a "
-                "smaller part "
-                f"of a step. If the log is early, move the action column {steps} down in the source"
+                "targets of a controller this delay is usual and needs no change; a lower --fps makes it a smaller "
+                f"part of a step. If the log is early, move the action column {steps} down in the source"
             )
     if slow:
         out.append(
@@ -116,8 +113,7 @@ def _action_lags(alignment: Sequence[Alignment]) -> list[str]:
         out.append(
             f"actions {listed([item.name for item in half])} agree with the motion before and after their row (lag "
             "-0.5): velocities that were measured at the row, not commands. To make them lead from row t to t+1, "
-            "replace "
-            "action t in the source by the mean of the actions t and t+1"
+            "replace action t in the source by the mean of the actions t and t+1"
         )
     return out
 
@@ -149,8 +145,7 @@ def _picture_lags(facts: dict[str, Any]) -> list[str]:
             out.append(
                 f"camera {entry['camera']}: pictures follow the state by {unit} (lag {lag['fine']:+.1f}), as with a "
                 f"camera or encoder that is late. Move the pictures {unit} up in the source and cut the rows left "
-                "over; "
-                "if the times of rows and frames are recorded, try --frames timestamp"
+                "over; if the times of rows and frames are recorded, try --frames timestamp"
             )
     return out
 
@@ -186,11 +181,9 @@ def _repeats(facts: dict[str, Any], rules: str) -> list[str]:
             continue
         every = max(2, round(1.0 / max(1.0 - entry["repeats"], 0.05)))
         out.append(
-            f"camera {entry['camera']}: {entry['repeats']:.0%} of the steps with motion repeat the picture "
-            "before, so the "
-            f"camera gives about {entry['effective_fps']:.3g} new pictures per second at {fps:g} rows per second. "
-            "Import "
-            f"with --fps {fps / every:g} --actions {rules}"
+            f"camera {entry['camera']}: {entry['repeats']:.0%} of the steps with motion repeat the picture before, so "
+            f"the camera gives about {entry['effective_fps']:.3g} new pictures per second at {fps:g} rows per second. "
+            f"Import with --fps {fps / every:g} --actions {rules}"
         )
     return out
 
@@ -220,9 +213,8 @@ def _ranges(facts: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     if wide:
         out.append(
-            f"actions {listed(wide)}: 98 % of the values use less than {UNUSED:.0%} of the bounds, so most are "
-            "close to "
-            "each other after normalising. If the rare large values are errors, import with --bounds quantiles"
+            f"actions {listed(wide)}: 98 % of the values use less than {UNUSED:.0%} of the bounds, so most are close "
+            "to each other after normalising. If the rare large values are errors, import with --bounds quantiles"
         )
     return out
 
@@ -237,10 +229,9 @@ def _idle(facts: dict[str, Any]) -> list[str]:
     if idle["share"] >= IDLE:
         out.append(
             f"{idle['share']:.0%} of the steps are idle ({idle['start']:.0%} at the start of episodes, "
-            f"{idle['end']:.0%} at "
-            f"the end, {idle['inside']:.0%} inside): a world model that predicts no change is right there. Cut "
-            "idle rows "
-            "at the start and the end in the source, and pauses that no work of the gripper explains"
+            f"{idle['end']:.0%} at the end, {idle['inside']:.0%} inside): a world model that predicts no change is "
+            "right there. Cut idle rows at the start and the end in the source, and pauses that no work of the "
+            "gripper explains"
         )
     return out
 

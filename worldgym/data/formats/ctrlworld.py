@@ -13,7 +13,7 @@ Example::
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -155,10 +155,6 @@ class CtrlWorldFolder(RowFolder):
         """The first of the texts."""
         return list(self._annotation(place)["texts"][:1])
 
-    def pictures(self, place: Annotated, camera: str, rows: np.ndarray) -> Iterator[np.ndarray | bytes]:
-        """Not used: frames are decoded from videos."""
-        raise NotImplementedError
-
     def frames(
         self, place: Annotated, recording: Recording, camera: str, rows: np.ndarray, size: tuple[int, int]
     ) -> tuple[np.ndarray, str]:
@@ -168,8 +164,7 @@ class CtrlWorldFolder(RowFolder):
         if not states <= len(frames) <= states + SPARE:
             raise DatasetError(
                 f"{path} has {len(frames)} frames for the {states} states of {place.data.name}; expected as many, or "
-                "one "
-                "more: copy or download both again"
+                "one more: copy or download both again"
             )
         return frames[rows], "index"
 
@@ -210,8 +205,7 @@ class CtrlWorldFolder(RowFolder):
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise DatasetError(
                     f"{place.data} is not an annotation of Ctrl-World ({type(error).__name__}: {error}); expected "
-                    "texts, "
-                    "videos and states: download it again"
+                    "texts, videos and states: download it again"
                 ) from error
         return self._read[place.index]
 

@@ -143,8 +143,7 @@ def find_format(source: Path, name: str = "auto") -> Any:
             f"none of the formats {', '.join(DATASET_FORMATS.names())} can read {source}; expected meta/info.json "
             "(LeRobot), features.json (RLDS), NAME.hdf5 (robomimic), meta/episode_ends (Zarr), NAME.mcap, pairs of "
             "NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or register a format for these "
-            "recordings "
-            "(docs/guides/add_dataset_format.md)"
+            "recordings (docs/guides/add_dataset_format.md)"
         )
     return BridgeFormat if samples else LeRobotFormat
 

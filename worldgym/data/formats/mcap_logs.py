@@ -27,7 +27,7 @@ from worldgym.data.formats.importing import import_recorded
 from worldgym.data.formats.mcap_mapping import Column, find_mapping, read_mapping
 from worldgym.data.formats.mcap_messages import field_at, messages, numbers_at, picture_of, topics_of
 from worldgym.data.formats.recording import REWARD_KEY, SUCCESS_KEY
-from worldgym.data.formats.rows import Feature, RowFolder, RowPlace
+from worldgym.data.formats.rows import Feature, PicturedRows, RowPlace
 from worldgym.data.formats.settings import ImportSettings
 from worldgym.errors import DatasetError
 
@@ -73,7 +73,7 @@ class McapFormat:
         return import_recorded(McapFolder(source, settings), out, command=command)
 
 
-class McapFolder(RowFolder):
+class McapFolder(PicturedRows):
     """MCAP recordings, read as episodes.
 
     Args:
@@ -254,8 +254,8 @@ class McapFolder(RowFolder):
         if not 2 <= count < MAX_ROWS:
             raise DatasetError(
                 f"{place.data}: {max(0.0, min(ends) - start):.3g} s have messages of all topics, which makes {count} "
-                "rows "
-                f"at {m.rate:g} per second; at least 2 are needed: check the clock and the rate in the mapping file"
+                f"rows at {m.rate:g} per second; at least 2 are needed: check the clock and the rate in the mapping "
+                "file"
             )
         grid = start + np.arange(count) / m.rate
         out = Timeline({}, {}, [], {}, {})
@@ -273,10 +273,10 @@ class McapFolder(RowFolder):
             if away.max() > column.max_gap + 1e-9:
                 row = int(np.argmax(away > column.max_gap + 1e-9))
                 raise DatasetError(
-                    f"{place.data}: a gap: {column.topic} ({name}) has no message within {column.max_gap:.3g} s of "
-                    f"row {row}, "
-                    f"at {grid[row]:.3f} s; the nearest one is {away[row]:.3g} s away. Divide the recording, or raise "
-                    "max_gap of that entry in the mapping file (.inf for values that are only sent when they change)"
+                    f"{place.data}: a gap: {column.topic} ({name}) has no message within {column.max_gap:.3g} s of row "
+                    f"{row}, at {grid[row]:.3f} s; the nearest one is {away[row]:.3g} s away. Divide the recording, or "
+                    "raise max_gap of that entry in the mapping file (.inf for values that are only sent when they "
+                    "change)"
                 )
             out.gaps[name] = float(away.max())
             if name in self.chosen:

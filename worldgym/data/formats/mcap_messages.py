@@ -47,8 +47,7 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:  # also a MemoryError, of a damaged length
         raise DatasetError(
             f"{path} can't be read as MCAP ({type(error).__name__}: {error}); if the recording was cut off, repair it "
-            "with "
-            "`mcap recover`, else copy or download it again"
+            "with `mcap recover`, else copy or download it again"
         ) from error
 
 
@@ -125,9 +124,8 @@ def _decoder(path: Path, schema: Any, channel: Any) -> Callable[[bytes], Any]:
         found = protobuf.DecoderFactory().decoder_for(encoding, schema)
     if found is None:
         raise DatasetError(
-            f"{path}: {channel.topic} has messages encoded as {encoding!r} with a schema {schema_encoding!r}; "
-            "expected cdr "
-            "with ros2msg, json or protobuf: convert the recording"
+            f"{path}: {channel.topic} has messages encoded as {encoding!r} with a schema {schema_encoding!r}; expected "
+            "cdr with ros2msg, json or protobuf: convert the recording"
         )
     return found  # type: ignore[no-any-return]
 
@@ -228,8 +226,7 @@ def stamp(path: Path, topic: str, message: Any) -> int:
             continue
     raise DatasetError(
         f"{path}: the messages of {topic} have no header.stamp; write `clock: log` into the mapping file, which uses "
-        "the "
-        "times of recording"
+        "the times of recording"
     )
 
 

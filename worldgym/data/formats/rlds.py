@@ -25,7 +25,7 @@ import numpy as np
 from worldgym.data.formats.choices import is_inside
 from worldgym.data.formats.importing import import_recorded
 from worldgym.data.formats.recording import REWARD_KEY, SUCCESS_KEY
-from worldgym.data.formats.rows import Feature, RowFolder, check_size
+from worldgym.data.formats.rows import Feature, PicturedRows, check_size
 from worldgym.data.formats.settings import ImportSettings
 from worldgym.data.formats.tfrecords import parse, read_record, record_index
 from worldgym.errors import CheckpointError, DatasetError
@@ -99,7 +99,7 @@ class RldsFormat:
         return import_recorded(RldsFolder(source, settings), out, command=command)
 
 
-class RldsFolder(RowFolder):
+class RldsFolder(PicturedRows):
     """A folder of RLDS shards, read as episodes.
 
     Args:
@@ -172,14 +172,12 @@ class RldsFolder(RowFolder):
                 raise
             raise DatasetError(
                 f"{where} lists no splits that can be read ({type(error).__name__}: {error}); expected, for each "
-                "split, "
-                "its name and shardLengths: download it again"
+                "split, its name and shardLengths: download it again"
             ) from error
         if not places:
             raise DatasetError(
                 f"{self.root} has no files of the splits {', '.join(absent) or '(none listed)'}; expected files such "
-                "as "
-                f"{self.info.get('name', 'NAME')}-train.tfrecord-00000-of-00001: download them"
+                f"as {self.info.get('name', 'NAME')}-train.tfrecord-00000-of-00001: download them"
             )
         return places, absent
 
@@ -326,8 +324,7 @@ def _tensors(root: Path) -> dict[str, Tensor]:
     except _MALFORMED as error:
         raise DatasetError(
             f"{path} does not describe episodes of steps ({type(error).__name__}: {error}); expected a FeaturesDict "
-            "with "
-            "a Dataset `steps`, as RLDS has it: check that this is an RLDS dataset"
+            "with a Dataset `steps`, as RLDS has it: check that this is an RLDS dataset"
         ) from error
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from worldgym.data.formats.choices import files_in
 from worldgym.data.formats.importing import import_recorded
 from worldgym.data.formats.recording import REWARD_KEY, SUCCESS_KEY
-from worldgym.data.formats.rows import Feature, RowFolder, RowPlace, blocks, check_size
+from worldgym.data.formats.rows import Feature, PicturedRows, RowPlace, blocks, check_size
 from worldgym.data.formats.settings import ImportSettings
 from worldgym.errors import DatasetError, DependencyError
 from worldgym.utils.optional import require
@@ -58,7 +58,7 @@ class RobomimicFormat:
         return import_recorded(RobomimicFolder(source, settings), out, command=command)
 
 
-class RobomimicFolder(RowFolder):
+class RobomimicFolder(PicturedRows):
     """HDF5 files of robomimic, read as episodes.
 
     Args:
@@ -83,8 +83,7 @@ class RobomimicFolder(RowFolder):
                 if not demos:
                     raise DatasetError(
                         f"{file} has no group data with demo_0, demo_1, ..., only {sorted(opened) or 'nothing'}; "
-                        "expected "
-                        "a file of robomimic"
+                        "expected a file of robomimic"
                     )
                 for name in demos:
                     self._places.append(RowPlace(len(self._places), file, name))
@@ -155,8 +154,7 @@ class RobomimicFolder(RowFolder):
             if not isinstance(stated, (int, np.integer)) or stated != found:
                 raise DatasetError(
                     f"{place.data}: {place.name} has {found} rows, but its num_samples is {stated}; the file is "
-                    "damaged, "
-                    "copy or download it again"
+                    "damaged, copy or download it again"
                 )
             return found
 
@@ -255,8 +253,7 @@ def _numbers(demo: Any, name: str, place: RowPlace) -> np.ndarray:
     if found.dtype.kind not in "biuf":
         raise DatasetError(
             f"{place.data}: {place.name}/{name} has the type {found.dtype}, expected numbers; choose other features "
-            "with "
-            "--state-key and --action-key"
+            "with --state-key and --action-key"
         )
     check_size(found.shape, f"{place.data}: {place.name}/{name}")
     return np.asarray(found[()])

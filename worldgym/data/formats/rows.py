@@ -1,11 +1,11 @@
 """`RowFolder`: recordings whose episodes are rows of named features, such as `action` or `obs/agentview_image`.
 
-A format lists its cameras, features and episodes, and reads columns and pictures; the choice of features, their
-concatenation, instructions and success labels are here, once.
+A format lists its cameras, features and episodes, and reads columns; if the rows hold the pictures, too, it derives
+from `PicturedRows` and reads those. The choice of features, their concatenation, instructions and success labels are here.
 
 Example::
 
-    class MyLogs(RowFolder):
+    class MyLogs(PicturedRows):
         def columns(self, place, keys): ...            # {"action": (N, 7), ...}
         def pictures(self, place, camera, rows): ...   # yields (H, W, 3) uint8, or the bytes of an image file
 """
@@ -99,10 +99,6 @@ class RowFolder(RecordedFolder):
     def columns(self, place: Any, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """Rows of the numeric features `keys` of an episode, each `(N, ...)`."""
 
-    @abstractmethod
-    def pictures(self, place: Any, camera: str, rows: np.ndarray) -> Iterator[np.ndarray | bytes]:
-        """The pictures of the given rows, increasing: `(H, W, 3)` uint8 RGB, or the bytes of an image file."""
-
     def length(self, place: Any) -> int:
         """Number of rows of an episode."""
         return int(place.length)
@@ -121,8 +117,7 @@ class RowFolder(RecordedFolder):
         if length < 2:
             raise DatasetError(
                 f"{place.data}: episode {place.index} has {length} rows; at least 2 are needed: an observation, and "
-                "the "
-                "result of its action"
+                "the result of its action"
             )
         columns = self.columns(place, keys)
         for key, values in columns.items():
@@ -175,34 +170,13 @@ class RowFolder(RecordedFolder):
         if len(texts) not in (0, 1, length):
             raise DatasetError(
                 f"{place.data}: episode {place.index} has {length} rows and {len(texts)} instructions; expected one "
-                "for "
-                "each row"
+                "for each row"
             )
         if len(set(texts)) < 2:
             return (Part(0, length - 1, (texts[0] if texts else "") or NO_INSTRUCTION),)
         number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         numbered = np.array([number[text] for text in texts], np.int64)
         return divided(numbered, {i: text for text, i in number.items()})
-
-    def frames(
-        self, place: Any, recording: Recording, camera: str, rows: np.ndarray, size: tuple[int, int]
-    ) -> tuple[np.ndarray, str]:
-        """Frames of the given rows, resized to `size`."""
-        out, s = [], self.settings
-        try:
-            for data in self.pictures(place, camera, rows):
-                shown = picture(data, size, s.resize) if isinstance(data, bytes) else _resized(data, size, s)
-                out.append(shown)
-        except ValueError as error:
-            if isinstance(error, DatasetError):
-                raise
-            where = f"{place.data}: {camera} of episode {place.index}, row {int(rows[len(out)])}"
-            raise DatasetError(f"{where}: {error}") from error
-        if len(out) != len(rows):
-            raise DatasetError(
-                f"{place.data}: {camera} of episode {place.index} has {len(out)} pictures for {len(rows)} rows"
-            )
-        return np.stack(out), "stored"
 
     # ---- names ---------------------------------------------------------------------------------------------------
 
@@ -226,6 +200,34 @@ class RowFolder(RecordedFolder):
             made = (short,) if size == 1 else tuple(f"{short}_{i}" for i in range(size))
             found[key] = names if len(set(names)) == len(names) == size else made
         return joined_names(found, dim, prefix)
+
+
+class PicturedRows(RowFolder):
+    """Rows that hold their pictures, so that a format reads them instead of videos."""
+
+    @abstractmethod
+    def pictures(self, place: Any, camera: str, rows: np.ndarray) -> Iterator[np.ndarray | bytes]:
+        """The pictures of the given rows, increasing: `(H, W, 3)` uint8 RGB, or the bytes of an image file."""
+
+    def frames(
+        self, place: Any, recording: Recording, camera: str, rows: np.ndarray, size: tuple[int, int]
+    ) -> tuple[np.ndarray, str]:
+        """Frames of the given rows, resized to `size`."""
+        out, s = [], self.settings
+        try:
+            for data in self.pictures(place, camera, rows):
+                shown = picture(data, size, s.resize) if isinstance(data, bytes) else _resized(data, size, s)
+                out.append(shown)
+        except ValueError as error:
+            if isinstance(error, DatasetError):
+                raise
+            where = f"{place.data}: {camera} of episode {place.index}, row {int(rows[len(out)])}"
+            raise DatasetError(f"{where}: {error}") from error
+        if len(out) != len(rows):
+            raise DatasetError(
+                f"{place.data}: {camera} of episode {place.index} has {len(out)} pictures for {len(rows)} rows"
+            )
+        return np.stack(out), "stored"
 
 
 def last_part(key: str) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from worldgym.data.formats.choices import is_inside
 from worldgym.data.formats.importing import import_recorded
 from worldgym.data.formats.recording import REWARD_KEY, SUCCESS_KEY
-from worldgym.data.formats.rows import Feature, RowFolder, RowPlace, blocks, check_size
+from worldgym.data.formats.rows import Feature, PicturedRows, RowPlace, blocks, check_size
 from worldgym.data.formats.settings import ImportSettings
 from worldgym.errors import DatasetError, DependencyError
 from worldgym.utils.optional import require
@@ -52,7 +52,7 @@ class ZarrFormat:
         return import_recorded(ZarrFolder(source, settings), out, command=command)
 
 
-class ZarrFolder(RowFolder):
+class ZarrFolder(PicturedRows):
     """A replay buffer of Diffusion Policy, read as episodes.
 
     Args:
@@ -85,8 +85,7 @@ class ZarrFolder(RowFolder):
             if array.shape[0] != rows:
                 raise DatasetError(
                     f"{root}: data/{name} has {array.shape[0]} rows, but meta/episode_ends ends at {rows}; the store "
-                    "is "
-                    "cut off or damaged: copy or download it again"
+                    "is cut off or damaged: copy or download it again"
                 )
             if array.ndim == 4 and array.shape[3] == 3 and array.dtype.kind in "uf":
                 cameras.append(name)
@@ -105,9 +104,8 @@ class ZarrFolder(RowFolder):
         for camera in self.chosen:
             if self._absent[camera]:
                 raise DatasetError(
-                    f"{root}: {self._absent[camera]} chunks of data/{camera} are not in the store, and Zarr reads "
-                    "them as "
-                    f"the fill value, one colour; copy or download the store again, or choose another --camera"
+                    f"{root}: {self._absent[camera]} chunks of data/{camera} are not in the store, and Zarr reads them "
+                    "as the fill value, one colour; copy or download the store again, or choose another --camera"
                 )
 
     @property
@@ -169,8 +167,8 @@ def _bytes(pictures: np.ndarray) -> np.ndarray:
     if np.abs(pictures - whole).max() > 1e-3:
         raise ValueError(
             f"the pictures are {pictures.dtype} from {pictures.min():.3g} to {pictures.max():.3g} and not whole "
-            "numbers, "
-            "so their scale is unknown; expected values 0 to 255: multiply them if they are 0 to 1, and store uint8"
+            "numbers, so their scale is unknown; expected values 0 to 255: multiply them if they are 0 to 1, and "
+            "store uint8"
         )
     return whole.astype(np.uint8)
 
@@ -200,8 +198,7 @@ def _reading(root: Path, what: str = "") -> Iterator[None]:
     except Exception as error:
         raise DatasetError(
             f"{root}{f': {what}' if what else ''} can't be read by zarr ({type(error).__name__}: {error}); the store "
-            "is "
-            "cut off or damaged, or needs a codec that is not installed: copy or download it again"
+            "is cut off or damaged, or needs a codec that is not installed: copy or download it again"
         ) from error
 
 
@@ -264,7 +261,6 @@ def _array(root: Path, group: Any, name: str) -> Any:
     if found.dtype.kind == "O" or "pickle" in described:
         raise DatasetError(
             f"{root}: {name} is an array of Python objects, and those are not read, because reading them executes "
-            "code; "
-            "store numbers instead"
+            "code; store numbers instead"
         )
     return found
