@@ -1,7 +1,7 @@
 """`RowFolder`: recordings whose episodes are rows of named features, such as `action` or `obs/agentview_image`.
 
 A format lists its cameras, features and episodes, and reads columns; if the rows hold the pictures, too, it derives
-from `PicturedRows` and reads those. The choice of features, their concatenation, instructions and success labels are here.
+from `PicturedRows` and reads those. Choice and concatenation of features, instructions and success labels are here.
 
 Example::
 
