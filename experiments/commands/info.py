@@ -92,7 +92,7 @@ def as_text(info: dict[str, Any]) -> str:
         ("GL", _gl_text(gl)),
         ("ids", ", ".join(info["ids"])),
     ]
-    checkpoints = info["checkpoints"] or [{"text": "none; `make pretrained` in a checkout trains them"}]
+    checkpoints = info["checkpoints"] or [{"text": "none; `worldgym build` in a checkout makes one"}]
     rows += [("checkpoint", _checkpoint_text(checkpoint)) for checkpoint in checkpoints]
     rows += [("shadowed", text) for text in shadowed] or [
         ("shadowed", "none: envs, rewards, agents, experiments are worldgym's")

@@ -44,7 +44,7 @@ def test_array_starts_survive_the_disk(tmp_path):
 
 
 def test_damaged_foreign_or_missing_start_files(tmp_path):
-    with pytest.raises(CheckpointError, match="make pretrained"):
+    with pytest.raises(CheckpointError, match="worldgym bundle"):
         ArrayStarts.load(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(CheckpointError, match="Expected a start set"):
@@ -115,7 +115,7 @@ def test_named_judges():
 
 @pytest.mark.parametrize("make", [make_imagined_tabletop, make_imagined_tabletop_vec])
 def test_a_missing_checkpoint_names_the_command(make, tmp_path):
-    with pytest.raises(CheckpointError, match="make pretrained"):
+    with pytest.raises(CheckpointError, match="worldgym build"):
         make(checkpoint="no-such-checkpoint")
-    with pytest.raises(CheckpointError, match="make pretrained"):
+    with pytest.raises(CheckpointError, match="worldgym bundle"):
         make(checkpoint=str(tmp_path))

@@ -32,7 +32,7 @@ def resolve_world_model(model: WorldModel | str | Path) -> WorldModel:
     """A world model, loaded by `worldgym.models.load_world_model` when given as a path or name.
 
     Raises:
-        CheckpointError: no such checkpoint; the message names `make pretrained`.
+        CheckpointError: no such checkpoint; the message names the bundled ones and `worldgym build`.
         TypeError: the object lacks part of `worldgym.protocols.WorldModel`.
     """
     if isinstance(model, (str, Path)):

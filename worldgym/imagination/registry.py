@@ -42,7 +42,7 @@ def make_imagined(**settings: Any) -> WorldModelEnv:
             `worldgym.pretrained.DEFAULT`.
 
     Raises:
-        CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
+        CheckpointError: the checkpoint is missing or incomplete; `worldgym build` makes one from a recipe.
     """
     return WorldModelEnv(**filled(**settings))
 
@@ -51,7 +51,7 @@ def make_imagined_vec(num_envs: int = 1, **settings: Any) -> WorldModelVectorEnv
     """`num_envs` imagined environments, stepped as one batch; keywords as in `make_imagined`.
 
     Raises:
-        CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
+        CheckpointError: the checkpoint is missing or incomplete; `worldgym build` makes one from a recipe.
     """
     return WorldModelVectorEnv(num_envs=num_envs, **filled(**settings))
 
@@ -88,7 +88,7 @@ def filled(checkpoint: str | Path | None = None, suite: str | None = None, **set
     """Complete an environment's keywords with the parts of a checkpoint and the state bounds of its suite.
 
     Raises:
-        CheckpointError: the checkpoint is missing or incomplete; `make pretrained` builds the bundled one.
+        CheckpointError: the checkpoint is missing or incomplete; `worldgym build` makes one from a recipe.
         ConfigError: the named suite is not registered.
     """
     if checkpoint is None and "world_model" not in settings:
@@ -98,8 +98,8 @@ def filled(checkpoint: str | Path | None = None, suite: str | None = None, **set
         for key, name in PARTS.items():
             if key not in settings and not (folder / name).exists():
                 raise CheckpointError(
-                    f"checkpoint {str(checkpoint)!r} has no {name} in {folder}; run `make pretrained`, or pass"
-                    f" {key}=..."
+                    f"checkpoint {str(checkpoint)!r} has no {name} in {folder}; make it with `worldgym bundle`, or"
+                    f" pass {key}=..."
                 )
         settings.setdefault("starts", str(folder / PARTS["starts"]))
         model = settings.setdefault("world_model", str(folder / PARTS["world_model"]))

@@ -128,12 +128,12 @@ class ArrayStarts:
         path = Path(path)
         if not path.exists():
             raise CheckpointError(
-                f"no start set at {path}, the file is missing; `make pretrained` rebuilds the bundled one, "
-                "ArrayStarts.save writes a new one"
+                f"no start set at {path}, the file is missing; `worldgym bundle` writes one into each "
+                "bundle, and ArrayStarts.save writes a new one"
             )
         remedy = (
             remedy
-            or "restore it from a copy, write it again with ArrayStarts.save, or type `make pretrained`"
+            or "restore it from a copy, write it with ArrayStarts.save, or make the bundle again with `worldgym bundle`"
         )
         verify_file(path, remedy)
         more = {

@@ -8,7 +8,7 @@ Example::
     from worldgym.utils.arrays import Field, read_arrays, write_arrays
     write_arrays("starts.npz", {"images": images, "tasks": tasks})
     fields = {"images": Field("uint8", ("N", "H", "W", 3)), "tasks": Field("text", ("N",), required=False)}
-    read_arrays("starts.npz", fields, remedy="Type `make pretrained`")["images"].shape
+    read_arrays("starts.npz", fields, remedy="restore it from a copy")["images"].shape
 """
 
 from __future__ import annotations
