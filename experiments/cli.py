@@ -117,6 +117,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         resumes=True,
     ),
     ("bundle",): Command("bundle", "BundleConfig", "copy trained parts into one checkpoint folder"),
+    ("card",): Command("card", "CardConfig", "write the model card of a bundle, with its gate"),
     ("build",): Command(
         "build", "BuildConfig", "make a bundle from nothing, by the commands of a recipe", resumes=True
     ),

@@ -58,6 +58,7 @@ class BundleConfig:
         seed: seed of the choice of start frames.
         half: store weights of 32 bits in 16 (float16), which halves the size; parts are computed in their own precision
             as before.
+        made_by: command that the card names as the one that makes this bundle.
         suite: suite of the data, for the card; if None, the suite of the data's split manifest, or the default one.
     """
 
@@ -76,6 +77,7 @@ class BundleConfig:
     demos_limit: int | None = None
     seed: int = 0
     half: bool = False
+    made_by: str = "worldgym bundle"
     suite: str | None = None
 
 
@@ -109,7 +111,9 @@ def run(config: BundleConfig) -> int:
             )
             write_demos(folder / "demos.npz", chosen, POLICIES.load(config.policy).chunk, dataset.specs)
             tasks = sorted(set(arrays.tasks))
-            write_card(folder, config.out.name, tasks, dataset.manifest.hash, len(arrays), dataset.summary, suite)
+            facts = {"name": config.out.name, "suite": suite, "tasks": tasks, "real_episodes": len(arrays)}
+            facts |= {"split_manifest": dataset.manifest.hash, "command": config.made_by}
+            write_card(folder, facts, dataset.summary)
             if (
                 config.out / README
             ).is_file():  # the model card is written by hand; keep it
@@ -252,22 +256,10 @@ def write_demos(path: Path, demos: list[Any] | Any, chunk: int, specs: Specs) ->
     )
 
 
-def write_card(
-    folder: Path, name: str, tasks: list[str], manifest: str, real_episodes: int, summary: Any, suite: str
-) -> None:
+def write_card(folder: Path, facts: dict[str, Any], summary: Any) -> None:
     """Write `card.json`, the machine-readable description; the README beside it is the model card for readers."""
     from worldgym import __version__
 
-    card = {
-        "name": name,
-        "suite": suite,
-        "tasks": tasks,
-        "tasks_thin": [],
-        "licence": "Apache-2.0",
-        "worldgym": __version__,
-        "split_manifest": manifest,
-        "real_episodes": real_episodes,
-        "data": json.loads(json.dumps(summary, default=str)),
-        "command": "make pretrained",
-    }
+    card = {**facts, "tasks_thin": [], "licence": "Apache-2.0", "worldgym": __version__}
+    card |= {"data": json.loads(json.dumps(summary, default=str))}
     atomic_write_text(folder / CARD, json.dumps(card, indent=1))
