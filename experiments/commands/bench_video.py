@@ -1,12 +1,12 @@
-"""`worldgym bench video`: leave-one-out test of the world model's training on recorded video of a real robot.
+"""`worldgym bench video`: how well a world model predicts recordings of a robot that its training left out.
 
-It measures how well a model predicts the episodes that it was trained on, and the one that was left out. A model
-trained on a few episodes does not generalise; the second result shows this.
+Either it trains a model per fold, each without some episodes, or it measures a trained `--world-model`. The result on
+episodes that were trained on stands beside; a model of few episodes predicts them well and the others badly.
 
 Example::
 
     worldgym bench video --source shared/data/bridge_v2 --image-size 64 --json runs/bridge_64.json
-    worldgym bench video --source data/my_lerobot_dataset --folds 3
+    worldgym bench video --source data/mine --world-model runs/world_model/export --after 66 --picture runs/film.png
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.recorded_fidelity import METRICS, film, measure, windows
 from experiments.pipelines.run_folder import finite, versions
 from experiments.pipelines.training_run import Hand, arrays_hash, require_preset, with_hand
 from worldgym.errors import ConfigError
@@ -31,7 +32,9 @@ from worldgym.utils.progress import Progress
 from worldgym.utils.sizes import short, text
 
 logger = logging.getLogger(__name__)
-HORIZONS = (1, 5, 10, 20)
+SETTINGS = (
+    "tokenizer_steps", "shift_steps", "steps", "preset", "seed", "length", "windows", "left_out", "after",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,14 @@ class BenchVideoConfig:
         source: folder of BridgeData V2 samples (mp4 + npz), a worldgym dataset, or a LeRobotDataset v2.0 to v3.0.
         camera: camera to use of a LeRobotDataset with several.
         image_size: side of imported frames in pixels, a multiple of 8.
-        folds: number of folds, each with another episode left out; one per episode if None.
+        folds: number of folds, each with other episodes left out; until every episode was left out once if None.
+        left_out: episodes left out per fold.
+        world_model: folder of a trained world model. It is measured as it is, and nothing is trained.
+        after: number of episodes on which `world_model` was trained (`--limit` of the train commands); those after
+            them are measured.
+        length: steps of a window that is predicted from its first frame.
+        windows: windows per episode, at most.
+        picture: PNG file of windows left out: recorded, predicted, and predicted under the actions of another episode.
         tokenizer_steps: updates of the tokenizer per fold.
         shift_steps: updates per fold of the network that moves object latents.
         steps: updates of the dynamics per fold.
@@ -60,6 +70,12 @@ class BenchVideoConfig:
     camera: str | None = None
     image_size: int = 64
     folds: int | None = None
+    left_out: int = 1
+    world_model: Path | None = None
+    after: int | None = None
+    length: int = 20
+    windows: int = 4
+    picture: Path | None = None
     tokenizer_steps: int = 300
     shift_steps: int = 100
     steps: int = 120
@@ -79,39 +95,77 @@ class BenchVideoConfig:
             raise ConfigError(
                 f"--image-size is {self.image_size}, expected a multiple of 8 of at least 32; try --image-size 64"
             )
+        if (self.world_model is None) != (self.after is None):
+            raise ConfigError(
+                "--world-model measures a trained model on the episodes after the first --after, which training left "
+                "out; give both, or neither"
+            )
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError(f"--out {self.out} is a file, expected a folder; give another --out")
 
 
 def run(config: BenchVideoConfig) -> int:
-    """Train all folds, print the table, and write the JSON file."""
+    """Train all folds, or load the given model; print the table, and write the JSON file."""
     episodes, specs = load(config)
-    folds = len(episodes) if config.folds is None else min(config.folds, len(episodes))
-    rows = []
-    with Progress(folds, "folds") as bar:
-        for fold in range(folds):
-            rows.append(one_fold(episodes, fold, config, specs))
-            bar.update(1)
+    if config.world_model is not None:
+        rows = [one_model(episodes, specs, config)]
+    else:
+        groups = folds_of(len(episodes), config)
+        rows = []
+        with Progress(len(groups), "folds") as bar:
+            for number, group in enumerate(groups):
+                rows.append(one_fold(episodes, number, group, config, specs))
+                bar.update(1)
     facts = {
         "source": config.source.name,
         "episodes": len(episodes),
         "image_size": short(specs.observation.main.size),
         "folds": rows,
-        "mean": {
-            kind: {
-                name: {str(h): float(np.nanmean([row[kind][name][str(h)] for row in rows])) for h in HORIZONS}
-                for name in ("model", "first_frame", "tokenizer")
-            }
-            for kind in ("trained", "left_out")
-        },
-        "settings": {
-            k: getattr(config, k) for k in ("tokenizer_steps", "shift_steps", "steps", "preset", "seed")
-        },
+        "mean": {kind: average([row[kind] for row in rows]) for kind in ("trained", "left_out") if kind in rows[0]},
+        "settings": {k: getattr(config, k) for k in SETTINGS},
         "versions": versions(),
     }
     atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")
     sys.stdout.write(table(facts) + f"\nwritten to {config.json}\n")
     return 0
+
+
+def folds_of(count: int, config: BenchVideoConfig) -> list[list[int]]:
+    """Numbers of the episodes that each fold leaves out: runs of neighbours, as recorded one after the other."""
+    size = min(config.left_out, count - 1)
+    groups = [list(range(low, min(low + size, count))) for low in range(0, count, size)]
+    return groups if config.folds is None else groups[: config.folds]
+
+
+def one_model(episodes: list[Any], specs: Specs, config: BenchVideoConfig) -> dict[str, Any]:
+    """Measure a trained model on the episodes after the first `after`, and on as many of those before them.
+
+    Raises:
+        ConfigError: the model has several cameras, no episodes are left, or specs differ.
+    """
+    from worldgym.models import load_world_model
+
+    assert config.world_model is not None and config.after is not None
+    model = placing(config)(load_world_model(config.world_model))
+    seen = model.specs.observation
+    if len(seen.cameras) > 1:
+        names = ", ".join(camera.name for camera in seen.cameras)
+        raise ConfigError(
+            f"--world-model {config.world_model} predicts the cameras {names}, and one camera is measured here; import "
+            "the recordings with one --camera and train on them"
+        )
+    model.specs.check(specs, f"the world model {config.world_model}", f"the recordings {config.source}")
+    if not 1 <= config.after < len(episodes):
+        raise ConfigError(
+            f"--after is {config.after}, expected from 1 to {len(episodes) - 1}: {config.source} has {len(episodes)} "
+            "episodes with actions, and those after the first --after are measured"
+        )
+    left_out = episodes[config.after :]
+    row: dict[str, Any] = {"fold": 0, "left_out_episodes": list(range(config.after, len(episodes)))}
+    row |= measured(model, episodes[: config.after], left_out, config)
+    if config.picture is not None:
+        film(model, windows(left_out, config.length, 1), config.picture)
+    return row
 
 
 def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
@@ -161,8 +215,10 @@ def arrays_of(episodes: list[Any]) -> Any:
     )
 
 
-def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, specs: Specs) -> dict[str, Any]:
-    """Train one fold; return PSNR in dB by horizon on the trained episodes and on the one left out."""
+def one_fold(
+    episodes: list[Any], fold: int, group: list[int], config: BenchVideoConfig, specs: Specs
+) -> dict[str, Any]:
+    """Train one fold; return the fidelity on as many trained episodes as were left out, and on those left out."""
     import torch
 
     from worldgym.models import VideoWorldModel, WorldModelConfig
@@ -171,7 +227,7 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, specs: Sp
     from worldgym.training.tokenizer import train_tokenizer
     from worldgym.training.world_model import LatentEpisodes, WorldModelTraining, train_world_model
 
-    seen = [e for i, e in enumerate(episodes) if i != fold]
+    seen = [e for i, e in enumerate(episodes) if i not in group]
     arrays = arrays_of(seen)
     preset = WorldModelConfig.preset(config.preset)
     folder = config.out / f"{text(specs.observation.main.size)}px_fold{fold}"
@@ -207,47 +263,61 @@ def one_fold(episodes: list[Any], fold: int, config: BenchVideoConfig, specs: Sp
         window=window,
     )
     model = train_world_model(model, data, training, folder / "world_model", identity=facts).eval()
+    left_out = [episodes[i] for i in group]
+    if config.picture is not None and not fold:
+        film(model, windows(left_out, config.length, 1), config.picture)
+    return {"fold": fold, "left_out_episodes": group, **measured(model, seen, left_out, config)}
+
+
+def measured(
+    model: Any, seen: list[Any], left_out: list[Any], config: BenchVideoConfig
+) -> dict[str, dict[str, Any]]:
+    """Fidelity on as many trained episodes as were left out, and on those left out."""
+    cut = lambda episodes: windows(episodes, config.length, config.windows)  # noqa: E731
+    trained = cut(seen[-max(2, len(left_out)) :])
     return {
-        "left_out_episode": fold,
-        "trained": curves(model, seen),
-        "left_out": curves(model, [episodes[fold]]),
+        "trained": measure(model, trained, config.seed),
+        "left_out": measure(model, cut(left_out), config.seed, donors=trained),
     }
 
 
-def curves(model: Any, episodes: list[Any]) -> dict[str, dict[str, float]]:
-    """Mean PSNR at each horizon of the world model, of the repeated first frame, and of the tokenizer alone."""
-    import torch
+def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over folds of the image metrics; None where a fold has none."""
 
-    from worldgym.evaluation import fidelity
+    def mean(values: list[Any]) -> Any:
+        if any(value is None for value in values):
+            return None
+        if isinstance(values[0], dict):
+            return {key: mean([value.get(key) for value in values]) for key in values[0]}
+        return float(np.mean(values))
 
-    found: dict[str, dict[str, list[float]]] = {
-        name: {str(h): [] for h in HORIZONS} for name in ("model", "first_frame", "tokenizer")
-    }
-    for episode in episodes:
-        predicted, _ = fidelity.imagine_logs(
-            model, episode.frames[None], episode.actions[None], episode.state[None],
-            torch.Generator().manual_seed(0),
-        )  # fmt: skip
-        frames = torch.from_numpy(episode.frames)
-        again = model.tokenizer.decode(model.tokenizer.encode(frames)).numpy()
-        for h in (h for h in HORIZONS if h <= len(episode.actions)):
-            true = episode.frames[h]
-            pictures = {"model": predicted[0, h - 1], "first_frame": episode.frames[0], "tokenizer": again[h]}
-            for name, picture in pictures.items():
-                found[name][str(h)].append(float(fidelity.psnr(true, picture)))
-    return {
-        name: {h: float(np.mean(v)) if v else float("nan") for h, v in row.items()}
-        for name, row in found.items()
-    }
+    return {metric: mean([row[metric] for row in rows]) for metric in METRICS}
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Return the printed table."""
-    lines = [
-        f"{facts['episodes']} episodes at {facts['image_size']} px, {len(facts['folds'])} folds; PSNR in dB at step "
-        + ", ".join(map(str, HORIZONS))
-    ]
+    """Return the printed table: PSNR, SSIM and feature distance by horizon, then the comparisons with intervals."""
+    lines = [f"{facts['episodes']} episodes at {facts['image_size']} px"]
     for kind, rows in facts["mean"].items():
-        for name, row in rows.items():
-            lines.append(f"  {kind:<10}{name:<14}" + "".join(f"{row[str(h)]:>8.1f}" for h in HORIZONS))
+        steps = sorted({int(h) for curve in rows["psnr"].values() if curve for h in curve})
+        for metric, unit in zip(METRICS, ("dB", "0..1", "smaller is nearer"), strict=True):
+            lines.append(f"  {kind}: {metric} ({unit}) at step " + ", ".join(map(str, steps)))
+            for name, curve in rows[metric].items():
+                if curve is not None:
+                    lines.append(f"    {name:<18}" + "".join(f"{curve[str(h)]:>8.2f}" for h in steps))
+    for row in facts["folds"]:
+        for kind in (kind for kind in ("trained", "left_out") if kind in row):
+            lines.append(f"  fold {row['fold']}, {kind}: " + compared(row[kind]))
     return "\n".join(lines)
+
+
+def compared(row: dict[str, Any]) -> str:
+    """Gain over the first frame repeated, and action sensitivity, with intervals over episodes."""
+
+    def shown(value: dict[str, Any]) -> str:
+        around = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
+        return f"{value['mean']:.2f}{around}"
+
+    last = list(row["gain"])[-1]
+    text = f"{row['windows']} windows of {row['episodes']} episodes; gain at step {last} {shown(row['gain'][last])} dB"
+    sensitivity = row["action_sensitivity"]
+    return text + ("" if sensitivity is None else f"; action sensitivity {shown(sensitivity)}")

@@ -12,6 +12,8 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.training_run import claim, identity, require_preset, require_size
@@ -34,7 +36,8 @@ class TrainTokenizerConfig:
         batch_size: frames per step.
         lr: peak learning rate.
         seed: seed of all randomness.
-        limit: maximum number of episodes to read.
+        limit: maximum number of episodes to read; the first ones.
+        augment: copies of each episode with other colours and crops (`worldgym.data.augment`), for few recordings.
         fresh: delete what an earlier run of this command wrote to `out`, and start over.
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
         dtype: precision of world-model inference; `auto` uses the saved precision.
@@ -50,6 +53,7 @@ class TrainTokenizerConfig:
     lr: float = 2e-3
     seed: int = 0
     limit: int | None = None
+    augment: int = 0
     fresh: bool = False
     device: str = "auto"
     dtype: DType = "auto"
@@ -67,6 +71,7 @@ def run(config: TrainTokenizerConfig) -> int:
     import torch
 
     from worldgym.data import EpisodeDataset
+    from worldgym.data.augment import augmented
     from worldgym.models import WorldModelConfig, load_world_model
     from worldgym.training.loop import LoopConfig
     from worldgym.training.pictures import Pictures
@@ -88,10 +93,11 @@ def run(config: TrainTokenizerConfig) -> int:
         require_size(picture, initial.config.image_size, f"the world model {config.initial}")
     claim(config.out, "train tokenizer", facts, own=OWN, fresh=config.fresh)
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
-    trained = int(arrays.offsets[-1 - max(1, len(arrays) // 20)])  # the last 5 % of the episodes are held out
+    trained = len(arrays) - max(1, len(arrays) // 20)  # the last 5 % of the episodes are held out
     if len(arrays) == 1:
         logger.warning("one episode: no episode is held out, and the PSNR is that of training frames")
-        trained = int(arrays.offsets[-1])
+        trained = 1
+    rows = slice(int(arrays.offsets[trained]))
     loop = LoopConfig(
         steps=config.steps or 1_000_000,
         lr=config.lr,
@@ -99,12 +105,16 @@ def run(config: TrainTokenizerConfig) -> int:
         max_minutes=None if config.steps else config.minutes,
     )
     pictures = Pictures.of(arrays, preset.canvas_for(cameras))
-    held_out = pictures.select(slice(trained if len(arrays) > 1 else 0, None, 15))
+    held_out = pictures.select(slice(rows.stop if len(arrays) > 1 else 0, None, 15))
+    pictures = pictures.select(rows)
+    if config.augment:
+        more = augmented(arrays.keep(np.arange(len(arrays)) < trained), config.augment, config.seed)
+        pictures = Pictures.of(more, pictures.canvas)
     static = all(camera.static for camera in cameras)
     fresh = replace(preset.tokenizer, image_size=short(pictures.size), background=static)
     shape = fresh if initial is None else initial.config
     tokenizer = train_tokenizer(
-        pictures.select(slice(trained)),
+        pictures,
         shape,
         loop,
         config.out,

@@ -76,7 +76,8 @@ class TrainWorldModelConfig:
             steps since the last checkpoint are lost.
         compile: use torch.compile for the training pass; 40 % faster after a minute or two of warm-up.
         seed: seed of all randomness.
-        limit: maximum number of episodes to read.
+        limit: maximum number of episodes to read; the first ones.
+        augment: copies of each episode with other colours and crops (`worldgym.data.augment`), for few recordings.
         fresh: delete what an earlier run of this command wrote to `out`, and start over.
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
         dtype: precision of world-model inference; `auto` uses the saved precision.
@@ -103,6 +104,7 @@ class TrainWorldModelConfig:
     compile: bool = False
     seed: int = 0
     limit: int | None = None
+    augment: int = 0
     fresh: bool = False
     device: str = "auto"
     dtype: DType = "auto"
@@ -126,6 +128,7 @@ def run(config: TrainWorldModelConfig) -> int:
     import torch
 
     from worldgym.data import EpisodeDataset
+    from worldgym.data.augment import augmented
     from worldgym.models import HandColumns, WorldModelConfig
     from worldgym.models.tokenizers.saved import read_tokenizer
     from worldgym.models.video.object_motion import window_odds
@@ -152,6 +155,7 @@ def run(config: TrainWorldModelConfig) -> int:
     initial = None if config.initial is None else _initial(config.initial, dataset, tokenizer)
     claim(config.out, "train world-model", facts, own=OWN, fresh=config.fresh)
     arrays = _acted(dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras))
+    arrays = augmented(arrays, config.augment, config.seed)
     model = _model(config, arrays, tokenizer, initial, specs, hand is not None)
     if tokenizer is not None:
         model.tokenizer.load_state_dict(tokenizer.state_dict())

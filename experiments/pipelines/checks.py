@@ -25,6 +25,7 @@ AT_LEAST_ONE = frozenset(
         "processes", "demos_per_task", "folds", "horizon", "image_size", "episodes", "iterations", "starts", "rounds",
         "attempts", "threads", "chunk", "group", "updates", "every", "piece", "samples", "shard_episodes", "scale",
         "rollout_horizon", "confirm", "demos_limit", "bc_batch", "concurrent", "cpus", "grace", "batches",
+        "left_out", "after", "length", "windows",
     }
 )  # fmt: skip
 """Options that must be at least 1 if they are given."""
@@ -34,7 +35,7 @@ NOT_NEGATIVE = frozenset(
         "seed", "seeds", "start_seed", "workers", "patience", "finish_steps", "imagined_episodes",
         "start_oversampling", "clips",
         "temperature", "action_temperature", "temperatures", "noises", "gpus", "audit_every", "audit_episodes", "soak",
-        "imitation_steps", "contact_odds", "check_episodes", "branches",
+        "imitation_steps", "contact_odds", "check_episodes", "branches", "augment",
     }
 )  # fmt: skip
 SEED_LIMIT = 2**63

@@ -21,8 +21,8 @@ from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
 
 logger = logging.getLogger(__name__)
 COMMON = (
-    "data", "out", "type", "preset", "steps", "minutes", "batch_size", "window", "lr", "seed", "limit", "fresh",
-    "device", "dtype",
+    "data", "out", "type", "preset", "steps", "minutes", "batch_size", "window", "lr", "seed", "limit", "augment",
+    "fresh", "device", "dtype",
 )  # fmt: skip
 """Options that apply to every registered type."""
 OFFERED = ("initial", "probe", "tokenizer")
@@ -56,6 +56,7 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     import torch
 
     from worldgym.data import EpisodeDataset
+    from worldgym.data.augment import augmented
     from worldgym.training.generic import PartTraining, fresh_part, train_part
     from worldgym.training.loop import LoopConfig
     from worldgym.utils.files import atomic_write_text
@@ -71,6 +72,7 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
+    arrays = augmented(arrays, getattr(config, "augment", 0), config.seed)
     if registry is JUDGES and not arrays.has_success.any():
         logger.warning(
             "no frame of %s has a success label; a judge that learns from labels learns nothing. If the recording has "

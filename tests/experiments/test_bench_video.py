@@ -25,9 +25,12 @@ def test_each_episode_is_left_out_in_turn(tmp_path):
     out = ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "video.json")]
     assert main(["bench", "video", "--source", str(tmp_path), "--image-size", "32", *sizes, *out]) == 0
     facts = json.loads((tmp_path / "video.json").read_text())
-    assert [row["left_out_episode"] for row in facts["folds"]] == [0, 1]
-    assert facts["image_size"] == 32 and np.isfinite(facts["mean"]["left_out"]["model"]["5"])
-    assert facts["mean"]["left_out"]["model"]["20"] is None  # the episodes are shorter
+    assert [row["left_out_episodes"] for row in facts["folds"]] == [[0], [1]]
+    assert facts["image_size"] == 32 and facts["folds"][0]["left_out"]["steps"] == 7  # the episodes are short
+    for metric in ("psnr", "ssim", "features"):
+        assert np.isfinite(facts["mean"]["left_out"][metric]["model"]["5"])
+    # One episode was left out: the actions that it did not have are those of a trained one.
+    assert facts["folds"][0]["left_out"]["action_sensitivity"]["low"] is None
 
 
 def test_one_episode_cannot_be_left_out(tmp_path, capsys):
