@@ -33,7 +33,7 @@ class BuildConfig:
         recipe: a YAML file, see `experiments.pipelines.recipe`.
         out: folder of the build; `runs/` and the name of the recipe if None.
         hours: time that the recipe's shares divide; that of the recipe if None.
-        set: values of the recipe to replace, `--set episodes=200 minutes=5`.
+        set: values of the recipe to replace, `--set episodes=200 minutes=5`; `null` leaves an option out.
         start: (`--from`) remove what this stage and those after it have built, and build them again.
         dry_run: print the commands and the expected durations only.
     """
@@ -87,8 +87,11 @@ def values_of(given: tuple[str, ...]) -> dict[str, object]:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {pair!r}: {value!r} is no YAML value; put it in quotes") from error
-        if found[name] is None:
-            raise ConfigError(f"--set {pair!r} gives no value; expected name=value, such as --set episodes=200")
+        if not value.strip():
+            raise ConfigError(
+                f"--set {pair!r} gives no value; expected name=value, such as --set episodes=200, or {name}=null to "
+                "leave an option out"
+            )
     return found
 
 

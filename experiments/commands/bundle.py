@@ -44,13 +44,14 @@ class BundleConfig:
     Args:
         data: dataset of `worldgym collect` or `worldgym import` on which the parts were trained.
         world_model: folder of a world model (`.../export`).
-        judge: folder of a judge.
-        policy: folder of the SFT policy.
+        judge: folder of a judge; None for recordings that no judge can be trained on. Environments then need `reward=`.
+        policy: folder of the SFT policy; None makes a bundle without policy and demonstrations.
         probe: folder of the position probe (`.../export`), which `worldgym bench fidelity` uses.
         latent_judge: folder of a success head on this world model's latents.
         open_clip_judge: folder of an open_clip judge.
         out: folder of the bundle.
         starts: number of logged frames that are stored as starts of imagined episodes.
+        starts_after: take them only from the episodes after the first N, which training left out (`--limit N`).
         demos_per_task: number of demonstrations per task on which the policy was trained.
         behaviour: behaviour of the demonstrations; if None, `expert`, or the only behaviour of the dataset.
         success_only: store successful demonstrations only.
@@ -58,25 +59,29 @@ class BundleConfig:
         seed: seed of the choice of start frames.
         half: store weights of 32 bits in 16 (float16), which halves the size; parts are computed in their own precision
             as before.
+        licence: licence of the weights, for the card; recordings may require another.
         made_by: command that the card names as the one that makes this bundle.
-        suite: suite of the data, for the card; if None, the suite of the data's split manifest, or the default one.
+        suite: suite of the data, for the card; if None, the suite of the data's split manifest. Imported recordings
+            belong to none.
     """
 
     data: Path
     world_model: Path
-    judge: Path
-    policy: Path
     out: Path
+    judge: Path | None = None
+    policy: Path | None = None
     probe: Path | None = None
     latent_judge: Path | None = None
     open_clip_judge: Path | None = None
     starts: int = 3000
+    starts_after: int | None = None
     demos_per_task: int = 25
     behaviour: str | None = None
     success_only: bool = True
     demos_limit: int | None = None
     seed: int = 0
     half: bool = False
+    licence: str = "Apache-2.0"
     made_by: str = "worldgym bundle"
     suite: str | None = None
 
@@ -89,7 +94,7 @@ def run(config: BundleConfig) -> int:
 
     sources = parts(config)
     dataset = EpisodeDataset(config.data).require_seen()
-    suite = load_suite(config.suite or suite_of(dataset)).name
+    suite = load_suite(config.suite).name if config.suite else suite_of(dataset)
     name = f"the world model {config.world_model}"
     dataset.specs.check(specs_in(config.world_model), f"the dataset {config.data}", name)
     arrays = dataset.load_arrays(progress=True, cameras=dataset.cameras)
@@ -102,17 +107,26 @@ def run(config: BundleConfig) -> int:
                 copy_part(name, source, folder / name)
                 if config.half:
                     halve(folder / name)
-            write_starts(folder / "starts.npz", arrays, config.starts, config.seed)
-            chosen = demonstrations(
-                first,
-                config.demos_per_task,
-                behaviour=demonstrated_behaviour(first, config.behaviour),
-                success_only=config.success_only,
-            )
-            write_demos(folder / "demos.npz", chosen, POLICIES.load(config.policy).chunk, dataset.specs)
-            tasks = sorted(set(arrays.tasks))
-            facts = {"name": config.out.name, "suite": suite, "tasks": tasks, "real_episodes": len(arrays)}
-            facts |= {"split_manifest": dataset.manifest.hash, "command": config.made_by}
+            left = arrays
+            if config.starts_after is not None:
+                if not 0 <= config.starts_after < len(arrays):
+                    raise ConfigError(
+                        f"--starts-after is {config.starts_after}, expected from 0 to {len(arrays) - 1}: {config.data} "
+                        f"has {len(arrays)} episodes, and starts are taken from those after the first --starts-after"
+                    )
+                left = arrays.keep(np.arange(len(arrays)) >= config.starts_after)
+            write_starts(folder / "starts.npz", left, config.starts, config.seed)
+            if config.policy is not None:
+                chosen = demonstrations(
+                    first,
+                    config.demos_per_task,
+                    behaviour=demonstrated_behaviour(first, config.behaviour),
+                    success_only=config.success_only,
+                )
+                write_demos(folder / "demos.npz", chosen, POLICIES.load(config.policy).chunk, dataset.specs)
+            facts = {"name": config.out.name, "tasks": sorted(set(arrays.tasks)), "real_episodes": len(arrays)}
+            facts |= {"split_manifest": dataset.manifest.hash, "command": config.made_by, "licence": config.licence}
+            facts |= {} if suite is None else {"suite": suite}
             write_card(folder, facts, dataset.summary)
             if (
                 config.out / README
@@ -260,6 +274,6 @@ def write_card(folder: Path, facts: dict[str, Any], summary: Any) -> None:
     """Write `card.json`, the machine-readable description; the README beside it is the model card for readers."""
     from worldgym import __version__
 
-    card = {**facts, "tasks_thin": [], "licence": "Apache-2.0", "worldgym": __version__}
+    card = {**facts, "tasks_thin": [], "worldgym": __version__}
     card |= {"data": json.loads(json.dumps(summary, default=str))}
     atomic_write_text(folder / CARD, json.dumps(card, indent=1))

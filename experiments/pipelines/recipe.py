@@ -18,6 +18,9 @@ Example of a recipe::
 `$out` is the folder of the build, other names are values of the recipe, `{share: x}` is x times `hours`, in minutes.
 Positional arguments of a command are listed under `_`.
 `needs: [labels]` refuses a stage whose dataset has no success labels.
+
+A recipe with `base: FILE` in place of stages has those of the recipe FILE, a path relative to its own folder. Its
+`values`, `about` and `hours` replace those of that recipe.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from typing import Any
 from worldgym.errors import ConfigError
 
 STAGE_KEYS = {"name", "minutes", "accept", "needs", "note", "environment"}
-RECIPE_KEYS = {"name", "about", "hours", "values", "stages"}
+RECIPE_KEYS = {"name", "about", "hours", "values", "stages", "base"}
 NEEDS = ("labels",)
 
 
@@ -105,22 +108,8 @@ def read_recipe(
     Raises:
         ConfigError: the file is missing or is no recipe; the message names the stage and what is wrong with it.
     """
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        shipped = ", ".join(str(p) for p in sorted(Path("recipes").glob("*.yaml"))) or "none here"
-        raise ConfigError(f"no recipe {path} ({error.strerror}); recipes in this folder: {shipped}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("stages"), list) or not data["stages"]:
-        raise ConfigError(f"{path} is no recipe: expected a mapping with a list of `stages`")
-    if unknown := set(map(str, data)) - RECIPE_KEYS:
-        raise ConfigError(f"{path}: unknown keys {sorted(unknown)}; expected some of {sorted(RECIPE_KEYS)}")
-    known = data.get("values") or {}
-    if not isinstance(known, dict) or not all(isinstance(name, str) for name in known) or "out" in known:
-        raise ConfigError(f"{path}: `values` is {known!r}; expected names with values, and none named out")
+    data = _content(path)
+    known = data["values"]
     if unknown := set(values or {}) - set(known):
         raise ConfigError(f"{path} has no values {sorted(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
     total = number(hours if hours is not None else data.get("hours", 1.0), f"{path}: `hours`")
@@ -130,6 +119,39 @@ def read_recipe(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: several stages have the name {', '.join(twice)}; give each a `name`")
     return Recipe(str(data.get("name", path.stem)), str(data.get("about", "")), total, tuple(stages))
+
+
+def _content(path: Path, based: bool = False) -> dict[str, Any]:
+    """The mapping in a recipe file, with what it takes from its base."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        shipped = ", ".join(str(p) for p in sorted(Path("recipes").glob("*.yaml"))) or "none here"
+        raise ConfigError(f"no recipe {path} ({error.strerror}); recipes in this folder: {shipped}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    base = data.get("base") if isinstance(data, dict) else None
+    if base is None and (not isinstance(data, dict) or not isinstance(data.get("stages"), list) or not data["stages"]):
+        raise ConfigError(f"{path} is no recipe: expected a mapping with a list of `stages`")
+    if unknown := set(map(str, data)) - RECIPE_KEYS:
+        raise ConfigError(f"{path}: unknown keys {sorted(unknown)}; expected some of {sorted(RECIPE_KEYS)}")
+    known = data.get("values") or {}
+    if not isinstance(known, dict) or not all(isinstance(name, str) for name in known) or "out" in known:
+        raise ConfigError(f"{path}: `values` is {known!r}; expected names with values, and none named out")
+    if base is None:
+        return {**data, "values": known}
+    if not isinstance(base, str) or "stages" in data or based:
+        raise ConfigError(
+            f"{path}: `base` is {base!r}; expected the file name of a recipe with stages, in place of `stages`"
+        )
+    below = _content(path.parent / base, based=True)
+    if unknown := set(known) - set(below["values"]):
+        names = ", ".join(sorted(below["values"])) or "none"
+        raise ConfigError(f"{path}: {path.parent / base} has no values {sorted(unknown)}; it has {names}")
+    merged = {**below, **data, "values": {**below["values"], **known}}
+    return {**merged, "name": data.get("name", path.stem)}
 
 
 def number(value: Any, what: str) -> float:

@@ -43,10 +43,11 @@ def model_card(
             commands if None.
     """
     data = card.get("data") or {}
+    of = f"of the suite `{card['suite']}`" if "suite" in card else "of recordings, without a simulator behind it"
     about = [
-        f"A learned simulator of the suite `{card.get('suite')}`: a world model, a judge, a policy, and the frames "
-        f"that imagined episodes begin from. Trained on {card.get('real_episodes')} logged episodes of split `seen`; "
-        f"licence {card.get('licence')}. Made by `{card.get('command')}` with worldgym {card.get('worldgym')}.",
+        f"A learned simulator {of}: its parts, and the frames that imagined episodes begin from. Trained on "
+        f"{card.get('real_episodes')} logged episodes; licence {card.get('licence')}. Made by "
+        f"`{card.get('command')}` with worldgym {card.get('worldgym')}.",
     ]
     sections = [f"# {card.get('name', folder.name)}", MARK, *about, _parts(folder)]
     sections += [f"**Covers** {_listed(card.get('tasks', ()))}."]

@@ -14,7 +14,7 @@ from experiments.pipelines.build import Build, StageFailedError
 from experiments.pipelines.recipe import Recipe, Stage, arguments_of, read_recipe
 from worldgym.errors import ConfigError
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def write(folder: Path, stages, **more) -> Path:
@@ -35,6 +35,30 @@ def test_values_keep_their_types_and_shares_divide_the_hours(tmp_path):
     assert second.line == "worldgym train tokenizer --data x/data --out x/t-9 --minutes 60.0"
     assert (second.name, second.minutes, recipe.minutes) == ("train tokenizer t-9", 60.0, 60.0)
     assert read_recipe(path, Path("x"), hours=1).stages[1].minutes == 30.0
+
+
+def test_a_recipe_takes_stages_and_values_from_its_base(tmp_path):
+    stages = [{"collect": {"out": "$out/data", "episodes": "$episodes", "suite": "$suite"}}]
+    write(tmp_path, stages, values={"episodes": 7, "suite": None}, hours=2, about="below")
+    (tmp_path / "sub").mkdir()
+    above = tmp_path / "sub" / "above.yaml"
+    above.write_text("{base: ../mine.yaml, values: {episodes: 9}}")
+    recipe = read_recipe(above, Path("x"))
+    assert (recipe.name, recipe.about, recipe.hours) == ("above", "below", 2.0)
+    assert recipe.stages[0].line == "worldgym collect --out x/data --episodes 9"
+    assert read_recipe(above, Path("x"), values={"suite": "mine"}).stages[0].line.endswith("--episodes 9 --suite mine")
+    (tmp_path / "third.yaml").write_text("base: sub/above.yaml")
+    for text, said in {
+        "{base: ../mine.yaml, values: {colour: 1}}": "has no values ['colour']; it has episodes, suite",
+        "{base: ../mine.yaml, stages: [{info: {}}]}": "in place of `stages`",
+        "{base: [1]}": "in place of `stages`",
+        "{base: nothing.yaml}": "no recipe",
+        "{base: ../third.yaml}": "in place of `stages`",
+    }.items():
+        above.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            read_recipe(above, Path("x"))
+        assert said in str(caught.value)
 
 
 def test_options_are_written_as_a_person_would_type_them():
@@ -223,5 +247,6 @@ def test_a_stage_that_fails_stops_the_build(tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path, tmp_path, capsys):
-    assert main(["build", str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    source = ["--set", "source=recorded", "train=2"] if "recordings" in str(path) else []
+    assert main(["build", str(path), "--dry-run", "--out", str(tmp_path / "out"), *source]) == 0
     assert "hours on two cores" in capsys.readouterr().out

@@ -97,9 +97,10 @@ def filled(checkpoint: str | Path | None = None, suite: str | None = None, **set
         folder = _folder(checkpoint)
         for key, name in PARTS.items():
             if key not in settings and not (folder / name).exists():
+                bare = " (reward=None for an environment without reward)" if key == "reward" else ""
                 raise CheckpointError(
                     f"checkpoint {str(checkpoint)!r} has no {name} in {folder}; make it with `worldgym bundle`, or"
-                    f" pass {key}=..."
+                    f" pass {key}=...{bare}"
                 )
         settings.setdefault("starts", str(folder / PARTS["starts"]))
         model = settings.setdefault("world_model", str(folder / PARTS["world_model"]))
