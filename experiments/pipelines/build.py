@@ -27,6 +27,7 @@ from typing import Any
 from experiments.pipelines.recipe import Recipe, Stage
 from worldgym.errors import CheckpointError, ConfigError, WorldgymError
 from worldgym.utils.files import read_sealed, write_sealed
+from worldgym.utils.staging import locked
 
 STATE = "build.json"
 FAILED = 2
@@ -170,7 +171,16 @@ class Build:
 
         Raises:
             StageFailedError: a command failed; the build continues there when it is started again.
+            ConfigError: another build runs in the folder.
+            KeyboardInterrupt: Ctrl-C was pressed. A stage that still ended is recorded.
         """
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out, wait=False) as mine:
+            if not mine:
+                raise ConfigError(f"another `worldgym build` runs in {self.out}; wait for it, or give another --out")
+            self._run(announce, check_data)
+
+    def _run(self, announce: Callable[[Stage, int], None], check_data: Callable[[Stage], None]) -> None:
         numbers = {stage.name: number for number, stage in enumerate(self.recipe.stages, 1)}
         for stage in self.left:
             announce(stage, numbers[stage.name])
@@ -178,8 +188,8 @@ class Build:
             self.done[stage.name] = {"line": stage.line}
             self._save()
             began = time.perf_counter()
-            code = execute(stage)
-            if code == 130:
+            code, stopped = execute(stage)
+            if code == 130 or (stopped and code not in stage.accept):
                 raise KeyboardInterrupt
             if code not in stage.accept:
                 raise StageFailedError(
@@ -188,18 +198,19 @@ class Build:
                 )
             self.done[stage.name] = {"line": stage.line, "code": code, "seconds": round(time.perf_counter() - began, 1)}
             self._save()
+            if stopped:
+                raise KeyboardInterrupt
 
     def _save(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         write_sealed(self.file, {"recipe": self.recipe.name, "stages": self.done}, indent=1)
 
 
-def execute(stage: Stage, command: Sequence[str] = (sys.executable, "-m", "worldgym")) -> int:
-    """Run the command of a stage and return its exit code."""
+def execute(stage: Stage, command: Sequence[str] = (sys.executable, "-m", "worldgym")) -> tuple[int, bool]:
+    """Run the command of a stage; return its exit code, and whether Ctrl-C was pressed meanwhile."""
     environment = {**os.environ, **stage.environment}
     with subprocess.Popen([*command, *stage.words, *stage.arguments], env=environment) as process:
         try:
-            return process.wait()
+            return process.wait(), False
         except KeyboardInterrupt:  # the terminal sent the signal to the command, too; it saves its state
-            process.wait()
-            raise
+            return process.wait(), True

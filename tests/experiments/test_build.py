@@ -238,6 +238,30 @@ def test_a_judge_is_not_trained_on_data_without_both_outcomes(tmp_path):
     check_data(Stage("tokenizer", ("train", "tokenizer"), (), data=data))
 
 
+def test_a_second_build_in_the_same_folder_is_refused(tmp_path):
+    stage = Stage("info", ("info",), ())
+    first, second = (Build(Recipe("r", "", 1.0, (stage,)), tmp_path / "out") for _ in range(2))
+
+    def meanwhile(*_):
+        with pytest.raises(ConfigError, match="another `worldgym build` runs in"):
+            second.run(lambda *_: None, lambda _: None)
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        first.run(meanwhile, lambda _: None)
+    second.run(lambda *_: None, lambda _: None)
+    assert not second.left
+
+
+@pytest.mark.parametrize(("code", "kept"), [(0, True), (1, False), (130, False)])
+def test_a_stage_that_ended_after_ctrl_c_is_recorded(tmp_path, monkeypatch, code, kept):
+    recipe = Recipe("r", "", 1.0, (Stage("info", ("info",), ()), Stage("list", ("list",), ())))
+    monkeypatch.setattr("experiments.pipelines.build.execute", lambda stage: (code, True))
+    with pytest.raises(KeyboardInterrupt):
+        Build(recipe, tmp_path).run(lambda *_: None, lambda _: None)
+    assert [stage.name for stage in Build(recipe, tmp_path).left] == (["list"] if kept else ["info", "list"])
+
+
 def test_a_stage_that_fails_stops_the_build(tmp_path):
     stage = Stage("no", ("data", "check"), (str(tmp_path / "nothing"),))
     build = Build(Recipe("r", "", 1.0, (stage,)), tmp_path / "out")
