@@ -173,6 +173,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "execute the best of N imagined attempts, chosen by each judge, in Real",
         draws=True,
     ),
+    ("bench", "embodiments"): Command(
+        "bench_embodiments",
+        "BenchEmbodimentsConfig",
+        "a world model of several robots, beside one of each, at equal steps",
+        resumes=True,
+    ),
     ("bench", "hindsight"): Command(
         "bench_hindsight",
         "BenchHindsightConfig",

@@ -11,12 +11,17 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.training_run import claim, identity, require_preset, require_size
+
+if TYPE_CHECKING:
+    from worldgym.models import FrameTokenizer
+    from worldgym.models.tokenizers.frame import TokenizerConfig
 
 logger = logging.getLogger(__name__)
 OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json", "manifest.json")
@@ -76,9 +81,7 @@ def run(config: TrainTokenizerConfig) -> int:
     from worldgym.training.loop import LoopConfig
     from worldgym.training.pictures import Pictures
     from worldgym.training.tokenizer import reconstruction_psnr, train_tokenizer
-    from worldgym.utils.folders import save_folder
     from worldgym.utils.sizes import short
-    from worldgym.utils.tensors import save_tensors
 
     torch.set_num_threads(
         torch.get_num_threads() if placing(config).name != "cpu" else min(2, torch.get_num_threads())
@@ -125,9 +128,17 @@ def run(config: TrainTokenizerConfig) -> int:
         device=device,
     )
     scores = reconstruction_psnr(tokenizer, held_out)
-    with save_folder(config.out) as folder:
+    save_tokenizer(tokenizer, shape, config.out, scores)
+    logger.info("tokenizer saved to %s, held-out %s", config.out, scores)
+    return 0
+
+
+def save_tokenizer(tokenizer: FrameTokenizer, shape: TokenizerConfig, out: Path, scores: dict[str, float]) -> None:
+    """Write a tokenizer so that `worldgym.models.tokenizers.saved.read_tokenizer` reads it."""
+    from worldgym.utils.folders import save_folder
+    from worldgym.utils.tensors import save_tensors
+
+    with save_folder(out) as folder:
         save_tensors(folder / "tokenizer.safetensors", tokenizer.state_dict())
         settings = json.dumps({**asdict(shape), "metrics": scores}, indent=1)
         (folder / "tokenizer.json").write_text(settings)
-    logger.info("tokenizer saved to %s, held-out %s", config.out, scores)
-    return 0
