@@ -54,6 +54,10 @@ class ImportConfig:
         frames: `timestamp` takes the frame nearest in time, `index` takes the k-th frame for the k-th row; `auto` uses
             `index` if there are as many frames as rows.
         recorded_fps: rows per second of the recordings, for formats that do not record it.
+        action_shift: row t gets the action of row t - N (N may be negative), for actions that are logged too early or
+            too late; `worldgym data check` says which N. The rows left over are cut.
+        picture_shift: row t gets the pictures of row t - N (N may be negative).
+        cut: rows to cut at the start and at the end of each episode.
         mapping: YAML file that says which topics and fields of MCAP recordings are pictures, state and actions; by
             default `mapping.yaml` beside the recordings.
     """
@@ -79,6 +83,9 @@ class ImportConfig:
     frames: Literal["auto", "timestamp", "index"] = "auto"
     recorded_fps: float | None = None
     mapping: Path | None = None
+    action_shift: int = 0
+    picture_shift: int = 0
+    cut: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -95,6 +102,7 @@ class ImportConfig:
             limit=self.limit, success=self.success, reward=self.reward, bounds=self.bounds, fps=self.fps,
             actions=_words(self.actions), resize=self.resize, frames=self.frames, recorded_fps=self.recorded_fps,
             mapping=None if self.mapping is None else str(self.mapping),
+            action_shift=self.action_shift, picture_shift=self.picture_shift, cut=self.cut,
         )  # fmt: skip
 
 

@@ -87,21 +87,20 @@ def _action_lags(alignment: Sequence[Alignment]) -> list[str]:
         if number < 0:
             out.append(
                 f"actions {names} are logged {steps} after the {'motion' if kind == 'delta' else 'state'} that they "
-                f"describe ({kind}): action t must lead from frame t to t+1. Move the action column {steps} up in the "
-                f"source (row t gets the action of row t+{-number}) and cut the last {steps}, then import again"
+                f"describe ({kind}): action t must lead from frame t to t+1. Import with --action-shift {number} "
+                f"(row t gets the action of row t+{-number})"
             )
         elif kind == "delta":
             out.append(
                 f"actions {names} are followed by the motion only {steps} later (delta): action t must lead from frame "
-                f"t to t+1. Move the action column {steps} down in the source (row t gets the action of row "
-                f"t-{number}) and cut the first {steps}, then import again. If it is the delay of the robot, a lower "
-                "--fps makes it a smaller part of a step"
+                f"t to t+1. Import with --action-shift {number} (row t gets the action of row t-{number}). If it is "
+                "the delay of the robot, a lower --fps makes it a smaller part of a step"
             )
         else:
             out.append(
                 f"actions {names} are absolute targets that the state reaches {steps} later than the next row. For "
                 "targets of a controller this delay is usual and needs no change; a lower --fps makes it a smaller "
-                f"part of a step. If the log is early, move the action column {steps} down in the source"
+                f"part of a step. If the log is early, import with --action-shift {number}"
             )
     if slow:
         out.append(
@@ -137,15 +136,15 @@ def _picture_lags(facts: dict[str, Any]) -> list[str]:
         unit = f"{steps} row{'s' if steps > 1 else ''}"
         if lag["fine"] > 0:
             out.append(
-                f"camera {entry['camera']}: pictures lead the state by {unit} (lag {lag['fine']:+.1f}). Move the state "
-                f"and action columns {unit} up in the source, or the pictures down, and cut the rows left over; if the "
-                "times of rows and frames are recorded, try --frames timestamp"
+                f"camera {entry['camera']}: pictures lead the state by {unit} (lag {lag['fine']:+.1f}). Import with "
+                f"--picture-shift {steps} (row t gets the picture of row t-{steps}); if the times of rows and frames "
+                "are recorded, try --frames timestamp"
             )
         else:
             out.append(
                 f"camera {entry['camera']}: pictures follow the state by {unit} (lag {lag['fine']:+.1f}), as with a "
-                f"camera or encoder that is late. Move the pictures {unit} up in the source and cut the rows left "
-                "over; if the times of rows and frames are recorded, try --frames timestamp"
+                f"camera or encoder that is late. Import with --picture-shift -{steps} (row t gets the picture of row "
+                f"t+{steps}); if the times of rows and frames are recorded, try --frames timestamp"
             )
     return out
 
@@ -164,7 +163,7 @@ def _action_pictures(facts: dict[str, Any]) -> list[str]:
         f"the pictures change {steps} step{'s' if steps > 1 else ''} {'after' if late else 'before'} the actions (lag "
         f"{lag['fine']:+.1f}): "
         f"{'the robot reacts late, or the log is early' if late else 'the actions are logged late'}. "
-        f"Move the action column {steps} {'down' if late else 'up'} in the source and cut the rows left over"
+        f"Import with --action-shift {steps if late else -steps}"
         + (
             "; a delay of the robot may also stay, but the world model then needs frames from before it"
             if late
@@ -230,8 +229,9 @@ def _idle(facts: dict[str, Any]) -> list[str]:
         out.append(
             f"{idle['share']:.0%} of the steps are idle ({idle['start']:.0%} at the start of episodes, "
             f"{idle['end']:.0%} at the end, {idle['inside']:.0%} inside): a world model that predicts no change is "
-            "right there. Cut idle rows at the start and the end in the source, and pauses that no work of the "
-            "gripper explains"
+            "right there. Cut idle rows: import with --cut START END for those of all episodes (median "
+            f"{idle['median_start_s']:.2g} s and {idle['median_end_s']:.2g} s), and remove in the source pauses that "
+            "no work of the gripper explains"
         )
     return out
 
@@ -249,7 +249,7 @@ def _jumps(facts: dict[str, Any]) -> list[str]:
             f"episodes out, such as --skip {number}"
         )
         if 2 * jump["first_step"] > jump["count"]:
-            cure = "a stale value in the first row: cut that row in the source"
+            cure = "a stale value in the first row: import with --cut 1 0"
         out.append(
             f"state field {jump['name']} jumps {times}{first} (largest: {delta:+.3g} in episode {number}, "
             f"step {step}); {cure}"

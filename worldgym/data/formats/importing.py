@@ -32,7 +32,8 @@ from worldgym.utils.sizes import text
 
 logger = logging.getLogger(__name__)
 NOTES = "meta/import.json"
-_LATER = ("mapping", "recorded_fps")  # settings that imports of earlier versions do not have
+_LATER = {"recorded_fps": None, "mapping": None, "action_shift": 0, "picture_shift": 0, "cut": (0, 0)}
+"""Settings of later versions with their defaults, which do not count, so that earlier imports are continued."""
 
 
 def import_recorded(
@@ -127,7 +128,7 @@ def _identity(folder: RecordedFolder) -> str:
     `skip_bad` is excluded, so that it can be added after a damaged video has stopped the import.
     """
     settings = {**dataclasses.asdict(folder.settings), "skip_bad": None}
-    settings = {k: v for k, v in settings.items() if k not in _LATER or v is not None}
+    settings = {k: v for k, v in settings.items() if k not in _LATER or v != _LATER[k]}
     plan = [
         [i.place.index, i.place.length, i.part.first, i.part.last, i.part.instruction] for i in folder.items
     ]

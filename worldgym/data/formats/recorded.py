@@ -254,15 +254,26 @@ class RecordedFolder(ABC):
         logger.warning("episode %d is skipped: %s", place.index, error)
 
     def _rows(self, recording: Recording, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the kept rows, and the actions between them in recorded units."""
-        times = recording.times[part.first : part.last + 1]
-        actions = recording.actions[part.first : part.last]
-        if self.settings.fps is None:
-            return np.arange(part.first, part.last + 1), actions
-        where = f"{self.root}: episode {recording.index}"
-        rows = keep_rows(times, self.settings.fps, where)
-        rules = Rules.parse(self.settings.actions, self.action_names(actions.shape[1]))
-        return rows + part.first, resampled(actions, rows, rules)
+        """Indices of the kept rows, and the actions between them in recorded units.
+
+        Raises:
+            DatasetError: nothing is left after rows are cut, or a gap in time is too large to resample.
+        """
+        s, where = self.settings, f"{self.root}: episode {recording.index}"
+        first = part.first + s.cut[0] + max(0, s.action_shift, s.picture_shift)
+        last = part.last - s.cut[1] + min(0, s.action_shift, s.picture_shift)
+        if last <= first:
+            raise DatasetError(
+                f"{where} has {part.last - part.first + 1} rows; with --cut, --action-shift and --picture-shift fewer "
+                "than two are left"
+            )
+        times = recording.times[first : last + 1]
+        actions = recording.actions[first - s.action_shift : last - s.action_shift]
+        if s.fps is None:
+            return np.arange(first, last + 1), actions
+        rows = keep_rows(times, s.fps, where)
+        rules = Rules.parse(s.actions, self.action_names(actions.shape[1]))
+        return rows + first, resampled(actions, rows, rules)
 
     @cached_property
     def _bounds(self) -> ActionBounds:
@@ -322,10 +333,10 @@ class RecordedFolder(ABC):
         place, part = item.place, item.part
         recording = self.read(place, pictures=True)
         rows, actions = self._rows(recording, part)
-        frames, rules = {}, {}
+        frames, rules, shift = {}, {}, self.settings.picture_shift
         sizes = self.settings.sizes(len(self.chosen)) if size is None else [size_of(size)] * len(self.chosen)
         for camera, pixels in zip(self.chosen, sizes, strict=True):
-            frames[camera], rules[camera] = self.frames(place, recording, camera, rows, pixels)
+            frames[camera], rules[camera] = self.frames(place, recording, camera, rows - shift, pixels)
         solved = part_success(recording, part)
         kept, success = rows - part.first, None
         if solved is not None:  # a success between two kept rows is assigned to the later one

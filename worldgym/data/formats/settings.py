@@ -50,6 +50,9 @@ class ImportSettings:
         frames: `timestamp` takes the frame nearest in time, `index` the k-th frame for the k-th row; `auto` uses
             `index` if there are as many frames as rows, else `timestamp`.
         recorded_fps: rows per second of recordings whose format does not record them; None if it does.
+        action_shift: row t gets the action of row t - N; N may be negative. The rows left over are cut.
+        picture_shift: row t gets the pictures of row t - N; N may be negative.
+        cut: rows to cut at the start and at the end of each episode.
         mapping: YAML file with the topics and fields of MCAP recordings; None for `mapping.yaml` beside them.
 
     Raises:
@@ -74,6 +77,9 @@ class ImportSettings:
     frames: Matching = "auto"
     recorded_fps: float | None = None
     mapping: str | None = None
+    action_shift: int = 0
+    picture_shift: int = 0
+    cut: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _sizes(self.image_size))
@@ -103,6 +109,11 @@ class ImportSettings:
                 "--fps combines the actions of several rows, and the rule depends on their meaning: type --actions "
                 "absolute, delta or rate, and NAME=RULE for dimensions that differ (e.g. gripper=absolute)"
             )
+        if len(self.cut) != 2 or any(type(rows) is not int or rows < 0 for rows in self.cut):
+            raise ConfigError(f"cut is {self.cut}, expected the rows to cut at the start and at the end, such as 1 0")
+        for name in ("action_shift", "picture_shift"):
+            if type(getattr(self, name)) is not int:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected a whole number of rows, such as -1")
         if not np.isfinite(self.reward):
             raise ConfigError(f"reward is {self.reward}, expected a finite number")
 
