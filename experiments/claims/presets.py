@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.bundle import Bundle
-from experiments.pipelines.settings import FineTuneSettings
+from experiments.pipelines.settings import FineTuneSettings, rollout_horizon
 from experiments.suites import chosen_suite
 from worldgym.suite import Suite, extra
 
@@ -93,7 +93,8 @@ class ClaimPreset:
         """
         Bundle.find(bundle)
         preset = replace(self, bundle=bundle, world=bundle)
-        return replace(preset, gaps=(preset.frozen_gap,))
+        horizon = self.horizon if self.name == "tiny" else rollout_horizon(bundle)
+        return replace(preset, gaps=(preset.frozen_gap,), horizon=horizon)
 
     def practice(self, seed: int, out: Path, **changes: object) -> FineTuneSettings:
         """Return the settings of one fine-tuning run."""

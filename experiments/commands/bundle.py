@@ -57,6 +57,8 @@ class BundleConfig:
         success_only: store successful demonstrations only.
         demos_limit: draw the demonstrations from this many first episodes, as `worldgym train policy --limit` did.
         seed: seed of the choice of start frames.
+        rollout_horizon: steps of a training rollout in imagination, for the card; commands that fine-tune use 25
+            without it. Experts of the suite should be done by then.
         half: store weights of 32 bits in 16 (float16), which halves the size; parts are computed in their own precision
             as before.
         licence: licence of the weights, for the card; recordings may require another.
@@ -80,6 +82,7 @@ class BundleConfig:
     success_only: bool = True
     demos_limit: int | None = None
     seed: int = 0
+    rollout_horizon: int | None = None
     half: bool = False
     licence: str = "Apache-2.0"
     made_by: str = "worldgym bundle"
@@ -127,6 +130,7 @@ def run(config: BundleConfig) -> int:
             facts = {"name": config.out.name, "tasks": sorted(set(arrays.tasks)), "real_episodes": len(arrays)}
             facts |= {"split_manifest": dataset.manifest.hash, "command": config.made_by, "licence": config.licence}
             facts |= {} if suite is None else {"suite": suite}
+            facts |= {} if config.rollout_horizon is None else {"rollout_horizon": config.rollout_horizon}
             write_card(folder, facts, dataset.summary)
             if (
                 config.out / README

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.compute import DType
 from experiments.suites import BundleName
-from worldgym.errors import ConfigError
+from worldgym import pretrained
+from worldgym.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from agents import ImaginedRLConfig
 from worldgym.pretrained import DEFAULT
 
+ROLLOUT_HORIZON = 25
 CHECK_SEED0 = 11_000_000
 """First seed of the starts of the imagination check: held out, and different from those of the evaluation."""
 
@@ -42,7 +44,7 @@ class FineTuneSettings:
         start_oversampling: draw this many times more frames, and keep those at which the policy is least certain of its
             goal. Where it is certain, all rollouts of a group are alike and give no learning signal.
         group: rollouts per start.
-        rollout_horizon: steps of a rollout; longer rollouts drift.
+        rollout_horizon: steps of a rollout; longer rollouts drift. None takes that of the bundle's card, else 25.
         temperature: sampling temperature of the policy's goals; above 1 it explores more than the policy itself would.
         action_temperature: sampling temperature of the actions of a policy with goals; 0 is greedy.
         distinct_goals: the attempts from a start try different goals, drawn without replacement, and keep them until
@@ -88,7 +90,7 @@ class FineTuneSettings:
     starts: int = 96
     start_oversampling: int = 2
     group: int = 6
-    rollout_horizon: int = 25
+    rollout_horizon: int | None = None
     temperature: float = 2.0
     action_temperature: float = 0.0
     distinct_goals: bool = False
@@ -131,6 +133,8 @@ class FineTuneSettings:
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "train_tasks", tuple(self.train_tasks))
         object.__setattr__(self, "learn", "goal" if self.learn == "pointer" else self.learn)  # name in earlier versions
+        if self.rollout_horizon is None:
+            object.__setattr__(self, "rollout_horizon", rollout_horizon(self.bundle))
         if self.quick:
             for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
@@ -175,7 +179,8 @@ class FineTuneSettings:
 
         rollout = RolloutConfig(
             starts=self.starts, start_oversampling=self.start_oversampling, group_size=self.group,
-            horizon=self.rollout_horizon, temperature=self.temperature, action_temperature=self.action_temperature,
+            horizon=self.rollout_horizon or ROLLOUT_HORIZON, temperature=self.temperature,
+            action_temperature=self.action_temperature,
             middle_fraction=self.middle_fraction, threshold=self.threshold, confirm=self.confirm,
             max_uncertainty=self.max_uncertainty, distinct_goals=self.distinct_goals,
             hindsight=self.hindsight, hindsight_threshold=self.hindsight_threshold,
@@ -234,6 +239,16 @@ class DemoSettings(FineTuneSettings):
             raise ConfigError("workers and clips must not be negative")
         if self.sharpen_temperature <= 0:
             raise ConfigError(f"sharpen_temperature is {self.sharpen_temperature}, expected more than 0")
+
+
+def rollout_horizon(bundle: str | Path) -> int:
+    """Steps of a rollout that the card of a bundle states; 25 if it states none."""
+    folder = Path(bundle).expanduser()
+    try:
+        card = pretrained.read_card(folder if folder.is_dir() else pretrained.path(str(bundle)))
+    except CheckpointError:
+        return ROLLOUT_HORIZON  # the error is raised again where the bundle is needed
+    return int(card.get("rollout_horizon", ROLLOUT_HORIZON))
 
 
 def at_least_one(settings: Any, *names: str) -> None:

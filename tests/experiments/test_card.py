@@ -9,6 +9,7 @@ import pytest
 
 from experiments.bundle import Bundle
 from experiments.cli import main
+from experiments.pipelines.settings import FineTuneSettings
 from worldgym.pretrained import read_card
 from worldgym.utils.files import write_sealed
 from worldgym.utils.folders import verify_listed
@@ -48,6 +49,18 @@ def test_a_task_below_the_floor_is_left_out_and_named(bundle, gate):
     # A lower floor takes it back, so that the command can be typed again.
     assert main(["card", "--bundle", str(bundle), "--gate", str(gate), "--floor", "0.6"]) == 0
     assert sorted(read_card(bundle)["tasks"]) == sorted([first, *others]) and not read_card(bundle)["tasks_thin"]
+
+
+def test_the_card_states_how_long_rollouts_are(bundle):
+    assert FineTuneSettings(bundle=str(bundle)).rollout_horizon == 25
+    card = read_card(bundle) | {"rollout_horizon": 30}
+    (bundle / "manifest.json").unlink(missing_ok=True)
+    (bundle / "card.json").write_text(json.dumps(card))
+    assert FineTuneSettings(bundle=str(bundle)).rollout_horizon == 30
+    assert FineTuneSettings(bundle=str(bundle)).key()["rollout_horizon"] == 30
+    assert FineTuneSettings(bundle=str(bundle), rollout_horizon=20).trainer_config().rollout.horizon == 20
+    assert FineTuneSettings(bundle=str(bundle), quick=True).rollout_horizon == 10
+    assert FineTuneSettings(bundle="no-such-bundle").rollout_horizon == 25
 
 
 def test_undefined_precision_and_untested_tasks_are_below_every_floor(bundle, gate):

@@ -144,6 +144,7 @@ _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "suite": (lambda value: isinstance(value, str), "the name of a suite"),
     "split_manifest": (lambda value: isinstance(value, str), "a string"),
     "real_episodes": (lambda value: value is None or (type(value) is int and value >= 0), "a count"),
+    "rollout_horizon": (lambda value: type(value) is int and value > 0, "steps of a rollout"),
     "data": (lambda value: value is None or isinstance(value, dict), "an object"),
 }
 
