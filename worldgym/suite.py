@@ -15,6 +15,8 @@ A suite may have optional members beyond the protocol. `extra` returns such a me
   relabelled attempts;
 * `task_of(instruction) -> str`: the task that an instruction belongs to;
 * `unseen_tasks`: tasks of the split `unseen_task`;
+* `stock(seed) -> step`, where `step()` takes one control step in the simulator as its own package makes it, draws the
+  frame, and returns 1: a reference for speed;
 * `driver() -> str`: name of the OpenGL driver that rendered, for `worldgym info`.
 
 Example::

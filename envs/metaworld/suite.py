@@ -110,6 +110,12 @@ class MetaWorldSuite:
 
         return float(frozen()["gap"])
 
+    def stock(self, seed: int = 0) -> Callable[[], int]:
+        """A step of the environment as Meta-World's package draws it, for comparisons of speed."""
+        from envs.metaworld.stock import stock
+
+        return stock(self.specs.observation.main.height, seed)
+
     def driver(self) -> str:
         """Name of the OpenGL driver, "" before the first frame is rendered."""
         from envs.render import driver

@@ -118,6 +118,10 @@ def run(config: BenchSpeedConfig) -> int:
         "memory_bytes_per_environment": memory(model),
         "threads": config.threads,
     }  # fmt: skip
+    if hasattr(suite, "stock"):
+        rates = [speed.stock_fps(suite.name, config.processes, 2 * config.seconds) for _ in range(config.rounds)]
+        facts["stock_fps"] = float(np.median(rates))
+        facts["imagined_over_stock"] = imagined / facts["stock_fps"]
     if isinstance(model, VideoWorldModel):
         facts |= of_frame_model(model, bundle, imagined, config)
     if config.against:
@@ -329,6 +333,11 @@ def table(facts: dict[str, Any]) -> str:
         f"steps per second, one in five decoded   {last}",
         f"memory of one environment: {facts['memory_bytes_per_environment'] / 1024:,.0f} KB",
     ]
+    if "stock_fps" in facts:
+        lines.append(
+            f"imagined / simulator as its package draws it   {facts['imagined_over_stock']:.0f} "
+            f"({facts['stock_fps']:,.1f} steps/s)"
+        )
     if "stages" in facts:
         lines += _frame_model_lines(facts)
     if "against" in facts:

@@ -213,6 +213,25 @@ def simulator_fps(
     return float(total)
 
 
+def _stock(suite: str, seconds: float, seed: int, queue: Any) -> None:
+    from experiments.suites import chosen_suite
+
+    queue.put(rate(chosen_suite(suite).stock(seed), seconds))  # type: ignore[attr-defined]
+
+
+def stock_fps(suite: str, processes: int = 2, seconds: float = 8.0) -> float:
+    """Steps per second of a suite as its own package makes and draws it, in several processes at once."""
+    context = get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_stock, args=(suite, seconds, i, queue)) for i in range(processes)]
+    for worker in workers:
+        worker.start()
+    total = sum(queue.get(timeout=300) for _ in workers)
+    for worker in workers:
+        worker.join()
+    return float(total)
+
+
 def exponent(x: list[float], seconds: list[float]) -> float:
     """Slope of log time over log x: 1 is linear, 0 is constant."""
     return float(np.polyfit(np.log(x), np.log(seconds), 1)[0])

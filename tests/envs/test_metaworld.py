@@ -238,3 +238,8 @@ def test_thin_meshes_keep_the_outline():
     assert all(used)
     with pytest.raises(ValueError, match="cell"):
         thin_meshes(model, 0.0)
+
+
+def test_a_step_as_the_package_draws_it_goes_on_through_resets():
+    step = load_suite("metaworld").stock(seed=1)
+    assert [step() for _ in range(3)] == [1, 1, 1]
