@@ -22,6 +22,7 @@ from experiments.pipelines.collecting import collection_key, episodes_in_order
 from worldgym.data import DatasetWriter
 from worldgym.data.files import write_json
 from worldgym.data.lerobot import EpisodeRecord
+from worldgym.suite import Suite
 from worldgym.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def run(config: CollectConfig) -> int:
     ) as writer:
         start = sum(record.provenance.get("collection") == key for record in writer.records)
         _warn_of_used_seeds(config, key, writer.records)
+        _warn_of_unseen_tasks(config, suite)
         if start:
             logger.info(
                 "%s contains %d of %d episodes of this collection; continuing", config.out, start, config.episodes
@@ -88,6 +90,16 @@ def run(config: CollectConfig) -> int:
         )
         return 130
     return 0
+
+
+def _warn_of_unseen_tasks(config: CollectConfig, suite: Suite) -> None:
+    """Warn if tasks that the suite keeps for the split `unseen_task` are recorded as training data."""
+    kept = [task for task in config.tasks or () if task in getattr(suite, "unseen_tasks", ())]
+    if kept and config.split == "seen":
+        logger.warning(
+            "%s is kept for the split unseen_task of suite %s: for parts that are trained on this dataset it is not "
+            "unseen, and results on that split mean nothing", ", ".join(kept), suite.name,
+        )  # fmt: skip
 
 
 def _warn_of_used_seeds(config: CollectConfig, key: str, records: list[EpisodeRecord]) -> None:

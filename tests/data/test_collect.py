@@ -88,6 +88,14 @@ def test_other_settings_add_a_collection_and_warn_of_used_seeds(
     assert [made.behaviour for made in dataset][7:] == ["random", "random"]
 
 
+def test_recording_a_task_that_is_kept_as_unseen_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    common = {"episodes": 1, "workers": 0, "horizon": 2, "mix": {"random": 1.0}}
+    run(CollectConfig(out=tmp_path / "a", tasks=("reach",), **common))
+    assert "unseen" not in caplog.text
+    run(CollectConfig(out=tmp_path / "b", tasks=("stack",), **common))
+    assert "stack is kept for the split unseen_task of suite tabletop" in caplog.text
+
+
 def test_jobs_follow_the_mix_and_deal_the_tasks(tmp_path: Path) -> None:
     settings = config(tmp_path, episodes=400, seed=100, mix=BehaviourMix(expert=3, random=1))
     jobs = [collecting.job(settings, index) for index in range(400)]
