@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from worldgym.errors import ConfigError
+
 GAP_SEED0 = 16_000_000
 """First seed of the start states, which are used only for this measurement."""
 WANTED_REPLAY = 0.42
@@ -28,6 +30,22 @@ WANTED_REPLAY = 0.42
 ENOUGH = 0.9
 """Smallest success rate of experts in each task and domain."""
 Start = TypeVar("Start", contravariant=True)
+
+
+def within(name: str, value: Any) -> float:
+    """A setting of a domain gap, which lies in [0, 1].
+
+    Args:
+        name: name of the setting.
+        value: its value.
+
+    Raises:
+        ConfigError: it is no number, or outside [0, 1].
+    """
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ConfigError(f"{name} must be a number in [0, 1], got {value!r}; 0 is identical to the real domain")
+    return float(value)
 
 
 class ExpertIn(Protocol[Start]):

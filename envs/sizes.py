@@ -23,10 +23,10 @@ def height_width(size: ImageSize, name: str = "image_size") -> tuple[int, int]:
     Raises:
         ConfigError: `size` is not one or two whole numbers in the allowed range.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(n, int) and MIN_SIZE <= n <= MAX_SIZE for n in pair):
         raise ConfigError(
-            f"{name} must be in {MIN_SIZE}..{MAX_SIZE} pixels, a number or (height, width), got {size}"
+            f"{name} must be in {MIN_SIZE}..{MAX_SIZE} pixels, a number or (height, width), got {size!r}"
         )
     return pair
 

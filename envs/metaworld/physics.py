@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from worldgym.errors import ConfigError
+from envs.gap import within
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ class Physics:
         Raises:
             ConfigError: a value is out of range.
         """
-        looks = gap if looks is None else looks
-        if not (0 <= gap <= 1 and 0 <= looks <= 1):
-            raise ConfigError(f"gap is {gap}, looks {looks}; expected numbers between 0 and 1")
+        gap, looks = within("gap", gap), within("looks", gap if looks is None else looks)
         return replace(
             self,
             gain=1 + 0.5 * gap,  # the arm of the simulator is faster than the real one

@@ -88,7 +88,7 @@ def find_task(name: str) -> Task:
     Raises:
         ConfigError: unknown name.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ConfigError(f"unknown task {name!r}; the tasks of Meta-World here are {', '.join(TASKS)}")
     return TASKS[name]
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from envs.engine import mujoco
+from envs.gap import within
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.10),
@@ -90,12 +91,7 @@ class Physics:
         Raises:
             ValueError: `gap` or `looks` is outside [0, 1].
         """
-        g, v = gap, gap if looks is None else looks
-        for name, value in (("gap", g), ("looks", v)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(
-                    f"{name} must be in [0, 1], got {value}; 0 is identical to Real, 1 is the largest misspecification"
-                )
+        g, v = within("gap", gap), within("looks", gap if looks is None else looks)
         return replace(
             self,
             gain=1.0 - 0.35 * g,
@@ -120,8 +116,7 @@ class Physics:
         Raises:
             ValueError: `width` is outside [0, 1].
         """
-        if not 0.0 <= width <= 1.0:
-            raise ValueError(f"randomise must be in [0, 1], got {width}; 0 disables domain randomisation")
+        within("randomise", width)
 
         def around(spread: float, size: int | None = None) -> Any:
             return width * spread * rng.uniform(-1, 1, size)

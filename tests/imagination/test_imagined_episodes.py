@@ -385,7 +385,7 @@ def test_embedding_instructions(make_one):
         ({"success_threshold": 0.0}, "probability"),
         ({"reward_kind": "dense"}, "'success', 'difference', 'potential'"),
         ({"instruction": "tokens"}, "'text' or 'embedding'"),
-        ({"num_envs": 0}, "at least 1"),
+        ({"num_envs": 0}, "num_envs=0; expected whole numbers >= 1"),
         ({"autoreset_mode": "Sometimes"}, "Sometimes"),
         ({"state_low": 1.0, "state_high": 0.0}, "expected low < high"),
         ({"reward": "fakes"}, "package.module:factory"),

@@ -26,7 +26,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from worldgym.imagination.checks import check_actions, check_mask
-from worldgym.imagination.settings import horizon_of, limited_spec
+from worldgym.imagination.settings import horizon_of, limited_spec, whole
 
 Flags = NDArray[np.bool_]
 Rows = NDArray[np.int64]
@@ -269,10 +269,9 @@ def check_settings(num_envs: int, chunk: int | None, render_mode: str | None) ->
     Raises:
         ValueError: one of them is impossible.
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs={num_envs}; expected at least 1")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}; expected None or whole numbers >= 1")
+    whole("num_envs", num_envs)
+    if chunk is not None:
+        whole("chunk", chunk, "None or ")
     if render_mode not in (None, "rgb_array"):
         raise ValueError(f"render_mode={render_mode!r}; expected None or 'rgb_array'")
 

@@ -23,17 +23,33 @@ SPREADS = (
 Bound = float | Sequence[float]
 
 
+def whole(name: str, value: Any, also: str = "") -> int:
+    """A setting that is a whole number of at least 1.
+
+    Args:
+        name: name of the setting.
+        value: its value; NumPy's integers count, True and False do not.
+        also: other allowed values, for the message.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name}={value!r}; expected {also}whole numbers >= 1")
+    return int(value)
+
+
 def horizon_of(horizon: int | None, max_episode_steps: int | None, chunk: int | None) -> int:
     """Number of frames until truncation, given in frames or in steps of one chunk.
 
     Raises:
-        ValueError: both are given and differ, or a value is less than 1.
+        ValueError: both are given and differ, or a value is no whole number of at least 1.
     """
+    if chunk is not None:
+        chunk = whole("chunk", chunk, "None or ")
     if max_episode_steps is None:
-        return HORIZON if horizon is None else horizon
-    steps = int(max_episode_steps)
-    if steps < 1:
-        raise ValueError(f"max_episode_steps={max_episode_steps}; expected at least 1")
+        return HORIZON if horizon is None else whole("horizon", horizon, "None or ")
+    steps = whole("max_episode_steps", max_episode_steps, "None or ")
     frames = steps * (chunk or 1)
     if horizon is not None and horizon != frames:
         raise ValueError(

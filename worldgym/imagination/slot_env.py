@@ -109,6 +109,8 @@ class SlotVectorEnv(BatchedEnv):
         state_high: Bound = np.inf,
     ) -> None:
         check_settings(num_envs, chunk, render_mode)
+        if not isinstance(terminate_on_success, bool | np.bool_):
+            raise ValueError(f"terminate_on_success={terminate_on_success!r}; expected True or False")
         if specs.action is None:
             raise ValueError("these specs have no action spec; give Specs(observation, action)")
         words: spaces.Text | None = None
