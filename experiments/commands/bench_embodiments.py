@@ -149,8 +149,8 @@ def episodes_of(arrays: Any) -> list[Any]:
 
 def shared_tokenizer(arrays: Any, config: BenchEmbodimentsConfig) -> Path:
     """Train the tokenizer on all robots and save it; returns its folder."""
-    from experiments.commands.train_tokenizer import save_tokenizer
     from worldgym.models import WorldModelConfig
+    from worldgym.models.tokenizers.saved import write_tokenizer
     from worldgym.training.loop import LoopConfig
     from worldgym.training.pictures import Pictures
     from worldgym.training.tokenizer import train_tokenizer
@@ -162,7 +162,7 @@ def shared_tokenizer(arrays: Any, config: BenchEmbodimentsConfig) -> Path:
     shape = replace(base, image_size=short(pictures.size), background=False)
     loop = LoopConfig(steps=config.tokenizer_steps, lr=2e-3)
     tokenizer = train_tokenizer(pictures, shape, loop, folder, batch=24, device=placing(config).device)
-    save_tokenizer(tokenizer, shape, folder, {})
+    write_tokenizer(tokenizer, folder, {})
     return folder
 
 

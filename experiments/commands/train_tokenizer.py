@@ -7,21 +7,15 @@ Example::
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.training_run import claim, identity, require_preset, require_size
-
-if TYPE_CHECKING:
-    from worldgym.models import FrameTokenizer
-    from worldgym.models.tokenizers.frame import TokenizerConfig
 
 logger = logging.getLogger(__name__)
 OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json", "manifest.json")
@@ -78,6 +72,7 @@ def run(config: TrainTokenizerConfig) -> int:
     from worldgym.data import EpisodeDataset
     from worldgym.data.augment import augmented
     from worldgym.models import WorldModelConfig, load_world_model
+    from worldgym.models.tokenizers.saved import write_tokenizer
     from worldgym.training.loop import LoopConfig
     from worldgym.training.pictures import Pictures
     from worldgym.training.tokenizer import reconstruction_psnr, train_tokenizer
@@ -128,17 +123,6 @@ def run(config: TrainTokenizerConfig) -> int:
         device=device,
     )
     scores = reconstruction_psnr(tokenizer, held_out)
-    save_tokenizer(tokenizer, shape, config.out, scores)
+    write_tokenizer(tokenizer, config.out, scores)
     logger.info("tokenizer saved to %s, held-out %s", config.out, scores)
     return 0
-
-
-def save_tokenizer(tokenizer: FrameTokenizer, shape: TokenizerConfig, out: Path, scores: dict[str, float]) -> None:
-    """Write a tokenizer so that `worldgym.models.tokenizers.saved.read_tokenizer` reads it."""
-    from worldgym.utils.folders import save_folder
-    from worldgym.utils.tensors import save_tensors
-
-    with save_folder(out) as folder:
-        save_tensors(folder / "tokenizer.safetensors", tokenizer.state_dict())
-        settings = json.dumps({**asdict(shape), "metrics": scores}, indent=1)
-        (folder / "tokenizer.json").write_text(settings)

@@ -1,20 +1,32 @@
-"""Loads the tokenizer from a run folder of `worldgym train tokenizer`.
+"""Writes and reads the tokenizer in a run folder of `worldgym train tokenizer`.
 
 Example::
 
+    write_tokenizer(tokenizer, Path("runs/tokenizer"), {"psnr": 31.2})
     tokenizer = read_tokenizer(Path("runs/tokenizer"))
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.models.tokenizers.frame import FrameTokenizer, TokenizerConfig
 from worldgym.utils.files import read_json
-from worldgym.utils.folders import verify_folder
-from worldgym.utils.tensors import load_tensors
+from worldgym.utils.folders import save_folder, verify_folder
+from worldgym.utils.tensors import load_tensors, save_tensors
 from worldgym.utils.typed import from_values
+
+
+def write_tokenizer(tokenizer: FrameTokenizer, folder: Path, metrics: Mapping[str, float]) -> None:
+    """Save a tokenizer with its config and the `metrics` of its training; other files of `folder` are kept."""
+    with save_folder(folder) as stage:
+        save_tensors(stage / "tokenizer.safetensors", tokenizer.state_dict())
+        settings = json.dumps({**asdict(tokenizer.config), "metrics": dict(metrics)}, indent=1)
+        (stage / "tokenizer.json").write_text(settings, encoding="utf-8")
 
 
 def read_tokenizer(folder: Path) -> FrameTokenizer:
