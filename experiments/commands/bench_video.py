@@ -110,6 +110,7 @@ def run(config: BenchVideoConfig) -> int:
     if config.world_model is not None:
         rows = [one_model(episodes, specs, config)]
     else:
+        episodes = acted(episodes)
         groups = folds_of(len(episodes), config)
         rows = []
         with Progress(len(groups), "folds") as bar:
@@ -158,14 +159,21 @@ def one_model(episodes: list[Any], specs: Specs, config: BenchVideoConfig) -> di
     if not 1 <= config.after < len(episodes):
         raise ConfigError(
             f"--after is {config.after}, expected from 1 to {len(episodes) - 1}: {config.source} has {len(episodes)} "
-            "episodes with actions, and those after the first --after are measured"
+            "episodes, and those after the first --after are measured"
         )
-    left_out = episodes[config.after :]
+    trained, left_out = acted(episodes[: config.after]), acted(episodes[config.after :])
+    if not trained or not left_out:
+        raise ConfigError(f"{config.source} has no episodes with actions on one side of --after {config.after}")
     row: dict[str, Any] = {"fold": 0, "left_out_episodes": list(range(config.after, len(episodes)))}
-    row |= measured(model, episodes[: config.after], left_out, config)
+    row |= measured(model, trained, left_out, config)
     if config.picture is not None:
         film(model, windows(left_out, config.length, 1), config.picture)
     return row
+
+
+def acted(episodes: list[Any]) -> list[Any]:
+    """The episodes that have actions."""
+    return [episode for episode in episodes if episode.actions is not None]
 
 
 def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
@@ -190,11 +198,10 @@ def load(config: BenchVideoConfig) -> tuple[list[Any], Specs]:
     else:
         dataset = EpisodeDataset(config.source).require_seen()
         episodes, specs = list(dataset), dataset.specs
-    episodes = [episode for episode in episodes if episode.actions is not None]
-    if len(episodes) < 2:
+    if (count := len(acted(episodes))) < 2:
         raise ConfigError(
-            f"{config.source} contains {len(episodes)} episodes with actions, and leaving one out needs two; give "
-            "another --source"
+            f"{config.source} contains {count} episodes with actions, and leaving one out needs two; give another "
+            "--source"
         )
     specs = with_hand(specs, config.hand)
     if not specs.observation.has_hand:
