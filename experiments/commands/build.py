@@ -111,13 +111,24 @@ def check_data(stage: Stage) -> None:
     """Check that the dataset of a stage has what the stage needs.
 
     Raises:
-        ConfigError: it has no success labels.
+        ConfigError: it has no success labels, or the stage leaves no episode out.
     """
-    if "labels" not in stage.needs or stage.data is None:
+    if not stage.needs or stage.data is None:
         return
     from worldgym.data import EpisodeDataset
 
     records = EpisodeDataset(stage.data).records
+    if "left_out" in stage.needs:
+        given = dict(zip(stage.arguments, stage.arguments[1:], strict=False)).get("--limit")
+        if given is None:
+            raise ConfigError(f"stage {stage.name!r} needs left_out, but has no `limit`; give it one in the recipe")
+        if (limit := int(given)) >= len(records):
+            raise ConfigError(
+                f"stage {stage.name!r} trains on the first {limit} episodes, and {stage.data} has {len(records)}: none "
+                "is left out to be measured. Type a smaller number, such as a value of the recipe with --set"
+            )
+    if "labels" not in stage.needs:
+        return
     if not any(record.success for record in records) or all(record.success for record in records):
         raise ConfigError(
             f"stage {stage.name!r} learns from success labels, and {stage.data} has "

@@ -17,7 +17,8 @@ Example of a recipe::
 
 `$out` is the folder of the build, other names are values of the recipe, `{share: x}` is x times `hours`, in minutes.
 Positional arguments of a command are listed under `_`.
-`needs: [labels]` refuses a stage whose dataset has no success labels.
+`needs: [labels]` refuses a stage whose dataset has no success labels, `needs: [left_out]` one whose `limit` leaves no
+episode of it out. `required: [source]` lists values that have no default.
 
 A recipe with `base: FILE` in place of stages has those of the recipe FILE, a path relative to its own folder. Its
 `values`, `about` and `hours` replace those of that recipe.
@@ -36,8 +37,8 @@ from typing import Any
 from worldgym.errors import ConfigError
 
 STAGE_KEYS = {"name", "minutes", "accept", "needs", "note", "environment"}
-RECIPE_KEYS = {"name", "about", "hours", "values", "stages", "base"}
-NEEDS = ("labels",)
+RECIPE_KEYS = {"name", "about", "hours", "values", "stages", "base", "required"}
+NEEDS = ("labels", "left_out")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ def read_recipe(
     known = data["values"]
     if unknown := set(values or {}) - set(known):
         raise ConfigError(f"{path} has no values {sorted(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
+    required = _listed(data.get("required", []), str, f"{path}: `required`")
+    if lacking := [name for name in required if {**known, **(values or {})}.get(name) is None]:
+        raise ConfigError(f"{path} needs values: type --set {' '.join(f'{name}=...' for name in lacking)}")
     total = number(hours if hours is not None else data.get("hours", 1.0), f"{path}: `hours`")
     fill = {**known, **(values or {}), "out": str(out)}
     stages = [_stage(path, position, item, fill, total) for position, item in enumerate(data["stages"], 1)]

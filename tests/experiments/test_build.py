@@ -262,6 +262,26 @@ def test_a_stage_that_ended_after_ctrl_c_is_recorded(tmp_path, monkeypatch, code
     assert [stage.name for stage in Build(recipe, tmp_path).left] == (["list"] if kept else ["info", "list"])
 
 
+def test_a_stage_that_leaves_no_episode_out_is_refused(tmp_path):
+    data = tmp_path / "data"
+    assert main(["collect", "--out", str(data), "--episodes", "2", "--workers", "0", "--horizon", "3",
+                 "--mix", "random=1"]) == 0  # fmt: skip
+    needs = {"needs": ("left_out",), "data": data}
+    check_data(Stage("tokenizer", ("train", "tokenizer"), ("--limit", "1"), **needs))
+    with pytest.raises(ConfigError, match="has no `limit`"):
+        check_data(Stage("tokenizer", ("train", "tokenizer"), (), **needs))
+    with pytest.raises(ConfigError, match="first 2 episodes, and .* has 2: none is left out"):
+        check_data(Stage("tokenizer", ("train", "tokenizer"), ("--limit", "2"), **needs))
+
+
+def test_values_without_a_default_are_asked_for(tmp_path):
+    stages = [{"collect": {"out": "$where", "episodes": "$episodes"}}]
+    path = write(tmp_path, stages, values={"where": None, "episodes": None}, required=["where", "episodes"])
+    with pytest.raises(ConfigError, match=r"needs values: type --set where=\.\.\. episodes=\.\.\."):
+        read_recipe(path, Path("x"))
+    assert read_recipe(path, Path("x"), values={"where": "a", "episodes": 1}).stages
+
+
 def test_a_stage_that_fails_stops_the_build(tmp_path):
     stage = Stage("no", ("data", "check"), (str(tmp_path / "nothing"),))
     build = Build(Recipe("r", "", 1.0, (stage,)), tmp_path / "out")
