@@ -203,7 +203,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
 GROUPS = {
     "start": ("info", "list", "demo"),
     "record and import": ("collect", "import", "data"),
-    "train": ("train", "bundle", "build"),
+    "train": ("train", "bundle", "card", "build"),
     "reinforcement learning": ("rl", "sweep"),
     "judge": ("audit", "calibrate"),
     "evaluate": ("eval", "picture", "bench"),

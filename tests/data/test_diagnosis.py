@@ -100,7 +100,7 @@ def test_lag_kind_and_partner_of_actions_are_found(lag, dims, kind, seed):
     ]
     assert len(said) == (lag != 0)
     if lag:
-        assert f"{abs(lag)} step" in said[0] and "source" in said[0]
+        assert f"{abs(lag)} step" in said[0] and f"--action-shift {lag}" in said[0]
 
 
 @pytest.mark.parametrize(("slope", "rule"), [(1.0, "delta"), (FPS, "rate"), (3.0, None)])
@@ -145,7 +145,7 @@ def test_single_jumps_do_not_decide_the_lag():
     facts = _diagnosed(_specs(2, 2), episodes)
     assert [found["delta"]["lag"] for found in facts["alignment"]] == [0, 0]
     assert [(j["name"], j["count"], j["first_step"]) for j in facts["jumps"]] == [("s1", 5, 5)]
-    assert "cut that row" in _remark(facts, "s1 jumps 5 times")
+    assert "import with --cut 1 0" in _remark(facts, "s1 jumps 5 times")
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
