@@ -164,9 +164,17 @@ class Bundle:
         return folder if folder.is_dir() else self._part(JUDGE_FOLDERS[name])
 
     def probe(self) -> Any:
-        """Load the probe that measures positions in frames."""
+        """Load the probe that measures positions in frames: the folder `probe`, else the copy in the world model.
+
+        Raises:
+            CheckpointError: the bundle has neither.
+        """
         from worldgym.models.probe import PositionProbe
 
+        if not (self.folder / "probe").is_dir():
+            copy = getattr(self.world_model(), "locator", None)
+            if isinstance(copy, PositionProbe):
+                return copy
         return self.placing(PositionProbe.from_pretrained(self._part("probe")))
 
     def start_bank(self, tasks: Sequence[str] | None = None) -> Any:

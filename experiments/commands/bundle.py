@@ -55,6 +55,8 @@ class BundleConfig:
         demos_per_task: number of demonstrations per task on which the policy was trained.
         behaviour: behaviour of the demonstrations; if None, `expert`, or the only behaviour of the dataset.
         success_only: store successful demonstrations only.
+        demos_every: store every N-th row of the demonstrations: a frame and the chunk of actions that follows it. Up to
+            the length of a chunk all actions are still covered.
         demos_limit: draw the demonstrations from this many first episodes, as `worldgym train policy --limit` did.
         seed: seed of the choice of start frames.
         rollout_horizon: steps of a training rollout in imagination, for the card; commands that fine-tune use 25
@@ -80,6 +82,7 @@ class BundleConfig:
     demos_per_task: int = 25
     behaviour: str | None = None
     success_only: bool = True
+    demos_every: int = 1
     demos_limit: int | None = None
     seed: int = 0
     rollout_horizon: int | None = None
@@ -126,7 +129,8 @@ def run(config: BundleConfig) -> int:
                     behaviour=demonstrated_behaviour(first, config.behaviour),
                     success_only=config.success_only,
                 )
-                write_demos(folder / "demos.npz", chosen, POLICIES.load(config.policy).chunk, dataset.specs)
+                chunk = POLICIES.load(config.policy).chunk
+                write_demos(folder / "demos.npz", chosen, chunk, dataset.specs, config.demos_every)
             facts = {"name": config.out.name, "tasks": sorted(set(arrays.tasks)), "real_episodes": len(arrays)}
             facts |= {"split_manifest": dataset.manifest.hash, "command": config.made_by, "licence": config.licence}
             facts |= {} if suite is None else {"suite": suite}
@@ -241,37 +245,32 @@ def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:
 
     bank = StartBank.from_arrays(arrays)
     chosen = bank.sample(count, np.random.default_rng(seed))
-    chosen.start_set().save(path)
+    chosen.start_set().save(path, dense=True)
 
 
-def write_demos(path: Path, demos: list[Any] | Any, chunk: int, specs: Specs) -> None:
-    """Write the demonstrated chunks. Images are stored as differences from their median, which compress to a fifth.
+def write_demos(path: Path, demos: list[Any] | Any, chunk: int, specs: Specs, every: int = 1) -> None:
+    """Write the demonstrated chunks.
 
     Args:
         path: path of the archive.
         demos: demonstrated episodes.
         chunk: actions per row; the chunk length of the policy.
         specs: specs of the dataset, which define the end-effector columns.
+        every: write every N-th row of each episode.
     """
     from agents import chunk_dataset
     from agents.data.demonstrations import HandColumns
 
     chunks = chunk_dataset(demos, chunk, hand=HandColumns.of(specs))
-    sample = chunks.images[:: max(1, len(chunks.images) // 500)]
-    background = np.median(sample, 0).astype(np.uint8)
-    write_arrays(
-        path,
-        {
-            "images": chunks.images - background,  # uint8 wraps around: lossless
-            "background": background,
-            "states": chunks.states,
-            "actions": np.round(chunks.actions, 3).astype(np.float16),
-            "instructions": np.array(chunks.instructions),
-            "episode": chunks.episode,
-            "goals": chunks.goals,
-            **{f"{VIEWS}{name}": frames for name, frames in chunks.views.items()},
-        },
-    )
+    _, first = np.unique(chunks.episode, return_index=True)
+    rank = np.arange(len(chunks.episode)) - first[np.searchsorted(np.unique(chunks.episode), chunks.episode)]
+    rows = rank % every == 0
+    arrays = {
+        "images": chunks.images, "states": chunks.states, "actions": np.round(chunks.actions, 3).astype(np.float16),
+        "instructions": np.array(chunks.instructions), "episode": chunks.episode, "goals": chunks.goals,
+        **{f"{VIEWS}{name}": frames for name, frames in chunks.views.items()},
+    }  # fmt: skip
+    write_arrays(path, {name: values[rows] for name, values in arrays.items()}, dense=True)
 
 
 def write_card(folder: Path, facts: dict[str, Any], summary: Any) -> None:

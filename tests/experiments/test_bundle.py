@@ -78,6 +78,33 @@ def test_a_bundle_verifies_itself_and_its_parts(typed, tmp_path):
         assert (folder / MANIFEST).is_file()
 
 
+def test_a_bundle_without_judge_policy_and_probe(typed, tmp_path):
+    at = typed.index("--judge")
+    assert main([*typed[:at], *typed[at + 4 :], "--licence", "MIT"]) == 0
+    out = Bundle(tmp_path / "out")
+    assert {path.name for path in out.folder.iterdir() if path.is_dir()} == {"world_model"}
+    assert not (out.folder / "demos.npz").exists() and out.card["licence"] == "MIT" and "suite" not in out.card
+    assert len(out.start_bank().starts.images)
+    with pytest.raises(CheckpointError, match="probe"):
+        out.probe()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_every_nth_row_of_each_demonstration_is_stored(tmp_path, monkeypatch, every):
+    lengths = [5, 1, 4]
+    episode = np.repeat([3, 8, 9], lengths)
+    rows = np.arange(10, dtype=np.uint8)
+    chunks = SimpleNamespace(
+        images=rows[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8), episode=episode, views={},
+        states=np.zeros((10, 2), np.float32), actions=np.zeros((10, 5, 2), np.float32), instructions=["do"] * 10,
+        goals=np.zeros((10, 2), np.float32),
+    )  # fmt: skip
+    monkeypatch.setattr("agents.chunk_dataset", lambda demos, chunk, hand: chunks)
+    command.write_demos(tmp_path / "demos.npz", [], 5, FakeDataset.specs, every)
+    kept = np.load(tmp_path / "demos.npz")["images"][:, 0, 0, 0].tolist()
+    assert kept == [i + at for i, n in zip((0, 5, 6), lengths, strict=True) for at in range(0, n, every)]
+
+
 def test_weights_of_half_size_load_as_the_same_weights_to_three_digits(typed, tmp_path):
     assert main(typed) == 0 and main([*typed[:-1], str(tmp_path / "half"), "--half"]) == 0
     whole, half = Bundle(tmp_path / "out"), Bundle(tmp_path / "half")

@@ -40,21 +40,35 @@ def header(shape, kind="|u1"):
     return stream.getvalue()
 
 
-def test_arrays_survive_the_disk_and_extra_ones_are_not_read(tmp_path):
-    path = write_arrays(tmp_path / "x", {**GOOD, "more": np.zeros(3)})
+@pytest.mark.parametrize("dense", [False, True])
+def test_arrays_survive_the_disk_and_extra_ones_are_not_read(tmp_path, dense):
+    path = write_arrays(tmp_path / "x", {**GOOD, "more": np.zeros(3)}, dense)
+    assert all(np.load(path)[name].tobytes() == array.tobytes() for name, array in GOOD.items())
     found = read(path)
     assert path.name == "x.npz" and set(found) == set(GOOD)
     for name, array in GOOD.items():
         assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes()
 
 
-def test_the_same_arrays_are_the_same_bytes(tmp_path):
-    files = [write_arrays(tmp_path / name, GOOD).read_bytes() for name in "ab"]
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_same_arrays_are_the_same_bytes(tmp_path, dense):
+    files = [write_arrays(tmp_path / name, GOOD, dense).read_bytes() for name in "ab"]
     assert files[0] == files[1]
 
 
+def test_frames_of_several_scenes_take_less_space(tmp_path):
+    scenes = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    frames = scenes[np.arange(60) % 4]  # the last frame of a scene is farther back than deflate looks
+    sizes = [
+        write_arrays(tmp_path / f"{dense}", {"images": frames}, dense).stat().st_size for dense in (False, True)
+    ]
+    assert sizes[1] < 0.2 * sizes[0]
+    zeros = write_arrays(tmp_path / "zeros", {"images": np.zeros((400, 64, 64, 3), np.uint8)}, True)
+    assert not read_arrays(zeros, {"images": FIELDS["images"]}, "")["images"].any()
+
+
 @pytest.mark.parametrize("forged", [False, True], ids=["plain", "directory agrees"])
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_a_claim_of_many_gigabytes_is_a_sentence_and_allocates_nothing(tmp_path, method, forged):
     data = header((3 * 2**20, 64, 64, 3))
     with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
@@ -121,9 +135,9 @@ def test_any_bytes_end_in_the_projects_error(tmp_path_factory, data):
         read(path)
 
 
-@given(where=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_a_flipped_bit_gives_the_same_values_or_the_projects_error(tmp_path_factory, where, bit):
-    path = write_arrays(tmp_path_factory.mktemp("flip") / "x.npz", GOOD)
+@given(where=st.integers(0, 10**6), bit=st.integers(0, 7), dense=st.booleans())
+def test_a_flipped_bit_gives_the_same_values_or_the_projects_error(tmp_path_factory, where, bit, dense):
+    path = write_arrays(tmp_path_factory.mktemp("flip") / "x.npz", GOOD, dense)
     data = bytearray(path.read_bytes())
     data[where % len(data)] ^= 1 << bit
     path.write_bytes(data)
@@ -135,9 +149,9 @@ def test_a_flipped_bit_gives_the_same_values_or_the_projects_error(tmp_path_fact
         assert array.tobytes() == GOOD[name].tobytes()
 
 
-@given(keep=st.integers(0, 10**6))
-def test_a_cut_file_is_refused(tmp_path_factory, keep):
-    path = write_arrays(tmp_path_factory.mktemp("cut") / "x.npz", GOOD)
+@given(keep=st.integers(0, 10**6), dense=st.booleans())
+def test_a_cut_file_is_refused(tmp_path_factory, keep, dense):
+    path = write_arrays(tmp_path_factory.mktemp("cut") / "x.npz", GOOD, dense)
     data = path.read_bytes()
     path.write_bytes(data[: keep % len(data)])
     with pytest.raises(CheckpointError, match="Write it again"):

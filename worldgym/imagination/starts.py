@@ -148,8 +148,11 @@ class ArrayStarts:
             steps=arrays.get("steps"),
         )  # fmt: skip
 
-    def save(self, path: str | Path) -> None:
-        """Write the set as a compressed .npz file of plain arrays; on an error the old file is unchanged."""
+    def save(self, path: str | Path, dense: bool = False) -> None:
+        """Write the set as a compressed .npz file of plain arrays; on an error the old file is unchanged.
+
+        `dense` packs it tighter and more slowly, see `worldgym.utils.arrays.write_arrays`.
+        """
         arrays: dict[str, Any] = {"images": self.images, "instructions": np.array(self.instructions, np.str_)}
         arrays["tasks"] = np.array(self.tasks, np.str_)
         if self.states is not None:
@@ -157,7 +160,7 @@ class ArrayStarts:
         if self.steps.any():
             arrays["steps"] = self.steps
         arrays |= {f"{VIEWS}{name}": frames for name, frames in self.views.items()}
-        write_arrays(path, arrays)
+        write_arrays(path, arrays, dense)
 
     @property
     def state_range(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
