@@ -14,9 +14,12 @@ Example::
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +34,7 @@ from worldgym.utils.staging import locked
 
 STATE = "build.json"
 FAILED = 2
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class StageFailedError(WorldgymError):
@@ -86,6 +90,9 @@ class Build:
             rest = f"{again} to remove it and the stages after it, and to build them again; or give another --out"
             if before is None:
                 waiting = waiting or stage
+                continue
+            if "seconds" not in before and (output is None or not output.exists()):
+                waiting = waiting or stage  # it was begun and has made nothing
                 continue
             if before["line"] != stage.line:
                 lines = f"{before['line']}\nnow\n  {stage.line}"
@@ -209,8 +216,17 @@ class Build:
 def execute(stage: Stage, command: Sequence[str] = (sys.executable, "-m", "worldgym")) -> tuple[int, bool]:
     """Run the command of a stage; return its exit code, and whether Ctrl-C was pressed meanwhile."""
     environment = {**os.environ, **stage.environment}
-    with subprocess.Popen([*command, *stage.words, *stage.arguments], env=environment) as process:
+    line = [*command, *stage.words, *stage.arguments]
+    with subprocess.Popen(line, env=environment, preexec_fn=_end_with_parent) as process:
         try:
             return process.wait(), False
         except KeyboardInterrupt:  # the terminal sent the signal to the command, too; it saves its state
             return process.wait(), True
+
+
+def _end_with_parent() -> None:
+    """Have the system end this process when its parent does, so that no stage goes on after its build was killed."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+

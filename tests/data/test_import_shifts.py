@@ -59,11 +59,19 @@ def test_an_option_equals_the_change_of_the_source(tmp_path_factory, kind, actio
         assert np.array_equal(one.views["wrist"], other.views["wrist"])
 
 
-def test_success_after_the_cut_counts_at_the_last_frame(tmp_path):
+def test_success_in_rows_that_are_cut_does_not_count(tmp_path):
     source = write_lerobot(tmp_path / "a", [take(0, 8)])
     more = {"camera": ("top",), "image_size": ("16",), "success": "next.reward"}
     assert imported(source, tmp_path / "whole", **more)[0].success.tolist() == [False] * 7 + [True]
-    assert imported(source, tmp_path / "cut", **more, cut=(1, 3))[0].success.tolist() == [False] * 3 + [True]
+    assert not imported(source, tmp_path / "end", **more, cut=(1, 3))[0].success.any()
+    assert imported(source, tmp_path / "start", **more, cut=(1, 0))[0].success.tolist() == [False] * 6 + [True]
+    early = replace(take(0, 8), rewards=np.eye(8, dtype=np.float32)[1])
+    source = write_lerobot(tmp_path / "b", [early])
+    assert imported(source, tmp_path / "early", **more)[0].success.tolist() == [False, False, True] + [False] * 5
+    assert not imported(source, tmp_path / "late", **more, cut=(3, 0))[0].success.any()
+    # Demonstrations that all count as successful end in success, wherever they are cut.
+    all_ = imported(source, tmp_path / "all", **{**more, "success": "all"}, cut=(1, 3))[0]
+    assert all_.success.tolist() == [False] * 3 + [True]
 
 
 @pytest.mark.parametrize("delay", [-1, 2])

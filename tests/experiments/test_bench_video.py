@@ -48,3 +48,22 @@ def test_bad_sizes_are_refused():
         BenchVideoConfig(source="x", image_size=50)
     with pytest.raises(ConfigError, match="folds"):
         BenchVideoConfig(source="x", folds=0)
+
+
+def test_a_model_is_not_measured_on_episodes_that_it_was_trained_on(tmp_path, capsys):
+    from experiments.commands.bench_video import BenchVideoConfig, check_left_out
+    from experiments.pipelines.training_run import claim
+    from worldgym.errors import ConfigError
+
+    def run_with(limit):
+        folder = tmp_path / f"limit {limit}"
+        claim(folder, "train world-model", {"--limit": limit}, own=("export",))
+        return folder / "export"
+
+    check_left_out(BenchVideoConfig(tmp_path, world_model=run_with(7), after=7))
+    check_left_out(BenchVideoConfig(tmp_path, world_model=run_with(7), after=9))
+    check_left_out(BenchVideoConfig(tmp_path, world_model=tmp_path / "copied" / "model", after=1))
+    with pytest.raises(ConfigError, match="the first 7 episodes .* Type --after 7"):
+        check_left_out(BenchVideoConfig(tmp_path, world_model=run_with(7), after=3))
+    with pytest.raises(ConfigError, match="all episodes of its data, so that none is left out"):
+        check_left_out(BenchVideoConfig(tmp_path, world_model=run_with(None), after=3))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -280,6 +283,39 @@ def test_values_without_a_default_are_asked_for(tmp_path):
     with pytest.raises(ConfigError, match=r"needs values: type --set where=\.\.\. episodes=\.\.\."):
         read_recipe(path, Path("x"))
     assert read_recipe(path, Path("x"), values={"where": "a", "episodes": 1}).stages
+
+
+def test_options_may_change_while_a_stage_has_made_nothing(tmp_path):
+    def build(word):
+        stage = Stage("check", ("data", "check"), (word, "--out", str(tmp_path / "out" / "x")))
+        return Build(Recipe("r", "", 1.0, (stage,)), tmp_path / "out")
+
+    first = build("a")
+    with pytest.raises(StageFailedError):
+        first.run(lambda *_: None, lambda _: None)
+    build("b").check(lambda _: None)
+    (tmp_path / "out" / "x").mkdir()
+    with pytest.raises(ConfigError, match="begun with other options"):
+        build("b").check(lambda _: None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the end of the parent is only noticed on Linux")
+def test_a_stage_ends_when_its_build_is_killed():
+    code = (
+        "from experiments.pipelines.build import execute; from experiments.pipelines.recipe import Stage; "
+        "execute(Stage('x', (), ()), ('sh', '-c', 'echo $$; exec sleep 60'))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+    for _ in range(100):
+        state = Path(f"/proc/{child}/stat")
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the stage still runs")
 
 
 def test_a_stage_that_fails_stops_the_build(tmp_path):

@@ -133,6 +133,8 @@ def find_format(source: Path, name: str = "auto") -> Any:
     """
     if name != "auto":
         return DATASET_FORMATS.get(name)
+    if not source.exists():
+        raise DatasetError(f"there is no file or folder {source}; give the recordings")
     built_in = map(DATASET_FORMATS.get, BUILT_IN)
     own = next((kind for kind in built_in if kind.detects(source)), None)
     if (found := own or find_other(source)) is not None:
@@ -141,8 +143,8 @@ def find_format(source: Path, name: str = "auto") -> Any:
     if source.is_file() or source.is_dir() and not samples and not (source / "meta").is_dir():
         raise DatasetError(
             f"none of the formats {', '.join(DATASET_FORMATS.names())} can read {source}; expected meta/info.json "
-            "(LeRobot), features.json (RLDS), NAME.hdf5 (robomimic), meta/episode_ends (Zarr), NAME.mcap, pairs of "
-            "NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or register a format for these "
+            "(LeRobot), features.json (RLDS), NAME.hdf5 (robomimic), meta/episode_ends (Zarr), NAME.mcap, annotation/ and "
+            "videos/ (Ctrl-World), pairs of NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or register a format for these "
             "recordings (docs/guides/add_dataset_format.md)"
         )
     return BridgeFormat if samples else LeRobotFormat

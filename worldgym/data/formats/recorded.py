@@ -253,6 +253,12 @@ class RecordedFolder(ABC):
         self.skipped[place.index] = str(error)
         logger.warning("episode %d is skipped: %s", place.index, error)
 
+    def _span(self, part: Part) -> tuple[int, int]:
+        """First and last row of a part after rows are cut and actions and pictures are moved."""
+        s = self.settings
+        first = part.first + s.cut[0] + max(0, s.action_shift, s.picture_shift)
+        return first, part.last - s.cut[1] + min(0, s.action_shift, s.picture_shift)
+
     def _rows(self, recording: Recording, part: Part) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the kept rows, and the actions between them in recorded units.
 
@@ -260,8 +266,7 @@ class RecordedFolder(ABC):
             DatasetError: nothing is left after rows are cut, or a gap in time is too large to resample.
         """
         s, where = self.settings, f"{self.root}: episode {recording.index}"
-        first = part.first + s.cut[0] + max(0, s.action_shift, s.picture_shift)
-        last = part.last - s.cut[1] + min(0, s.action_shift, s.picture_shift)
+        first, last = self._span(part)
         if last <= first:
             raise DatasetError(
                 f"{where} has {part.last - part.first + 1} rows; with --cut, --action-shift and --picture-shift fewer "
@@ -340,7 +345,10 @@ class RecordedFolder(ABC):
         solved = part_success(recording, part)
         kept, success = rows - part.first, None
         if solved is not None:  # a success between two kept rows is assigned to the later one
-            begins, ends = [0, *(kept[:-1] + 1)], [*(kept[:-1] + 1), len(solved)]
+            first, last = self._span(part)
+            # What happened in rows that were cut is not in this episode, unless every demonstration counts as solved.
+            stop = len(solved) if last == part.last or recording.demonstrated else last - part.first + 1
+            begins, ends = [first - part.first, *(kept[:-1] + 1)], [*(kept[:-1] + 1), stop]
             success = np.array([solved[a:b].any() for a, b in zip(begins, ends, strict=True)], bool)
         provenance: dict[str, Any] = {
             "behaviour": "imported", "source": self.root.name, "episode": place.index,
