@@ -24,7 +24,7 @@ from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.recorded_fidelity import METRICS, film, measure, windows
 from experiments.pipelines.run_folder import finite, versions
-from experiments.pipelines.training_run import Hand, arrays_hash, require_preset, with_hand
+from experiments.pipelines.training_run import Hand, arrays_hash, recorded_run, require_preset, with_hand
 from worldgym.errors import ConfigError
 from worldgym.specs import Specs
 from worldgym.utils.files import atomic_write_text
@@ -161,6 +161,7 @@ def one_model(episodes: list[Any], specs: Specs, config: BenchVideoConfig) -> di
             f"--after is {config.after}, expected from 1 to {len(episodes) - 1}: {config.source} has {len(episodes)} "
             "episodes, and those after the first --after are measured"
         )
+    check_left_out(config)
     trained, left_out = acted(episodes[: config.after]), acted(episodes[config.after :])
     if not trained or not left_out:
         raise ConfigError(f"{config.source} has no episodes with actions on one side of --after {config.after}")
@@ -169,6 +170,30 @@ def one_model(episodes: list[Any], specs: Specs, config: BenchVideoConfig) -> di
     if config.picture is not None:
         film(model, windows(left_out, config.length, 1), config.picture)
     return row
+
+
+def check_left_out(config: BenchVideoConfig) -> None:
+    """Compare `--after` with the `--limit` of the run that trained the model, where its folder is beside the model.
+
+    Raises:
+        ConfigError: the model was trained on episodes that are measured as left out.
+    """
+    assert config.world_model is not None
+    run = recorded_run(config.world_model.resolve().parent)
+    if run is None or run["command"] != "train world-model":
+        logger.info("%s has no run beside it: which episodes it was trained on is unknown", config.world_model)
+        return
+    limit = run["facts"].get("--limit")
+    if limit is None:
+        raise ConfigError(
+            f"--world-model {config.world_model} was trained on all episodes of its data, so that none is left out; "
+            f"train one with --limit {config.after}"
+        )
+    if limit > (config.after or 0):
+        raise ConfigError(
+            f"--world-model {config.world_model} was trained on the first {limit} episodes of its data; with --after "
+            f"{config.after} some of them would count as left out. Type --after {limit}"
+        )
 
 
 def acted(episodes: list[Any]) -> list[Any]:

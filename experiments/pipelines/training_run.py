@@ -198,6 +198,15 @@ def claim(
         write_sealed(marker, now, indent=1)
 
 
+def recorded_run(out: Path) -> dict[str, Any] | None:
+    """The `command` and `facts` of the run in a folder, as `claim` recorded them; None if it holds no run.
+
+    Raises:
+        CheckpointError: the marker is damaged.
+    """
+    return _read(out / MARKER)
+
+
 def finish(out: Path, config: Any) -> None:
     """Mark the run of `config` in `out` as finished, with the results that exist now."""
     before = _read(out / MARKER)

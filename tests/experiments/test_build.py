@@ -192,8 +192,10 @@ def test_old_and_new_parts_are_not_mixed(tmp_path):
     def nothing(stage):
         return None
 
+    build = made(tmp_path / "a", "one", begun="two")
+    (tmp_path / "a" / "two").mkdir()
     with pytest.raises(ConfigError, match="begun with other options"):
-        made(tmp_path / "a", "one", begun="two").check(nothing)
+        build.check(nothing)
     with pytest.raises(ConfigError, match="'new' has not been built, and 'two' after it has"):
         made(tmp_path / "b", "one", "two", inserted=True).check(nothing)
     build = made(tmp_path / "c", "one", "two")

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from worldgym.data import lerobot
 from worldgym.data.diagnosis import Recorder, diagnose
-from worldgym.data.formats.known import find_other
+from worldgym.data.formats.known import detect
 from worldgym.data.formats.lerobot_import import NOTES, ImportSettings, LeRobotFolder, is_foreign
 from worldgym.data.reader import EpisodeDataset
 from worldgym.data.schema import camera_keys, tasks_table
@@ -77,9 +77,9 @@ def check(
     if not (root / lerobot.INFO_PATH).is_file():
         if any(root.glob("*.npz")):
             return _bridge(root, diagnosis)
-        if (kind := find_other(root)) is not None:
+        if (kind := detect(root)) is not None:
             raise DatasetError(
-                f"{root} holds recordings of the format {kind.__name__}; import them first with `worldgym import "
+                f"{root} holds recordings that {kind.__name__} reads; import them first with `worldgym import "
                 f"--source {root} --out NEW`, then check NEW"
             )
     return _own(root, diagnosis)

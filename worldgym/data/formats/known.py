@@ -135,19 +135,23 @@ def find_format(source: Path, name: str = "auto") -> Any:
         return DATASET_FORMATS.get(name)
     if not source.exists():
         raise DatasetError(f"there is no file or folder {source}; give the recordings")
-    built_in = map(DATASET_FORMATS.get, BUILT_IN)
-    own = next((kind for kind in built_in if kind.detects(source)), None)
-    if (found := own or find_other(source)) is not None:
+    if (found := detect(source)) is not None:
         return found
     samples = not (source / "meta").is_dir() and any(source.glob("*.npz"))
     if source.is_file() or source.is_dir() and not samples and not (source / "meta").is_dir():
         raise DatasetError(
             f"none of the formats {', '.join(DATASET_FORMATS.names())} can read {source}; expected meta/info.json "
-            "(LeRobot), features.json (RLDS), NAME.hdf5 (robomimic), meta/episode_ends (Zarr), NAME.mcap, annotation/ and "
-            "videos/ (Ctrl-World), pairs of NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or register a format for these "
-            "recordings (docs/guides/add_dataset_format.md)"
+            "(LeRobot), features.json (RLDS), NAME.hdf5 (robomimic), meta/episode_ends (Zarr), NAME.mcap, annotation/ "
+            "and videos/ (Ctrl-World), pairs of NAME.mp4 and NAME.npz (BridgeData V2), or videos. Check the path, or "
+            "register a format for these recordings (docs/guides/add_dataset_format.md)"
         )
     return BridgeFormat if samples else LeRobotFormat
+
+
+def detect(source: Path) -> Any:
+    """The first format that detects `source`, those of this package first; None if none does."""
+    built_in = map(DATASET_FORMATS.get, BUILT_IN)
+    return next((kind for kind in built_in if kind.detects(source)), None) or find_other(source)
 
 
 def find_other(source: Path) -> Any:
