@@ -89,7 +89,8 @@ def run(config: BenchEmbodimentsConfig) -> int:
     train, test, specs = load(config)
     both = joined_specs(specs)
     arms = {**{name: {name: one} for name, one in train.items()}, TOGETHER: train}
-    facts = identity(config) | {"--steps": config.steps}
+    # Seeds may be added later: a model depends on its own seed only.
+    facts = {k: v for k, v in identity(config).items() if k != "--seeds"} | {"--steps": config.steps}
     facts |= {name: arrays_hash(one.frames, one.actions) for name, one in train.items()}
     own = ["tokenizer", *(f"{arm}-{seed}" for arm in arms for seed in config.seeds)]
     claim(config.out, "bench embodiments", facts, own=own, fresh=config.fresh)
