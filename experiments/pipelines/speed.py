@@ -9,7 +9,7 @@ Example::
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from typing import Any
 
@@ -202,12 +202,17 @@ def simulator_fps(
     processes: int = 2, seconds: float = 8.0, suite: str | None = None, every: int = 1
 ) -> float:
     """Steps per second of Real, resets included, in `processes` processes at once; one in `every` frames is drawn."""
+    return _added(_simulate, [(suite, seconds, every)] * processes)
+
+
+def _added(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], timeout: float = 300.0) -> float:
+    """Sum of the rates that `work(*arguments, queue)` puts into a queue, in one process for each of `arguments`."""
     context = get_context("spawn")
     queue = context.Queue()
-    workers = [context.Process(target=_simulate, args=(suite, seconds, every, queue)) for _ in range(processes)]
+    workers = [context.Process(target=work, args=(*given, queue)) for given in arguments]
     for worker in workers:
         worker.start()
-    total = sum(queue.get(timeout=120) for _ in workers)
+    total = sum(queue.get(timeout=timeout) for _ in workers)
     for worker in workers:
         worker.join()
     return float(total)
@@ -221,15 +226,7 @@ def _stock(suite: str, seconds: float, seed: int, queue: Any) -> None:
 
 def stock_fps(suite: str, processes: int = 2, seconds: float = 8.0) -> float:
     """Steps per second of a suite as its own package makes and draws it, in several processes at once."""
-    context = get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_stock, args=(suite, seconds, i, queue)) for i in range(processes)]
-    for worker in workers:
-        worker.start()
-    total = sum(queue.get(timeout=300) for _ in workers)
-    for worker in workers:
-        worker.join()
-    return float(total)
+    return _added(_stock, [(suite, seconds, seed) for seed in range(processes)])
 
 
 def exponent(x: list[float], seconds: list[float]) -> float:
