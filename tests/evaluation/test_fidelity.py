@@ -48,6 +48,13 @@ def test_the_feature_distance_grows_with_noise_and_is_nan_between_readings():
     assert np.allclose(fidelity.feature_distances(true, true)[:, 0], 0, atol=1e-5)
 
 
+def test_overlooked_parts_are_counted_where_they_are_in_the_image():
+    far = np.array([[[1.0, np.nan], [2.0, np.nan]], [[np.nan, np.nan], [3.0, np.nan]]])
+    lost = np.array([[[True, False], [False, False]], [[False, False], [True, False]]])
+    errors = fidelity.PositionErrors(np.zeros((2, 2)), far, np.zeros_like(lost), lost)
+    assert errors.lost_by_part()[0] == pytest.approx(2 / 3) and np.isnan(errors.lost_by_part()[1])
+
+
 @given(st.lists(st.booleans(), min_size=2, max_size=20), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_auroc_is_the_share_of_rightly_ordered_pairs(event, seed):

@@ -249,11 +249,16 @@ def test_a_chunk_model_starts_from_a_tokenizer(chain, tmp_path):
     assert main(["train", "world-model", *longer]) == 0, "a tokenizer trained further, and dynamics of another model"
 
 
-def test_a_probe_needs_no_world_model_but_its_tokenizer(chain, tmp_path, capsys):
+def test_a_probe_needs_no_world_model_but_its_tokenizer(chain, tmp_path, capsys, caplog):
     arguments = ["train", "probe", "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "probe")]
     few = ["--episodes", "4", "--steps", "2", "--batch-size", "2"]
     assert main([*arguments, *few]) == 0
     assert (tmp_path / "probe" / "export" / "config.json").is_file()
+    lost = json.loads((tmp_path / "probe" / "probe.json").read_text())["decoded"]["lost_by_part"]
+    found = [name for name, share in lost.items() if share is not None and share > 0.1]
+    said = caplog.text
+    assert found and "overlooks" in said and "--fresh and --steps 8" in said, "two steps teach nothing"
+    assert all(name in said for name in found)
     other = ["train", "probe", "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "other"), *few]
     assert main([*other, "--world-model", str(chain / "world" / "export")]) == 2
     assert "not both" in capsys.readouterr().err

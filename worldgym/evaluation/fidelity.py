@@ -117,6 +117,11 @@ class PositionErrors:
     moved: np.ndarray
     lost: np.ndarray
 
+    def lost_by_part(self) -> list[float]:
+        """Share of the K objects' frames in which the probe does not find the object; nan if it is in no image."""
+        count = np.isfinite(self.objects).sum((0, 1))
+        return [float(lost / n) if n else float("nan") for lost, n in zip(self.lost.sum((0, 1)), count, strict=True)]
+
     def median(self, horizon: int | None = None) -> dict[str, float]:
         """Medians over episodes at step `horizon` (1 is the first predicted frame), or over all steps; nan if empty."""
         at = slice(None) if horizon is None else slice(horizon - 1, horizon)
