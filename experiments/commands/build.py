@@ -34,7 +34,7 @@ class BuildConfig:
         out: folder of the build; `runs/` and the name of the recipe if None.
         hours: time that the recipe's shares divide; that of the recipe if None.
         set: values of the recipe to replace, `--set episodes=200 minutes=5`; `null` leaves an option out.
-        start: (`--from`) remove what this stage and those after it have built, and build them again.
+        start: (`--from`) number or name of a stage: remove what it and those after it have built, and build them again.
         dry_run: print the commands and the expected durations only.
     """
 

@@ -41,6 +41,28 @@ class StageFailedError(WorldgymError):
     """A command of the build ended with an error, which it has printed itself."""
 
 
+def stage_index(names: list[str], given: str) -> int:
+    """Index of the stage that is meant by its name, by its number in the list (from 1), or by a part of one name only.
+
+    Raises:
+        ConfigError: there is no such stage, or the names of several have that part.
+
+    Example:
+        >>> stage_index(["collect data", "train judge judge"], "judge"), stage_index(["collect data", "card"], "2")
+        (1, 1)
+    """
+    if given in names:
+        return names.index(given)
+    if given.isdecimal() and 1 <= int(given) <= len(names):
+        return int(given) - 1
+    found = [i for i, name in enumerate(names) if given.strip() and given in name]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1) if not found or i - 1 in found)
+    what = "several stages" if found else "no stage"
+    raise ConfigError(f"{what} {given!r}: type the number or the name of one of {listed}")
+
+
 class Build:
     """The state of one build.
 
@@ -111,10 +133,7 @@ class Build:
         """Stages in front of `start`; all of them if it is None."""
         if start is None:
             return list(self.recipe.stages)
-        names = [stage.name for stage in self.recipe.stages]
-        if start not in names:
-            raise ConfigError(f"no stage {start!r}; the stages are {', '.join(names)}")
-        return list(self.recipe.stages[: names.index(start)])
+        return list(self.recipe.stages[: stage_index([stage.name for stage in self.recipe.stages], start)])
 
     def start_from(self, name: str) -> list[str]:
         """Forget stage `name` and those after it, and remove what they wrote into the folder of the build.

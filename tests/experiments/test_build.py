@@ -13,7 +13,7 @@ import yaml
 
 from experiments.cli import main
 from experiments.commands.build import check_data
-from experiments.pipelines.build import Build, StageFailedError
+from experiments.pipelines.build import Build, StageFailedError, stage_index
 from experiments.pipelines.recipe import Recipe, Stage, arguments_of, read_recipe
 from worldgym.errors import ConfigError
 
@@ -168,7 +168,7 @@ def test_other_options_of_a_finished_stage_are_refused_until_it_is_removed(tmp_p
     assert (tmp_path / "judge").is_dir() and not build(0).left, "nothing was removed"
     assert again.start_from("data") == [str(tmp_path / "data"), str(tmp_path / "judge")]
     assert [stage.name for stage in build(0).left] == ["data", "judge", "more"]
-    with pytest.raises(ConfigError, match="no stage"):
+    with pytest.raises(ConfigError, match="no stage 'coffee': type the number or the name of one of 1 data, 2"):
         again.start_from("coffee")
     with pytest.raises(ConfigError, match="another --out"):
         Build(Recipe("other", "", 1.0, ()), tmp_path)
@@ -332,3 +332,13 @@ def test_shipped_recipes_are_valid(path, tmp_path, capsys):
     source = ["--set", "source=recorded", "train=2"] if "recordings" in str(path) else []
     assert main(["build", str(path), "--dry-run", "--out", str(tmp_path / "out"), *source]) == 0
     assert "hours on two cores" in capsys.readouterr().out
+
+
+def test_a_stage_is_named_by_its_number_or_by_a_part_of_one_name_only():
+    names = ["collect data", "train judge judge_first", "train judge judge", "card"]
+    for given, index in (("card", 3), ("2", 1), ("train judge judge", 2), ("data", 0), ("first", 1)):
+        assert stage_index(names, given) == index
+    several = "2 train judge judge_first, 3 train judge judge$"
+    for given, listed in (("judge", several), ("5", "4 card$"), ("", "4 card$")):
+        with pytest.raises(ConfigError, match=listed):
+            stage_index(names, given)
