@@ -19,6 +19,7 @@ POLICIES.register_lazily(
     vla="agents.policies.vla:VLAPolicy",
     conditioned="agents.policies.conditioned:ConditionedPolicy",
     foresight="agents.policies.conditioned:ForesightPolicy",
+    hf_vla="agents.policies.hf.policy:HFVLAPolicy",
 )
 HEADS.register_lazily(
     bins="agents.policies.heads.bins:ParallelBins",

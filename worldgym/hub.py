@@ -19,7 +19,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -40,7 +40,13 @@ Coders = dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]]
 
 
 class HubModel(PyTorchModelHubMixin):
-    """Mixin of an `nn.Module` whose `__init__` takes one frozen dataclass (or its dict) named `config`."""
+    """Mixin of an `nn.Module` whose `__init__` takes one frozen dataclass (or its dict) named `config`.
+
+    A class whose checkpoints need more than config and weights names text files in `texts`, such as
+    `{"tokenizer": "tokenizer.json"}`: they are saved from the attribute, and `__init__` takes their content.
+    """
+
+    texts: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, *, coders: Coders | None = None, **kwargs: Any) -> None:
         """Register the coders with the hub's mixin; decoders get the config without `type`, which is not a setting."""
@@ -59,6 +65,8 @@ class HubModel(PyTorchModelHubMixin):
             save_tensors(folder / WEIGHTS, self.state_dict(), metadata={"format": "pt"})  # type: ignore[attr-defined]
             config = {**dataclasses.asdict(self.config), **({TYPE: name} if name else {})}  # type: ignore[attr-defined]
             (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            for name, file in self.texts.items():
+                (folder / file).write_text(getattr(self, name), encoding="utf-8")
         if not kwargs.pop("push_to_hub", False):
             return None
         return str(self.push_to_hub(kwargs.pop("repo_id", None) or Path(save_directory).name, **kwargs))
@@ -73,13 +81,14 @@ class HubModel(PyTorchModelHubMixin):
         name = str(pretrained_model_name_or_path)
         if name.startswith(HUB):
             return super().from_pretrained(name.removeprefix(HUB), **kwargs)
-        folder = verify_folder(name, (CONFIG, WEIGHTS), REMEDY)
+        folder = verify_folder(name, (CONFIG, WEIGHTS, *cls.texts.values()), REMEDY)
+        texts = {key: (folder / file).read_text(encoding="utf-8") for key, file in cls.texts.items()}
         config = read_json(folder / CONFIG, REMEDY)
         found = load_tensors(folder / WEIGHTS)
         if isinstance(config, dict):
             refuse_other_type(config.pop(TYPE, None), cls, folder)
         try:
-            model = cls(config)
+            model = cls(config, **texts)
             # Every parameter must be in the file. A buffer that an older version did not save keeps its initial value.
             buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}  # type: ignore[attr-defined]
             model.load_state_dict({**buffers, **found})  # type: ignore[attr-defined]

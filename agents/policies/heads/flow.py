@@ -36,9 +36,7 @@ class FlowHead(Head):
 
     def __init__(self, width: int, chunk: int, action_dim: int, steps: int = 5, noise: float = 0.5) -> None:
         super().__init__()
-        if steps < 1 or not 0 < noise <= 2:
-            raise ConfigError(f"a flow head has steps={steps}, noise={noise}; expected steps >= 1 and noise in (0, 2]")
-        self.chunk, self.action_dim, self.steps, self.noise = chunk, action_dim, steps, noise
+        self._set(chunk, action_dim, steps, noise)
         self.time = nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Linear(width, width))
         self.enter = nn.Linear(chunk * action_dim, width)
         self.body = nn.Sequential(
@@ -53,6 +51,11 @@ class FlowHead(Head):
         nn.init.zeros_(self.out.bias)
         self.register_buffer("octaves", math.pi * 2.0 ** torch.arange(4), persistent=False)
         self.octaves: Tensor
+
+    def _set(self, chunk: int, action_dim: int, steps: int, noise: float) -> None:
+        if steps < 1 or not 0 < noise <= 2:
+            raise ConfigError(f"a flow head has steps={steps}, noise={noise}; expected steps >= 1 and noise in (0, 2]")
+        self.chunk, self.action_dim, self.steps, self.noise = chunk, action_dim, steps, noise
 
     def velocity(self, features: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Velocity `(B,K,A)` at `x (B,K,A)` and time `t (B,)`."""
@@ -81,9 +84,8 @@ class FlowHead(Head):
         are those of the stochastic steps at temperature 1.
         """
         temp = torch.full((len(features),), temperature or 1.0, device=features.device)
-        x = self._start(features, generator) if temperature else features.new_zeros(
-            len(features), self.chunk, self.action_dim, dtype=torch.float32
-        )  # fmt: skip
+        none = torch.zeros(len(features), self.chunk, self.action_dim, device=features.device)
+        x = self._start(features, generator) if temperature else none
         path, log_probs = [x], []
         for step in range(self.steps):
             mean, spread = self._step(features, x, step, temp)

@@ -1,0 +1,175 @@
+"""Configuration of an `HFVLAPolicy`: which vision-language model, which action head, what is trained.
+
+Example::
+
+    config = HFVLAConfig(vlm={"model_type": "smolvlm", ...}, head="parallel", action_dim=4)
+    config = HFVLAConfig.for_data("tiny", specs)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worldgym.errors import ConfigError
+from worldgym.specs import Specs
+
+ACTION_HEADS = ("tokens", "parallel", "flow")
+STATES = ("token", "text", "none")
+PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+"""Prompt of OpenVLA (arXiv 2406.09246, section 3); `{state}` may stand in it where `state` is `text`."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (peft) in place of training all weights of the language model.
+
+    Args:
+        rank: rank of the adapters.
+        alpha: scale; the update is multiplied by alpha / rank.
+        dropout: dropout on the adapters' inputs, in training mode.
+        targets: names of the linear layers that get an adapter.
+    """
+
+    rank: int = 32
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1 or not self.targets:
+            raise ConfigError(
+                f"lora has rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, targets={self.targets}; "
+                "expected rank >= 1, alpha > 0, dropout in [0, 1) and at least one layer name"
+            )
+
+
+@dataclass(frozen=True)
+class HFVLAConfig:
+    """Shape of an `HFVLAPolicy`.
+
+    Args:
+        vlm: config of the vision-language model as transformers writes it (`config.json`), with `model_type`.
+        action_dim: length of one action, A.
+        chunk: actions per call, K.
+        state_dim: length of the proprioception vector, S; 0 if there is none.
+        head: `tokens` (autoregressive action tokens: RT-2, OpenVLA), `parallel` (all action tokens of the chunk in one
+            pass, with bidirectional attention: OpenVLA-OFT) or `flow` (flow-matching action expert that attends to
+            the keys and values of the language model: pi0).
+        n_bins: bins per dimension of the token heads, on the last `n_bins` ids of the vocabulary (OpenVLA: 256).
+        binary_dims: action dimensions with two values, -1 and 1, for the token heads.
+        prompt: text around the instruction; must contain `{instruction}`.
+        state: proprioception as one projected `token`, as `text` in the prompt at `{state}` (256 bins, as pi0.5), or
+            `none`.
+        text_length: largest number of prompt tokens; longer prompts are refused.
+        prefix_attention: `full` lets image and prompt tokens attend to each other in both directions (PaliGemma, pi0);
+            `causal` keeps the order of the language model; None chooses what the model was trained with.
+        lora: adapters; None trains the weights themselves.
+        train_vision: train the vision tower and its projector too.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        bf16: run the vision-language model in bfloat16 autocast; probabilities stay float32.
+        expert_width: width of the action expert of `flow`.
+        expert_ffn: width of its feed-forward layers.
+        flow_steps: integration steps of `flow`.
+        flow_noise: noise of the stochastic sampler of `flow`.
+        specs: specs of the training data; their cameras are read in order. None means one camera.
+
+    Raises:
+        ConfigError: an invalid value; the message says what to set instead.
+    """
+
+    vlm: Mapping[str, Any]
+    action_dim: int = 7
+    chunk: int = 5
+    state_dim: int = 0
+    head: str = "parallel"
+    n_bins: int = 256
+    binary_dims: tuple[int, ...] = ()
+    prompt: str = PROMPT
+    state: str = "token"
+    text_length: int = 64
+    prefix_attention: str | None = None
+    lora: LoRA | None = None
+    train_vision: bool = True
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    expert_width: int = 256
+    expert_ffn: int = 1024
+    flow_steps: int = 5
+    flow_noise: float = 0.5
+    specs: Specs | None = None
+
+    def __post_init__(self) -> None:
+        """Validate, and convert JSON lists to tuples."""
+        object.__setattr__(self, "binary_dims", tuple(self.binary_dims))
+        if not isinstance(self.vlm, Mapping) or not isinstance(self.vlm.get("model_type"), str):
+            raise ConfigError(
+                "vlm must be the config of a transformers model with a `model_type`: the content of its config.json"
+            )
+        for name in (
+            "action_dim",
+            "chunk",
+            "n_bins",
+            "text_length",
+            "expert_width",
+            "expert_ffn",
+            "flow_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.state_dim < 0:
+            raise ConfigError(f"state_dim is {self.state_dim}, expected at least 0")
+        for name, known in (("head", ACTION_HEADS), ("state", STATES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; there are {', '.join(known)}")
+        if self.prefix_attention not in (None, "full", "causal"):
+            raise ConfigError(
+                f"prefix_attention is {self.prefix_attention!r}; expected 'full', 'causal' or None"
+            )
+        bad = [dim for dim in self.binary_dims if not 0 <= dim < self.action_dim]
+        if bad:
+            raise ConfigError(f"binary_dims must lie in [0, {self.action_dim}); got {bad}")
+        self._check_prompt()
+
+    def _check_prompt(self) -> None:
+        try:
+            fields = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None}
+        except ValueError as error:
+            raise ConfigError(
+                f"prompt {self.prompt!r} is no template ({error}); write {{{{ for a brace"
+            ) from error
+        wanted = {"instruction"} | ({"state"} if self.state == "text" and self.state_dim else set())
+        if fields != wanted:
+            raise ConfigError(
+                f"prompt {self.prompt!r} has the fields {sorted(fields)}, expected {sorted(wanted)} with state="
+                f"{self.state!r} and state_dim={self.state_dim}"
+            )
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the cameras beside the main one."""
+        return () if self.specs is None else tuple(camera.name for camera in self.specs.observation.views)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HFVLAConfig:
+        """Build from a JSON object; an unknown key raises a ConfigError with a suggestion."""
+        known = [each.name for each in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                raise ConfigError(
+                    f"unknown policy setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+        values = dict(values)
+        if "vlm" not in values:
+            raise ConfigError("the config of a policy of type hf_vla has no `vlm`")
+        if isinstance(values.get("specs"), Mapping):
+            values["specs"] = Specs.from_dict(values["specs"])
+        if isinstance(values.get("lora"), Mapping):
+            values["lora"] = LoRA(**values["lora"])
+        return cls(**values)
