@@ -20,6 +20,7 @@ from typing import Annotated
 import tyro
 
 from experiments.pipelines.build import Build
+from experiments.pipelines.checks import values_of
 from experiments.pipelines.recipe import Recipe, Stage, read_recipe
 from worldgym.errors import ConfigError
 from worldgym.utils.files import atomic_write_text
@@ -51,7 +52,7 @@ def run(config: BuildConfig) -> int:
     out = Path("runs") / config.recipe.stem if config.out is None else config.out
     if out == Path() or (out.exists() and not out.is_dir()):
         raise ConfigError(f"--out is {str(config.out)!r}; expected a folder, such as runs/{config.recipe.stem}")
-    recipe = read_recipe(config.recipe, out, config.hours, values_of(config.set))
+    recipe = read_recipe(config.recipe, out, config.hours, values_of(config.set, "--set", "episodes=200"))
     build = Build(recipe, out)
     build.check(parse, config.start)
     if config.start is not None and not config.dry_run:
@@ -72,27 +73,6 @@ def run(config: BuildConfig) -> int:
             atomic_write_text(out / "build.html", page(recipe, build))
     sys.stdout.write(f"\nbuilt in {out}; {out / 'build.html'} lists every command and its duration\n")
     return 0
-
-
-def values_of(given: tuple[str, ...]) -> dict[str, object]:
-    """Parse `name=value` pairs; values are YAML."""
-    import yaml
-
-    found = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set {pair!r}: expected name=value, such as --set episodes=200")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair!r}: {value!r} is no YAML value; put it in quotes") from error
-        if not value.strip():
-            raise ConfigError(
-                f"--set {pair!r} gives no value; expected name=value, such as --set episodes=200, or {name}=null to "
-                "leave an option out"
-            )
-    return found
 
 
 def parse(stage: Stage) -> None:

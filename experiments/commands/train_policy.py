@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.compute import DType, placing
-from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.checks import check_numbers, values_of
 from experiments.pipelines.training_run import (
     Hand,
     claim,
     finish,
     finished,
     identity,
+    released_if_refused,
     require_preset,
     require_size,
     with_hand,
@@ -60,7 +61,10 @@ class TrainPolicyConfig:
             needed to learn the meaning of instructions.
         hand: `auto` uses the roles of the dataset's state fields; `yes` means that proprioception is x, y, z, ...,
             opening of the gripper, and that the last action is the gripper; `no` means that its meaning is unknown.
-        preset: `small` or `tiny`; ignored if `initial` is given.
+        preset: `small` or `tiny`; ignored if `initial` is given. For other types, a preset of theirs; for `hf_vla` also
+            a folder with a vision-language model.
+        settings: `name=value` pairs (YAML) for a type other than `vla`, such as `head=flow` or `lora={rank: 16}` for
+            `hf_vla`.
         epochs: maximum number of epochs; training stops early when the held-out loss no longer decreases.
         steps: maximum number of optimizer steps, rounded up to whole epochs, in place of `epochs`.
         batch_size: frames per step.
@@ -83,6 +87,7 @@ class TrainPolicyConfig:
     initial: Path | None = None
     hand: Hand = "auto"
     preset: str = "small"
+    settings: tuple[str, ...] = ()
     epochs: int = 60
     steps: int | None = None
     batch_size: int = 128
@@ -104,6 +109,8 @@ class TrainPolicyConfig:
             require_preset(self.preset)
         elif self.initial is not None:
             raise ConfigError(f"--initial is for --type vla, got --type {self.type}; leave it out")
+        if self.type == "vla" and self.settings:
+            raise ConfigError(f"--settings is for other types than vla, got {' '.join(self.settings)}; leave it out")
 
 
 def run(config: TrainPolicyConfig) -> int:
@@ -126,6 +133,8 @@ def run(config: TrainPolicyConfig) -> int:
     specs = with_hand(dataset.specs, config.hand)
     hand = HandColumns.of(specs)
     facts = identity(config, dataset, contents=("initial",))
+    if not config.settings:
+        del facts["--settings"]  # keeps the identity of runs from before this option
     claim(config.out, "train policy", facts, own=OWN, fresh=config.fresh)
     if finished(config.out, config):
         return 0
@@ -146,7 +155,9 @@ def run(config: TrainPolicyConfig) -> int:
     else:
         from worldgym.training.generic import fresh_part
 
-        policy = fresh_part(kind, config.type, specs, config.preset, arrays)
+        with released_if_refused(config.out):
+            offered = {"settings": values_of(config.settings, "--settings", "head=flow") or None}
+            policy = fresh_part(kind, config.type, specs, config.preset, arrays, offered)
     policy = here(policy)
     counts = {
         task: sum(demo.task == task for demo in chosen) for task in sorted({demo.task for demo in chosen})

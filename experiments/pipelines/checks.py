@@ -88,3 +88,37 @@ def _check(field: dataclasses.Field[Any], option: str, number: float) -> None:
     usable = isinstance(usual, int | float) and not isinstance(usual, bool) and usual == usual
     remedy = f"try {option} {usual:g}" if usable and usual < 10**6 else f"leave {option} out"
     raise ConfigError(f"{option} is {number:g}, expected {expected}; {remedy}")
+
+
+def values_of(given: Sequence[str], option: str, example: str) -> dict[str, Any]:
+    """Parse the `name=value` pairs of an option; values are YAML.
+
+    Args:
+        given: the pairs.
+        option: the option, for messages.
+        example: a valid pair, for messages.
+
+    Raises:
+        ConfigError: no name, no value, or no YAML.
+
+    Example:
+        >>> values_of(["head=flow", "steps=[1, 2]"], "--settings", "head=flow")
+        {'head': 'flow', 'steps': [1, 2]}
+    """
+    import yaml
+
+    found = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"{option} {pair!r}: expected name=value, such as {option} {example}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{option} {pair!r}: {value!r} is no YAML value; put it in quotes") from error
+        if not value.strip():
+            raise ConfigError(
+                f"{option} {pair!r} gives no value; expected name=value, such as {option} {example}, or {name}=null to "
+                "leave an option out"
+            )
+    return found

@@ -16,7 +16,7 @@ from agents import load_policy
 from agents.policies.hf.config import HFVLAConfig
 from agents.policies.hf.context import Context, Prefix
 from agents.policies.hf.policy import HFVLAPolicy
-from agents.policies.hf.presets import byte_tokenizer, preset
+from agents.policies.hf.presets import byte_tokenizer, shape
 from agents.policies.hf.vlm import FAMILIES, Words, build_vlm, image_tokens, load_vlm
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import TrainablePolicy
@@ -85,7 +85,7 @@ def observed(batch: int = 3, seed: int = 0) -> dict:
 
 def made(specs, head: str = "parallel", seed: int = 0, **more) -> HFVLAPolicy:
     torch.manual_seed(seed)
-    policy = HFVLAPolicy.for_data(specs, "tiny", head=head, **more)
+    policy = HFVLAPolicy.for_data(specs, "tiny", settings={"head": head, **more})
     for (
         weight
     ) in policy.head.parameters():  # output layers that begin at zero hide what depends on the inputs
@@ -274,12 +274,12 @@ def test_checkpointing_and_bf16_change_memory_and_digits_but_not_the_policy(spec
 
 def test_weights_of_a_model_folder_are_kept(specs, tmp_path):
     torch.manual_seed(0)
-    vlm = build_vlm(preset("tiny")[0])
+    vlm = build_vlm(shape("tiny")[0])
     vlm.save_pretrained(tmp_path / "vlm")
     with pytest.raises(CheckpointError, match="has no tokenizer.json"):
         load_vlm(tmp_path / "vlm")
     (tmp_path / "vlm" / "tokenizer.json").write_text(byte_tokenizer())
-    policy = HFVLAPolicy.for_data(specs, str(tmp_path / "vlm"), text_length=128)
+    policy = HFVLAPolicy.for_data(specs, str(tmp_path / "vlm"), settings={"text_length": 128})
     assert torch.equal(policy.vlm.get_input_embeddings().weight, vlm.get_input_embeddings().weight)
     policy.save_pretrained(tmp_path / "policy")
     seen = observed()

@@ -106,3 +106,24 @@ def test_episodes_of_an_unseen_split_are_refused(tmp_path):
         train_policy.run(policy_config(held_out, tmp_path / "p"))
     with pytest.raises(DatasetError, match="seen"):
         train_judge.run(TrainJudgeConfig(data=held_out, out=tmp_path / "j", preset="tiny", steps=1))
+
+
+@pytest.mark.parametrize("head", ["parallel", "tokens", "flow"])
+def test_a_vision_language_model_is_trained_by_the_same_command(data, tmp_path, head):
+    pytest.importorskip("transformers", reason="needs the extra `vla`")
+    from agents import load_policy
+
+    settings = (f"head={head}", "lora={rank: 2}", "chunk=3")
+    config = policy_config(data, tmp_path / "p", type="hf_vla", settings=settings, epochs=1, finish_steps=1)
+    assert train_policy.run(config) == 0 == train_policy.run(config)
+    policy = load_policy(tmp_path / "p")
+    assert policy.config.head == head and policy.config.lora.rank == 2 and policy.chunk == 3
+    assert bool((policy.state_std != 1).any()), "normalisation is that of the demonstrations"
+    with pytest.raises(ConfigError, match="did you mean 'head'"):
+        train_policy.run(policy_config(data, tmp_path / "q", type="hf_vla", settings=("heed=flow",)))
+    with pytest.raises(ConfigError, match="there are tiny, smolvlm-256m"):
+        train_policy.run(policy_config(data, tmp_path / "q", type="hf_vla", preset="large"))
+    with pytest.raises(ConfigError, match="--settings is for other types than vla"):
+        policy_config(data, tmp_path / "q", settings=settings)
+    with pytest.raises(ConfigError, match="--settings 'head': expected name=value, such as --settings head=flow"):
+        train_policy.run(policy_config(data, tmp_path / "q", type="hf_vla", settings=("head",)))

@@ -23,7 +23,7 @@ from agents.policies.heads import Bins
 from agents.policies.hf.config import HFVLAConfig, LoRA
 from agents.policies.hf.context import Context, Prefix
 from agents.policies.hf.heads import make_hf_head
-from agents.policies.hf.presets import preset
+from agents.policies.hf.presets import shape
 from agents.policies.hf.vlm import FULL_PREFIX, PATCHED, Words, build_vlm, image_tokens, load_vlm
 from agents.policies.lerobot import LeRobotPolicyMixin
 from worldgym.errors import ConfigError
@@ -122,18 +122,21 @@ class HFVLAPolicy(
         return policy
 
     @classmethod
-    def for_data(cls, specs: Specs, name: str, arrays: Any = None, **settings: Any) -> HFVLAPolicy:
-        """A policy for `worldgym train policy --type hf_vla --preset NAME`.
+    def for_data(
+        cls, specs: Specs, preset: str, arrays: Any = None, *, settings: Mapping[str, Any] | None = None
+    ) -> HFVLAPolicy:
+        """A policy for `worldgym train policy --type hf_vla --preset NAME --settings head=flow`.
 
         Args:
             specs: specs of the training data.
-            name: a preset (`agents.policies.hf.presets`, random weights), or a folder with a vision-language model.
+            preset: a name (`agents.policies.hf.presets`, random weights), or a folder with a vision-language model.
             arrays: not used.
-            **settings: fields of `HFVLAConfig`.
+            settings: fields of `HFVLAConfig`.
         """
-        if (Path(name).expanduser() / "config.json").is_file():
-            return cls.from_vlm(name, specs, **settings)
-        vlm, tokenizer, own = preset(name)
+        settings = settings or {}
+        if Path(preset).expanduser().is_dir():
+            return cls.from_vlm(preset, specs, **settings)
+        vlm, tokenizer, own = shape(preset)
         return cls(HFVLAConfig.from_dict({"vlm": vlm, **shape_of(specs), **own, **settings}), tokenizer)
 
     @property

@@ -2,7 +2,7 @@
 
 Example::
 
-    vlm, tokenizer, settings = preset("tiny")
+    vlm, tokenizer, settings = shape("tiny")
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _smolvlm(
     }  # fmt: skip
 
 
-def preset(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+def shape(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """Config of the vision-language model, tokenizer, and settings of the policy.
 
     `tiny` is 0.4M weights; `smolvlm-256m` and `smolvlm-500m` have the shapes of SmolVLM (arXiv 2504.05299). All have a
