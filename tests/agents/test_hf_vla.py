@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from agents.policies.hf.config import HFVLAConfig
 from agents.policies.hf.context import Context, Prefix
 from agents.policies.hf.policy import HFVLAPolicy
 from agents.policies.hf.presets import byte_tokenizer, shape
-from agents.policies.hf.vlm import FAMILIES, Words, build_vlm, image_tokens, load_vlm
+from agents.policies.hf.vlm import PATCHED, PLAIN, STACKED, Words, build_vlm, image_tokens, load_vlm
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import TrainablePolicy
 from worldgym.registry import POLICIES
@@ -147,7 +148,7 @@ def test_proprioception_as_text_or_not_at_all(specs, state):
     assert torch.equal(plain, moved) == (state == "none")
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*STACKED, *PATCHED, *PLAIN])
 def test_every_family_acts_and_learns(kind, specs):
     torch.manual_seed(0)
     config = {"vlm": family(kind), "action_dim": 4, "state_dim": 4, "binary_dims": (3,), "text_length": 128}
@@ -175,7 +176,7 @@ def test_the_prefix_is_what_transformers_computes_from_ids_and_pixels(kind):
         embeds = torch.cat([seen, vlm.get_input_embeddings()(words)], 1)
         real = torch.ones(embeds.shape[:2], dtype=torch.bool)
         prefix = Prefix(embeds, real, real.long().cumsum(1) - 1, kind == "paligemma")
-        context = Context(vlm.get_decoder(), vlm.get_output_embeddings(), prefix, 16)
+        context = Context(vlm.get_decoder(), vlm.get_output_embeddings(), prefix, torch.arange(16))
         hidden = context.run(prefix.embeds, prefix.visible, prefix.positions).last_hidden_state
         torch.testing.assert_close(vlm.get_output_embeddings()(hidden), wanted, atol=1e-4, rtol=1e-4)
 
@@ -268,6 +269,12 @@ def test_checkpointing_and_bf16_change_memory_and_digits_but_not_the_policy(spec
         losses[name] = (loss.item(), float(policy.head.slots.grad.norm()))
     assert losses["plain"] == pytest.approx(losses["again"], rel=1e-4)
     assert losses["plain"] == pytest.approx(losses["bf16"], rel=0.05)
+    half = made(specs, weights="bfloat16", lora={"rank": 2}) if find_spec("peft") else made(specs, weights="bfloat16")
+    assert half.vlm.get_input_embeddings().weight.dtype == torch.bfloat16
+    out = half.act(seen, temperature=0.0)
+    torch.testing.assert_close(half.evaluate(seen, out.trace).log_probs["action"], out.log_probs["action"])
+    half.loss({"observation": seen, "actions": actions})["action"].backward()
+    assert all(w.grad is not None and w.dtype == torch.float32 for n, w in half.named_parameters() if "lora_A" in n)
     with pytest.raises(ConfigError, match="gradient_checkpointing does not work with head='flow'"):
         made(specs, "flow", gradient_checkpointing=True)
 
@@ -297,7 +304,7 @@ def test_weights_of_a_model_folder_are_kept(specs, tmp_path):
 @given(st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=5))
 @settings(max_examples=30, deadline=None)
 def test_prompts_are_padded_at_the_right_and_cut_nowhere(texts):
-    words = Words(byte_tokenizer(), 512, 256, 128)
+    words = Words(byte_tokenizer(), 512, range(256, 512), 128)
     ids, real = words.ids(texts)
     for text, row, kept in zip(texts, ids, real, strict=True):
         count = int(kept.sum())
@@ -340,8 +347,8 @@ def test_observations_that_do_not_fit_say_what_was_got(specs):
         with pytest.raises((ConfigError, TypeError), match=said):
             policy.act({**seen, **other})
     with pytest.raises(ConfigError, match="stands for an action"):
-        Words(byte_tokenizer(), 300, 100, 64).ids(["\u00ff" * 3 + "zzz\u00e9\u00ff\u4e2d\u6587"])
+        Words(byte_tokenizer(), 300, range(200, 300), 64).ids(["\u00ff" * 3 + "zzz\u00e9\u00ff\u4e2d\u6587"])
     with pytest.raises(ConfigError, match="give the tokenizer of this model"):
-        Words(byte_tokenizer(), 100, 10, 64)
+        Words(byte_tokenizer(), 100, range(90, 100), 64)
     with pytest.raises(CheckpointError, match="no content of a tokenizer.json"):
-        Words("{}", 512, 256, 64)
+        Words("{}", 512, range(256, 512), 64)

@@ -61,7 +61,14 @@ class HFVLAConfig:
         head: `tokens` (autoregressive action tokens: RT-2, OpenVLA), `parallel` (all action tokens of the chunk in one
             pass, with bidirectional attention: OpenVLA-OFT) or `flow` (flow-matching action expert that attends to
             the keys and values of the language model: pi0).
-        n_bins: bins per dimension of the token heads, on the last `n_bins` ids of the vocabulary (OpenVLA: 256).
+        n_bins: bins per dimension of the token heads, on the last ids of the vocabulary, the lowest action on the last
+            id. OpenVLA's 256 edges are 255 bins.
+        action_low: lower edge of the first bin, per dimension; -1 if None. With bounds of the data at -1 and 1, these
+            are the quantiles of RT-2 and OpenVLA.
+        action_high: upper edge of the last bin, per dimension; 1 if None.
+        unused_ids: ids at the end of the vocabulary behind those of the actions (padding of the embedding table).
+        begin_id: token in front of the first action, for head `tokens`; None learns one.
+        images_after: number of prompt tokens in front of the images.
         binary_dims: action dimensions with two values, -1 and 1, for the token heads.
         prompt: text around the instruction; must contain `{instruction}`.
         state: proprioception as one projected `token`, as `text` in the prompt at `{state}` (256 bins, as pi0.5), or
@@ -73,6 +80,8 @@ class HFVLAConfig:
         train_vision: train the vision tower and its projector too.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         bf16: run the vision-language model in bfloat16 autocast; probabilities stay float32.
+        weights: precision in which its weights are held, `float32` or `bfloat16`. The latter halves the memory; it is for
+            acting and for adapters (which stay float32), since it loses small updates.
         expert_width: width of the action expert of `flow`.
         expert_ffn: width of its feed-forward layers.
         flow_steps: integration steps of `flow`.
@@ -88,16 +97,22 @@ class HFVLAConfig:
     chunk: int = 5
     state_dim: int = 0
     head: str = "parallel"
-    n_bins: int = 256
+    n_bins: int = 255
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
+    unused_ids: int = 0
+    begin_id: int | None = None
+    images_after: int = 0
     binary_dims: tuple[int, ...] = ()
     prompt: str = PROMPT
     state: str = "token"
-    text_length: int = 64
+    text_length: int = 128
     prefix_attention: str | None = None
     lora: LoRA | None = None
     train_vision: bool = True
     gradient_checkpointing: bool = False
     bf16: bool = False
+    weights: str = "float32"
     expert_width: int = 256
     expert_ffn: int = 1024
     flow_steps: int = 5
@@ -107,6 +122,19 @@ class HFVLAConfig:
     def __post_init__(self) -> None:
         """Validate, and convert JSON lists to tuples."""
         object.__setattr__(self, "binary_dims", tuple(self.binary_dims))
+        for name in ("action_low", "action_high"):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            object.__setattr__(self, name, tuple(float(value) for value in given))
+            if len(getattr(self, name)) != self.action_dim:
+                raise ConfigError(
+                    f"{name} has {len(given)} values, expected one for each of {self.action_dim} dimensions"
+                )
+        if any(low >= high for low, high in zip(*self.range, strict=True)):
+            raise ConfigError(
+                f"expected action_low < action_high, got {self.action_low} and {self.action_high}"
+            )
         if not isinstance(self.vlm, Mapping) or not isinstance(self.vlm.get("model_type"), str):
             raise ConfigError(
                 "vlm must be the config of a transformers model with a `model_type`: the content of its config.json"
@@ -124,7 +152,7 @@ class HFVLAConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.state_dim < 0:
             raise ConfigError(f"state_dim is {self.state_dim}, expected at least 0")
-        for name, known in (("head", ACTION_HEADS), ("state", STATES)):
+        for name, known in (("head", ACTION_HEADS), ("state", STATES), ("weights", ("float32", "bfloat16"))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; there are {', '.join(known)}")
         if self.prefix_attention not in (None, "full", "causal"):
@@ -149,6 +177,13 @@ class HFVLAConfig:
                 f"prompt {self.prompt!r} has the fields {sorted(fields)}, expected {sorted(wanted)} with state="
                 f"{self.state!r} and state_dim={self.state_dim}"
             )
+
+    @property
+    def range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Lower edges of the first bins, and upper edges of the last."""
+        low = (-1.0,) * self.action_dim if self.action_low is None else self.action_low
+        high = (1.0,) * self.action_dim if self.action_high is None else self.action_high
+        return low, high
 
     @property
     def views(self) -> tuple[str, ...]:

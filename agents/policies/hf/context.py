@@ -47,12 +47,20 @@ class Context:
         decoder: text model of transformers, without its output layer.
         output: its output layer.
         prefix: embedded inputs.
-        n_bins: number of action tokens, the last ids of the vocabulary.
+        action_ids: `(n_bins,)` ids of the action tokens, the lowest action first.
         bf16: run the language model in bfloat16.
     """
 
-    def __init__(self, decoder: Any, output: Any, prefix: Prefix, n_bins: int, bf16: bool = False) -> None:
-        self.decoder, self.output, self.prefix, self.n_bins, self.bf16 = decoder, output, prefix, n_bins, bf16
+    def __init__(
+        self, decoder: Any, output: Any, prefix: Prefix, action_ids: Tensor, bf16: bool = False
+    ) -> None:
+        self.decoder, self.output, self.prefix, self.action_ids, self.bf16 = (
+            decoder,
+            output,
+            prefix,
+            action_ids,
+            bf16,
+        )
         self._cache: Any = None
 
     def __len__(self) -> int:
@@ -120,17 +128,22 @@ class Context:
         )
         return out.last_hidden_state.float()
 
+    def word(self, token: int) -> Tensor:
+        """Embedding `(1,D)` of a token."""
+        table = self.decoder.get_input_embeddings()
+        found: Tensor = table(torch.tensor([token], device=self.device))
+        return found
+
     def embed(self, bins: Tensor) -> Tensor:
         """Embeddings `(...,D)` of action tokens `bins (...)`."""
-        table = self.decoder.get_input_embeddings()
-        found: Tensor = table(bins + table.num_embeddings - self.n_bins)
+        found: Tensor = self.decoder.get_input_embeddings()(self.action_ids[bins])
         return found
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(...,n_bins)` float32: the output layer of the language model, at the action tokens."""
-        weight, bias = self.output.weight[-self.n_bins :], getattr(self.output, "bias", None)
+        weight, bias = self.output.weight[self.action_ids], getattr(self.output, "bias", None)
         out = torch.nn.functional.linear(
-            hidden, weight.float(), None if bias is None else bias[-self.n_bins :].float()
+            hidden, weight.float(), None if bias is None else bias[self.action_ids].float()
         )
         return out.float()
 

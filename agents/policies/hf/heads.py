@@ -20,16 +20,31 @@ from worldgym.utils.devices import multinomial
 
 
 class VocabularyBins(Bins):
-    """Action tokens on the last `n_bins` ids of a language model's vocabulary (RT-2, OpenVLA)."""
+    """Action tokens on the last ids of a language model's vocabulary (RT-2, OpenVLA).
 
-    def __init__(self, config: HFVLAConfig, width: int) -> None:
+    Each dimension is cut into `n_bins` cells of equal size, between `action_low` and `action_high`; an action of a
+    cell is its centre, in the units of the policy's actions, and at most 1 in size.
+    """
+
+    def __init__(self, config: HFVLAConfig) -> None:
         super().__init__(config.action_dim, config.n_bins, config.binary_dims)
         self.chunk = config.chunk
-        self.slots = nn.Parameter(0.02 * torch.randn(self._count(config), width))
+        low, high = (torch.tensor(ends)[:, None] for ends in config.range)
+        self.register_buffer("low", low[:, 0], persistent=False)
+        self.register_buffer("cell", (high - low)[:, 0] / config.n_bins, persistent=False)
+        self.low: Tensor
+        self.cell: Tensor
+        centres = low + (torch.arange(config.n_bins) + 0.5) * (high - low) / config.n_bins
+        plain = [dim for dim in range(config.action_dim) if dim not in config.binary_dims]
+        self.centres[plain] = centres[plain].clamp(-1, 1)
 
-    @staticmethod
-    def _count(config: HFVLAConfig) -> int:
-        return config.chunk * config.action_dim
+    def tokens_of(self, actions: Any) -> Tensor:
+        """Cells of `actions (...,A)`; a binary dimension uses the sign (0 counts as open)."""
+        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.centres.device)
+        tokens = ((actions - self.low) / self.cell).floor().clamp(0, self.n_bins - 1).long()
+        for dim in self.binary_dims:
+            tokens[..., dim] = (actions[..., dim] >= 0).long()
+        return tokens
 
     def _shaped(self, logits: Tensor) -> Tensor:
         return logits.view(len(logits), self.chunk, self.action_dim, self.n_bins) + self.bin_mask
@@ -41,6 +56,10 @@ class ParallelTokens(VocabularyBins):
     OpenVLA-OFT (arXiv 2502.19645, section 4.1), with the output layer of the language model kept, so that each action
     has a probability.
     """
+
+    def __init__(self, config: HFVLAConfig, width: int) -> None:
+        super().__init__(config)
+        self.slots = nn.Parameter(0.02 * torch.randn(config.chunk * config.action_dim, width))
 
     def logits(self, features: Any, tokens: Tensor | None = None) -> Tensor:
         """See `Bins`."""
@@ -63,15 +82,22 @@ class ParallelTokens(VocabularyBins):
 class AutoregressiveTokens(VocabularyBins):
     """One token after the other, each conditioned on those before it (RT-2; OpenVLA, arXiv 2406.09246, section 3)."""
 
-    @staticmethod
-    def _count(config: HFVLAConfig) -> int:
-        return 1  # the token in front of the first action
+    def __init__(self, config: HFVLAConfig, width: int) -> None:
+        super().__init__(config)
+        self.begin_id = config.begin_id
+        if config.begin_id is None:
+            self.slots = nn.Parameter(0.02 * torch.randn(1, width))
+
+    def _begin(self, features: Any) -> Tensor:
+        """The token `(B,1,D)` in front of the first action."""
+        one = self.slots if self.begin_id is None else features.word(self.begin_id)[None]
+        return one.expand(len(features), 1, -1)
 
     def logits(self, features: Any, tokens: Tensor | None = None) -> Tensor:
         """See `Bins`; `tokens` are required."""
         assert tokens is not None
         flat = tokens.flatten(1)
-        begin = self.slots.expand(len(features), -1, -1)
+        begin = self._begin(features)
         embeds = torch.cat([begin, features.embed(flat[:, :-1]).to(begin.dtype)], 1)
         order = torch.ones(flat.shape[1], flat.shape[1], dtype=torch.bool).tril()
         return self._shaped(features.logits(features.read(embeds, order)))
@@ -79,7 +105,7 @@ class AutoregressiveTokens(VocabularyBins):
     def sample(self, features: Any, temperature: float, generator: torch.Generator | None) -> Any:
         """See `Head`; trace `tokens (B,K,A)` int64."""
         tokens, chosen = [], []
-        embeds = self.slots.expand(len(features), -1, -1)
+        embeds = self._begin(features)
         for step in range(self.chunk * self.action_dim):
             logits = (
                 features.logits(features.extend(embeds, step))[:, 0] + self.bin_mask[step % self.action_dim]

@@ -23,15 +23,33 @@ from agents.policies.heads import Bins
 from agents.policies.hf.config import HFVLAConfig, LoRA
 from agents.policies.hf.context import Context, Prefix
 from agents.policies.hf.heads import make_hf_head
+from agents.policies.hf.openvla import load_openvla
 from agents.policies.hf.presets import shape
-from agents.policies.hf.vlm import FULL_PREFIX, PATCHED, Words, build_vlm, image_tokens, load_vlm
+from agents.policies.hf.vlm import (
+    FULL_PREFIX,
+    PATCHED,
+    PRISMATIC,
+    Words,
+    build_vlm,
+    config_of,
+    image_tokens,
+    load_vlm,
+)  # fmt: skip
 from agents.policies.lerobot import LeRobotPolicyMixin
 from worldgym.errors import ConfigError
 from worldgym.hub import HubModel
 from worldgym.protocols import ChunkBatch, Evaluation, Observation, PolicyOutput, Temperature, total_log_prob
 from worldgym.specs import Specs
 
-VISION = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "connector")
+VISION = (
+    "vision_backbone",
+    "projector",
+    "vision_tower",
+    "vision_model",
+    "visual",
+    "multi_modal_projector",
+    "connector",
+)
 STATE_BINS = 256
 
 
@@ -64,14 +82,17 @@ class HFVLAPolicy(
     def _assemble(self, vlm: Any) -> None:
         config, decoder = self.config, vlm.get_decoder()
         width, vocabulary = decoder.config.hidden_size, decoder.get_input_embeddings().num_embeddings
-        if config.n_bins >= vocabulary:
+        used = vocabulary - config.unused_ids
+        if config.n_bins >= used:
             raise ConfigError(
-                f"the language model has {vocabulary} tokens, and {config.n_bins} of them would stand for actions; set "
+                f"the language model has {used} tokens, and {config.n_bins} of them would stand for actions; set "
                 "n_bins lower"
             )
-        reserved = 0 if config.head == "flow" else config.n_bins
-        self.words = Words(self.tokenizer, vocabulary, reserved, config.text_length)
-        self.vlm = vlm
+        actions = range(0) if config.head == "flow" else range(used - config.n_bins, used)
+        self.words = Words(self.tokenizer, vocabulary, actions, config.text_length)
+        self.register_buffer("action_ids", used - 1 - torch.arange(config.n_bins), persistent=False)
+        self.action_ids: Tensor
+        self.vlm = vlm.to(getattr(torch, config.weights))
         if config.state == "token" and config.state_dim:
             self.state_token = nn.Sequential(
                 nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width)
@@ -107,14 +128,21 @@ class HFVLAPolicy(
         Args:
             folder: as transformers' `save_pretrained` writes it, with `tokenizer.json`.
             specs: specs of the training data.
-            **settings: fields of `HFVLAConfig`.
+            **settings: fields of `HFVLAConfig`; for a published OpenVLA checkpoint (`agents.policies.hf.openvla`) also
+                `unnorm_key`, the dataset whose action statistics apply.
 
         Raises:
             CheckpointError: the folder is incomplete or damaged.
             ConfigError: the model family is not known, or a setting is invalid.
         """
-        vlm, tokenizer = load_vlm(folder)
-        config = HFVLAConfig.from_dict({"vlm": _plain(vlm.config), **shape_of(specs), **settings})
+        path, key = Path(folder).expanduser(), settings.pop("unnorm_key", None)
+        given = config_of(path)
+        if given.get("model_type") == PRISMATIC:
+            plain, own, vlm, tokenizer = load_openvla(path, given, shape_of(specs)["specs"].action, key)
+        else:
+            vlm, tokenizer = load_vlm(path)
+            plain, own = _plain(vlm.config), {}
+        config = HFVLAConfig.from_dict({"vlm": plain, **shape_of(specs), **own, **settings})
         policy = cls.__new__(cls)
         nn.Module.__init__(policy)
         policy.config, policy.tokenizer = config, tokenizer
@@ -197,34 +225,27 @@ class HFVLAPolicy(
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             seen = [image_tokens(vlm, image) for image in images]
         ids, real = self.words.ids([self._prompt(text, row) for text, row in zip(texts, state, strict=True)])
-        ids, real = ids.to(self.device), real.to(self.device)
-        parts = [*seen, vlm.get_input_embeddings()(ids)]
-        masks = [real.new_ones(x.shape[:2]) for x in seen] + [real]
+        ids, real, first = ids.to(self.device), real.to(self.device), config.images_after
+        words = vlm.get_input_embeddings()(ids)
+        parts, masks = [words[:, :first], *seen, words[:, first:]], [real[:, :first]]
+        masks += [*(real.new_ones(x.shape[:2]) for x in seen), real[:, first:]]
         if hasattr(self, "state_token"):
             parts.append(self.state_token(state)[:, None])
             masks.append(real.new_ones(batch, 1))
-        embeds, present = torch.cat([part.to(parts[-1].dtype) for part in parts], 1), torch.cat(masks, 1)
-        positions = self._positions(seen, present)
-        full = (
-            vlm.config.model_type in FULL_PREFIX
-            if config.prefix_attention is None
-            else config.prefix_attention == "full"
-        )
-        bf16 = config.bf16
-        return Context(
-            vlm.get_decoder(),
-            vlm.get_output_embeddings(),
-            Prefix(embeds, present, positions, full),
-            config.n_bins,
-            bf16,
-        )
+        embeds, present = torch.cat([part.to(words.dtype) for part in parts], 1), torch.cat(masks, 1)
+        full = config.prefix_attention == "full"
+        if config.prefix_attention is None:
+            full = vlm.config.model_type in FULL_PREFIX
+        prefix = Prefix(embeds, present, self._positions(seen, present), full)
+        return Context(vlm.get_decoder(), vlm.get_output_embeddings(), prefix, self.action_ids, config.bf16)
 
     def _positions(self, seen: list[Tensor], present: Tensor) -> Tensor:
         flat = (present.long().cumsum(1) - 1).clamp_min(0)
         if self.vlm.config.model_type not in PATCHED:
             return flat
         # Qwen2-VL (arXiv 2409.12191, section 2.1): an image advances positions by its longer side, not by its tokens
-        axes, at, column = flat.expand(3, -1, -1).clone(), 0, 0
+        first = self.config.images_after
+        axes, at, column = flat.expand(3, -1, -1).clone(), first, first
         for image in seen:
             side = round(image.shape[1] ** 0.5)
             cells = torch.arange(image.shape[1], device=flat.device)
@@ -253,6 +274,8 @@ class HFVLAPolicy(
         return ((state - self.state_mean) / self.state_std).clamp(-5, 5)
 
     def _prompt(self, text: str, state: Tensor) -> str:
+        if self.config.vlm["model_type"] == PRISMATIC:
+            text = text.lower()  # as in its training data
         if self.config.state != "text" or not self.config.state_dim:
             return self.config.prompt.format(instruction=text)
         bins = ((state.clamp(-3, 3) + 3) / 6 * (STATE_BINS - 1)).round().long().tolist()
@@ -392,3 +415,6 @@ def _adapt(decoder: Any, lora: LoRA) -> None:
         raise ConfigError(
             f"no adapter can be added to the layers {', '.join(lora.targets)}: {error}"
         ) from error
+    for name, weight in decoder.named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.float()

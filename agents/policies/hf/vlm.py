@@ -20,12 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agents.policies.hf.prismatic import Prismatic
 from worldgym.errors import CheckpointError, ConfigError
 
 STACKED = ("idefics2", "idefics3", "smolvlm")
 PATCHED = ("qwen2_vl", "qwen2_5_vl")
 PLAIN = ("paligemma", "llava")
-FAMILIES = (*STACKED, *PATCHED, *PLAIN)
+PRISMATIC = "openvla"
+FAMILIES = (*STACKED, *PATCHED, *PLAIN, PRISMATIC)
 """Model types whose layouts of images are known, and tested."""
 FULL_PREFIX = ("paligemma",)
 """Families that were trained with bidirectional attention over image and prompt."""
@@ -56,6 +58,8 @@ def build_vlm(config: Mapping[str, Any]) -> Any:
             f"the vision-language model is of type {kind!r}; the layouts of these types are known: "
             f"{', '.join(FAMILIES)}"
         )
+    if kind == PRISMATIC:
+        return Prismatic(config)
     values = {
         key: value for key, value in config.items() if key not in ("model_type", "auto_map", "architectures")
     }
@@ -76,21 +80,12 @@ def load_vlm(folder: str | Path) -> tuple[Any, str]:
         ConfigError: a family that is not known here.
     """
     library, path = transformers(), Path(folder).expanduser()
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} has no config.json; give a folder with a transformers model")
-    try:
-        kind = json.loads((path / "config.json").read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path / 'config.json'} is damaged: {error}") from error
-    if kind not in FAMILIES:
+    kind = config_of(path).get("model_type")
+    if kind not in FAMILIES or kind == PRISMATIC:
         raise ConfigError(
             f"{path} holds a model of type {kind!r}; the layouts of these types are known: {', '.join(FAMILIES)}"
         )
-    tokenizer = path / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise CheckpointError(
-            f"{path} has no tokenizer.json; save it there with the tokenizer's save_pretrained"
-        )
+    text = tokenizer_of(path)
     try:
         vlm, report = library.AutoModelForImageTextToText.from_pretrained(
             path,
@@ -110,7 +105,39 @@ def load_vlm(folder: str | Path) -> tuple[Any, str]:
             f"the weights in {path} do not fit its config: {len(missing)} are missing, such as {missing[:1]}; "
             f"{len(report.get('mismatched_keys') or ())} have another shape"
         )
-    return vlm, tokenizer.read_text()
+    return vlm, text
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Content of the `config.json` of a model folder.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json; give a folder with a transformers model")
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{folder / 'config.json'} is damaged: expected an object, got {type(found).__name__}"
+        )
+    return found
+
+
+def tokenizer_of(folder: Path) -> str:
+    """Content of the `tokenizer.json` of a model folder.
+
+    Raises:
+        CheckpointError: it is missing.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json; save it there with the tokenizer's save_pretrained"
+        )
+    return (folder / "tokenizer.json").read_text()
 
 
 def image_size(vlm: Any) -> int:
@@ -121,7 +148,11 @@ def image_size(vlm: Any) -> int:
 
 def image_tokens(vlm: Any, frames: Tensor) -> Tensor:
     """Embeddings `(B,N,D)` of `frames (B,H,W,3)` uint8, resized to the model's size and scaled to [-1, 1]."""
-    kind, vision = vlm.config.model_type, vlm.config.vision_config
+    kind = vlm.config.model_type
+    if kind == PRISMATIC:
+        projected: Tensor = vlm.image_tokens(frames)
+        return projected
+    vision = vlm.config.vision_config
     x = frames.movedim(-1, 1).to(vlm.device).float() / 127.5 - 1
     if kind in PATCHED:
         cell = vision.patch_size * vision.spatial_merge_size
@@ -159,7 +190,7 @@ class Words:
     Args:
         text: content of `tokenizer.json`.
         vocabulary: number of embeddings of the language model.
-        reserved: ids at the end of the vocabulary that stand for actions; a prompt must not contain them.
+        actions: ids that stand for actions; a prompt must not contain them.
         length: largest number of tokens.
 
     Raises:
@@ -167,7 +198,7 @@ class Words:
         ConfigError: the tokenizer has more ids than the model has embeddings.
     """
 
-    def __init__(self, text: str, vocabulary: int, reserved: int, length: int) -> None:
+    def __init__(self, text: str, vocabulary: int, actions: range, length: int) -> None:
         from tokenizers import Tokenizer
 
         try:
@@ -176,7 +207,7 @@ class Words:
             raise CheckpointError(f"this is no content of a tokenizer.json: {error}") from error
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        self.text, self.first_action, self.length = text, vocabulary - reserved, length
+        self.text, self.actions, self.length = text, actions, length
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocabulary:
             raise ConfigError(
@@ -197,10 +228,10 @@ class Words:
                     f"the prompt {prompt[:80]!r} has {len(row)} tokens, expected 1 to {self.length}; "
                     "set text_length higher"
                 )
-            if max(row) >= self.first_action:
+            if taken := [token for token in row if token in self.actions]:
                 raise ConfigError(
-                    f"the prompt {prompt[:80]!r} contains the token {max(row)}, which stands for an action (from "
-                    f"{self.first_action} on); the tokenizer's vocabulary is too small for this number of bins"
+                    f"the prompt {prompt[:80]!r} contains the token {taken[0]}, which stands for an action; the "
+                    f"tokenizer's vocabulary is too small for {len(self.actions)} bins: set n_bins lower"
                 )
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
