@@ -80,8 +80,8 @@ class HFVLAConfig:
         train_vision: train the vision tower and its projector too.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         bf16: run the vision-language model in bfloat16 autocast; probabilities stay float32.
-        weights: precision in which its weights are held, `float32` or `bfloat16`. The latter halves the memory; it is for
-            acting and for adapters (which stay float32), since it loses small updates.
+        weights: precision in which its weights are held, `float32` or `bfloat16`. The latter halves the memory; it is
+            for acting and for adapters (which stay float32), since it loses small updates.
         expert_width: width of the action expert of `flow`.
         expert_ffn: width of its feed-forward layers.
         flow_steps: integration steps of `flow`.
