@@ -39,7 +39,10 @@ class TrainProbeConfig:
         out: run folder (checkpoint, TensorBoard, `export/`).
         suite: suite of the frames; the default one if None.
         tasks: tasks of the episodes; the suite's default tasks if None.
-        episodes: number of episodes of 40 steps; every third frame is used.
+        episodes: number of episodes of 40 steps of demonstrators; every third frame is used.
+        data: dataset of `worldgym collect`; `replays` of its episodes are executed again in Real to know the positions
+            in their frames. Policies bring about states that demonstrators do not.
+        replays: number of these episodes.
         steps: optimizer steps.
         batch_size: frames per step.
         lr: peak learning rate.
@@ -55,6 +58,8 @@ class TrainProbeConfig:
     suite: str | None = None
     tasks: tuple[str, ...] | None = None
     episodes: int = 360
+    data: Path | None = None
+    replays: int = 600
     steps: int = 320
     batch_size: int = 64
     lr: float = 3e-3
@@ -81,21 +86,26 @@ def run(config: TrainProbeConfig) -> int:
     import torch
 
     from experiments.bundle import Bundle
-    from experiments.pipelines.held_out_episodes import true_logs
+    from experiments.pipelines.held_out_episodes import replayed, true_logs
     from experiments.pipelines.run_folder import finite
     from experiments.pipelines.tokenizers import load_tokenizer
+    from worldgym.data import EpisodeDataset
     from worldgym.evaluation.fidelity import position_errors
     from worldgym.models.probe import PositionProbe, PositionProbeConfig, probe_loss
     from worldgym.training.loop import LoopConfig, TrainingLoop
+    from worldgym.utils.progress import Progress
 
     here = placing(config)
     given = load_tokenizer(config.world_model, config.tokenizer)
     tokenizer = here(given) if given is not None else Bundle.find(DEFAULT, here).world_model().tokenizer
     require_size(64, tokenizer.image_size, "the tokenizer")
-    facts = identity(config, contents=("world_model", "tokenizer"))
-    for option in ("suite", "tokenizer"):  # keeps the identity of runs from before these options
+    dataset = None if config.data is None else EpisodeDataset(config.data).require_seen()
+    facts = identity(config, dataset, contents=("world_model", "tokenizer"))
+    for option in ("suite", "tokenizer", "data"):  # keeps the identity of runs from before these options
         if getattr(config, option) is None:
             del facts[f"--{option}"]
+    if config.data is None:
+        del facts["--replays"]
     if given is None:
         facts["--world-model"] = content_of(Bundle.find(DEFAULT).folder)
     claim(config.out, "train probe", facts, own=OWN, fresh=config.fresh)
@@ -108,6 +118,14 @@ def run(config: TrainProbeConfig) -> int:
     frames = torch.from_numpy(logs.frames[:, ::3])
     positions = torch.from_numpy(logs.positions[:, ::3])
     flat, targets = frames[held_out:].flatten(0, 1), positions[held_out:].flatten(0, 1)
+    if dataset is not None:
+        with Progress(config.replays, "replay logs") as bar:
+            more, places = replayed(
+                dataset, config.replays, seed=config.seed, suite=suite,
+                progress=lambda done, _: bar.update(done - bar.count),
+            )  # fmt: skip
+        require_size(more.shape[1], tokenizer.image_size, "the tokenizer")
+        flat, targets = torch.cat([flat, torch.from_numpy(more)]), torch.cat([targets, torch.from_numpy(places)])
     decoded_flat = tokenizer.decode(tokenizer.encode(flat)).cpu()
 
     def loss(module, step, generator):  # type: ignore[no-untyped-def]

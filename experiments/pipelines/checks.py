@@ -25,7 +25,7 @@ AT_LEAST_ONE = frozenset(
         "processes", "demos_per_task", "folds", "horizon", "image_size", "episodes", "iterations", "starts", "rounds",
         "attempts", "threads", "chunk", "group", "updates", "every", "piece", "samples", "shard_episodes", "scale",
         "rollout_horizon", "confirm", "demos_limit", "bc_batch", "concurrent", "cpus", "grace", "batches",
-        "left_out", "after", "length", "windows",
+        "left_out", "after", "length", "windows", "replays",
     }
 )  # fmt: skip
 """Options that must be at least 1 if they are given."""

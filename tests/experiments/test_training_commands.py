@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -262,6 +263,50 @@ def test_a_probe_needs_no_world_model_but_its_tokenizer(chain, tmp_path, capsys,
     other = ["train", "probe", "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "other"), *few]
     assert main([*other, "--world-model", str(chain / "world" / "export")]) == 2
     assert "not both" in capsys.readouterr().err
+
+
+def test_a_probe_learns_from_logs_that_are_executed_again(chain, tmp_path, capsys):
+    from experiments.pipelines.held_out_episodes import replayed
+    from worldgym.data import EpisodeDataset
+    from worldgym.suite import load_suite
+
+    suite, data = load_suite(None), EpisodeDataset(chain / "data")
+    frames, positions = replayed(data, 5, seed=0, suite=suite, every=4)
+    recorded = data.load_arrays().frames
+    assert len(frames) == len(positions) and positions.shape[1:] == (len(suite.parts), 2)
+    assert all((recorded == frame).all((1, 2, 3)).any() for frame in frames), "the frames are those of the logs"
+    again, every_frame = replayed(data, 99, seed=0, suite=suite, every=1)
+    known = [i for i, record in enumerate(data.records) if not json.loads(record.provenance_json).get("warmup")]
+    assert len(again) == sum(data.records[i].steps + 1 for i in known)
+    inside = every_frame[np.isfinite(every_frame).all(-1)]
+    assert len(inside) and (inside >= 0).all() and (inside <= data.image_size).all()
+    arguments = ["--tokenizer", str(chain / "tokenizer"), "--data", str(chain / "data"), "--replays", "3"]
+    few = ["--episodes", "2", "--steps", "2", "--batch-size", "2", "--out", str(tmp_path / "probe")]
+    assert main(["train", "probe", *arguments, *few]) == 0
+    assert main(["train", "probe", *arguments[:-1], "4", *few]) == 2
+    assert "--replays: there 3, here 4" in capsys.readouterr().err
+
+
+def test_logs_that_do_not_repeat_themselves_are_not_learned_from(chain, monkeypatch):
+    from experiments.pipelines.held_out_episodes import replayed
+    from worldgym.data import EpisodeDataset
+    from worldgym.errors import ConfigError
+    from worldgym.suite import load_suite
+
+    data, suite = EpisodeDataset(chain / "data"), load_suite(None)
+    honest = EpisodeDataset.load_arrays
+
+    def others(self, **options):
+        arrays = honest(self, **options)
+        arrays.states[:] += 0.1
+        return arrays
+
+    monkeypatch.setattr(EpisodeDataset, "load_arrays", others)
+    with pytest.raises(ConfigError, match="does not repeat itself in suite"):
+        replayed(data, 3, seed=0, suite=suite)
+    monkeypatch.setattr(data, "records", [replace(record, provenance_json="{}") for record in data.records])
+    with pytest.raises(ConfigError, match="no episode of .* can be executed again"):
+        replayed(data, 3, seed=0, suite=suite)
 
 
 def test_a_chunk_model_without_an_initial_model_says_what_to_type(chain, tmp_path, capsys):

@@ -21,26 +21,35 @@ from worldgym.models.chunk.world_model import ChunkWorldModel
 from worldgym.training.chunk_data import ChunkEpisodes, Labels, labels
 from worldgym.training.loop import LoopConfig, TrainingLoop
 
+ALL_OBJECTS = 0.15  # share of the steps that roll the objects outside the image too, whose presence is learned there
+FROM_START = 0.6  # share of the steps whose windows begin at the start of an episode, as closed loops do
+
 
 def roll_positions(
-    model: ChunkWorldModel, given: Labels, k: int, true_path: bool
+    model: ChunkWorldModel, given: Labels, k: int, true_path: bool, which: Tensor | None = None
 ) -> tuple[Tensor, list[Slots]]:
     """Predicted proprioception `(B,n k,S)`, and the slots before the first and after each chunk.
 
-    `true_path` moves the slots along the true path of the hand; proprioception is then predicted chunk by chunk.
+    Args:
+        model: the world model.
+        given: labels of the windows.
+        k: actions per chunk.
+        true_path: move the slots along the true path of the hand; proprioception is then predicted chunk by chunk.
+        which: `(B,M)` objects that get a slot; all if None. The others rest at their first position.
     """
     now, last, before, path = given.states[:, 0], given.last, given.before, []
-    slots = Slots.new(
-        model.objects_of(given.where[:, 0]),
-        model.objects_of(given.present[:, 0]).float(), model.config.memory,
-    )  # fmt: skip
+    places, present = model.objects_of(given.where[:, 0]), model.objects_of(given.present[:, 0]).float()
+    slots = Slots.new(chosen(places, which), chosen(present, which), model.config.memory, which)
     every = [slots]
     for c in range(given.actions.shape[1] // k):
         if true_path and c:
             now = given.states[:, c * k]
             last = now - given.states[:, c * k - 1]
         acts = given.actions[:, c * k : (c + 1) * k]
-        steps = model.kinematics(now, last, before, acts, slots.positions.detach())
+        moved = slots.positions.detach()
+        if which is not None:
+            moved = places.scatter(1, which[..., None].expand(-1, -1, 2), moved)
+        steps = model.kinematics(now, last, before, acts, moved)
         path.append(steps)
         walked = torch.cat([now[:, None], steps], 1)
         if true_path:
@@ -50,6 +59,21 @@ def roll_positions(
         every.append(slots)
         now, last, before = walked[:, -1], walked[:, -1] - walked[:, -2], acts[:, -1]
     return torch.cat(path, 1), every
+
+
+def chosen(values: Tensor, which: Tensor | None) -> Tensor:
+    """Values `(B,M,...)` of the objects `which (B,M)` from those of all objects `(B,N,...)`; all if None."""
+    if which is None:
+        return values
+    index = which.view(*which.shape, *(1,) * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
+    return values.gather(1, index)
+
+
+def in_image(model: ChunkWorldModel, given: Labels) -> Tensor | None:
+    """`(B,M)` int64: as many objects of each window as are in the first image of the fullest one, those there first."""
+    there = model.objects_of(given.present[:, 0]).float()
+    count = int(there.sum(1).max()) if there.numel() else 0
+    return None if count >= there.shape[1] else there.topk(max(1, count), dim=1).indices
 
 
 def place_loss(model: ChunkWorldModel, given: Labels, k: int) -> Tensor:
@@ -65,10 +89,10 @@ def place_loss(model: ChunkWorldModel, given: Labels, k: int) -> Tensor:
 
 
 def position_loss(
-    model: ChunkWorldModel, given: Labels, k: int, true_path: bool
+    model: ChunkWorldModel, given: Labels, k: int, true_path: bool, which: Tensor | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of kinematics, of the hand's place in the image and of the slots."""
-    path, slots = roll_positions(model, given, k, true_path)
+    """Loss of kinematics, of the hand's place in the image and of the slots; `which` as in `roll_positions`."""
+    path, slots = roll_positions(model, given, k, true_path, which)
     weight = given.mask.float()
     error = F.smooth_l1_loss(path, given.states[:, 1:], reduction="none", beta=0.05).mean(-1)
     kin = (weight * error).sum() / (weight.sum() + 1e-6)
@@ -79,6 +103,9 @@ def position_loss(
     if model.motion is not None:
         pair = (given.where, given.present)
         where, present = (model.objects_of(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in pair)
+        if which is not None:
+            every = which.repeat_interleave(where.shape[1], 0)
+            where, present = (chosen(x.flatten(0, 1), every).unflatten(0, x.shape[:2]) for x in (where, present))
         known = present[:, :1] & present[:, 1:] & alive[:, 1:, None]
         found = torch.stack([s.positions for s in slots[1:]], 1)
         distance = F.smooth_l1_loss(found * 64, where[:, 1:] * 64, reduction="none", beta=1.0).sum(-1)
@@ -146,15 +173,17 @@ def train_positions(
     chunk = model.config.chunk
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        coin = torch.rand(3, generator=generator).tolist()
+        coin = torch.rand(5, generator=generator).tolist()
         k = chunk if coin[0] < 0.75 else 1 + int(coin[1] * chunk)
-        index, mask, _, _ = data.episodes.draw(batch, max(1, 40 // chunk) * k, generator)
+        begin = coin[3] < FROM_START
+        index, mask, _, _ = data.episodes.draw(batch, max(1, 40 // chunk) * k, generator, begin)
         given = labels(model, data, index, mask, k)
         kin, facts = kinematics_loss(model, given, k)
         if training._progress() < kinematics_alone:
             place = place_loss(model, given, k)
             return kin + 0.05 * place, {**facts, "hand_px": float(place.detach())}
-        whole, more = position_loss(model, given, k, coin[2] < 0.3)
+        which = None if coin[4] < ALL_OBJECTS or model.motion is None else in_image(model, given)
+        whole, more = position_loss(model, given, k, coin[2] < 0.3, which)
         return whole + kin, {"kinematics_chunk": facts["kinematics"], **more}
 
     part = Positions(model)

@@ -152,11 +152,17 @@ class LatentEpisodes:
         )
 
     def draw(
-        self, batch: int, length: int, generator: torch.Generator
+        self, batch: int, length: int, generator: torch.Generator, from_start: bool = False
     ) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
         """Draw random windows of `length` predicted frames.
 
         Half of the anchors are the window's first frame, the others any frame of the episode up to it.
+
+        Args:
+            batch: number of windows, B.
+            length: predicted frames per window, T.
+            generator: source of randomness.
+            from_start: move each drawn window to the first frame of its episode.
 
         Returns:
             frames of each window `(B,T+1)`, repeating the last frame of the episode; `(B,T)` bool, True for the real
@@ -171,6 +177,8 @@ class LatentEpisodes:
             total = np.cumsum(self.odds[starts], dtype=np.float64)
             u = torch.rand(batch, generator=generator, dtype=torch.float64).numpy() * total[-1]
             start = starts[np.searchsorted(total, u, side="right")]
+        if from_start:
+            start = self.offsets[:-1][episode_of[start]]
         index = start[:, None] + np.arange(length + 1)
         end = last[episode_of[start]][:, None]
         mask = torch.from_numpy(index[:, 1:] <= end)

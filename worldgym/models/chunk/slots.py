@@ -28,16 +28,18 @@ class Slots(RowBatch):
         positions: `(B,M,2)` right and down, in image widths.
         present: `(B,M)` in [0, 1], probability that the object is in the image.
         memory: `(B,M,D)` numbers that each slot keeps, such as whether it is held.
+        which: `(B,M)` int64, the object of each slot; None if there is a slot for every object, in order.
     """
 
     positions: Tensor
     present: Tensor
     memory: Tensor
+    which: Tensor | None = None
 
     @staticmethod
-    def new(positions: Tensor, present: Tensor, memory: int) -> Slots:
+    def new(positions: Tensor, present: Tensor, memory: int, which: Tensor | None = None) -> Slots:
         """Slots at known positions, with an empty memory."""
-        return Slots(positions, present, positions.new_zeros(*present.shape, memory))
+        return Slots(positions, present, positions.new_zeros(*present.shape, memory), which)
 
 
 class Kinematics(nn.Module):
@@ -120,9 +122,10 @@ class SlotMotion(nn.Module):
             path = torch.cat([path, path[:, -1:].expand(-1, missing, -1)], 1)
             hand = torch.cat([hand, hand[:, -1:].expand(-1, missing, -1)], 1)
         b, m = slots.present.shape
+        name = self.name.expand(b, -1, -1) if slots.which is None else self.name[slots.which]
         away = 4 * (hand[:, None] - slots.positions[:, :, None]).clamp(-0.5, 0.5)
         inputs = [
-            2 * slots.positions - 1, slots.present[..., None], slots.memory, self.name.expand(b, -1, -1),
+            2 * slots.positions - 1, slots.present[..., None], slots.memory, name,
             away.flatten(2), path.flatten(1)[:, None].expand(-1, m, -1),
         ]  # fmt: skip
         x = self.into(torch.cat(inputs, -1))
@@ -131,4 +134,4 @@ class SlotMotion(nn.Module):
         out = self.out(torch.cat([x, memory], -1))
         moved = torch.sigmoid(out[..., 2:3]) * 0.3 * torch.tanh(out[..., :2])
         present = torch.sigmoid(torch.logit(slots.present.clamp(1e-3, 1 - 1e-3)) + out[..., 3])
-        return Slots(slots.positions + moved, present, memory)
+        return Slots(slots.positions + moved, present, memory, slots.which)
