@@ -101,7 +101,7 @@ def run(config: TrainProbeConfig) -> int:
     require_size(64, tokenizer.image_size, "the tokenizer")
     dataset = None if config.data is None else EpisodeDataset(config.data).require_seen()
     facts = identity(config, dataset, contents=("world_model", "tokenizer"))
-    for option in ("suite", "tokenizer", "data"):  # keeps the identity of runs from before these options
+    for option in ("suite", "tokenizer"):  # keeps the identity of runs from before these options
         if getattr(config, option) is None:
             del facts[f"--{option}"]
     if config.data is None:
