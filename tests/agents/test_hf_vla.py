@@ -352,3 +352,16 @@ def test_observations_that_do_not_fit_say_what_was_got(specs):
         Words(byte_tokenizer(), 100, range(90, 100), 64)
     with pytest.raises(CheckpointError, match="no content of a tokenizer.json"):
         Words("{}", 512, range(256, 512), 64)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_practises_in_the_bundled_imagination(specs, head, tmp_path):
+    from experiments.cli import main
+
+    POLICIES.save(made(specs, head), tmp_path / "policy")
+    arguments = ["rl", "--policy", str(tmp_path / "policy"), "--learn", "all", "--train-tasks", "reach"]
+    assert main([*arguments, "--quick", "--out", str(tmp_path / "rl")]) == 0
+    history = json.loads((tmp_path / "rl" / "history.json").read_text())
+    assert len(history) == 2 and all(np.isfinite(row["seconds_imagine"]) for row in history)
+    seen = observed()
+    assert load_policy(tmp_path / "rl" / "policy").act(seen, temperature=0.0).actions.shape == (3, 5, 4)
