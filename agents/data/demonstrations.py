@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from worldgym.errors import DatasetError
+from worldgym.errors import ConfigError, DatasetError
 from worldgym.protocols import ChunkBatch, Observation
 from worldgym.specs import Specs
 
@@ -69,6 +69,31 @@ class ChunkDataset:
             None if self.condition is None else self.condition[rows],
             {name: frames[rows] for name, frames in self.views.items()},
         )
+
+    def with_decoded(self, tokenizer: Any, batch: int = 256) -> ChunkDataset:
+        """Every row twice: as it is, and with its image encoded and decoded, as imagination shows it.
+
+        A policy that has seen only frames of a camera acts otherwise on the frames of a world model, and what it learns
+        there is partly lost on real ones. Both copies of a row belong to the same episode.
+
+        Args:
+            tokenizer: with `encode` and `decode` of frames `(N,H,W,3)` uint8; that of the world model.
+            batch: frames per pass.
+
+        Raises:
+            ConfigError: the demonstrations have several cameras, which a tokenizer of frames does not decode.
+        """
+        if self.views:
+            raise ConfigError(
+                f"decoded copies are made of one camera, and these demonstrations also have "
+                f"{', '.join(self.views)}; leave --decoded-by out"
+            )
+        images = torch.from_numpy(self.images)
+        with torch.no_grad():
+            parts = [tokenizer.decode(tokenizer.encode(part)).to(torch.uint8).cpu() for part in images.split(batch)]
+        twice = self.select(np.tile(np.arange(len(self)), 2))
+        twice.images[len(self) :] = torch.cat(parts).numpy()
+        return twice
 
     def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
         """Split into (training, validation) by whole episodes, with at least one episode in each.

@@ -59,6 +59,8 @@ class TrainPolicyConfig:
         initial: folder of a policy whose weights are reused and fixed, except for its goal head, which is trained.
             Moving to a given goal needs no instruction, so it can be learned from many logs; the demonstrations are
             needed to learn the meaning of instructions.
+        decoded_by: folder of a world model. The policy learns from every frame twice: as recorded, and encoded and
+            decoded by its tokenizer, so that it acts alike on real and on imagined frames.
         hand: `auto` uses the roles of the dataset's state fields; `yes` means that proprioception is x, y, z, ...,
             opening of the gripper, and that the last action is the gripper; `no` means that its meaning is unknown.
         preset: `small` or `tiny`; ignored if `initial` is given. For other types, a preset of theirs; for `hf_vla` also
@@ -85,6 +87,7 @@ class TrainPolicyConfig:
     success_only: bool = True
     type: str = "vla"
     initial: Path | None = None
+    decoded_by: Path | None = None
     hand: Hand = "auto"
     preset: str = "small"
     settings: tuple[str, ...] = ()
@@ -101,7 +104,7 @@ class TrainPolicyConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "initial"):
+        for name in ("data", "out", "initial", "decoded_by"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
@@ -124,6 +127,7 @@ def run(config: TrainPolicyConfig) -> int:
     from agents.algorithms.sft import demonstrations
     from agents.data.demonstrations import HandColumns, demonstrated_behaviour
     from worldgym.data import EpisodeDataset
+    from worldgym.models import load_world_model
     from worldgym.utils.files import atomic_write_text
     from worldgym.utils.progress import Progress
     from worldgym.utils.train_state import TrainState
@@ -132,9 +136,10 @@ def run(config: TrainPolicyConfig) -> int:
     dataset = EpisodeDataset(config.data).require_seen()
     specs = with_hand(dataset.specs, config.hand)
     hand = HandColumns.of(specs)
-    facts = identity(config, dataset, contents=("initial",))
-    if not config.settings:
-        del facts["--settings"]  # keeps the identity of runs from before this option
+    facts = identity(config, dataset, contents=("initial", "decoded_by"))
+    for option, value in (("--settings", config.settings), ("--decoded-by", config.decoded_by)):
+        if not value:
+            del facts[option]  # keeps the identity of runs from before this option
     claim(config.out, "train policy", facts, own=OWN, fresh=config.fresh)
     if finished(config.out, config):
         return 0
@@ -171,6 +176,13 @@ def run(config: TrainPolicyConfig) -> int:
         )
     demos = chunk_dataset(chosen, policy.chunk, hand=hand, stop_at_success=config.success_only)
     del arrays
+    if config.decoded_by is not None:
+        with released_if_refused(config.out):
+            tokenizer = getattr(here(load_world_model(config.decoded_by)), "tokenizer", None)
+            if tokenizer is None:
+                raise ConfigError(f"--decoded-by {config.decoded_by}: this world model has no tokenizer of frames")
+            require_size(demos.images.shape[1:3], tokenizer.image_size, f"the tokenizer of {config.decoded_by}")
+            demos = demos.with_decoded(tokenizer)
     settings = SFTConfig(
         epochs=config.epochs,
         batch_size=config.batch_size,

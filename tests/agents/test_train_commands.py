@@ -127,3 +127,42 @@ def test_a_vision_language_model_is_trained_by_the_same_command(data, tmp_path, 
         policy_config(data, tmp_path / "q", settings=settings)
     with pytest.raises(ConfigError, match="--settings 'head': expected name=value, such as --settings head=flow"):
         train_policy.run(policy_config(data, tmp_path / "q", type="hf_vla", settings=("head",)))
+
+
+def test_a_policy_also_learns_from_the_frames_that_imagination_shows(tmp_path):
+    import torch
+
+    from agents import load_policy
+    from agents.data.demonstrations import ChunkDataset
+    from experiments.cli import main
+    from worldgym import pretrained
+    from worldgym.suite import load_suite
+
+    class Darker:
+        """A tokenizer that halves every value."""
+
+        def encode(self, frames):
+            return frames
+
+        def decode(self, latents):
+            return latents // 2
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    zeros = np.zeros((5, 4), np.float32)
+    demos = ChunkDataset(images, zeros, ["a"] * 5, np.zeros((5, 3, 4), np.float32), np.array([0, 0, 1, 1, 2]), zeros)
+    twice = demos.with_decoded(Darker())
+    assert np.array_equal(twice.images, np.concatenate([images, images // 2]))
+    train, val = twice.split(0.4, seed=0)
+    assert not set(train.episode) & set(val.episode), "both copies of a frame are on one side"
+    demos.views["wrist"] = images
+    with pytest.raises(ConfigError, match="also have wrist; leave --decoded-by out"):
+        demos.with_decoded(Darker())
+
+    data, out = tmp_path / "data", tmp_path / "p"
+    collect = ["collect", "--out", str(data), "--episodes", "6", "--tasks", "reach", "--mix", "expert=1"]
+    assert main([*collect, "--workers", "0"]) == 0
+    model = pretrained.path("tabletop-small") / "world_model"
+    arguments = ["--preset", "tiny", "--epochs", "1", "--finish-steps", "1", "--decoded-by", str(model)]
+    assert main(["train", "policy", "--data", str(data), *arguments, "--out", str(out)]) == 0
+    seen = {"image": torch.zeros(1, 64, 64, 3, dtype=torch.uint8), "state": torch.zeros(1, 4), "instruction": ["reach"]}
+    assert load_policy(out).act(seen, temperature=0.0).actions.shape == (1, 5, load_suite(None).specs.action.dim)
