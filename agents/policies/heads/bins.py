@@ -62,6 +62,20 @@ class Bins(Head):
         """`(B,K,A,n_bins)` float32; bins that a dimension lacks are -1e9. `tokens (B,K,A)` are the tokens so far."""
         ...
 
+    def sample(
+        self, features: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `Head`; draws all tokens at once from `logits(features)`. Trace `tokens (B,K,A)` int64."""
+        logits = self.logits(features)
+        log_probs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+        if temperature == 0:
+            tokens = logits.argmax(-1)
+        else:
+            flat = log_probs.exp().flatten(0, -2)
+            tokens = multinomial(flat, 1, generator).view(logits.shape[:-1])
+        chosen = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return self.actions_of(tokens), chosen, {"tokens": tokens}
+
     def evaluate(
         self, features: Tensor, trace: Mapping[str, Tensor], temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -106,20 +120,6 @@ class ParallelBins(Bins):
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             out = nn.functional.linear(features, self.weight, self.bias)
         return out.float().view(*features.shape[:2], self.action_dim, self.n_bins) + self.bin_mask
-
-    def sample(
-        self, features: Tensor, temperature: float, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """See `Head`; trace `tokens (B,K,A)` int64."""
-        logits = self.logits(features)
-        log_probs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
-        if temperature == 0:
-            tokens = logits.argmax(-1)
-        else:
-            flat = log_probs.exp().flatten(0, -2)
-            tokens = multinomial(flat, 1, generator).view(logits.shape[:-1])
-        chosen = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return self.actions_of(tokens), chosen, {"tokens": tokens}
 
 
 class AutoregressiveBins(Bins):

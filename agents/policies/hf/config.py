@@ -9,7 +9,6 @@ Example::
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from worldgym.errors import ConfigError
 from worldgym.specs import Specs
+from worldgym.utils.typed import from_values
 
 ACTION_HEADS = ("tokens", "parallel", "flow")
 STATES = ("token", "text", "none")
@@ -192,19 +192,12 @@ class HFVLAConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HFVLAConfig:
-        """Build from a JSON object; an unknown key raises a ConfigError with a suggestion."""
-        known = [each.name for each in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise ConfigError(
-                    f"unknown policy setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+        """Build from a JSON object.
+
+        Raises:
+            ConfigError: an unknown key (with a suggestion), a missing `vlm`, or a value of another type.
+        """
         values = dict(values)
-        if "vlm" not in values:
-            raise ConfigError("the config of a policy of type hf_vla has no `vlm`")
-        if isinstance(values.get("specs"), Mapping):
-            values["specs"] = Specs.from_dict(values["specs"])
-        if isinstance(values.get("lora"), Mapping):
-            values["lora"] = LoRA(**values["lora"])
-        return cls(**values)
+        specs = values.pop("specs", None)
+        read = from_values(cls, values, "policy of type hf_vla")
+        return dataclasses.replace(read, specs=Specs.from_dict(specs) if isinstance(specs, Mapping) else specs)

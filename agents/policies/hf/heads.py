@@ -68,16 +68,6 @@ class ParallelTokens(VocabularyBins):
         hidden = features.read(slots, torch.ones(count, count, dtype=torch.bool))
         return self._shaped(features.logits(hidden))
 
-    def sample(self, features: Any, temperature: float, generator: torch.Generator | None) -> Any:
-        """See `Head`; trace `tokens (B,K,A)` int64."""
-        logits = self.logits(features)
-        log_probs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
-        if temperature == 0:
-            tokens = logits.argmax(-1)
-        else:
-            tokens = multinomial(log_probs.exp().flatten(0, -2), 1, generator).view(logits.shape[:-1])
-        return self.actions_of(tokens), log_probs.gather(-1, tokens[..., None])[..., 0], {"tokens": tokens}
-
 
 class AutoregressiveTokens(VocabularyBins):
     """One token after the other, each conditioned on those before it (RT-2; OpenVLA, arXiv 2406.09246, section 3)."""
