@@ -20,6 +20,7 @@ POLICIES.register_lazily(
     conditioned="agents.policies.conditioned:ConditionedPolicy",
     foresight="agents.policies.conditioned:ForesightPolicy",
     hf_vla="agents.policies.hf.policy:HFVLAPolicy",
+    remote="agents.policies.remote.policy:RemotePolicy",
 )
 HEADS.register_lazily(
     bins="agents.policies.heads.bins:ParallelBins",

@@ -130,6 +130,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "measure success rates of policies on the same starts, with intervals",
         draws=True,
     ),
+    ("serve", "policy"): Command(
+        "serve", "ServePolicyConfig", "serve a policy to openpi clients and to RemotePolicy", run="serve_policy"
+    ),
+    ("serve", "world-model"): Command(
+        "serve", "ServeWorldModelConfig", "serve a world model to RemoteWorldModel", run="serve_world_model"
+    ),
     ("claims", "list"): Command(
         "claims",
         "ClaimsListConfig",
@@ -207,6 +213,7 @@ GROUPS = {
     "reinforcement learning": ("rl", "sweep"),
     "judge": ("audit", "calibrate"),
     "evaluate": ("eval", "picture", "bench"),
+    "use from other processes and machines": ("serve",),
     "published claims": ("claims",),
 }
 """Headings of the list of commands, and the first words of the commands in each group."""

@@ -45,6 +45,10 @@ class JudgeUnavailableError(WorldgymError, RuntimeError):
     """A judge no longer returns verdicts. The run is paused; the same command continues it later."""
 
 
+class ServerUnavailableError(WorldgymError, ConnectionError):
+    """A server of a policy or a world model does not answer. Running episodes are invalid; the run can be continued."""
+
+
 class ShadowedPackageError(WorldgymError, ImportError):
     """One of the project's import names (`envs`, `agents`, ...) resolves to a package of another project."""
 

@@ -17,6 +17,7 @@ WORLD_MODELS.register_lazily(
     video="worldgym.models.video.world_model:VideoWorldModel",
     ensemble="worldgym.models.ensemble:EnsembleWorldModel",
     chunk="worldgym.models.chunk.world_model:ChunkWorldModel",
+    remote="worldgym.models.remote:RemoteWorldModel",
 )
 TRAINERS.register_lazily(chunk="worldgym.training.chunk:ChunkTrainer")
 DATASET_FORMATS.register_lazily(

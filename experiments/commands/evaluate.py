@@ -4,6 +4,7 @@ Example::
 
     worldgym eval --policy runs/demo/policy sft --split seen --episodes 210
     worldgym eval --policy runs/demo/policy@1.0 --split unseen_instruction --out runs/unseen.json
+    worldgym eval --world imagined --policy sft "ws://127.0.0.1:8000?keys=libero&chunk=5" --max-uncertainty 2
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ import tyro
 
 from experiments.bundle import Bundle
 from experiments.compute import DType, placing
+from experiments.pipelines.imagined_evaluation import ImaginedSettings, differences, evaluate_in_imagination
+from experiments.pipelines.imagined_evaluation import table as imagined_table
 from experiments.pipelines.policies import PolicyChoice
 from experiments.pipelines.run_folder import versions
 from experiments.suites import (
@@ -38,7 +41,8 @@ from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
-BUNDLED = DEFAULT
+BUNDLED, IMAGINED = DEFAULT, "imagined"
+ONLY_IMAGINED = ("world_model", "starts", "threshold", "max_uncertainty")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class EvalConfig:
     """Measure the success of policies on paired starts, with intervals.
 
     Args:
-        policy: folders written by save_pretrained, or `sft` for the bundled one; `@T` sets a temperature.
+        policy: folders written by save_pretrained, `sft` for the bundled one, addresses of servers
+            (`ws://HOST:PORT`), or `lerobot:FOLDER`; `@T` sets a temperature.
         split: split of starts and instructions: seen, unseen_combination, unseen_object, unseen_instruction,
             unseen_scene, unseen_task.
         tasks: tasks to evaluate; those that the bundle covers if empty.
@@ -58,9 +63,21 @@ class EvalConfig:
         domain: domain of the suite, such as `real` or `soft`; the one that stands in for the robot if None.
         gap: domain gap from 0 to 1 of the misspecified simulator, if the suite has one.
         horizon: steps of 0.2 s per episode.
-        bundle: bundle of the policy `sft`: name of a bundled checkpoint, or a folder.
+        bundle: bundle of the policy `sft`: name of a bundled checkpoint, or a folder. `--world imagined` is short for
+            `--imagined`.
+        imagined: evaluate in the bundle's imagination, as judged by its judge, not in the suite.
         suite: suite in which policies are evaluated; that of the bundle if None.
         workers: number of processes; 0 uses the current process.
+        world_model: with `--imagined`: folder of another world model than the bundle's, or the address of a server.
+        judge: with `--imagined`: judge of the success: `bundled`, `latent`, `open_clip`, or a folder.
+        cache: folder that caches the answers of judges behind an endpoint.
+        judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL.
+        starts: with `--imagined`: `bundle` starts from logged frames of the bundle, a dataset's folder or an `.npz`
+            file from frames of recordings; if None, from first frames of the suite, the same as without `--imagined`.
+        threshold: with `--imagined`: probability of the judge that counts as success; the judge's own if None.
+        confirm: with `--imagined`: number of consecutive checks that must be judged successful.
+        max_uncertainty: with `--imagined`: episodes with a higher uncertainty of the world model are stopped and not
+            counted; no limit if None.
         out: output file for the results as JSON.
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
         dtype: precision of world-model inference; `auto` uses the saved precision.
@@ -79,14 +96,33 @@ class EvalConfig:
     bundle: BundleName = BUNDLED
     suite: str | None = None
     workers: int = 2
+    imagined: bool = False
+    world_model: str | None = None
+    judge: str = "bundled"
+    cache: Path | None = None
+    judge_keys: tuple[str, ...] = ()
+    starts: str | None = None
+    threshold: float | None = None
+    confirm: int = 1
+    max_uncertainty: float | None = None
     out: Path = Path("runs/eval.json")
     device: str = "auto"
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Validate the settings."""
+        if self.bundle == IMAGINED and not Path(IMAGINED).exists():
+            object.__setattr__(self, "bundle", BUNDLED)
+            object.__setattr__(self, "imagined", True)
         if not self.policy:
             raise ConfigError("no policy given; type --policy FOLDER, or --policy sft")
+        given = [f"--{name.replace('_', '-')}" for name in ONLY_IMAGINED if getattr(self, name) is not None]
+        if given and not self.imagined:
+            raise ConfigError(f"{given[0]} is for an evaluation in imagination; type --imagined too")
+        if self.imagined and (self.domain is not None or self.gap):
+            raise ConfigError("an imagined evaluation has no --domain and no --gap; leave them out")
+        if self.confirm < 1:
+            raise ConfigError(f"confirm is {self.confirm}; expected at least 1")
         if self.episodes < 1 or self.horizon < 1 or self.workers < 0:
             raise ConfigError("episodes and horizon must be at least 1, workers at least 0")
         if self.start_seed < EVALUATION_SEED0:
@@ -101,6 +137,8 @@ class EvalConfig:
 def run(config: EvalConfig) -> int:
     """Evaluate the policies, print the table, and write the JSON file."""
     device = placing(config).name
+    if config.imagined:
+        return run_imagined(config, device)
     suite = chosen_suite(config.suite, config.bundle)
     tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
     choices = [PolicyChoice.parse(text, config.bundle, config.temperature, device) for text in config.policy]
@@ -128,6 +166,22 @@ def run(config: EvalConfig) -> int:
     data = summary(results, config)
     atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
     sys.stdout.write(table(results, data["differences"]) + f"\nwritten to {config.out}\n")
+    return 0
+
+
+def run_imagined(config: EvalConfig, device: str) -> int:
+    """Evaluate the policies in imagination, print the table, and write the JSON file."""
+    bundle = Bundle.find(config.bundle, placing(config))
+    choices = [PolicyChoice.parse(text, config.bundle, config.temperature, device) for text in config.policy]
+    names = {field.name for field in fields(ImaginedSettings)}
+    settings = ImaginedSettings(**{name: getattr(config, name) for name in names})
+    results = evaluate_in_imagination(choices, bundle, settings)
+    policies = {name: result.to_dict() for name, result in results.items()}
+    facts = {"world": IMAGINED, "bundle": config.bundle, "world_model": config.world_model, "starts": config.starts}
+    facts |= {"split": config.split, "seed": config.seed, "max_uncertainty": config.max_uncertainty}
+    data = {"policies": policies, "differences": differences(results), **facts, "versions": versions()}
+    atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
+    sys.stdout.write(imagined_table(results) + f"\nwritten to {config.out}\n")
     return 0
 
 

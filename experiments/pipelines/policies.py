@@ -1,4 +1,4 @@
-"""Policies as named on a command line: a folder, `sft` for the bundled one, `@T` for a sampling temperature.
+"""Policies as named on a command line: a folder, an address, `sft` for the bundled one, `@T` for a temperature.
 
 Example::
 
@@ -17,6 +17,13 @@ from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import PolicyRef
 from worldgym.registry import POLICIES
 
+ELSEWHERE = {
+    "ws://": "agents.policies.remote.policy:RemotePolicy.connect",
+    "wss://": "agents.policies.remote.policy:RemotePolicy.connect",
+    "lerobot:": "agents.policies.lerobot_adapter:load_lerobot",
+}
+"""Policies that are no folder of worldgym: the beginning of their name, and what loads them."""
+
 
 @dataclass(frozen=True)
 class PolicyChoice:
@@ -34,7 +41,7 @@ class PolicyChoice:
 
     @classmethod
     def parse(cls, text: str, bundle: str, temperature: float = 0.0, device: str = "cpu") -> PolicyChoice:
-        """Parse `FOLDER`, `FOLDER@T`, `sft` or `sft@T`.
+        """Parse `FOLDER`, `sft`, `ws://HOST:PORT` or `lerobot:FOLDER`, each also with `@T`.
 
         Args:
             text: the text typed by the user.
@@ -56,6 +63,9 @@ class PolicyChoice:
                 temperature = -1.0
             if not 0 <= temperature < float("inf"):
                 raise ConfigError(f"in {text!r}, {number!r} is not a temperature; type for example {place}@1.0")
+        for begin, loader in ELSEWHERE.items():
+            if place.startswith(begin):
+                return cls(text, PolicyRef(place, loader, device), temperature)
         return cls(text, PolicyRef(str(policy_folder(place, bundle)), device=device), temperature)
 
 
@@ -71,8 +81,8 @@ def policy_folder(place: str | Path, bundle: str) -> Path:
         return Bundle.find(bundle).policy_folder
     if not folder.is_dir():
         raise CheckpointError(
-            f"there is no folder {place}; give a folder written by save_pretrained, or sft for the policy of "
-            f"bundle {bundle}"
+            f"there is no folder {place}; give a folder written by save_pretrained, sft for the policy of bundle "
+            f"{bundle}, or the address of a server such as ws://127.0.0.1:8000"
         )
     POLICIES.get(POLICIES.type_of(folder))
     return folder

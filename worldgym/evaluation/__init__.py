@@ -35,6 +35,8 @@ _EXPORTS = {
     "ClosedLoopResult": "closed_loop",
     "replay_actions": "closed_loop",
     "run_closed_loop": "closed_loop",
+    "ImaginedResult": "imagined",
+    "evaluate_imagined": "imagined",
 }
 __all__ = sorted(_EXPORTS)
 

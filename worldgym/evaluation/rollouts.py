@@ -41,6 +41,7 @@ from worldgym.errors import CheckpointError
 from worldgym.evaluation.outcomes import EvalResult, Start, make_starts, shuffle_instructions
 from worldgym.imagination.observations import state_of
 from worldgym.registry import POLICIES
+from worldgym.serving.address import is_address
 from worldgym.specs import check_fit
 from worldgym.utils.devices import choose_device, place
 
@@ -62,7 +63,7 @@ class PolicyRef:
     """Reference to a saved policy, which any process can load by its registered type.
 
     Args:
-        path: folder written by `save_pretrained`.
+        path: folder written by `save_pretrained`, or, with a `loader`, the address of a server.
         loader: for a class that is not registered: entry point "module:Class" with a `from_pretrained(path)`, or
             "module:function" that takes a path.
         device: device of the loaded policy: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -92,6 +93,8 @@ class PolicyRef:
     def stamp(self) -> tuple[str, str, str, int]:
         """Cache key of the policy, which changes when its files change."""
         path = Path(self.path)
+        if is_address(self.path):
+            return self.loader or "", self.path, self.device, 0
         if not path.exists():
             raise CheckpointError(f"no policy at {path}; give a folder written by save_pretrained")
         files = [path, *path.rglob("*")] if path.is_dir() else [path]

@@ -12,6 +12,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from worldgym.imagination.slots import Slots
 from worldgym.protocols import Decode, Imagined, Observation, reads_of, settled
 from worldgym.specs import check_fit, specs_of
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ImaginedStep:
@@ -41,8 +44,8 @@ class ImaginedStep:
         outcome: reward, success and end flags.
         p: `(B,)` float64, judged probability of success; 0 for episodes without a valid judgement.
         valid: `(B,)` bool, False where the judge was queried and returned no valid judgement.
-        uncertainty: `(B,)` float64, uncertainty of the world model.
-        hallucination: `(B,)` bool, the uncertainty exceeded its bound, so the episode was not judged.
+        uncertainty: `(B,)` float64, uncertainty of the world model; NaN if it failed.
+        hallucination: `(B,)` bool, the uncertainty exceeded its bound or is NaN, so the episode was not judged.
     """
 
     imagined: Imagined
@@ -163,8 +166,7 @@ class ImaginedEpisodes:
         began = time.perf_counter()
         with torch.no_grad():
             wanted: Decode = "all" if "all" in (decode, self.buffer.decode) else "last"
-            self.state, imagined = self.world_model.step(self.state, actions, decode=wanted)
-        check_imagined(imagined, self.spec, count, actions.shape[1], wanted, type(self.world_model).__name__)
+            imagined = self._imagine(actions, wanted)
         self.buffer.append(imagined.frames if self.buffer.decode == "all" else imagined.frames[:, -1:])
         self.views = {name: imagined.views[name][:, -1] for name in self.views}
         self.proprio = imagined.states[:, -1].float()
@@ -183,6 +185,29 @@ class ImaginedEpisodes:
             valid[rows] &= np.isfinite(slots.last_p[rows])  # a difference also needs a valid baseline
         outcome = self.rules.settle(slots, moving, due, hallucination, p, valid)
         return ImaginedStep(imagined, outcome, p, valid, uncertainty, hallucination)
+
+    def _imagine(self, actions: Tensor, decode: Decode) -> Imagined:
+        """Call the world model. If its server does not answer, the frames are repeated with a NaN uncertainty.
+
+        An episode with a NaN uncertainty is invalid (`Rules.due`); it never counts as a failure.
+        """
+        count, steps, name = len(self), actions.shape[1], type(self.world_model).__name__
+        try:
+            if self.state is None:
+                raise ConnectionError("its state was lost")
+            self.state, imagined = self.world_model.step(self.state, actions, decode=decode)
+        except (TimeoutError, ConnectionError) as error:
+            logger.warning("%s failed on %d episodes, which become invalid: %s", name, count, error)
+            shown = steps if decode == "all" else 1
+            views = {view: frames[:, None].repeat_interleave(shown, 1) for view, frames in self.views.items()}
+            latents: Any = None if self.latents is None else self.latents[:, None].repeat_interleave(steps, 1)
+            return Imagined(
+                self.image[:, None].repeat_interleave(shown, 1), latents,
+                self.proprio[:, None].repeat_interleave(steps, 1),
+                torch.full((count,), float("nan")), None, views,
+            )  # fmt: skip
+        check_imagined(imagined, self.spec, count, steps, decode, name)
+        return imagined
 
     def judge_rows(self, rows: NDArray[np.int64]) -> tuple[Numbers, Flags]:
         """Judge the current frames of episodes `rows (R,)`: probability `(R,)`, 0 if invalid, and validity `(R,)`."""
@@ -205,24 +230,43 @@ class ImaginedEpisodes:
         index = torch.as_tensor(chosen, device=self.image.device)
         taken = object.__new__(type(self))
         taken.world_model, taken.judge, taken.rules = self.world_model, self.judge, self.rules
-        taken.state, taken.spec = self.world_model.fork(self.state, index), self.spec
+        taken.state, taken.spec = self._forked(index), self.spec
         taken.views = {name: frames[index] for name, frames in self.views.items()}
         taken.proprio, taken.slots = self.proprio[index], self.slots.take(chosen)
         taken.latents = None if self.latents is None else self.latents[index]
         taken.buffer, taken.seconds = self.buffer.take(chosen), self.seconds
         return taken
 
+    def _forked(self, index: Tensor) -> Any:
+        """Copies of rows; None if the world model's server does not answer, so that the next step is invalid."""
+        try:
+            return None if self.state is None else self.world_model.fork(self.state, index)
+        except (TimeoutError, ConnectionError) as error:
+            logger.warning("%s lost %d episodes: %s", type(self.world_model).__name__, len(index), error)
+            return None
+
     def put(self, rows: Sequence[int] | NDArray[np.int64], other: Self) -> None:
         """Replace the episodes `rows` by all those of `other`, in order."""
         chosen = np.asarray(rows, np.int64)
         index = torch.as_tensor(chosen, device=self.image.device)
-        self.state = self.world_model.merge(self.state, index, other.state)
+        self.state = self._merged(chosen, other)
         self.proprio = self.proprio.index_copy(0, index, other.proprio)
         self.views = {name: view.index_copy(0, index, other.views[name]) for name, view in self.views.items()}
         if self.latents is not None and other.latents is not None:
             self.latents = self.latents.index_copy(0, index, other.latents)
         self.buffer.put(chosen, other.buffer)
         self.slots.put(chosen, other.slots)
+
+    def _merged(self, rows: NDArray[np.int64], other: Self) -> Any:
+        """The state with `rows` replaced. If all rows are, a state that a server has lost is not needed."""
+        try:
+            if self.state is None:
+                raise ConnectionError("the other episodes' state was lost")
+            return self.world_model.merge(self.state, torch.as_tensor(rows, device=self.image.device), other.state)
+        except (TimeoutError, ConnectionError):
+            if sorted(rows.tolist()) != list(range(len(self))):
+                raise
+            return self.world_model.fork(other.state, torch.as_tensor(np.argsort(rows)))
 
     def first_judgement(self) -> None:
         """Judge the first frames, if the reward is a difference and needs a baseline."""

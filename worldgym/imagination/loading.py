@@ -22,6 +22,7 @@ from worldgym import pretrained
 from worldgym.imagination.starts import ArrayStarts, StartSet
 from worldgym.protocols import RewardModel, WorldModel
 from worldgym.registry import JUDGES
+from worldgym.serving.address import is_address
 
 # One copy of each checkpoint per process, for as long as it is in use: N single environments share the weights. This
 # is safe because everything that changes is stored in the imagined state.
@@ -51,6 +52,8 @@ def resolve_world_model(model: WorldModel | str | Path) -> WorldModel:
 def _load_world_model(name: str) -> WorldModel:
     from worldgym.models import load_world_model
 
+    if is_address(name):
+        return cast(WorldModel, load_world_model(name))
     folder = Path(name) if Path(name).exists() else pretrained.path(name)
     newest = max((file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()), default=0)
     key = (str(folder.resolve()), newest)

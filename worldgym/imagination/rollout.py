@@ -241,6 +241,7 @@ def run_policy(
     max_uncertainty: float | None = None,
     generator: torch.Generator | None = None,
     record: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> ImaginedRollout:
     """Run a policy on imagined frames until the judge detects success at the end of a chunk, or the horizon ends.
 
@@ -258,6 +259,7 @@ def run_policy(
         max_uncertainty: an episode whose model uncertainty exceeds this before a success is invalid, as in imagined RL.
         generator: torch generator of policy and world model.
         record: record every imagined frame, which requires decoding all of them.
+        observers: further observers of the rollout.
 
     Raises:
         ConfigError: policy, judge and world model do not fit each other, or the policy's actions have a wrong shape or
@@ -288,7 +290,7 @@ def run_policy(
     result = rollout(
         act,
         episodes,
-        observers=[actions] if frame_recorder is None else [actions, frame_recorder],
+        observers=[actions, *([] if frame_recorder is None else [frame_recorder]), *observers],
         policy=policy,
     )
     frames = None if frame_recorder is None else frame_recorder.frames

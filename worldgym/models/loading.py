@@ -13,6 +13,7 @@ from typing import Any
 
 from worldgym import pretrained
 from worldgym.registry import WORLD_MODELS
+from worldgym.serving.address import is_address
 from worldgym.utils.devices import choose_device, place
 
 
@@ -21,7 +22,7 @@ def load_world_model(name_or_path: str | Path, *, device: str | None = None) -> 
 
     Args:
         name_or_path: a bundled name such as `"tabletop-small"`, the folder of a bundle, or a folder written by the
-            `save_pretrained` of a world model.
+            `save_pretrained` of a world model. An address such as `ws://127.0.0.1:8000` is a world model on a server.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; passed to `from_pretrained` if that accepts it, and the model is
             moved there if it has `to`. None leaves it where `from_pretrained` put it.
 
@@ -29,6 +30,8 @@ def load_world_model(name_or_path: str | Path, *, device: str | None = None) -> 
         CheckpointError: no world model at this path, or a damaged one.
         ConfigError: its type is not registered here; the message lists the known types.
     """
+    if is_address(name_or_path):
+        return WORLD_MODELS.get("remote")(str(name_or_path))
     path = Path(name_or_path)
     if not path.exists():
         path = pretrained.path(str(name_or_path))

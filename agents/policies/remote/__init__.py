@@ -1,0 +1,1 @@
+"""Policies behind a server: the protocol of openpi in both directions."""
