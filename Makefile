@@ -78,11 +78,11 @@ test-clip: $(VENV)/clip/open_clip ## the open_clip judge
 # what follows it is what rl_zoo3 imports.
 CLIENTS := torchrl tensordict pyvers orjson cloudpickle minari h5py jax jaxlib ml_dtypes opt_einsum pygame \
 	stable-worldmodel loguru lancedb overrides lance_namespace lance_namespace_urllib3_client deprecation torchvision einops \
-	opencv-python-headless rl_zoo3 sb3_contrib huggingface_sb3 optuna colorlog wasabi
+	opencv-python-headless openpi-client dm-tree rl_zoo3 sb3_contrib huggingface_sb3 optuna colorlog wasabi
 $(VENV)/clients/torchrl: | $(TESTED)
 	$(BIN)/pip install --no-compile --quiet --no-deps --target $(VENV)/clients $(CLIENTS)
 
-test-clients: gl $(VENV)/clients/torchrl ## other people's clients on our ids: TorchRL, Minari, stable-worldmodel, rl_zoo3
+test-clients: gl $(VENV)/clients/torchrl ## other people's clients on our ids: TorchRL, Minari, stable-worldmodel, rl_zoo3, openpi
 	PYTHONPATH=$(VENV)/clients OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/clients $(ARGS)
 
 $(VENV)/.installed_for_notebooks: $(TESTED)
