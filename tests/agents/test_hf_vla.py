@@ -16,6 +16,7 @@ pytest.importorskip("transformers", reason="needs the extra `vla`")
 from agents import load_policy
 from agents.policies.hf.config import HFVLAConfig
 from agents.policies.hf.context import Context, Prefix
+from agents.policies.hf.fast import FastCodec
 from agents.policies.hf.policy import HFVLAPolicy
 from agents.policies.hf.presets import byte_tokenizer, shape
 from agents.policies.hf.vlm import PATCHED, PLAIN, STACKED, Words, build_vlm, image_tokens, load_vlm
@@ -24,7 +25,7 @@ from worldgym.protocols import TrainablePolicy
 from worldgym.registry import POLICIES
 from worldgym.suite import load_suite
 
-HEADS = ("parallel", "tokens", "flow")
+HEADS = ("parallel", "tokens", "fast", "flow")
 TEXTS = ["push the red cube", "reach", "pick the green cube and place it on the blue disc"]
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
           "image_size": 32, "patch_size": 8}  # fmt: skip
@@ -78,6 +79,15 @@ def specs():
     return load_suite(None).specs
 
 
+def smooth(count: int, seed: int = 0) -> np.ndarray:
+    """Chunks `(N, 5, 4)` of slowly changing actions, the last dimension -1 or 1."""
+    rng = np.random.default_rng(seed)
+    slope = np.linspace(-0.2, 0.2, 5)[:, None] * rng.normal(size=(count, 1, 4))
+    chunks = np.clip(rng.normal(0, 0.5, (count, 1, 4)) + slope, -1, 1)
+    chunks[..., 3] = np.where(chunks[:, :1, 3] >= 0, 1.0, -1.0)
+    return chunks
+
+
 def observed(batch: int = 3, seed: int = 0) -> dict:
     rng = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (batch, 64, 64, 3), generator=rng, dtype=torch.uint8)
@@ -86,6 +96,8 @@ def observed(batch: int = 3, seed: int = 0) -> dict:
 
 def made(specs, head: str = "parallel", seed: int = 0, **more) -> HFVLAPolicy:
     torch.manual_seed(seed)
+    if head == "fast":
+        more.setdefault("fast", FastCodec.fit(smooth(200)).to_json())
     policy = HFVLAPolicy.for_data(specs, "tiny", settings={"head": head, **more})
     for (
         weight

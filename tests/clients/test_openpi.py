@@ -57,7 +57,7 @@ def test_openpis_client_shows_our_reason_for_a_refused_request(server):
     assert client.infer(observation())["actions"].shape == (5, 4)
 
 
-@pytest.mark.parametrize("value", [np.arange(6, dtype=np.float16).reshape(2, 3), np.float32(1.5), np.zeros(0, np.uint8)])
+@pytest.mark.parametrize("value", [np.ones((2, 3), np.float16), np.float32(1.5), np.zeros(0, np.uint8)])
 def test_messages_are_those_of_openpi(value):
     np.testing.assert_array_equal(msgpack_numpy.unpackb(pack({"x": value}))["x"], value)
     np.testing.assert_array_equal(unpack(msgpack_numpy.packb({"x": value}))["x"], value)

@@ -18,7 +18,7 @@ from worldgym.errors import ConfigError
 from worldgym.specs import Specs
 from worldgym.utils.typed import from_values
 
-ACTION_HEADS = ("tokens", "parallel", "flow")
+ACTION_HEADS = ("tokens", "parallel", "fast", "flow")
 STATES = ("token", "text", "none")
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 """Prompt of OpenVLA (arXiv 2406.09246, section 3); `{state}` may stand in it where `state` is `text`."""
@@ -59,10 +59,11 @@ class HFVLAConfig:
         chunk: actions per call, K.
         state_dim: length of the proprioception vector, S; 0 if there is none.
         head: `tokens` (autoregressive action tokens: RT-2, OpenVLA), `parallel` (all action tokens of the chunk in one
-            pass, with bidirectional attention: OpenVLA-OFT) or `flow` (flow-matching action expert that attends to
-            the keys and values of the language model: pi0).
+            pass, with bidirectional attention: OpenVLA-OFT), `fast` (autoregressive tokens of the cosine transform of a
+            chunk: FAST) or `flow` (flow-matching action expert that attends to the keys and values of the language
+            model: pi0).
         n_bins: bins per dimension of the token heads, on the last ids of the vocabulary, the lowest action on the last
-            id. OpenVLA's 256 edges are 255 bins.
+            id. OpenVLA's 256 edges are 255 bins. For `fast` the number of tokens, with the one that ends a chunk.
         action_low: lower edge of the first bin, per dimension; -1 if None. With bounds of the data at -1 and 1, these
             are the quantiles of RT-2 and OpenVLA.
         action_high: upper edge of the last bin, per dimension; 1 if None.
@@ -86,6 +87,8 @@ class HFVLAConfig:
         expert_ffn: width of its feed-forward layers.
         flow_steps: integration steps of `flow`.
         flow_noise: noise of the stochastic sampler of `flow`.
+        fast_scale: scale of the coefficients of `fast` before they are rounded.
+        fast: tokenizer of `fast` (`FastCodec.to_json`); training on data makes it.
         specs: specs of the training data; their cameras are read in order. None means one camera.
 
     Raises:
@@ -117,6 +120,8 @@ class HFVLAConfig:
     expert_ffn: int = 1024
     flow_steps: int = 5
     flow_noise: float = 0.5
+    fast_scale: float = 10.0
+    fast: str | None = None
     specs: Specs | None = None
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from agents.policies.heads.bins import Bins
 from agents.policies.heads.flow import FlowHead
 from agents.policies.hf.config import HFVLAConfig
 from agents.policies.hf.expert import ActionExpert
+from agents.policies.hf.fast import FastTokens
 from worldgym.utils.devices import multinomial
 
 
@@ -137,5 +138,7 @@ def make_hf_head(config: HFVLAConfig, decoder: Any) -> Any:
     """The head that the config names."""
     if config.head == "flow":
         return ExpertFlow(config, decoder)
+    if config.head == "fast":
+        return FastTokens(config, decoder.config.hidden_size)
     kind = ParallelTokens if config.head == "parallel" else AutoregressiveTokens
     return kind(config, decoder.config.hidden_size)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from agents.policies.heads import Bins
 from agents.policies.hf.config import HFVLAConfig, LoRA
 from agents.policies.hf.context import Context, Prefix
+from agents.policies.hf.fast import FastCodec, chunks_of
 from agents.policies.hf.heads import make_hf_head
 from agents.policies.hf.openvla import load_openvla
 from agents.policies.hf.presets import shape
@@ -158,10 +159,15 @@ class HFVLAPolicy(
         Args:
             specs: specs of the training data.
             preset: a name (`agents.policies.hf.presets`, random weights), or a folder with a vision-language model.
-            arrays: not used.
+            arrays: the data; `head="fast"` makes its tokenizer from their actions.
             settings: fields of `HFVLAConfig`.
         """
-        settings = settings or {}
+        settings = dict(settings or {})
+        if settings.get("head") == "fast" and "fast" not in settings and arrays is not None:
+            known = {field.name: field.default for field in dataclasses.fields(HFVLAConfig)}
+            chunk, tokens, scale = (settings.get(name, known[name]) for name in ("chunk", "n_bins", "fast_scale"))
+            chunks = chunks_of(arrays, int(chunk))
+            settings["fast"] = FastCodec.fit(chunks, int(tokens) - 1, float(scale)).to_json()
         if Path(preset).expanduser().is_dir():
             return cls.from_vlm(preset, specs, **settings)
         vlm, tokenizer, own = shape(preset)
