@@ -25,7 +25,7 @@ from worldgym.protocols import TrainablePolicy
 from worldgym.registry import POLICIES
 from worldgym.suite import load_suite
 
-HEADS = ("parallel", "tokens", "fast", "flow")
+HEADS = ("parallel", "tokens", "fast", "l1", "flow")
 TEXTS = ["push the red cube", "reach", "pick the green cube and place it on the blue disc"]
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
           "image_size": 32, "patch_size": 8}  # fmt: skip
@@ -138,7 +138,7 @@ def test_a_row_does_not_depend_on_the_prompts_beside_it(specs, head):
 def test_image_words_and_state_all_matter(specs, head):
     policy, seen = made(specs, head), observed(2)
     trace = policy.act(seen, generator=torch.Generator().manual_seed(0)).trace
-    before = policy.log_prob_of(seen, policy.act(seen, temperature=0.0)) if head != "flow" else None
+    before = policy.log_prob_of(seen, policy.act(seen, temperature=0.0)) if head not in ("flow", "l1") else None
     plain = policy.evaluate(seen, trace).log_probs["action"]
     for other in (
         {"image": 255 - seen["image"]},
@@ -225,7 +225,7 @@ def test_every_head_learns_what_the_words_ask_for(specs, head):
     actions = np.zeros((2, 5, 4), np.float32)
     actions[0], actions[1] = 0.5, -0.5
     optimizer = torch.optim.Adam(policy.parameters_of("action"), lr=3e-3)
-    for _ in range(60 if head != "flow" else 200):
+    for _ in range({"flow": 200, "l1": 120}.get(head, 60)):
         optimizer.zero_grad()
         policy.loss({"observation": same, "actions": actions})["action"].backward()
         optimizer.step()
@@ -333,7 +333,7 @@ def bad(**values):
         (bad(vlm={"model_type": "bert"}), "the layouts of these types are known: idefics2"),
         (bad(vlm={"hidden_size": 3}), "with a `model_type`"),
         (bad(n_bins=600), "600 of them would stand for actions; set n_bins lower"),
-        (bad(head="l1"), "head is 'l1'; there are tokens, parallel, flow"),
+        (bad(head="mse"), "head is 'mse'; there are tokens, parallel, fast, l1, flow"),
         (bad(prompt="do it"), "has the fields \\[\\], expected \\['instruction'\\]"),
         (bad(prompt="{instruction"), "is no template"),
         (bad(state="text", state_dim=4), "expected \\['instruction', 'state'\\]"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -272,3 +274,141 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
         (folder / "model-00002-of-00002.safetensors").read_bytes()
     )
     assert load(tmp_path, robot(), unnorm_key="mine").config.action_low[0] == pytest.approx(-0.6)
+
+
+# -- OpenVLA-OFT -------------------------------------------------------------------------------------------
+PROPRIO = {"q01": [-0.5, -0.5, 0.0, 0.0], "q99": [0.5, 0.5, 1.0, 0.1]}
+
+
+class PublishedHead(torch.nn.Module):
+    """The action head as the published file names its tensors."""
+
+    def __init__(self, width: int, dims: int) -> None:
+        super().__init__()
+        block = [torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.ReLU()]
+        self.model = torch.nn.Module()
+        self.model.layer_norm1 = torch.nn.LayerNorm(width * dims)
+        self.model.fc1 = torch.nn.Linear(width * dims, width)
+        self.model.mlp_resnet_blocks = torch.nn.ModuleList()
+        for _ in range(2):
+            part = torch.nn.Module()
+            part.ffn = torch.nn.Sequential(*copy.deepcopy(block))
+            self.model.mlp_resnet_blocks.append(part)
+        self.model.layer_norm2 = torch.nn.LayerNorm(width)
+        self.model.fc2 = torch.nn.Linear(width, dims)
+
+    def forward(self, x):
+        m = self.model
+        x = torch.relu(m.fc1(m.layer_norm1(x)))
+        for block in m.mlp_resnet_blocks:
+            x = x + block.ffn(x)
+        return m.fc2(m.layer_norm2(x))
+
+
+@pytest.fixture(scope="module")
+def oft(folder, tmp_path_factory):
+    """The same model with an action head and a projector of proprioception, and both of these as modules."""
+    path = tmp_path_factory.mktemp("oft")
+    shutil.copytree(folder, path, dirs_exist_ok=True)
+    torch.manual_seed(1)
+    layers = {"fc1": torch.nn.Linear(4, 32), "fc2": torch.nn.Linear(32, 32)}
+    head, proprio = PublishedHead(32, 7), torch.nn.ModuleDict(layers)
+    for name, part in (("action_head", head), ("proprio_projector", proprio)):
+        save_file({f"module.{key}": value for key, value in part.state_dict().items()}, path / f"{name}.safetensors")
+    told = {"libero_spatial_no_noops": {"action": BRIDGE, "proprio": PROPRIO}}
+    (path / "dataset_statistics.json").write_text(json.dumps(told))
+    return path, head, proprio
+
+
+def test_a_published_oft_checkpoint_predicts_what_its_parts_compute(oft):
+    """Against a computation on transformers' model from the published description: places, mask, shifted slots."""
+    path, head, proprio = oft
+    policy = HFVLAPolicy.from_vlm(path, robot(), unnorm_key="libero_spatial_no_noops").eval()
+    assert (policy.chunk, policy.config.head, policy.config.slots) == (8, "l1", "oft")
+    seen = {**observed(2), "state": torch.tensor([[0.1, -0.2, 0.9, 0.02], [3.0, 0.0, 0.5, 0.05]])}
+    low, high = (torch.tensor(PROPRIO[end]) for end in ("q01", "q99"))
+    normal = (2 * (seen["state"] - low) / (high - low) - 1).clamp(-1, 1)
+    model, expected = policy.vlm.language_model.model, []
+    with torch.no_grad():
+        for row in range(2):
+            prompt = f"In: What action should the robot take to {seen['instruction'][row]}?\nOut:"
+            words = policy.words.ids([prompt])[0][0]
+            words = torch.cat([words, torch.tensor([policy.config.begin_id])])
+            embeds = policy.vlm.get_input_embeddings()(words)
+            patches = policy.vlm.image_tokens(seen["image"][row : row + 1])[0]
+            state = proprio["fc2"](torch.nn.functional.gelu(proprio["fc1"](normal[row])))
+            end = policy.vlm.get_input_embeddings()(torch.tensor([policy.config.end_id]))
+            sequence = torch.cat([embeds[:1], patches, state[None], embeds[1:], torch.zeros(56, 32), end])[None]
+            mask = torch.zeros(1, 1, sequence.shape[1], sequence.shape[1])
+            out = model(inputs_embeds=sequence, attention_mask=mask, use_cache=False).last_hidden_state[0]
+            first = len(patches) + 1 + len(words) - 1  # patches with proprioception, and the prompt without its begin
+            expected.append(head(out[first : first + 56].reshape(8, -1)))
+        drawn = policy.act(seen, temperature=0.0)
+    torch.testing.assert_close(drawn.trace["drawn"], torch.stack(expected), atol=1e-4, rtol=1e-4)
+    physical = unnormalised(torch.stack(expected).numpy(), BRIDGE)
+    wanted = robot().action.normalise(physical)
+    np.testing.assert_allclose(drawn.actions.numpy(), wanted, atol=1e-4)
+
+
+def test_an_oft_policy_is_fine_tuned_saved_and_loaded(oft, tmp_path):
+    policy = HFVLAPolicy.from_vlm(oft[0], robot(), unnorm_key="libero_spatial_no_noops", chunk=5)
+    actions = np.full((2, 5, 7), 0.2, np.float32)
+    optimizer = torch.optim.Adam(policy.parameters_of("action"), lr=1e-3)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = policy.loss({"observation": observed(2), "actions": actions})["action"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    policy.eval().save_pretrained(tmp_path / "policy")
+    again = load_policy(tmp_path / "policy")
+    torch.testing.assert_close(
+        again.act(observed(2), temperature=0.0).actions, policy.act(observed(2), temperature=0.0).actions
+    )
+
+
+def test_parts_that_are_pickles_or_do_not_fit_say_what_to_type(oft, tmp_path):
+    def broken(change) -> None:
+        path = tmp_path / "broken"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(oft[0], path)
+        change(path)
+        HFVLAPolicy.from_vlm(path, robot(), unnorm_key="libero_spatial_no_noops")
+
+    def pickled(path) -> None:
+        (path / "action_head.safetensors").unlink()
+        (path / "action_head--150000_checkpoint.pt").write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match=r"is a pickle.*weights_only=True.*action_head.safetensors"):
+        broken(pickled)
+    with pytest.raises(CheckpointError, match="`proprio`"):
+        broken(lambda path: (path / "dataset_statistics.json").write_text(json.dumps(
+            {"libero_spatial_no_noops": {"action": BRIDGE}})))  # fmt: skip
+    with pytest.raises(ConfigError, match="reads 5 numbers of proprioception"):
+        five = {"fc1.weight": torch.zeros(32, 5), "fc1.bias": torch.zeros(32), "fc2.weight": torch.zeros(32, 32)}
+        stats = {"action": BRIDGE, "proprio": {"q01": [0.0] * 5, "q99": [1.0] * 5}}
+
+        def other(path) -> None:
+            save_file(five, path / "proprio_projector.safetensors")
+            (path / "dataset_statistics.json").write_text(json.dumps({"libero_spatial_no_noops": stats}))
+
+        broken(other)
+    with pytest.raises(CheckpointError, match="has the shape .* expected"):
+        broken(lambda path: save_file({"model.fc2.weight": torch.zeros(3, 32)}, path / "action_head.safetensors"))
+
+
+def test_the_command_that_a_message_names_converts_a_part(tmp_path):
+    import subprocess
+    import sys
+
+    from agents.policies.hf.oft import CONVERT
+
+    head = PublishedHead(8, 2)
+    torch.save({f"module.{key}": value for key, value in head.state_dict().items()}, tmp_path / "action_head--1.pt")
+    command = CONVERT.format(file="action_head--1.pt", name="action_head").replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    from safetensors.torch import load_file
+
+    assert set(load_file(tmp_path / "action_head.safetensors")) == set(head.state_dict())

@@ -18,7 +18,8 @@ from worldgym.errors import ConfigError
 from worldgym.specs import Specs
 from worldgym.utils.typed import from_values
 
-ACTION_HEADS = ("tokens", "parallel", "fast", "flow")
+ACTION_HEADS = ("tokens", "parallel", "fast", "l1", "flow")
+SLOTS = ("learned", "oft")
 STATES = ("token", "text", "none")
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 """Prompt of OpenVLA (arXiv 2406.09246, section 3); `{state}` may stand in it where `state` is `text`."""
@@ -60,8 +61,8 @@ class HFVLAConfig:
         state_dim: length of the proprioception vector, S; 0 if there is none.
         head: `tokens` (autoregressive action tokens: RT-2, OpenVLA), `parallel` (all action tokens of the chunk in one
             pass, with bidirectional attention: OpenVLA-OFT), `fast` (autoregressive tokens of the cosine transform of a
-            chunk: FAST) or `flow` (flow-matching action expert that attends to the keys and values of the language
-            model: pi0).
+            chunk: FAST), `l1` (regression on all slots of the chunk: OpenVLA-OFT) or `flow` (flow-matching action
+            expert that attends to the keys and values of the language model: pi0).
         n_bins: bins per dimension of the token heads, on the last ids of the vocabulary, the lowest action on the last
             id. OpenVLA's 256 edges are 255 bins. For `fast` the number of tokens, with the one that ends a chunk.
         action_low: lower edge of the first bin, per dimension; -1 if None. With bounds of the data at -1 and 1, these
@@ -69,7 +70,14 @@ class HFVLAConfig:
         action_high: upper edge of the last bin, per dimension; 1 if None.
         unused_ids: ids at the end of the vocabulary behind those of the actions (padding of the embedding table).
         begin_id: token in front of the first action, for head `tokens`; None learns one.
+        end_id: token behind the slots, for `slots` of `oft`.
+        slots: how the chunk is put behind the prefix for the heads `parallel` and `l1`: `learned`, one embedding for
+            each number, or `oft`, as published OpenVLA-OFT checkpoints: zero embeddings and a last token, every token
+            attends to every other, and the state in front of a slot is read.
+        l1_scale: scale of the Laplace distribution of `l1`.
         images_after: number of prompt tokens in front of the images.
+        state_after_images: put the token of proprioception behind the images, not behind the prompt.
+        state_clip: normalised proprioception is cut to this size.
         binary_dims: action dimensions with two values, -1 and 1, for the token heads.
         prompt: text around the instruction; must contain `{instruction}`.
         state: proprioception as one projected `token`, as `text` in the prompt at `{state}` (256 bins, as pi0.5), or
@@ -105,7 +113,12 @@ class HFVLAConfig:
     action_high: tuple[float, ...] | None = None
     unused_ids: int = 0
     begin_id: int | None = None
+    end_id: int | None = None
+    slots: str = "learned"
+    l1_scale: float = 0.2
     images_after: int = 0
+    state_after_images: bool = False
+    state_clip: float = 5.0
     binary_dims: tuple[int, ...] = ()
     prompt: str = PROMPT
     state: str = "token"
@@ -157,7 +170,17 @@ class HFVLAConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.state_dim < 0:
             raise ConfigError(f"state_dim is {self.state_dim}, expected at least 0")
-        for name, known in (("head", ACTION_HEADS), ("state", STATES), ("weights", ("float32", "bfloat16"))):
+        if not self.state_clip > 0 or not 0 < self.l1_scale < 10:
+            raise ConfigError(
+                f"state_clip is {self.state_clip} and l1_scale {self.l1_scale}; expected positive numbers, l1_scale "
+                "below 10"
+            )
+        if self.slots == "oft" and (self.end_id is None or self.head not in ("parallel", "l1")):
+            raise ConfigError(
+                f"slots='oft' needs end_id and head='parallel' or 'l1'; got end_id={self.end_id}, head={self.head!r}"
+            )
+        choices = (("head", ACTION_HEADS), ("slots", SLOTS), ("state", STATES), ("weights", ("float32", "bfloat16")))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; there are {', '.join(known)}")
         if self.prefix_attention not in (None, "full", "causal"):

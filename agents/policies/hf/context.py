@@ -100,6 +100,32 @@ class Context:
         whole = torch.cat([prefix.embeds, embeds.to(prefix.embeds.dtype)], 1)
         return self.run(whole, mask, positions).last_hidden_state[:, -n:].float()
 
+    def read_all(self, embeds: Tensor, before: int = 0) -> Tensor:
+        """Hidden states `(B,before+n,D)` of tokens behind the prefix, and of the last `before` tokens of the prefix.
+
+        Every token attends to every other, also those of the prefix to those behind it. Rows with shorter prefixes are
+        read one at a time, because the last token of a prefix must stand right before what follows.
+
+        Args:
+            embeds: `(B,n,D)`.
+            before: number of tokens of the prefix.
+        """
+        prefix, n = self.prefix, embeds.shape[1]
+        out = []
+        for same in _equal_lengths(prefix.real):
+            kept = prefix.real[same[0]]
+            whole = torch.cat([prefix.embeds[same][:, kept], embeds[same].to(prefix.embeds.dtype)], 1)
+            length = whole.shape[1]
+            mask = torch.ones(len(same), 1, length, length, dtype=torch.bool, device=self.device)
+            behind = self.positions(n)
+            positions = torch.cat([prefix.positions[..., same, :][..., kept], behind[..., same, :]], -1)
+            hidden = self.run(whole, mask, positions).last_hidden_state[:, length - n - before :]
+            out.append((same, hidden.float()))
+        joined = out[0][1].new_empty(len(self), n + before, out[0][1].shape[-1])
+        for same, hidden in out:
+            joined = joined.index_copy(0, same, hidden)
+        return joined
+
     def run(self, embeds: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
         """One pass of the language model; its output object."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -153,3 +179,9 @@ class Context:
         if cos.ndim == 4:  # one per axis of position; behind the prefix they are equal
             cos, sin = cos[0], sin[0]
         return cos, sin
+
+
+def _equal_lengths(real: Tensor) -> list[Tensor]:
+    """Indices of the rows that share their places of padding."""
+    _, group = real.unique(dim=0, return_inverse=True)
+    return [torch.nonzero(group == number)[:, 0] for number in range(int(group.max()) + 1)]

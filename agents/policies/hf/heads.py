@@ -17,6 +17,7 @@ from agents.policies.heads.flow import FlowHead
 from agents.policies.hf.config import HFVLAConfig
 from agents.policies.hf.expert import ActionExpert
 from agents.policies.hf.fast import FastTokens
+from agents.policies.hf.regression import Regression, Slots
 from worldgym.utils.devices import multinomial
 
 
@@ -60,14 +61,16 @@ class ParallelTokens(VocabularyBins):
 
     def __init__(self, config: HFVLAConfig, width: int) -> None:
         super().__init__(config)
-        self.slots = nn.Parameter(0.02 * torch.randn(config.chunk * config.action_dim, width))
+        self.read = Slots(config, width)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if (earlier := f"{prefix}slots") in state:  # saved before slots were a module
+            state[f"{prefix}read.slots"] = state.pop(earlier)
+        super()._load_from_state_dict(state, prefix, *args)
 
     def logits(self, features: Any, tokens: Tensor | None = None) -> Tensor:
         """See `Bins`."""
-        count = len(self.slots)
-        slots = self.slots.expand(len(features), -1, -1)
-        hidden = features.read(slots, torch.ones(count, count, dtype=torch.bool))
-        return self._shaped(features.logits(hidden))
+        return self._shaped(features.logits(self.read(features)))
 
 
 class AutoregressiveTokens(VocabularyBins):
@@ -138,7 +141,8 @@ def make_hf_head(config: HFVLAConfig, decoder: Any) -> Any:
     """The head that the config names."""
     if config.head == "flow":
         return ExpertFlow(config, decoder)
-    if config.head == "fast":
-        return FastTokens(config, decoder.config.hidden_size)
-    kind = ParallelTokens if config.head == "parallel" else AutoregressiveTokens
-    return kind(config, decoder.config.hidden_size)
+    if config.head in ("fast", "l1"):
+        continuous = FastTokens if config.head == "fast" else Regression
+        return continuous(config, decoder.config.hidden_size)
+    tokens = ParallelTokens if config.head == "parallel" else AutoregressiveTokens
+    return tokens(config, decoder.config.hidden_size)

@@ -1,8 +1,9 @@
-"""Load published OpenVLA checkpoints (arXiv 2406.09246) as an `HFVLAPolicy`, without remote code and without pickle.
+"""Load published OpenVLA and OpenVLA-OFT checkpoints as an `HFVLAPolicy`, without remote code and without pickle.
 
-A folder has `config.json` (with `norm_stats`), `tokenizer.json`, and `model.safetensors` or its shards. The language
-model predicts one token per action dimension, which stands for one of 255 cells between the 1 % and 99 % quantiles of a
-dataset's actions. The policy's actions are those physical values in the units of the environment's `ActionSpec`.
+A folder has `config.json` (with `norm_stats`), `tokenizer.json`, and `model.safetensors` or its shards; one of OFT also
+has `action_head.safetensors` (`agents.policies.hf.oft`). The language model of OpenVLA (arXiv 2406.09246) predicts one
+token per action dimension, which stands for one of 255 cells between the 1 % and 99 % quantiles of a dataset's actions.
+The policy's actions are those physical values in the units of the environment's `ActionSpec`.
 
 Example::
 
@@ -19,16 +20,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from agents.policies.hf.oft import read_parts
 from agents.policies.hf.prismatic import Prismatic
 from agents.policies.hf.vlm import tokenizer_of
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.specs import ActionSpec
+from worldgym.specs import ActionSpec, Specs
 from worldgym.utils.tensors import load_tensors
 
 STATISTICS = "dataset_statistics.json"
 INDEX = "model.safetensors.index.json"
 BEFORE_ACTIONS = "\u2581"
 """The token in front of the first action: Llama's token of an empty word."""
+AFTER_ACTIONS = "</s>"
 
 
 def unnormalised(actions: np.ndarray, statistics: Mapping[str, Any]) -> np.ndarray:
@@ -46,7 +49,7 @@ def unnormalised(actions: np.ndarray, statistics: Mapping[str, Any]) -> np.ndarr
 
 
 def statistics_of(config: Mapping[str, Any], folder: Path, key: str | None) -> Mapping[str, Any]:
-    """Statistics of the actions of the dataset `key`; of the only one if None.
+    """Statistics of the dataset `key`, with `action`; of the only one if None.
 
     Raises:
         ConfigError: no such dataset, or several and none chosen.
@@ -69,10 +72,11 @@ def statistics_of(config: Mapping[str, Any], folder: Path, key: str | None) -> M
         raise ConfigError(
             f"unnorm_key is {name!r}; the statistics in {folder} are of {', '.join(sorted(known))}"
         )
-    found = known[name].get("action") if isinstance(known[name], Mapping) else None
-    if not isinstance(found, Mapping) or not {"q01", "q99"} <= set(found):
+    found: Any = known[name]
+    actions = found.get("action") if isinstance(found, Mapping) else None
+    if not isinstance(actions, Mapping) or not {"q01", "q99"} <= set(actions):
         raise CheckpointError(f"the statistics of {name!r} in {folder} lack q01 or q99 of the actions")
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 def range_in(spec: ActionSpec, statistics: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -124,17 +128,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def openvla_settings(
-    config: Mapping[str, Any], folder: Path, spec: ActionSpec, key: str | None, tokenizer: str
+    config: Mapping[str, Any], folder: Path, spec: ActionSpec, statistics: Mapping[str, Any], begin: int | None
 ) -> dict[str, Any]:
     """Fields of `HFVLAConfig` that a published checkpoint determines."""
-    from tokenizers import Tokenizer
-
-    begin = Tokenizer.from_str(tokenizer).token_to_id(BEFORE_ACTIONS)
     if begin is None:
         raise CheckpointError(
             f"the tokenizer in {folder} has no token {BEFORE_ACTIONS!r}; give that of the checkpoint"
         )
-    low, high = range_in(spec, statistics_of(config, folder, key))
+    low, high = range_in(spec, statistics["action"])
     return {
         "head": "tokens", "chunk": 1, "n_bins": int(config.get("n_action_bins", 256)) - 1, "action_low": low,
         "action_high": high, "unused_ids": int(config.get("pad_to_multiple_of", 64)), "begin_id": begin,
@@ -143,25 +144,38 @@ def openvla_settings(
 
 
 def load_openvla(
-    folder: Path, config: Mapping[str, Any], spec: ActionSpec, key: str | None
-) -> tuple[dict[str, Any], dict[str, Any], Prismatic, str]:
+    folder: Path, config: Mapping[str, Any], specs: Specs, key: str | None
+) -> tuple[dict[str, Any], dict[str, Any], Prismatic, str, dict[str, Tensor]]:
     """Load a published checkpoint.
 
     Args:
         folder: with the files named in the module docstring.
         config: content of its `config.json`.
-        spec: actions of the environment.
+        specs: actions and state of the environment.
         key: dataset whose statistics apply; the only one if None.
 
     Returns:
-        the config of the model, settings of the policy, the model, and its tokenizer.
+        the config of the model, settings of the policy, the model, its tokenizer, and further weights of the policy.
 
     Raises:
         CheckpointError: files or tensors are missing, damaged or of another shape.
         ConfigError: no such statistics, another number of dimensions, or an unknown backbone.
     """
+    from tokenizers import Tokenizer
+
     text = tokenizer_of(folder)
-    settings = openvla_settings(config, folder, spec, key, text)
+    assert specs.action is not None
+    words, statistics = Tokenizer.from_str(text), statistics_of(config, folder, key)
+    settings = openvla_settings(config, folder, specs.action, statistics, words.token_to_id(BEFORE_ACTIONS))
+    parts, size = read_parts(folder, statistics, words.token_to_id(AFTER_ACTIONS)), specs.observation.state_dim
+    if parts is not None:
+        if parts.state_dim not in (0, size):
+            raise ConfigError(
+                f"the checkpoint reads {parts.state_dim} numbers of proprioception, the data or environment has {size} "
+                f"({', '.join(field.name for field in specs.observation.state)}); remove "
+                "proprio_projector.safetensors, or give an environment with the same state"
+            )
+        settings |= parts.settings
     plain = {
         name: value
         for name, value in config.items()
@@ -182,4 +196,4 @@ def load_openvla(
             f"{tuple(wanted[name].shape)}"
         )
     model.load_state_dict(found)
-    return plain, settings, model, text
+    return plain, settings, model, text, {} if parts is None else parts.weights

@@ -37,7 +37,7 @@ from agents.policies.hf.vlm import (
     load_vlm,
 )  # fmt: skip
 from agents.policies.lerobot import LeRobotPolicyMixin
-from worldgym.errors import ConfigError
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.hub import HubModel
 from worldgym.protocols import ChunkBatch, Evaluation, Observation, PolicyOutput, Temperature, total_log_prob
 from worldgym.specs import Specs
@@ -138,8 +138,9 @@ class HFVLAPolicy(
         """
         path, key = Path(folder).expanduser(), settings.pop("unnorm_key", None)
         given = config_of(path)
+        more: dict[str, Tensor] = {}
         if given.get("model_type") == PRISMATIC:
-            plain, own, vlm, tokenizer = load_openvla(path, given, shape_of(specs)["specs"].action, key)
+            plain, own, vlm, tokenizer, more = load_openvla(path, given, shape_of(specs)["specs"], key)
         else:
             vlm, tokenizer = load_vlm(path)
             plain, own = _plain(vlm.config), {}
@@ -148,7 +149,22 @@ class HFVLAPolicy(
         nn.Module.__init__(policy)
         policy.config, policy.tokenizer = config, tokenizer
         policy._assemble(vlm)
+        policy._take(more, path)
         return policy
+
+    def _take(self, weights: Mapping[str, Tensor], folder: Path) -> None:
+        """Load further weights of a published checkpoint: all of the head, and those of proprioception."""
+        own = self.state_dict()
+        wanted = {name for name in own if weights and name.startswith("head.model.")} | set(weights)
+        other = [n for n in wanted if n not in own or n not in weights or own[n].shape != weights[n].shape]
+        if other:
+            name = min(other)
+            shapes = [tuple(part[name].shape) if name in part else "none" for part in (weights, own)]
+            raise CheckpointError(
+                f"{name} from {folder} has the shape {shapes[0]}, expected {shapes[1]}: the action head or the "
+                "projector is of another model or robot"
+            )
+        self.load_state_dict({**own, **weights})
 
     @classmethod
     def for_data(
@@ -233,9 +249,11 @@ class HFVLAPolicy(
         ids, real = self.words.ids([self._prompt(text, row) for text, row in zip(texts, state, strict=True)])
         ids, real, first = ids.to(self.device), real.to(self.device), config.images_after
         words = vlm.get_input_embeddings()(ids)
+        if hasattr(self, "state_token") and config.state_after_images:
+            seen = [*seen, self.state_token(state)[:, None]]
         parts, masks = [words[:, :first], *seen, words[:, first:]], [real[:, :first]]
         masks += [*(real.new_ones(x.shape[:2]) for x in seen), real[:, first:]]
-        if hasattr(self, "state_token"):
+        if hasattr(self, "state_token") and not config.state_after_images:
             parts.append(self.state_token(state)[:, None])
             masks.append(real.new_ones(batch, 1))
         embeds, present = torch.cat([part.to(words.dtype) for part in parts], 1), torch.cat(masks, 1)
@@ -277,7 +295,8 @@ class HFVLAPolicy(
         state = torch.as_tensor(given, dtype=torch.float32, device=self.device)
         if state.shape != (batch, size):
             raise ConfigError(f"state must be ({batch}, {size}); got {tuple(state.shape)}")
-        return ((state - self.state_mean) / self.state_std).clamp(-5, 5)
+        clip = self.config.state_clip
+        return ((state - self.state_mean) / self.state_std).clamp(-clip, clip)
 
     def _prompt(self, text: str, state: Tensor) -> str:
         if self.config.vlm["model_type"] == PRISMATIC:
