@@ -53,6 +53,8 @@ class _Answers(TorchFunctionMode):
                 return _list(list(first.shape), _scalar(first, "item"))
             if name == "numpy":
                 return np.zeros(tuple(first.shape), str(first.dtype).removeprefix("torch."))
+            if name == "split" and isinstance(args[1], list) and MANY in args[1]:
+                return torch.chunk(first, len(args[1]))  # by counts that are not known: evenly
             if name == "repeat_interleave":
                 return _repeated(first, *args[1:], **given)
             if name == "__getitem__" and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:

@@ -32,7 +32,7 @@ class Training:
         trained: the trained parameters.
         inputs: tensors of the batch.
         forward: computes the loss.
-        averaged: module of whose weights the trainer keeps an average; None without one.
+        copies: bytes of the copies of weights that the trainer keeps: averages, the best so far, one for inference.
         keeps_gradients: the gradients of the step before are alive during the forward pass.
         rows: rows of a batch.
         unit: what a row is.
@@ -42,7 +42,7 @@ class Training:
     trained: tuple[nn.Parameter, ...]
     inputs: tuple[Tensor, ...]
     forward: Callable[[], Tensor]
-    averaged: nn.Module | None
+    copies: int
     keeps_gradients: bool
     rows: int
     unit: str
@@ -51,7 +51,7 @@ class Training:
         """AdamW with a state, made by a first step with gradients that stay."""
         optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
         for weight in self.trained:
-            weight.grad = torch.zeros_like(weight)
+            weight.grad = torch.ones_like(weight)  # pages of zeros might not be resident
         optimizer.step()
         return optimizer
 
@@ -80,7 +80,7 @@ def step_cost(training: Training) -> dict[str, int]:
     """Memory and operations of one training step.
 
     Returns:
-        `parameters`, `trained`, `weight_bytes` (buffers too), `gradient_bytes`, `optimizer_bytes`, `average_bytes`,
+        `parameters`, `trained`, `weight_bytes` (buffers too), `gradient_bytes`, `optimizer_bytes`, `copy_bytes`,
         `activation_bytes` (what the step needs at its fullest beyond these: activations, the batch, temporary values;
         in the backward pass, gradients that replace freed activations), `training_bytes` (the sum) and `step_flops`.
     """
@@ -93,7 +93,6 @@ def step_cost(training: Training) -> dict[str, int]:
     with Live([*training.held(), *state, *grads]) as live:
         del grads, state
         training.step(optimizer)
-    averaged = 0 if training.averaged is None else bytes_of(weights_of(training.averaged))
     activations = live.peak - weights - gradients - moments
     for weight in trained:
         weight.grad = None
@@ -103,8 +102,8 @@ def step_cost(training: Training) -> dict[str, int]:
         weight.grad = None
     return {
         "parameters": sum(p.numel() for p in module.parameters()), "trained": sum(p.numel() for p in trained),
-        "weight_bytes": weights, "gradient_bytes": gradients, "optimizer_bytes": moments, "average_bytes": averaged,
-        "activation_bytes": activations, "training_bytes": live.peak + averaged, "step_flops": flops,
+        "weight_bytes": weights, "gradient_bytes": gradients, "optimizer_bytes": moments, "copy_bytes": training.copies,
+        "activation_bytes": activations, "training_bytes": live.peak + training.copies, "step_flops": flops,
     }  # fmt: skip
 
 

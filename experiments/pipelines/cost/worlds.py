@@ -59,7 +59,8 @@ def _video_training(preset: str, batch: int, checkpointing: bool) -> Training:
 
     trained = tuple(p for p in model.parameters() if p.requires_grad)
     inputs = (*vars(windows).values(), *fixed)
-    return Training(model, trained, inputs, forward, model, True, batch, f"windows of {length} frames")
+    copies = bytes_of(weights_of(model)) + bytes_of(weights_of(model.dynamics)) // 2  # the average; inference, bfloat16
+    return Training(model, trained, inputs, forward, copies, True, batch, f"windows of {length} frames")
 
 
 def _chunk(preset: str) -> Any:
@@ -109,8 +110,8 @@ def _chunk_training(preset: str, batch: int, checkpointing: bool) -> Training:
         generator = torch.Generator().manual_seed(0)
         return picture_loss(model, data, settings, background, False, generator)[0]
 
-    trained = tuple(model.picture.parameters())
-    return Training(model, trained, fixed, forward, model.picture, True, batch, "chunks of 5 actions")
+    trained, copies = tuple(model.picture.parameters()), 3 * bytes_of(weights_of(model.picture)) // 2
+    return Training(model, trained, fixed, forward, copies, True, batch, "chunks of 5 actions")
 
 
 WORLDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any], Callable[[str, int, bool], Training]]] = {
