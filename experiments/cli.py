@@ -130,6 +130,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "measure success rates of policies on the same starts, with intervals",
         draws=True,
     ),
+    ("cost",): Command(
+        "cost", "CostConfig", "parameters, memory and operations of models and policies, from their shapes"
+    ),
     ("claims", "list"): Command(
         "claims",
         "ClaimsListConfig",
@@ -156,6 +159,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "BenchSpeedConfig",
         "time of an imagined frame, beside the simulator and sampling without a cache",
         draws=True,
+    ),
+    ("bench", "gpu"): Command(
+        "gpu_check", "GpuCheckConfig", "speed and memory of imagining, training and GRPO on one GPU"
     ),
     ("bench", "hacking"): Command(
         "bench_hacking",
@@ -206,7 +212,7 @@ GROUPS = {
     "train": ("train", "bundle", "card", "build"),
     "reinforcement learning": ("rl", "sweep"),
     "judge": ("audit", "calibrate"),
-    "evaluate": ("eval", "picture", "bench"),
+    "evaluate": ("eval", "picture", "bench", "cost"),
     "published claims": ("claims",),
 }
 """Headings of the list of commands, and the first words of the commands in each group."""

@@ -76,5 +76,6 @@ def shape(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
         }  # fmt: skip
         return vlm, byte_tokenizer(), own
     raise ConfigError(
-        f"unknown preset {name!r}; there are tiny, smolvlm-256m, smolvlm-500m, openvla-7b, or give a folder with a model"
+        f"unknown preset {name!r}; there are tiny, smolvlm-256m, smolvlm-500m, openvla-7b, or give a folder with a "
+        "model"
     )

@@ -1,9 +1,9 @@
 """Counts memory and operations of a piece of code without computing anything.
 
-In `on_meta()` new tensors are torch's fake tensors: tensors of the `meta` device that say they are on the CPU. They have
-a shape and no values, so a model of any size fits, and the real training code runs on them. (Plain meta tensors do not
-enter `torch.autocast`, which then would not change precision.) Code that asks for a value gets a fixed answer: True,
-1.0, or a large count.
+In `on_meta()` new tensors are torch's fake tensors: tensors of the `meta` device that say they are on the CPU. They
+have a shape and no values, so a model of any size fits, and the real training code runs on them. (Plain meta tensors
+do not enter `torch.autocast`, which then would not change precision.) Code that asks for a value gets a fixed answer:
+True, 1.0, the number of elements for a count of those that are true, or a large number.
 
 `Live` follows every storage that operations allocate, until it is freed, and keeps the largest sum. It counts tensors;
 the scratch memory inside of a kernel and the waste of an allocator are not in it.
@@ -20,6 +20,7 @@ Example::
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -62,6 +63,8 @@ class _Answers(TorchFunctionMode):
         out = func(*args, **given)
         if func is torch.tensor and isinstance(first, (list, tuple)):
             out.counts = first  # numbers of repetitions, which decide a shape
+        if name == "sum" and isinstance(first, Tensor) and first.dtype == torch.bool:
+            out.total = first.numel()  # as if all were true
         return out
 
 
@@ -71,7 +74,9 @@ _SCALARS = ("item", "__bool__", "__int__", "__float__", "__index__")
 def _scalar(value: Tensor, name: str) -> Any:
     if name == "__bool__" or value.dtype == torch.bool:
         return True
-    return 1.0 if name == "__float__" or (name == "item" and value.is_floating_point()) else MANY
+    if name == "__float__" or (name == "item" and value.is_floating_point()):
+        return 1.0
+    return getattr(value, "total", MANY)
 
 
 def _repeated(x: Tensor, repeats: Any, dim: int | None = None) -> Tensor:
@@ -104,10 +109,12 @@ def on_meta() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
+            warnings.catch_warnings(),
             FakeTensorMode(allow_non_fake_inputs=True),
             _Answers(),
             mock.patch.object(torch.utils, "swap_tensors", _set_data),
         ):
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
             yield
     finally:
         torch.set_num_threads(threads)

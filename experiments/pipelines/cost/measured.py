@@ -5,7 +5,7 @@ live bytes of tensors. Freed memory is given back at once (`MALLOC_MMAP_THRESHOL
 
 Example::
 
-    check({"kind": "video", "preset": "small", "batch": 8, "step": "world"})
+    check({"type": "video", "preset": "small", "batch": 8, "step": "world"})
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from typing import Any
 from worldgym.errors import ConfigError
 
 CHECKS: tuple[dict[str, Any], ...] = (
-    {"kind": "video", "preset": "tiny", "batch": 20, "step": "world"},
-    {"kind": "video", "preset": "small", "batch": 20, "step": "world"},
-    {"kind": "chunk", "preset": "small", "batch": 96, "step": "world"},
-    {"kind": "chunk", "preset": "base", "batch": 8, "step": "world"},
-    {"kind": "vla", "preset": "small", "batch": 256, "step": "sft"},
-    {"kind": "vla", "preset": "small", "batch": 256, "step": "grpo"},
-    {"kind": "hf_vla", "preset": "tiny", "batch": 128, "step": "sft", "tuning": "full"},
-    {"kind": "hf_vla", "preset": "tiny", "batch": 128, "step": "grpo", "tuning": "lora"},
-    {"kind": "hf_vla", "preset": "tiny", "batch": 128, "step": "sft", "tuning": "full", "checkpointing": True},
-    {"kind": "hf_vla", "preset": "smolvlm-256m", "batch": 1, "step": "sft", "tuning": "lora"},
+    {"type": "video", "preset": "tiny", "batch": 20, "step": "world"},
+    {"type": "video", "preset": "small", "batch": 20, "step": "world"},
+    {"type": "chunk", "preset": "small", "batch": 96, "step": "world"},
+    {"type": "chunk", "preset": "base", "batch": 8, "step": "world"},
+    {"type": "vla", "preset": "small", "batch": 256, "step": "sft"},
+    {"type": "vla", "preset": "small", "batch": 256, "step": "grpo"},
+    {"type": "hf_vla", "preset": "tiny", "batch": 128, "step": "sft", "tuning": "full"},
+    {"type": "hf_vla", "preset": "tiny", "batch": 128, "step": "grpo", "tuning": "lora"},
+    {"type": "hf_vla", "preset": "tiny", "batch": 128, "step": "sft", "tuning": "full", "checkpointing": True},
+    {"type": "hf_vla", "preset": "smolvlm-256m", "batch": 1, "step": "sft", "tuning": "lora"},
 )
 """Steps that fit into the memory of a small machine: at most 4 GB."""
 
 
-def training_of(what: dict[str, Any]) -> Any:
-    """The `Training` that an entry of `CHECKS` names."""
-    given = {key: value for key, value in what.items() if key not in ("kind", "preset", "batch", "step")}
+def training_of(what: dict[str, Any], device: Any = "cpu") -> Any:
+    """The `Training` that an entry of `CHECKS` names, on a device."""
+    own = ("type", "preset", "batch", "step")
+    given = {"device": device} | {key: value for key, value in what.items() if key not in own}
     if what["step"] == "world":
         from experiments.pipelines.cost.worlds import world_training
 
-        return world_training(what["kind"], what["preset"], what["batch"], **given)
+        return world_training(what["type"], what["preset"], what["batch"], **given)
     from experiments.pipelines.cost.policies import policy_training
 
-    return policy_training(what["kind"], what["preset"], what["batch"], step=what["step"], **given)
+    return policy_training(what["type"], what["preset"], what["batch"], step=what["step"], **given)
 
 
 def estimate(what: dict[str, Any]) -> int:
@@ -63,7 +64,9 @@ def measure(what: dict[str, Any], timeout: float = 220.0) -> int:
         ConfigError: the process failed, or this system has no /proc.
     """
     if not Path("/proc/self/clear_refs").exists():
-        raise ConfigError("memory is measured through /proc of Linux, which this system does not have; leave --check out")
+        raise ConfigError(
+            "memory is measured through /proc of Linux, which this system does not have; leave --check out"
+        )
     quiet = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     path = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))
     done = subprocess.run(

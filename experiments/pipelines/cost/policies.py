@@ -54,7 +54,7 @@ POLICY_SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool, Callable[
     "vla": (("tiny", "small"), ("full",), False, _vla),
     "hf_vla": (("tiny", "smolvlm-256m", "smolvlm-500m", "openvla-7b"), TUNINGS, True, _hf_vla),
 }
-"""By type: names of presets, what can be trained, whether it can checkpoint activations, and a function that builds it."""
+"""By type: names of presets, what can be trained, whether it can checkpoint activations, and what builds it."""
 
 
 def policy_presets() -> list[tuple[str, str, str]]:
@@ -106,7 +106,7 @@ def observation_of(policy: Any, batch: int, device: torch.device | str = "cpu") 
 
 def policy_training(
     kind: str, preset: str, batch: int, tuning: str = "full", step: str = "sft", checkpointing: bool = False,
-    policy: Any = None,
+    device: torch.device | str = "cpu",
 ) -> Training:  # fmt: skip
     """A training step of a policy.
 
@@ -117,15 +117,14 @@ def policy_training(
         tuning: what is trained; see `policy_of`.
         step: `sft` (cloning loss) or `grpo` (clipped objective on a trace of the policy).
         checkpointing: recompute activations in the backward pass.
-        policy: the policy, on any device; None builds it.
+        device: where the step is taken.
 
     Raises:
         ConfigError: an unknown type, preset, tuning or step.
     """
     if step not in STEPS:
         raise ConfigError(f"unknown step {step!r}; there are {', '.join(STEPS)}")
-    policy = policy_of(kind, preset, tuning, checkpointing) if policy is None else policy
-    device = policy.device
+    policy = policy_of(kind, preset, tuning, checkpointing).to(device)
     seen = observation_of(policy, batch, device)
     tensors = [value for value in seen.values() if isinstance(value, Tensor)]
     trained = tuple(p for p in policy.parameters() if p.requires_grad)

@@ -24,6 +24,7 @@ from worldgym.registry import WORLD_MODELS
 
 CHUNK = 5
 """Actions of an imagined chunk."""
+Device = torch.device | str
 
 
 def _video(preset: str) -> Any:
@@ -33,11 +34,11 @@ def _video(preset: str) -> Any:
     return VideoWorldModel(WorldModelConfig.preset(preset))
 
 
-def _video_training(preset: str, batch: int, checkpointing: bool) -> Training:
+def _video_training(preset: str, batch: int, checkpointing: bool, device: Device) -> Training:
     """The step of `worldgym.training.world_model` with true contexts; the other kind needs no more memory."""
     from worldgym.training.world_model import Windows, WorldModelTraining, world_model_loss
 
-    model, settings = _video(preset), WorldModelTraining()
+    model, settings = _video(preset).to(device), WorldModelTraining()
     c, length = model.config.dynamics, settings.window
     model.train()
     model.tokenizer.requires_grad_(False)
@@ -49,7 +50,7 @@ def _video_training(preset: str, batch: int, checkpointing: bool) -> Training:
     windows = Windows(
         latents, torch.zeros(batch, length, c.action_dim), torch.zeros(batch, length + 1, c.state_dim),
         torch.ones(batch, length, dtype=torch.bool), latents[:, 0].clone(), torch.zeros(batch, 40, c.state_dim),
-    )  # fmt: skip
+    ).to(torch.device(device))  # fmt: skip
     background = model.tokenizer.encode_background()
     fixed = () if background is None else (background,)
 
@@ -85,22 +86,22 @@ def _specs(config: Any) -> Any:
     return Specs(config.described.observation, action)
 
 
-def _chunk_training(preset: str, batch: int, checkpointing: bool) -> Training:
+def _chunk_training(preset: str, batch: int, checkpointing: bool, device: Device) -> Training:
     """The step of the picture network (`worldgym.training.chunk`), which is most of the training."""
     from worldgym.training.chunk import ChunkTraining, picture_loss
     from worldgym.training.chunk_data import ChunkEpisodes
     from worldgym.training.world_model import LatentEpisodes
 
-    model = _chunk(preset)
+    model = _chunk(preset).to(device)
     model.train()
     model.requires_grad_(False)
     model.picture.requires_grad_(True)
     if checkpointing:
         checkpointed(model.picture.layers)
-    c, frames, settings = model.config, 2 * (CHUNK + 1), ChunkTraining(batch=batch, short_share=0.0)
+    c, frames, settings = model.config, 512, ChunkTraining(batch=batch, short_share=0.0)
     episodes = LatentEpisodes(
         torch.zeros(frames, c.tokenizer.latent_channels, *c.cells, dtype=torch.float16),
-        torch.zeros(frames, c.action_dim), torch.zeros(frames, c.state_dim), np.arange(0, frames + 1, frames // 2),
+        torch.zeros(frames, c.action_dim), torch.zeros(frames, c.state_dim), np.array([0, frames // 2, frames]),
     )  # fmt: skip
     data = ChunkEpisodes(episodes, torch.full((frames, len(PARTS), 2), 0.5), torch.ones(frames, len(PARTS)))
     background = model.tokenizer.encode_background()
@@ -114,14 +115,14 @@ def _chunk_training(preset: str, batch: int, checkpointing: bool) -> Training:
     return Training(model, trained, fixed, forward, copies, True, batch, "chunks of 5 actions")
 
 
-WORLDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any], Callable[[str, int, bool], Training]]] = {
+WORLDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any], Callable[[str, int, bool, Device], Training]]] = {
     "video": (("tiny", "small", "base"), _video, _video_training),
     "chunk": (("tiny", "small", "base"), _chunk, _chunk_training),
 }
 """By type: names of presets, a function that builds the model of a preset, and one that prepares a training step.
 
-A type with large backbones adds an entry such as `"diffusers": (("large",), build, training)`. An entry counts where the
-type is registered (`worldgym.registry.WORLD_MODELS`).
+A type with large backbones adds an entry such as `"diffusers": (("large",), build, training)`. An entry counts where
+the type is registered (`worldgym.registry.WORLD_MODELS`).
 """
 
 
@@ -138,7 +139,9 @@ def _entry(kind: str, preset: str) -> tuple[Any, Any]:
     return WORLDS[kind][1:]
 
 
-def world_training(kind: str, preset: str, batch: int, checkpointing: bool = False) -> Training:
+def world_training(
+    kind: str, preset: str, batch: int, checkpointing: bool = False, device: Device = "cpu"
+) -> Training:
     """A training step of a world model.
 
     Args:
@@ -146,17 +149,18 @@ def world_training(kind: str, preset: str, batch: int, checkpointing: bool = Fal
         preset: name of a shape.
         batch: rows of a step.
         checkpointing: recompute the activations of the transformer's layers in the backward pass.
+        device: where the step is taken.
 
     Raises:
         ConfigError: an unknown type or preset.
     """
-    prepared: Training = _entry(kind, preset)[1](preset, batch, checkpointing)
+    prepared: Training = _entry(kind, preset)[1](preset, batch, checkpointing, device)
     return prepared
 
 
-def world_model(kind: str, preset: str) -> Any:
+def world_model(kind: str, preset: str, device: Device = "cpu") -> Any:
     """The world model of a preset, with random weights, for imagining."""
-    return _entry(kind, preset)[0](preset).eval().requires_grad_(False)
+    return _entry(kind, preset)[0](preset).to(device).eval().requires_grad_(False)
 
 
 def imagining_cost(kind: str, preset: str, batch: int) -> dict[str, int]:
