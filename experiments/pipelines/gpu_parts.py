@@ -67,8 +67,8 @@ class Settings:
 
         import torch
 
-        gc.collect()
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -112,6 +112,7 @@ def _imagined(settings: Settings, kind: str, preset: str, batch: int, mode: str)
     with torch.no_grad():
         if mode != "eager":
             torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
             compile_model(model, MODES[mode])
         work = speed.imagining(model, batch, CHUNK)
         work()
@@ -120,6 +121,8 @@ def _imagined(settings: Settings, kind: str, preset: str, batch: int, mode: str)
         first = time.perf_counter() - began
         rate = speed.rate(work, settings.seconds)
     found: Entry = {"frames_per_second": rate, "first_seconds": first, "peak_bytes": settings.peak()}
+    if mode == "cuda graphs":  # torch runs without a graph where it cannot record one
+        found["graphs_skipped"] = int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
     return found
 
 

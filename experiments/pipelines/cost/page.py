@@ -47,11 +47,14 @@ HOW = """## How it is computed
 - Operations are those of matrix products, convolutions and attention, counted by `torch.utils.flop_counter`.
 - A world model's batch is windows of 20 frames (`video`) or chunks of 5 actions (`chunk`, its picture network, which
   takes three fifths of the training). From a third of a run on, three quarters of the batches of `video` first
-  predict their contexts frame by frame: one more forward pass without gradients, a third more operations, and no more
-  memory.
+  predict their contexts frame by frame: one more forward pass without gradients, about a third more operations, and
+  no more memory.
 - A policy's batch is decisions (chunks of actions) in one pass. GRPO uses passes of at most 256 decisions. `hf_vla`
   gets one 128-pixel frame, 8 numbers of proprioception and a prompt of 75 bytes, each a token; its head is
-  `parallel`, and for `openvla-7b` `tokens`. With `lora` (rank 32) the frozen weights are in bfloat16.
+  `parallel`, and for `openvla-7b` `tokens`. With `lora` (rank 32) the weights are in bfloat16, and the output layer of
+  the language model is trained besides the adapters.
+- GRPO has no column of checkpointing: it runs the policy in evaluation mode, in which transformers keeps all
+  activations.
 """
 
 CHECKED = """## Checked on a CPU
@@ -163,6 +166,8 @@ def _gpu(gpu: dict[str, Any]) -> str:
         peak = size(e["peak_bytes"]) if e.get("peak_bytes") else ""
         estimated = f"{100 * e['difference']:+.1f} %" if "difference" in e else ""
         remark = e.get("failed", e.get("skipped", "")).replace("|", "/")
+        if e.get("graphs_skipped"):
+            remark = f"torch recorded no CUDA graph for {e['graphs_skipped']} of the compiled functions"
         lines.append((what, str(e.get("batch", "")), rate, seconds, peak, estimated, remark))
     made = f"Measured by `worldgym bench gpu` on one {gpu['device']}, torch {gpu['versions']['torch']}, {gpu['dtype']}."
     return f"## On a GPU\n\n{made}\n\n{_table(head, lines)}"

@@ -65,7 +65,8 @@ def cost_rows(presets: Sequence[str], batch: int, tunings: Sequence[str]) -> lis
     for kind, preset, tuning in policy_presets():
         if preset in names and tuning in tunings:
             logger.info("computing policy %s %s, %s", kind, preset, tuning)
-            rows += [_policy(kind, preset, tuning, step, batch) for step in STEPS]
+            acting = _acting(kind, preset, tuning)
+            rows += [_policy(kind, preset, tuning, step, batch) | acting for step in STEPS]
     return rows
 
 
@@ -87,7 +88,7 @@ def _world(kind: str, preset: str, batch: int) -> Row:
 
 def _policy(kind: str, preset: str, tuning: str, step: str, batch: int) -> Row:
     from experiments.pipelines.cost.counting import on_meta
-    from experiments.pipelines.cost.policies import acting_flops, can_checkpoint, policy_training
+    from experiments.pipelines.cost.policies import can_checkpoint, policy_training
     from experiments.pipelines.cost.training import step_cost
 
     with on_meta():
@@ -97,10 +98,16 @@ def _policy(kind: str, preset: str, tuning: str, step: str, batch: int) -> Row:
     if can_checkpoint(kind) and step == "sft":
         with on_meta():
             less = _less(step_cost(policy_training(kind, preset, batch, tuning, step, checkpointing=True)))
-    with on_meta():
-        acting = acting_flops(kind, preset, tuning)
     what = {"part": "policy", "type": kind, "preset": preset, "tuning": tuning, "step": step, "batch": batch}
-    return {**what, "unit": unit, **found, **less, "acting_flops": acting}
+    return {**what, "unit": unit, **found, **less}
+
+
+def _acting(kind: str, preset: str, tuning: str) -> Row:
+    from experiments.pipelines.cost.counting import on_meta
+    from experiments.pipelines.cost.policies import acting_flops
+
+    with on_meta():
+        return {"acting_flops": acting_flops(kind, preset, tuning)}
 
 
 def _less(found: Row) -> Row:
