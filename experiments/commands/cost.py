@@ -70,11 +70,15 @@ class CostConfig:
         if self.tflops is not None and not (0 < self.tflops < math.inf):
             raise ConfigError(f"--tflops is {self.tflops}, expected a positive number such as 100")
         if self.utilisation is not None and not 0 < self.utilisation <= 1:
-            raise ConfigError(f"--utilisation is {self.utilisation}, expected more than 0 and at most 1, such as 0.3")
+            raise ConfigError(
+                f"--utilisation is {self.utilisation}, expected more than 0 and at most 1, such as 0.3"
+            )
         if unknown := [name for name in self.tuning if name not in TUNINGS]:
             raise ConfigError(f"unknown --tuning {unknown[0]!r}; there are {', '.join(TUNINGS)}")
         if self.report is not None and self.json is None:
-            raise ConfigError("--report is written from a file of results; type --json docs/results/data/cost.json")
+            raise ConfigError(
+                "--report is written from a file of results; type --json docs/results/data/cost.json"
+            )
 
 
 def run(config: CostConfig) -> int:
@@ -115,7 +119,9 @@ def _earlier(path: Path | None) -> dict[str, Any]:
 
 def _said(found: dict[str, Any]) -> str:
     what = f"{found['type']} {found['preset']}, {found['step']}, batch {found['batch']}"
-    sizes = f"estimated {table.size(found['estimated_bytes'])}, measured {table.size(found['measured_bytes'])}"
+    sizes = (
+        f"estimated {table.size(found['estimated_bytes'])}, measured {table.size(found['measured_bytes'])}"
+    )
     return f"{what}: {sizes}, {100 * found['difference']:+.1f} %"
 
 
@@ -124,7 +130,9 @@ def _report(config: CostConfig, page: Path) -> int:
 
     assert config.json is not None
     if not config.json.exists():
-        raise ConfigError(f"{config.json} does not exist; type: worldgym cost --preset all --json {config.json}")
+        raise ConfigError(
+            f"{config.json} does not exist; type: worldgym cost --preset all --json {config.json}"
+        )
     gpu = read_json(config.gpu, "measure again with `make gpu-check`") if config.gpu.exists() else None
     atomic_write_text(page, markdown(read_json(config.json, "compute it again without --report"), gpu))
     sys.stdout.write(f"written to {page}\n")

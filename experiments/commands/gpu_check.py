@@ -84,7 +84,9 @@ def run(config: GpuCheckConfig) -> int:
                 sys.stdout.write(said(entry) + "\n")
         sys.stdout.flush()
         facts["seconds"] = round(time.monotonic() - began, 1)
-        atomic_write_text(config.json, json.dumps(finite(facts), indent=1) + "\n")  # also if a later part is cut off
+        atomic_write_text(
+            config.json, json.dumps(finite(facts), indent=1) + "\n"
+        )  # also if a later part is cut off
     sys.stdout.write(f"written to {config.json}\n")
     return 0
 

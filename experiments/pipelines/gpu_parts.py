@@ -80,7 +80,9 @@ def tried(settings: Settings, what: Entry, work: Callable[[], Entry]) -> Entry:
     settings.fresh()
     try:
         return {**what, **work()}
-    except Exception as error:  # drivers, compilers and allocators raise many types; the other figures are measured
+    except (
+        Exception
+    ) as error:  # drivers, compilers and allocators raise many types; the other figures are measured
         said = (str(error).strip().splitlines() or [""])[0]
         return {**what, "failed": f"{type(error).__name__}: {said[:300]}"}
 
@@ -97,7 +99,9 @@ def imagining(settings: Settings, preset: str, modes: tuple[str, ...]) -> Iterat
         for kind in kinds:
             for mode in modes:
                 what = {"what": "imagining", "type": kind, "preset": preset, "batch": batch, "mode": mode}
-                yield tried(settings, what, lambda k=kind, b=batch, m=mode: _imagined(settings, k, preset, b, m))
+                yield tried(
+                    settings, what, lambda k=kind, b=batch, m=mode: _imagined(settings, k, preset, b, m)
+                )
 
 
 def _imagined(settings: Settings, kind: str, preset: str, batch: int, mode: str) -> Entry:
@@ -177,7 +181,11 @@ def _stepped(settings: Settings, what: Entry) -> Entry:
         step.step(optimizer)
         settings.wait()
         done += 1
-    found: Entry = {"seconds_per_step": (time.perf_counter() - began) / done, "peak_bytes": peak, "unit": step.unit}
+    found: Entry = {
+        "seconds_per_step": (time.perf_counter() - began) / done,
+        "peak_bytes": peak,
+        "unit": step.unit,
+    }
     del step, optimizer
     if peak is not None and settings.left() > 30:
         estimated = estimate(what)
@@ -244,7 +252,9 @@ def run_part(name: str, device: str, dtype: str, toy: bool, limit: float) -> lis
         out = stopped.stdout or b""
         printed = out.decode(errors="replace") if isinstance(out, bytes) else out
         reason = f"stopped after {limit:.0f} s"
-    entries = [json.loads(line) for line in printed.splitlines() if line.startswith("{") and line.endswith("}")]
+    entries = [
+        json.loads(line) for line in printed.splitlines() if line.startswith("{") and line.endswith("}")
+    ]
     if reason is not None:
         entries.append({"what": name, "failed": reason})
     return [{"part": name, **entry, "at_seconds": round(time.monotonic() - began, 1)} for entry in entries]

@@ -35,7 +35,9 @@ STEPS = [
     pytest.param(lambda: world_training("video", "tiny", 1), id="video"),
     pytest.param(lambda: world_training("chunk", "tiny", 4), id="chunk", marks=pytest.mark.slow),
     pytest.param(lambda: policy_training("vla", "tiny", 3), id="vla"),
-    pytest.param(lambda: policy_training("hf_vla", "tiny", 2, "lora", "grpo"), id="hf_vla, GRPO", marks=SLOW_VLA),
+    pytest.param(
+        lambda: policy_training("hf_vla", "tiny", 2, "lora", "grpo"), id="hf_vla, GRPO", marks=SLOW_VLA
+    ),
     pytest.param(lambda: policy_training("hf_vla", "tiny", 2), id="hf_vla, SFT", marks=SLOW_VLA),
 ]
 
@@ -51,7 +53,9 @@ def test_saved_tensors_and_operations_on_meta_are_those_on_the_cpu(step):
     real = counted()
     with on_meta():
         meta = counted()
-    assert meta[0] == pytest.approx(real[0], rel=1e-5) and meta[0] > 10_000  # indices of chosen rows are a few bytes
+    assert (
+        meta[0] == pytest.approx(real[0], rel=1e-5) and meta[0] > 10_000
+    )  # indices of chosen rows are a few bytes
     assert meta[1] == real[1] > 0
 
 
@@ -97,7 +101,9 @@ def test_weights_gradients_and_moments_are_counted_from_parameters():
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert found["trained"] == sum(p.numel() for p in model.picture.parameters())
     assert found["gradient_bytes"] == 4 * found["trained"]
-    assert 0 <= found["optimizer_bytes"] - 8 * found["trained"] <= 4 * 200  # and one number for each parameter
+    assert (
+        0 <= found["optimizer_bytes"] - 8 * found["trained"] <= 4 * 200
+    )  # and one number for each parameter
     parts = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "copy_bytes", "activation_bytes")
     assert sum(found[name] for name in parts) == found["training_bytes"]
 
@@ -117,7 +123,9 @@ def test_base_is_128_pixels_64_tokens_and_twelve_layers_of_768():
 def test_a_type_that_is_not_registered_has_no_presets(monkeypatch):
     monkeypatch.setitem(WORLDS, "not_there", (("large",), None, None))
     assert ("not_there", "large") not in world_presets() and ("video", "base") in world_presets()
-    with pytest.raises(ConfigError, match="no world model 'video' with the preset 'large'; there are video tiny"):
+    with pytest.raises(
+        ConfigError, match="no world model 'video' with the preset 'large'; there are video tiny"
+    ):
         world_training("video", "large", 1)
 
 
@@ -181,7 +189,9 @@ def test_numbers_are_written_with_three_digits():
 
 def test_a_measurement_that_fails_says_so(monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
-    with pytest.raises(ConfigError, match="failed" if Path("/proc/self/clear_refs").exists() else "leave --check out"):
+    with pytest.raises(
+        ConfigError, match="failed" if Path("/proc/self/clear_refs").exists() else "leave --check out"
+    ):
         measure({"type": "video", "preset": "tiny", "batch": 1, "step": "world"})
 
 
@@ -200,7 +210,13 @@ def test_the_page_shows_the_results_that_are_kept():
 def test_the_page_shows_no_figure_of_a_toy_or_of_a_cpu():
     results = json.loads(RESULTS.read_text())
     entry = {"what": "imagining", "type": "video", "preset": "base", "batch": 64, "frames_per_second": 4321.0}
-    gpu = {"device": "Some GPU", "toy": False, "dtype": "bfloat16", "versions": {"torch": "2"}, "entries": [entry]}
+    gpu = {
+        "device": "Some GPU",
+        "toy": False,
+        "dtype": "bfloat16",
+        "versions": {"torch": "2"},
+        "entries": [entry],
+    }
     assert "4,321" in markdown(results, gpu) and "on one Some GPU" in markdown(results, gpu)
     for other in ({"toy": True}, {"device": "cpu"}):
         assert markdown(results, gpu | other) == markdown(results, None)

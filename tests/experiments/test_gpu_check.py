@@ -42,16 +42,25 @@ def test_without_a_gpu_it_measures_only_a_toy(tmp_path, capsys):
 
 def test_imagining_and_training_are_measured_at_toy_size(toy):
     found = list(imagining(toy, "tiny", ("eager",)))
-    assert [(e["type"], e["batch"]) for e in found] == [("video", 1), ("chunk", 1), ("video", 2), ("chunk", 2)]
+    assert [(e["type"], e["batch"]) for e in found] == [
+        ("video", 1),
+        ("chunk", 1),
+        ("video", 2),
+        ("chunk", 2),
+    ]
     assert all(e["frames_per_second"] > 0 and e["peak_bytes"] is None for e in found), found
     found = list(training(toy, "tiny"))
-    assert [e["type"] for e in found] == ["video", "chunk"] and all(e["seconds_per_step"] > 0 for e in found), found
+    assert [e["type"] for e in found] == ["video", "chunk"] and all(
+        e["seconds_per_step"] > 0 for e in found
+    ), found
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs worldgym[vla]")
 def test_a_grpo_step_is_measured_with_adapters_and_with_all_weights(toy):
     found = list(policy(toy, "tiny"))
-    assert [e["tuning"] for e in found] == ["lora", "full"] and all(e["seconds_per_step"] > 0 for e in found), found
+    assert [e["tuning"] for e in found] == ["lora", "full"] and all(
+        e["seconds_per_step"] > 0 for e in found
+    ), found
     assert "s a step" in said(found[0])
 
 

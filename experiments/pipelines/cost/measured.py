@@ -28,7 +28,14 @@ CHECKS: tuple[dict[str, Any], ...] = (
     {"type": "vla", "preset": "small", "batch": 256, "step": "grpo"},
     {"type": "hf_vla", "preset": "tiny", "batch": 128, "step": "sft", "tuning": "full"},
     {"type": "hf_vla", "preset": "tiny", "batch": 128, "step": "grpo", "tuning": "lora"},
-    {"type": "hf_vla", "preset": "tiny", "batch": 128, "step": "sft", "tuning": "full", "checkpointing": True},
+    {
+        "type": "hf_vla",
+        "preset": "tiny",
+        "batch": 128,
+        "step": "sft",
+        "tuning": "full",
+        "checkpointing": True,
+    },
     {"type": "hf_vla", "preset": "smolvlm-256m", "batch": 1, "step": "sft", "tuning": "lora"},
 )
 """Steps that fit into the memory of a small machine: at most 4 GB."""

@@ -90,7 +90,13 @@ def markdown(results: dict[str, Any], gpu: dict[str, Any] | None = None) -> str:
     rows = results["rows"]
     worlds = [row for row in rows if row["part"] == "world model"]
     policies = [row for row in rows if row["part"] == "policy"]
-    parts = [HEAD, "## World models: training", _training(worlds), "## World models: imagining", _imagining(worlds)]
+    parts = [
+        HEAD,
+        "## World models: training",
+        _training(worlds),
+        "## World models: imagining",
+        _imagining(worlds),
+    ]
     parts += ["## Policies", _policies(policies), HOW, CHECKED, _checks(results["checks"]) + FOUND]
     measured = gpu is not None and not gpu["toy"] and gpu["device"] != "cpu"
     parts.append(_gpu(gpu) if measured and gpu is not None else NO_GPU)

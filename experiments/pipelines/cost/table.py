@@ -82,7 +82,14 @@ def _world(kind: str, preset: str, batch: int) -> Row:
         less = step_cost(world_training(kind, preset, batch, checkpointing=True))
     with on_meta():
         imagined = imagining_cost(kind, preset, batch)
-    what = {"part": "world model", "type": kind, "preset": preset, "tuning": "full", "step": "train", "batch": batch}
+    what = {
+        "part": "world model",
+        "type": kind,
+        "preset": preset,
+        "tuning": "full",
+        "step": "train",
+        "batch": batch,
+    }
     return {**what, "unit": unit, **found, **_less(less), **imagined}
 
 
@@ -118,7 +125,9 @@ def _less(found: Row) -> Row:
 
 def key(row: Row) -> tuple[Any, ...]:
     """What a row is about; a later row replaces an earlier one with the same key."""
-    return tuple(row.get(name) for name in ("part", "type", "preset", "tuning", "step", "batch", "checkpointing"))
+    return tuple(
+        row.get(name) for name in ("part", "type", "preset", "tuning", "step", "batch", "checkpointing")
+    )
 
 
 def merged(earlier: Iterable[Row], new: Iterable[Row]) -> list[Row]:
@@ -187,7 +196,10 @@ def text(rows: Sequence[Row], flops_per_second: float | None = None, steps: int 
             less, all_ = row["activation_bytes_checkpointed"], row["training_bytes_checkpointed"]
             more = row["step_flops_checkpointed"] / row["step_flops"]
             values.append(
-                ("with checkpointing", f"{size(all_)}, activations {size(less)}, {more:.2f} times the operations")
+                (
+                    "with checkpointing",
+                    f"{size(all_)}, activations {size(less)}, {more:.2f} times the operations",
+                )
             )
         values.append(("operations of a step", f"{count(row['step_flops'])}FLOP"))
         if "frame_flops" in row:

@@ -73,7 +73,9 @@ class Training:
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Tensors of an optimizer's state."""
-    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+    ]
 
 
 def step_cost(training: Training) -> dict[str, int]:

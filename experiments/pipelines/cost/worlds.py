@@ -60,7 +60,9 @@ def _video_training(preset: str, batch: int, checkpointing: bool, device: Device
 
     trained = tuple(p for p in model.parameters() if p.requires_grad)
     inputs = (*vars(windows).values(), *fixed)
-    copies = bytes_of(weights_of(model)) + bytes_of(weights_of(model.dynamics)) // 2  # the average; inference, bfloat16
+    copies = (
+        bytes_of(weights_of(model)) + bytes_of(weights_of(model.dynamics)) // 2
+    )  # the average; inference, bfloat16
     return Training(model, trained, inputs, forward, copies, True, batch, f"windows of {length} frames")
 
 
@@ -115,7 +117,9 @@ def _chunk_training(preset: str, batch: int, checkpointing: bool, device: Device
     return Training(model, trained, fixed, forward, copies, True, batch, "chunks of 5 actions")
 
 
-WORLDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any], Callable[[str, int, bool, Device], Training]]] = {
+WORLDS: dict[
+    str, tuple[tuple[str, ...], Callable[[str], Any], Callable[[str, int, bool, Device], Training]]
+] = {
     "video": (("tiny", "small", "base"), _video, _video_training),
     "chunk": (("tiny", "small", "base"), _chunk, _chunk_training),
 }
