@@ -67,8 +67,8 @@ def run(config: GpuCheckConfig) -> int:
         )
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     names = config.parts or tuple(gpu_parts.PARTS)
-    total = sum(limit for limit, _ in gpu_parts.PARTS.values())
-    shorter = min(1.0, 60 * config.minutes / total)
+    limits = [gpu_parts.PARTS[name][0] for name in names]
+    shorter = min(1.0, 60 * config.minutes / sum(limits))
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "toy": config.toy,
         "dtype": dtype, "versions": versions(), "cuda": torch.version.cuda, "entries": [],
@@ -76,8 +76,9 @@ def run(config: GpuCheckConfig) -> int:
     if device.type == "cuda":
         facts["memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
     began = time.monotonic()
-    for name in names:
-        limit = gpu_parts.PARTS[name][0] * shorter
+    for i, name in enumerate(names):
+        left = shorter * sum(limits) - (time.monotonic() - began)
+        limit = max(1.0, left - shorter * sum(limits[i + 1 :]))  # what earlier parts left over is this part's
         facts["entries"] += gpu_parts.run_part(name, str(device), dtype, config.toy, limit)
         for entry in facts["entries"]:
             if entry["part"] == name:
