@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 # pip asks for news on every call otherwise
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow test-newest test-clip test-clients test-notebooks test-claims campaign lint format bench pretrained docs gl clean
+.PHONY: help setup demo test test-slow test-newest test-clip test-clients test-notebooks test-claims campaign lint format bench gpu-check pretrained docs gl clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -115,6 +115,9 @@ format: $(STAMP) ## wrap and sort with ruff
 
 bench: gl $(STAMP) ## the closed-loop gate on the bundled checkpoint
 	$(BIN)/worldgym bench closed-loop $(ARGS)
+
+gpu-check: $(TESTED) ## speed and memory on one GPU (8 minutes); needs a build of torch with CUDA in .venv
+	$(BIN)/worldgym bench gpu --json docs/results/data/gpu.json $(ARGS)
 
 pretrained: gl $(STAMP) $(VENV)/clip/open_clip ## build the bundled checkpoint from nothing (15 hours); goes on when typed again
 	$(BIN)/worldgym build recipes/tabletop.yaml --out $(RUNS)

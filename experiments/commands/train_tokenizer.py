@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
-from experiments.pipelines.training_run import claim, identity, require_preset, require_size
+from experiments.pipelines.training_run import WORLD_PRESETS, claim, identity, require_preset, require_size
 
 logger = logging.getLogger(__name__)
 OWN = ("checkpoint", "tensorboard", "tokenizer.safetensors", "tokenizer.json", "manifest.json")
@@ -29,7 +29,7 @@ class TrainTokenizerConfig:
         data: dataset folder of `worldgym collect` or `worldgym import`.
         out: run folder (checkpoint, TensorBoard, `tokenizer.safetensors`).
         initial: world model whose tokenizer is trained further; a new tokenizer if None.
-        preset: `small` or `tiny`.
+        preset: `base` (one GPU), `small` or `tiny`.
         minutes: wall-clock time; the learning rate depends on the elapsed time. Ignored if `steps` is given.
         steps: optimizer steps; a run with steps resumes with identical results.
         batch_size: frames per step.
@@ -62,7 +62,7 @@ class TrainTokenizerConfig:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
-        require_preset(self.preset)
+        require_preset(self.preset, WORLD_PRESETS)
 
 
 def run(config: TrainTokenizerConfig) -> int:

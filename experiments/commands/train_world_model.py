@@ -24,7 +24,15 @@ import numpy as np
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.registered_training import train_registered
-from experiments.pipelines.training_run import Hand, claim, identity, require_preset, require_size, with_hand
+from experiments.pipelines.training_run import (
+    WORLD_PRESETS,
+    Hand,
+    claim,
+    identity,
+    require_preset,
+    require_size,
+    with_hand,
+)
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.registry import WORLD_MODELS
 from worldgym.specs import check_observations
@@ -57,7 +65,7 @@ class TrainWorldModelConfig:
         probe: position probe (`worldgym train probe`) whose positions a model of type `chunk` predicts.
         hand: whether object latents move with an end effector. `auto` is yes if the dataset says which columns of
             proprioception belong to it; `yes` takes x, y, z as the first and the gripper opening as the last column.
-        preset: `small` or `tiny`.
+        preset: `base` (one GPU), `small` or `tiny`.
         minutes: wall-clock time; the learning rate depends on the elapsed time. Ignored if `steps` is given.
         steps: optimizer steps; a run with steps resumes with identical results.
         batch_size: windows per step.
@@ -116,7 +124,7 @@ class TrainWorldModelConfig:
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
         if self.type == "video":
-            require_preset(self.preset)
+            require_preset(self.preset, WORLD_PRESETS)
         if self.contact_odds <= 0:
             raise ConfigError(
                 f"--contact-odds is {self.contact_odds}, expected more than 0; try --contact-odds 1"

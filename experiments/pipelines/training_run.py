@@ -43,6 +43,10 @@ ELSEWHERE = ("data", "out", "fresh", "address", "compile", "device", "dtype")
 """Settings that do not affect the result, or that are compared by content."""
 
 
+WORLD_PRESETS = ("base", "small", "tiny")
+"""Presets of world models and their tokenizers; policies and judges have the last two."""
+
+
 def require_preset(preset: str, presets: Sequence[str] = ("small", "tiny")) -> None:
     """Raise a ConfigError unless `preset` is one of `presets`."""
     if preset not in presets:

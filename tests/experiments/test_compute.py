@@ -22,7 +22,7 @@ from worldgym.errors import ConfigError
 
 NO_NETWORK = {
     ("info",), ("list",), ("import",), ("data", "check"), ("bundle",), ("card",), ("build",), ("claims", "list"),
-    ("claims", "report"), ("bench", "gap"),
+    ("claims", "report"), ("bench", "gap"), ("cost",),
 }  # fmt: skip
 nowhere = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 

@@ -44,7 +44,8 @@ def _smolvlm(
 def shape(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """Config of the vision-language model, tokenizer, and settings of the policy.
 
-    `tiny` is 0.4M weights; `smolvlm-256m` and `smolvlm-500m` have the shapes of SmolVLM (arXiv 2504.05299). All have a
+    `tiny` is 0.4M weights; `smolvlm-256m` and `smolvlm-500m` have the shapes of SmolVLM (arXiv 2504.05299), and
+    `openvla-7b` that of OpenVLA (arXiv 2406.09246), with its own layout of a prompt and seven actions. All have a
     tokenizer of bytes, and random weights: give a folder in place of a name to start from a trained model.
 
     Raises:
@@ -61,8 +62,21 @@ def shape(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
            "num_attention_heads": 12}  # fmt: skip
     shapes = {"smolvlm-256m": (576, 1536, 30, 9, 3), "smolvlm-500m": (960, 2560, 32, 15, 5)}
     if name in shapes:
-        own = {"text_length": 128, "expert_width": 720, "expert_ffn": 2048}
+        own: dict[str, Any] = {"text_length": 128, "expert_width": 720, "expert_ffn": 2048}
         return _smolvlm(*shapes[name], 64, big, 4, 49_280), byte_tokenizer(), own
+    if name == "openvla-7b":
+        llama: dict[str, Any] = {
+            "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32_064, "pad_token_id": 32_000,
+        }  # fmt: skip
+        dual = "dinosiglip-vit-so-224px"
+        published: dict[str, Any] = {"model_type": "openvla", "vision_backbone_id": dual, "text_config": llama}
+        own = {
+            "head": "tokens", "chunk": 1, "unused_ids": 64, "begin_id": 29_871, "images_after": 1, "state": "none",
+            "prefix_attention": "causal",
+        }  # fmt: skip
+        return published, byte_tokenizer(), own
     raise ConfigError(
-        f"unknown preset {name!r}; there are tiny, smolvlm-256m, smolvlm-500m, or give a folder with a model"
+        f"unknown preset {name!r}; there are tiny, smolvlm-256m, smolvlm-500m, openvla-7b, or give a folder with a "
+        "model"
     )

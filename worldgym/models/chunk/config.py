@@ -126,7 +126,12 @@ class ChunkConfig:
 
     @staticmethod
     def preset(name: str) -> ChunkConfig:
-        """Preset `"small"` (2 CPU cores) or `"tiny"` (tests)."""
+        """Preset `"base"` (128 px, 64 tokens a frame, one GPU), `"small"` (64 px, 2 CPU cores) or `"tiny"` (tests)."""
+        if name == "base":
+            return ChunkConfig(
+                TokenizerConfig(image_size=128, widths=(64, 128, 256)), width=768, depth=12, heads=12,
+                decoder_widths=(192, 128, 32), decoder_blocks=(1, 1, 0), between_width=128, slot_width=256,
+            )  # fmt: skip
         if name == "small":
             return ChunkConfig(decoder_widths=(96, 64, 16), decoder_blocks=(1, 1, 0), between_width=64)
         if name == "tiny":
@@ -135,7 +140,7 @@ class ChunkConfig:
                 width=64, depth=1, heads=2, slot_width=32, kin_width=32, probe_width=8, decoder_widths=(16, 8, 8),
                 between_width=16,
             )  # fmt: skip
-        raise ConfigError(f"unknown preset {name!r}; the presets are small, tiny")
+        raise ConfigError(f"unknown preset {name!r}; the presets are base, small, tiny")
 
     def for_data(self, states: np.ndarray, specs: Specs, parts: Sequence[str] = ()) -> ChunkConfig:
         """This config for other data.

@@ -25,7 +25,7 @@ from worldgym.specs import Camera, ObservationSpec, Specs, StateField
 from worldgym.utils.sizes import ImageSize, short, size_of
 from worldgym.utils.typed import from_values
 
-PRESETS = ("small", "tiny")
+PRESETS = ("base", "small", "tiny")
 # For the bundled checkpoint's camera: image motion per unit of (dx, dy, dz, gripper), in latent cells right and down.
 BUNDLED_MOTION = ObjectMotionConfig(
     hand=HandColumns((0, 1, 2), 3),
@@ -234,7 +234,26 @@ class WorldModelConfig:
     # -- construction --------------------------------------------------------------------------------------------------
     @staticmethod
     def preset(name: str) -> WorldModelConfig:
-        """Preset `"small"` (bundled, 2 CPU cores) or `"tiny"` (tests); both have the bundled sizes until `for_data`."""
+        """A named shape, with the bundled camera and robot until `for_data`.
+
+        Args:
+            name: `"base"` (128 px, 64 tokens a frame, 100 M parameters; one GPU), `"small"` (64 px, 16 tokens; bundled,
+                2 CPU cores) or `"tiny"` (tests).
+
+        Raises:
+            ConfigError: another name.
+        """
+        if name == "base":
+            doubled = (  # twice the cells along a side of the grid: the same motion is twice as many of them
+                tuple(2 * value for value in BUNDLED_MOTION.projection[0]),
+                tuple(2 * value for value in BUNDLED_MOTION.projection[1]),
+            )
+            return WorldModelConfig(
+                TokenizerConfig(image_size=128, widths=(64, 128, 256)),
+                DynamicsConfig(
+                    grid=16, width=768, depth=12, heads=12, motion=replace(BUNDLED_MOTION, projection=doubled)
+                ),
+            )
         if name == "small":
             return WorldModelConfig(dynamics=DynamicsConfig(motion=BUNDLED_MOTION))
         if name == "tiny":
