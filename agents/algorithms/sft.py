@@ -228,6 +228,7 @@ class SFT:
 
     def _finish(self, policy: Any, dataset: ChunkDataset) -> None:
         config = dataclasses.replace(self.config, lr=self.config.finish_lr, weight_decay=0.0)
+        _log.info("%d more steps around the best weights, whose average is kept", self.config.finish_steps)
         trainer, average = SFT(config), copy.deepcopy(policy).requires_grad_(False)
         for done in range(1, config.finish_steps + 1):
             trainer.update(policy, dataset)

@@ -278,7 +278,7 @@ def test_checkpointing_and_bf16_change_memory_and_digits_but_not_the_policy(spec
         policy = made(specs, **more).train()
         loss = policy.loss({"observation": seen, "actions": actions})["action"]
         loss.backward()
-        losses[name] = (loss.item(), float(policy.head.slots.grad.norm()))
+        losses[name] = (loss.item(), float(policy.head.read.slots.grad.norm()))
     assert losses["plain"] == pytest.approx(losses["again"], rel=1e-4)
     assert losses["plain"] == pytest.approx(losses["bf16"], rel=0.05)
     half = made(specs, weights="bfloat16", lora={"rank": 2}) if find_spec("peft") else made(specs, weights="bfloat16")
@@ -289,6 +289,45 @@ def test_checkpointing_and_bf16_change_memory_and_digits_but_not_the_policy(spec
     assert all(w.grad is not None and w.dtype == torch.float32 for n, w in half.named_parameters() if "lora_A" in n)
     with pytest.raises(ConfigError, match="gradient_checkpointing does not work with head='flow'"):
         made(specs, "flow", gradient_checkpointing=True)
+
+
+def test_slots_of_an_earlier_version_are_read(specs):
+    policy, other = made(specs), made(specs, seed=1)
+    earlier = {name.replace("head.read.slots", "head.slots"): value for name, value in policy.state_dict().items()}
+    assert "head.slots" in earlier
+    other.load_state_dict(earlier)
+    assert torch.equal(other.head.read.slots, policy.head.read.slots)
+
+
+def test_policy_gradients_recompute_activations_too(specs):
+    """GRPO computes log-probabilities in evaluation mode, in which transformers alone would keep all activations."""
+    kept = {}
+    for again in (False, True):
+        policy, seen = made(specs, gradient_checkpointing=again), observed()
+        trace = policy.act(seen, temperature=1.0, generator=torch.Generator().manual_seed(0)).trace
+        sizes: dict[int, int] = {}
+
+        def pack(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            log_prob = policy.evaluate(seen, trace).log_probs["action"].sum()
+        log_prob.backward()
+        kept[again] = (sum(sizes.values()), policy.head.read.slots.grad)
+        assert not any(part.training for part in policy.modules())
+    assert kept[True][0] < 0.7 * kept[False][0]
+    torch.testing.assert_close(kept[True][1], kept[False][1], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
+def test_adapters_leave_the_output_layer_and_the_vision_tower_out_of_the_backward_pass(specs):
+    policy, seen = made(specs, lora={"rank": 2}, gradient_checkpointing=True).train(), observed()
+    assert not policy.vlm.get_output_embeddings().weight.requires_grad
+    policy.loss({"observation": seen, "actions": np.zeros((3, 5, 4), np.float32)})["action"].backward()
+    grads = [name for name, weight in policy.named_parameters() if weight.grad is not None]
+    assert grads and all("lora_" in n or n.startswith(("head.", "state_token.")) for n in grads)
+
 
 
 def test_weights_of_a_model_folder_are_kept(specs, tmp_path):

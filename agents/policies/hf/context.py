@@ -8,6 +8,8 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,3 +187,27 @@ def _equal_lengths(real: Tensor) -> list[Tensor]:
     """Indices of the rows that share their places of padding."""
     _, group = real.unique(dim=0, return_inverse=True)
     return [torch.nonzero(group == number)[:, 0] for number in range(int(group.max()) + 1)]
+
+
+@contextmanager
+def recomputed(vlm: Any, enabled: bool) -> Iterator[None]:
+    """Recompute activations in the backward pass also in evaluation mode, in which policy gradients are computed.
+
+    transformers recomputes the layers whose own flag `training` is set; those of their parts, and with them dropout, stay.
+
+    Args:
+        vlm: model with checkpointing enabled.
+        enabled: False, or no gradients, changes nothing.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [part for part in vlm.modules() if isinstance(part, GradientCheckpointingLayer) and not part.training]
+    if not (enabled and torch.is_grad_enabled()):
+        layers = []
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False

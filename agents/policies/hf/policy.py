@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from agents.policies.heads import Bins
 from agents.policies.hf.config import HFVLAConfig, LoRA
-from agents.policies.hf.context import Context, Prefix
+from agents.policies.hf.context import Context, Prefix, recomputed
 from agents.policies.hf.fast import FastCodec, chunks_of
 from agents.policies.hf.heads import make_hf_head
 from agents.policies.hf.openvla import load_openvla
@@ -105,6 +105,7 @@ class HFVLAPolicy(
         self.state_std: Tensor
         if config.lora is not None:
             _adapt(decoder, config.lora)
+            vlm.get_output_embeddings().requires_grad_(False)
         if not config.train_vision or config.lora is not None:
             for name, weight in vlm.model.named_parameters():
                 if name.split(".")[0] in VISION:
@@ -244,7 +245,8 @@ class HFVLAPolicy(
         if len(texts) != batch or any(len(image) != batch for image in images):
             raise ConfigError(f"{batch} images but {len(texts)} instructions; give one for each row")
         state = self._state(observation, batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+        learns = torch.is_grad_enabled() and config.train_vision and config.lora is None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16), torch.set_grad_enabled(learns):
             seen = [image_tokens(vlm, image) for image in images]
         ids, real = self.words.ids([self._prompt(text, row) for text, row in zip(texts, state, strict=True)])
         ids, real, first = ids.to(self.device), real.to(self.device), config.images_after
@@ -346,9 +348,9 @@ class HFVLAPolicy(
     ) -> Evaluation:
         """See `worldgym.protocols.TrainablePolicy`."""
         moved = {name: value.to(self.device) for name, value in trace.items()}
-        log_probs, entropies = self.head.evaluate(
-            self.context(observation), moved, moved["action_temperature"]
-        )
+        with recomputed(self.vlm, self.config.gradient_checkpointing):
+            found = self.head.evaluate(self.context(observation), moved, moved["action_temperature"])
+        log_probs, entropies = found
         return Evaluation({"action": log_probs}, {"action": entropies})
 
     def log_prob_of(self, observation: Observation, output: PolicyOutput) -> Tensor:
