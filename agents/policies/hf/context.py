@@ -193,7 +193,7 @@ def _equal_lengths(real: Tensor) -> list[Tensor]:
 def recomputed(vlm: Any, enabled: bool) -> Iterator[None]:
     """Recompute activations in the backward pass also in evaluation mode, in which policy gradients are computed.
 
-    transformers recomputes the layers whose own flag `training` is set; those of their parts, and with them dropout, stay.
+    transformers recomputes layers whose own flag `training` is set. The flags of their parts, and so dropout, stay off.
 
     Args:
         vlm: model with checkpointing enabled.
