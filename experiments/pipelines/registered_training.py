@@ -25,7 +25,7 @@ COMMON = (
     "fresh", "device", "dtype",
 )  # fmt: skip
 """Options that apply to every registered type."""
-OFFERED = ("initial", "probe", "tokenizer")
+OFFERED = ("initial", "probe", "tokenizer", "lora")
 """Options that apply to the types whose `for_data` names them."""
 OWN = (
     "checkpoint",
@@ -68,7 +68,7 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     refuse_others(config, (*COMMON, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
     facts = identity(config, dataset)
-    claim(config.out, command, facts, own=OWN, fresh=config.fresh)
+    claim(config.out, command, facts, own=(*OWN, *getattr(kind, "own", ())), fresh=config.fresh)
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
