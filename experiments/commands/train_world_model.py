@@ -51,8 +51,9 @@ class TrainWorldModelConfig:
         tokenizer: run folder of `worldgym train tokenizer`; with `initial`, it replaces the tokenizer of that model.
         out: run folder (checkpoint, TensorBoard, `export/`).
         type: type of the model: `video` predicts frame by frame, `chunk` one frame per action chunk, `diffusers` four
-            frames at a time with a video transformer of diffusers. Also a type that another package registers (`worldgym list`) and whose class supports the training of
-            `worldgym.training.generic`; only the common options apply to these.
+            frames at a time with a video transformer of diffusers. Also a type that another package registers
+            (`worldgym list`) and whose class supports the training of `worldgym.training.generic`; only the common
+            options apply to these.
         initial: world model to continue training from; models of earlier versions are extended to the current shape.
         lora: rank of the low-rank adapters of a model of type `diffusers`; None trains all weights.
         probe: position probe (`worldgym train probe`) whose positions a model of type `chunk` predicts.

@@ -92,8 +92,8 @@ class Clips:
                     frames.append(int(end - start - 1 - phase) // r)
         if not rows:
             raise ConfigError(
-                f"none of the {len(offsets) - 1} episodes has actions and at least {r + 1} frames, which make one latent "
-                "frame after the first; give other episodes"
+                f"none of the {len(offsets) - 1} episodes has actions and at least {r + 1} frames, which make one "
+                "latent frame after the first; give other episodes"
             )
         counts, starts = np.asarray(frames), np.asarray(rows)
         first = np.concatenate([[0], np.cumsum(counts + 1)])[:-1]
@@ -127,7 +127,9 @@ class Clips:
         weight = torch.from_numpy(np.maximum(0, self.frames - k + 1)).double()
         clip = torch.multinomial(weight, batch, replacement=True, generator=generator).numpy()
         late = torch.rand(batch, generator=generator).numpy()
-        begin = (late * (self.frames[clip] - k + 1)).astype(np.int64)  # latent frames left out after the first one
+        begin = (late * (self.frames[clip] - k + 1)).astype(
+            np.int64
+        )  # latent frames left out after the first one
         offset = begin[:, None] + np.arange(1, k + 1)  # (B, k)
         index = np.concatenate([self.first[clip][:, None], self.first[clip][:, None] + offset], 1)
         row = self.rows[clip][:, None, None] + 4 * (offset[..., None] - 1) + np.arange(4)
@@ -135,12 +137,14 @@ class Clips:
         moves = torch.cat([torch.zeros_like(moves[:, :1]), moves], 1)
         return Drawn(self.latents[torch.from_numpy(index)].float(), moves)
 
-    def draw_path(self, batch: int, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw_path(
+        self, batch: int, steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw proprioception over `steps` actions.
 
         Returns:
-            states `(B,steps+1,S)` in data units, the states before them `(B,S)`, the actions before them `(B,A)` (zeros at
-            the start of an episode) and the actions `(B,steps,A)`.
+            states `(B,steps+1,S)` in data units, the states before them `(B,S)`, the actions before them `(B,A)` (zeros
+            at the start of an episode) and the actions `(B,steps,A)`.
         """
         clip = torch.randint(len(self.rows), (batch,), generator=generator).numpy()
         late = torch.rand(batch, generator=generator).numpy()
@@ -160,7 +164,9 @@ def _encode(
     model: DiffusersWorldModel, pictures: Pictures, rows: np.ndarray, counts: np.ndarray, first: np.ndarray
 ) -> Tensor:
     grid = model.config.grid
-    out = torch.empty(int((counts + 1).sum()), model.config.channels, *grid, dtype=torch.float16, device="cpu")
+    out = torch.empty(
+        int((counts + 1).sum()), model.config.channels, *grid, dtype=torch.float16, device="cpu"
+    )
     for count in np.unique(counts):
         for part in np.array_split(alike := np.flatnonzero(counts == count), -(-len(alike) // 8)):
             index = rows[part][:, None] + np.arange(1 + model.config.per_frame * count)

@@ -1,14 +1,14 @@
 """Training of a world model on diffusers' video transformers: of all weights, or of low-rank adapters (LoRA).
 
-Flow matching with clean context. With full attention, a window's last latent frame is the target. With causal attention
-every frame of a window is: the clean frames come first and the noisy ones behind them, and a mask lets a noisy frame see
-the clean ones before it and itself (teacher forcing; Self Forcing, arXiv 2506.08009, section 3.1). A share of the targets
-gets only the first 1 to 3 of its actions, because steps may end within a latent frame.
+Flow matching with clean context. With full attention, the last latent frame of a window is the target. With causal
+attention every frame of a window is: the clean frames come first and the noisy ones behind them, and a mask lets a
+noisy frame see the clean ones before it and itself (teacher forcing, as Self Forcing describes it, arXiv 2506.08009). A
+share of the targets gets only the first 1 to 3 of its actions, because steps may end within a latent frame.
 
 Example::
 
     worldgym train world-model --type diffusers --preset tiny-wan --data data/real --out runs/wan --steps 1500
-    worldgym train world-model --type diffusers --initial models/wan --lora 16 --lr 1e-4 --data data/real --out runs/lora
+    worldgym train world-model --type diffusers --initial models/wan --lora 16 --lr 1e-4 --out runs/lora
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def video_loss(
 
 
 def teacher_mask(k: int) -> Tensor:
-    """`(2k,2k)` bool: clean frames 0 to k - 1 see earlier ones and themselves; noisy frame i sees clean ones before i."""
+    """`(2k,2k)` bool: clean frames see earlier ones and themselves, noisy ones the clean ones before and themselves."""
     early = torch.ones(k, k, dtype=torch.bool).tril()
     nothing, itself = torch.zeros(k, k, dtype=torch.bool), torch.eye(k, dtype=torch.bool)
     return torch.cat([torch.cat([early, nothing], 1), torch.cat([early, itself], 1)])
@@ -166,7 +166,12 @@ def merge_adapters(model: DiffusersWorldModel) -> None:
 
 
 def train_vae(
-    model: DiffusersWorldModel, arrays: Any, loop: LoopConfig, folder: Path, batch: int, identity: dict[str, Any]
+    model: DiffusersWorldModel,
+    arrays: Any,
+    loop: LoopConfig,
+    folder: Path,
+    batch: int,
+    identity: dict[str, Any],
 ) -> dict[str, float]:
     """Train a VAE with random weights on clips of 9 frames; those of published pipelines are never trained."""
     pictures, offsets = Pictures.of(arrays, model.canvas), torch.as_tensor(arrays.offsets)
@@ -184,7 +189,9 @@ def train_vae(
         x = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         z = model.vae.encode_pixels(x)
         error = (module.decode(z + 0.02 * randn(z.shape, generator, z.device)).sample - x).square()
-        weight = 1 + 20 * (x - usual).abs().amax(1, keepdim=True).clamp(max=0.5)  # what differs from the usual picture
+        weight = 1 + 20 * (x - usual).abs().amax(1, keepdim=True).clamp(
+            max=0.5
+        )  # what differs from the usual picture
         facts = {"vae_mse": float(error.detach().mean()) / 4}
         return (weight * error).mean() + 1e-4 * z.square().mean(), facts
 
@@ -224,11 +231,13 @@ class DiffusersTrainer:
             model = DiffusersWorldModel(config.for_data(arrays.states, specs), parts)
         else:
             model = DiffusersWorldModel.from_pretrained(initial)
-            check_observations(specs.observation, model.specs.observation, "the dataset", f"the world model {initial}")
+            check_observations(
+                specs.observation, model.specs.observation, "the dataset", f"the world model {initial}"
+            )
             if specs.action is None or specs.action.dim != model.action_dim:
                 raise ConfigError(
                     f"the dataset has {0 if specs.action is None else specs.action.dim} action dimensions, the world "
-                    f"model {initial} {model.action_dim}; give the pipeline folder that it was trained from as --initial"
+                    f"model {initial} {model.action_dim}; give the pipeline folder that it began with as --initial"
                 )
         model.requires_grad_(True).vae.requires_grad_(initial is None)
         if lora is not None:
@@ -237,7 +246,9 @@ class DiffusersTrainer:
         return model
 
     @staticmethod
-    def fit(model: DiffusersWorldModel, arrays: Any, settings: PartTraining, folder: Path) -> dict[str, float]:
+    def fit(
+        model: DiffusersWorldModel, arrays: Any, settings: PartTraining, folder: Path
+    ) -> dict[str, float]:
         """Train the VAE for half of the steps if it has random weights, encode the logs, train the rest; resumes."""
         config, facts, loop = model.config, {}, settings.loop
         chosen = BackboneTraining(
@@ -263,7 +274,9 @@ class DiffusersTrainer:
 
         def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
             video = video_loss(model, clips, chosen, generator)
-            state = state_loss(model, clips, chosen, generator) if model.state_dim else torch.zeros_like(video)
+            state = (
+                state_loss(model, clips, chosen, generator) if model.state_dim else torch.zeros_like(video)
+            )
             return video + state, {"video": float(video.detach()), "state": float(state.detach())}
 
         training = TrainingLoop(trained, loop, folder, loss, tag="train_backbone", identity=identity)

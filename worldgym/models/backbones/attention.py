@@ -1,10 +1,10 @@
 """Self-attention of diffusers' video transformers with a mask, a key-value cache and chosen frame positions.
 
 The blocks of `WanTransformer3DModel` and `CosmosTransformer3DModel` pass their rotary embedding on to the processor of
-the self-attention, and pass nothing else. An `Attending` in its place carries everything that one forward pass needs, so
-the modules hold no state, and passes in several threads do not disturb one another. Keys are cached without rotation and
-rotated when they are used: the cached frames then get the positions 0, 1, 2, ... of the window, wherever in the episode
-they come from.
+the self-attention, and pass nothing else. An `Attending` in its place carries everything that one forward pass needs:
+the modules hold no state, and passes in several threads do not disturb one another. Keys are cached without rotation
+and rotated when they are used: the cached frames then get the positions 0, 1, 2, ... of the window, wherever in the
+episode they come from.
 
 Example::
 
@@ -44,7 +44,9 @@ class Attending:
     cached: Sequence[Tensor] = ()
     written: dict[int, Tensor] | None = field(default=None, compare=False)
 
-    def __call__(self, layer: int, rotate: Callable[[Tensor, Rotary], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, rotate: Callable[[Tensor, Rotary], Tensor], q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
         """Attend with queries, keys and values `(B, N, heads, D)` that are not rotated; `(B, N, heads * D)`."""
         if self.written is not None:
             self.written[layer] = torch.stack([k, v], 2)
@@ -121,6 +123,8 @@ class CosmosSelfAttention:
         if not isinstance(image_rotary_emb, Attending):
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         heads = (attn.heads, -1)
-        q, k, v = (project(hidden_states).unflatten(2, heads) for project in (attn.to_q, attn.to_k, attn.to_v))
+        q, k, v = (
+            project(hidden_states).unflatten(2, heads) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
         out = image_rotary_emb(self.layer, rotate_halves, attn.norm_q(q), attn.norm_k(k), v)
         return attn.to_out[1](attn.to_out[0](out))

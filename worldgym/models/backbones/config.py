@@ -97,7 +97,9 @@ class BackboneConfig:
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
         if not self.shift > 0 or not self.fps > 0:
-            raise ConfigError(f"shift and fps must be positive, got {self.shift} and {self.fps}; try shift=5.0")
+            raise ConfigError(
+                f"shift and fps must be positive, got {self.shift} and {self.fps}; try shift=5.0"
+            )
         if self.dtype not in ("bfloat16", "float32"):
             raise ConfigError(f"dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
         if len(self.state_mean) != len(self.state_std):
@@ -271,14 +273,18 @@ def check_transformer(settings: Mapping[str, Any]) -> None:
         )
     patch = tuple(settings.get("patch_size", (1, 2, 2)))
     if len(patch) != 3 or patch[0] != 1 or patch[1] != patch[2]:
-        raise ConfigError(f"the transformer has patches of {patch}, expected (1, p, p): one latent frame each")
+        raise ConfigError(
+            f"the transformer has patches of {patch}, expected (1, p, p): one latent frame each"
+        )
 
 
 def check_vae(settings: Mapping[str, Any]) -> None:
     """Raise a ConfigError if these are not the settings of a VAE with one latent frame per 4 frames."""
     name = settings.get(CLASS, VAE)
     if name != VAE:
-        raise ConfigError(f"the VAE is a {name}, expected an {VAE}, as Wan and Cosmos-Predict 2 and 2.5 have it")
+        raise ConfigError(
+            f"the VAE is a {name}, expected an {VAE}, as Wan and Cosmos-Predict 2 and 2.5 have it"
+        )
     ratio = 2 ** sum(bool(level) for level in settings.get("temperal_downsample", (False, True, True)))
     if ratio != PER_FRAME or settings.get("scale_factor_temporal", PER_FRAME) != PER_FRAME:
         raise ConfigError(

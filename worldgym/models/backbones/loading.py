@@ -22,15 +22,15 @@ from worldgym.utils.files import read_json
 from worldgym.utils.optional import require
 
 logger = logging.getLogger(__name__)
-LAYOUT = "expected a pipeline folder of diffusers with transformer/ and vae/, each with config.json and safetensors files"
+LAYOUT = "expected a pipeline folder of diffusers: transformer/ and vae/, each with config.json and safetensors files"
 
 
 def read_pipeline(folder: Path | str, dtype: str = "bfloat16") -> tuple[BackboneConfig, tuple[Any, Any]]:
     """Config, and the transformer and the VAE with their weights.
 
     Args:
-        folder: local folder that `DiffusionPipeline.save_pretrained` wrote, or a download of one. Text encoders and other
-            parts in it are not read.
+        folder: local folder that `DiffusionPipeline.save_pretrained` wrote, or a download of one. Text encoders and
+            other parts in it are not read.
         dtype: precision of the weights, `float32` or `bfloat16`.
 
     Raises:
@@ -66,7 +66,9 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no {file}; {LAYOUT}")
     values = read_json(file, "restore it from its source")
     if not isinstance(values, dict):
-        raise CheckpointError(f"{file} holds a {type(values).__name__}, expected settings; restore it from its source")
+        raise CheckpointError(
+            f"{file} holds a {type(values).__name__}, expected settings; restore it from its source"
+        )
     kept = {key: value for key, value in values.items() if key == CLASS or not key.startswith("_")}
     if kept.get(CLASS) is None:
         raise CheckpointError(f"{file} names no {CLASS}; {LAYOUT}")
@@ -89,15 +91,25 @@ def _sampling(folder: Path) -> dict[str, Any]:
 
 def _weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"there is no safetensors file in {folder}; {LAYOUT}. Files of pickle are not read")
+        raise CheckpointError(
+            f"there is no safetensors file in {folder}; {LAYOUT}. Files of pickle are not read"
+        )
     try:
         model, report = kind.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=dtype,
+            output_loading_info=True,
         )
     except (*UNBUILDABLE, OSError) as error:
-        raise CheckpointError(f"the weights in {folder} can't be loaded as a {kind.__name__}: {error}") from error
+        raise CheckpointError(
+            f"the weights in {folder} can't be loaded as a {kind.__name__}: {error}"
+        ) from error
     # diffusers gives missing weights random values and only logs it
-    wrong = {name: list(report.get(name, ())) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    wrong = {
+        name: list(report.get(name, ())) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     if any(wrong.values()):
         shown = "; ".join(f"{len(v)} {k.replace('_', ' ')}, e.g. {v[0]}" for k, v in wrong.items() if v)
         raise CheckpointError(

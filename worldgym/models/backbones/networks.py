@@ -1,12 +1,12 @@
 """Wan's and Cosmos' transformers with actions, a noise level per latent frame, and block-causal attention.
 
 Both take a sequence of latent frames, each with its own noise level and its own actions, and predict the flow velocity
-`v = noise - clean` of every frame. A level of 0 marks a frame of the clean context. Wan 2.2 TI2V and Cosmos-Predict 2 and
-2.5 were trained with a level per frame, so a clean context is what they know.
+`v = noise - clean` of every frame. A level of 0 marks a frame of the clean context. Wan 2.2 TI2V and Cosmos-Predict 2
+and 2.5 were trained with a level per frame, so a clean context is what they know.
 
-Actions enter as in DreamDojo (arXiv 2602.06949, section 3.2; its released code adds them to the two outputs of the time
-embedding): an MLP whose last layer starts at zero is added to the time embedding and to the modulation of adaLN. Before
-training, and for frames without actions, the network is therefore exactly the one of diffusers.
+Actions enter as in the released code of DreamDojo (arXiv 2602.06949): the outputs of an MLP whose last layers start at
+zero are added to the time embedding and to the modulation of adaLN. Before training, and for frames without actions,
+the network is therefore exactly the one of diffusers.
 
 Example::
 
@@ -103,7 +103,9 @@ class VideoNetwork(nn.Module):
         """Rotary embedding of the tokens of frames at `positions (F,)` int64, `height x width` tokens each."""
         raise NotImplementedError
 
-    def embed(self, latents: Tensor, levels: Tensor, actions: Tensor, given: Tensor) -> tuple[Tensor, Any, tuple[Any, ...]]:
+    def embed(
+        self, latents: Tensor, levels: Tensor, actions: Tensor, given: Tensor
+    ) -> tuple[Tensor, Any, tuple[Any, ...]]:
         """Tokens `(B,F,h',w',D)`, what the output layer needs, and the blocks' other arguments."""
         raise NotImplementedError
 
@@ -156,7 +158,9 @@ class VideoNetwork(nn.Module):
         queries = self.rotary(at, height, width)
         keys = queries
         if len(cached):
-            keys = self.rotary(torch.cat([torch.arange(cached[0].shape[1], device=x.device), at]), height, width)
+            keys = self.rotary(
+                torch.cat([torch.arange(cached[0].shape[1], device=x.device), at]), height, width
+            )
         if mask is not None:
             mask = mask.repeat_interleave(height * width, 0).repeat_interleave(height * width, 1)
         written: dict[int, Tensor] | None = {} if keep else None
@@ -218,9 +222,13 @@ class WanNetwork(VideoNetwork):
             )  # fmt: skip
         return parts[0], parts[1]
 
-    def embed(self, latents: Tensor, levels: Tensor, actions: Tensor, given: Tensor) -> tuple[Tensor, Any, tuple[Any, ...]]:
+    def embed(
+        self, latents: Tensor, levels: Tensor, actions: Tensor, given: Tensor
+    ) -> tuple[Tensor, Any, tuple[Any, ...]]:
         """See `VideoNetwork.embed`."""
-        x = self.transformer.patch_embedding(latents.transpose(1, 2)).permute(0, 2, 3, 4, 1)  # (B, F, h', w', D)
+        x = self.transformer.patch_embedding(latents.transpose(1, 2)).permute(
+            0, 2, 3, 4, 1
+        )  # (B, F, h', w', D)
         b, frames, height, width = x.shape[:4]
         text = self.text.to(latents.dtype).expand(b, -1, -1)
         time, modulation, text, _ = self.transformer.condition_embedder(
@@ -274,12 +282,16 @@ class CosmosNetwork(VideoNetwork):
         """See `VideoNetwork.rotary`."""
         rope, p = self.transformer.rope, self.transformer.config.patch_size
         # Its own embedding, of as many frames as are needed; the frames are then chosen.
-        like = torch.empty(1, 1, int(positions.max()) + 1, height * p[1], width * p[2], device=positions.device)
+        like = torch.empty(
+            1, 1, int(positions.max()) + 1, height * p[1], width * p[2], device=positions.device
+        )
         tables = [table.unflatten(0, (-1, height * width)) for table in rope(like, fps=self.fps)]
         cos, sin = (table[positions].flatten(0, 1) for table in tables)
         return cos, sin
 
-    def embed(self, latents: Tensor, levels: Tensor, actions: Tensor, given: Tensor) -> tuple[Tensor, Any, tuple[Any, ...]]:
+    def embed(
+        self, latents: Tensor, levels: Tensor, actions: Tensor, given: Tensor
+    ) -> tuple[Tensor, Any, tuple[Any, ...]]:
         """See `VideoNetwork.embed`."""
         net = self.transformer
         x, (b, frames) = latents.transpose(1, 2), latents.shape[:2]

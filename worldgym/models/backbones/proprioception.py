@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class Integrator(nn.Module):
     """Predicts the change of proprioception after each action, from state, last change and action alone.
 
-    Without the picture it stays causal in the actions, and costs nothing for frames that nobody looks at. What depends on
-    contacts, such as the opening of fingers around an object, it predicts as their average in the logs.
+    Without the picture it is causal in the actions, and costs nothing for frames that nobody looks at. What depends on
+    contacts, such as the opening of fingers around an object, it predicts as the average in the logs.
 
     Args:
         state_dim: S.
@@ -27,7 +27,11 @@ class Integrator(nn.Module):
         super().__init__()
         inputs = 2 * state_dim + 2 * action_dim
         self.net = nn.Sequential(
-            nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, state_dim)
+            nn.Linear(inputs, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, state_dim),
         )
         nn.init.zeros_(self.net[-1].weight)
         nn.init.zeros_(self.net[-1].bias)

@@ -1,6 +1,7 @@
 """The temporal VAE of Wan and Cosmos: the first frame alone, then one latent frame for every 4 frames.
 
-Its encoder and decoder are causal in time: a latent frame depends on its own and earlier frames, and the other way round.
+Its encoder and decoder are causal in time: a latent frame depends on its own and earlier frames only, and a frame on
+its own and earlier latent frames only.
 
 Example::
 

@@ -26,11 +26,11 @@ from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
 from worldgym.models.backbones.config import BackboneConfig
 from worldgym.models.backbones.networks import CosmosNetwork, VideoNetwork, WanNetwork
 from worldgym.models.backbones.proprioception import Integrator, StateProbe
+from worldgym.models.backbones.sampling import predicted
 from worldgym.models.backbones.shapes import build
 from worldgym.models.backbones.state import BackboneState, pushed
 from worldgym.models.backbones.vae import TemporalVAE
 from worldgym.models.latent_model import LatentWorldModel
-from worldgym.nn import make_sampler
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
 from worldgym.utils.files import read_json
@@ -76,7 +76,8 @@ class DiffusersWorldModel(LatentWorldModel):
         self.config = replace(self.config, dtype=dtype)
         chosen = getattr(torch, dtype)
         self.network.cast(chosen)
-        self.vae.autoencoder.to(chosen)
+        for part in (*self.vae.autoencoder.parameters(), *self.vae.autoencoder.buffers()):
+            part.data = part.data.to(chosen)
         return self
 
     # -- the protocol --------------------------------------------------------------------------------------------------
@@ -121,12 +122,18 @@ class DiffusersWorldModel(LatentWorldModel):
             if actions.shape[1]:
                 path = torch.cat([path, self.integrator(first, *still, actions)[0]], 1)
         else:
-            path = self.normalise_state(self._checked(states, (b, context, self.state_dim), "states"))[:, left:]
-        moves = actions.unflatten(1, (-1, self.config.per_frame)) if actions.shape[1] else actions[:, :0, None]
+            path = self.normalise_state(self._checked(states, (b, context, self.state_dim), "states"))[
+                :, left:
+            ]
+        moves = (
+            actions.unflatten(1, (-1, self.config.per_frame)) if actions.shape[1] else actions[:, :0, None]
+        )
         state = self._blank(latents[:, 0], randint(2**62, (b,), generator, device))
         state = self._committed(self.network, state, latents[:, 0], 0)
         for i in range(moves.shape[1]):
-            state = self._committed(self.network, state.replace(pending=moves[:, i]), latents[:, i + 1], min(i + 1, self.window))
+            state = self._committed(
+                self.network, state.replace(pending=moves[:, i]), latents[:, i + 1], min(i + 1, self.window)
+            )
         return state.replace(
             latent=latents[:, -1],
             states=self.denormalise_state(path[:, -1]),
@@ -150,12 +157,14 @@ class DiffusersWorldModel(LatentWorldModel):
             pending[:, None].repeat(1, self.window, 1, 1), number, pending, number, keys,
         )  # fmt: skip
 
-    def _committed(self, net: VideoNetwork, state: BackboneState, latent: Tensor, known: int) -> BackboneState:
+    def _committed(
+        self, net: VideoNetwork, state: BackboneState, latent: Tensor, known: int
+    ) -> BackboneState:
         """`state`, whose rows have `known` latent frames in the window, with a whole one that `pending` led to."""
         cache = state.cache
         if self.config.attention == "causal":
             given = known > 0  # the first frame has no actions
-            _, new = self._velocity(
+            _, new = self.velocity(
                 net, latent[:, None], torch.zeros_like(latent[:, :1, 0, 0]), state.pending[:, None],
                 torch.full((len(latent), 1, self.config.per_frame), given, device=latent.device), [known],
                 cached=[layer[:, :known] for layer in cache] if known else (), keep=True,
@@ -164,7 +173,8 @@ class DiffusersWorldModel(LatentWorldModel):
                 cache = tuple(layer.new_zeros(len(latent), self.window, *layer.shape[2:]) for layer in new)
             cache = tuple(pushed(old, layer[:, 0], known) for old, layer in zip(cache, new, strict=True))
         return state.replace(
-            latent=latent, context=pushed(state.context, latent, known), moves=pushed(state.moves, state.pending, known),
+            latent=latent, context=pushed(state.context, latent, known),
+            moves=pushed(state.moves, state.pending, known),
             count=state.count + 1, pending=torch.zeros_like(state.pending), filled=torch.zeros_like(state.filled),
             cache=cache,
         )  # fmt: skip
@@ -180,7 +190,9 @@ class DiffusersWorldModel(LatentWorldModel):
             parts.append((rows, *self._imagine_alike(net, state.index(rows), actions[rows].float(), decode)))
         order = torch.cat([rows for rows, *_ in parts]).argsort()
         after = type(state).cat([part for _, part, _, _ in parts]).index(order)
-        pictures, latents, uncertainty = (torch.cat(values)[order] for values in zip(*(p[3] for p in parts), strict=True))
+        pictures, latents, uncertainty = (
+            torch.cat(values)[order] for values in zip(*(p[3] for p in parts), strict=True)
+        )
         states = torch.cat([part for _, _, part, _ in parts])[order]
         frames, views = self.canvas.unpack(pictures)
         return after, Imagined(frames, latents, states, uncertainty, views=views)
@@ -200,7 +212,7 @@ class DiffusersWorldModel(LatentWorldModel):
             pending[:, filled:end] = actions[:, done : done + taken]
             every = decode == "all" and self.config.causal_frames
             ends = [*range(filled + 1, end)] if every else []
-            z, error = self._predicted(net, state.replace(pending=pending), known, [*ends, end])  # (B, P, C, h, w)
+            z, error = predicted(self, net, state.replace(pending=pending), known, [*ends, end])
             errors.append(error)
             done, final = done + taken, z[:, -1]
             if decode == "all":
@@ -224,8 +236,15 @@ class DiffusersWorldModel(LatentWorldModel):
         return state, states, (pictures, torch.cat(latents, 1), torch.stack(errors, 1).amax(1))
 
     # -- latent frames -------------------------------------------------------------------------------------------------
-    def _velocity(
-        self, net: VideoNetwork, latents: Tensor, levels: Tensor, moves: Tensor, given: Tensor, at: list[int], **more: Any
+    def velocity(
+        self,
+        net: VideoNetwork,
+        latents: Tensor,
+        levels: Tensor,
+        moves: Tensor,
+        given: Tensor,
+        at: list[int],
+        **more: Any,
     ) -> tuple[Tensor, list[Tensor]]:
         return net(latents, levels, self.rebased(moves), given, at, **more)
 
@@ -236,44 +255,6 @@ class DiffusersWorldModel(LatentWorldModel):
             out[..., i] = moves[..., i].cumsum(-1)
         return out
 
-    def _predicted(self, net: VideoNetwork, state: BackboneState, known: int, ends: list[int]) -> tuple[Tensor, Tensor]:
-        """The next latent frame, from the first 1, 2, ... of its actions.
-
-        Returns:
-            latents `(B,P,C,h,w)` for the P numbers of actions `ends`, and for the last of these the squared distance
-            `(B,)` of the sample from the first estimate, which is the network's conditional mean.
-        """
-        c, count = self.config, len(ends)
-        at = [*range(known + 1)]
-        numbers = torch.arange(c.per_frame, device=state.latent.device)
-        known_actions = numbers[None] < torch.tensor(ends, device=numbers.device)[:, None]  # (P, r)
-        copies = lambda x: x.repeat_interleave(count, 0)  # noqa: E731
-        rows = len(state.latent)
-        given = known_actions.repeat(rows, 1)[:, None]  # (B P, 1, r)
-        before, moves = copies(state.context[:, :known]), copies(state.moves[:, :known])
-        moves = torch.cat([moves, copies(state.pending)[:, None]], 1)
-        always = torch.ones(len(before), known, c.per_frame, dtype=torch.bool, device=numbers.device)
-        always[:, 0] = False
-        cached = [copies(layer[:, :known]) for layer in state.cache]
-        estimates: list[Tensor] = []
-
-        def velocity(x: Tensor, level: Tensor) -> Tensor:
-            if c.attention == "causal":
-                v, _ = self._velocity(net, x[:, None], level[:, None], moves[:, -1:], given, at[-1:], cached=cached)
-            else:
-                levels = torch.cat([level.new_zeros(len(x), known), level[:, None]], 1)
-                both = torch.cat([always, given], 1)
-                v, _ = self._velocity(net, torch.cat([before, x[:, None]], 1), levels, moves, both, at)
-            v = self.with_residual(v[:, -1], x, before[:, -1], level)
-            if not estimates:
-                estimates.append(x - level[:, None, None, None] * v)
-            return v
-
-        sampler = make_sampler(c.sampler, c.steps, c.shift)
-        z = sampler.sample(velocity, copies(self._noise(state))).float()
-        spread = (z - estimates[0]).square().mean((1, 2, 3)).unflatten(0, (rows, count))[:, -1]
-        return z.unflatten(0, (rows, count)), spread
-
     def with_residual(self, v: Tensor, x: Tensor, before: Tensor, level: Tensor) -> Tensor:
         """The velocity of a network output `v (...,C,h,w)`; see `BackboneConfig.residual`.
 
@@ -281,15 +262,6 @@ class DiffusersWorldModel(LatentWorldModel):
         and more that of the plain velocity: `v + t (x - before)`.
         """
         return v + level[..., None, None, None] * (x - before) if self.config.residual else v
-
-    def _noise(self, state: BackboneState) -> Tensor:
-        """Noise `(B,C,h,w)` of the next latent frame; row i is a function of (keys[i], count[i]) alone."""
-        out = torch.empty(state.latent.shape, device="cpu")  # drawn on the CPU: identical on every device
-        generator = torch.Generator()
-        for row, (key, count) in enumerate(zip(state.keys.tolist(), state.count.tolist(), strict=True)):
-            generator.manual_seed((key * 1_000_003 + count) % (2**63))
-            torch.randn(out.shape[1:], generator=generator, out=out[row])
-        return out.to(self.device)
 
     def _decoded(self, context: Tensor, z: Tensor, known: int, wanted: Any) -> Tensor:
         """Pictures `(B,n,H,W,3)` uint8 of the actions `wanted` (1 to r) of latent frames `z (B,P,C,h,w)`.
@@ -299,7 +271,9 @@ class DiffusersWorldModel(LatentWorldModel):
         b, count = z.shape[:2]
         before = context[:, max(0, known - self.config.decoded) : known]
         before = before.repeat_interleave(count, 0)
-        pictures = self.vae.decode(torch.cat([before, z.flatten(0, 1)[:, None]], 1))[:, -self.config.per_frame :]
+        pictures = self.vae.decode(torch.cat([before, z.flatten(0, 1)[:, None]], 1))[
+            :, -self.config.per_frame :
+        ]
         pictures = pictures.unflatten(0, (b, count))
         if count == 1 or len(wanted) == 1:
             return torch.stack([pictures[:, -1, i - 1] for i in wanted], 1)
@@ -326,7 +300,9 @@ class DiffusersWorldModel(LatentWorldModel):
         return self.canvas.unpack(self._pictures(state))[1]
 
     # -- copying and correcting ----------------------------------------------------------------------------------------
-    def fork(self, state: BackboneState, index: Tensor, generator: torch.Generator | None = None) -> BackboneState:
+    def fork(
+        self, state: BackboneState, index: Tensor, generator: torch.Generator | None = None
+    ) -> BackboneState:
         """Rows `index (B',)` as a new state. With `generator` copies get new noise keys, else those of their source."""
         keys = None if generator is None else randint(2**62, (len(index),), generator, self.device)
         forked = state.index(index)
@@ -384,5 +360,7 @@ class DiffusersWorldModel(LatentWorldModel):
             model.with_dtype(model.config.dtype)
             model.load_state_dict(tensors)
         except UNBUILDABLE as error:
-            raise CheckpointError(f"the world model at {path} is damaged or of another version: {error}") from error
+            raise CheckpointError(
+                f"the world model at {path} is damaged or of another version: {error}"
+            ) from error
         return model.eval().requires_grad_(False)
