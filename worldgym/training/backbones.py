@@ -40,6 +40,9 @@ ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 """Linear layers of a block that get adapters: all of attention and of the feed-forward network."""
 
 
+VAE_BATCH, VAE_FRAMES, VAE_LR = 4, 5, 1e-2
+
+
 @dataclass(frozen=True)
 class BackboneTraining:
     """Settings of the training of the transformer.
@@ -170,20 +173,22 @@ def train_vae(
     arrays: Any,
     loop: LoopConfig,
     folder: Path,
-    batch: int,
     identity: dict[str, Any],
 ) -> dict[str, float]:
-    """Train a VAE with random weights on clips of 9 frames; those of published pipelines are never trained."""
+    """Train a VAE with random weights; those of published pipelines are never trained.
+
+    Small batches with a large learning rate: a tiny VAE needs many steps more than it needs many clips.
+    """
     pictures, offsets = Pictures.of(arrays, model.canvas), torch.as_tensor(arrays.offsets)
     lengths = offsets.diff()
-    span = min(9, 1 + 4 * ((int(lengths.max()) - 1) // 4))
+    span = min(VAE_FRAMES, 1 + 4 * ((int(lengths.max()) - 1) // 4))
     usual = pictures[torch.linspace(0, len(pictures) - 1, 64).long().numpy()].float().mean(0) / 127.5 - 1
     usual = usual.permute(2, 0, 1)[:, None].to(model.device)
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         room = (lengths - span + 1).clamp(min=0).double()
-        episode = torch.multinomial(room, batch, replacement=True, generator=generator)
-        late = (torch.rand(batch, generator=generator) * room[episode]).long()
+        episode = torch.multinomial(room, VAE_BATCH, replacement=True, generator=generator)
+        late = (torch.rand(VAE_BATCH, generator=generator) * room[episode]).long()
         index = (offsets[episode] + late)[:, None] + torch.arange(span)
         frames = pictures[index.flatten().numpy()].unflatten(0, index.shape).to(model.device)
         x = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
@@ -195,6 +200,7 @@ def train_vae(
         facts = {"vae_mse": float(error.detach().mean()) / 4}
         return (weight * error).mean() + 1e-4 * z.square().mean(), facts
 
+    loop = replace(loop, lr=VAE_LR, ema=0.98, warmup=20)
     training = TrainingLoop(model.vae.autoencoder, loop, folder, loss, tag="train_vae", identity=identity)
     facts = training.run()
     model.vae.autoencoder.load_state_dict(training.ema_model.state_dict())
@@ -251,23 +257,23 @@ class DiffusersTrainer:
     ) -> dict[str, float]:
         """Train the VAE for half of the steps if it has random weights, encode the logs, train the rest; resumes."""
         config, facts, loop = model.config, {}, settings.loop
+        adapted = getattr(model, "lora", False)
         chosen = BackboneTraining(
             batch=settings.batch, frames=max(1, min(model.window, settings.window // config.per_frame)),
             state_steps=min(settings.window, int(arrays.lengths.max())), checkpointing=config.dtype == "bfloat16",
         )  # fmt: skip
         shape = {name: value for name, value in config.to_dict().items() if name not in ("specs", "dtype")}
-        identity = {**asdict(chosen), "model": shape, "lora": model.lora}
+        identity = {**asdict(chosen), "model": shape, "lora": adapted}
         fresh = any(p.requires_grad for p in model.vae.parameters())
         if fresh:
             half = None if loop.max_minutes is None else loop.max_minutes / 2
             loop = replace(loop, steps=max(1, loop.steps // 2), max_minutes=half)
-            batch = max(1, settings.batch // 4)
-            facts |= train_vae(model, arrays, replace(loop, ema=0.98), folder / "vae", batch, identity)
+            facts |= train_vae(model, arrays, loop, folder / "vae", identity)
         model.vae.requires_grad_(False)
         clips = Clips.encode(model, arrays, folder / "latents")
         if fresh:
             clips = clips.standardised(model)
-        if config.dtype == "bfloat16" and not model.lora:
+        if config.dtype == "bfloat16" and not adapted:
             model.network.cast(torch.float32)  # small updates would be lost; the forward pass is in bfloat16
         model.network.checkpointing = chosen.checkpointing
         trained = Trainable(model)
@@ -282,7 +288,7 @@ class DiffusersTrainer:
         training = TrainingLoop(trained, loop, folder, loss, tag="train_backbone", identity=identity)
         facts |= training.run()
         trained.take(training.ema_model)
-        if model.lora:
+        if adapted:
             merge_adapters(model)
             model.lora = False
         model.network.checkpointing = False

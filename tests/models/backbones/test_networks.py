@@ -14,6 +14,9 @@ from worldgym.models.backbones.networks import CLEAN, CosmosNetwork, VideoNetwor
 from worldgym.models.backbones.shapes import SHAPES, build
 
 FRAMES, TOKENS = 5, 12
+TEXT_PROJECTION = {
+    "use_crossattn_projection": True, "crossattn_proj_in_channels": 24, "encoder_hidden_states_channels": 16
+}  # fmt: skip
 
 
 def network(shape: str, **changes) -> VideoNetwork:
@@ -29,7 +32,7 @@ def inputs(clean: int = 3):
     levels = torch.rand(2, FRAMES, generator=rng)
     levels[:, :clean] = 0
     latents, actions = (
-        torch.randn(2, FRAMES, 16, 8, 6, generator=rng),
+        torch.randn(2, FRAMES, 48, 8, 6, generator=rng),
         torch.rand(2, FRAMES, 4, 3, generator=rng),
     )
     return latents, levels, actions, torch.ones(2, FRAMES, 4, dtype=torch.bool)
@@ -39,18 +42,15 @@ def test_wan_without_trained_actions_is_the_transformer_of_diffusers():
     net = network("tiny-wan")
     latents, levels, actions, given = inputs()
     ours, _ = net(latents, levels, actions, given, range(FRAMES))
+    per_token = (1000 * levels).repeat_interleave(TOKENS, 1)
     theirs = net.transformer(
-        latents.transpose(1, 2),
-        (1000 * levels).repeat_interleave(TOKENS, 1),
-        net.text.expand(2, -1, -1),
-        return_dict=False,
+        latents.transpose(1, 2), per_token, net.text.expand(2, -1, -1), return_dict=False
     )[0]
     torch.testing.assert_close(ours, theirs.transpose(1, 2), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("padding", [False, True])
-@pytest.mark.parametrize("shape", [{}, {"use_crossattn_projection": True, "crossattn_proj_in_channels": 24,
-                                        "encoder_hidden_states_channels": 16}], ids=["predict 2", "predict 2.5"])  # fmt: skip
+@pytest.mark.parametrize("shape", [{}, TEXT_PROJECTION], ids=["predict 2", "predict 2.5"])
 def test_cosmos_without_trained_actions_is_the_transformer_of_diffusers(monkeypatch, padding, shape):
     if padding:  # diffusers resizes the mask with torchvision, which need not be installed
         from diffusers.models.transformers import transformer_cosmos

@@ -43,7 +43,7 @@ def test_it_predicts_every_camera_state_and_frame_that_is_asked_for(given):
         after, imagined = model.step(state, actions, decode=decode)
         assert imagined.frames.shape == (3, frames, *observation.main.size, 3)
         assert imagined.frames.dtype == torch.uint8
-        assert imagined.latents.shape == (3, 5 if decode == "all" else 1, 16, *model.config.grid)
+        assert imagined.latents.shape == (3, 5 if decode == "all" else 1, 48, *model.config.grid)
         assert imagined.states.shape == (3, 5, observation.state_dim)
         assert imagined.uncertainty.shape == (3,) and (imagined.uncertainty > 0).all()
         assert {name: tuple(view.shape[1:4]) for name, view in imagined.views.items()} == {
@@ -206,7 +206,7 @@ def test_networks_that_cannot_be_a_world_model_are_named():
         (
             "transformer",
             {"in_channels": 36},
-            "reads 36 channels and writes 16, but its VAE has 16; expected 16 and 16",
+            "reads 36 channels and writes 48, but its VAE has 48; expected 48 and 48",
         ),
         ("transformer", {"patch_size": [2, 2, 2]}, "patches of .2, 2, 2., expected .1, p, p"),
         ("vae", {"temperal_downsample": [True, False]}, "one latent frame of 2 frames, expected 4"),

@@ -33,8 +33,8 @@ def predicted(
 
     Returns:
         latents `(B,P,C,h,w)`, and for the last of `ends` the mean squared distance `(B,)` of the sample from the
-        estimate of the first pass. At pure noise that estimate is the conditional mean, so the distance is on average the
-        variance of what the model thinks possible. It says nothing of the model's own errors.
+        estimate of the first pass. At pure noise that estimate is the conditional mean, so the distance is on average
+        the variance of what the model thinks possible. It says nothing of the model's own errors.
     """
     c, count = model.config, len(ends)
     device, rows = state.latent.device, len(state.latent)

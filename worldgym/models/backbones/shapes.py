@@ -23,10 +23,11 @@ Settings = dict[str, Any]
 
 
 def _tiny_vae() -> Settings:
+    """Wan 2.2's VAE with one level less, and 20 to 30 times narrower."""
     return {
-        "base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [True, True],
-        "patch_size": 2, "in_channels": 12, "out_channels": 12, "latents_mean": [0.0] * 16, "latents_std": [1.0] * 16,
-        "scale_factor_temporal": 4, "scale_factor_spatial": 8,
+        "base_dim": 8, "z_dim": 48, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [True, True],
+        "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "latents_mean": [0.0] * 48,
+        "latents_std": [1.0] * 48, "scale_factor_temporal": 4, "scale_factor_spatial": 8,
     }  # fmt: skip
 
 
@@ -34,14 +35,14 @@ SHAPES: dict[str, tuple[Settings, Settings]] = {
     "tiny-wan": (
         {
             "_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2], "num_attention_heads": 4,
-            "attention_head_dim": 24, "in_channels": 16, "out_channels": 16, "text_dim": 16, "freq_dim": 64,
+            "attention_head_dim": 24, "in_channels": 48, "out_channels": 48, "text_dim": 16, "freq_dim": 64,
             "ffn_dim": 256, "num_layers": 3, "rope_max_seq_len": 64,
         },
         _tiny_vae(),
     ),
     "tiny-cosmos": (
         {
-            "_class_name": "CosmosTransformer3DModel", "in_channels": 17, "out_channels": 16,
+            "_class_name": "CosmosTransformer3DModel", "in_channels": 49, "out_channels": 48,
             "num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 3, "mlp_ratio": 3.0,
             "text_embed_dim": 16, "adaln_lora_dim": 32, "max_size": [64, 64, 64], "patch_size": [1, 2, 2],
             "rope_scale": [1.0, 1.0, 1.0], "concat_padding_mask": True, "extra_pos_embed_type": None,
