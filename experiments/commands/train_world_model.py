@@ -55,7 +55,8 @@ class TrainWorldModelConfig:
             (`worldgym list`) and whose class supports the training of `worldgym.training.generic`; only the common
             options apply to these.
         initial: world model to continue training from; models of earlier versions are extended to the current shape.
-        lora: rank of the low-rank adapters of a model of type `diffusers`; None trains all weights.
+        settings: `name=value` pairs (YAML) for a type other than `video`, such as `lora=16` or `attention=full` for
+            `diffusers`.
         probe: position probe (`worldgym train probe`) whose positions a model of type `chunk` predicts.
         hand: whether object latents move with an end effector. `auto` is yes if the dataset says which columns of
             proprioception belong to it; `yes` takes x, y, z as the first and the gripper opening as the last column.
@@ -91,7 +92,7 @@ class TrainWorldModelConfig:
     type: str = "video"
     initial: Path | None = None
     probe: Path | None = None
-    lora: int | None = None
+    settings: tuple[str, ...] = ()
     hand: Hand = "auto"
     preset: str = "small"
     minutes: float = 120.0
@@ -141,8 +142,8 @@ def run(config: TrainWorldModelConfig) -> int:
         return train_registered(
             WORLD_MODELS, config, command="train world-model", save_to=config.out / "export"
         )
-    if config.lora is not None:
-        raise ConfigError("--lora applies to models of type diffusers; leave it out, or add --type diffusers")
+    if config.settings:
+        raise ConfigError("--settings is for other types than video; leave it out, or add --type diffusers")
     if config.probe is not None:
         raise ConfigError("--probe applies to models of type chunk; leave it out, or add --type chunk")
     if config.tokenizer is None and config.initial is None:

@@ -8,12 +8,13 @@ share of the targets gets only the first 1 to 3 of its actions, because steps ma
 Example::
 
     worldgym train world-model --type diffusers --preset tiny-wan --data data/real --out runs/wan --steps 1500
-    worldgym train world-model --type diffusers --initial models/wan --lora 16 --lr 1e-4 --out runs/lora
+    worldgym train world-model --type diffusers --initial models/wan --settings lora=16 --lr 1e-4 --out runs/lora
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,12 @@ from worldgym.utils.optional import require
 logger = logging.getLogger(__name__)
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 """Linear layers of a block that get adapters: all of attention and of the feed-forward network."""
+CHANGEABLE = ("attention", "window", "steps", "sampler", "shift", "causal_frames", "decoded")
+"""Settings that a trained model can continue with."""
 
 
-VAE_BATCH, VAE_FRAMES, VAE_LR = 4, 5, 1e-2
+VAE_BATCH, VAE_FRAMES, VAE_LR, VAE_SHARE = 3, 9, 1e-2, 0.6
+"""Training of a VAE with random weights. It must see as many frames as are decoded together."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,8 @@ def add_adapters(model: DiffusersWorldModel, rank: int) -> None:
         DependencyError: peft is not installed.
         ConfigError: a rank below 1.
     """
-    if rank < 1:
-        raise ConfigError(f"--lora is {rank}, expected a rank of at least 1; try --lora 16")
+    if not isinstance(rank, int) or rank < 1:
+        raise ConfigError(f"lora is {rank!r}, expected a rank of at least 1; try --settings lora=16")
     peft = require("peft", extra="backbones")
     transformer = model.network.transformer
     transformer.requires_grad_(False)
@@ -215,8 +219,13 @@ class DiffusersTrainer:
 
     @staticmethod
     def for_data(
-        specs: Specs, preset: str, arrays: Any, *, initial: Path | None = None, lora: int | None = None
-    ) -> DiffusersWorldModel:
+        specs: Specs,
+        preset: str,
+        arrays: Any,
+        *,
+        initial: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> DiffusersWorldModel:  # fmt: skip
         """A model for a dataset.
 
         Args:
@@ -224,17 +233,21 @@ class DiffusersTrainer:
             preset: a named shape with random weights, if there is no `initial`.
             arrays: episodes of the dataset.
             initial: pipeline folder of diffusers, or a world model of this type to continue from.
-            lora: rank of adapters; None trains all weights of the transformer.
+            settings: fields of `BackboneConfig`, and `lora`, the rank of adapters; without it all weights of the
+                transformer are trained. With a world model as `initial`, only the fields in `CHANGEABLE`.
 
         Raises:
-            ConfigError: an unknown preset, or an initial model that does not fit the data.
+            ConfigError: an unknown preset or setting, or an initial model that does not fit the data.
             CheckpointError: a damaged folder.
         """
+        more = dict(settings or {})
+        lora = more.pop("lora", None)
         if initial is None:
-            model = DiffusersWorldModel(BackboneConfig.preset(preset).for_data(arrays.states, specs))
+            config = changed(BackboneConfig.preset(preset), more).for_data(arrays.states, specs)
+            model = DiffusersWorldModel(config).with_dtype(config.dtype)
         elif (Path(initial) / "transformer").is_dir():
-            config, parts = read_pipeline(initial)
-            model = DiffusersWorldModel(config.for_data(arrays.states, specs), parts)
+            config, parts = read_pipeline(initial, more.pop("dtype", "bfloat16"))
+            model = DiffusersWorldModel(changed(config, more).for_data(arrays.states, specs), parts)
         else:
             model = DiffusersWorldModel.from_pretrained(initial)
             check_observations(
@@ -245,19 +258,25 @@ class DiffusersTrainer:
                     f"the dataset has {0 if specs.action is None else specs.action.dim} action dimensions, the world "
                     f"model {initial} {model.action_dim}; give the pipeline folder that it began with as --initial"
                 )
+            if fixed := sorted(set(more) - set(CHANGEABLE)):
+                raise ConfigError(
+                    f"{', '.join(fixed)} of the world model {initial} can't be changed; leave it out of --settings. "
+                    f"Settings that can are lora, {', '.join(CHANGEABLE)}"
+                )
+            model.config = changed(model.config, more)
         model.requires_grad_(True).vae.requires_grad_(initial is None)
         if lora is not None:
             add_adapters(model, lora)
-        model.lora = lora is not None
+        model.lora = lora
         return model
 
     @staticmethod
     def fit(
         model: DiffusersWorldModel, arrays: Any, settings: PartTraining, folder: Path
     ) -> dict[str, float]:
-        """Train the VAE for half of the steps if it has random weights, encode the logs, train the rest; resumes."""
+        """Train the VAE for most of the steps if it has random weights, encode the logs, train the rest; resumes."""
         config, facts, loop = model.config, {}, settings.loop
-        adapted = getattr(model, "lora", False)
+        adapted = getattr(model, "lora", None)
         chosen = BackboneTraining(
             batch=settings.batch, frames=max(1, min(model.window, settings.window // config.per_frame)),
             state_steps=min(settings.window, int(arrays.lengths.max())), checkpointing=config.dtype == "bfloat16",
@@ -266,9 +285,8 @@ class DiffusersTrainer:
         identity = {**asdict(chosen), "model": shape, "lora": adapted}
         fresh = any(p.requires_grad for p in model.vae.parameters())
         if fresh:
-            half = None if loop.max_minutes is None else loop.max_minutes / 2
-            loop = replace(loop, steps=max(1, loop.steps // 2), max_minutes=half)
-            facts |= train_vae(model, arrays, loop, folder / "vae", identity)
+            first, loop = _share(loop, VAE_SHARE), _share(loop, 1 - VAE_SHARE)
+            facts |= train_vae(model, arrays, first, folder / "vae", identity)
         model.vae.requires_grad_(False)
         clips = Clips.encode(model, arrays, folder / "latents")
         if fresh:
@@ -290,7 +308,22 @@ class DiffusersTrainer:
         trained.take(training.ema_model)
         if adapted:
             merge_adapters(model)
-            model.lora = False
+            model.lora = None
         model.network.checkpointing = False
         model.with_dtype(config.dtype).eval().requires_grad_(False)
         return facts
+
+
+def changed(config: BackboneConfig, settings: Mapping[str, Any]) -> BackboneConfig:
+    """The config with other settings.
+
+    Raises:
+        ConfigError: an unknown name, or a value of another type or range.
+    """
+    return BackboneConfig.from_dict({**config.to_dict(), **settings}) if settings else config
+
+
+def _share(loop: LoopConfig, share: float) -> LoopConfig:
+    """The loop with a share of its time and steps."""
+    minutes = None if loop.max_minutes is None else share * loop.max_minutes
+    return replace(loop, steps=max(1, round(share * loop.steps)), max_minutes=minutes)
