@@ -45,7 +45,11 @@ def model_of(*args, **changes) -> DiffusersWorldModel:
 
 def wake(model: DiffusersWorldModel) -> None:
     """Layers that begin at zero would hide mistakes."""
-    for layer in (*model.network.actions.outputs, model.integrator.net[-1]):
+    for layer in (
+        *model.network.actions.outputs,
+        model.integrator.net[-1],
+        model.network.transformer.proj_out,
+    ):
         if layer.weight.numel():
             torch.nn.init.normal_(layer.weight, std=0.3)
 

@@ -1,4 +1,4 @@
-"""The environment runs on a model of latent frames unchanged: chunks of 5, resets of single slots, forks, saved states."""
+"""The environment runs on a model of latent frames unchanged: chunks of 5, resets of single slots, saved states."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def edit(folder, part: str, **changes) -> None:
 def test_a_pipeline_folder_becomes_a_world_model(written):
     folder, (transformer, _) = written
     config, parts = read_pipeline(folder, "float32")
-    assert (config.shift, config.attention, config.residual) == (3.0, "full", False)
+    assert (config.shift, config.attention, config.residual) == (3.0, "full", 0.0)
     weights = parts[0].state_dict()
     assert all(torch.equal(weights[name], value) for name, value in transformer.state_dict().items())
     model = DiffusersWorldModel(config.for_data(torch.zeros(2, 4).numpy(), specs()), parts).eval()

@@ -47,8 +47,8 @@ class BackboneConfig:
         causal_frames: whether the frame after action k depends on the actions up to k only. Each of the 4 frames of a
             latent frame is then predicted from the actions up to it. False predicts all 4 at once from 4 actions, as
             DreamDojo does, at a quarter of the cost when every frame is decoded.
-        residual: whether the network predicts the change from the latent frame before: for networks trained from
-            nothing. Published weights need False.
+        residual: expected standard deviation of the change from one latent frame to the next, for networks trained from
+            nothing: they then predict what differs from the frame before. Published weights need 0.
         decoded: latent frames before the current one that the VAE decodes with it. Its decoder is causal in time, and
             this truncates its memory.
         action_width: width of the MLP that embeds actions.
@@ -75,7 +75,7 @@ class BackboneConfig:
     sampler: str = "unipc"
     shift: float = 5.0
     causal_frames: bool = True
-    residual: bool = False
+    residual: float = 0.0
     decoded: int = 2
     action_width: int = 256
     state_width: int = 128
@@ -99,6 +99,10 @@ class BackboneConfig:
         if not self.shift > 0 or not self.fps > 0:
             raise ConfigError(
                 f"shift and fps must be positive, got {self.shift} and {self.fps}; try shift=5.0"
+            )
+        if self.residual < 0:
+            raise ConfigError(
+                f"residual is {self.residual}, expected 0 or a standard deviation; try residual=0.5"
             )
         if self.dtype not in ("bfloat16", "float32"):
             raise ConfigError(f"dtype must be 'bfloat16' or 'float32', got {self.dtype!r}")
@@ -215,7 +219,7 @@ class BackboneConfig:
         transformer, vae = SHAPES[name]
         tiny = name.startswith("tiny")
         return BackboneConfig(
-            dict(transformer), dict(vae), image_size=64 if tiny else 128, residual=tiny,
+            dict(transformer), dict(vae), image_size=64 if tiny else 128, residual=0.5 if tiny else 0.0,
             dtype="float32" if tiny else "bfloat16", action_width=64 if tiny else 1024,
         )  # fmt: skip
 

@@ -59,6 +59,8 @@ class DiffusersWorldModel(LatentWorldModel):
             self.network = WanNetwork(transformer, c.action_dim, c.per_frame, c.action_width)
         else:
             self.network = CosmosNetwork(transformer, c.action_dim, c.per_frame, c.action_width, c.fps)
+        if parts is None and c.residual:
+            torch.nn.init.zeros_(transformer.proj_out.weight)
         self.integrator = Integrator(c.state_dim, c.action_dim, c.state_width)
         self.probe = StateProbe(c.channels, c.state_dim, c.state_width)
 
@@ -255,13 +257,19 @@ class DiffusersWorldModel(LatentWorldModel):
             out[..., i] = moves[..., i].cumsum(-1)
         return out
 
-    def with_residual(self, v: Tensor, x: Tensor, before: Tensor, level: Tensor) -> Tensor:
-        """The velocity of a network output `v (...,C,h,w)`; see `BackboneConfig.residual`.
+    def with_residual(self, out: Tensor, x: Tensor, before: Tensor, level: Tensor) -> Tensor:
+        """The velocity of a network output `out (...,C,h,w)`; see `BackboneConfig.residual`.
 
-        The estimate of the clean frame at level 1 becomes the frame before minus the output, and at lower levels more
-        and more that of the plain velocity: `v + t (x - before)`.
+        If the clean frame is normal around the frame before, with standard deviation s, the best guess of the velocity
+        at `x = (1 - t) clean + t noise` is `((t - s^2 (1 - t)) x - t before) / d`, `d = s^2 (1 - t)^2 + t^2`, and its
+        error has the deviation `s / sqrt(d)`. The network predicts that error in units of its deviation, as in EDM
+        (Karras et al. 2022, section 5); with outputs of zero nothing moves.
         """
-        return v + level[..., None, None, None] * (x - before) if self.config.residual else v
+        s, t = self.config.residual, level[..., None, None, None]
+        if not s:
+            return out
+        d = s**2 * (1 - t).square() + t.square()
+        return ((t - s**2 * (1 - t)) * x - t * before) / d + s * out / d.sqrt()
 
     def _decoded(self, context: Tensor, z: Tensor, known: int, wanted: Any) -> Tensor:
         """Pictures `(B,n,H,W,3)` uint8 of the actions `wanted` (1 to r) of latent frames `z (B,P,C,h,w)`.
