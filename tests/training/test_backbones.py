@@ -14,7 +14,6 @@ from worldgym.errors import ConfigError
 from worldgym.models import load_world_model
 from worldgym.models.backbones.config import BackboneConfig
 from worldgym.models.backbones.world_model import DiffusersWorldModel
-from worldgym.specs import Specs
 from worldgym.training.backbone_data import Clips
 from worldgym.training.backbones import (
     BackboneTraining,
@@ -29,7 +28,7 @@ from worldgym.training.loop import LoopConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "backbones"))
 from backbone_cases import actions_of, config_of, episodes, model_of, specs, start  # noqa: E402
 
-STEPS = 800
+STEPS = 1000
 SHORT = PartTraining(LoopConfig(steps=4, lr=1e-3, warmup=1), batch=2, window=8)
 
 
@@ -181,56 +180,41 @@ def test_adapters_of_a_model_in_bfloat16_are_float32():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["tiny-wan"])
-def test_a_few_hundred_steps_on_tabletop_logs_beat_a_copy_of_the_first_frame(tmp_path, shape):
-    """At 16 pixels a side, because the VAE also starts from random weights; about 5 minutes on one core."""
-    from experiments.cli import main
-    from worldgym.data import EpisodeDataset
-
-    assert main(["collect", "--out", str(tmp_path / "data"), "--episodes", "60", "--tasks", "reach"]) == 0
-    dataset, side = EpisodeDataset(tmp_path / "data"), 16
-    arrays = dataset.load_arrays()
-    small = (
-        arrays.frames.reshape(-1, side, 64 // side, side, 64 // side, 3).mean((2, 4)).round().astype(np.uint8)
-    )
-    arrays, observation = replace(arrays, frames=small), dataset.specs.observation
-    cameras = tuple(replace(camera, height=side, width=side) for camera in observation.cameras)
-    given = Specs(replace(observation, cameras=cameras), dataset.specs.action)
-    base = BackboneConfig.preset(shape)
+def test_a_few_hundred_steps_beat_a_copy_of_the_first_frame(tmp_path):
+    """On held-out episodes of a moving square; VAE and transformer start from random weights."""
+    arrays, side = episodes(count=60, length=8), 16
+    base = BackboneConfig.preset("tiny-wan")
     plain = {"patch_size": None, "in_channels": 3, "out_channels": 3, "scale_factor_spatial": 4}
+    coarse = {**base.transformer, "patch_size": [1, 1, 1], "num_layers": 2}
     torch.manual_seed(0)
-    config = replace(
-        base,
-        image_size=side,
-        vae={**base.vae, **plain},
-        transformer={**base.transformer, "patch_size": [1, 1, 1]},
-    )
-    model = DiffusersWorldModel(config.for_data(arrays.states, given))
+    config = replace(base, image_size=side, vae={**base.vae, **plain}, transformer=coarse)
+    model = DiffusersWorldModel(config.for_data(arrays.states, specs()))
     held_out = np.arange(len(arrays)) % 6 == 0
-    loop = LoopConfig(steps=STEPS, lr=2e-3, ema=0.99)
-    DiffusersTrainer.fit(model, arrays.keep(~held_out), PartTraining(loop, batch=8), tmp_path / "run")
+    settings = PartTraining(LoopConfig(steps=STEPS, lr=2e-3, ema=0.98), batch=16, window=8)
+    DiffusersTrainer.fit(model, arrays.keep(~held_out), settings, tmp_path / "run")
     scores = against_copy(model, arrays.keep(held_out))
-    assert scores["model"] < scores["copy"], scores
-    assert scores["state"] < 0.5 * scores["state_copy"], scores
+    assert scores["model"] < 0.9 * scores["copy"], scores
+    assert scores["state"] < 0.1 * scores["state_copy"], scores
 
 
-def against_copy(model: DiffusersWorldModel, arrays, steps: int = 12) -> dict[str, float]:
-    """Mean squared errors of latents of 12 imagined frames, and of those of a clip in which nothing moves."""
-    begin = arrays.offsets[:-1][arrays.lengths >= steps]
-    index = begin[:, None] + np.arange(steps + 1)
+def against_copy(model: DiffusersWorldModel, arrays, steps: int = 8) -> dict[str, float]:
+    """Mean squared errors of imagined frames, of the first frame in their place, and the same of proprioception."""
+    index = arrays.offsets[:-1][:, None] + np.arange(steps + 1)
     frames, states = (torch.from_numpy(x[index]) for x in (arrays.frames, arrays.states))
     actions = torch.from_numpy(arrays.actions[index[:, :-1]])
     state = model.begin(frames[:, :1], actions[:, :0], torch.Generator().manual_seed(0), states=states[:, :1])
-    latents, path = [], []
+    shown, path = [], []
     for chunk in actions.split(5, 1):
         state, imagined = model.step(state, chunk)
-        latents.append(imagined.latents)
+        shown.append(imagined.frames)
         path.append(imagined.states)
-    real = model.vae.encode(frames)[:, 1:]
-    still = model.vae.encode(frames[:, :1].expand_as(frames))[:, 1:]
+
+    def error(one, other) -> float:
+        return float((one.float() - other.float()).square().mean())
+
     return {
-        "model": float((torch.cat(latents, 1)[:, 3::4] - real).square().mean()),
-        "copy": float((still - real).square().mean()),
-        "state": float((torch.cat(path, 1) - states[:, 1:]).square().mean()),
-        "state_copy": float((states[:, :1] - states[:, 1:]).square().mean()),
+        "model": error(torch.cat(shown, 1), frames[:, 1:]) / 255**2,
+        "copy": error(frames[:, :1].expand_as(frames[:, 1:]), frames[:, 1:]) / 255**2,
+        "state": error(torch.cat(path, 1), states[:, 1:]),
+        "state_copy": error(states[:, :1].expand_as(states[:, 1:]), states[:, 1:]),
     }
