@@ -38,8 +38,8 @@ def test_windows_are_the_first_latent_frame_and_consecutive_ones_with_their_acti
     assert sorted(clips.frames.tolist()) == [
         2,
         2,
-        2,
-        2,
+        3,
+        3,
         3,
         3,
         3,
