@@ -17,9 +17,13 @@ WORLD_MODELS.register_lazily(
     video="worldgym.models.video.world_model:VideoWorldModel",
     ensemble="worldgym.models.ensemble:EnsembleWorldModel",
     chunk="worldgym.models.chunk.world_model:ChunkWorldModel",
+    diffusers="worldgym.models.backbones.world_model:DiffusersWorldModel",
     remote="worldgym.models.remote:RemoteWorldModel",
 )
-TRAINERS.register_lazily(chunk="worldgym.training.chunk:ChunkTrainer")
+TRAINERS.register_lazily(
+    chunk="worldgym.training.chunk:ChunkTrainer",
+    diffusers="worldgym.training.backbones:DiffusersTrainer",
+)
 DATASET_FORMATS.register_lazily(
     lerobot="worldgym.data.formats.known:LeRobotFormat",
     rlds="worldgym.data.formats.rlds:RldsFormat",

@@ -58,10 +58,13 @@ class TrainWorldModelConfig:
         data: dataset folder of `worldgym collect` or `worldgym import`.
         tokenizer: run folder of `worldgym train tokenizer`; with `initial`, it replaces the tokenizer of that model.
         out: run folder (checkpoint, TensorBoard, `export/`).
-        type: type of the model: `video` predicts frame by frame, `chunk` one frame per action chunk. Also a type that
-            another package registers (`worldgym list`) and whose class supports the training of
-            `worldgym.training.generic`; only the common options apply to these.
+        type: type of the model: `video` predicts frame by frame, `chunk` one frame per action chunk, `diffusers` four
+            frames at a time with a video transformer of diffusers. Also a type that another package registers
+            (`worldgym list`) and whose class supports the training of `worldgym.training.generic`; only the common
+            options apply to these.
         initial: world model to continue training from; models of earlier versions are extended to the current shape.
+        settings: `name=value` pairs (YAML) for a type other than `video`, such as `lora=16` or `attention=full` for
+            `diffusers`.
         probe: position probe (`worldgym train probe`) whose positions a model of type `chunk` predicts.
         hand: whether object latents move with an end effector. `auto` is yes if the dataset says which columns of
             proprioception belong to it; `yes` takes x, y, z as the first and the gripper opening as the last column.
@@ -97,6 +100,7 @@ class TrainWorldModelConfig:
     type: str = "video"
     initial: Path | None = None
     probe: Path | None = None
+    settings: tuple[str, ...] = ()
     hand: Hand = "auto"
     preset: str = "small"
     minutes: float = 120.0
@@ -146,6 +150,8 @@ def run(config: TrainWorldModelConfig) -> int:
         return train_registered(
             WORLD_MODELS, config, command="train world-model", save_to=config.out / "export"
         )
+    if config.settings:
+        raise ConfigError("--settings is for other types than video; leave it out, or add --type diffusers")
     if config.probe is not None:
         raise ConfigError("--probe applies to models of type chunk; leave it out, or add --type chunk")
     if config.tokenizer is None and config.initial is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compute import placing
+from experiments.pipelines.checks import values_of
 from experiments.pipelines.training_run import claim, finish, finished, identity, option, released_if_refused
 from worldgym.errors import ConfigError
 from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
@@ -65,10 +66,12 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     trained = registry is WORLD_MODELS and config.type in TRAINERS.names()
     kind, here = (TRAINERS if trained else registry).get(config.type), placing(config)
     offered = {name: getattr(config, name) for name in OFFERED if hasattr(config, name)}
+    if hasattr(config, "settings"):
+        offered["settings"] = values_of(config.settings, "--settings", "name=value") or None
     refuse_others(config, (*COMMON, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
     facts = identity(config, dataset)
-    claim(config.out, command, facts, own=OWN, fresh=config.fresh)
+    claim(config.out, command, facts, own=(*OWN, *getattr(kind, "own", ())), fresh=config.fresh)
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
