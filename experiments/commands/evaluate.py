@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from experiments.bundle import Bundle
 from experiments.compute import DType, placing
 from experiments.pipelines.imagined_evaluation import ImaginedSettings, differences, evaluate_in_imagination
 from experiments.pipelines.imagined_evaluation import table as imagined_table
-from experiments.pipelines.policies import PolicyChoice
+from experiments.pipelines.policies import DecodedRef, PolicyChoice
 from experiments.pipelines.run_folder import versions
 from experiments.suites import (
     BundleName,
@@ -72,6 +72,8 @@ class EvalConfig:
         judge: with `--imagined`: judge of the success: `bundled`, `latent`, `open_clip`, or a folder.
         cache: folder that caches the answers of judges behind an endpoint.
         judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL.
+        decoded_by: in Real: folder of a world model whose tokenizer encodes and decodes every frame before a policy
+            sees it, to compare with the same policy on frames as they are.
         starts: with `--imagined`: `bundle` starts from logged frames of the bundle, a dataset's folder or an `.npz`
             file from frames of recordings; if None, from first frames of the suite, the same as without `--imagined`.
         threshold: with `--imagined`: probability of the judge that counts as success; the judge's own if None.
@@ -101,6 +103,7 @@ class EvalConfig:
     judge: str = "bundled"
     cache: Path | None = None
     judge_keys: tuple[str, ...] = ()
+    decoded_by: Path | None = None
     starts: str | None = None
     threshold: float | None = None
     confirm: int = 1
@@ -119,8 +122,8 @@ class EvalConfig:
         given = [f"--{name.replace('_', '-')}" for name in ONLY_IMAGINED if getattr(self, name) is not None]
         if given and not self.imagined:
             raise ConfigError(f"{given[0]} is for an evaluation in imagination; type --imagined too")
-        if self.imagined and (self.domain is not None or self.gap):
-            raise ConfigError("an imagined evaluation has no --domain and no --gap; leave them out")
+        if self.imagined and (self.domain is not None or self.gap or self.decoded_by is not None):
+            raise ConfigError("an imagined evaluation has no --domain, --gap and --decoded-by; leave them out")
         if self.confirm < 1:
             raise ConfigError(f"confirm is {self.confirm}; expected at least 1")
         if self.episodes < 1 or self.horizon < 1 or self.workers < 0:
@@ -142,6 +145,9 @@ def run(config: EvalConfig) -> int:
     suite = chosen_suite(config.suite, config.bundle)
     tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
     choices = [PolicyChoice.parse(text, config.bundle, config.temperature, device) for text in config.policy]
+    if config.decoded_by is not None:
+        shown = str(config.decoded_by)
+        choices = [replace(c, ref=DecodedRef(c.ref.path, c.ref.loader, c.ref.device, shown)) for c in choices]
     per_task = max(1, round(config.episodes / len(tasks)))
     starts = make_starts(tasks, per_task, config.start_seed, known_split(suite, config.split))
     where = domain_settings(suite, config.domain, config.gap)
@@ -206,6 +212,7 @@ def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any
     policies = {name: result.to_dict() for name, result in results.items()}
     domain = config.domain or chosen_suite(config.suite, config.bundle).domains[0]
     facts = {"split": config.split, "domain": domain, "gap": config.gap, "seed": config.seed}
+    facts |= {} if config.decoded_by is None else {"decoded_by": str(config.decoded_by)}
     return {"policies": policies, "differences": differences, **facts, "versions": versions()}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.bundle import Bundle
 from worldgym.errors import CheckpointError, ConfigError
@@ -86,3 +87,54 @@ def policy_folder(place: str | Path, bundle: str) -> Path:
         )
     POLICIES.get(POLICIES.type_of(folder))
     return folder
+
+
+@dataclass(frozen=True)
+class DecodedRef(PolicyRef):
+    """A policy that sees frames as imagination would show them: encoded and decoded by a world model's tokenizer.
+
+    A policy that was practised on imagined frames may act otherwise on real ones; its success on both tells how much.
+
+    Args:
+        world_model: folder of the world model.
+    """
+
+    world_model: str = ""
+
+    def load(self) -> Any:
+        """Load policy and tokenizer.
+
+        Raises:
+            ConfigError: the world model has no tokenizer of frames.
+        """
+        from worldgym.models import load_world_model
+
+        tokenizer = getattr(load_world_model(Path(self.world_model)), "tokenizer", None)
+        if tokenizer is None:
+            raise ConfigError(f"--decoded-by {self.world_model}: this world model has no tokenizer of frames")
+        return DecodedPolicy(super().load(), tokenizer)
+
+    def stamp(self) -> tuple[str, str, str, int]:
+        """Cache key, other than that of the policy alone."""
+        loader, path, device, time = super().stamp()
+        return f"{loader}|{self.world_model}", path, device, time
+
+
+class DecodedPolicy:
+    """See `DecodedRef`.
+
+    Args:
+        policy: the policy.
+        tokenizer: with `encode` and `decode` of frames `(B,H,W,3)` uint8.
+    """
+
+    def __init__(self, policy: Any, tokenizer: Any) -> None:
+        self.policy, self.tokenizer, self.chunk = policy, tokenizer, policy.chunk
+
+    def act(self, observation: Any, **options: Any) -> Any:
+        """`Policy.act` on the decoded frames of the main camera."""
+        import torch
+
+        with torch.no_grad():
+            shown = self.tokenizer.decode(self.tokenizer.encode(torch.as_tensor(observation["image"])))
+        return self.policy.act({**observation, "image": shown.to(torch.uint8)}, **options)

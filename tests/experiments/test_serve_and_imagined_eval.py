@@ -11,13 +11,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("websockets", reason="needs the extra `serve`: pip install 'worldgym[serve]'")
 
 from agents import load_policy  # noqa: E402
 from agents.policies.remote.service import PolicyService  # noqa: E402
 from experiments.cli import main  # noqa: E402
-from experiments.pipelines.policies import PolicyChoice  # noqa: E402
+from experiments.pipelines.policies import DecodedRef, PolicyChoice  # noqa: E402
+from worldgym.evaluation import PolicyRef  # noqa: E402
 from worldgym.models import load_world_model  # noqa: E402
 from worldgym.serving.client import Client  # noqa: E402
 from worldgym.serving.server import Server  # noqa: E402
@@ -50,6 +52,19 @@ def test_starts_of_the_suite_are_those_of_an_evaluation_in_real(bundle, tmp_path
     real = evaluated(tmp_path, *options)["policies"]["sft"]["outcomes"]
     imagined = evaluated(tmp_path, *options, "--imagined")["policies"]["sft"]["outcomes"]
     assert imagined["instructions"] == real["instructions"]
+
+
+def test_a_policy_may_be_shown_decoded_frames_in_real(bundle, tmp_path):
+    options = ("--bundle", str(bundle), "--tasks", "reach", "--workers", "0", "--policy", "sft")
+    data = evaluated(tmp_path, *options, "--decoded-by", str(bundle / "world_model"))
+    assert data["decoded_by"] == str(bundle / "world_model")
+    model, policy = load_world_model(bundle), load_policy(bundle / "policy_sft")
+    ref = DecodedRef(str(bundle / "policy_sft"), world_model=str(bundle / "world_model"))
+    assert ref.stamp() != PolicyRef(str(bundle / "policy_sft")).stamp()
+    images = torch.from_numpy(np.load(bundle / "starts.npz")["images"][:2])
+    seen = {"image": images, "state": torch.zeros(2, 4), "instruction": ["push", "reach"]}
+    decoded = {**seen, "image": model.tokenizer.decode(model.tokenizer.encode(images)).to(torch.uint8)}
+    assert torch.equal(ref.load().act(seen, temperature=0.0).actions, policy.act(decoded, temperature=0.0).actions)
 
 
 def test_starts_may_come_from_a_file_or_a_dataset(bundle, tmp_path):
@@ -89,7 +104,7 @@ def test_a_policy_behind_a_server_is_evaluated_in_real(bundle, tmp_path):
     ("options", "said"),
     [
         (["--starts", "bundle"], "--starts is for an evaluation in imagination; type --imagined"),
-        (["--imagined", "--gap", "0.5"], "has no --domain and no --gap"),
+        (["--imagined", "--gap", "0.5"], "has no --domain, --gap and --decoded-by"),
         (["--imagined", "--world-model", "nowhere"], "there is no folder nowhere"),
         (["--policy", "ws://127.0.0.1"], "does not answer|set chunk"),
         (["--policy", "ws://127.0.0.1:1?speed=2"], "has the setting 'speed'"),
