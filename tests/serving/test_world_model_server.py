@@ -10,7 +10,6 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from conftest import FAST
 from fakes import LEFT, DotJudge, DotWorldModel, draw, make_starts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from worldgym.serving.client import Client, ClientSettings
 from worldgym.serving.server import Server, ServerLimits
 from worldgym.serving.world_model import StateLimits, WorldModelService
 
+FAST = ClientSettings(timeout=1.0, deadline=4.0)
 ACTIONS = torch.linspace(-1, 1, 2 * 3 * 4).view(2, 3, 4)
 
 
