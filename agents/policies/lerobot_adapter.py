@@ -8,8 +8,9 @@ at a time. LeRobot needs Python 3.12.
 Example::
 
     policy = load_lerobot("lerobot:outputs/train/act/checkpoints/last/pretrained_model")
-    policy = LeRobotAdapter(act, chunk=8, preprocessor=pre, postprocessor=post, cameras={"image":
-    "observation.images.top"}) worldgym eval --world imagined --policy lerobot:outputs/.../pretrained_model
+    cameras = {"image": "observation.images.top"}
+    policy = LeRobotAdapter(act, chunk=8, preprocessor=before, postprocessor=after, cameras=cameras)
+    # worldgym eval --world imagined --policy lerobot:outputs/.../pretrained_model
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class LeRobotAdapter:
             )
         length = chunk if chunk is not None else getattr(config, "n_action_steps", None)
         if not isinstance(length, int) or length < 1:
-            raise ConfigError(f"chunk is {chunk}, and the policy's config has no n_action_steps; give chunk")
+            raise ConfigError(
+                f"chunk is {chunk} and n_action_steps of the policy's config is "
+                f"{getattr(config, 'n_action_steps', None)}; give chunk, a whole number >= 1"
+            )
         if int(getattr(config, "n_obs_steps", 1) or 1) > 1:
             raise ConfigError(
                 f"the policy reads {config.n_obs_steps} observations (config.n_obs_steps); policies here read one. "

@@ -34,7 +34,7 @@ from experiments.suites import (
 )
 from worldgym import pretrained
 from worldgym.errors import ConfigError
-from worldgym.evaluation import EvalResult, EvaluationPool, make_starts, paired_bootstrap
+from worldgym.evaluation import EvalResult, EvaluationPool, ImaginedResult, make_starts, paired_bootstrap
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
 from worldgym.suite import load_suite
@@ -181,12 +181,15 @@ def run_imagined(config: EvalConfig, device: str) -> int:
     choices = [PolicyChoice.parse(text, config.bundle, config.temperature, device) for text in config.policy]
     names = {field.name for field in fields(ImaginedSettings)}
     settings = ImaginedSettings(**{name: getattr(config, name) for name in names})
-    results = evaluate_in_imagination(choices, bundle, settings)
-    policies = {name: result.to_dict() for name, result in results.items()}
     facts = {"world": IMAGINED, "bundle": config.bundle, "world_model": config.world_model, "starts": config.starts}
     facts |= {"split": config.split, "seed": config.seed, "max_uncertainty": config.max_uncertainty}
-    data = {"policies": policies, "differences": differences(results), **facts, "versions": versions()}
-    atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
+
+    def write(results: dict[str, ImaginedResult]) -> None:
+        policies = {name: result.to_dict() for name, result in results.items()}
+        data = {"policies": policies, "differences": differences(results), **facts, "versions": versions()}
+        atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
+
+    results = evaluate_in_imagination(choices, bundle, settings, write)
     sys.stdout.write(imagined_table(results) + f"\nwritten to {config.out}\n")
     return 0
 

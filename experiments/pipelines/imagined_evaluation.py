@@ -7,7 +7,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,18 @@ class ImaginedSettings:
 
 
 def evaluate_in_imagination(
-    choices: Sequence[PolicyChoice], bundle: Bundle, settings: ImaginedSettings
+    choices: Sequence[PolicyChoice],
+    bundle: Bundle,
+    settings: ImaginedSettings,
+    finished: Callable[[dict[str, ImaginedResult]], None],
 ) -> dict[str, ImaginedResult]:
     """Run every policy from the same starts.
+
+    Args:
+        choices: the policies.
+        bundle: provides the parts that the settings do not name.
+        settings: see the class.
+        finished: called after each policy with the results so far, so that they are kept if a server ends.
 
     Raises:
         CheckpointError: a part or a file does not exist.
@@ -93,6 +102,7 @@ def evaluate_in_imagination(
                 max_uncertainty=settings.max_uncertainty,
                 progress=lambda done, _, bar=bar: bar.update(done - bar.count),
             )
+        finished(results)
     return results
 
 
@@ -166,13 +176,14 @@ def table(results: dict[str, ImaginedResult]) -> str:
     width = max(12, *(len(name) for name in results)) + 2
     tasks = list(dict.fromkeys(task for result in results.values() for task in result.tasks))
     head = f"{'imagined success, %':<{width}}{'T':>5}{'all':>20}{'progress':>20}{'uncertain':>11}{'no verdict':>12}"
+    head += f"{'lost':>6}"
     lines = [head + "".join(f"{task:>20}" for task in tasks)]
     for name, result in results.items():
         rates = result.by_task()
-        counts = (int(result.hallucinated.sum()), int((result.invalid & ~result.hallucinated).sum()))
+        counts = [int(flags.sum()) for flags in (result.hallucinated, result.judge_failed, result.lost)]
         lines.append(
             f"{name:<{width}}{result.temperature:>5g}{_cell(result.rate()):>20}{_cell(result.progress_interval()):>20}"
-            f"{counts[0]:>11}{counts[1]:>12}" + "".join(f"{_cell(rates.get(task)):>20}" for task in tasks)
+            f"{counts[0]:>11}{counts[1]:>12}{counts[2]:>6}" + "".join(f"{_cell(rates.get(task)):>20}" for task in tasks)
         )
     for row in differences(results):
         numbers = f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"

@@ -17,6 +17,7 @@ from experiments.bundle import Bundle
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import PolicyRef
 from worldgym.registry import POLICIES
+from worldgym.serving.address import is_address
 
 ELSEWHERE = {
     "ws://": "agents.policies.remote.policy:RemotePolicy.connect",
@@ -77,6 +78,8 @@ def policy_folder(place: str | Path, bundle: str) -> Path:
         CheckpointError: no such folder, or it has no policy. Model hubs are not searched.
         ConfigError: no installed package registers the policy's type.
     """
+    if is_address(place):
+        raise ConfigError(f"{place} is no address of a policy server; one begins with ws:// or wss://")
     folder = Path(place).expanduser()
     if str(place) == "sft" and not folder.exists():
         return Bundle.find(bundle).policy_folder

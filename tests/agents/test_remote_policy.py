@@ -139,6 +139,8 @@ def test_an_image_of_another_size_is_scaled_and_padded(served):
         ({"image": np.zeros((64, 64, 3), np.int64)}, "type int64; expected uint8"),
         ({"image": np.full((64, 64, 3), 7.0, np.float32)}, r"from 7 to 7; expected uint8, or floats in \[0, 1\]"),
         ({"instruction": ["a", "b"]}, "2 instructions for 1 images"),
+        ({"instruction": 5}, "the instruction is int; expected one text a row"),
+        ({"temperature": float("nan")}, "temperature is nan; expected a number >= 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_observation_is_refused_with_its_reason_and_the_connection_goes_on(served, change, said):
@@ -156,6 +158,38 @@ def test_a_policy_without_specs_gets_the_inputs_as_they_are():
             policy.act(BATCH, temperature=0.0).actions,
             atol=1e-6,
         )
+
+
+def test_all_cameras_reach_a_policy_behind_a_server():
+    specs = tabletop_specs(("front", "wrist"))
+    policy = VLAPolicy(VLAPolicyConfig.for_data("tiny", specs)).eval()
+    wrist = torch.from_numpy(RNG.integers(0, 256, (3, 48, 64, 3)).astype(np.uint8))
+    seen = {**BATCH, "image_wrist": wrist}
+    for keys in (None, KeyMap.parse("cam=image q=state task=instruction")):
+        with Server(PolicyService(policy, keys=keys), port=0).start() as server:
+            remote = RemotePolicy.connect(server.url)
+            wanted = policy.act(seen, temperature=0.0).actions
+            assert torch.allclose(remote.act(seen, temperature=0.0).actions, wanted, atol=1e-6)
+
+
+def test_settings_of_the_address_that_have_no_effect_are_named(served, caplog):
+    with caplog.at_level("WARNING"):
+        RemotePolicy.connect(f"{served.url}?keys=libero&image_size=32")
+    assert "keys and image_size of the address has no effect" in caplog.text
+
+
+def test_a_world_model_where_a_policy_is_expected_is_named():
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "imagination"))
+    from fakes import DotWorldModel
+
+    from worldgym.serving.world_model import WorldModelService
+
+    with Server(WorldModelService(DotWorldModel()), port=0).start() as server:
+        with pytest.raises(ConfigError, match="serves 'worldgym.world_model', expected a policy"):
+            RemotePolicy.connect(server.url)
 
 
 def test_names_given_by_the_caller_are_required(policy):

@@ -108,6 +108,7 @@ def test_a_policy_behind_a_server_is_evaluated_in_real(bundle, tmp_path):
         (["--imagined", "--world-model", "nowhere"], "there is no folder nowhere"),
         (["--policy", "ws://127.0.0.1"], "does not answer|set chunk"),
         (["--policy", "ws://127.0.0.1:1?speed=2"], "has the setting 'speed'"),
+        (["--policy", "http://127.0.0.1:8000"], "one begins with ws:// or wss://"),
         (["--policy", "lerobot:nowhere"], "nowhere has no config.json"),
     ],
 )  # fmt: skip
@@ -115,7 +116,7 @@ def test_wrong_options_are_explained(bundle, options, said, capsys, monkeypatch)
     from worldgym.serving import client
 
     monkeypatch.setattr(client.ClientSettings, "deadline", 0.5)
-    monkeypatch.setattr(client.ClientSettings.__init__, "__defaults__", (0.5, 0.5, 0, 64))
+    monkeypatch.setattr(client.ClientSettings.__init__, "__defaults__", (0.5, 0.5, 0.5, 0, 64))
     assert main(["eval", "--bundle", str(bundle), "--episodes", "2", "--workers", "0", *options]) == 2
     assert re.search(said, capsys.readouterr().err)
 

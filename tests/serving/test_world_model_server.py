@@ -234,7 +234,7 @@ def test_states_survive_a_broken_connection_only_as_long_as_the_server_keeps_the
 
 
 def test_a_server_without_room_is_asked_again_until_there_is_room(served):
-    served.service.limits = StateLimits(rows=4, batch=4)
+    served.service.limits = StateLimits(rows=4, batch=2)
     first, second = RemoteWorldModel(served.url, settings=FAST), RemoteWorldModel(served.url, settings=FAST)
     state, other = remote_begin(first), remote_begin(first)
     with pytest.raises(ServerUnavailableError, match="holds 4 of at most 4 rows"):
@@ -334,3 +334,86 @@ def test_health_check_and_taken_port(served):
 def test_a_wrong_address_is_refused(url):
     with pytest.raises(ConfigError, match="ws://127.0.0.1:8000|environment variable"):
         RemoteWorldModel(url)
+
+
+def test_a_server_that_serves_another_model_after_a_restart_is_refused(served):
+    class Other(DotWorldModel):
+        state_dim = 5
+
+    remote = RemoteWorldModel(served.url, settings=FAST)
+    served.close()
+    remote.client.close()
+    with Server(WorldModelService(Other()), port=served.port).start():
+        with pytest.raises(ConfigError, match=r"serves something else than before \(specs changed\)"):
+            remote_begin(remote)
+
+
+def test_a_client_goes_on_after_a_message_that_was_too_large():
+    with Server(WorldModelService(DotWorldModel()), port=0, limits=ServerLimits(max_message=1)).start() as server:
+        remote = RemoteWorldModel(server.url, settings=FAST)
+        with pytest.raises(ConfigError, match="larger than"):
+            remote.begin(frames(0.0).expand(200, -1, -1, -1, -1), torch.zeros(200, 0, 4))
+        assert remote_begin(remote).rows == 2
+
+
+def test_a_server_that_was_never_started_closes():
+    with Server(WorldModelService(DotWorldModel()), port=0) as server:
+        port = server.port
+    with Server(WorldModelService(DotWorldModel()), port=port):  # the port is free again
+        pass
+
+
+def test_an_unknown_host_fails_at_once_and_a_silent_port_soon(monkeypatch):
+    with pytest.raises(ServerUnavailableError, match="host of .* is not known"):
+        RemoteWorldModel("ws://no-such-host.invalid:1")
+    with pytest.raises(ServerUnavailableError, match="Check the address"):
+        RemoteWorldModel("ws://127.0.0.1:1", settings=ClientSettings(first=0.5))
+
+
+@pytest.mark.parametrize("token", ["s3cret\r", "with space", "n\u00e4ive"])
+def test_a_token_that_a_header_cannot_hold_is_refused_and_not_shown(token, monkeypatch, served):
+    monkeypatch.setenv("MINE", token)
+    ways = (
+        lambda: Client(served.url, token_env="MINE"),
+        lambda: Server(served.service, port=0, token_env="MINE"),
+    )
+    for connect in ways:
+        with pytest.raises(ConfigError, match="variable MINE contains") as caught:
+            connect()
+        assert token not in str(caught.value)
+
+
+def test_a_client_needs_room_for_two_of_its_batches():
+    with pytest.raises(ConfigError, match="at least twice as many"):
+        StateLimits(rows=60, batch=60)
+
+
+def test_an_evaluation_repeats_the_batch_in_which_the_server_was_lost(served):
+    from worldgym.evaluation.imagined import evaluate_imagined
+
+    class Policy:
+        chunk, calls, lose_at = 2, 0, ()
+
+        def act(self, observation, *, temperature=1.0, generator=None):
+            Policy.calls += 1
+            if Policy.calls in Policy.lose_at:
+                for held in served.service.held.values():
+                    held.states.clear()
+                remote.client.close()
+            actions = torch.zeros(len(observation["image"]), 2, 4)
+            actions[..., 0] = -1
+            return PolicyOutput(actions, {"action": torch.zeros(len(actions))})
+
+    start = frames(0.0, 0.2, -0.1)[:, 0]
+    states = torch.tensor([[x, 0, 0, 0.1] for x in (0.0, 0.2, -0.1)])
+    seen = {"image": start, "state": states, "instruction": [LEFT] * 3}
+    results = []
+    for lost in ((), (2,), (2, 4, 6)):
+        remote = RemoteWorldModel(served.url, settings=FAST)
+        Policy.calls, Policy.lose_at = 0, lost
+        results.append(evaluate_imagined(Policy(), remote, DotJudge(), seen, ["left"] * 3, threshold=0.9, horizon=12))
+    plain, once, always = results
+    assert plain.success.any() and not plain.invalid.any()
+    assert (once.success == plain.success).all() and not once.lost.any()
+    assert always.lost.all() and always.invalid.all() and not always.success.any() and always.rate() is None
+    assert always.to_dict()["server_failures"] == 3 and always.to_dict()["hallucination_stops"] == 0

@@ -10,6 +10,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ import numpy as np
 from worldgym.evaluation.statistics import Interval, mean_interval, wilson
 from worldgym.imagination.rollout import Decision, run_policy
 from worldgym.protocols import Decode
+
+logger = logging.getLogger(__name__)
+TRIES = 3
+"""How often a batch is imagined whose world model is lost."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,10 @@ class ImaginedResult:
         progress: `(N,)` float32 in [0, 1], the highest probability of success that the judge gave in the episode.
         steps: `(N,)` int64, imagined actions.
         invalid: `(N,)` bool; these episodes count neither as success nor as failure.
-        hallucinated: `(N,)` bool, invalid because the world model was too uncertain or did not answer; the other
-            invalid episodes are those in which the judge failed.
+        hallucinated: `(N,)` bool, invalid because the world model was too uncertain.
+        lost: `(N,)` bool, invalid because the world model did not answer, three times: all episodes of the batch, so
+            that those which had already succeeded are not the only ones that count. The remaining invalid episodes are
+            those in which the judge failed.
         judge: name of the judge.
         temperature: sampling temperature; 0 is greedy.
         seed: sampling seed.
@@ -48,6 +55,7 @@ class ImaginedResult:
     steps: np.ndarray
     invalid: np.ndarray
     hallucinated: np.ndarray
+    lost: np.ndarray
     judge: str
     temperature: float
     seed: int
@@ -57,6 +65,12 @@ class ImaginedResult:
     def valid(self) -> np.ndarray:
         """`(N,)` bool."""
         return ~self.invalid
+
+    @property
+    def judge_failed(self) -> np.ndarray:
+        """`(N,)` bool, invalid because the judge gave no verdict."""
+        failed: np.ndarray = self.invalid & ~self.hallucinated & ~self.lost
+        return failed
 
     def rate(self) -> Interval | None:
         """Success rate of the valid episodes with its Wilson interval; None if there are none."""
@@ -89,7 +103,8 @@ class ImaginedResult:
             "episodes": len(self.tasks),
             "invalid": int(self.invalid.sum()),
             "hallucination_stops": int(self.hallucinated.sum()),
-            "judge_failures": int((self.invalid & ~self.hallucinated).sum()),
+            "server_failures": int(self.lost.sum()),
+            "judge_failures": int(self.judge_failed.sum()),
             "temperature": self.temperature,
             "seed": self.seed,
             "seconds": round(self.seconds, 2),
@@ -107,12 +122,13 @@ class ImaginedResult:
 
 
 class _Verdicts:
-    """Records the highest judged probability of each episode, and which ones the world model ended."""
+    """Records the highest judged probability of each episode, which ones the world model ended, and if it was lost."""
 
     decode: Decode = "last"
 
     def __init__(self, count: int) -> None:
         self.best, self.hallucinated = np.zeros(count, np.float32), np.zeros(count, np.bool_)
+        self.lost = False
 
     def begin(self, episodes: Any) -> None:
         """Called before the first decision; there is nothing to record."""
@@ -123,6 +139,7 @@ class _Verdicts:
         judged = live & step.outcome.sound
         self.best[rows[judged]] = np.maximum(self.best[rows[judged]], step.p[judged].astype(np.float32))
         self.hallucinated[rows[live]] |= step.hallucination[live]
+        self.lost |= bool(np.isnan(step.uncertainty[live]).any())
 
 
 def evaluate_imagined(
@@ -174,25 +191,32 @@ def evaluate_imagined(
     success, invalid = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     best, hallucinated = np.zeros(count, np.float32), np.zeros(count, np.bool_)
     steps = np.zeros(count, np.int64)
+    lost = np.zeros(count, np.bool_)
     for low in range(0, count, batch):
         high = min(low + batch, count)
-        verdicts = _Verdicts(high - low)
         words = np.random.SeedSequence([seed, low]).generate_state(2)
-        episode = run_policy(
-            policy,
-            world_model,
-            judge,
-            {key: value[low:high] for key, value in observation.items()},
-            horizon=horizon,
-            temperature=temperature,
-            threshold=threshold,
-            confirm=confirm,
-            max_uncertainty=max_uncertainty,
-            generator=torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1),
-            observers=[verdicts],
-        )
-        success[low:high], invalid[low:high] = episode.success, episode.invalid
-        best[low:high], hallucinated[low:high] = verdicts.best, verdicts.hallucinated & episode.invalid
+        for _ in range(TRIES):
+            verdicts = _Verdicts(high - low)
+            episode = run_policy(
+                policy,
+                world_model,
+                judge,
+                {key: value[low:high] for key, value in observation.items()},
+                horizon=horizon,
+                temperature=temperature,
+                threshold=threshold,
+                confirm=confirm,
+                max_uncertainty=max_uncertainty,
+                generator=torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1),
+                observers=[verdicts],
+            )
+            if not verdicts.lost:
+                break
+            logger.warning("the world model was lost in episodes %d to %d, which are repeated", low, high - 1)
+        lost[low:high] = verdicts.lost
+        success[low:high], invalid[low:high] = episode.success & ~verdicts.lost, episode.invalid | verdicts.lost
+        best[low:high] = verdicts.best
+        hallucinated[low:high] = verdicts.hallucinated & episode.invalid & ~verdicts.lost
         steps[low:high] = [len(actions) for actions in episode.actions]
         if progress is not None:
             progress(high, count)
@@ -204,6 +228,7 @@ def evaluate_imagined(
         steps=steps,
         invalid=invalid,
         hallucinated=hallucinated,
+        lost=lost,
         judge=str(judge.name),
         temperature=float(temperature),
         seed=int(seed),

@@ -192,6 +192,9 @@ class RemoteWorldModel:
             }
             try:
                 reply: dict[str, Any] = self.client.request(message)
+            except ServerUnavailableError:
+                self.unused.extend(dropped)
+                raise
             except RefusedError as error:
                 if error.code != 404:
                     self.unused.extend(dropped)

@@ -54,7 +54,7 @@ class Address:
 
 
 def is_address(text: object) -> bool:
-    """Whether a text is meant as an address, not as a folder."""
+    """Whether a text is meant as an address, not as a folder (also if it is the address of something else)."""
     return isinstance(text, str) and "://" in text
 
 
@@ -78,6 +78,11 @@ def token_of(variable: str | None) -> str | None:
     if not token:
         raise ConfigError(
             f"the environment variable {variable} is not set; type export {variable}=... with the server's token"
+        )
+    if not all("!" <= letter <= "~" for letter in token):  # what a header may hold; the value itself is never shown
+        raise ConfigError(
+            f"the token in the environment variable {variable} contains a space, a line end or a letter outside ASCII; "
+            "expected letters, digits and punctuation only"
         )
     return token
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -36,21 +37,23 @@ class ClientSettings:
     Args:
         timeout: seconds for one try of a request, or of a connection.
         deadline: seconds for a request in total, with all tries and all pauses that the server asks for.
+        first: seconds for the first connection, at most `deadline`; a mistyped address ends then.
         retries: how often a request is repeated after the server reported a failure of the model (code 500).
         max_message: largest reply in MiB.
     """
 
     timeout: float = 60.0
     deadline: float = 180.0
+    first: float = 20.0
     retries: int = 2
     max_message: int = 1024
 
     def __post_init__(self) -> None:
         """Validate."""
-        if not 0 < self.timeout <= self.deadline < float("inf") or self.retries < 0 or self.max_message < 1:
+        times = 0 < self.timeout <= self.deadline < float("inf") and self.first > 0
+        if not times or self.retries < 0 or self.max_message < 1:
             raise ConfigError(
-                f"timeout is {self.timeout}, deadline {self.deadline}, retries {self.retries} and max_message "
-                f"{self.max_message}; expected 0 < timeout <= deadline, retries >= 0 and max_message >= 1"
+                f"{self}: expected 0 < timeout <= deadline, first > 0, retries >= 0 and max_message >= 1"
             )
 
 
@@ -97,7 +100,7 @@ class Client:
         self._connection: Any = None
         self._lock = threading.RLock()
         with self._lock:
-            self._repeat(self._connect, "connect")
+            self._repeat(self._connect, "connect", min(self.settings.deadline, self.settings.first))
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -165,6 +168,8 @@ class Client:
             ) from None
         except exceptions.WebSocketException as error:  # also a ConnectionClosed, if the handshake breaks off
             raise _Retry(f"no websocket ({error})", 1.0, reconnect=True) from None
+        except socket.gaierror as error:
+            raise ServerUnavailableError(f"the host of {self.url} is not known ({error}); check the address") from None
         except (OSError, TimeoutError) as error:
             raise _Retry(str(error) or type(error).__name__, 0.5, reconnect=True) from None
         greeting = None if self.greeting is None else self.greeting()
@@ -179,6 +184,14 @@ class Client:
         if not isinstance(metadata, dict):
             connection.close()
             raise RefusedError(f"{self.url} sent {type(metadata).__name__} as its metadata, expected a map")
+        if self.metadata and metadata != self.metadata:
+            connection.close()
+            changed = sorted(key for key in {*metadata, *self.metadata} if metadata.get(key) != self.metadata.get(key))
+            raise RefusedError(
+                f"{self.url} now serves something else than before ({', '.join(changed)} changed); start again with a "
+                "new connection, so that two models are not mixed",
+                409,
+            )
         self.metadata, self._connection = metadata, connection
         self.connections += 1
 
@@ -192,12 +205,14 @@ class Client:
             return self._refused(reply) if isinstance(reply, str) else unpack(reply)
         except exceptions.ConnectionClosed as error:
             if error.rcvd is not None and error.rcvd.code == TOO_BIG:
+                self.close()
                 raise RefusedError(
                     f"a request of {len(data) / 2**20:.1f} MiB is larger than {self.url} accepts; send smaller "
                     "batches, or start the server with a larger --max-message",
                     413,
                 ) from None
             if error.sent is not None and error.sent.code == TOO_BIG:
+                self.close()
                 raise RefusedError(
                     f"a reply of {self.url} is larger than max_message of {self.settings.max_message} MiB; send "
                     "smaller batches",
@@ -218,9 +233,10 @@ class Client:
             raise _Retry(message, _seconds(wait, 1.0), reconnect=False, counted=code >= 500)
         raise RefusedError(f"{self.url}: {message}", code)
 
-    def _repeat(self, attempt: Any, what: str) -> Any:
+    def _repeat(self, attempt: Any, what: str, deadline: float | None = None) -> Any:
         """Repeat an attempt until it succeeds, is refused, or the deadline has passed."""
-        end, failures, tries = time.monotonic() + self.settings.deadline, 0, 0
+        began, failures, tries = time.monotonic(), 0, 0
+        end = began + (self.settings.deadline if deadline is None else deadline)
         while True:
             try:
                 return attempt()
@@ -231,9 +247,11 @@ class Client:
                 if failures > self.settings.retries or time.monotonic() + reason.wait >= end:
                     raise ServerUnavailableError(
                         f"{self.url} does not answer ({what}: {reason}; {tries} tries in "
-                        f"{self.settings.deadline:g} s). Start the server again, then type the same command"
+                        f"{time.monotonic() - began:.0f} s). Check the address and the server, then type the same "
+                        "command"
                     ) from None
-                logger.info("%s: %s; trying again in %.1f s", self.url, reason, reason.wait)
+                level = logging.INFO if tries == 1 else logging.DEBUG
+                logger.log(level, "%s: %s; trying again until the deadline", self.url, reason)
                 time.sleep(reason.wait)
 
 

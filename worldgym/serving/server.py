@@ -135,6 +135,7 @@ class Server:
             )
         self._model, self._count = threading.Lock(), threading.Lock()
         self._open = self._waiting = 0
+        self._started = False
         serve = require("websockets.sync.server", extra="serve").serve
         require("msgpack", extra="serve")
         try:
@@ -161,16 +162,21 @@ class Server:
 
     def serve_forever(self) -> None:
         """Answer requests until `close` is called by another thread, or Ctrl-C."""
+        self._started = True
         self._server.serve_forever()
 
     def start(self) -> Self:
         """Answer requests in a thread."""
+        self._started = True
         threading.Thread(target=self.serve_forever, name="worldgym-server", daemon=True).start()
         return self
 
     def close(self) -> None:
         """Stop listening."""
-        self._server.shutdown()
+        if self._started:
+            self._server.shutdown()
+        else:  # `shutdown` would wait for a loop that never ran
+            self._server.socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -232,12 +238,14 @@ class Server:
             return pack(reply)
         except Refusal as refusal:
             return refusal.to_json()
-        except (WireError, WorldgymError, ValueError, TypeError, KeyError) as error:
+        except KeyError as error:
+            return Refusal(400, f"the request lacks {error}").to_json()
+        except (WireError, WorldgymError, ValueError, TypeError) as error:
             logger.info("refused a request: %s", error)
             return Refusal(400, str(error)).to_json()
         except Exception as error:  # the server goes on with other requests
             logger.exception("a request failed")
-            return Refusal(500, f"the model failed: {type(error).__name__}", 1.0).to_json()
+            return Refusal(500, f"the model failed: {type(error).__name__}: {str(error)[:200]}", 1.0).to_json()
 
     def _turn(self) -> _Turn:
         with self._count:

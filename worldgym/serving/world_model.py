@@ -50,7 +50,7 @@ class StateLimits:
     """Limits of a world-model server.
 
     Args:
-        rows: imagined episodes that all states of all sessions may hold together.
+        rows: imagined episodes that all states of all sessions may hold together. A client needs twice its batch.
         batch: rows of one state.
         keep: seconds that the states of a broken connection are kept.
     """
@@ -61,8 +61,11 @@ class StateLimits:
 
     def __post_init__(self) -> None:
         """Validate."""
-        if not 1 <= self.batch <= self.rows or self.keep < 0:
-            raise ConfigError(f"{self}: expected 1 <= batch <= rows and keep >= 0")
+        if not 1 <= 2 * self.batch <= self.rows or self.keep < 0:
+            raise ConfigError(
+                f"{self}: expected batch >= 1, rows at least twice as many (a step needs the states before and after "
+                "it) and keep >= 0"
+            )
 
 
 @dataclass
@@ -204,7 +207,9 @@ class WorldModelSession:
         found = self.service.attach(str(message.get("session")))
         if found is None:
             raise Refusal(404, "this session's states are no longer kept; begin again")
-        if found is not self.held:
+        if found is self.held:
+            found.connections -= 1
+        else:
             self.service.held.pop(self.held.key, None)
             self.held = found
         return {"id": message["id"], "session": found.key}
@@ -213,6 +218,8 @@ class WorldModelSession:
     def _begin(self, message: dict[str, Any]) -> dict[str, Any]:
         model, device = self.service.world_model, getattr(self.service.world_model, "device", "cpu")
         frames = torch.from_numpy(from_wire(message["frames"])).to(device)
+        if frames.ndim != 5 or not len(frames):
+            raise Refusal(400, f"frames have the shape {tuple(frames.shape)}; expected (B, T, H, W, 3), B at least 1")
         self.service.require_room(len(frames))
         actions = torch.as_tensor(message["actions"], dtype=torch.float32, device=device)
         states, seed = message.get("states"), message.get("seed")
@@ -233,6 +240,7 @@ class WorldModelSession:
             actions.ndim != 3
             or actions.shape[0] != rows
             or actions.shape[2] != size
+            or not actions.shape[1]
         ):
             raise Refusal(
                 400,
@@ -275,12 +283,16 @@ class WorldModelSession:
         views = self._views(message)
         more: dict[str, Any] = {"views": views} if views else {}
         frames = torch.from_numpy(from_wire(message["frames"])).to(device)
+        if len(frames) != rows:
+            raise Refusal(400, f"{len(frames)} frames for a state of {rows} rows; expected one for each")
         return self._kept(self.service.world_model.observe(state, frames, **more), rows, {})
 
     # -- states ----------------------------------------------------------------------------------------------------
     def _views(self, message: dict[str, Any]) -> dict[str, Tensor]:
         device = getattr(self.service.world_model, "device", "cpu")
         told = message.get("views") or {}
+        if not isinstance(told, dict):
+            raise Refusal(400, f"views is {type(told).__name__}; expected frames by camera name")
         return {name: torch.from_numpy(from_wire(frames)).to(device) for name, frames in told.items()}
 
     def _state(self, number: Any) -> tuple[Any, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from worldgym.specs import Specs
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 
+logger = logging.getLogger(__name__)
 PROTOCOL = "worldgym.policy"
 REMEDY = "write one with save_pretrained, or give the address of a server"
 
@@ -90,6 +92,9 @@ class RemotePolicyConfig:
         return cls(address, **given)
 
 
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(RemotePolicyConfig)}
+
+
 class RemotePolicy(LeRobotPolicyMixin):
     """A policy for evaluation, audits and rollouts. It has no log-probabilities, so that RL can't train it.
 
@@ -121,6 +126,18 @@ class RemotePolicy(LeRobotPolicyMixin):
         self.client = Client(config.url, token_env=token_env, settings=settings)
         told = self.client.metadata
         self.ours = told.get("protocol") == PROTOCOL
+        if not self.ours and str(told.get("protocol", "")).startswith("worldgym."):
+            self.client.close()
+            raise ConfigError(
+                f"{config.url} serves {told['protocol']!r}, expected a policy; type: worldgym serve policy "
+                "--policy FOLDER"
+            )
+        unused = [n for n in ("keys", "image_size", "actions") if getattr(config, n) != _DEFAULTS[n]]
+        if self.ours and unused:
+            logger.warning(
+                "%s is a server of worldgym, which names its inputs itself; %s of the address has no effect",
+                config.url, " and ".join(unused),
+            )  # fmt: skip
         self.specs = Specs.from_dict(told["specs"]) if self.ours and told.get("specs") else specs
         chunk = config.chunk or told.get("chunk")
         if not isinstance(chunk, int):
@@ -188,6 +205,7 @@ class RemotePolicy(LeRobotPolicyMixin):
             "instruction": [str(text) for text in observation["instruction"]],
             "temperature": heat,
             "seed": seed,
+            "names": "worldgym",
         })  # fmt: skip
 
     def _sized(self, observation: Observation) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ from worldgym.imagination.policy_output import check_output
 from worldgym.serving.server import Refusal
 from worldgym.specs import Specs, specs_of
 
-VERSION = 1
+VERSION, OWN = 1, "worldgym"
 
 
 class PolicyService:
@@ -92,6 +92,9 @@ class PolicyService:
             raise Refusal(400, f"got {type(message).__name__}; expected a map with an observation")
         began = time.perf_counter()
         keys = self.keys or fitting(message)
+        if message.get("names") == OWN or (keys is not None and keys == KeyMap.named(OWN)):
+            more = {key: key for key in message if isinstance(key, str) and key.startswith("image_")}
+            keys = KeyMap({**PRESETS[OWN], **more})
         if keys is None or (missing := keys.missing(message)):
             wanted = (
                 f"{', '.join(missing)} too"
@@ -104,8 +107,7 @@ class PolicyService:
                 "--keys KEY=PART for other names",
             )
         observation, single = self._observation(keys.from_message(message))
-        heat = message.get("temperature", self.temperature)
-        seed = message.get("seed")
+        heat, seed = _heat(message.get("temperature", self.temperature)), message.get("seed")
         generator = None if seed is None else torch.Generator().manual_seed(int(seed))
         with torch.inference_mode():
             output = self.policy.act(observation, temperature=heat, generator=generator)
@@ -132,6 +134,8 @@ class PolicyService:
             image = parts[key][None] if single else parts[key]
             out[key] = torch.from_numpy(resize_with_pad(image, *sizes[key]) if sizes else image)
         count = len(parts["image"]) if not single else 1
+        if count < 1:
+            raise Refusal(400, "got a batch of 0 observations; expected at least one")
         state = parts["state"] if "state" in parts else np.zeros((count, 0), np.float32)
         state = state[None] if single and state.ndim == 1 else state
         wanted = f"({'' if single else f'{count}, '}{spec.state_dim},)"
@@ -144,7 +148,18 @@ class PolicyService:
         if not np.isfinite(state).all():
             raise Refusal(400, "the state holds NaN or infinity; expected finite numbers")
         texts = parts["instruction"]
-        texts = [texts] if isinstance(texts, (str, bytes)) else list(texts)
-        if len(texts) != count or not all(isinstance(text, str) for text in texts):
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise Refusal(400, f"the instruction is {type(parts['instruction']).__name__}; expected one text a row")
+        if len(texts) != count:
             raise Refusal(400, f"{len(texts)} instructions for {count} images; expected one text for each")
         return {**out, "state": torch.from_numpy(np.ascontiguousarray(state)), "instruction": texts}, single
+
+
+def _heat(told: Any) -> float | dict[str, float]:
+    """A sampling temperature: a number, or one for each component."""
+    numbers = list(told.values()) if isinstance(told, Mapping) else [told]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
+            raise Refusal(400, f"temperature is {told!r}; expected a number >= 0, or one for each component")
+    return {str(k): float(v) for k, v in told.items()} if isinstance(told, Mapping) else float(told)

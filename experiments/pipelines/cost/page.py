@@ -38,7 +38,7 @@ HOW = """## How it is computed
   update, and the copies of weights that the trainer keeps. *Activations* is what remains of it after weights,
   gradients and AdamW's state: the tensors saved for the backward pass, the batch, and temporary values. Where weights
   outweigh activations, the update may be the fullest moment. What is not in it: memory of the CUDA context, scratch
-  memory inside of kernels, and the waste of an allocator.
+  memory inside kernels, and the waste of an allocator.
 - AdamW keeps two moments, 8 bytes for a trained parameter in float32. `worldgym train world-model` uses Muon by
   default for the matrices of linear layers, which keeps one: half of that column. Copies are the averaged weights,
   and the best so far (SFT) or a bfloat16 copy for inference (world models).
