@@ -51,10 +51,8 @@ HOW = """## How it is computed
   no more memory.
 - A policy's batch is decisions (chunks of actions) in one pass. GRPO uses passes of at most 256 decisions. `hf_vla`
   gets one 128-pixel frame, 8 numbers of proprioception and a prompt of 75 bytes, each a token; its head is
-  `parallel`, and for `openvla-7b` `tokens`. With `lora` (rank 32) the weights are in bfloat16, and the output layer of
-  the language model is trained besides the adapters.
-- GRPO has no column of checkpointing: it runs the policy in evaluation mode, in which transformers keeps all
-  activations.
+  `parallel`, and for `openvla-7b` `tokens`. With `lora` (rank 32) the weights are in bfloat16.
+- Checkpointing works in GRPO too, which runs the policy in evaluation mode.
 """
 
 CHECKED = """## Checked on a CPU

@@ -102,7 +102,7 @@ def _policy(kind: str, preset: str, tuning: str, step: str, batch: int) -> Row:
         training = policy_training(kind, preset, batch, tuning, step)
         found, unit = step_cost(training), training.unit
     less: Row = {}
-    if can_checkpoint(kind) and step == "sft":
+    if can_checkpoint(kind):
         with on_meta():
             less = _less(step_cost(policy_training(kind, preset, batch, tuning, step, checkpointing=True)))
     what = {"part": "policy", "type": kind, "preset": preset, "tuning": tuning, "step": step, "batch": batch}
