@@ -6,7 +6,7 @@ much the estimate differs. `--report` writes docs/cost.md from a file of results
 
 Example::
 
-    worldgym cost --preset base --batch 64
+    worldgym cost --preset base --batch-size 64
     worldgym cost --preset smolvlm-256m --tuning lora --tflops 400 --utilisation 0.3
     worldgym cost --preset all --json docs/results/data/cost.json
     worldgym cost --check --json docs/results/data/cost.json
@@ -37,7 +37,7 @@ class CostConfig:
     Args:
         preset: names of presets: tiny, small, base of the world models; tiny, small of `vla`; tiny, smolvlm-256m,
             smolvlm-500m, openvla-7b of `hf_vla`; or all.
-        batch: rows of a training step (windows, chunks), and environments that are imagined at once.
+        batch_size: rows of a training step (windows, chunks), and environments that are imagined at once.
         tuning: what is trained of vision-language-action policies: full, lora, frozen_vision.
         tflops: peak throughput of a device in 10^12 operations per second, for times.
         utilisation: share of the peak that this code reaches on that device, between 0 and 1.
@@ -50,7 +50,7 @@ class CostConfig:
     """
 
     preset: tuple[str, ...] = ("base",)
-    batch: int = 64
+    batch_size: int = 64
     tuning: tuple[str, ...] = TUNINGS
     tflops: float | None = None
     utilisation: float | None = None
@@ -97,7 +97,7 @@ def run(config: CostConfig) -> int:
             sys.stdout.flush()
         facts["checks"] = table.merged(facts["checks"], checks)
     else:
-        rows = table.cost_rows(config.preset, config.batch, config.tuning)
+        rows = table.cost_rows(config.preset, config.batch_size, config.tuning)
         rate = None
         if config.tflops is not None and config.utilisation is not None:
             rate = config.tflops * 1e12 * config.utilisation
