@@ -125,7 +125,9 @@ def test_wrong_options_are_explained(bundle, options, said, capsys, monkeypatch)
 def test_the_served_address_is_printed_and_ctrl_c_ends_the_server(bundle, part):
     named = ["--model", str(bundle)] if part == "world-model" else ["--bundle", str(bundle)]
     line = [sys.executable, "-m", "worldgym", "serve", part, *named, "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - it may be ignored where tests run
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line, **pipes, text=True, preexec_fn=heard) as process:
         try:
             told = process.stdout.readline()
             assert (found := re.search(r"ws://\S+\d", told)), told + process.stderr.read()
