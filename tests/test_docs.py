@@ -39,6 +39,7 @@ def hooks() -> ModuleType:
     return module
 
 
+@pytest.mark.slow  # CI builds the site by `make docs`
 def test_the_site_builds_strictly(tmp_path):
     for name in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(name) is None:

@@ -361,7 +361,10 @@ def timeless(record):
     }
 
 
-@pytest.mark.parametrize("removed", ["bc_only", "filtered_bc", "imagined_rl"])
+@pytest.mark.parametrize(
+    "removed",
+    ["bc_only", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("filtered_bc", "imagined_rl"))],
+)
 def test_a_set_of_runs_that_lacked_one_result_ends_as_the_uninterrupted_one(
     tmp_path, bundle, monkeypatch, removed
 ):
