@@ -16,6 +16,7 @@ Example::
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ class ActionEmbedding(nn.Module):
         return [layer(hidden) * any_given.to(hidden.dtype) for layer in self.outputs]
 
 
-class VideoNetwork(nn.Module):
+class VideoNetwork(nn.Module, ABC):
     """What both networks share; a subclass knows the modules of one transformer class.
 
     Args:
@@ -99,24 +100,28 @@ class VideoNetwork(nn.Module):
             exact = kept & set(name.split(".")) or "lora_" in name
             parameter.data = parameter.data.to(torch.float32 if exact else dtype)
 
+    @abstractmethod
     def rotary(self, positions: Tensor, height: int, width: int) -> Rotary:
         """Rotary embedding of the tokens of frames at `positions (F,)` int64, `height x width` tokens each."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def embed(
         self, latents: Tensor, levels: Tensor, actions: Tensor, given: Tensor
     ) -> tuple[Tensor, Any, tuple[Any, ...]]:
         """Tokens `(B,F,h',w',D)`, what the output layer needs, and the blocks' other arguments."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def unembed(self, hidden: Tensor, conditions: Any) -> Tensor:
         """Values of the patches `(B, F h' w', C p p)` of the last hidden tokens."""
-        raise NotImplementedError
+        ...
 
     @property
+    @abstractmethod
     def blocks(self) -> Any:
         """The transformer's blocks."""
-        raise NotImplementedError
+        ...
 
     def unpatch(self, values: Tensor, frames: int, height: int, width: int) -> Tensor:
         """Latents `(B,F,C,h,w)` of the values of their patches."""
@@ -175,8 +180,8 @@ class VideoNetwork(nn.Module):
         kept = [written[i].unflatten(1, (frames, -1)) for i in sorted(written)] if written else []
         return self.unpatch(values, frames, height, width).float(), kept
 
-    def _run(self, block: Any, hidden: Tensor, attending: Attending, arguments: tuple[Any, ...]) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _run(self, block: Any, hidden: Tensor, attending: Attending, arguments: tuple[Any, ...]) -> Tensor: ...
 
     def over_tokens(self, values: Tensor, tokens: int) -> Tensor:
         """Repeat values `(B,F,...)` of frames for each of their tokens, `(B, F tokens, ...)`."""
