@@ -25,6 +25,7 @@ import torch
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.protocols import Observation, PolicyOutput, Temperature
 from worldgym.specs import Specs
+from worldgym.utils.arrays import host_array
 from worldgym.utils.optional import require
 
 IMAGES, STATE, TASK = "observation.image", "observation.state", "task"
@@ -148,9 +149,9 @@ class LeRobotAdapter:
                 raise ConfigError(
                     f"cameras names {key}, which the observation lacks; it has {', '.join(ours)}"
                 )
-            image = torch.as_tensor(np.asarray(_host(observation[key])))
+            image = torch.as_tensor(host_array(observation[key]))
             out[name] = image.movedim(-1, -3).contiguous().float() / 255
-        out[STATE] = torch.as_tensor(np.asarray(_host(observation["state"]), np.float32))
+        out[STATE] = torch.as_tensor(host_array(observation["state"]).astype(np.float32))
         out[TASK] = [str(text) for text in observation["instruction"]]
         return out
 
@@ -173,7 +174,3 @@ def load_lerobot(name: str) -> LeRobotAdapter:
     policy = factory.get_policy_class(config.type).from_pretrained(str(folder), config=config)
     before, after = factory.make_pre_post_processors(config, pretrained_path=str(folder))
     return LeRobotAdapter(policy.eval(), preprocessor=before, postprocessor=after)
-
-
-def _host(value: Any) -> Any:
-    return value.detach().cpu() if hasattr(value, "detach") else value

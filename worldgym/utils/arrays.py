@@ -200,3 +200,8 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, field: Fie
         count = int((~np.isfinite(array)).sum())
         raise ValueError(f"{name} holds {count} values that are NaN or infinite, of {array.size}")
     return array
+
+
+def host_array(value: Any) -> np.ndarray:
+    """A tensor on any device, an array or a list as a NumPy array."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from worldgym.errors import ConfigError
+from worldgym.utils.arrays import host_array
 
 PRESETS: dict[str, dict[str, str]] = {
     # worldgym's own names
@@ -113,10 +114,10 @@ class KeyMap:
             if part == "instruction":
                 value = str(observation["instruction"][row])
             elif part.startswith("image"):
-                value = _numpy(observation[part][row])
+                value = host_array(observation[part][row])
                 value = np.ascontiguousarray(value.transpose(2, 0, 1)) if self.channels == "first" else value
             else:
-                value = _columns(_numpy(observation["state"][row]).astype(np.float32), part)
+                value = _columns(host_array(observation["state"][row]).astype(np.float32), part)
             *outer, last = key.split(".") if "." in key else [key]
             inner = message
             for name in outer:
@@ -163,10 +164,6 @@ def _at(message: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-
-
-def _numpy(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def _columns(state: np.ndarray, part: str) -> np.ndarray:

@@ -31,6 +31,7 @@ from worldgym.registry import TYPE
 from worldgym.serving.address import Address
 from worldgym.serving.client import Client, ClientSettings
 from worldgym.specs import Specs
+from worldgym.utils.arrays import host_array
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import save_folder, verify_folder
 
@@ -200,8 +201,8 @@ class RemotePolicy(LeRobotPolicyMixin):
         heat = dict(temperature) if isinstance(temperature, Mapping) else float(temperature)
         seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
         return self.client.request({
-            **{key: _array(value) for key, value in message.items()},
-            "state": _array(observation["state"]),
+            **{key: host_array(value) for key, value in message.items()},
+            "state": host_array(observation["state"]),
             "instruction": [str(text) for text in observation["instruction"]],
             "temperature": heat,
             "seed": seed,
@@ -213,7 +214,7 @@ class RemotePolicy(LeRobotPolicyMixin):
         if side is None:
             return observation
         shown = {
-            key: resize_with_pad(_array(value), side, side)
+            key: resize_with_pad(host_array(value), side, side)
             for key, value in observation.items()
             if key == "image" or key.startswith("image_")
         }
@@ -260,7 +261,3 @@ class RemotePolicy(LeRobotPolicyMixin):
         specs = told.get("specs")
         config = RemotePolicyConfig(**{name: told[name] for name in names & set(told)})
         return cls(config, specs=None if specs is None else Specs.from_dict(specs))
-
-
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
