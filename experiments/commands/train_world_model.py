@@ -12,9 +12,7 @@ Example::
 
 from __future__ import annotations
 
-import copy
 import logging
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ import numpy as np
 
 from experiments.compute import DType, placing
 from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.ranks import run_ranks
 from experiments.pipelines.registered_training import train_registered
 from experiments.pipelines.training_run import (
     WORLD_PRESETS,
@@ -38,7 +37,6 @@ from worldgym.registry import WORLD_MODELS
 from worldgym.specs import check_observations
 
 if TYPE_CHECKING:
-    import torch
 
     from worldgym.data import EpisodeDataset
     from worldgym.data.reader import EpisodeArrays
@@ -85,6 +83,9 @@ class TrainWorldModelConfig:
         address: distribute the processes with Ray Train: `local` for this machine, `auto` or `ray://HOST:10001` for a
             running cluster, whose nodes must share `out`. The weights are bit-identical; if a process dies, only the
             steps since the last checkpoint are lost.
+        shard: distribute the weights, gradients, averages and optimizer state over the processes (FSDP), for models
+            that do not fit into the memory of one GPU; only for `diffusers` without adapters. An interrupted run
+            continues from the last checkpoint.
         compile: use torch.compile for the training pass; 40 % faster after a minute or two of warm-up.
         seed: seed of all randomness.
         limit: maximum number of episodes to read; the first ones.
@@ -113,6 +114,7 @@ class TrainWorldModelConfig:
     shift_steps: int = 1500
     processes: int = 1
     address: str | None = None
+    shard: bool = False
     compile: bool = False
     seed: int = 0
     limit: int | None = None
@@ -150,6 +152,8 @@ def run(config: TrainWorldModelConfig) -> int:
         return train_registered(
             WORLD_MODELS, config, command="train world-model", save_to=config.out / "export"
         )
+    if config.shard:
+        raise ConfigError("--shard is for --type diffusers; leave it out, the small models fit into every process")
     if config.settings:
         raise ConfigError("--settings is for other types than video; leave it out, or add --type diffusers")
     if config.probe is not None:
@@ -186,18 +190,10 @@ def run(config: TrainWorldModelConfig) -> int:
     if config.equal_tasks:
         data.odds = equal_shares(data.odds, np.repeat(np.array(arrays.tasks), np.diff(arrays.offsets)))
     job = Job(config, facts)
-    if config.address is not None or config.processes > 1:
-        model = model.to("cpu")  # every process moves its own copy
-    if config.address is not None:
-        from experiments.pipelines.ray_training import on_ray
-
-        on_ray(train_stages, job, model, data, config.processes, config.address, config.out, gpu=here.name != "cpu")
-    elif config.processes == 1:
-        train_stages(0, job, model, data)
-    else:
-        with tempfile.TemporaryDirectory() as folder:  # the processes find each other through a file in it
-            arguments = (job, model, data, f"{folder}/group")
-            torch.multiprocessing.spawn(_process, arguments, nprocs=config.processes)  # type: ignore[no-untyped-call]
+    run_ranks(
+        train_stages, job, model, data,
+        processes=config.processes, address=config.address, out=config.out, device=here.device,
+    )  # fmt: skip
     logger.info("world model saved to %s", config.out / "export")
     return 0
 
@@ -282,33 +278,6 @@ def _model(
     shape = latents.for_data(arrays.states, specs=specs, hand=hand and tokenizer.config.background)
     own = replace(tokenizer.config, image_size=shape.tokenizer.image_size)
     return VideoWorldModel(replace(shape, tokenizer=own, tasks=tuple(sorted(set(arrays.tasks)))))
-
-
-def _process(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes, group: str) -> None:
-    """Run one of several training processes on this machine; they find each other through the file `group`."""
-    import os
-
-    import torch
-    import torch.distributed as dist
-
-    processes = job.config.processes
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=processes)
-    try:
-        own = copy.deepcopy(model)  # the model passed in is in memory shared by all processes
-        train_stages(rank, job, own.to(device_of_rank(placing(job.config).device, rank)), data)
-    finally:
-        dist.destroy_process_group()
-
-
-def device_of_rank(device: torch.device, rank: int) -> torch.device:
-    """Device of one of several processes on this machine; `cuda` without a number distributes them over all GPUs."""
-    import torch
-
-    if device.type != "cuda" or device.index is not None:
-        return device
-    return torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisodes) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.compute import placing
 from experiments.pipelines.checks import values_of
+from experiments.pipelines.ranks import run_ranks
 from experiments.pipelines.training_run import claim, finish, finished, identity, option, released_if_refused
 from worldgym.errors import ConfigError
 from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
@@ -23,7 +24,7 @@ from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
 logger = logging.getLogger(__name__)
 COMMON = (
     "data", "out", "type", "preset", "steps", "minutes", "batch_size", "window", "lr", "seed", "limit", "augment",
-    "fresh", "device", "dtype",
+    "processes", "address", "shard", "fresh", "device", "dtype",
 )  # fmt: skip
 """Options that apply to every registered type."""
 OFFERED = ("initial", "probe", "tokenizer")
@@ -58,9 +59,7 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
 
     from worldgym.data import EpisodeDataset
     from worldgym.data.augment import augmented
-    from worldgym.training.generic import PartTraining, fresh_part, train_part
-    from worldgym.training.loop import LoopConfig
-    from worldgym.utils.files import atomic_write_text
+    from worldgym.training.generic import fresh_part
 
     registry.get(config.type)  # an unknown type ends here
     trained = registry is WORLD_MODELS and config.type in TRAINERS.names()
@@ -84,17 +83,73 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     torch.manual_seed(config.seed)
     with released_if_refused(config.out):
         part = here(fresh_part(kind, config.type, dataset.specs, config.preset, arrays, offered))
+    processes, address = getattr(config, "processes", 1), getattr(config, "address", None)
+    if getattr(config, "shard", False):
+        refuse_sharding(config, kind, part, processes)
+    job = Job(config, command, save_to, facts, kind, registry is JUDGES)
+    run_ranks(train, job, part, arrays, processes=processes, address=address, out=config.out, device=here.device)
+    finish(config.out, config)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The job of a training process.
+
+    Args:
+        config: config of the command.
+        command: words of the command.
+        save_to: folder of the result.
+        facts: identify the run in checkpoints.
+        kind: class of the part, or its trainer.
+        judge: whether the part is a judge, otherwise a world model.
+    """
+
+    config: Any
+    command: str
+    save_to: Path
+    facts: dict[str, Any]
+    kind: Any
+    judge: bool
+
+
+def train(rank: int, job: Job, part: Any, arrays: Any) -> None:
+    """Train a part alone, or as one rank of the current process group; the first rank saves it."""
+    import torch
+
+    from worldgym.training.generic import PartTraining, train_part
+    from worldgym.training.loop import LoopConfig
+    from worldgym.utils.files import atomic_write_text
+
+    config = job.config
+    torch.manual_seed(config.seed)
     minutes = None if config.steps else getattr(config, "minutes", None)
     loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
-    settings = PartTraining(loop, config.batch_size, getattr(config, "window", PartTraining.window))
-    tag = command.rpartition(" ")[2]
-    part, scalars = train_part(part, arrays, settings, config.out, identity=facts, tag=tag, trainer=kind)
-    registry.save(part, save_to)
+    window, shard = getattr(config, "window", PartTraining.window), getattr(config, "shard", False)
+    settings, tag = PartTraining(loop, config.batch_size, window, shard), job.command.rpartition(" ")[2]
+    part, scalars = train_part(
+        part, arrays, settings, config.out, identity=job.facts, tag=tag, trainer=job.kind
+    )
+    if rank:
+        return
+    registry = JUDGES if job.judge else WORLD_MODELS
+    registry.save(part, job.save_to)
     written = {"type": config.type, "scalars": scalars, "data": config.data.name, "episodes": len(arrays)}
     atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))
-    finish(config.out, config)
-    logger.info("%s of type %s saved to %s, %s", registry.kind, config.type, save_to, scalars)
-    return 0
+    logger.info("%s of type %s saved to %s, %s", registry.kind, config.type, job.save_to, scalars)
+
+
+def refuse_sharding(config: Any, kind: Any, part: Any, processes: int) -> None:
+    """Raise a ConfigError if the weights of a part cannot be distributed over processes."""
+    if not getattr(kind, "shards", False):
+        raise ConfigError(f"--shard does not apply to --type {config.type}; leave it out")
+    if processes < 2:
+        raise ConfigError(f"--shard distributes weights over processes, got --processes {processes}; try --processes 2")
+    if getattr(part, "lora", None):
+        raise ConfigError(
+            "--shard is for the training of all weights. With adapters each process holds the frozen weights; leave "
+            "out --shard or --settings lora"
+        )
 
 
 def refuse_others(config: Any, names: tuple[str, ...]) -> None:

@@ -39,7 +39,7 @@ MARKER = "run.json"
 Hand = Literal["auto", "yes", "no"]
 EXTENDABLE = ("steps", "minutes", "epochs")
 """Settings that may change when a run is continued: its length."""
-ELSEWHERE = ("data", "out", "fresh", "address", "compile", "device", "dtype")
+ELSEWHERE = ("data", "out", "fresh", "address", "shard", "compile", "device", "dtype")
 """Settings that do not affect the result, or that are compared by content."""
 
 

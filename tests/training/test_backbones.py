@@ -24,6 +24,7 @@ from worldgym.training.backbones import (
 )
 from worldgym.training.generic import PartTraining
 from worldgym.training.loop import LoopConfig
+from worldgym.training.tiny_decoder import train_tiny_decoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "backbones"))
 from backbone_cases import actions_of, config_of, episodes, model_of, specs, start  # noqa: E402
@@ -113,6 +114,26 @@ def test_the_loss_reaches_transformer_and_actions(tmp_path, attention):
     assert model.network.transformer.blocks[0].attn1.to_q.weight.grad.abs().sum() > 0
     assert model.network.actions.outputs[1].weight.grad.abs().sum() > 0
     assert model.vae.autoencoder.quant_conv.weight.grad is None
+
+
+def test_a_tiny_decoder_learns_the_frames_of_the_logs(tmp_path):
+    model, arrays = model_of(tiny_decoder=16), episodes()
+    clips = Clips.encode(model, arrays, tmp_path / "latents")
+    loop = LoopConfig(steps=1, lr=2e-3, warmup=1)
+    first = train_tiny_decoder(model, clips, arrays, loop, tmp_path / "one")
+    later = train_tiny_decoder(model, clips, arrays, replace(loop, steps=60), tmp_path / "more")
+    assert later["decoder_psnr"] > first["decoder_psnr"] + 1
+    assert first["decoder_vae_psnr"] == later["decoder_vae_psnr"]
+    with pytest.raises(ConfigError, match="make it with the setting tiny_decoder=64"):
+        train_tiny_decoder(model_of(), clips, arrays, loop, tmp_path / "none")
+    # one is added to a finished model, and trained with the rest
+    model.save_pretrained(tmp_path / "export")
+    other = DiffusersTrainer.for_data(
+        specs(), "", arrays, initial=tmp_path / "export", settings={"tiny_decoder": 8}
+    )
+    assert other.tiny.net[0].out_channels == 8
+    facts = DiffusersTrainer.fit(other, arrays, SHORT, tmp_path / "run")
+    assert facts["decoder_psnr"] > 0
 
 
 def tiny(monkeypatch) -> None:

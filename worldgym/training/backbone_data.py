@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from worldgym.errors import CheckpointError, ConfigError
@@ -100,10 +101,12 @@ class Clips:
         identity = {"vae": _hash(model.vae.state_dict()), "data": _data_hash(arrays), "phases": phases}
         latents = _read(Path(folder), identity)
         if latents is None:
-            latents = _encode(model, pictures, starts, counts, first)
-            with save_folder(folder) as stage:
-                save_tensors(stage / FILE, {"latents": latents})
-                (stage / IDENTITY).write_text(json.dumps(identity, indent=1))
+            rank, ranks = (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
+            latents = _encode(model, pictures, starts, counts, first, rank, ranks)
+            if not rank:
+                with save_folder(folder) as stage:
+                    save_tensors(stage / FILE, {"latents": latents})
+                    (stage / IDENTITY).write_text(json.dumps(identity, indent=1))
         ends = np.repeat(offsets[1:] - 1, np.diff(offsets))
         return Clips(
             latents, first, counts, starts, torch.from_numpy(np.asarray(arrays.actions, np.float32)),
@@ -159,21 +162,40 @@ class Clips:
         return self.states[rows], self.states[torch.from_numpy(before)], acted, self.actions[rows[:, :-1]]
 
 
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 @torch.no_grad()
 def _encode(
-    model: DiffusersWorldModel, pictures: Pictures, rows: np.ndarray, counts: np.ndarray, first: np.ndarray
+    model: DiffusersWorldModel,
+    pictures: Pictures,
+    rows: np.ndarray,
+    counts: np.ndarray,
+    first: np.ndarray,
+    rank: int,
+    ranks: int,
 ) -> Tensor:
+    """Latents of all clips; every process encodes its share."""
     grid = model.config.grid
-    out = torch.empty(
+    out = torch.zeros(
         int((counts + 1).sum()), model.config.channels, *grid, dtype=torch.float16, device="cpu"
     )
+    parts = []
     for count in np.unique(counts):
-        for part in np.array_split(alike := np.flatnonzero(counts == count), -(-len(alike) // 8)):
-            index = rows[part][:, None] + np.arange(1 + model.config.per_frame * count)
-            frames = pictures[index.flatten()].unflatten(0, index.shape)
-            z = model.vae.encode(frames).half().cpu()
-            for clip, latents in zip(part, z, strict=True):
-                out[first[clip] : first[clip] + count + 1] = latents
+        alike = np.flatnonzero(counts == count)
+        parts += [(int(count), part) for part in np.array_split(alike, -(-len(alike) // 8))]
+    for count, part in parts[rank::ranks]:
+        index = rows[part][:, None] + np.arange(1 + model.config.per_frame * count)
+        frames = pictures[index.flatten()].unflatten(0, index.shape)
+        z = model.vae.encode(frames).half().cpu()
+        for clip, latents in zip(part, z, strict=True):
+            out[first[clip] : first[clip] + count + 1] = latents
+    if ranks > 1:
+        for chunk in out.split(4096):
+            shared = chunk.float().to(model.device)
+            dist.all_reduce(shared)
+            chunk.copy_(shared)
     return out
 
 

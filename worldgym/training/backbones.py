@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
@@ -33,18 +35,22 @@ from worldgym.training.backbone_data import Clips
 from worldgym.training.generic import PartTraining
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.pictures import Pictures
+from worldgym.training.sharding import shard, whole
+from worldgym.training.tiny_decoder import train_tiny_decoder
 from worldgym.utils.devices import rand, randn
 from worldgym.utils.optional import require
 
 logger = logging.getLogger(__name__)
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 """Linear layers of a block that get adapters: all of attention and of the feed-forward network."""
-CHANGEABLE = ("attention", "window", "steps", "sampler", "shift", "causal_frames", "decoded")
+CHANGEABLE = ("attention", "window", "steps", "sampler", "shift", "causal_frames", "decoded", "tiny_decoder")
 """Settings that a trained model can continue with."""
 
 
 VAE_BATCH, VAE_FRAMES, VAE_LR, VAE_SHARE = 3, 9, 1e-2, 0.6
 """Training of a VAE with random weights. It must see as many frames as are decoded together."""
+DECODER_LR, DECODER_SHARE = 2e-3, 0.3
+"""Training of a tiny decoder, with a share of the steps that the VAE left."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,33 @@ def merge_adapters(model: DiffusersWorldModel) -> None:
     model.network.transformer.unload_lora()
 
 
+def sharded_parts(model: DiffusersWorldModel) -> dict[str, nn.Module]:
+    """Replace the trained parts of a model by copies whose weights are distributed over the processes.
+
+    Returns:
+        the parts before, by name; on the CPU in the first process, and without values in the others.
+    """
+    plain, device = {}, model.device
+    for name in ("network", "integrator", "probe"):
+        part = plain[name] = getattr(model, name)
+        own = copy.deepcopy(part)
+        part.to("meta" if dist.get_rank() else "cpu")
+        shard([*(own.blocks if name == "network" else ()), own], device)
+        setattr(model, name, own)
+    return plain
+
+
+@torch.no_grad()
+def restore_parts(model: DiffusersWorldModel, plain: Mapping[str, nn.Module]) -> None:
+    """Put the parts of `sharded_parts` back, in the first process with the present weights."""
+    for name, part in plain.items():
+        for mine, value in zip(part.parameters(), getattr(model, name).parameters(), strict=True):
+            gathered = whole(value)
+            if not dist.get_rank():
+                mine.copy_(gathered)
+        setattr(model, name, part)
+
+
 def train_vae(
     model: DiffusersWorldModel,
     arrays: Any,
@@ -214,8 +247,10 @@ def train_vae(
 class DiffusersTrainer:
     """Trains a model of the type `diffusers` for `worldgym train world-model` (`worldgym.training.generic`)."""
 
-    own = ("vae", "latents")
+    own = ("vae", "latents", "decoder")
     """Names that `fit` writes into the run folder, besides those of every run."""
+    shards = True
+    """Whether `PartTraining.shard` applies."""
 
     @staticmethod
     def for_data(
@@ -263,7 +298,9 @@ class DiffusersTrainer:
                     f"{', '.join(fixed)} of the world model {initial} can't be changed; leave it out of --settings. "
                     f"Settings that can are lora, {', '.join(CHANGEABLE)}"
                 )
-            model.config = changed(model.config, more)
+            before, model.config = model.config.tiny_decoder, changed(model.config, more)
+            if model.config.tiny_decoder != before:
+                model.with_tiny_decoder(model.config.tiny_decoder)
         model.requires_grad_(True).vae.requires_grad_(initial is None)
         if lora is not None:
             add_adapters(model, lora)
@@ -282,6 +319,8 @@ class DiffusersTrainer:
             state_steps=min(settings.window, int(arrays.lengths.max())), checkpointing=config.dtype == "bfloat16",
         )  # fmt: skip
         shape = {name: value for name, value in config.to_dict().items() if name not in ("specs", "dtype")}
+        if not shape["tiny_decoder"]:  # runs of earlier versions do not name it
+            del shape["tiny_decoder"]
         identity = {**asdict(chosen), "model": shape, "lora": adapted}
         fresh = any(p.requires_grad for p in model.vae.parameters())
         if fresh:
@@ -291,9 +330,15 @@ class DiffusersTrainer:
         clips = Clips.encode(model, arrays, folder / "latents")
         if fresh:
             clips = clips.standardised(model)
+        if model.tiny is not None:
+            first, loop = _share(loop, DECODER_SHARE), _share(loop, 1 - DECODER_SHARE)
+            facts |= train_tiny_decoder(
+                model, clips, arrays, replace(first, lr=DECODER_LR), folder / "decoder", identity
+            )
         if config.dtype == "bfloat16" and not adapted:
             model.network.cast(torch.float32)  # small updates would be lost; the forward pass is in bfloat16
         model.network.checkpointing = chosen.checkpointing
+        plain = sharded_parts(model) if settings.shard else {}
         trained = Trainable(model)
 
         def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -306,6 +351,7 @@ class DiffusersTrainer:
         training = TrainingLoop(trained, loop, folder, loss, tag="train_backbone", identity=identity)
         facts |= training.run()
         trained.take(training.ema_model)
+        restore_parts(model, plain)
         if adapted:
             merge_adapters(model)
             model.lora = None

@@ -45,6 +45,8 @@ class PartTraining:
         loop: steps, learning rates, seed.
         batch: windows per step.
         window: actions per window; a window has one frame more.
+        shard: distribute the weights over the processes of the group; only for a `fit` whose class has
+            `shards = True`.
 
     Raises:
         ConfigError: a batch or window below 1.
@@ -53,6 +55,7 @@ class PartTraining:
     loop: LoopConfig = field(default_factory=LoopConfig)
     batch: int = 20
     window: int = 20
+    shard: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.window < 1:

@@ -5,7 +5,8 @@ computes the same numbers as an uninterrupted one. Checkpoints are safetensors a
 nothing is pickled. A checkpoint with settings or data that differ from the requested ones is refused.
 
 In a `torch.distributed` process group the ranks draw different batches and average their gradients: n ranks train like
-one rank with n times the batch. Only the first rank writes files.
+one rank with n times the batch. Only the first rank writes files. Parameters may be distributed over the ranks
+(`worldgym.training.sharding`); checkpoints hold them whole, so a run can continue with another number of ranks.
 
 Example::
 
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.nn.ema import EMA
+from worldgym.training.sharding import is_sharded, placed_like, whole
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import MANIFEST, save_folder, settle, verify_folder
 from worldgym.utils.tensors import load_tensors, save_tensors
@@ -167,10 +169,12 @@ class TrainingLoop:
         self.elapsed = 0.0
         grouped = dist.is_available() and dist.is_initialized()
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+        self.sharded = any(is_sharded(p) for p in model.parameters())
         self.resume()
         if self.ranks > 1:
             for value in self.model.state_dict().values():
-                dist.broadcast(value, 0)
+                if not is_sharded(value):
+                    dist.broadcast(value, 0)
 
     @property
     def ema_model(self) -> nn.Module:
@@ -185,13 +189,20 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write the checkpoint to a new folder, then replace the old one, so that an interruption loses nothing."""
-        if self.rank:
+        if self.rank and not self.sharded:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema_model.state_dict().items()}
         for n, optimizer in enumerate(self.optimizers):
             for i, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{n}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        if self.sharded:  # tensor by tensor, so that at most one is whole in the memory of the other ranks
+            for name, value in tensors.items():
+                gathered = whole(value)
+                if not self.rank:
+                    tensors[name] = gathered.cpu()
+            if self.rank:
+                return
         facts = {"step": self.step, "elapsed": self.elapsed, "identity": self.identity}
         with save_folder(self.checkpoint) as folder:
             save_tensors(folder / TENSORS, tensors)
@@ -215,13 +226,15 @@ class TrainingLoop:
             refuse_other_run(facts["identity"], self.identity, self.run_dir)
             tensors = load_tensors(self.checkpoint / TENSORS)
             part = lambda name: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
-            self.model.load_state_dict(part("model."))
-            self.ema_model.load_state_dict(part("ema."))
+            for name, module in (("model.", self.model), ("ema.", self.ema_model)):
+                there = module.state_dict()
+                module.load_state_dict({k: placed_like(v, there.get(k, v)) for k, v in part(name).items()})
             for n, optimizer in enumerate(self.optimizers):
                 state: dict[int, dict[str, Tensor]] = {}
+                trained = [p for group in optimizer.param_groups for p in group["params"]]
                 for key, value in part(f"optimizer.{n}.").items():
                     index, name = key.split(".")
-                    state.setdefault(int(index), {})[name] = value
+                    state.setdefault(int(index), {})[name] = placed_like(value, trained[int(index)])
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             self.step, self.elapsed = int(facts["step"]), float(facts["elapsed"])
         except (CheckpointError, ConfigError):
@@ -265,7 +278,7 @@ class TrainingLoop:
         counts: dict[str, int] = {}
         averages: dict[str, float] = {}
         saved = tick = time.monotonic()
-        first = self.step
+        first, complete = self.step, False
         try:
             while self.step < c.steps and self._progress() < 1.0:
                 for optimizer in self.optimizers:
@@ -276,15 +289,15 @@ class TrainingLoop:
                 loss, metrics = self.loss(self.model, self.step, generator)
                 self.model.zero_grad(set_to_none=True)
                 loss.backward()
-                self._average_ranks()
-                norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
+                now = time.monotonic()
+                self.elapsed += now - tick
+                tick = now
+                due = self._average_ranks(now - saved > c.save_seconds)
+                norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip))
                 for optimizer in self.optimizers:
                     optimizer.step()
                 self.step += 1
                 self.ema.update(self.step)
-                now = time.monotonic()
-                self.elapsed += now - tick
-                tick = now
                 for key, value in {"loss": float(loss.detach()), "grad_norm": float(norm), **metrics}.items():
                     sums[key] = sums.get(key, 0.0) + value
                     counts[key] = counts.get(key, 0) + 1
@@ -308,27 +321,34 @@ class TrainingLoop:
                         writer.add_scalar(key, value, self.step)
                     logger.info("%s step %d evaluation %s", self.tag, self.step, scores)
                     tick = time.monotonic()
-                if now - saved > c.save_seconds:
+                if due:
                     self.save()
                     saved = time.monotonic()
+            complete = True
         finally:  # also on Ctrl-C: the next call continues from here
-            self.save()
+            if complete or not self.sharded:  # an interrupted rank cannot gather what the others hold
+                self.save()
             bar.close()
             writer.close()
         return averages
 
     @torch.no_grad()
-    def _average_ranks(self) -> None:
-        """Average gradients over the ranks, and the elapsed time, which determines the learning rate and the end."""
+    def _average_ranks(self, due: bool) -> bool:
+        """Average gradients over the ranks, and the elapsed time, so that all take the same decisions from it.
+
+        Returns whether a checkpoint is `due` on any rank.
+        """
         if self.ranks == 1:
-            return
+            return due
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        device = trained[0].device
+        trained = [p for p in trained if not is_sharded(p)]  # the others were averaged in the backward pass
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat(
-            [*(g.flatten() for g in grads), torch.tensor([self.elapsed], device=grads[0].device)]
-        )
+        shared = torch.tensor([self.elapsed, float(due)], device=device)
+        flat = torch.cat([*(g.flatten() for g in grads), shared])
         dist.all_reduce(flat)
         flat /= self.ranks
-        self.elapsed = float(flat[-1])
-        for p, part in zip(trained, flat[:-1].split([g.numel() for g in grads]), strict=True):
+        self.elapsed, waiting = flat[-2:].tolist()
+        for p, part in zip(trained, flat[:-2].split([g.numel() for g in grads]), strict=True):
             p.grad = part.view_as(p)
+        return waiting > 0

@@ -51,6 +51,25 @@ def test_it_predicts_every_camera_state_and_frame_that_is_asked_for(given):
         }
 
 
+def test_a_tiny_decoder_takes_the_place_of_the_one_of_the_vae(tmp_path, monkeypatch):
+    model = model_of(given=specs(cameras=2), tiny_decoder=16)
+    monkeypatch.setattr(model.vae, "decode", None)  # not called
+    state, actions = start(model), actions_of(model, steps=9)
+    after, whole = model.step(state, actions)
+    assert whole.frames.shape == (3, 9, 16, 16, 3) and whole.views["wrist"].shape == (3, 9, 16, 16, 3)
+    cut, frames = state, []
+    for part in actions.split([3, 6], 1):
+        cut, imagined = model.step(cut, part)
+        frames.append(imagined.frames)
+    alike(torch.cat(frames, 1), whole.frames)
+    alike(model.render(after), whole.frames[:, -1])
+    assert len(model.render(state)) == 3
+    again = load_world_model(model.save_pretrained(tmp_path / "export"))
+    alike(again.render(after), whole.frames[:, -1])
+    with pytest.raises(ConfigError, match="try tiny_decoder=64"):
+        config_of(tiny_decoder=-1)
+
+
 def test_how_actions_are_cut_into_chunks_changes_nothing(model):
     state, actions = start(model), actions_of(model, steps=14)  # more than the window holds
     whole_state, whole = model.step(state, actions)

@@ -51,6 +51,7 @@ class BackboneConfig:
             nothing: they then predict what differs from the frame before. Published weights need 0.
         decoded: latent frames before the current one that the VAE decodes with it. Its decoder is causal in time, and
             this truncates its memory.
+        tiny_decoder: width of a small decoder that is used in place of the VAE's; 0 uses the VAE's.
         action_width: width of the MLP that embeds actions.
         state_width: width of the network that predicts proprioception.
         summed: action dimensions that are changes per step; they are re-based at each latent frame: the network gets
@@ -77,6 +78,7 @@ class BackboneConfig:
     causal_frames: bool = True
     residual: float = 0.0
     decoded: int = 2
+    tiny_decoder: int = 0
     action_width: int = 256
     state_width: int = 128
     summed: tuple[int, ...] = ()
@@ -99,6 +101,10 @@ class BackboneConfig:
         if not self.shift > 0 or not self.fps > 0:
             raise ConfigError(
                 f"shift and fps must be positive, got {self.shift} and {self.fps}; try shift=5.0"
+            )
+        if self.tiny_decoder < 0:
+            raise ConfigError(
+                f"tiny_decoder is {self.tiny_decoder}, expected 0 or its width; try tiny_decoder=64"
             )
         if self.residual < 0:
             raise ConfigError(

@@ -29,6 +29,7 @@ from worldgym.models.backbones.proprioception import Integrator, StateProbe
 from worldgym.models.backbones.sampling import predicted
 from worldgym.models.backbones.shapes import build
 from worldgym.models.backbones.state import BackboneState, pushed
+from worldgym.models.backbones.tiny_decoder import TinyDecoder
 from worldgym.models.backbones.vae import TemporalVAE
 from worldgym.models.latent_model import LatentWorldModel
 from worldgym.protocols import Decode, Imagined
@@ -63,11 +64,29 @@ class DiffusersWorldModel(LatentWorldModel):
             torch.nn.init.zeros_(transformer.proj_out.weight)
         self.integrator = Integrator(c.state_dim, c.action_dim, c.state_width)
         self.probe = StateProbe(c.channels, c.state_dim, c.state_width)
+        self.tiny: TinyDecoder | None
+        self.with_tiny_decoder(c.tiny_decoder)
 
     @property
     def window(self) -> int:
         """Clean latent frames that a prediction sees, with the first one, W."""
         return self.config.window + 1
+
+    @property
+    def decoder(self) -> TinyDecoder | TemporalVAE:
+        """The decoder of imagined latent frames."""
+        return self.vae if self.tiny is None else self.tiny
+
+    @property
+    def decoded(self) -> int:
+        """Latent frames before the current one that the decoder gets."""
+        return self.config.decoded if self.tiny is None else 1
+
+    def with_tiny_decoder(self, width: int) -> DiffusersWorldModel:
+        """Decode with a new decoder of this width, or with the VAE's if it is 0, in place."""
+        self.config = c = replace(self.config, tiny_decoder=width)
+        self.tiny = TinyDecoder(c.channels, c.reduction, width, c.per_frame) if width else None
+        return self
 
     def inference_network(self) -> VideoNetwork:
         """The network that predicts velocities."""
@@ -277,9 +296,9 @@ class DiffusersWorldModel(LatentWorldModel):
         With P > 1, picture i is that of `z[:, i]`; else all are of the only one.
         """
         b, count = z.shape[:2]
-        before = context[:, max(0, known - self.config.decoded) : known]
+        before = context[:, max(0, known - self.decoded) : known]
         before = before.repeat_interleave(count, 0)
-        pictures = self.vae.decode(torch.cat([before, z.flatten(0, 1)[:, None]], 1))[
+        pictures = self.decoder.decode(torch.cat([before, z.flatten(0, 1)[:, None]], 1))[
             :, -self.config.per_frame :
         ]
         pictures = pictures.unflatten(0, (b, count))
@@ -295,8 +314,8 @@ class DiffusersWorldModel(LatentWorldModel):
             if filled:
                 out[rows] = self._decoded(part.context, part.latent[:, None], known, [filled])[:, 0]
             else:
-                first = max(0, known - 1 - self.config.decoded)
-                out[rows] = self.vae.decode(part.context[:, first:known])[:, -1]
+                first = max(0, known - 1 - self.decoded)
+                out[rows] = self.decoder.decode(part.context[:, first:known])[:, -1]
         return out
 
     def render(self, state: BackboneState) -> Tensor:
