@@ -169,8 +169,9 @@ def run(config: EvalConfig) -> int:
                     seed=config.seed,
                     progress=lambda done, _, bar=progress: bar.update(done - bar.count),
                 )
-    data = summary(results, config)
-    atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
+            # after every policy, so that these results are kept if the server of a later one ends
+            data = summary(results, config)
+            atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
     sys.stdout.write(table(results, data["differences"]) + f"\nwritten to {config.out}\n")
     return 0
 

@@ -8,7 +8,8 @@ import pytest
 
 from experiments.commands import bench_closed_loop, evaluate
 from experiments.pipelines.policies import PolicyChoice
-from worldgym.errors import CheckpointError, ConfigError
+from worldgym.errors import CheckpointError, ConfigError, ServerUnavailableError
+from worldgym.evaluation.rollouts import EvaluationPool
 
 
 def test_eval_prints_a_table_and_writes_paired_outcomes(bundle, tmp_path, capsys):
@@ -22,6 +23,25 @@ def test_eval_prints_a_table_and_writes_paired_outcomes(bundle, tmp_path, capsys
     data = json.loads(out.read_text())
     assert len(data["policies"]["sft"]["outcomes"]["success"]) == 4
     assert data["differences"][0]["a"] == "sft@1.0" and data["split"] == "seen"
+
+
+def test_results_are_kept_when_the_server_of_a_later_policy_is_gone(bundle, tmp_path, monkeypatch):
+    whole = EvaluationPool.evaluate
+
+    def evaluate_until_gone(pool, ref, starts, *, temperature, **more):
+        if temperature == 1.0:
+            raise ServerUnavailableError("the server at ws://127.0.0.1:8000 ended")
+        return whole(pool, ref, starts, temperature=temperature, **more)
+
+    monkeypatch.setattr(EvaluationPool, "evaluate", evaluate_until_gone)
+    out = tmp_path / "eval.json"
+    config = evaluate.EvalConfig(
+        policy=("sft", "sft@1.0"), bundle=str(bundle), episodes=2, horizon=5, workers=0, out=out
+    )
+    with pytest.raises(ServerUnavailableError):
+        evaluate.run(config)
+    data = json.loads(out.read_text())
+    assert list(data["policies"]) == ["sft"] and not data["differences"]
 
 
 def test_the_gate_prints_a_matrix_and_its_exit_code_is_the_verdict(bundle, tmp_path, capsys):
