@@ -14,6 +14,7 @@ Example::
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -128,12 +129,22 @@ def resampled_means(table: ArrayLike, *, seed: int = 0, n_boot: int = 10_000) ->
     Tables of the same shape get the same draws, so statistics computed from several tables are paired.
     """
     table = np.asarray(table, np.float64)
-    rng = np.random.default_rng(seed)
     seeds, starts = table.shape
-    # The counts of each seed and start give a weighted mean, which needs no (n_boot, S, N) array.
-    seed_weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), n_boot) / seeds
-    start_weight = rng.multinomial(starts, np.full(starts, 1 / starts), n_boot) / starts
-    return np.einsum("bs,sn,bn->b", seed_weight, table, start_weight, optimize=True)
+    seed_counts, start_counts = _resamples(seeds, starts, seed, n_boot)
+    return np.einsum("bs,sn,bn->b", seed_counts / seeds, table, start_counts / starts, optimize=True)
+
+
+@functools.lru_cache(maxsize=4)
+def _resamples(seeds: int, starts: int, seed: int, n_boot: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """How often each seed `(n_boot,S)` and each start `(n_boot,N)` is drawn; a page needs the same draws many times.
+
+    The counts give a weighted mean, which needs no `(n_boot,S,N)` array.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [rng.multinomial(n, np.full(n, 1 / n), n_boot).astype(np.int32) for n in (seeds, starts)]
+    for counts in drawn:
+        counts.flags.writeable = False
+    return drawn[0], drawn[1]
 
 
 def seeds_bootstrap(
