@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 
 def policy_config(data, out, **changes):
-    values = {"demos_per_task": 4, "preset": "tiny", "epochs": 3, "batch_size": 16, **changes}
+    values = {"demos_per_task": 4, "preset": "tiny", "epochs": 3, "batch_size": 16, "finish_steps": 8, **changes}
     return TrainPolicyConfig(data=data, out=out, **values)
 
 

@@ -141,7 +141,7 @@ def test_a_few_cases_of_a_cheap_command(tmp_path, tool):
     import subprocess
     import sys
 
-    line = [sys.executable, "-m", f"tests.campaign.{tool}", "--count", "13", "--only", "import."]
+    line = [sys.executable, "-m", f"tests.campaign.{tool}", "--count", "4", "--only", "import."]
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run(
         [*line, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "x.jsonl")],
@@ -155,7 +155,7 @@ def test_a_few_damaged_files(tmp_path):
     import subprocess
     import sys
 
-    line = [sys.executable, "-m", "tests.campaign.mutations", "--count", "60", "--only", "train_state."]
+    line = [sys.executable, "-m", "tests.campaign.mutations", "--count", "20", "--only", "train_state."]
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run(
         [*line, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "x.jsonl")],

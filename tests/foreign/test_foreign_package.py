@@ -134,6 +134,7 @@ def test_7_rl_with_an_improver_of_its_own_resumes_as_if_never_stopped(parts: dic
     assert calls == [0, 1] and "goal_entropy" not in whole[0]
 
 
+@pytest.mark.slow
 def test_8_rl_on_two_ray_workers(parts: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra `rllib`")
     alone, two = rl(parts, tmp_path / "one", "--workers", 1), rl(parts, tmp_path / "two", "--workers", 2)

@@ -60,7 +60,7 @@ def test_latents_learn_to_move(world, tmp_path):
             return float(shift_loss(net, world.model.tokenizer, z, background, generator)[0])
 
     before = error()
-    train_shift(world.model, world.data, LoopConfig(steps=60, lr=3e-3, warmup=5, ema=0.9), tmp_path)
+    train_shift(world.model, world.data, LoopConfig(steps=30, lr=3e-3, warmup=5, ema=0.9), tmp_path)
     assert error() < 0.6 * before
 
 

@@ -129,14 +129,14 @@ def test_points_behind_the_checkpoint_are_shown_once_after_a_kill(tmp_path):
 def test_tokenizer_and_world_model_learn_a_moving_square(tmp_path):
     data = moving_dots()
     tokenizer = train_tokenizer(
-        data.frames, TINY.tokenizer, LoopConfig(steps=60, lr=4e-3, warmup=5), tmp_path / "t", batch=16
+        data.frames, TINY.tokenizer, LoopConfig(steps=40, lr=4e-3, warmup=5), tmp_path / "t", batch=8
     )
     torch.manual_seed(0)
     model = VideoWorldModel(TINY)
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     episodes = LatentEpisodes.encode(model.tokenizer, data)
     settings = WorldModelTraining(
-        loop=LoopConfig(steps=120, lr=4e-3, warmup=5, optimizer="muon", ema=0.9), batch=8, window=4
+        loop=LoopConfig(steps=60, lr=4e-3, warmup=5, optimizer="muon", ema=0.9), batch=8, window=4
     )
 
     def error(m: VideoWorldModel) -> float:
