@@ -111,7 +111,7 @@ def _imagined(settings: Settings, kind: str, preset: str, batch: int, mode: str)
     from experiments.pipelines.cost.worlds import CHUNK, world_model
     from worldgym.utils.devices import place
 
-    model = place(world_model(kind, preset), settings.device, settings.dtype)
+    model = place(world_model(kind, preset, settings.device), settings.device, settings.dtype)
     began = time.perf_counter()
     with torch.no_grad():
         if mode != "eager":
@@ -200,9 +200,10 @@ def backbone(settings: Settings) -> Iterator[Entry]:
     kinds = [kind for kind, name in world_presets() if name == "large"]
     if not kinds:
         yield {"what": "backbone", "skipped": "no registered world model has the preset 'large'"}
+    preset = "tiny-wan" if settings.toy else "large"
     for kind in kinds:
-        what = {"what": "backbone", "type": kind, "preset": "large", "batch": 1, "mode": "eager"}
-        yield tried(settings, what, lambda k=kind: _imagined(settings, k, "large", 1, "eager"))
+        what = {"what": "backbone", "type": kind, "preset": preset, "batch": 1, "mode": "eager"}
+        yield tried(settings, what, lambda k=kind: _imagined(settings, k, preset, 1, "eager"))
 
 
 PARTS: dict[str, tuple[float, Callable[[Settings], Iterator[Entry]]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ SLOW_VLA = [vla, pytest.mark.slow]
 STEPS = [
     pytest.param(lambda: world_training("video", "tiny", 1), id="video"),
     pytest.param(lambda: world_training("chunk", "tiny", 4), id="chunk", marks=pytest.mark.slow),
+    pytest.param(lambda: world_training("diffusers", "tiny-wan", 2), id="diffusers", marks=pytest.mark.slow),
     pytest.param(lambda: policy_training("vla", "tiny", 3), id="vla"),
     pytest.param(
         lambda: policy_training("hf_vla", "tiny", 2, "lora", "grpo"), id="hf_vla, GRPO", marks=SLOW_VLA
@@ -121,8 +123,9 @@ def test_base_is_128_pixels_64_tokens_and_twelve_layers_of_768():
 
 
 def test_a_type_that_is_not_registered_has_no_presets(monkeypatch):
-    monkeypatch.setitem(WORLDS, "not_there", (("large",), None, None))
+    monkeypatch.setitem(WORLDS, "not_there", replace(WORLDS["video"], presets=("large",)))
     assert ("not_there", "large") not in world_presets() and ("video", "base") in world_presets()
+    assert ("diffusers", "large") in world_presets()
     with pytest.raises(
         ConfigError, match="no world model 'video' with the preset 'large'; there are video tiny"
     ):

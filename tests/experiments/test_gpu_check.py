@@ -37,7 +37,8 @@ def test_without_a_gpu_it_measures_only_a_toy(tmp_path, capsys):
     found = json.loads(path.read_text())
     assert found["toy"] and found["device"] == "cpu" and "memory_bytes" not in found
     assert [entry["part"] for entry in found["entries"]] == ["backbone"]
-    assert "skipped" in found["entries"][0] or "failed" in found["entries"][0]
+    entry = found["entries"][0]
+    assert (entry["type"], entry["preset"]) == ("diffusers", "tiny-wan") and entry["frames_per_second"] > 0
 
 
 def test_imagining_and_training_are_measured_at_toy_size(toy):

@@ -79,7 +79,7 @@ def _scalar(value: Tensor, name: str) -> Any:
     return getattr(value, "total", MANY)
 
 
-def _repeated(x: Tensor, repeats: Any, dim: int | None = None) -> Tensor:
+def _repeated(x: Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
     """`x.repeat_interleave(repeats, dim)`."""
     x, axis = (x.flatten(), 0) if dim is None else (x, dim % x.ndim)
     if isinstance(repeats, int):

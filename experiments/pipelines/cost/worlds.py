@@ -10,13 +10,14 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from experiments.pipelines import speed
+from experiments.pipelines.cost import backbones
 from experiments.pipelines.cost.counting import Live, bytes_of, flops_of, weights_of
 from experiments.pipelines.cost.training import Training, checkpointed
 from worldgym.errors import ConfigError
@@ -27,18 +28,18 @@ CHUNK = 5
 Device = torch.device | str
 
 
-def _video(preset: str) -> Any:
+def _video(preset: str, device: Device) -> Any:
     from worldgym.models import VideoWorldModel
     from worldgym.models.video.config import WorldModelConfig
 
-    return VideoWorldModel(WorldModelConfig.preset(preset))
+    return VideoWorldModel(WorldModelConfig.preset(preset)).to(device)
 
 
 def _video_training(preset: str, batch: int, checkpointing: bool, device: Device) -> Training:
     """The step of `worldgym.training.world_model` with true contexts; the other kind needs no more memory."""
     from worldgym.training.world_model import Windows, WorldModelTraining, world_model_loss
 
-    model, settings = _video(preset).to(device), WorldModelTraining()
+    model, settings = _video(preset, device), WorldModelTraining()
     c, length = model.config.dynamics, settings.window
     model.train()
     model.tokenizer.requires_grad_(False)
@@ -66,13 +67,14 @@ def _video_training(preset: str, batch: int, checkpointing: bool, device: Device
     return Training(model, trained, inputs, forward, copies, True, batch, f"windows of {length} frames")
 
 
-def _chunk(preset: str) -> Any:
+def _chunk(preset: str, device: Device) -> Any:
     from worldgym.models.chunk.config import ChunkConfig
     from worldgym.models.chunk.world_model import ChunkWorldModel
     from worldgym.models.video.config import WorldModelConfig
 
     specs = _specs(WorldModelConfig.preset(preset))
-    return ChunkWorldModel(ChunkConfig.preset(preset).for_data(np.zeros((2, 4), np.float32), specs, PARTS))
+    config = ChunkConfig.preset(preset).for_data(np.zeros((2, 4), np.float32), specs, PARTS)
+    return ChunkWorldModel(config).to(device)
 
 
 PARTS = ("hand", "red cube", "blue cube", "green cube", "tray", "drawer", "button")
@@ -94,7 +96,7 @@ def _chunk_training(preset: str, batch: int, checkpointing: bool, device: Device
     from worldgym.training.chunk_data import ChunkEpisodes
     from worldgym.training.world_model import LatentEpisodes
 
-    model = _chunk(preset).to(device)
+    model = _chunk(preset, device)
     model.train()
     model.requires_grad_(False)
     model.picture.requires_grad_(True)
@@ -117,30 +119,48 @@ def _chunk_training(preset: str, batch: int, checkpointing: bool, device: Device
     return Training(model, trained, fixed, forward, copies, True, batch, "chunks of 5 actions")
 
 
-WORLDS: dict[
-    str, tuple[tuple[str, ...], Callable[[str], Any], Callable[[str, int, bool, Device], Training]]
-] = {
-    "video": (("tiny", "small", "base"), _video, _video_training),
-    "chunk": (("tiny", "small", "base"), _chunk, _chunk_training),
-}
-"""By type: names of presets, a function that builds the model of a preset, and one that prepares a training step.
+@dataclass(frozen=True)
+class Entry:
+    """How the cost of a type of world model is computed.
 
-A type with large backbones adds an entry such as `"diffusers": (("large",), build, training)`. An entry counts where
-the type is registered (`worldgym.registry.WORLD_MODELS`).
-"""
+    Args:
+        presets: names of shapes.
+        build: `build(preset, device)`, a model with random weights.
+        training: `training(preset, batch, checkpointing, device)`, a training step.
+        imagining: `imagining(model, batch, decode)`: the state that environments keep, a function that imagines, and
+            the number of frames per environment that a call of it imagines.
+    """
+
+    presets: tuple[str, ...]
+    build: Callable[[str, Device], Any]
+    training: Callable[[str, int, bool, Device], Training]
+    imagining: Callable[[Any, int, str], tuple[Any, Callable[[], Any], int]]
+
+
+def _steps(model: Any, batch: int, decode: str) -> tuple[Any, Callable[[], Any], int]:
+    """Imagining by `step`, a chunk at a time."""
+    return speed.start(model, batch), speed.imagining(model, batch, CHUNK, decode=decode), CHUNK
+
+
+WORLDS: dict[str, Entry] = {
+    "video": Entry(("tiny", "small", "base"), _video, _video_training, _steps),
+    "chunk": Entry(("tiny", "small", "base"), _chunk, _chunk_training, _steps),
+    "diffusers": Entry(tuple(backbones.PRESETS), backbones.build, backbones.training, backbones.imagining),
+}
+"""By type. A new type is one entry; it counts where the type is registered (`worldgym.registry.WORLD_MODELS`)."""
 
 
 def world_presets() -> list[tuple[str, str]]:
     """Types and presets of registered world models whose cost can be computed."""
     known = set(WORLD_MODELS.names())
-    return [(kind, preset) for kind, entry in WORLDS.items() if kind in known for preset in entry[0]]
+    return [(kind, preset) for kind, entry in WORLDS.items() if kind in known for preset in entry.presets]
 
 
-def _entry(kind: str, preset: str) -> tuple[Any, Any]:
+def _entry(kind: str, preset: str) -> Entry:
     if (kind, preset) not in world_presets():
         known = ", ".join(f"{kind} {preset}" for kind, preset in world_presets())
         raise ConfigError(f"there is no world model {kind!r} with the preset {preset!r}; there are {known}")
-    return WORLDS[kind][1:]
+    return WORLDS[kind]
 
 
 def world_training(
@@ -158,13 +178,12 @@ def world_training(
     Raises:
         ConfigError: an unknown type or preset.
     """
-    prepared: Training = _entry(kind, preset)[1](preset, batch, checkpointing, device)
-    return prepared
+    return _entry(kind, preset).training(preset, batch, checkpointing, device)
 
 
 def world_model(kind: str, preset: str, device: Device = "cpu") -> Any:
     """The world model of a preset, with random weights, for imagining."""
-    return _entry(kind, preset)[0](preset).to(device).eval().requires_grad_(False)
+    return _entry(kind, preset).build(preset, device).eval().requires_grad_(False)
 
 
 def imagining_cost(kind: str, preset: str, batch: int) -> dict[str, int]:
@@ -175,19 +194,18 @@ def imagining_cost(kind: str, preset: str, batch: int) -> dict[str, int]:
         `env_bytes` (state and cache of keys and values that an environment keeps between steps) and
         `imagining_bytes` (weights, states of the batch, and temporary values at their fullest).
     """
-    model: nn.Module = world_model(kind, preset)
-    frames = batch * CHUNK
+    model, imagining = world_model(kind, preset), _entry(kind, preset).imagining
     with torch.no_grad():
-        state = speed.start(model, batch)
+        state, work, frames = imagining(model, batch, "all")
         kept = bytes_of(state.tensors()) // batch
         del state
-        work = speed.imagining(model, batch, CHUNK)
-        flops = flops_of(work) // frames
-        last = flops_of(speed.imagining(model, batch, CHUNK, decode="last")) // frames
+        flops = flops_of(work) // (batch * frames)
+        last = flops_of(imagining(model, batch, "last")[1]) // (batch * frames)
         copies = [p for fast in getattr(model, "_fast", ()) for p in weights_of(fast)]
+        del work
         with Live([*weights_of(model), *copies]) as live:
-            held = speed.imagining(model, batch, CHUNK)
-            held()
+            held = imagining(model, batch, "all")
+            held[1]()
     return {
         "frame_flops": flops, "frame_flops_last": last, "env_bytes": kept, "imagining_bytes": live.peak,
     }  # fmt: skip

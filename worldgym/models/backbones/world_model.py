@@ -208,7 +208,9 @@ class DiffusersWorldModel(LatentWorldModel):
         parts = []
         for rows in state.groups():
             rows = rows.to(actions.device)
-            parts.append((rows, *self._imagine_alike(net, state.index(rows), actions[rows].float(), decode)))
+            alike = state.index(rows)
+            known, filled = int(alike.known[0]), int(alike.filled[0])
+            parts.append((rows, *self.imagine_alike(net, alike, actions[rows].float(), decode, known, filled)))
         order = torch.cat([rows for rows, *_ in parts]).argsort()
         after = type(state).cat([part for _, part, _, _ in parts]).index(order)
         pictures, latents, uncertainty = (
@@ -218,12 +220,14 @@ class DiffusersWorldModel(LatentWorldModel):
         frames, views = self.canvas.unpack(pictures)
         return after, Imagined(frames, latents, states, uncertainty, views=views)
 
-    def _imagine_alike(
-        self, net: VideoNetwork, state: BackboneState, actions: Tensor, decode: Decode
+    def imagine_alike(
+        self, net: VideoNetwork, state: BackboneState, actions: Tensor, decode: Decode, known: int, filled: int
     ) -> tuple[BackboneState, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """`_imagine` for rows with as many latent frames in the window and as many pending actions."""
+        """`step` for rows with `known` latent frames in the window and `filled` pending actions.
+
+        Returns the state, proprioception `(B,K,S)`, and pictures `(B,n,H',W',3)`, latents and uncertainty `(B,)`.
+        """
         r, steps = self.config.per_frame, actions.shape[1]
-        known, filled = int(state.known[0]), int(state.filled[0])
         path, last = self.integrator(self.normalise_state(state.states), state.last, state.acted, actions)
         shown, latents, errors, done = [], [], [], 0
         while done < steps:
