@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.pipelines.checks import values_of
+from experiments.pipelines.settings import PRACTICE
 from worldgym.errors import ConfigError
 from worldgym.imagination.starts import VIEWS
 from worldgym.pretrained import CARD
@@ -61,6 +63,8 @@ class BundleConfig:
         seed: seed of the choice of start frames.
         rollout_horizon: steps of a training rollout in imagination, for the card; commands that fine-tune use 25
             without it. Experts of the suite should be done by then.
+        practice: `name=value` pairs of further settings for the card that commands that fine-tune take from there:
+            `confirm` and `threshold` (`worldgym rl --help`).
         half: store weights of 32 bits in 16 (float16), which halves the size; parts are computed in their own precision
             as before.
         licence: licence of the weights, for the card; recordings may require another.
@@ -86,6 +90,7 @@ class BundleConfig:
     demos_limit: int | None = None
     seed: int = 0
     rollout_horizon: int | None = None
+    practice: tuple[str, ...] = ()
     half: bool = False
     licence: str = "Apache-2.0"
     made_by: str = "worldgym bundle"
@@ -98,6 +103,9 @@ def run(config: BundleConfig) -> int:
     from agents.data.demonstrations import demonstrated_behaviour
     from worldgym.data import EpisodeDataset
 
+    practice = values_of(config.practice, "--practice", "confirm=2")
+    if unknown := sorted(set(practice) - set(PRACTICE)):
+        raise ConfigError(f"--practice has {unknown[0]!r}, expected {' or '.join(PRACTICE)}; try --practice confirm=2")
     sources = parts(config)
     dataset = EpisodeDataset(config.data).require_seen()
     suite = load_suite(config.suite).name if config.suite else suite_of(dataset)
@@ -135,6 +143,7 @@ def run(config: BundleConfig) -> int:
             facts |= {"split_manifest": dataset.manifest.hash, "command": config.made_by, "licence": config.licence}
             facts |= {} if suite is None else {"suite": suite}
             facts |= {} if config.rollout_horizon is None else {"rollout_horizon": config.rollout_horizon}
+            facts |= {"practice": practice} if practice else {}
             write_card(folder, facts, dataset.summary)
             if (
                 config.out / README

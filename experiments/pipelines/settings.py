@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 from worldgym.pretrained import DEFAULT
 
 ROLLOUT_HORIZON = 25
+PRACTICE: dict[str, Any] = {"confirm": 1, "threshold": None}
+"""Settings that the card of a bundle may state under `practice`, and their values if it does not."""
 CHECK_SEED0 = 11_000_000
 """First seed of the starts of the imagination check: held out, and different from those of the evaluation."""
 
@@ -68,8 +70,9 @@ class FineTuneSettings:
         fastest: of the successful attempts from a start, imitate only those that took the fewest chunks.
         reached_goals: imitate only goals at which the hand arrived next.
         middle_fraction: fraction of start frames that are not the first frame of their episode.
-        threshold: success probability that counts as success; None uses the judge's own threshold.
-        confirm: number of successive judgements that must be successful.
+        threshold: success probability that counts as success; None takes that of the bundle's card, else the judge's
+            own threshold.
+        confirm: number of successive judgements that must be successful; None takes that of the bundle's card, else 1.
         max_uncertainty: drop imagined episodes whose world-model uncertainty exceeds this; None drops none.
         bc_batch: chunks per supervised step, in self-imitation and in the BC-only control.
         audit_every: rounds between two audits of the averaged policy, in which its imagined episodes are executed in
@@ -111,7 +114,7 @@ class FineTuneSettings:
     reached_goals: bool = True
     middle_fraction: float = 0.3
     threshold: float | None = None
-    confirm: int = 1
+    confirm: int | None = None
     max_uncertainty: float | None = None
     bc_batch: int = 128
     audit_every: int = 0
@@ -135,6 +138,10 @@ class FineTuneSettings:
         object.__setattr__(self, "learn", "goal" if self.learn == "pointer" else self.learn)  # name in earlier versions
         if self.rollout_horizon is None:
             object.__setattr__(self, "rollout_horizon", rollout_horizon(self.bundle))
+        practice = practice_of(self.bundle)
+        for name, usual in PRACTICE.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, practice.get(name, usual))
         if self.quick:
             for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))
@@ -181,7 +188,7 @@ class FineTuneSettings:
             starts=self.starts, start_oversampling=self.start_oversampling, group_size=self.group,
             horizon=self.rollout_horizon or ROLLOUT_HORIZON, temperature=self.temperature,
             action_temperature=self.action_temperature,
-            middle_fraction=self.middle_fraction, threshold=self.threshold, confirm=self.confirm,
+            middle_fraction=self.middle_fraction, threshold=self.threshold, confirm=self.confirm or 1,
             max_uncertainty=self.max_uncertainty, distinct_goals=self.distinct_goals,
             hindsight=self.hindsight, hindsight_threshold=self.hindsight_threshold,
         )  # fmt: skip
@@ -241,14 +248,31 @@ class DemoSettings(FineTuneSettings):
             raise ConfigError(f"sharpen_temperature is {self.sharpen_temperature}, expected more than 0")
 
 
-def rollout_horizon(bundle: str | Path) -> int:
-    """Steps of a rollout that the card of a bundle states; 25 if it states none."""
+def _card(bundle: str | Path) -> dict[str, Any]:
     folder = Path(bundle).expanduser()
     try:
-        card = pretrained.read_card(folder if folder.is_dir() else pretrained.path(str(bundle)))
+        return pretrained.read_card(folder if folder.is_dir() else pretrained.path(str(bundle)))
     except CheckpointError:
-        return ROLLOUT_HORIZON  # the error is raised again where the bundle is needed
-    return int(card.get("rollout_horizon", ROLLOUT_HORIZON))
+        return {}  # the error is raised again where the bundle is needed
+
+
+def rollout_horizon(bundle: str | Path) -> int:
+    """Steps of a rollout that the card of a bundle states; 25 if it states none."""
+    return int(_card(bundle).get("rollout_horizon", ROLLOUT_HORIZON))
+
+
+def practice_of(bundle: str | Path) -> dict[str, Any]:
+    """Settings of fine-tuning that the card of a bundle states, by name.
+
+    Raises:
+        ConfigError: a name that is not in `PRACTICE`.
+    """
+    practice = _card(bundle).get("practice", {})
+    if unknown := sorted(set(practice) - set(PRACTICE)):
+        raise ConfigError(
+            f"the card of {bundle} has the practice setting {unknown[0]!r}; expected {', '.join(PRACTICE)}"
+        )
+    return dict(practice)
 
 
 def at_least_one(settings: Any, *names: str) -> None:

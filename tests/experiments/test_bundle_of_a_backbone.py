@@ -1,4 +1,4 @@
-"""A bundle whose world model is a video transformer of diffusers, and one behind a server, in the commands that use it."""
+"""A bundle with a video transformer of diffusers as world model, or one behind a server, in the commands that use it."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import pytest
 from experiments.bundle import Bundle
 from experiments.cli import main
 from experiments.pipelines.settings import FineTuneSettings
+from worldgym.errors import CheckpointError, ConfigError
 from worldgym.pretrained import read_card
 from worldgym.utils.files import write_sealed
 from worldgym.utils.folders import verify_listed
@@ -61,6 +62,23 @@ def test_the_card_states_how_long_rollouts_are(bundle):
     assert FineTuneSettings(bundle=str(bundle), rollout_horizon=20).trainer_config().rollout.horizon == 20
     assert FineTuneSettings(bundle=str(bundle), quick=True).rollout_horizon == 10
     assert FineTuneSettings(bundle="no-such-bundle").rollout_horizon == 25
+
+
+def test_a_card_may_state_how_success_is_confirmed_in_practice(bundle):
+    assert FineTuneSettings(bundle=str(bundle)).trainer_config().rollout.confirm == 1
+    (bundle / "manifest.json").unlink(missing_ok=True)
+    card = read_card(bundle) | {"practice": {"confirm": 2, "threshold": 0.9}}
+    (bundle / "card.json").write_text(json.dumps(card))
+    stated = FineTuneSettings(bundle=str(bundle))
+    assert (stated.confirm, stated.threshold) == (2, 0.9) and stated.key()["confirm"] == 2
+    given = FineTuneSettings(bundle=str(bundle), confirm=1).trainer_config().rollout
+    assert (given.confirm, given.threshold) == (1, 0.9)
+    (bundle / "card.json").write_text(json.dumps(card | {"practice": {"confirms": 2}}))
+    with pytest.raises(ConfigError, match="'confirms'; expected confirm, threshold"):
+        FineTuneSettings(bundle=str(bundle))
+    (bundle / "card.json").write_text(json.dumps(card | {"practice": {"confirm": "two"}}))
+    with pytest.raises(CheckpointError, match="expected settings of fine-tuning"):
+        read_card(bundle)
 
 
 def test_undefined_precision_and_untested_tasks_are_below_every_floor(bundle, gate):
