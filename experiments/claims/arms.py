@@ -209,7 +209,7 @@ def imitate(
     config = SelfImitationConfig(
         steps=settings.imitation_steps, lr=settings.imitation_lr, batch_size=settings.bc_batch, seed=settings.seed,
         learn=settings.learn, demo_share=settings.demo_share, min_rate=0.0, discount=1.0,
-        fastest=settings.fastest, reached_goals=settings.reached_goals,
+        fastest=bool(settings.fastest), reached_goals=settings.reached_goals,
         action_head_steps=settings.head_steps,
     )  # fmt: skip
     imitation, updates = SelfImitation(demos, config), 0.0

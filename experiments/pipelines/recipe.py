@@ -22,6 +22,9 @@ episode of it out. `required: [source]` lists values that have no default.
 
 A recipe with `base: FILE` in place of stages has those of the recipe FILE, a path relative to its own folder. Its
 `values`, `about` and `hours` replace those of that recipe.
+
+`presets: {tiny: {episodes: 6}}` names sets of values. `results: {policy: $out/rl/policy}` names what the stages make,
+for programs that go on with it (`worldgym coevolve`).
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from typing import Any
 from worldgym.errors import ConfigError
 
 STAGE_KEYS = {"name", "minutes", "accept", "needs", "note", "environment"}
-RECIPE_KEYS = {"name", "about", "hours", "values", "stages", "base", "required"}
+RECIPE_KEYS = {"name", "about", "hours", "values", "presets", "stages", "base", "required", "results"}
 NEEDS = ("labels", "left_out")
 
 
@@ -82,12 +85,14 @@ class Recipe:
         about: description.
         hours: time that the shares divide.
         stages: in order.
+        results: what the stages make, by name.
     """
 
     name: str
     about: str
     hours: float
     stages: tuple[Stage, ...]
+    results: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def minutes(self) -> float:
@@ -96,7 +101,11 @@ class Recipe:
 
 
 def read_recipe(
-    path: Path, out: Path, hours: float | None = None, values: Mapping[str, Any] | None = None
+    path: Path,
+    out: Path,
+    hours: float | None = None,
+    values: Mapping[str, Any] | None = None,
+    preset: str | None = None,
 ) -> Recipe:
     """Read a recipe and fill in its values.
 
@@ -104,13 +113,14 @@ def read_recipe(
         path: a YAML file.
         out: folder of the build, `$out`.
         hours: replaces the `hours` of the recipe.
-        values: replace `values` of the recipe.
+        values: replace `values` of the recipe and of the preset.
+        preset: name of a set of values of the recipe; None for the values as they stand.
 
     Raises:
         ConfigError: the file is missing or is no recipe; the message names the stage and what is wrong with it.
     """
     data = _content(path)
-    known = data["values"]
+    known = {**data["values"], **_preset(path, data, preset)}
     if unknown := set(values or {}) - set(known):
         raise ConfigError(f"{path} has no values {sorted(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
     required = _listed(data.get("required", []), str, f"{path}: `required`")
@@ -122,7 +132,29 @@ def read_recipe(
     names = [stage.name for stage in stages]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: several stages have the name {', '.join(twice)}; give each a `name`")
-    return Recipe(str(data.get("name", path.stem)), str(data.get("about", "")), total, tuple(stages))
+    results = data.get("results", {})
+    if not isinstance(results, dict) or not all(isinstance(each, str) for each in results.values()):
+        raise ConfigError(
+            f"{path}: `results` is {results!r}; expected names with paths, such as {{policy: $out/policy}}"
+        )
+    made = {str(name): str(_filled(text, fill, total, f"{path}: `results`")) for name, text in results.items()}
+    return Recipe(str(data.get("name", path.stem)), str(data.get("about", "")), total, tuple(stages), made)
+
+
+def _preset(path: Path, data: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """Values of a preset of a recipe."""
+    presets = data.get("presets") or {}
+    if not isinstance(presets, dict) or not all(isinstance(given, dict) for given in presets.values()):
+        raise ConfigError(
+            f"{path}: `presets` is {presets!r}; expected names with values, such as {{tiny: {{steps: 2}}}}"
+        )
+    if name is None:
+        return {}
+    if name not in presets:
+        raise ConfigError(f"{path} has no preset {name!r}; it has {', '.join(map(str, presets)) or 'none'}")
+    if unknown := set(presets[name]) - set(data["values"]):
+        raise ConfigError(f"{path}: the preset {name} has {sorted(unknown)}, which are no `values` of the recipe")
+    return dict(presets[name])
 
 
 def _content(path: Path, based: bool = False) -> dict[str, Any]:

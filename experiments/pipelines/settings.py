@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 from worldgym.pretrained import DEFAULT
 
 ROLLOUT_HORIZON = 25
-PRACTICE: dict[str, Any] = {"confirm": 1, "threshold": None}
+PRACTICE: dict[str, Any] = {"confirm": 1, "threshold": None, "fastest": True}
 """Settings that the card of a bundle may state under `practice`, and their values if it does not."""
 CHECK_SEED0 = 11_000_000
 """First seed of the starts of the imagination check: held out, and different from those of the evaluation."""
@@ -67,7 +67,8 @@ class FineTuneSettings:
             with learn `all`, which trains it anyway.
         demo_share: fraction of demonstrations in their batches.
         min_rate: fraction of the attempts from a start that must be judged successful; otherwise none is imitated.
-        fastest: of the successful attempts from a start, imitate only those that took the fewest chunks.
+        fastest: of the successful attempts from a start, imitate only those that took the fewest chunks; None takes
+            what the bundle's card says, else yes. `--fastest` and `--no-fastest` on the command line.
         reached_goals: imitate only goals at which the hand arrived next.
         middle_fraction: fraction of start frames that are not the first frame of their episode.
         threshold: success probability that counts as success; None takes that of the bundle's card, else the judge's
@@ -110,7 +111,7 @@ class FineTuneSettings:
     action_head_steps: int = 0
     demo_share: float = 0.4
     min_rate: float = 0.3
-    fastest: bool = True
+    fastest: bool | None = None
     reached_goals: bool = True
     middle_fraction: float = 0.3
     threshold: float | None = None
@@ -170,6 +171,17 @@ class FineTuneSettings:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 
+    @staticmethod
+    def rewrite_arguments(arguments: list[str]) -> list[str]:
+        """Read `--fastest` and `--no-fastest` as values, since None is one too."""
+        values = {"--fastest": ["--fastest", "True"], "--no-fastest": ["--fastest", "False"]}
+        given = [*arguments, ""]
+        return [
+            word
+            for name, after in zip(given, given[1:], strict=False)
+            for word in ([name] if after in ("True", "False", "None") else values.get(name, [name]))
+        ]
+
     @property
     def head_steps(self) -> int:
         """Supervised steps per round on the output layer of the action head alone."""
@@ -195,7 +207,7 @@ class FineTuneSettings:
         imitation = SelfImitationConfig(
             steps=self.imitation_steps, lr=self.imitation_lr, batch_size=self.bc_batch, seed=self.seed,
             learn=self.learn, demo_share=self.demo_share, min_rate=self.min_rate, discount=1.0,
-            fastest=self.fastest, reached_goals=self.reached_goals, action_head_steps=self.head_steps,
+            fastest=bool(self.fastest), reached_goals=self.reached_goals, action_head_steps=self.head_steps,
         )  # fmt: skip
         grpo = GRPOConfig(lr=self.lr, updates=self.updates, seed=self.seed, learn=self.learn) if self.lr else None
         return ImaginedRLConfig(rollout, grpo, imitation, self.average, self.actor, self.seed, self.improver)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from experiments.bundle import Bundle
-from experiments.cli import main
+from experiments.cli import main, parse_command
 from experiments.pipelines.settings import FineTuneSettings
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.pretrained import read_card
@@ -70,11 +70,13 @@ def test_a_card_may_state_how_success_is_confirmed_in_practice(bundle):
     card = read_card(bundle) | {"practice": {"confirm": 2, "threshold": 0.9}}
     (bundle / "card.json").write_text(json.dumps(card))
     stated = FineTuneSettings(bundle=str(bundle))
+    assert stated.fastest and parse_command(("rl",), ["--bundle", str(bundle), "--no-fastest"])[0].fastest is False
+    assert parse_command(("rl",), ["--fastest", "--bundle", str(bundle)])[0].fastest is True
     assert (stated.confirm, stated.threshold) == (2, 0.9) and stated.key()["confirm"] == 2
     given = FineTuneSettings(bundle=str(bundle), confirm=1).trainer_config().rollout
     assert (given.confirm, given.threshold) == (1, 0.9)
     (bundle / "card.json").write_text(json.dumps(card | {"practice": {"confirms": 2}}))
-    with pytest.raises(ConfigError, match="'confirms'; expected confirm, threshold"):
+    with pytest.raises(ConfigError, match="'confirms'; expected confirm, threshold, fastest"):
         FineTuneSettings(bundle=str(bundle))
     (bundle / "card.json").write_text(json.dumps(card | {"practice": {"confirm": "two"}}))
     with pytest.raises(CheckpointError, match="expected settings of fine-tuning"):

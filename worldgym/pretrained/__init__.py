@@ -146,9 +146,8 @@ _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "real_episodes": (lambda value: value is None or (type(value) is int and value >= 0), "a count"),
     "rollout_horizon": (lambda value: type(value) is int and value > 0, "steps of a rollout"),
     "practice": (
-        lambda value: isinstance(value, dict)
-        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value.values()),
-        "settings of fine-tuning, numbers by name",
+        lambda value: isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values()),
+        "settings of fine-tuning, numbers and truth values by name",
     ),
     "data": (lambda value: value is None or isinstance(value, dict), "an object"),
 }
