@@ -94,6 +94,13 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("bundle",): Command("bundle", "BundleConfig", "copy trained parts into one checkpoint folder"),
     ("card",): Command("card", "CardConfig", "write the model card of a bundle, with its gate"),
+    ("coevolve",): Command(
+        "coevolve",
+        "CoevolveConfig",
+        "improve policy, world model and judge in rounds of episodes in Real and practice in imagination",
+        draws=True,
+        resumes=True,
+    ),
     ("build",): Command(
         "build", "BuildConfig", "make a bundle from nothing, by the commands of a recipe", resumes=True
     ),
@@ -195,7 +202,7 @@ GROUPS = {
     "start": ("info", "list", "demo"),
     "record and import": ("collect", "import", "data"),
     "train": ("train", "bundle", "card", "build"),
-    "reinforcement learning": ("rl", "sweep"),
+    "reinforcement learning": ("rl", "sweep", "coevolve"),
     "judge": ("audit", "calibrate"),
     "evaluate": ("eval", "picture", "bench", "cost"),
     "use from other processes and machines": ("serve",),

@@ -54,7 +54,7 @@ def expand_home(arguments: Sequence[str]) -> list[str]:
 
 
 def check_numbers(config: Any, prefix: str = "--") -> None:
-    """Refuse numbers that no command can use.
+    """Refuse numbers that no command can use; a config allows 0 for the names in its `MAY_BE_ZERO`.
 
     Raises:
         ConfigError: NaN or infinity, a count below one, or a rate that is not positive; names the option.
@@ -65,8 +65,9 @@ def check_numbers(config: Any, prefix: str = "--") -> None:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check_numbers(value, f"{option}.")
             continue
+        zero = field.name in getattr(config, "MAY_BE_ZERO", ())
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int | float) and not isinstance(number, bool):
+            if isinstance(number, int | float) and not isinstance(number, bool) and not (zero and number == 0):
                 _check(field, option, number)
 
 

@@ -129,6 +129,7 @@ class FineTuneSettings:
     SMALL: ClassVar[dict[str, int]] = {
         "iterations": 2, "starts": 2, "group": 4, "rollout_horizon": 10, "bc_batch": 8, "imitation_steps": 2,
     }  # fmt: skip
+    MAY_BE_ZERO: ClassVar[set[str]] = {"lr"}
     ELSEWHERE: ClassVar[set[str]] = {"out", "fresh", "workers", "device", "dtype"}
     """Settings in which a resumed run may differ: where and how it runs."""
 

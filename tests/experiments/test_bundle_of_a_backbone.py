@@ -1,4 +1,4 @@
-"""A bundle with a video transformer of diffusers as world model, or one behind a server, in the commands that use it."""
+"""A bundle with a video transformer of diffusers as world model, or one behind a server, in the commands."""
 
 from __future__ import annotations
 
