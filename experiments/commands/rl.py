@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shlex
 import sys
@@ -43,6 +44,8 @@ class RlConfig(FineTuneSettings):
         policy: folder of the initial policy; the bundle's SFT policy if None.
         judge: judge that gives the reward: `bundled`, `latent`, `open_clip`, or a folder written by a judge's
             `save_pretrained`.
+        start_frames: frames that imagined episodes begin from, in place of the bundle's: folder of a dataset, or an
+            `.npz` file with the fields of a bundle's `starts.npz`. One unseen frame is test-time training on it.
         cache: folder that caches the answers of judges behind an endpoint.
         judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL;
             without it, no key is sent.
@@ -57,6 +60,7 @@ class RlConfig(FineTuneSettings):
     out: Path = Path("runs/rl")
     policy: Path | None = None
     judge: str = "bundled"
+    start_frames: str | None = None
     cache: Path | None = None
     judge_keys: tuple[str, ...] = ()
     workers: int = 0
@@ -85,14 +89,20 @@ def run(config: RlConfig) -> int:
     begin = None if config.policy is None else policy_folder(config.policy, config.bundle)
     judge = bundle.named_judge(config.judge, cache=config.cache, keys=config.judge_keys)
     parts = bundle.fingerprint(policy=begin, judge=bundle.judge_folder(config.judge))
-    folder = RunFolder(config.out, {**config.key(), "parts": parts}, fresh=config.fresh, restart=AGAIN)
+    key = {**config.key(), "parts": parts}
+    starts = None if config.start_frames is None else given_starts(config, bundle)
+    if starts is None:
+        del key["start_frames"]  # runs of earlier versions, which had no others, can be continued
+    else:
+        key["start_frames"] = starts.content
+    folder = RunFolder(config.out, key, fresh=config.fresh, restart=AGAIN)
     if folder.has("history.json", "policy"):
         logger.warning("%s contains this run and its results; --fresh deletes them and runs it again", config.out)
         return tell(config, folder.read("history"), judge.name)
     if folder.resumed:
         logger.info("resuming the interrupted run in %s", config.out)
     try:
-        tuning, history = tune(config, bundle, folder, begin, judge)
+        tuning, history = tune(config, bundle, folder, begin, judge, starts)
     except WorldgymError:
         folder.forget()
         raise
@@ -101,14 +111,39 @@ def run(config: RlConfig) -> int:
     return tell(config, history, tuning.judge.name)
 
 
+@dataclass(frozen=True)
+class GivenStarts:
+    """Frames that imagined episodes begin from, and a hash of them."""
+
+    bank: Any
+    content: str
+
+
+def given_starts(config: RlConfig, bundle: Bundle) -> GivenStarts:
+    """Read `start_frames`, those of the tasks that are trained.
+
+    Raises:
+        CheckpointError: there is no such file or folder.
+        ConfigError: none of its frames is of these tasks.
+    """
+    from agents import StartBank
+    from experiments.pipelines.finetune import training_tasks
+    from experiments.pipelines.imagined_evaluation import bank_of
+
+    assert config.start_frames is not None
+    starts = bank_of(bundle, config.start_frames, training_tasks(config, bundle))
+    return GivenStarts(StartBank(starts), hashlib.sha256(starts.images.cpu().numpy().tobytes()).hexdigest()[:16])
+
+
 def tune(
-    config: RlConfig, bundle: Bundle, folder: RunFolder, begin: Path | None, judge: Any
+    config: RlConfig, bundle: Bundle, folder: RunFolder, begin: Path | None, judge: Any, starts: GivenStarts | None
 ) -> tuple[FineTuning, list[dict[str, float]]]:
     """Fine-tune the policy; return the fine-tuning and its history."""
     import torch
     import yaml
 
-    tuning = FineTuning(config, bundle, folder, policy=begin, judge=judge)
+    bank = None if starts is None else starts.bank
+    tuning = FineTuning(config, bundle, folder, policy=begin, judge=judge, starts=bank)
     facts = {
         "settings": config.key(),
         "train_tasks": list(tuning.tasks),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -33,6 +34,25 @@ def test_a_policy_practises_and_the_run_says_how_to_measure_it(bundle, tmp_path,
     assert main(["rl", "--bundle", str(bundle), "--out", str(out), "--quick"]) == 0
     assert capsys.readouterr().out == said and "--fresh" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before, "it is shown, not run again"
+
+
+def test_practice_may_begin_from_one_given_frame(bundle, tmp_path, monkeypatch, capsys):
+    with np.load(bundle / "starts.npz") as found:
+        one = {name: found[name][-1:] for name in found.files}
+    one["images"] = 255 - one["images"]
+    np.savez(tmp_path / "one.npz", **one)
+    seen, whole = [], ImaginedRLTrainer.__init__
+    monkeypatch.setattr(
+        ImaginedRLTrainer, "__init__", lambda self, *given, **more: seen.append(given[4]) or whole(self, *given, **more)
+    )
+    line = ["rl", "--bundle", str(bundle), "--out", str(tmp_path / "rl"), "--quick", "--start-frames"]
+    assert main([*line, str(tmp_path / "one.npz")]) == 0
+    assert len(seen[0]) == 1 and (seen[0].starts.images.numpy() == one["images"]).all()
+    one["images"] = one["images"] // 2  # another frame is another run
+    np.savez(tmp_path / "one.npz", **one)
+    assert main([*line, str(tmp_path / "one.npz")]) == 2
+    assert main([*line[:-1], "--fresh", "--start-frames", str(tmp_path / "none.npz")]) == 2
+    assert "none.npz" in capsys.readouterr().err
 
 
 def test_a_stopped_run_goes_on_at_its_last_round_and_ends_the_same(bundle, tmp_path, monkeypatch):
