@@ -94,17 +94,15 @@ def fidelity_facts(
     from worldgym.models import load_world_model
 
     dataset = EpisodeDataset(logs)
-    arrays = dataset.load_arrays()
-    chosen = np.arange(len(arrays) - new, len(arrays))
+    arrays = dataset.select(range(len(dataset.records) - new, len(dataset.records))).load_arrays()
+    inside = np.ones(len(arrays.frames), bool)
+    inside[arrays.offsets[:-1]] = False
     found: dict[str, Any] = {"episodes": int(new)}
     for name, parts in (("before", before), ("after", after)):
         model, judge = load_world_model(parts["world_model"]), load_judge(parts["judge"])
         generator = torch.Generator().manual_seed(seed)
-        imagined = imagine_training_logs(model, arrays, episodes=chosen, generator=generator)
-        inside = np.ones(len(imagined.frames), bool)
-        inside[imagined.offsets[:-1]] = False
-        rows = np.concatenate([np.arange(arrays.offsets[i], arrays.offsets[i + 1]) for i in chosen])
-        error = (imagined.frames[inside].astype(np.float32) - arrays.frames[rows][inside]) / 255
+        imagined = imagine_training_logs(model, arrays, generator=generator)
+        error = (imagined.frames[inside].astype(np.float32) - arrays.frames[inside]) / 255
         said, truth = episode_verdicts(judge, imagined, np.arange(new))
         judged, true = stopped(said, truth, judge.threshold)
         counts = {"fp": judged & ~true, "tp": judged & true, "fn": ~judged & true, "tn": ~judged & ~true}
