@@ -35,13 +35,15 @@ from experiments.suites import (
 from worldgym import pretrained
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, ImaginedResult, make_starts, paired_bootstrap
-from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.evaluation.outcomes import EVALUATION_SEED0, shuffle_instructions
 from worldgym.pretrained import DEFAULT
 from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
 BUNDLED, IMAGINED = DEFAULT, "imagined"
+WRONG = ", wrong instruction"
+"""What is added to the name of a policy that was given the instructions of other starts."""
 ONLY_IMAGINED = ("world_model", "starts", "threshold", "max_uncertainty")
 
 
@@ -74,6 +76,8 @@ class EvalConfig:
         judge_keys: `URL=VARIABLE`: environment variable with the API key for a judge's endpoint at exactly this URL.
         decoded_by: in Real: folder of a world model whose tokenizer encodes and decodes every frame before a policy
             sees it, to compare with the same policy on frames as they are.
+        wrong_instructions: in Real: also measure every policy with the instruction of another start (language-blind
+            control): what it still achieves owes nothing to the words.
         starts: with `--imagined`: `bundle` starts from logged frames of the bundle, a dataset's folder or an `.npz`
             file from frames of recordings; if None, from first frames of the suite, the same as without `--imagined`.
         threshold: with `--imagined`: probability of the judge that counts as success; the judge's own if None.
@@ -104,6 +108,7 @@ class EvalConfig:
     cache: Path | None = None
     judge_keys: tuple[str, ...] = ()
     decoded_by: Path | None = None
+    wrong_instructions: bool = False
     starts: str | None = None
     threshold: float | None = None
     confirm: int = 1
@@ -122,8 +127,10 @@ class EvalConfig:
         given = [f"--{name.replace('_', '-')}" for name in ONLY_IMAGINED if getattr(self, name) is not None]
         if given and not self.imagined:
             raise ConfigError(f"{given[0]} is for an evaluation in imagination; type --imagined too")
-        if self.imagined and (self.domain is not None or self.gap or self.decoded_by is not None):
-            raise ConfigError("an imagined evaluation has no --domain, --gap and --decoded-by; leave them out")
+        if self.imagined and (self.domain is not None or self.gap or self.decoded_by or self.wrong_instructions):
+            raise ConfigError(
+                "an imagined evaluation has no --domain, --gap, --decoded-by and --wrong-instructions; leave them out"
+            )
         if self.confirm < 1:
             raise ConfigError(f"confirm is {self.confirm}; expected at least 1")
         if self.episodes < 1 or self.horizon < 1 or self.workers < 0:
@@ -169,6 +176,16 @@ def run(config: EvalConfig) -> int:
                     seed=config.seed,
                     progress=lambda done, _, bar=progress: bar.update(done - bar.count),
                 )
+            if config.wrong_instructions:
+                blind = shuffle_instructions(results[choice.name], seed=config.seed)
+                with Progress(len(starts), f"{choice.name}{WRONG}") as progress:
+                    results[f"{choice.name}{WRONG}"] = pools[chunk].evaluate(
+                        choice.ref,
+                        blind,
+                        temperature=choice.temperature,
+                        seed=config.seed,
+                        progress=lambda done, _, bar=progress: bar.update(done - bar.count),
+                    )
             # after every policy, so that these results are kept if the server of a later one ends
             data = summary(results, config)
             atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from experiments.cli import main
 from experiments.pipelines.coevolution_facts import decide
@@ -13,6 +17,7 @@ from experiments.pipelines.coevolve import RECIPES, Coevolution, CoevolveSetting
 from experiments.reports.coevolution import write_coevolution_report
 from worldgym.errors import ConfigError
 from worldgym.utils.files import read_sealed
+from worldgym.utils.tensors import load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,33 @@ def test_a_round_is_collected_trained_measured_and_the_best_one_is_kept(bundle, 
     assert (out / "policy" / "model.safetensors").read_bytes() == weights
     assert main(line(bundle, logs, out, "--recipe", "vlaw", "--seed", "1")) == 2
     assert "--seed" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twenty_times_ends_as_an_uninterrupted_one(bundle, logs, tmp_path):
+    """SIGKILL after a random time, each time; a killed run may have finished before."""
+    rng = np.random.default_rng(0)
+    runs = {name: line(bundle, logs, tmp_path / name, "--recipe", "dyna") for name in ("whole", "killed")}
+    assert main(runs["whole"]) == 0
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen([sys.executable, "-m", "worldgym", *runs["killed"]], stdout=subprocess.DEVNULL)
+        try:
+            assert process.wait(float(rng.uniform(3, 25))) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert main(runs["killed"]) == 0
+    assert kills > 3
+    for part in ("policy", "round-01/world_model/export", "round-01/judge", "round-01/practice/policy"):
+        whole, again = (load_tensors(tmp_path / name / part / "model.safetensors") for name in runs)
+        assert whole.keys() == again.keys()
+        assert all(torch.equal(whole[key], again[key]) for key in whole), part
+    kept = ("true", "imagined", "by_task", "real_episodes", "world_model")
+    rows = [read_sealed(tmp_path / name / "round-01" / "round.json", "") for name in runs]
+    assert [rows[0][key] for key in kept] == [rows[1][key] for key in kept]
 
 
 @pytest.mark.parametrize("recipe", sorted(file.stem for file in RECIPES.glob("*.yaml")))

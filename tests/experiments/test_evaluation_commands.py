@@ -25,6 +25,26 @@ def test_eval_prints_a_table_and_writes_paired_outcomes(bundle, tmp_path, capsys
     assert data["differences"][0]["a"] == "sft@1.0" and data["split"] == "seen"
 
 
+def test_a_policy_is_also_measured_with_the_words_of_another_start(bundle, tmp_path, monkeypatch):
+    given, whole = [], EvaluationPool.evaluate
+    monkeypatch.setattr(
+        EvaluationPool,
+        "evaluate",
+        lambda pool, ref, starts, **more: given.append(starts) or whole(pool, ref, starts, **more),
+    )
+    out = tmp_path / "eval.json"
+    config = evaluate.EvalConfig(
+        bundle=str(bundle), episodes=4, horizon=5, workers=0, wrong_instructions=True, out=out
+    )
+    assert evaluate.run(config) == 0
+    data = json.loads(out.read_text())
+    assert list(data["policies"]) == ["sft", "sft, wrong instruction"]
+    assert [d["a"] for d in data["differences"]] == ["sft, wrong instruction"]
+    own = data["policies"]["sft"]["outcomes"]
+    assert [(a.task, a.seed) for a in given[0]] == [(b.task, b.seed) for b in given[1]]
+    assert all(start.instruction for start in given[1]) and len(own["success"]) == 4
+
+
 def test_results_are_kept_when_the_server_of_a_later_policy_is_gone(bundle, tmp_path, monkeypatch):
     whole = EvaluationPool.evaluate
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from worldgym.errors import ConfigError
 from worldgym.evaluation.statistics import Interval, mean_interval, wilson
 
 EVALUATION_SEED0 = 10_000_000
@@ -162,11 +163,13 @@ def shuffle_instructions(result: EvalResult, seed: int = 0) -> list[Start]:
         seed: seed of the permutation.
 
     Raises:
-        ValueError: all instructions are equal, so shuffling has no effect.
+        ConfigError: all instructions are equal, so shuffling has no effect.
     """
     own = list(result.instructions)
     if len(set(own)) < 2:
-        raise ValueError(f"shuffling needs at least two different instructions, got only {own[:1]}")
+        raise ConfigError(
+            f"a wrong instruction needs at least two different ones, got only {own[:1]}; evaluate more tasks"
+        )
     rng = np.random.default_rng(seed)
     shuffled = [own[i] for i in rng.permutation(len(own))]
     for i, text in enumerate(shuffled):
