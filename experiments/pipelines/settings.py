@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 from worldgym.pretrained import DEFAULT
 
 ROLLOUT_HORIZON = 25
-PRACTICE: dict[str, Any] = {"confirm": 1, "threshold": None, "fastest": True}
+PRACTICE: dict[str, Any] = {"confirm": 1, "threshold": None, "fastest": True, "train_tasks": ()}
 """Settings that the card of a bundle may state under `practice`, and their values if it does not."""
 CHECK_SEED0 = 11_000_000
 """First seed of the starts of the imagination check: held out, and different from those of the evaluation."""
@@ -38,7 +38,9 @@ class FineTuneSettings:
         seed: seed of all randomness.
         out: folder of results and of the improved policy.
         bundle: name of a bundled checkpoint, or a folder with the same parts.
-        train_tasks: tasks to train on in imagination; if empty, the bundle's tasks, except those with little data.
+        train_tasks: tasks to train on in imagination; if empty, those that the bundle's card says, else the bundle's
+            tasks, except those with little data. Where the policy already succeeds in imagination, only errors of the
+            world model are left to learn.
             Errors of the world model are learned by the policy: choose tasks that come close to passing the closed-loop
             gate.
         iterations: rounds of rollouts and updates.
@@ -142,8 +144,9 @@ class FineTuneSettings:
             object.__setattr__(self, "rollout_horizon", rollout_horizon(self.bundle))
         practice = practice_of(self.bundle)
         for name, usual in PRACTICE.items():
-            if getattr(self, name) is None:
+            if getattr(self, name) in (None, ()):
                 object.__setattr__(self, name, practice.get(name, usual))
+        object.__setattr__(self, "train_tasks", tuple(self.train_tasks))
         if self.quick:
             for name, value in self.SMALL.items():
                 object.__setattr__(self, name, min(getattr(self, name), value))

@@ -73,10 +73,13 @@ def test_a_card_may_state_how_success_is_confirmed_in_practice(bundle):
     assert stated.fastest and parse_command(("rl",), ["--bundle", str(bundle), "--no-fastest"])[0].fastest is False
     assert parse_command(("rl",), ["--fastest", "--bundle", str(bundle)])[0].fastest is True
     assert (stated.confirm, stated.threshold) == (2, 0.9) and stated.key()["confirm"] == 2
+    (bundle / "card.json").write_text(json.dumps(card | {"practice": card["practice"] | {"train_tasks": ["push"]}}))
+    assert FineTuneSettings(bundle=str(bundle)).train_tasks == ("push",)
+    assert FineTuneSettings(bundle=str(bundle), train_tasks=("reach",)).train_tasks == ("reach",)
     given = FineTuneSettings(bundle=str(bundle), confirm=1).trainer_config().rollout
     assert (given.confirm, given.threshold) == (1, 0.9)
     (bundle / "card.json").write_text(json.dumps(card | {"practice": {"confirms": 2}}))
-    with pytest.raises(ConfigError, match="'confirms'; expected confirm, threshold, fastest"):
+    with pytest.raises(ConfigError, match="'confirms'; expected confirm, threshold, fastest, train_tasks"):
         FineTuneSettings(bundle=str(bundle))
     (bundle / "card.json").write_text(json.dumps(card | {"practice": {"confirm": "two"}}))
     with pytest.raises(CheckpointError, match="expected settings of fine-tuning"):

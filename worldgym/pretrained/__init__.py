@@ -146,8 +146,9 @@ _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "real_episodes": (lambda value: value is None or (type(value) is int and value >= 0), "a count"),
     "rollout_horizon": (lambda value: type(value) is int and value > 0, "steps of a rollout"),
     "practice": (
-        lambda value: isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values()),
-        "settings of fine-tuning, numbers and truth values by name",
+        lambda value: isinstance(value, dict)
+        and all(isinstance(each, int | float) or _is_word_list(each) for each in value.values()),
+        "settings of fine-tuning by name: numbers, truth values, lists of words",
     ),
     "data": (lambda value: value is None or isinstance(value, dict), "an object"),
 }
