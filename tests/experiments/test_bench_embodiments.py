@@ -25,6 +25,7 @@ def typed(datasets, tmp_path, *more):
     return ["bench", "embodiments", "--data", *data, *sizes, "--seeds", "0", "1", *where, *more]
 
 
+@pytest.mark.slow
 def test_all_models_are_measured_on_the_same_episodes_left_out(datasets, tmp_path, capsys):
     assert main(typed(datasets, tmp_path)) == 0
     facts = json.loads((tmp_path / "found.json").read_text())

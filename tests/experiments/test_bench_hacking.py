@@ -46,6 +46,7 @@ def test_every_judge_and_seed_is_pushed_and_watched_in_real(bundle, tmp_path, ca
     assert stamp == {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("looks.json")}, "finished is finished"
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_imagined_success_is_high_enough(bundle, tmp_path):
     class Pleased:
         name, threshold = "pleased", 0.5

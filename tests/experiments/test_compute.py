@@ -21,8 +21,8 @@ from experiments.compute import SETTINGS, Placing, placing
 from worldgym.errors import ConfigError
 
 NO_NETWORK = {
-    ("info",), ("list",), ("import",), ("data", "check"), ("bundle",), ("card",), ("build",), ("claims", "list"),
-    ("claims", "report"), ("bench", "gap"), ("cost",),
+    ("info",), ("list",), ("import",), ("data", "check"), ("bundle",), ("card",), ("build",), ("coevolve",),
+    ("claims", "list"), ("claims", "report"), ("bench", "gap"), ("cost",),
 }  # fmt: skip
 nowhere = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 

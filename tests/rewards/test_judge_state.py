@@ -29,6 +29,7 @@ def test_adding_proprioception_changes_no_verdict_at_first():
     assert wider.with_state(arrays.states) is wider and wider.threshold == judge.threshold
 
 
+@pytest.mark.slow
 def test_what_the_picture_hides_is_learned_from_proprioception(tmp_path):
     """Success is the sign of a height that no frame shows."""
     arrays = logs(60)
