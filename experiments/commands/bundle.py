@@ -64,7 +64,7 @@ class BundleConfig:
         rollout_horizon: steps of a training rollout in imagination, for the card; commands that fine-tune use 25
             without it. Experts of the suite should be done by then.
         practice: `name=value` pairs of further settings for the card that commands that fine-tune take from there:
-            `confirm`, `threshold`, `fastest`, `train_tasks` (`worldgym rl --help`).
+            `confirm`, `threshold`, `fastest`, `train_tasks`, `initial_share` (`worldgym rl --help`).
         half: store weights of 32 bits in 16 (float16), which halves the size; parts are computed in their own precision
             as before.
         licence: licence of the weights, for the card; recordings may require another.

@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -42,11 +43,13 @@ def train_bc_only(
         steps=settings.imitation_steps + settings.updates, lr=settings.imitation_lr, batch_size=settings.bc_batch,
         seed=settings.seed, learn=settings.learn, demo_share=1.0, action_head_steps=settings.head_steps,
     )  # fmt: skip
-    cloning, updates = SelfImitation(demos, config), 0.0
+    cloning, updates, initial = SelfImitation(demos, config), 0.0, copy.deepcopy(average)
     for done in range(1, (rounds or settings.iterations) + 1):
         scalars = cloning.update(policy)
         updates += scalars["imitation_steps"]
         average_weights(average, policy, min(settings.average, done / (done + 2)))
         if report is not None:
             report(scalars)
+    if settings.initial_share:
+        average_weights(average, initial, 1 - settings.initial_share)
     return updates

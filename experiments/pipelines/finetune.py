@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,20 +143,20 @@ class FineTuning:
             while len(history) < settings.iterations and not (history and self._over(history[-1])):
                 row = self._round(trainer)
                 if monitor.due(len(history)):
-                    row |= monitor.audit(trainer.average)
+                    row |= monitor.audit(self._result(trainer))
                 stream = stream_now()
                 with self._saved(len(history)) as partial:
                     trainer.save(partial, save_policy, stream=stream)
                 self._scalars(board, row)
                 if report is not None:
-                    save_policy(trainer.average, settings.out / "policy")  # `report` may end this process
+                    save_policy(self._result(trainer), settings.out / "policy")  # `report` may end this process
                     report(row)
                 rates = [r["success_rate"] for r in history[-5:]]
                 recent = float("nan") if np.isnan(rates).all() else float(np.nanmean(rates))
                 shown = {k: row[k] for k in ("goal_entropy", "entropy") if k in row}
                 entropy = next(iter(shown.values()), float("nan"))
                 progress.update(1, imagined_success=round(recent, 3), entropy=entropy)
-        save_policy(trainer.average, settings.out / "policy")
+        save_policy(self._result(trainer), settings.out / "policy")
         for stage in (*STAGES, "update"):
             self.folder.seconds[stage] = 0.0
             self.folder.add_seconds(stage, sum(row[f"seconds_{stage}"] for row in history))
@@ -164,6 +165,16 @@ class FineTuning:
         self._forget_rounds()
         restore_stream(stream)
         return list(history)
+
+    def _result(self, trainer: Any) -> Any:
+        """The improved policy: averaged over the rounds, and mixed with the initial one."""
+        from agents import average_weights
+
+        if not self.settings.initial_share:
+            return trainer.average
+        mixed = copy.deepcopy(trainer.average)
+        average_weights(mixed, self.policy(), 1 - self.settings.initial_share)
+        return mixed
 
     def _round(self, trainer: Any) -> dict[str, float]:
         """Run one round; an error about diverged training says which policy is the last good one."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 from worldgym.pretrained import DEFAULT
 
 ROLLOUT_HORIZON = 25
-PRACTICE: dict[str, Any] = {"confirm": 1, "threshold": None, "fastest": True, "train_tasks": ()}
+PRACTICE: dict[str, Any] = {"confirm": 1, "threshold": None, "fastest": True, "train_tasks": (),
+    "initial_share": 0.0}  # fmt: skip
 """Settings that the card of a bundle may state under `practice`, and their values if it does not."""
 CHECK_SEED0 = 11_000_000
 """First seed of the starts of the imagination check: held out, and different from those of the evaluation."""
@@ -59,6 +60,9 @@ class FineTuneSettings:
         learn: `goal` trains where the policy moves and keeps the action head as it was cloned; `all` trains both.
         average: decay per iteration of the averaged weights, which are the improved policy; the BC-only control is
             averaged in the same way.
+        initial_share: share of the initial policy's weights in the result, from 0 to below 1 (WiSE-FT, Wortsman et al.
+            2022, equation 1); None takes that of the bundle's card, else 0. It gives up some of what was learned for
+            what would be forgotten. The BC-only control is mixed in the same way.
         improver: registered algorithm that updates the policy from rollouts (`worldgym list --kinds improvers`).
         lr: learning rate of the improver; 0 disables it.
         updates: optimizer steps of GRPO per round; more steps move the policy further from the one that acted.
@@ -104,6 +108,7 @@ class FineTuneSettings:
     hindsight_threshold: float = 0.9
     learn: Literal["goal", "all"] = "goal"
     average: float = 0.8
+    initial_share: float | None = None
     improver: str = "grpo"
     lr: float = 2e-5
     updates: int = 2
@@ -165,6 +170,8 @@ class FineTuneSettings:
                 "action_temperature must not be negative and average must lie in [0, 1); got "
                 f"{self.action_temperature}, {self.average}"
             )
+        if not 0 <= (self.initial_share or 0.0) < 1:
+            raise ConfigError(f"initial_share is {self.initial_share}, expected 0 to below 1; try --initial-share 0.5")
         if self.lr < 0 or self.actor not in ("current", "initial"):
             raise ConfigError(
                 f"lr must not be negative, actor 'current' or 'initial'; got {self.lr}, {self.actor!r}"
@@ -221,6 +228,8 @@ class FineTuneSettings:
         data = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.ELSEWHERE}
         if self.improver == "grpo":
             del data["improver"]  # runs of earlier versions, which had no other, can be continued
+        if not self.initial_share:
+            del data["initial_share"]
         return json.loads(json.dumps(data, default=str))
 
 

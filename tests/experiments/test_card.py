@@ -79,7 +79,7 @@ def test_a_card_may_state_how_success_is_confirmed_in_practice(bundle):
     given = FineTuneSettings(bundle=str(bundle), confirm=1).trainer_config().rollout
     assert (given.confirm, given.threshold) == (1, 0.9)
     (bundle / "card.json").write_text(json.dumps(card | {"practice": {"confirms": 2}}))
-    with pytest.raises(ConfigError, match="'confirms'; expected confirm, threshold, fastest, train_tasks"):
+    with pytest.raises(ConfigError, match="'confirms'; expected confirm, threshold, fastest, train_tasks, initial"):
         FineTuneSettings(bundle=str(bundle))
     (bundle / "card.json").write_text(json.dumps(card | {"practice": {"confirm": "two"}}))
     with pytest.raises(CheckpointError, match="expected settings of fine-tuning"):

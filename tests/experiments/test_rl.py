@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from agents import ImaginedRLTrainer
@@ -34,6 +35,19 @@ def test_a_policy_practises_and_the_run_says_how_to_measure_it(bundle, tmp_path,
     assert main(["rl", "--bundle", str(bundle), "--out", str(out), "--quick"]) == 0
     assert capsys.readouterr().out == said and "--fresh" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before, "it is shown, not run again"
+
+
+def test_the_result_may_keep_a_share_of_the_initial_policy(bundle, tmp_path):
+    line = ["rl", "--bundle", str(bundle), "--quick", "--out"]
+    assert main([*line, str(tmp_path / "all")]) == 0
+    assert main([*line, str(tmp_path / "half"), "--initial-share", "0.25"]) == 0
+    first = load_file(bundle / "policy_sft" / "model.safetensors")
+    learned, mixed = weights(tmp_path / "all"), weights(tmp_path / "half")
+    assert any((learned[name] != value).any() for name, value in first.items())
+    for name, value in first.items():
+        if value.is_floating_point():
+            assert torch.allclose(mixed[name], 0.25 * value + 0.75 * learned[name], atol=1e-6), name
+    assert main([*line, str(tmp_path / "none"), "--initial-share", "1"]) == 2
 
 
 def test_practice_may_begin_from_one_given_frame(bundle, tmp_path, monkeypatch, capsys):
