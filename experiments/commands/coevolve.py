@@ -12,20 +12,15 @@ Example::
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from experiments.commands.build import check_data, parse
-from experiments.pipelines.checks import values_of
 from experiments.pipelines.coevolve import LOGS, MOST_ROUNDS, Coevolution, CoevolveSettings
 from experiments.pipelines.training_run import claim, content_of, fingerprint
 from experiments.reports.coevolution import write_coevolution_report
-from experiments.suites import BundleName
 from worldgym.errors import ConfigError
-from worldgym.pretrained import DEFAULT
 from worldgym.utils.staging import locked
 
 ROUNDS = tuple(f"round-{number:02d}" for number in range(MOST_ROUNDS + 1))
@@ -34,56 +29,21 @@ OWN = ("policy", "result.json", "report.html", "final", LOGS, *ROUNDS)
 
 
 @dataclass(frozen=True)
-class CoevolveConfig:
+class CoevolveConfig(CoevolveSettings):
     """Improve policy, world model and judge in rounds; the same command continues a stopped run.
 
     Args:
-        recipe: `vlaw`, `world-vla-loop`, `dyna`, or a YAML file in the format of `worldgym build`, as those in
-            `experiments/coevolution`.
-        bundle: bundle to start from: its policy, world model and judge.
-        data: logs that the world model was trained on; a copy of them grows by the episodes of the policy. Without
-            them, the world model learns from the new episodes alone and forgets the rest.
-        out: folder of the run.
-        rounds: largest number of rounds.
-        preset: `small`, or `tiny` to test whether it runs.
-        seed: seed of all randomness, 0 to 4.
-        set: values of the recipe to replace, `--set episodes=60 world_steps=500`.
-        episodes: episodes in which every round is measured in Real, on the same starts, and in closed loop.
-        final_episodes: episodes on fresh starts in which the best round is compared with the first policy.
-        gap_bound: stop when imagined minus true success grows by more than this in a round.
-        fall_bound: stop when true success falls by more than this in a round, or significantly.
-        workers: processes of the measurements.
         fresh: delete what an earlier run wrote to `out`, and start over.
         dry_run: print the commands of the next round only.
     """
 
-    recipe: str = "vlaw"
-    bundle: BundleName = DEFAULT
-    data: Path | None = None
-    out: Path = Path("runs/coevolve")
-    rounds: int = 2
-    preset: Literal["small", "tiny"] = "small"
-    seed: int = 0
-    set: tuple[str, ...] = ()
-    episodes: int = 201
-    final_episodes: int = 300
-    gap_bound: float = 0.1
-    fall_bound: float = 0.05
-    workers: int = 2
     fresh: bool = False
     dry_run: bool = False
-
-    def settings(self) -> CoevolveSettings:
-        """Settings of the run."""
-        given = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(CoevolveSettings) if f.name != "values"
-        }
-        return CoevolveSettings(**given, values=values_of(self.set, "--set", "episodes=60"))
 
 
 def run(config: CoevolveConfig) -> int:
     """Do the rounds that are left, then the final measurement, and write the page."""
-    settings = config.settings()
+    settings: CoevolveSettings = config
     if settings.out.exists() and not settings.out.is_dir():
         raise ConfigError(f"--out {settings.out} is a file, but a run needs a folder; give another --out")
     coevolution = Coevolution(settings, say)
@@ -134,7 +94,7 @@ def identity(settings: CoevolveSettings) -> dict[str, Any]:
 
     kept = ("recipe", "preset", "seed", "episodes", "final_episodes", "gap_bound", "fall_bound")
     facts: dict[str, Any] = {f"--{name.replace('_', '-')}": getattr(settings, name) for name in kept}
-    facts["--set"] = dict(settings.values)
+    facts["--set"] = settings.values
     facts["--recipe"] = content_of(settings.recipe_file)
     facts["--bundle"] = Bundle.find(settings.bundle).fingerprint()
     facts["--data"] = None if settings.data is None else fingerprint(EpisodeDataset(settings.data))

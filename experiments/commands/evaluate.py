@@ -35,7 +35,7 @@ from experiments.suites import (
 from worldgym import pretrained
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, ImaginedResult, make_starts, paired_bootstrap
-from worldgym.evaluation.outcomes import EVALUATION_SEED0, shuffle_instructions
+from worldgym.evaluation.outcomes import EVALUATION_SEED0, Start, shuffle_instructions
 from worldgym.pretrained import DEFAULT
 from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
@@ -168,29 +168,24 @@ def run(config: EvalConfig) -> int:
                     suite, workers=config.workers, horizon=config.horizon, chunk=chunk, **where
                 )
                 pools[chunk] = stack.enter_context(pool)
-            with Progress(len(starts), choice.name) as progress:
-                results[choice.name] = pools[chunk].evaluate(
-                    choice.ref,
-                    starts,
-                    temperature=choice.temperature,
-                    seed=config.seed,
-                    progress=lambda done, _, bar=progress: bar.update(done - bar.count),
-                )
+            results[choice.name] = _measured(pools[chunk], choice, starts, config.seed)
             if config.wrong_instructions:
                 blind = shuffle_instructions(results[choice.name], seed=config.seed)
-                with Progress(len(starts), f"{choice.name}{WRONG}") as progress:
-                    results[f"{choice.name}{WRONG}"] = pools[chunk].evaluate(
-                        choice.ref,
-                        blind,
-                        temperature=choice.temperature,
-                        seed=config.seed,
-                        progress=lambda done, _, bar=progress: bar.update(done - bar.count),
-                    )
+                results[f"{choice.name}{WRONG}"] = _measured(pools[chunk], choice, blind, config.seed)
             # after every policy, so that these results are kept if the server of a later one ends
             data = summary(results, config)
             atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
     sys.stdout.write(table(results, data["differences"]) + f"\nwritten to {config.out}\n")
     return 0
+
+
+def _measured(pool: EvaluationPool, choice: PolicyChoice, starts: list[Start], seed: int) -> EvalResult:
+    """Evaluate a policy in Real, with a progress bar."""
+    with Progress(len(starts), choice.name) as bar:
+        return pool.evaluate(
+            choice.ref, starts, temperature=choice.temperature, seed=seed,
+            progress=lambda done, _: bar.update(done - bar.count),
+        )  # fmt: skip
 
 
 def run_imagined(config: EvalConfig, device: str) -> int:

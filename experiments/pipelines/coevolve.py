@@ -19,12 +19,13 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiments.bundle import Bundle
 from experiments.pipelines.build import Build
+from experiments.pipelines.checks import values_of
 from experiments.pipelines.recipe import Recipe, Stage, read_recipe
 from experiments.suites import BundleName
 from worldgym.errors import ConfigError
@@ -57,7 +58,7 @@ class CoevolveSettings:
         rounds: largest number of rounds.
         preset: set of values of the recipe: `small`, or `tiny` to test whether it runs.
         seed: seed of all randomness, 0 to 4.
-        values: values of the recipe, which replace those of the preset.
+        set: values of the recipe to replace, `--set episodes=60 world_steps=500`.
         episodes: episodes in Real in which the policy of a round is measured, and of the gate; on the same starts in
             every round.
         final_episodes: episodes in Real on fresh starts in which the best round is compared with the first policy.
@@ -71,9 +72,9 @@ class CoevolveSettings:
     data: Path | None = None
     out: Path = Path("runs/coevolve")
     rounds: int = 2
-    preset: str = "small"
+    preset: Literal["small", "tiny"] = "small"
     seed: int = 0
-    values: Mapping[str, Any] = field(default_factory=dict)
+    set: tuple[str, ...] = ()
     episodes: int = 201
     final_episodes: int = 300
     gap_bound: float = 0.1
@@ -93,6 +94,11 @@ class CoevolveSettings:
             raise ConfigError(
                 f"gap_bound and fall_bound are rates, got {self.gap_bound} and {self.fall_bound}"
             )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values that replace those of the recipe and its preset."""
+        return values_of(self.set, "--set", "episodes=60")
 
     @property
     def recipe_file(self) -> Path:
@@ -243,12 +249,8 @@ class Coevolution:
     # -- rounds --------------------------------------------------------------------------------------------------------
     def reason_to_stop(self) -> str | None:
         """Why no further round is done; None if one is."""
-        if len(self.rows) < 1:
-            return None
-        if len(self.rows) > 1:
-            last = self.rows[-1]
-            if last["stop"]:
-                return str(last["stop"])
+        if self.rows and self.rows[-1]["stop"]:
+            return str(self.rows[-1]["stop"])
         if len(self.rows) > self.settings.rounds:
             return f"all {self.settings.rounds} rounds are done"
         return None
@@ -295,9 +297,8 @@ class Coevolution:
             "parts": parts,
             **measured(folder / "eval.json", folder / "gate.json"),
         }
-        row["real_episodes"] = sum(r["new_episodes"] for r in self.rows)
         row["new_episodes"] = self._new_episodes(number)
-        row["real_episodes"] += row["new_episodes"]
+        row["real_episodes"] = sum(r["new_episodes"] for r in [*self.rows, row])
         row["world_model"] = None
         if row["new_episodes"]:
             row["world_model"] = fidelity_facts(
