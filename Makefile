@@ -63,7 +63,7 @@ test-newest: gl $(TESTED) ## the environments' contract once more, with the newe
 	$(BIN)/pip install --no-compile --quiet --no-deps --upgrade --target $(VENV)/newest gymnasium
 	PYTHONPATH=$(VENV)/newest $(BIN)/python -c 'import gymnasium; print("gymnasium", gymnasium.__version__)'
 	PYTHONPATH=$(VENV)/newest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q tests/imagination/test_gymnasium_contract.py \
-		tests/imagination/test_recording.py tests/envs -n $(WORKERS) --dist loadfile $(ARGS)
+		tests/imagination/test_recording.py tests/envs/test_tabletop.py tests/envs/test_metaworld.py tests/envs/test_odd_settings.py -n $(WORKERS) --dist loadfile $(ARGS)
 
 # open_clip needs torchvision, which must not lie where transformers finds it (CONTRIBUTING.md): a folder of its own, too.
 $(VENV)/clip/open_clip: | $(TESTED)

@@ -60,3 +60,12 @@ def bridge_data() -> Path:
     if not any(folder.glob("*.npz")):
         pytest.skip(f"WORLDGYM_BRIDGE_DATA={folder} holds no .npz file")
     return folder
+
+
+@pytest.fixture
+def stages_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the stages of a build by calling the command line: a process each needs 5 s to import what it uses."""
+    from experiments.cli import main
+    from experiments.pipelines import build
+
+    monkeypatch.setattr(build, "execute", lambda stage: (main([*stage.words, *stage.arguments]), False))
