@@ -11,12 +11,13 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from worldgym.data.counterfactual import FAMILIES, UNPERTURBED, WRONG_OBJECT, Counterfactual, perturbed
 from worldgym.data.episode import Episode
 
 LINGER = 3
@@ -166,3 +167,81 @@ def scripted(
         return Begun(controller(env, behaviour, rng), observation, info, used)
 
     return record(env, begin, task=task, seed=seed, split=split, provenance=provenance)
+
+
+COUNTERFACTUAL = "counterfactual"
+"""Behaviour that executes a perturbed demonstration; see `worldgym.data.counterfactual`."""
+Expert = Callable[[Any, "str | None"], NDArray[np.float32]]
+"""The scripted expert's action `(A,)` in the current state, for the episode's instruction or for another one."""
+
+
+def counterfactuals(
+    env: Any, expert: Expert, others: Callable[[Any], Sequence[str]], *, task: str, seed: int, split: str
+) -> list[Counterfactual]:
+    """Actions of the expert from one start state, and every perturbation of them that applies there.
+
+    Args:
+        env: made by `make_single(terminate_on_success=False)`; the expert acts in it.
+        expert: the scripted expert.
+        others: other instructions that the current scene allows, for `wrong_object`; the first one is taken.
+        task: name of the task; with `seed` and `split` it determines the start state.
+        seed: seed of the start state.
+        split: split of start states and instructions.
+
+    Returns:
+        the expert's sequence, and then its perturbations; none where the expert fails.
+    """
+    plan, end = _plan(env, expert, None, task, seed, split)
+    found = [Counterfactual(UNPERTURBED, 0.0, plan, end)]
+    if end is None:
+        return found
+    spec = env.batch.specs.action
+    for number, (family, severities) in enumerate(FAMILIES.items()):
+        if family == WRONG_OBJECT:
+            for other in others(env)[:1]:
+                wrong = _plan(env, expert, other, task, seed, split)[0]
+                found.append(Counterfactual(family, severities[0], wrong, end))
+            continue
+        for severity in severities:
+            rng = np.random.default_rng([seed, number])
+            changed = perturbed(plan, spec, family, severity, end=end, rng=rng)
+            if changed is not None:
+                found.append(Counterfactual(family, severity, changed, end))
+    return found
+
+
+def counterfactual(
+    env: Any,
+    expert: Expert,
+    others: Callable[[Any], Sequence[str]],
+    *,
+    task: str,
+    seed: int,
+    split: str,
+    rng: np.random.Generator,
+    version: int,
+) -> Episode:
+    """Execute one of the perturbed sequences of `counterfactuals`, drawn uniformly; the expert's if it failed."""
+    found = counterfactuals(env, expert, others, task=task, seed=seed, split=split)
+    drawn = found[0] if len(found) == 1 else found[1 + int(rng.integers(len(found) - 1))]
+
+    def begin(observation: dict[str, Any], info: dict[str, Any]) -> Begun:
+        return Begun(Acting(lambda _, step: drawn.actions[step]), observation, info)
+
+    facts: dict[str, Any] = {"behaviour": COUNTERFACTUAL, "collector_version": version, "warmup": 0}
+    facts |= {"family": drawn.family, "severity": drawn.severity}
+    return record(env, begin, task=task, seed=seed, split=split, provenance=facts)
+
+
+def _plan(
+    env: Any, expert: Expert, instruction: str | None, task: str, seed: int, split: str
+) -> tuple[NDArray[np.float32], int | None]:
+    """Actions `(T,A)` of the expert over the horizon, and after how many the episode's instruction is fulfilled."""
+    env.reset(seed=seed, options={"task": task, "split": split})
+    actions: list[NDArray[np.float32]] = []
+    end, truncated = None, False
+    while not truncated:
+        actions.append(np.asarray(expert(env, instruction), np.float32))
+        _, _, _, truncated, info = env.step(actions[-1])
+        end = len(actions) if end is None and info["success"] else end
+    return np.stack(actions), end

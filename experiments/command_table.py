@@ -171,6 +171,12 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "execute the best of N imagined attempts, chosen by each judge, in Real",
         draws=True,
     ),
+    ("bench", "optimism"): Command(
+        "bench_optimism",
+        "BenchOptimismConfig",
+        "how often imagination shows success for actions that fail in Real",
+        draws=True,
+    ),
     ("bench", "embodiments"): Command(
         "bench_embodiments",
         "BenchEmbodimentsConfig",

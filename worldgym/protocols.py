@@ -60,6 +60,8 @@ class Imagined:
         uncertainty: `(B,)` float32 >= 0; larger is more uncertain.
         success_prob: `(B, K)` float32 in [0, 1], success probability under the state's instructions, or None.
         views: frames of the other cameras, by camera name, each `(B, K', H', W', 3)` uint8.
+        futures: other futures of the same episodes under the same actions, with the last frame only. Their judged
+            probabilities give the uncertainty of the verdict (`worldgym.models.FutureEnsemble`).
     """
 
     frames: Tensor
@@ -68,6 +70,7 @@ class Imagined:
     uncertainty: Tensor
     success_prob: Tensor | None = None
     views: Mapping[str, Tensor] = field(default_factory=dict)
+    futures: tuple[Imagined, ...] = ()
 
 
 @dataclass

@@ -16,6 +16,7 @@ from worldgym.registry import DATASET_FORMATS, TRAINERS, WORLD_MODELS
 WORLD_MODELS.register_lazily(
     video="worldgym.models.video.world_model:VideoWorldModel",
     ensemble="worldgym.models.ensemble:EnsembleWorldModel",
+    futures="worldgym.models.futures:FutureEnsemble",
     chunk="worldgym.models.chunk.world_model:ChunkWorldModel",
     diffusers="worldgym.models.backbones.world_model:DiffusersWorldModel",
     remote="worldgym.models.remote:RemoteWorldModel",

@@ -7,7 +7,10 @@ them in the way of Gymnasium plugins.
 
 A suite may have optional members beyond the protocol. `extra` returns such a member, or raises an error that names it:
 
-* `expert_action(env) -> (A,)`: the action of the scripted expert in the current state;
+* `expert_action(env, instruction=None) -> (A,)`: the action of the scripted expert in the current state, for the
+  episode's instruction or another one that the scene allows;
+* `counterfactuals(env, *, task, seed, split) -> list[Counterfactual]`: the expert's actions from one start, and
+  perturbations of them that should fail; see `worldgym.data.counterfactual`;
 * `watched(**settings) -> env`, whose attribute `positions (T+1, K, 2)` holds the true positions in pixels, and `parts`,
   the K names of the positions: ground truth for the position probe;
 * `measure_gap(gap, episodes=...) -> dict` and `frozen_gap() -> float`: the sim-to-real gap of the software simulator;

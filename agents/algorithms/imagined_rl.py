@@ -66,6 +66,8 @@ class RolloutConfig:
         threshold: probability that counts as success; None uses the judge's own threshold.
         confirm: number of successive judgements that must be successful.
         max_uncertainty: a rollout whose world-model uncertainty exceeds this is invalid; None disables the check.
+        penalty: weight of a rollout's uncertainty, which is subtracted from its reward before the improver and the
+            imitation see it (RWM-U, arXiv 2504.16680); a success whose reward falls to 0.5 or less is not imitated.
         distinct_goals: the attempts from a start try different goals (`agents.rollouts.exploration`).
         hindsight: other instructions per failed attempt that the judge is asked about (`agents.algorithms.hindsight`);
             attempts that fulfil one are imitated under it. 0 disables it.
@@ -82,6 +84,7 @@ class RolloutConfig:
     threshold: float | None = None
     confirm: int = 1
     max_uncertainty: float | None = None
+    penalty: float = 0.0
     distinct_goals: bool = False
     hindsight: int = 0
     hindsight_threshold: float = 0.9
@@ -246,7 +249,9 @@ class ImaginedRLTrainer:
         rollouts = self.gather(actor, self.draw(actor, rng), number, config.rollout.settings(actor))
         if len(rollouts) and not bool(rollouts.valid.any()):
             logger.warning("round %d: %s", number + 1, self._invalid(rollouts))
-        began = time.perf_counter()
+        began, rate = time.perf_counter(), rollouts.success_rate()
+        if config.rollout.penalty and rollouts.uncertainty is not None:
+            rollouts.reward = rollouts.reward - config.rollout.penalty * rollouts.uncertainty.nan_to_num()
         compared = rollouts if config.grpo else rollouts.select(torch.zeros(len(rollouts), dtype=torch.bool))
         scalars = updated(config.improver, self.improver, self.policy, compared, RESERVED)
         require_finite_weights(self.policy, f"improver {config.improver!r}")
@@ -262,7 +267,7 @@ class ImaginedRLTrainer:
         row = {
             **{k: float(v) for k, v in scalars.items()},
             "iteration": float(number + 1),
-            "success_rate": rollouts.success_rate(),
+            "success_rate": rate,
             "ep_len_mean": float(rollouts.lengths.float().mean()) * self.policy.chunk,
             "valid": float(rollouts.valid.float().mean()),
             "groups_share": scalars.get("groups_kept", 0.0) / max(1.0, scalars.get("groups", 0.0)),

@@ -281,6 +281,7 @@ def collect(
     out.weights = None if explore is None else explore.weights
     out.reward[torch.from_numpy(result.success)] = 1.0
     out.valid[torch.from_numpy(result.invalid)] = False
+    out.uncertainty = torch.from_numpy(result.uncertainty).float()
     out.frames_used, out.seconds = result.frames, result.seconds
     return out
 

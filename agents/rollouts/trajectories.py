@@ -40,6 +40,8 @@ class Rollouts:
         path: `(N,C*K,S)` float32, proprioception after each action if it was kept, else None.
         views: by name, `(N,C,H',W',3)` uint8: policy input from the cameras beside the main one.
         weights: `(N,)` importance weights of trajectories that were not drawn from the policy alone; None for ones.
+        uncertainty: `(N,)` float32, largest uncertainty of the world model, or of the verdict, in each trajectory;
+            None in a simulator.
         frames_used: number of environment or world-model steps, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
@@ -60,6 +62,7 @@ class Rollouts:
     path: Tensor | None = None
     views: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     weights: Tensor | None = None
+    uncertainty: Tensor | None = None
     frames_used: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -171,7 +174,7 @@ class Rollouts:
             column = [getattr(part, field.name) for part in parts]
             if field.name == "groups":
                 values["groups"] = torch.cat(groups)
-            elif field.name in ("frames", "path", "weights"):
+            elif field.name in ("frames", "path", "weights", "uncertainty"):
                 values[field.name] = None if any(c is None for c in column) else torch.cat(column)
             elif field.name in ("log_probs", "trace", "views"):
                 values[field.name] = {name: torch.cat([c[name] for c in column]) for name in column[0]}

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.metaworld.tasks import find_task
+from envs.metaworld.tasks import find_task, task_of
 from envs.metaworld.vector import MetaWorldEnv
 from envs.metaworld.world import World
-from envs.recording import scripted
+from envs.recording import COUNTERFACTUAL, counterfactual, scripted
 from worldgym.data.episode import Episode
 
 BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")
@@ -37,8 +37,13 @@ SIGMA = {"expert": 0.05, "noisy": 0.5, "near_miss": 0.1, "distracted": 0.1, "ran
 
 def other_task(task: str, rng: np.random.Generator) -> str | None:
     """Return another task that the scene of `task` allows; None if there is none."""
-    others = [name for group in SAME_SCENE if task in group for name in group if name != task]
+    others = other_tasks(task)
     return str(rng.choice(others)) if others else None
+
+
+def other_tasks(task: str) -> list[str]:
+    """The other tasks that the scene of `task` allows."""
+    return [name for group in SAME_SCENE if task in group for name in group if name != task]
 
 
 class Arm:
@@ -137,7 +142,22 @@ def rollout(
     split: str = "seen",
     act: Callable[[dict[str, Any], int], Any] | None = None,
 ) -> Episode:
-    """Run one episode of a behaviour among `BEHAVIOURS`, or of the policy `act`; see `envs.recording.scripted`."""
+    """Run one episode of a behaviour among `BEHAVIOURS`, of the policy `act`, or a perturbed demonstration."""
+    if behaviour == COUNTERFACTUAL:
+        return counterfactual(
+            env, expert_for, other_instructions, task=task, seed=seed, split=split, rng=rng, version=COLLECTOR_VERSION
+        )
     return scripted(
         env, Arm, task=task, seed=seed, behaviour=behaviour, rng=rng, version=COLLECTOR_VERSION, split=split, act=act
     )  # fmt: skip
+
+
+def expert_for(env: MetaWorldEnv, instruction: str | None = None) -> NDArray[np.float32]:
+    """The expert's action (4,) in the current state, for the episode's or another instruction."""
+    task = env.batch.status_slot(0).task if instruction is None else task_of(instruction)
+    return expert_action(env, task).astype(np.float32)
+
+
+def other_instructions(env: MetaWorldEnv) -> list[str]:
+    """A sentence of every other task that the scene allows."""
+    return [find_task(task).sentence(0) for task in other_tasks(env.batch.status_slot(0).task)]

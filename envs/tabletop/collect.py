@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.recording import scripted
+from envs.recording import COUNTERFACTUAL, counterfactual, scripted
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.experts import Offsets, expert_action
-from envs.tabletop.tasks import Scene
+from envs.tabletop.grammar import phrase
+from envs.tabletop.tasks import NEEDS_OBJECT, Scene, scene_for
 from worldgym.data.episode import Episode
 
 BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")
@@ -127,8 +128,38 @@ def rollout(
     split: str = "seen",
     act: Callable[[dict, int], NDArray[np.float32]] | None = None,
 ) -> Episode:
-    """Run one episode of a behaviour among `BEHAVIOURS`, or of the policy `act`; see `envs.recording.scripted`."""
+    """Run one episode of a behaviour among `BEHAVIOURS`, of the policy `act`, or a perturbed demonstration."""
+    if behaviour == COUNTERFACTUAL:
+        return counterfactual(
+            env, expert_for, other_instructions, task=task, seed=seed, split=split, rng=rng, version=COLLECTOR_VERSION
+        )
     return scripted(
         env, Hand, task=task, seed=seed, behaviour=behaviour, rng=rng, version=COLLECTOR_VERSION, split=split, act=act,
         warmup=(0.65, 8),
     )  # fmt: skip
+
+
+def expert_for(env: TabletopEnv, instruction: str | None = None) -> NDArray[np.float32]:
+    """The expert's action (4,) in the current state, for the episode's or another instruction.
+
+    Raises:
+        ValueError: the instruction is of no known task, or the scene lacks an object that it names.
+    """
+    scene = env.batch.scene()
+    if instruction is not None:
+        other = scene_for(scene, instruction)
+        if other is None:
+            raise ValueError(f"{instruction!r} names an object that the scene does not have")
+        scene = other
+    return expert_action(scene, env.batch.simulation().privileged())
+
+
+def other_instructions(env: TabletopEnv) -> list[str]:
+    """The episode's instruction with another object of the scene as the target; none if the task has no object."""
+    scene = env.batch.scene()
+    if scene.task not in NEEDS_OBJECT:
+        return []
+    used = {scene.target, scene.base} if scene.task == "stack" else {scene.target}
+    slots = [i for i, place in enumerate(scene.positions) if place is not None and i not in used]
+    words = {"side": scene.side, "base": scene.name(scene.base) if scene.task == "stack" else ""}
+    return [phrase(scene.task, scene.paraphrase, target=scene.name(slot), **words) for slot in slots]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from worldgym.data import Episode, SplitManifest
+    from worldgym.data.counterfactual import Counterfactual
 
 
 class TabletopSuite:
@@ -35,7 +36,7 @@ class TabletopSuite:
     gap_knobs = ("gap", "looks", "randomise")
     horizon = HORIZON
     state_bounds = (STATE_LOW, STATE_HIGH)
-    behaviours = ("expert", "noisy", "near_miss", "distracted", "random")
+    behaviours = ("expert", "noisy", "near_miss", "distracted", "random", "counterfactual")
     mix = {"expert": 0.35, "noisy": 0.2, "near_miss": 0.25, "distracted": 0.1, "random": 0.1}
     specs = tabletop_specs()
 
@@ -83,11 +84,18 @@ class TabletopSuite:
         return rollout(env, task, seed, behaviour, rng, split=split, act=act)
 
     # -- extras ------------------------------------------------------------------------------------------------------
-    def expert_action(self, env: Any) -> Any:
-        """The scripted expert's action in the current state, (4,) float32."""
-        from envs.tabletop.experts import expert_action
+    def expert_action(self, env: Any, instruction: str | None = None) -> Any:
+        """The scripted expert's action in the current state, (4,) float32; for another instruction if one is given."""
+        from envs.tabletop.collect import expert_for
 
-        return expert_action(env.batch.scene(), env.batch.simulation().privileged())
+        return expert_for(env, instruction)
+
+    def counterfactuals(self, env: Any, *, task: str, seed: int, split: str = "seen") -> list[Counterfactual]:
+        """The expert's actions from one start and perturbations of them; see `worldgym.data.counterfactual`."""
+        from envs.recording import counterfactuals
+        from envs.tabletop.collect import expert_for, other_instructions
+
+        return counterfactuals(env, expert_for, other_instructions, task=task, seed=seed, split=split)
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -64,6 +64,8 @@ class BenchClosedLoopConfig:
         confirm: number of consecutive checks that must be judged successful.
         max_uncertainty: drop episodes whose world-model uncertainty exceeds this, as `worldgym demo --max-uncertainty`
             does in training; no limit if None.
+        futures: further futures of each episode, from shifted start frames, whose verdicts are compared: their
+            disagreement is then the uncertainty (`worldgym.models.FutureEnsemble`).
         temperature: temperature of policies without `@T`; 0 is greedy.
         horizon: steps of 0.2 s per episode.
         seed: seed of action sampling.
@@ -89,6 +91,7 @@ class BenchClosedLoopConfig:
     threshold: float | None = None
     confirm: int = 1
     max_uncertainty: float | None = None
+    futures: int = 0
     temperature: float = 0.0
     horizon: int = 40
     seed: int = 0
@@ -114,12 +117,14 @@ class BenchClosedLoopConfig:
 
 def run(config: BenchClosedLoopConfig) -> int:
     """Print the confusion matrix of every policy and write the JSON file; return 0 if all pass the gate, else 1."""
+    from worldgym.models.futures import with_futures
+
     suite = chosen_suite(config.suite, config.bundle)
     tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
     split = known_split(suite, config.split)
     here = placing(config)
     choices = [choose(text, config) for text in config.policies]
-    world_model = here(load_world_model_of(config.bundle, config.world_model))
+    world_model = with_futures(here(load_world_model_of(config.bundle, config.world_model)), config.futures)
     bundle, tokenizer = Bundle.find(config.bundle, here), getattr(world_model, "tokenizer", None)
     judge = bundle.named_judge(config.judge, tokenizer, config.cache, config.judge_keys)
     starts = make_starts(tasks, max(1, round(config.episodes / len(tasks))), config.start_seed, split)
@@ -260,6 +265,9 @@ def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
     tasks = [row(task, table) for task, table in result.by_task().items()]
     count = int(result.invalid.sum())
     dropped = f"\n  {count} episodes dropped: the judge failed, or the world model was too uncertain" if count else ""
+    auroc = result.wrong_verdict_auroc()
+    if auroc is not None:
+        dropped += f"\n  uncertainty ({result.uncertainty_kind}) foretells a wrong verdict with AUROC {auroc:.2f}"
     return "\n".join([head, columns, *tasks, row("all", result.confusion)]) + dropped
 
 

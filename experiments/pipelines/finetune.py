@@ -71,8 +71,10 @@ class FineTuning:
         self.settings, self.bundle, self.folder = settings, bundle, folder
         self.begin_with, self.gather, self.draw, self.stop_at = policy, gather, draw, stop_at
         self.tasks = training_tasks(settings, bundle, tasks)
+        from worldgym.models.futures import with_futures
+
         with folder.clock("load"):
-            self.world_model = bundle.world_model()
+            self.world_model = with_futures(bundle.world_model(), settings.futures)
             self.judge = judge if judge is not None else bundle.judge()
             self.starts = starts if starts is not None else bundle.start_bank(self.tasks)
             self.demos = demos if demos is not None else bundle.demonstrations()

@@ -80,7 +80,11 @@ class FineTuneSettings:
         threshold: success probability that counts as success; None takes that of the bundle's card, else the judge's
             own threshold.
         confirm: number of successive judgements that must be successful; None takes that of the bundle's card, else 1.
-        max_uncertainty: drop imagined episodes whose world-model uncertainty exceeds this; None drops none.
+        max_uncertainty: drop imagined episodes whose uncertainty exceeds this; None drops none.
+        futures: judge this many further futures of each episode, from shifted start frames; the uncertainty is then the
+            disagreement of their verdicts (`worldgym.models.FutureEnsemble`), and imagination costs 1 + futures times
+            as much. 0 takes the world model's own uncertainty.
+        penalty: weight of the uncertainty, which is subtracted from the reward (RWM-U, arXiv 2504.16680).
         bc_batch: chunks per supervised step, in self-imitation and in the BC-only control.
         audit_every: rounds between two audits of the averaged policy, in which its imagined episodes are executed in
             Real (and counted); 0 disables audits.
@@ -124,6 +128,8 @@ class FineTuneSettings:
     threshold: float | None = None
     confirm: int | None = None
     max_uncertainty: float | None = None
+    futures: int = 0
+    penalty: float = 0.0
     bc_batch: int = 128
     audit_every: int = 0
     audit_episodes: int = 60
@@ -172,6 +178,10 @@ class FineTuneSettings:
             )
         if not 0 <= (self.initial_share or 0.0) < 1:
             raise ConfigError(f"initial_share is {self.initial_share}, expected 0 to below 1; try --initial-share 0.5")
+        if not 0 <= self.futures <= 64 or not 0 <= self.penalty < float("inf"):
+            raise ConfigError(
+                f"futures is {self.futures}, expected 0 to 64; penalty is {self.penalty}, expected at least 0"
+            )
         if self.lr < 0 or self.actor not in ("current", "initial"):
             raise ConfigError(
                 f"lr must not be negative, actor 'current' or 'initial'; got {self.lr}, {self.actor!r}"
@@ -212,7 +222,7 @@ class FineTuneSettings:
             horizon=self.rollout_horizon or ROLLOUT_HORIZON, temperature=self.temperature,
             action_temperature=self.action_temperature,
             middle_fraction=self.middle_fraction, threshold=self.threshold, confirm=self.confirm or 1,
-            max_uncertainty=self.max_uncertainty, distinct_goals=self.distinct_goals,
+            max_uncertainty=self.max_uncertainty, penalty=self.penalty, distinct_goals=self.distinct_goals,
             hindsight=self.hindsight, hindsight_threshold=self.hindsight_threshold,
         )  # fmt: skip
         imitation = SelfImitationConfig(
@@ -226,6 +236,9 @@ class FineTuneSettings:
     def key(self) -> dict[str, Any]:
         """Settings that a resumed run must have in common."""
         data = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.ELSEWHERE}
+        for name in ("futures", "penalty"):
+            if not data[name]:
+                del data[name]  # as in runs of earlier versions
         if self.improver == "grpo":
             del data["improver"]  # runs of earlier versions, which had no other, can be continued
         if not self.initial_share:

@@ -80,7 +80,33 @@ class NoisePolicy:
         return PolicyOutput(actions, torch.zeros(shape[0]))
 
 
-class ScriptedPolicy:
+class ReplayPolicy:
+    """Replays given actions, without looking at the frames.
+
+    Args:
+        chunk: actions per call, K.
+        plans: `(N,T,A)` actions of N episodes, float32.
+    """
+
+    def __init__(self, chunk: int, plans: torch.Tensor) -> None:
+        self.chunk, self.plans, self.calls = chunk, plans, 0
+
+    def act(
+        self,
+        observation: dict[str, Any],
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> PolicyOutput:
+        """Next chunk of each row's plan; `observation["row"]` has the plan of each row, all in order without it."""
+        first = self.calls * self.chunk
+        self.calls += 1
+        rows = torch.as_tensor(observation.get("row", np.arange(len(self.plans))))
+        actions = self.plans[rows, first : first + self.chunk]
+        return PolicyOutput(actions, torch.zeros(len(actions)))
+
+
+class ScriptedPolicy(ReplayPolicy):
     """Replays the actions of the scripted experts in Real.
 
     Args:
@@ -93,10 +119,10 @@ class ScriptedPolicy:
     """
 
     def __init__(self, chunk: int, env_kwargs: dict[str, Any], suite: Suite | None = None) -> None:
-        self.chunk, self.suite = chunk, suite or load_suite()
+        super().__init__(chunk, torch.zeros(0, 0, 0))
+        self.suite = load_suite() if suite is None else suite
         self.env_kwargs = {**domain_settings(self.suite), **env_kwargs, "terminate_on_success": False}
         self.expert = extra(self.suite, "expert_action", "scripted expert")
-        self.plans, self.calls = torch.zeros(0, 0, 0), 0
 
     def prepare(self, starts: Sequence[Start]) -> None:
         """Record one episode of the experts from each start."""
@@ -111,16 +137,3 @@ class ScriptedPolicy:
             plans.append(np.stack(actions))
         env.close()
         self.plans, self.calls = torch.from_numpy(np.stack(plans).astype(np.float32)), 0
-
-    def act(
-        self,
-        observation: dict[str, Any],
-        *,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> PolicyOutput:
-        """Next chunk of each row's plan; `observation["row"]` is the index of the row's start in `prepare`."""
-        first = self.calls * self.chunk
-        self.calls += 1
-        actions = self.plans[torch.as_tensor(observation["row"]), first : first + self.chunk]
-        return PolicyOutput(actions, torch.zeros(len(actions)))

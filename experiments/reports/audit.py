@@ -66,7 +66,7 @@ def write_audit_report(facts: Mapping[str, Any], films: Sequence[Mapping[str, An
         ("Imagined minus true success", _gaps(facts)),
         ("Calibration: true rate against predicted probability", _calibration(facts["judges"])),
         ("Agreement between judges", _agreement(facts["agreement"])),
-        ("Worst false positives", _films(films)),
+        ("Worst false positives", films_of(films)),
         ("Versions", f"<pre>{escape(json.dumps(facts.get('versions', {}), indent=1))}</pre>"),
     ]
     head = (
@@ -125,7 +125,8 @@ def _agreement(pairs: Mapping[str, float | None]) -> str:
     return table(["judges", "same verdict"], [[escape(k), number(v, 3)] for k, v in pairs.items()]) if pairs else ""
 
 
-def _films(films: Sequence[Mapping[str, Any]]) -> str:
+def films_of(films: Sequence[Mapping[str, Any]]) -> str:
+    """Videos of false positives, as written by `worst_false_positives`."""
     figures = []
     for film in films:
         data = base64.b64encode(Path(film["gif"]).read_bytes()).decode()

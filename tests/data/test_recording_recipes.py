@@ -37,10 +37,11 @@ def values(kind: str) -> list[str]:
     return ["camera=" + options(kind)["camera"][0], *(f"{key}={json.dumps(value)}" for key, value in plain.items())]
 
 
+@pytest.mark.usefixtures("stages_in_this_process")
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind == "zarr 2" else [pytest.mark.slow]) for kind in WRITERS]
 )
-def test_recordings_become_an_environment_that_starts_from_episodes_left_out(tmp_path, kind, stages_in_this_process):
+def test_recordings_become_an_environment_that_starts_from_episodes_left_out(tmp_path, kind):
     source = WRITERS[kind](tmp_path, [take(number, 12) for number in range(4)])
     facts = built(
         RECIPES / "recordings.yaml", source, tmp_path / "out", "image_size=32", "train=2", "length=8", "success=none",
@@ -53,6 +54,7 @@ def test_recordings_become_an_environment_that_starts_from_episodes_left_out(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stages_in_this_process")
 @pytest.mark.parametrize(
     ("name", "folder", "more"),
     [
@@ -64,7 +66,7 @@ def test_recordings_become_an_environment_that_starts_from_episodes_left_out(tmp
         ("bridge_v2", "bridge_v2", []),
     ],
 )
-def test_the_recipes_of_real_recordings_fit_them(tmp_path, name, folder, more, stages_in_this_process):
+def test_the_recipes_of_real_recordings_fit_them(tmp_path, name, folder, more):
     source = shared_data(folder)
     facts = built(RECIPES / "recordings" / f"{name}.yaml", source, tmp_path / "out", "image_size=32", *more)
     assert facts["folds"][0]["left_out"]["windows"] > 0

@@ -33,7 +33,8 @@ def line(bundle: Path, logs: Path, out: Path, *more: str) -> list[str]:
     return ["coevolve", "--bundle", str(bundle), "--data", str(logs), "--out", str(out), *few, *more]
 
 
-def test_a_round_is_collected_trained_measured_and_the_best_one_is_kept(bundle, logs, tmp_path, capfd, stages_in_this_process):
+@pytest.mark.usefixtures("stages_in_this_process")
+def test_a_round_is_collected_trained_measured_and_the_best_one_is_kept(bundle, logs, tmp_path, capfd):
     out = tmp_path / "run"
     assert main(line(bundle, logs, out, "--recipe", "vlaw")) == 0
     shown = capfd.readouterr().out

@@ -28,7 +28,8 @@ SOURCES = ("demonstration", "rollout", "near_success", "synthetic", "human_video
 """Source types; `Batch["source"]` holds indices into this tuple."""
 _SOURCE_OF = {
     "expert": "demonstration", "noisy": "demonstration", "teleoperation": "demonstration", "policy": "rollout",
-    "near_miss": "near_success", "human_video": "human_video", "video": "human_video", "imported": "demonstration",
+    "near_miss": "near_success", "counterfactual": "near_success", "human_video": "human_video", "video": "human_video",
+    "imported": "demonstration",
 }  # fmt: skip
 
 

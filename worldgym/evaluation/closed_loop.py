@@ -22,6 +22,7 @@ import numpy as np
 
 from worldgym.evaluation.rollouts import Start, first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, wilson
+from worldgym.imagination.episodes import uncertainty_kind
 from worldgym.imagination.rollout import run_policy
 
 
@@ -64,6 +65,8 @@ class ClosedLoopResult:
         invalid: `(N,)` bool, the judge failed or the uncertainty of the world model was too high; these episodes are
             not counted.
         clips: frames of the first few episodes.
+        uncertainty: `(N,)` float64, largest uncertainty of each imagined episode, or None.
+        uncertainty_kind: what it is: `own`, `ensemble` or `verdicts`.
     """
 
     starts: tuple[Start, ...]
@@ -73,6 +76,8 @@ class ClosedLoopResult:
     judge: str
     invalid: np.ndarray
     clips: list[Clip] = field(default_factory=list, compare=False)
+    uncertainty: np.ndarray | None = None
+    uncertainty_kind: str = "own"
 
     @property
     def confusion(self) -> Confusion:
@@ -84,6 +89,15 @@ class ClosedLoopResult:
         names = np.array([start.task for start in self.starts])
         masks = {task: (names == task) & ~self.invalid for task in dict.fromkeys(names.tolist())}
         return {task: Confusion.of(self.imagined[mask], self.real[mask]) for task, mask in masks.items()}
+
+    def wrong_verdict_auroc(self) -> float | None:
+        """AUROC of the uncertainty as a predictor of a wrong verdict; None if no verdict is wrong, or all are."""
+        from worldgym.evaluation.fidelity import auroc
+
+        valid = ~self.invalid
+        if self.uncertainty is None or not valid.any():
+            return None
+        return auroc(self.uncertainty[valid], (self.imagined != self.real)[valid])
 
     def rates_by_task(self) -> dict[str, dict[str, Interval]]:
         """Imagined and real success rate per task, for tasks with at least one valid episode."""
@@ -117,14 +131,21 @@ class ClosedLoopResult:
             **{name: rate.to_dict() if rate is not None else None for name, rate in rates.items()},
             "invalid": int(self.invalid.sum()),
             "judge": self.judge,
+            "uncertainty": {"kind": self.uncertainty_kind, "wrong_verdict_auroc": self.wrong_verdict_auroc()},
             "outcomes": {
                 "imagined": [
                     None if bad else bool(x) for x, bad in zip(self.imagined, self.invalid, strict=True)
                 ],
                 "real": [bool(x) for x in self.real],
                 "steps": [int(x) for x in self.steps],
+                "uncertainty": None if self.uncertainty is None else [finite_or_none(x) for x in self.uncertainty],
             },
         }
+
+
+def finite_or_none(value: float) -> float | None:
+    """A float for JSON, which has no NaN."""
+    return float(value) if np.isfinite(value) else None
 
 
 def replay_actions(
@@ -190,7 +211,7 @@ def run_closed_loop(
 
     if not starts:
         raise ValueError("the closed loop needs at least one start; make some with make_starts(tasks, per_task)")
-    imagined, real, invalid, steps, kept = [], [], [], [], []
+    imagined, real, invalid, steps, kept, uncertainty = [], [], [], [], [], []
     # The recorded episodes form a separate first batch, since only they need all frames decoded.
     cuts = [0, *range(min(clips, len(starts)), len(starts), batch), len(starts)]
     for low, high in zip(cuts[:-1], cuts[1:], strict=True):
@@ -216,6 +237,7 @@ def run_closed_loop(
             generator=generator,
             record=record,
         )
+        uncertainty += episode.uncertainty.tolist()
         for i, start in enumerate(block):
             happened, frames = replay_actions(env, start, episode.actions[i], record=record)
             imagined.append(bool(episode.success[i]))
@@ -235,4 +257,6 @@ def run_closed_loop(
         judge=str(judge.name),
         invalid=np.array(invalid, dtype=bool),
         clips=kept,
+        uncertainty=np.array(uncertainty),
+        uncertainty_kind=uncertainty_kind(world_model),
     )

@@ -44,7 +44,8 @@ class ImaginedStep:
         outcome: reward, success and end flags.
         p: `(B,)` float64, judged probability of success; 0 for episodes without a valid judgement.
         valid: `(B,)` bool, False where the judge was queried and returned no valid judgement.
-        uncertainty: `(B,)` float64, uncertainty of the world model; NaN if it failed.
+        uncertainty: `(B,)` float64, uncertainty of the world model, or disagreement of the verdicts on its futures; NaN
+            if it failed.
         hallucination: `(B,)` bool, the uncertainty exceeded its bound or is NaN, so the episode was not judged.
     """
 
@@ -87,6 +88,14 @@ class ImaginedEpisodes:
         self.buffer = FrameBuffer(image, reads_of(judge).frames)
         self.latents: Tensor | None = getattr(state, "latent", None)
         self.seconds = {"imagine": 0.0, "judge": 0.0}
+        futures = int(getattr(world_model, "futures", 0))
+        if futures and judge is not None and reads_of(judge).depth != 1:
+            raise ConfigError(
+                f"the verdicts of {futures} futures can't be compared: judge {judge.name} reads several frames, "
+                "expected one that reads the last frame; take a world model without futures, or another judge"
+            )
+        if futures and judge is not None and slots.highest.shape[1] != futures + 1:
+            slots.highest = np.zeros((len(slots.over), futures + 1))
 
     @classmethod
     @torch.no_grad()
@@ -183,7 +192,11 @@ class ImaginedEpisodes:
             rows = np.flatnonzero(due)
             p[rows], valid[rows] = self.judge_rows(rows)
             valid[rows] &= np.isfinite(slots.last_p[rows])  # a difference also needs a valid baseline
-        outcome = self.rules.settle(slots, moving, due, hallucination, p, valid)
+        if slots.highest.shape[1]:
+            uncertainty = self._disagreement(np.flatnonzero(due), p, valid, imagined, uncertainty)
+            _, hallucination = self.rules.due(slots, moving, uncertainty)
+            due &= ~hallucination
+        outcome = self.rules.settle(slots, moving, due, hallucination, p, valid, uncertainty)
         return ImaginedStep(imagined, outcome, p, valid, uncertainty, hallucination)
 
     def _imagine(self, actions: Tensor, decode: Decode) -> Imagined:
@@ -223,6 +236,35 @@ class ImaginedEpisodes:
             valid[same_length] = judgement.valid.cpu().numpy()
         self.seconds["judge"] += time.perf_counter() - began
         return p[rows], valid[rows]
+
+    def _disagreement(
+        self, rows: NDArray[np.int64], p: Numbers, valid: Flags, imagined: Imagined, uncertainty: Numbers
+    ) -> Numbers:
+        """Judge the other futures of `rows (R,)`; the standard deviation of the highest probabilities, `(B,)`.
+
+        An invalid judgement of a future makes `valid` False. A NaN in `uncertainty` stays.
+        """
+        began, highest = time.perf_counter(), self.slots.highest
+        if len(imagined.futures) + 1 != highest.shape[1]:
+            name = type(self.world_model).__name__
+            if not np.isnan(uncertainty).all():  # NaN: its server did not answer
+                expected = highest.shape[1] - 1
+                raise ConfigError(f"{name}.step returned {len(imagined.futures)} futures, expected {expected}")
+            return uncertainty
+        if len(rows):
+            index = torch.as_tensor(rows, device=imagined.frames.device)
+            texts = list(self.slots.instruction[rows])
+            highest[rows, 0] = np.maximum(highest[rows, 0], p[rows])
+            for number, future in enumerate(imagined.futures, 1):
+                latents = None if future.latents is None else future.latents[index, -1]
+                verdict = settled(
+                    self.judge, future.frames[index, -1:], texts, future.states[index, -1].float(), latents
+                )
+                said = verdict.p_success.cpu().numpy().astype(np.float64)
+                highest[rows, number] = np.maximum(highest[rows, number], said)
+                valid[rows] &= verdict.valid.cpu().numpy()
+        self.seconds["judge"] += time.perf_counter() - began
+        return np.asarray(np.where(np.isnan(uncertainty), np.nan, highest.std(1)), np.float64)
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Self:
         """Independent copies of the episodes `rows`, in any order, repetitions allowed."""
@@ -273,6 +315,11 @@ class ImaginedEpisodes:
         if self.judge is not None and self.rules.needs_baseline:
             p, valid = self.judge_rows(np.arange(len(self)))
             self.slots.last_p[:] = np.where(valid, p, np.nan)
+
+
+def uncertainty_kind(world_model: Any) -> str:
+    """What the uncertainty of a world model is: `own`, `ensemble` (of predicted frames), or `verdicts`."""
+    return str(getattr(world_model, "uncertainty_kind", "own"))
 
 
 def views_of(world_model: Any, observation: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,12 +80,14 @@ class RolloutResult:
         success: `(N,)` bool, judged successful.
         invalid: `(N,)` bool, not successful, and either the judgement was invalid or the world model too uncertain.
             Such an episode is dropped, never counted as a failure.
+        uncertainty: `(N,)` float64, largest uncertainty up to the end of the episode.
         frames: total number of imagined frames, including finished rows that were still in the batch.
         seconds: wall time of `imagine`, `judge` and `policy`.
     """
 
     success: Flags
     invalid: Flags
+    uncertainty: NDArray[np.float64]
     frames: int
     seconds: dict[str, float]
 
@@ -117,6 +119,7 @@ def rollout(
     policy = act if policy is None else policy
     rows = np.arange(len(episodes))
     success, invalid = np.zeros(len(episodes), np.bool_), np.zeros(len(episodes), np.bool_)
+    uncertainty = np.zeros(len(episodes))
     decode: Decode = "all" if any(observer.decode == "all" for observer in observers) else "last"
     for observer in observers:
         observer.begin(episodes)
@@ -148,9 +151,10 @@ def rollout(
             observer(decision)
         success[rows[live]] |= step.outcome.success[live]
         invalid[rows[live]] |= ((~step.valid | step.hallucination) & ~step.outcome.success)[live]
+        uncertainty[rows[live]] = np.maximum(uncertainty[rows[live]], step.uncertainty[live])
         episodes.slots.over |= step.outcome.over
         number += 1
-    return RolloutResult(success, invalid, frames, {**episodes.seconds, "policy": in_policy})
+    return RolloutResult(success, invalid, uncertainty, frames, {**episodes.seconds, "policy": in_policy})
 
 
 class ActionRecorder:
@@ -219,6 +223,7 @@ class ImaginedRollout:
         invalid: `(B,)` bool, see `RolloutResult`.
         frames: B arrays `(T_b+1, H, W, 3)` uint8 when recorded, else None.
         steps: total number of imagined frames.
+        uncertainty: `(B,)` float64, see `RolloutResult`.
     """
 
     actions: list[NDArray[np.float32]]
@@ -226,6 +231,7 @@ class ImaginedRollout:
     invalid: Flags
     frames: list[NDArray[np.uint8]] | None
     steps: int
+    uncertainty: NDArray[np.float64]
 
 
 def run_policy(
@@ -294,4 +300,6 @@ def run_policy(
         policy=policy,
     )
     frames = None if frame_recorder is None else frame_recorder.frames
-    return ImaginedRollout(actions.actions, result.success, result.invalid, frames, result.frames)
+    return ImaginedRollout(
+        actions.actions, result.success, result.invalid, frames, result.frames, result.uncertainty
+    )

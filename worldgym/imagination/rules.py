@@ -64,6 +64,7 @@ class Rules:
     uncertainty_bound: float | None = None
     discount: float = 0.99
     confirm: int = 1
+    penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.judge_every < 1 or self.confirm < 1 or (self.chunk is not None and self.chunk < 1):
@@ -81,6 +82,8 @@ class Rules:
             raise ValueError(
                 f"reward_kind={self.reward_kind!r}; expected one of {', '.join(map(repr, REWARD_KINDS))}"
             )
+        if not 0.0 <= self.penalty < np.inf:
+            raise ValueError(f"penalty={self.penalty}; expected a weight of the uncertainty, at least 0")
         if not 0.0 < self.discount <= 1.0:
             raise ValueError(f"discount={self.discount}; expected the learner's discount, in (0, 1]")
 
@@ -97,11 +100,13 @@ class Rules:
         return moving & ~hallucination & ((slots.unjudged >= self.judge_every) | ending), hallucination
 
     def settle(
-        self, slots: Slots, moving: Flags, judged: Flags, hallucination: Flags, p: Numbers, valid: Flags
-    ) -> Outcome:
+        self, slots: Slots, moving: Flags, judged: Flags, hallucination: Flags, p: Numbers, valid: Flags,
+        uncertainty: Numbers | None = None,
+    ) -> Outcome:  # fmt: skip
         """Turn the judgements `p`, `valid` of the slots `judged` into rewards and end flags, and update `slots`.
 
-        An invalid judgement truncates its episode with a placeholder reward of 0; such an episode must be dropped.
+        An invalid judgement truncates its episode with a placeholder reward of 0; such an episode must be dropped. At
+        judged frames, `penalty` times the uncertainty is subtracted from the reward.
         """
         sound = judged & valid
         hit = sound & (p.astype(np.float32) >= np.float32(self.success_threshold))  # judges return float32
@@ -115,6 +120,8 @@ class Rules:
             reward = np.where(sound, p - before, 0.0)
         else:
             reward = first + np.where(sound, self.discount * potential(p) - potential(before), 0.0)
+        if self.penalty and uncertainty is not None:
+            reward = reward - self.penalty * np.where(sound, uncertainty, 0.0)
         slots.unjudged[judged] = 0
         slots.last_p[sound] = p[sound]
         slots.success_once |= success

@@ -38,6 +38,8 @@ class Slots:
         streak: number of successive success judgements, up to the last judgement.
         success_once: whether success was judged at any time.
         over: whether the episode has ended and waits for a reset.
+        highest: highest judged probability of success so far, in the episode and in each of its F other futures,
+            (num_envs, 1 + F); (num_envs, 0) without other futures.
     """
 
     instruction: NDArray[np.object_]
@@ -50,6 +52,7 @@ class Slots:
     streak: NDArray[np.int64]
     success_once: NDArray[np.bool_]
     over: NDArray[np.bool_]
+    highest: NDArray[np.float64]
 
     @classmethod
     def empty(cls, count: int, embedding_dim: int = 0) -> Slots:
@@ -65,6 +68,7 @@ class Slots:
             streak=np.zeros(count, np.int64),
             success_once=np.zeros(count, np.bool_),
             over=np.zeros(count, np.bool_),
+            highest=np.zeros((count, 0)),
         )
 
     def take(self, index: Index) -> Slots:

@@ -36,7 +36,7 @@ from worldgym.errors import ConfigError
 from worldgym.imagination import options as reset_options
 from worldgym.imagination.batched_env import BatchStep, Column, Flags, check_settings
 from worldgym.imagination.branching import BranchingVectorEnv
-from worldgym.imagination.episodes import ImaginedEpisodes
+from worldgym.imagination.episodes import ImaginedEpisodes, uncertainty_kind
 from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
 from worldgym.imagination.observations import (
     EMBEDDING_DIM,
@@ -86,7 +86,9 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         terminate_on_success: False continues an episode after success.
         confirm: number of successive success judgements that count as a success; 2 ignores errors on a single frame.
         uncertainty_bound: above this uncertainty a slot is truncated without a judgement and with
-            info["hallucination"]; None for never.
+            info["hallucination"]; None for never. info["uncertainty_kind"] names the kind of uncertainty.
+        uncertainty_penalty: weight of the uncertainty, subtracted from the reward at judged frames (RWM-U, arXiv
+            2504.16680).
         flat_actions: True takes a chunk as one vector (K A,), for libraries without matrix actions.
         instruction: "text", or "embedding" for `Box(384,)` sentence embeddings.
         instructions: sentences that resets will use; the text space covers the characters and the length of
@@ -127,6 +129,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
         terminate_on_success: bool = True,
         confirm: int = 1,
         uncertainty_bound: float | None = None,
+        uncertainty_penalty: float = 0.0,
         flat_actions: bool = False,
         instruction: InstructionMode = "text",
         instructions: Sequence[str] = (),
@@ -156,7 +159,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             raise ValueError(f"success_threshold={success_threshold}; expected a probability in (0, 1]")
         self.rules = Rules(
             horizon, chunk, judge_every, success_threshold, reward_kind, terminate_on_success, uncertainty_bound,
-            discount, confirm,
+            discount, confirm, uncertainty_penalty,
         )  # fmt: skip
         self.starts = resolve_starts(starts)
         self.device = torch.device(getattr(self.world_model, "device", "cpu"))
@@ -294,6 +297,7 @@ class WorldModelVectorEnv(BranchingVectorEnv):
             ("task", slots.task.copy(), present),
             ("success", outcome.success, present),
             ("uncertainty", uncertainty, present),
+            ("uncertainty_kind", np.full(self.num_envs, uncertainty_kind(self.world_model), object), present),
             ("judge_valid", valid, present),
             ("invalid", ~valid, present),
             ("hallucination", hallucination, present),

@@ -2,6 +2,7 @@
 
 from worldgym.models.canvas import Canvas
 from worldgym.models.ensemble import EnsembleWorldModel
+from worldgym.models.futures import FutureEnsemble
 from worldgym.models.loading import load_world_model
 from worldgym.models.tokenizers import (
     DiffusersTokenizer,
@@ -24,6 +25,7 @@ __all__ = [
     "DynamicsConfig",
     "EnsembleWorldModel",
     "FrameTokenizer",
+    "FutureEnsemble",
     "HandColumns",
     "ImaginedState",
     "ObjectMotionConfig",

@@ -98,6 +98,11 @@ class EnsembleWorldModel:
         self.action_dim, self.state_dim = self.leader.action_dim, self.leader.state_dim
 
     @property
+    def uncertainty_kind(self) -> str:
+        """What `info["uncertainty"]` is: disagreement of predicted latents."""
+        return "ensemble"
+
+    @property
     def specs(self) -> Specs:
         """Specs of the leader."""
         return self.leader.specs
