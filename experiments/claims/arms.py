@@ -221,7 +221,7 @@ def imitate(
 
 
 # -- arms with rollouts ---------------------------------------------------------------------------
-def _imagined(changes: dict[str, Any]) -> Callable[[ClaimContext, int, Path], Trained]:
+def imagined_rl(changes: dict[str, Any]) -> Callable[[ClaimContext, int, Path], Trained]:
     """Train function: fine-tuning in imagination, with changed settings."""
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
@@ -361,8 +361,8 @@ SHARED_ARMS: tuple[Arm, ...] = (
     Arm("sft", "SFT", _sft, seeded=False),
     Arm("bc_only", "BC only, same number of updates", _bc_only),
     Arm("filtered_bc", "filtered BC, own episodes in Real", filtered_bc()),
-    Arm("iter_sft", "Iter-SFT, imagined successes of the SFT policy", _imagined({"lr": 0.0, "actor": "initial"})),
-    Arm("imagined_rl", "imagined RL", _imagined({})),
+    Arm("iter_sft", "Iter-SFT, imagined successes of the SFT policy", imagined_rl({"lr": 0.0, "actor": "initial"})),
+    Arm("imagined_rl", "imagined RL", imagined_rl({})),
     Arm("real_rl", "RL in Real", _simulate(lambda lab: {"domain": "real"})),
     Arm("real_judged", "RL in Real, reward from the judge", _simulate(lambda lab: {"domain": "real"}, judge=True)),
     *(Arm(f"soft_rl-{g:g}", f"RL in Soft, gap {g:g}", _simulate(_soft(g))) for g in (0.25, 0.5, 0.75, 1.0)),

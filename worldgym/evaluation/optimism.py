@@ -23,7 +23,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from worldgym.evaluation.fidelity import auroc
 from worldgym.evaluation.statistics import Interval
 
 DRAWS = 2000
@@ -77,40 +76,63 @@ class Optimism:
         return self._rate(self.true)
 
     def auroc(self) -> Interval | None:
-        """Probability that a successful sequence gets a higher score than a failing one; None without either."""
-        return self._interval(lambda rows: auroc(self.scores[rows], self.true[rows]))
+        """Probability that a successful sequence gets a higher score than a failing one; None without either.
+
+        Ties count half.
+        """
+        good, bad = self.scores[self.true], self.scores[~self.true]
+        above = (good[:, None] > bad) + 0.5 * (good[:, None] == bad)
+        won = self._by_start(self.true, above)  # (S, failures)
+        pairs = self._by_start(~self.true, won.T).T  # (S, S): by start of the success and of the failure
+        return self._interval(
+            lambda weight: np.einsum("bs,st,bt->b", weight, pairs, weight, optimize=True)
+            / ((weight @ self._count(self.true)) * (weight @ self._count(~self.true))),
+            len(self.true),
+        )
 
     def gap(self) -> Interval | None:
         """Mean score of the successful minus that of the failing sequences; None without either."""
 
-        def difference(rows: NDArray[np.int64]) -> float | None:
-            scores, true = self.scores[rows], self.true[rows]
-            return float(scores[true].mean() - scores[~true].mean()) if true.any() and not true.all() else None
+        def difference(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+            means = [
+                weight @ self._by_start(among, self.scores[among]) / (weight @ self._count(among))
+                for among in (self.true, ~self.true)
+            ]
+            return np.asarray(means[0] - means[1])
 
-        return self._interval(difference)
+        return self._interval(difference, len(self.true))
 
     def _rate(self, among: NDArray[np.bool_]) -> Interval | None:
-        def share(rows: NDArray[np.int64]) -> float | None:
-            chosen = among[rows]
-            return float((self.scores[rows][chosen] >= self.threshold).mean()) if chosen.any() else None
-
-        return self._interval(share, int(among.sum()))
+        hits = self._by_start(among, (self.scores[among] >= self.threshold).astype(np.float64))
+        return self._interval(lambda weight: weight @ hits / (weight @ self._count(among)), int(among.sum()))
 
     @cached_property
-    def _draws(self) -> list[NDArray[np.int64]]:
-        """Sequences of the starts that each resample draws."""
-        names, place = np.unique(self.starts, return_inverse=True)
-        rows = [np.flatnonzero(place == i) for i in range(len(names))]
-        rng = np.random.default_rng(0)
-        return [np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(DRAWS)]
+    def _places(self) -> tuple[int, NDArray[np.int64]]:
+        """Number of starts S, and the start of each sequence as 0 to S - 1."""
+        names, places = np.unique(self.starts, return_inverse=True)
+        return len(names), places
 
-    def _interval(
-        self, statistic: Callable[[NDArray[np.int64]], float | None], count: int | None = None
-    ) -> Interval | None:
-        """95 % percentile interval of a statistic of the sequences; draws without a value are left out."""
-        mean = statistic(np.arange(len(self.true))) if len(self.true) else None
-        if mean is None:
+    def _by_start(self, among: NDArray[np.bool_], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums of `values (M,...)` of the M sequences `among (N,)` by start, `(S,...)`."""
+        sums = np.zeros((self._places[0], *values.shape[1:]))
+        np.add.at(sums, self._places[1][among], values)
+        return sums
+
+    def _count(self, among: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return self._by_start(among, np.ones(int(among.sum())))
+
+    def _interval(self, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], count: int) -> Interval | None:
+        """95 % percentile interval of a statistic of weights `(B,S)` of the starts; draws without a value are left out.
+
+        The first weights are ones: the estimate.
+        """
+        starts = self._places[0]
+        if not starts:
             return None
-        drawn = [value for value in (statistic(rows) for rows in self._draws) if value is not None]
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        return Interval(mean, min(mean, float(low)), max(mean, float(high)), count or len(self.true))
+        drawn = np.random.default_rng(0).multinomial(starts, np.full(starts, 1 / starts), DRAWS)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean, *values = statistic(np.concatenate([np.ones((1, starts)), drawn]))
+        if not np.isfinite(mean):
+            return None
+        low, high = np.nanquantile(values, [0.025, 0.975])
+        return Interval(float(mean), min(float(mean), float(low)), max(float(mean), float(high)), count)
