@@ -27,7 +27,7 @@ from worldgym import pretrained
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.imagination.starts import VIEWS
 from worldgym.utils.arrays import Field, array_names, read_arrays
-from worldgym.utils.files import file_sha256
+from worldgym.utils.files import file_sha256, read_json
 from worldgym.utils.folders import MANIFEST, verify_file
 
 JUDGE_FOLDERS = {"bundled": "judge", "latent": "judge_latent", "open_clip": "judge_open_clip"}
@@ -120,6 +120,14 @@ class Bundle:
         from worldgym.models import load_world_model
 
         return self.placing(load_world_model(self._part("world_model")))
+
+    @property
+    def world_model_options(self) -> dict[str, str | None]:
+        """Options of `worldgym train world-model` that continue the bundle's: `type`, and `probe` if that needs one."""
+        file = self.folder / "world_model" / "config.json"
+        kind = str(read_json(file, pretrained.remedy(self.folder)).get("type", "video"))
+        probe = self.folder / "probe"
+        return {"type": kind, "probe": str(probe) if kind == "chunk" and probe.is_dir() else None}
 
     def judge(self) -> Any:
         """Load the judge that provides the reward, of any registered type."""

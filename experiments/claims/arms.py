@@ -52,12 +52,14 @@ class Trained:
         budget: environment steps and episodes by environment, and updates.
         way: rows of evaluations during training.
         settings: settings of the training.
+        parts: folders of other trained parts, such as a world model, by name.
     """
 
     policy: PolicyRef
     budget: dict[str, float]
     way: list[dict[str, float]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Arm:
         splits: splits on which the policy is evaluated in Real; those of the preset if empty.
         evaluators: whether the policy is also evaluated in Soft and in imagination, for C20.
         seeded: whether another seed gives another policy.
+        measure: function from `(lab, Trained)` to the evaluations, in place of those of the policy.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Arm:
     splits: tuple[str, ...] = ()
     evaluators: bool = True
     seeded: bool = True
+    measure: Callable[[ClaimContext, Trained], dict[str, Any]] | None = None
 
 
 class LearningCurveProbe:
@@ -140,9 +144,16 @@ def run_arm(lab: ClaimContext, arm: Arm, seed: int, code: str = "") -> dict[str,
         "budget": {k: round(v, 1) for k, v in {**trained.budget, **cost}.items()},
         "way": trained.way,
         "threads": torch.get_num_threads(),
-        "evaluations": lab.evaluate(trained.policy, arm.splits, arm.evaluators),
+        "evaluations": _measured(lab, arm, trained),
     }
     return dict(finite(facts))
+
+
+def _measured(lab: ClaimContext, arm: Arm, trained: Trained) -> dict[str, Any]:
+    if arm.measure is None:
+        return lab.evaluate(trained.policy, arm.splits, arm.evaluators)
+    with own_streams("evaluate"):
+        return arm.measure(lab, trained)
 
 
 def _core_seconds() -> float:

@@ -41,6 +41,12 @@ class ClaimPreset:
         real_episodes: the policy's own episodes in Real on which filtered BC, RECAP and RAMP are trained.
         foresight_steps: training steps of the network that predicts future latents and values.
         epochs: epochs of SFT on few demonstrations (E2).
+        logs: episodes of the logs on which world models are trained further (C24).
+        extra_episodes: episodes that are added to them.
+        world_steps: training steps of such a world model.
+        judge_steps: training steps of a judge on it.
+        judge_imagined: logged episodes that it imagines for the judge.
+        optimism_starts: start states of the perturbed demonstrations on which it is measured.
         gaps: domain gaps of Soft.
         budgets: numbers of episodes in Real at which behaviour cloning is compared with RL in imagination (E1).
     """
@@ -62,6 +68,12 @@ class ClaimPreset:
     real_episodes: int = 300
     foresight_steps: int = 800
     epochs: int = 60
+    logs: int = 1500
+    extra_episodes: int = 300
+    world_steps: int = 1000
+    judge_steps: int = 300
+    judge_imagined: int = 900
+    optimism_starts: int = 60
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     budgets: tuple[int, ...] = (50, 100, 200, 400, 800)
 
@@ -110,6 +122,7 @@ PRESETS = {
     "small": ClaimPreset("small"),
     "tiny": ClaimPreset(
         "tiny", seeds=(0,), rounds=1, starts=4, group=3, horizon=10, imitation_steps=2, batch=16, measured=10,
-        episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, epochs=1, gaps=(1.0,), budgets=(50,),
+        episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, epochs=1, logs=24, extra_episodes=6,
+        world_steps=2, judge_steps=2, judge_imagined=12, optimism_starts=3, gaps=(1.0,), budgets=(50,),
     ),
 }  # fmt: skip

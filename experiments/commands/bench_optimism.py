@@ -106,16 +106,76 @@ def run(config: BenchOptimismConfig) -> int:
     from experiments.reports.optimism import table, write_optimism_report
 
     suite, here = chosen_suite(config.suite, config.bundle), placing(config)
-    planned = extra(suite, "counterfactuals", "source of counterfactual action sequences")
     tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
     split = known_split(suite, config.split)
     bundle, world_model = Bundle.find(config.bundle, here), here(load_world_model_of(config.bundle, config.world_model))
     judge = bundle.named_judge(config.judge, getattr(world_model, "tokenizer", None))
-    threshold = threshold_of(judge) if config.threshold is None else config.threshold
     starts = make_starts(tasks, max(1, round(config.starts / len(tasks))), config.start_seed, split)
+    done = executed_and_judged(
+        world_model, judge, suite, starts, chunk=bundle.policy().chunk, horizon=config.horizon,
+        threshold=config.threshold, seed=config.seed,
+    )  # fmt: skip
+    threshold = done.parts[JUDGE].threshold
+    facts = facts_of(done.parts, starts, done.plans, suite)
+    facts |= {"tasks": list(tasks), "split": split, "start_seed": config.start_seed, "judge": str(judge.name)}
+    facts |= {"threshold": threshold, "seed": config.seed, "versions": versions()}
+    atomic_write_text(config.json, json.dumps(facts, indent=1) + "\n")
+    films = worst_false_positives(
+        {f"starts {i * BATCH}-": audit for i, audit in enumerate(done.audits)}, JUDGE, threshold,
+        config.json.with_suffix(""), config.clips,
+    ) if config.clips else []  # fmt: skip
+    page = write_optimism_report(facts, films, config.json.with_suffix(".html"))
+    sys.stdout.write(f"{table(facts)}\nwritten to {config.json} and {page}\n")
+    return 0
+
+
+@dataclass(frozen=True)
+class Executed:
+    """Action sequences that were executed in Real and imagined.
+
+    Args:
+        parts: scores and outcomes as judged in imagination and on the frames from Real.
+        audits: scores at every check, and frames.
+        plans: number of the start of each sequence, and the sequence.
+    """
+
+    parts: dict[str, Optimism]
+    audits: list[JudgeAudit]
+    plans: list[tuple[int, Counterfactual]]
+
+
+def executed_and_judged(
+    world_model: Any,
+    judge: Any,
+    suite: Suite,
+    starts: Sequence[Start],
+    *,
+    chunk: int,
+    horizon: int = 40,
+    threshold: float | None = None,
+    seed: int = 0,
+) -> Executed:
+    """Plan the sequences from each start, imagine and execute them, and judge both.
+
+    Args:
+        world_model: imagines them.
+        judge: scores them after every chunk.
+        suite: its experts plan the sequences, and its real domain executes them.
+        starts: start states.
+        chunk: actions between two checks.
+        horizon: steps per sequence.
+        threshold: probability that counts as success; the judge's own threshold if None.
+        seed: seed of the world model's sampling.
+
+    Raises:
+        ConfigError: the suite has no counterfactual action sequences.
+    """
+    import torch
+
+    planned = extra(suite, "counterfactuals", "source of counterfactual action sequences")
     audits: list[JudgeAudit] = []
     found: list[tuple[int, Counterfactual]] = []
-    env = suite.make_single(**domain_settings(suite), terminate_on_success=False, horizon=config.horizon)
+    env = suite.make_single(**domain_settings(suite), terminate_on_success=False, horizon=horizon)
     with Progress(len(starts), "starts") as bar:
         for low in range(0, len(starts), BATCH):
             block = starts[low : low + BATCH]
@@ -124,42 +184,15 @@ def run(config: BenchOptimismConfig) -> int:
                 for i, start in enumerate(block)
                 for each in planned(env, task=start.task, seed=start.seed, split=start.split)
             ]
-            audits.append(watched(world_model, judge, env, starts, plans, bundle.policy().chunk, config))
+            policy = ReplayPolicy(chunk, torch.from_numpy(np.stack([each.actions for _, each in plans])))
+            own = [starts[i] for i, _ in plans]
+            audits.append(
+                watch(policy, world_model, {JUDGE: judge}, env, own, horizon=horizon, seed=seed, real_frames=True)
+            )
             found += plans
             bar.update(len(block))
     env.close()
-    parts = measured(audits, found, threshold)
-    facts = facts_of(parts, starts, found, suite)
-    facts |= {"tasks": list(tasks), "split": split, "start_seed": config.start_seed, "judge": str(judge.name)}
-    facts |= {"threshold": threshold, "seed": config.seed, "versions": versions()}
-    atomic_write_text(config.json, json.dumps(facts, indent=1) + "\n")
-    films = worst_false_positives(
-        {f"starts {i * BATCH}-": audit for i, audit in enumerate(audits)}, JUDGE, threshold,
-        config.json.with_suffix(""), config.clips,
-    ) if config.clips else []  # fmt: skip
-    page = write_optimism_report(facts, films, config.json.with_suffix(".html"))
-    sys.stdout.write(f"{table(facts)}\nwritten to {config.json} and {page}\n")
-    return 0
-
-
-def watched(
-    world_model: Any,
-    judge: Any,
-    env: Any,
-    starts: Sequence[Start],
-    plans: Sequence[tuple[int, Counterfactual]],
-    chunk: int,
-    config: BenchOptimismConfig,
-) -> JudgeAudit:
-    """Imagine and execute the plans, each from the start with its number."""
-    import torch
-
-    actions = np.stack([each.actions for _, each in plans])
-    policy = ReplayPolicy(chunk, torch.from_numpy(actions))
-    own = [starts[i] for i, _ in plans]
-    return watch(
-        policy, world_model, {JUDGE: judge}, env, own, horizon=config.horizon, seed=config.seed, real_frames=True
-    )
+    return Executed(measured(audits, found, threshold_of(judge) if threshold is None else threshold), audits, found)
 
 
 def measured(

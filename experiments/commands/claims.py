@@ -179,8 +179,9 @@ def run(config: ClaimsRunConfig) -> int:
                 )
             file = records.write(claim, name, seed, {**facts, "code": code})
             lab.forget(arm.name, seed)
-            success = facts["evaluations"]["seen/greedy"]["success"]
-            logger.info("  success in Real %.3f; written to %s", success.count("1") / len(success), file)
+            rates = {key: row["success"].count("1") / len(row["success"]) for key, row in facts["evaluations"].items()}
+            shown = {key: rate for key, rate in rates.items() if key == "seen/greedy"} or rates
+            logger.info("  %s; written to %s", ", ".join(f"{key} {rate:.3f}" for key, rate in shown.items()), file)
     for name in config.claims:
         verdict = CLAIMS[name].decide(records, preset)
         sys.stdout.write(f"{name}: {verdict.verdict} ({verdict.why})\n")

@@ -28,6 +28,7 @@ from experiments.pipelines.build import Build
 from experiments.pipelines.checks import values_of
 from experiments.pipelines.recipe import Recipe, Stage, read_recipe
 from experiments.suites import BundleName
+from worldgym.data.copies import copy_dataset
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import read_json, read_sealed, write_sealed
@@ -168,8 +169,8 @@ class Coevolution:
                 "data": str(self.logs), "policy": now["policy"], "world_model": now["world_model"],
                 "judge": now["judge"], "bundle": now["bundle"], "first": str(self.start.folder),
                 "sft": str(self.start.policy_folder), "suite": self.start.card.get("suite"),
-                "tasks": list(self.start.tasks), "type": self._type_of(Path(now["world_model"])),
-                "probe": self._probe(), "seed": settings.seed, "image_size": self._image_size(),
+                "tasks": list(self.start.tasks), **self.start.world_model_options,
+                "seed": settings.seed, "image_size": self._image_size(),
                 "rollout_horizon": self.start.card.get("rollout_horizon"),
                 "real_seed": REAL_SEED0 + SEEDS_PER_RUN * settings.seed + SEEDS_PER_ROUND * (number - 1),
             }  # fmt: skip
@@ -222,19 +223,10 @@ class Coevolution:
             Stage("measure: gate", ("bench", "closed-loop"), tuple(gate), accept=(0, 1)),
         )
 
-    def _type_of(self, folder: Path) -> str:
-        return str(read_json(folder / "config.json", "give another bundle").get("type", "video"))
-
     def _image_size(self) -> int | list[int]:
         """Size of the frames of the main camera."""
         height, width = self.start.world_model().specs.observation.main.size
         return int(height) if height == width else [int(height), int(width)]
-
-    def _probe(self) -> str | None:
-        """The position probe of the bundle, which the training of a model of type chunk needs."""
-        probe = self.start.folder / "probe"
-        chunk = self._type_of(self.start.folder / "world_model") == "chunk"
-        return str(probe) if chunk and probe.is_dir() else None
 
     def check(self, parse: Callable[[Stage], None]) -> None:
         """Check the command lines of the next rounds before anything runs.
@@ -280,12 +272,8 @@ class Coevolution:
 
     def _copy_logs(self) -> None:
         """Copy the logs that the world model was trained on, once and as a whole."""
-        if self.settings.data is None or self.logs.exists():
-            return
-        self.settings.out.mkdir(parents=True, exist_ok=True)
-        with staging(self.settings.out) as stage:
-            shutil.copytree(self.settings.data, stage / LOGS)
-            (stage / LOGS).rename(self.logs)
+        if self.settings.data is not None:
+            copy_dataset(self.settings.data, self.logs)
 
     def _row(self, number: int, recipe: Recipe) -> dict[str, Any]:
         """Results of a round, from the files of its measurements."""

@@ -94,7 +94,8 @@ def test_families_do_not_apply_without_their_event():
 def test_what_cannot_be_meant_is_explained():
     with pytest.raises(ConfigError, match="no perturbation 'wrong_object'; there are missed_grasp, early_release"):
         change(WRONG_OBJECT, 1)
-    for family, severity in (("frozen", 1.5), ("frozen", 0), ("missed_grasp", -1), ("late_close", 1.5), ("late_close", 0)):
+    wrong = (("frozen", 1.5), ("frozen", 0), ("missed_grasp", -1), ("late_close", 1.5), ("late_close", 0))
+    for family, severity in wrong:
         with pytest.raises(ConfigError, match=f"{family} has severity"):
             change(family, severity)
     with pytest.raises(ValueError, match=r"shape \(30, 3\), expected \(T, 4\)"):
