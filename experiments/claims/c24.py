@@ -61,9 +61,9 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
-def _logs(lab: ClaimContext) -> Path:
-    """The logs that both arms share; collected once."""
-    folder = lab.folder("counterfactual_logs", 0)
+def shared_logs(lab: ClaimContext) -> Path:
+    """The logs of the demonstrators that arms share; collected once."""
+    folder = lab.folder("shared_logs", 0)
     options = {
         "out": folder / "data", "suite": lab.suite.name, "tasks": list(lab.tasks), "episodes": lab.preset.logs,
         "seed": LOG_SEED0, "workers": lab.workers,
@@ -86,7 +86,7 @@ def trained(mix: dict[str, float]) -> Any:
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         from worldgym.data.copies import copy_dataset
 
-        logs = lab.once("counterfactual_logs", lambda: _logs(lab))
+        logs = lab.once("logs", lambda: shared_logs(lab))
         copy_dataset(logs, folder / "data")
         _built(NAME, _stages(lab, seed, folder, mix), folder)
         preset = lab.preset

@@ -1,0 +1,105 @@
+"""Claims about world models and rounds (C3, C16, C24): their rules on made-up results, and the arms at toy size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_claims import made_up
+
+from experiments.claims import CLAIMS, c24, find_arm
+from experiments.claims.arms import run_arm
+from experiments.claims.c3 import round_tables
+from experiments.claims.context import ClaimContext
+from experiments.claims.presets import PRESETS
+from experiments.claims.records import Records, pack
+from experiments.claims.report import page
+
+SMALL = PRESETS["small"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "wanted"),
+    [((0.6, 0.8, 0.5), "supported"), ((0.7, 0.6, 0.5), "refuted"), ((0.5, 0.7, 0.7), "refuted")],
+)
+def test_c16_asks_for_a_maximum_at_the_moderate_penalty(tmp_path, rates, wanted):
+    arms = CLAIMS["C16"].arms(SMALL)
+    records = made_up(tmp_path, dict(zip(arms, rates, strict=True)))
+    assert CLAIMS["C16"].decide(records, SMALL).verdict == wanted
+
+
+@pytest.mark.parametrize(
+    ("rates", "wanted"),
+    [((0.9, 0.7, 0.6), "supported"), ((0.7, 0.8, 0.6), "refuted"), ((0.7, 0.6, 0.7), "refuted")],
+)
+def test_c3_asks_for_more_than_both_controls(tmp_path, rates, wanted):
+    records = made_up(tmp_path, dict(zip(CLAIMS["C3"].arms(SMALL), rates, strict=True)))
+    assert CLAIMS["C3"].rule(records, SMALL, [0, 1, 2]).holds == {"supported": True, "refuted": False}[wanted]
+
+
+def test_the_tables_of_rounds_sum_counts_over_seeds():
+    counts = {"tp": 5, "fn": 1, "tn": 3, "fp": 1}
+    first = {"round": 0, "confusion": counts, "by_task": {"reach": counts}, "true": 0.6, "world_model": None}
+    learned = {when: {"psnr": 20.0 + i, "fp": 4 - i} for i, when in enumerate(("before", "after"))}
+    second = {**first, "round": 1, "true": 0.7, "world_model": learned}
+    text = round_tables([[first, second]] * 3)
+    assert "| 0 | all | 15 | 3 | 9 | 3 | 0.600 / 0.600 / 0.600 |" in text
+    assert "| 1 | 20.00, 21.00 dB | 12 | 9 |" in text and "| 0 | 20.00" not in text
+
+
+def c24_results(folder, control: float, perturbed: float, seeds=(0, 1, 2)) -> Records:
+    """Shares of 200 failures (10 of each of 20 starts) that are judged successful."""
+    records = Records(folder, "small")
+    for arm, share in (("control", control), ("counterfactual", perturbed)):
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            failures = {"success": pack(rng.permutation(200) < 200 * share), "starts": [i // 10 for i in range(200)]}
+            successes = {"success": "1" * 20, "starts": list(range(20))}
+            evaluations = {
+                "optimism/failures": failures, "optimism/successes": successes,
+                "optimism/scores": {"success": "01", "auroc": 0.9, "gap": None},
+                "loop/imagined": {"success": "1100"}, "loop/real": {"success": "1010"},
+            }  # fmt: skip
+            facts = {
+                "label": arm, "settings": {}, "hashes": {}, "versions": {}, "tasks": ["reach"],
+                "budget": {"updates": 1.0}, "way": [], "evaluations": evaluations,
+            }  # fmt: skip
+            records.write("C24", arm, seed, facts)
+    return records
+
+
+@pytest.mark.parametrize(
+    ("control", "perturbed", "wanted"), [(0.4, 0.1, "supported"), (0.2, 0.3, "refuted"), (0.21, 0.2, "inconclusive")]
+)
+def test_c24_compares_optimism_at_equal_steps_and_reports_the_loop(tmp_path, control, perturbed, wanted):
+    records = c24_results(tmp_path, control, perturbed)
+    verdict = CLAIMS["C24"].decide(records, SMALL)
+    assert verdict.verdict == wanted and "false successes in closed loop: +0.0" in verdict.why
+    assert verdict.effect.mean == pytest.approx(perturbed - control)
+    text = page(CLAIMS["C24"], records, SMALL, [])
+    assert "0.900 / 0.900 / 0.900 | - / - / -" in text and "Success in Real, by seed" not in text
+
+
+def test_shares_are_means_over_starts(tmp_path):
+    records = c24_results(tmp_path, 0.5, 0.5, seeds=(0,))
+    table = c24.by_start(records, c24.CONTROL, "optimism/failures", [0])
+    assert table.shape == (1, 20) and table.mean() == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stages_in_this_process")
+@pytest.mark.parametrize("name", ["counterfactual", "control", "vlaw", "penalty-3"])
+def test_arms_train_world_models_and_rounds(bundle, tmp_path, name):
+    preset = dataclasses.replace(PRESETS["tiny"], bundle=str(bundle), logs=24)
+    with ClaimContext(preset, tmp_path, workers=0) as lab:
+        facts = run_arm(lab, find_arm(name), 0)
+    found = facts["evaluations"]
+    if name in ("counterfactual", "control"):
+        assert set(found) >= {"optimism/failures", "optimism/successes", "loop/imagined", "loop/real"}
+        assert facts["budget"]["real_episodes"] == preset.extra_episodes
+    else:
+        assert set(found) == {"seen/greedy", "seen/sampled"}
+    if name == "vlaw":
+        assert [row["round"] for row in facts["settings"]["history"]] == [0, 1, 2]
+        assert facts["budget"]["real_episodes"] == 8
