@@ -203,12 +203,13 @@ class ClaimContext:
         with own_streams("imagine"):
             loaded = policy.load() if isinstance(policy, PolicyRef) else policy
             imagined = run_policy(
-                loaded, self.world_model, self.judge, self._first_frames(starts), horizon=self.preset.measured,
+                loaded, self.world_model, self.judge, self.first_frames(starts), horizon=self.preset.measured,
                 temperature=0.0, generator=torch.Generator().manual_seed(0),
             )  # fmt: skip
         return {"success": pack(imagined.success), "steps": int(imagined.steps)}
 
-    def _first_frames(self, starts: list[Start]) -> dict[str, Any]:
+    def first_frames(self, starts: list[Start]) -> dict[str, Any]:
+        """First observations of the starts, from Real."""
         from worldgym.evaluation.rollouts import first_observations
 
         env = real_env(self.suite)

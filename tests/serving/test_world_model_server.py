@@ -100,6 +100,35 @@ def test_states_that_nobody_uses_are_dropped_on_the_server(served):
     assert served.service.rows <= 2 * 2  # the state before the last step, and the last one
 
 
+def test_the_state_of_a_reply_that_its_client_gave_up_is_dropped(served):
+    remote = RemoteWorldModel(served.url)
+    state = remote_begin(remote)
+    remote._requests += 1  # the server answers, and the caller no longer waits
+    lost = {"op": "step", "id": remote._requests, "state": state.number, "actions": ACTIONS, "decode": "last"}
+    remote.client.request({**lost, "images": "raw", "seen": remote._seen})
+    assert served.service.rows == 2 * 2
+    after, _ = remote.step(state, ACTIONS)
+    assert served.service.rows == 2 * 2 and after.number in next(iter(served.service.held.values())).states
+
+
+def test_a_model_with_further_futures_is_not_served():
+    from worldgym.models import FutureEnsemble
+
+    with pytest.raises(ConfigError, match=r"FutureEnsemble\(RemoteWorldModel"):
+        WorldModelService(FutureEnsemble(DotWorldModel(), shifts=[(1, 0)]))
+
+
+def test_futures_of_a_remote_world_model_are_imagined_there(served):
+    from worldgym.models import FutureEnsemble
+
+    model = FutureEnsemble(RemoteWorldModel(served.url), shifts=[(1, 0)])
+    env = WorldModelVectorEnv(model, starts=make_starts(), num_envs=3, reward=DotJudge(), horizon=4)
+    env.reset(seed=0)
+    info = env.step(np.zeros((3, 4), np.float32))[-1]
+    assert info["uncertainty_kind"].tolist() == ["verdicts"] * 3 and info["uncertainty"].shape == (3,)
+    env.close()
+
+
 def test_the_environment_runs_on_a_remote_world_model(served):
     env = WorldModelVectorEnv(
         RemoteWorldModel(served.url), starts=make_starts(), num_envs=3, reward=DotJudge(), horizon=4

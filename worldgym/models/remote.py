@@ -103,11 +103,11 @@ class RemoteWorldModel:
         self.session: str | None = None
         self.unused: deque[int] = deque()  # states that the server may drop
         self.client.greeting = self._resume
-        self._requests = 0
+        self._requests = self._seen = 0
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("session", "unused", "_requests", "_lock")
+        own = ("session", "unused", "_requests", "_seen", "_lock")
         return {key: value for key, value in vars(self).items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -187,6 +187,7 @@ class RemoteWorldModel:
                 "op": op,
                 "id": self._requests,
                 "drop": dropped,
+                "seen": self._seen,
                 "images": self.images,
                 **fields,
             }
@@ -203,6 +204,7 @@ class RemoteWorldModel:
                 raise ServerUnavailableError(
                     f"{self.url} no longer holds these imagined states: {error}. Begin new episodes"
                 ) from error
+            self._seen = message["id"]
             if state is None:  # the server opens another session if it no longer keeps the earlier one
                 self.session = reply["session"]
             return reply

@@ -15,7 +15,9 @@ Requests (`op`) and their replies:
 | `observe` | `state`, `frames`, `views` | `state`, `rows` |
 | `resume` | `session` | nothing |
 
-Each request has a number `id`, and may have `drop`, states that the client no longer needs, and `images="png"`.
+Each request has a number `id`, and may have `drop`, states that the client no longer needs, `seen`, the number of the
+last request whose reply arrived (the state of a later reply is dropped, since nobody knows its number), and
+`images="png"`.
 
 Example::
 
@@ -90,9 +92,17 @@ class WorldModelService:
         world_model: implements `worldgym.protocols.WorldModel`.
         limits: what the server holds at most.
         name: name of the model in the metadata.
+
+    Raises:
+        ConfigError: the world model returns further futures, which the protocol does not carry.
     """
 
     def __init__(self, world_model: Any, *, limits: StateLimits | None = None, name: str = "") -> None:
+        if getattr(world_model, "futures", 0):
+            raise ConfigError(
+                "the protocol has no field for further futures: serve their leader, and compare verdicts at the client "
+                "by FutureEnsemble(RemoteWorldModel(url), shifts=[(1, 0)])"
+            )
         self.world_model, self.limits = world_model, limits or StateLimits()
         self.metadata: dict[str, Any] = {
             "protocol": PROTOCOL,
@@ -186,6 +196,8 @@ class WorldModelSession:
             return self._resume(message)
         if self.held.last is not None and self.held.last[0] == message["id"]:
             return dict(self.held.last[1])  # the reply was lost on the way
+        if self.held.last is not None and self.held.last[0] != message.get("seen", self.held.last[0]):
+            self.held.states.pop(self.held.last[1].get("state", 0), None)  # the client gave up before the reply
         for number in message.get("drop") or ():
             self.held.states.pop(number, None)
         operations = {
