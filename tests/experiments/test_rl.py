@@ -245,7 +245,34 @@ def test_practice_ends_when_the_judge_is_pleased_and_real_is_not(bundle, tmp_pat
     assert "exploit judge" in caplog.text and (tmp_path / "policy" / "model.safetensors").is_file()
 
 
+def test_a_penalty_is_subtracted_from_the_reward_that_the_improver_sees(bundle, tmp_path, monkeypatch):
+    from agents.algorithms import imagined_rl
+
+    seen, whole = [], imagined_rl.updated
+
+    def watched(name, improver, policy, rollouts, reserved):
+        seen.append((rollouts.reward.clone(), rollouts.uncertainty.clone()))
+        return whole(name, improver, policy, rollouts, reserved)
+
+    monkeypatch.setattr(imagined_rl, "updated", watched)
+    line = ["rl", "--bundle", str(bundle), "--quick", "--threshold", "0.01", "--out"]
+    assert main([*line, str(tmp_path / "own")]) == 0
+    assert main([*line, str(tmp_path / "careful"), "--futures", "2", "--penalty", "3"]) == 0
+    own, careful = seen[:2], seen[2:]
+    assert len(own) == len(careful) == 2 and {float(r) for r in own[0][0]} <= {0.0, 1.0}
+    for reward, uncertainty in careful:
+        success = reward + 3 * uncertainty
+        assert torch.allclose(success, success.round(), atol=1e-5) and 0 < float(uncertainty.max()) <= 0.5
+    rates = json.loads((tmp_path / "careful" / "history.json").read_text())
+    assert all(0 <= row["success_rate"] <= 1 for row in rates), "success is reported without the penalty"
+    # a run of an earlier version, which had no futures, goes on
+    assert main([*line, str(tmp_path / "own"), "--futures", "0"]) == 0
+
+
 def test_bad_settings_are_refused():
+    for more in ({"futures": -1}, {"futures": 65}, {"penalty": -0.5}, {"penalty": float("nan")}):
+        with pytest.raises(ConfigError, match="futures is .*; penalty is"):
+            RlConfig(**more)
     with pytest.raises(ConfigError, match="--workers 2"):
         RlConfig(address="auto")
     with pytest.raises(ConfigError, match="at least 1"):
