@@ -73,11 +73,7 @@ def shared_logs(lab: ClaimContext) -> Path:
 
 
 def _built(name: str, stages: tuple[Stage, ...], folder: Path) -> None:
-    from experiments.commands.build import check_data, parse
-
-    build = Build(Recipe(name, "", 1.0, stages), folder)
-    build.check(parse)
-    build.run(lambda stage, number: None, check_data)
+    Build(Recipe(name, "", 1.0, stages), folder).run(lambda stage, number: None, lambda stage: None)
 
 
 def trained(mix: dict[str, float]) -> Any:
@@ -101,7 +97,7 @@ def trained(mix: dict[str, float]) -> Any:
 
 def measure(lab: ClaimContext, made: Trained) -> dict[str, Any]:
     """Verdicts on perturbed demonstrations, and a closed loop of the SFT policy."""
-    from experiments.commands.bench_optimism import OPTIMISM_SEED0, executed_and_judged
+    from experiments.pipelines.optimism import OPTIMISM_SEED0, executed_and_judged
     from experiments.suites import real_env
     from rewards import load_judge
     from worldgym.evaluation import make_starts, run_closed_loop

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
-from experiments.commands.bench_optimism import JUDGE, BenchOptimismConfig, measured
+from experiments.commands.bench_optimism import BenchOptimismConfig
+from experiments.pipelines.optimism import JUDGE, measured
 from worldgym.data.counterfactual import Counterfactual
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Start
