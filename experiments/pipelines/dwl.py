@@ -148,13 +148,13 @@ def _train(
         return policy
     teacher = StateActorCritic(networks, "privileged", seed)
     half = max(1, steps // 2) if arm == "teacher_student" else steps
-    PPO(teacher, ppo).train(env, half, log)
+    taught = PPO(teacher, ppo).train(env, half, log)["steps"]
     if arm == "oracle":
         return teacher
     student = DenoisingActorCritic(networks, seed)
     distil(
-        teacher, student, env, max(1, steps - half), dataclasses.replace(settings.distil, seed=seed),
-        lambda row: log({**row, "steps": row["steps"] + half}),
+        teacher, student, env, max(1, steps - int(taught)), dataclasses.replace(settings.distil, seed=seed),
+        lambda row: log({**row, "steps": row["steps"] + taught}),
     )  # fmt: skip
     return student
 

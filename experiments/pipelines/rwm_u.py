@@ -51,21 +51,26 @@ class RwmUSettings:
         members: members of the ensemble.
         shared_trunk: whether they share the GRU.
         preset: size of the ensemble.
+        history: largest number of pairs that it reads before a forecast; the state is almost Markov, so few do.
         model_steps: optimizer steps of the ensemble.
+        unit: reward per unit of lambda and of uncertainty. The release multiplies by its control period of 0.02 s; a
+            whole episode of a task earns about 2, so lambda = 1 costs it a few tenths on the logged states.
         num_envs: imagined episodes at once.
         uncertainty_bound: an imagined episode is truncated above this uncertainty.
         audit_episodes: episodes in Real of the final measurement.
         held_out: episodes of the held-out logs.
     """
 
-    task: str = "push"
+    task: str = "reach"
     quality: tuple[float, float] = (0.3, 1.0)
     random: float = 0.25
     horizon: int = 40
     members: int = 5
     shared_trunk: bool = False
     preset: str = "small"
+    history: int = 8
     model_steps: int = 1500
+    unit: float = 0.02
     num_envs: int = 128
     uncertainty_bound: float = math.inf
     audit_episodes: int = 100
@@ -164,7 +169,8 @@ def run_arm(
     """Run one arm.
 
     Args:
-        penalty: lambda of `r - lambda u`, with u summed over the state's dimensions in standard deviations of the data.
+        penalty: lambda of `r - unit lambda u`, with u summed over the state's dimensions in standard deviations of the
+            data.
         seed: seed of logs, ensemble and policy. The audit's starts are the same for all seeds.
         episodes: logged episodes in Real to train on.
         steps: imagined steps of PPO.
@@ -181,7 +187,9 @@ def run_arm(
     logs = collect_states(episodes, LOG_SEED0 + seed, s)
     held_out = collect_states(s.held_out, HELD_OUT_SEED0 + seed, s)
     clock.append(time.monotonic())
-    config = StateEnsembleConfig.preset(s.preset, members=s.members, shared_trunk=s.shared_trunk, seed=seed)
+    config = StateEnsembleConfig.preset(
+        s.preset, members=s.members, shared_trunk=s.shared_trunk, history=s.history, seed=seed
+    )
     model = StateEnsemble(config.for_data(logs))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out) / f"seed{seed}"
@@ -189,8 +197,9 @@ def run_arm(
     clock.append(time.monotonic())
     uncertainty, error = forecast_errors(model, held_out, seed=seed)
     imagined: Any = {"horizon": s.horizon, "uncertainty_bound": s.uncertainty_bound}
-    envs = ImaginedStates(model, logs, s.num_envs, penalty=penalty, **imagined)
-    policy = StateActorCritic(DenoisingConfig(**envs.sizes, action=envs.action_dim), seed=seed)
+    envs = ImaginedStates(model, logs, s.num_envs, penalty=s.unit * penalty, **imagined)
+    sizes = DenoisingConfig(envs.sizes["actor"], envs.sizes["privileged"], envs.action_dim)
+    policy = StateActorCritic(sizes, seed=seed)
     last = PPO(policy, PPOConfig(seed=seed)).train(envs, steps)
     clock.append(time.monotonic())
     success = first_successes(
