@@ -106,6 +106,11 @@ class StateTabletop:
         self._noise = np.zeros((n, self.horizon + 1, SENSED))
         self._dropped = np.zeros((n, self.horizon + 1), bool)
 
+    @property
+    def simulations(self) -> list[Simulation]:
+        """The simulation of every environment, for scripted experts."""
+        return self._simulations
+
     def reset(self, seed: int = 0) -> dict[str, NDArray[np.float32]]:
         """Start episode 0 of every environment.
 

@@ -46,6 +46,10 @@ class ClaimPreset:
         world_steps: training steps of such a world model.
         judge_steps: training steps of a judge on it.
         judge_imagined: logged episodes that it imagines for the judge.
+        state_episodes: logged episodes of the state-only world models (C16).
+        state_updates: their optimizer steps.
+        state_steps: imagined steps of PPO in them.
+        dwl_steps: environment steps in Soft of an arm of C17.
         optimism_starts: start states of the perturbed demonstrations on which it is measured.
         gaps: domain gaps of Soft.
         budgets: numbers of episodes in Real at which behaviour cloning is compared with RL in imagination (E1).
@@ -74,6 +78,10 @@ class ClaimPreset:
     judge_steps: int = 300
     judge_imagined: int = 900
     optimism_starts: int = 60
+    state_episodes: int = 60
+    state_updates: int = 1500
+    state_steps: int = 131_072
+    dwl_steps: int = 49_152
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     budgets: tuple[int, ...] = (50, 100, 200, 400, 800)
 
@@ -123,6 +131,7 @@ PRESETS = {
     "tiny": ClaimPreset(
         "tiny", seeds=(0,), rounds=1, starts=4, group=3, horizon=10, imitation_steps=2, batch=16, measured=10,
         episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, epochs=1, logs=24, extra_episodes=6,
-        world_steps=2, judge_steps=2, judge_imagined=12, optimism_starts=3, gaps=(1.0,), budgets=(50,),
+        world_steps=2, judge_steps=2, judge_imagined=12, optimism_starts=3,
+        state_episodes=8, state_updates=3, state_steps=256, dwl_steps=4096, gaps=(1.0,), budgets=(50,),
     ),
 }  # fmt: skip

@@ -33,6 +33,7 @@ ALT = {
     "way": "imagined success and success in Real during training",
     "gap": "success in Real against the domain gap of Soft",
     "evaluators": "success in imagination and in Soft against success in Real",
+    "lambda": "true success against the weight of the penalty, with 95 % intervals",
     "episodes": "success in Real against the number of additional episodes in Real",
 }
 """Alternative texts of the charts, by name."""

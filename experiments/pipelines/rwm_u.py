@@ -111,7 +111,7 @@ def collect_states(count: int, seed: int, settings: RwmUSettings | None = None) 
     ]
     while running.any():
         noise = 0.5 * noise + sigma * rng.normal(size=(count, 4))
-        expert = np.stack([expert_action(m.scene, m.privileged()) for m in env._simulations])
+        expert = np.stack([expert_action(m.scene, m.privileged()) for m in env.simulations])
         expert[blind] = 0.0
         expert[:, 3] *= np.where(rng.random(count) < 0.05, -1.0, 1.0)
         noise[~blind, 3] = 0.0
@@ -178,7 +178,8 @@ def run_arm(
         out: folder in which arms of one seed share the ensemble; None trains it in a temporary folder.
 
     Returns:
-        JSON-able numbers: `success` in Real and `success_by_start`, `imagined_success` from held-out starts, `gap` of
+        JSON-able numbers: `success` in Real and `success_by_start`, `imagined_success` from held-out starts and
+        `imagined_by_start`, `gap` of
         the two, `log_success` of the logs, `spearman` of uncertainty and 8-step error on held-out logs (None if
         undefined), mean `uncertainty` on held-out logs and `imagined_uncertainty` under the policy, seconds by stage,
         and the settings.
@@ -218,6 +219,7 @@ def run_arm(
         "success": float(success.mean()),
         "success_by_start": success.astype(int).tolist(),
         "imagined_success": float(judged.mean()),
+        "imagined_by_start": judged.astype(int).tolist(),
         "gap": float(judged.mean() - success.mean()),
         "log_success": float(np.mean([e["success"].any() for e in logs])),
         "log_steps": int(sum(len(e["actions"]) for e in logs)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_claims import made_up
 
-from experiments.claims import CLAIMS, c24, find_arm
+from experiments.claims import CLAIMS, c16, c17, c23, c24, find_arm
 from experiments.claims.arms import run_arm
 from experiments.claims.c3 import round_tables
 from experiments.claims.context import ClaimContext
@@ -19,14 +19,43 @@ from experiments.claims.report import page
 SMALL = PRESETS["small"]
 
 
+def state_results(folder, claim: str, rates: dict[str, float], keys: tuple[str, ...], settings: dict) -> Records:
+    """Results of arms that train no policy of pictures: success at a rate, on nested starts."""
+    records = Records(folder, "small")
+    for arm, rate in rates.items():
+        for seed in range(3):
+            won = np.random.default_rng(seed).permutation(100) < 100 * rate
+            facts = {
+                "label": arm, "settings": settings, "hashes": {}, "versions": {}, "tasks": ["reach"],
+                "budget": {"updates": 1.0}, "way": [], "evaluations": {key: {"success": pack(won)} for key in keys},
+            }  # fmt: skip
+            records.write(claim, arm, seed, facts)
+    return records
+
+
 @pytest.mark.parametrize(
     ("rates", "wanted"),
-    [((0.6, 0.8, 0.5), "supported"), ((0.7, 0.6, 0.5), "refuted"), ((0.5, 0.7, 0.7), "refuted")],
+    [((0.4, 0.7, 0.2), "supported"), ((0.6, 0.5, 0.2), "refuted"), ((0.4, 0.6, 0.6), "refuted")],
 )
 def test_c16_asks_for_a_maximum_at_the_moderate_penalty(tmp_path, rates, wanted):
-    arms = CLAIMS["C16"].arms(SMALL)
-    records = made_up(tmp_path, dict(zip(arms, rates, strict=True)))
+    settings = {"imagined_uncertainty": 0.5, "spearman": 0.7, "log_success": 0.6}
+    named = {arm: rate for (_, arm), rate in zip((c16.NONE, c16.MODERATE, c16.LARGE), rates, strict=True)}
+    records = state_results(tmp_path, "C16", named, (c16.TRUE, c16.IMAGINED), settings)
     assert CLAIMS["C16"].decide(records, SMALL).verdict == wanted
+    text = page(CLAIMS["C16"], records, SMALL, [])
+    assert "| 3 | " in text and "| 0.3 | " not in text, "arms without results are left out"
+
+
+@pytest.mark.parametrize(
+    ("rates", "wanted"),
+    [((0.4, 0.7, 0.5), "supported"), ((0.6, 0.5, 0.2), "refuted"), ((0.4, 0.6, 0.7), "refuted")],
+)
+def test_c17_asks_for_more_than_history_and_a_student(tmp_path, rates, wanted):
+    named = {arm: rate for (_, arm), rate in zip((c17.PLAIN, c17.DWL, c17.TEACHER), rates, strict=True)}
+    keys = tuple(f"{what}/{level:g}" for what in ("real", "horizon") for level in c17.LEVELS)
+    records = state_results(tmp_path, "C17", named, keys, {})
+    assert CLAIMS["C17"].decide(records, SMALL).verdict == wanted
+    assert "within 10 steps, noise 0.1 m" in page(CLAIMS["C17"], records, SMALL, [])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +118,7 @@ def test_shares_are_means_over_starts(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stages_in_this_process")
-@pytest.mark.parametrize("name", ["counterfactual", "control", "vlaw", "penalty-3"])
+@pytest.mark.parametrize("name", ["counterfactual", "control", "vlaw", "one_start", "lambda-3", "dwl-dwl"])
 def test_arms_train_world_models_and_rounds(bundle, tmp_path, name):
     preset = dataclasses.replace(PRESETS["tiny"], bundle=str(bundle), logs=24)
     with ClaimContext(preset, tmp_path, workers=0) as lab:
@@ -98,8 +127,13 @@ def test_arms_train_world_models_and_rounds(bundle, tmp_path, name):
     if name in ("counterfactual", "control"):
         assert set(found) >= {"optimism/failures", "optimism/successes", "loop/imagined", "loop/real"}
         assert facts["budget"]["real_episodes"] == preset.extra_episodes
-    else:
-        assert set(found) == {"seen/greedy", "seen/sampled"}
+    elif name == "one_start":
+        assert len(found["start/after"]["success"]) == c23.FRAMES * c23.ATTEMPTS
+        assert set(found) == {f"{what}/{when}" for what in ("start", "others") for when in ("before", "after")}
+    elif name == "lambda-3":
+        assert set(found) == {c16.TRUE, c16.IMAGINED}
+    elif name == "dwl-dwl":
+        assert set(found) == {"real/0.1", "real/0", "horizon/0.1", "horizon/0"}
     if name == "vlaw":
         assert [row["round"] for row in facts["settings"]["history"]] == [0, 1, 2]
         assert facts["budget"]["real_episodes"] == 8
