@@ -13,7 +13,7 @@ times as much.
 Example::
 
     model = FutureEnsemble(load_world_model("tabletop-small"), shifts=((1, 0), (-1, 0)))
-    envs = gym.make_vec("worldgym/Imagined-v0", num_envs=8, world_model=model, uncertainty_bound=0.1)
+    envs = gym.make_vec("worldgym/ImaginedTabletop-v0", num_envs=8, world_model=model, uncertainty_bound=0.1)
     envs.step(actions)[-1]["uncertainty"]       # (8,), of kind "verdicts"
 """
 
