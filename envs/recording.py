@@ -221,7 +221,10 @@ def counterfactual(
     rng: np.random.Generator,
     version: int,
 ) -> Episode:
-    """Execute one of the perturbed sequences of `counterfactuals`, drawn uniformly; the expert's if it failed."""
+    """Execute one of the perturbed sequences of `counterfactuals`, drawn uniformly; the expert's if it failed.
+
+    Planning executes the demonstration once more, and that of the other instruction, which the log does not count.
+    """
     found = counterfactuals(env, expert, others, task=task, seed=seed, split=split)
     drawn = found[0] if len(found) == 1 else found[1 + int(rng.integers(len(found) - 1))]
 
