@@ -97,7 +97,10 @@ def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
     facts = [records.read(*NONE, seed)["settings"] for seed in seeds]
     spearman = " / ".join(f"{row['spearman']:.2f}" for row in facts if row["spearman"] is not None)
     logs = " / ".join(f"{row['log_success']:.2f}" for row in facts)
-    note = f"Rank correlation of uncertainty and true 8-step error: {spearman}. Success of the logs: {logs}."
+    note = (
+        f"Rank correlation of uncertainty and true 8-step error: {spearman}. Success of the logs: {logs}. An imagined "
+        "episode is successful when the model's probability of success exceeds 0.5 at a step."
+    )
     return "\n".join([*lines, "", note]) + "\n"
 
 
