@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from worldgym.data.counterfactual import FAMILIES, UNPERTURBED, WRONG_OBJECT, Counterfactual, perturbed
 from worldgym.data.episode import Episode
+from worldgym.suite import COUNTERFACTUAL
 
 LINGER = 3
 """Steps after a success until the controller is told, so that the log shows the success for a moment."""
@@ -169,8 +170,6 @@ def scripted(
     return record(env, begin, task=task, seed=seed, split=split, provenance=provenance)
 
 
-COUNTERFACTUAL = "counterfactual"
-"""Behaviour that executes a perturbed demonstration; see `worldgym.data.counterfactual`."""
 Expert = Callable[[Any, "str | None"], NDArray[np.float32]]
 """The scripted expert's action `(A,)` in the current state, for the episode's instruction or for another one."""
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 SINGLE, BATCH = "worldgym.suite:make_env", "worldgym.suite:make_vec_env"
 """Entry points for worker processes; the keyword `suite` names the suite."""
+COUNTERFACTUAL = "counterfactual"
+"""Name of the behaviour that executes perturbed demonstrations; suites with `counterfactuals` support it."""
 POLICY = "policy"
 """Name of the behaviour in which a trained policy acts; every suite supports it."""
 _default: list[str] = []
@@ -125,7 +127,7 @@ class Suite(Protocol):
 
         Args:
             env: made by `make_single(terminate_on_success=False)`; its horizon limits the episode length.
-            behaviour: one of `behaviours`, or `"policy"` with `act`.
+            behaviour: one of `behaviours`, or `"policy"` with `act`; `"counterfactual"` if the suite has it.
             seed: seed of the start state.
             task: the task; together with `seed` and `split` it determines the start state.
             rng: random generator of the behaviour.

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from envs.metaworld.tasks import find_task, task_of
 from envs.metaworld.vector import MetaWorldEnv
 from envs.metaworld.world import World
-from envs.recording import COUNTERFACTUAL, counterfactual, scripted
+from envs.recording import counterfactual, scripted
 from worldgym.data.episode import Episode
+from worldgym.suite import COUNTERFACTUAL
 
 BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")
 COLLECTOR_VERSION = 1

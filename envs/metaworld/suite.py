@@ -37,7 +37,7 @@ class MetaWorldSuite:
     gap_knobs = ("gap", "looks")
     horizon = HORIZON
     state_bounds = (STATE_LOW, STATE_HIGH)
-    behaviours = ("expert", "noisy", "near_miss", "distracted", "random", "counterfactual")
+    behaviours = ("expert", "noisy", "near_miss", "distracted", "random")
     mix = {"expert": 0.35, "noisy": 0.2, "near_miss": 0.25, "distracted": 0.1, "random": 0.1}
     specs = metaworld_specs()
 

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.recording import COUNTERFACTUAL, counterfactual, scripted
+from envs.recording import counterfactual, scripted
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.experts import Offsets, expert_action
 from envs.tabletop.grammar import phrase
 from envs.tabletop.tasks import NEEDS_OBJECT, Scene, scene_for
 from worldgym.data.episode import Episode
+from worldgym.suite import COUNTERFACTUAL
 
 BEHAVIOURS = ("expert", "noisy", "near_miss", "distracted", "random")
 GOALS = ("reach", "push", "pick_place")  # tasks of a hand that is distracted or has finished its own task

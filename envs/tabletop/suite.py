@@ -36,7 +36,7 @@ class TabletopSuite:
     gap_knobs = ("gap", "looks", "randomise")
     horizon = HORIZON
     state_bounds = (STATE_LOW, STATE_HIGH)
-    behaviours = ("expert", "noisy", "near_miss", "distracted", "random", "counterfactual")
+    behaviours = ("expert", "noisy", "near_miss", "distracted", "random")
     mix = {"expert": 0.35, "noisy": 0.2, "near_miss": 0.25, "distracted": 0.1, "random": 0.1}
     specs = tabletop_specs()
 

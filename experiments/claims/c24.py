@@ -3,8 +3,8 @@
 Two arms add the same number of episodes in Real to the same logs and train world model and judge from the bundled ones
 for the same number of steps. In one arm the episodes are perturbed demonstrations (`worldgym.data.counterfactual`), in
 the control those of the suite's demonstrators. The demonstrations that are perturbed must be executed first, one or two
-per episode, which the budget does not count: they may come from old logs. Both are measured on other perturbed demonstrations
-(`worldgym bench optimism`), and in closed loop with the SFT policy.
+per episode, which the budget does not count: they may come from old logs. Both are measured on other perturbed
+demonstrations (`worldgym bench optimism`), and in closed loop with the SFT policy.
 
 Example::
 

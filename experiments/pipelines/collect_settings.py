@@ -18,7 +18,7 @@ import numpy as np
 from experiments.compute import DType
 from experiments.suites import domain_settings, known_split, known_tasks
 from worldgym.errors import ConfigError
-from worldgym.suite import POLICY, Suite, load_suite
+from worldgym.suite import COUNTERFACTUAL, POLICY, Suite, load_suite
 from worldgym.utils.sizes import short
 
 SEED_LIMIT = 1_000_000  # larger seeds are reserved for debugging and evaluation
@@ -102,10 +102,9 @@ class CollectConfig:
         size = suite.specs_for(self.cameras or None, self.image_size).observation.main.size
         object.__setattr__(self, "image_size", short(size))
         object.__setattr__(self, "mix", BehaviourMix(self.mix))
-        if unknown := [name for name in self.mix if name not in (*suite.behaviours, POLICY)]:
-            raise ConfigError(
-                f"suite {suite.name} has no behaviour {unknown[0]!r}; it has {', '.join((*suite.behaviours, POLICY))}"
-            )
+        known = (*suite.behaviours, *self._further, POLICY)
+        if unknown := [name for name in self.mix if name not in known]:
+            raise ConfigError(f"suite {suite.name} has no behaviour {unknown[0]!r}; it has {', '.join(known)}")
         for name in ("episodes", "horizon", "shard_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -141,7 +140,13 @@ class CollectConfig:
         """Weight of every behaviour of the suite and of the policy: the given ones, else the suite's default mix."""
         suite = self.loaded_suite
         given = self.mix if any(self.mix.values()) else suite.mix
-        return {name: given.get(name, 0.0) for name in (*suite.behaviours, POLICY)}
+        further = [name for name in self._further if given.get(name)]  # as in collections of earlier versions
+        return {name: given.get(name, 0.0) for name in (*suite.behaviours, *further, POLICY)}
+
+    @property
+    def _further(self) -> tuple[str, ...]:
+        """Behaviours of the suite that are in no default mix."""
+        return (COUNTERFACTUAL,) if hasattr(self.loaded_suite, "counterfactuals") else ()
 
     @staticmethod
     def rewrite_arguments(arguments: Sequence[str]) -> list[str]:

@@ -211,7 +211,8 @@ def _stored_files(root: Path) -> set[Path]:
     if root.is_file():
         try:
             with zipfile.ZipFile(root) as file:
-                file.namelist()
+                for entry in file.infolist():  # a chunk under a damaged name would be read as zeros
+                    file.open(entry).close()
         except (OSError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{root} is not a readable zip file ({error}); download it again") from error
         return {root}

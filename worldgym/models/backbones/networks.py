@@ -287,8 +287,9 @@ class CosmosNetwork(VideoNetwork):
         """See `VideoNetwork.rotary`."""
         rope, p = self.transformer.rope, self.transformer.config.patch_size
         # Its own embedding, of as many frames as are needed; the frames are then chosen.
+        count = positions.numel() if positions.is_meta else int(positions.max()) + 1
         like = torch.empty(
-            1, 1, int(positions.max()) + 1, height * p[1], width * p[2], device=positions.device
+            1, 1, count, height * p[1], width * p[2], device=positions.device
         )
         tables = [table.unflatten(0, (-1, height * width)) for table in rope(like, fps=self.fps)]
         cos, sin = (table[positions].flatten(0, 1) for table in tables)
