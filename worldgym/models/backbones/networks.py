@@ -101,8 +101,8 @@ class VideoNetwork(nn.Module, ABC):
             parameter.data = parameter.data.to(torch.float32 if exact else dtype)
 
     @abstractmethod
-    def rotary(self, positions: Tensor, height: int, width: int) -> Rotary:
-        """Rotary embedding of the tokens of frames at `positions (F,)` int64, `height x width` tokens each."""
+    def rotary(self, positions: Sequence[int], height: int, width: int, device: torch.device) -> Rotary:
+        """Rotary embedding of the tokens of F frames at `positions`, `height x width` tokens each."""
         ...
 
     @abstractmethod
@@ -159,13 +159,11 @@ class VideoNetwork(nn.Module, ABC):
         frames, dtype = latents.shape[1], self.dtype
         x, conditions, arguments = self.embed(latents.to(dtype), levels, actions, given)
         height, width = x.shape[2:4]
-        at = torch.as_tensor(positions, device=x.device)
-        queries = self.rotary(at, height, width)
+        at = [int(position) for position in positions]
+        queries = self.rotary(at, height, width, x.device)
         keys = queries
         if len(cached):
-            keys = self.rotary(
-                torch.cat([torch.arange(cached[0].shape[1], device=x.device), at]), height, width
-            )
+            keys = self.rotary([*range(cached[0].shape[1]), *at], height, width, x.device)
         if mask is not None:
             mask = mask.repeat_interleave(height * width, 0).repeat_interleave(height * width, 1)
         written: dict[int, Tensor] | None = {} if keep else None
@@ -210,17 +208,17 @@ class WanNetwork(VideoNetwork):
         """The transformer's blocks."""
         return self.transformer.blocks
 
-    def rotary(self, positions: Tensor, height: int, width: int) -> Rotary:
+    def rotary(self, positions: Sequence[int], height: int, width: int, device: torch.device) -> Rotary:
         """See `VideoNetwork.rotary`."""
-        rope = self.transformer.rope
+        rope, at = self.transformer.rope, torch.tensor(positions, device=device)
         sizes, parts = [rope.t_dim, rope.h_dim, rope.w_dim], []
         for table in (rope.freqs_cos, rope.freqs_sin):
-            t, h, w = table.to(positions.device).split(sizes, 1)
+            t, h, w = table.to(device).split(sizes, 1)
             shape = (len(positions), height, width, -1)
             parts.append(
                 torch.cat(
                     [
-                        t[positions][:, None, None].expand(shape), h[:height][None, :, None].expand(shape),
+                        t[at][:, None, None].expand(shape), h[:height][None, :, None].expand(shape),
                         w[:width][None, None].expand(shape),
                     ], -1,
                 ).flatten(0, 2)
@@ -283,16 +281,14 @@ class CosmosNetwork(VideoNetwork):
         """The transformer's blocks."""
         return self.transformer.transformer_blocks
 
-    def rotary(self, positions: Tensor, height: int, width: int) -> Rotary:
+    def rotary(self, positions: Sequence[int], height: int, width: int, device: torch.device) -> Rotary:
         """See `VideoNetwork.rotary`."""
         rope, p = self.transformer.rope, self.transformer.config.patch_size
         # Its own embedding, of as many frames as are needed; the frames are then chosen.
-        count = positions.numel() if positions.is_meta else int(positions.max()) + 1
-        like = torch.empty(
-            1, 1, count, height * p[1], width * p[2], device=positions.device
-        )
+        like = torch.empty(1, 1, max(positions) + 1, height * p[1], width * p[2], device=device)
         tables = [table.unflatten(0, (-1, height * width)) for table in rope(like, fps=self.fps)]
-        cos, sin = (table[positions].flatten(0, 1) for table in tables)
+        at = torch.tensor(positions, device=device)
+        cos, sin = (table[at].flatten(0, 1) for table in tables)
         return cos, sin
 
     def embed(
