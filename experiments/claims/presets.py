@@ -130,8 +130,8 @@ PRESETS = {
     "small": ClaimPreset("small"),
     "tiny": ClaimPreset(
         "tiny", seeds=(0,), rounds=1, starts=4, group=3, horizon=10, imitation_steps=2, batch=16, measured=10,
-        episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, epochs=1, logs=24, extra_episodes=6,
-        world_steps=2, judge_steps=2, judge_imagined=12, optimism_starts=3,
+        episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, epochs=1, logs=60, extra_episodes=6,
+        world_steps=2, judge_steps=2, judge_imagined=80, optimism_starts=3,
         state_episodes=8, state_updates=3, state_steps=256, dwl_steps=4096, gaps=(1.0,), budgets=(50,),
     ),
 }  # fmt: skip

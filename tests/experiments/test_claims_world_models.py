@@ -118,9 +118,9 @@ def test_shares_are_means_over_starts(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stages_in_this_process")
-@pytest.mark.parametrize("name", ["counterfactual", "control", "vlaw", "one_start", "lambda-3", "dwl-dwl"])
+@pytest.mark.parametrize("name", ["counterfactual", "control", "one_start", "lambda-3", "dwl-dwl"])
 def test_arms_train_world_models_and_rounds(bundle, tmp_path, name):
-    preset = dataclasses.replace(PRESETS["tiny"], bundle=str(bundle), logs=24)
+    preset = dataclasses.replace(PRESETS["tiny"], bundle=str(bundle))
     with ClaimContext(preset, tmp_path, workers=0) as lab:
         facts = run_arm(lab, find_arm(name), 0)
     found = facts["evaluations"]
@@ -134,6 +134,3 @@ def test_arms_train_world_models_and_rounds(bundle, tmp_path, name):
         assert set(found) == {c16.TRUE, c16.IMAGINED}
     elif name == "dwl-dwl":
         assert set(found) == {"real/0.1", "real/0", "horizon/0.1", "horizon/0"}
-    if name == "vlaw":
-        assert [row["round"] for row in facts["settings"]["history"]] == [0, 1, 2]
-        assert facts["budget"]["real_episodes"] == 8
