@@ -18,6 +18,7 @@ Example::
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, Protocol
@@ -178,7 +179,7 @@ def denoising_loss(predicted: Tensor, target: Tensor, z: Tensor, sparsity: float
     return error + sparsity * z.abs().mean(), error
 
 
-class GaussianActorCritic(nn.Module):
+class GaussianActorCritic(nn.Module, ABC):
     """Base of policies with Gaussian actions around `actor(features)` and a critic on the privileged state.
 
     Subclasses build `actor` and `critic` and define `step_features` and `sequence_features`.
@@ -194,13 +195,13 @@ class GaussianActorCritic(nn.Module):
         """Zeros `(rows, H)`."""
         return torch.zeros(rows, self.hidden_size)
 
+    @abstractmethod
     def step_features(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(N, F)` of one observation `(N, .)`, and the next recurrent state `(N, H)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sequence_features(self, batch: Sequences) -> Tensor:
         """Features `(T, B, F)` of sequences."""
-        raise NotImplementedError
 
     def auxiliary(self, features: Tensor, batch: Sequences) -> tuple[Tensor, dict[str, float]]:
         """Loss beside that of PPO, and its parts for the log."""

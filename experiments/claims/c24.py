@@ -81,10 +81,10 @@ def trained(mix: dict[str, float]) -> Any:
     """Train function: world model and judge, with added episodes of the behaviours in `mix`."""
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
-        from worldgym.data.copies import copy_dataset
+        from worldgym.utils.staging import copy_folder
 
         logs = lab.once("logs", lambda: shared_logs(lab))
-        copy_dataset(logs, folder / "data")
+        copy_folder(logs, folder / "data")
         _built(NAME, _stages(lab, seed, folder, mix), folder)
         preset = lab.preset
         budget = {

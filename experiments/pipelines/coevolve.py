@@ -17,7 +17,6 @@ Example::
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +27,10 @@ from experiments.pipelines.build import Build
 from experiments.pipelines.checks import values_of
 from experiments.pipelines.recipe import Recipe, Stage, read_recipe
 from experiments.suites import BundleName
-from worldgym.data.copies import copy_dataset
 from worldgym.errors import ConfigError
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import read_json, read_sealed, write_sealed
-from worldgym.utils.staging import staging
+from worldgym.utils.staging import copy_folder
 
 RECIPES = Path(__file__).parent.parent / "coevolution"
 PARTS = ("policy", "world_model", "judge", "bundle")
@@ -273,7 +271,7 @@ class Coevolution:
     def _copy_logs(self) -> None:
         """Copy the logs that the world model was trained on, once and as a whole."""
         if self.settings.data is not None:
-            copy_dataset(self.settings.data, self.logs)
+            copy_folder(self.settings.data, self.logs)
 
     def _row(self, number: int, recipe: Recipe) -> dict[str, Any]:
         """Results of a round, from the files of its measurements."""
@@ -341,10 +339,7 @@ class Coevolution:
         build = Build(Recipe("final", "", 1.0, (stage,)), settings.out / "final")
         build.check(check)
         build.run(lambda stage, _: self.say(f"\n[final] {stage.line}"), lambda _: None)
-        if not policy.is_dir():
-            with staging(settings.out) as temporary:
-                shutil.copytree(best["parts"]["policy"], temporary / "policy")
-                (temporary / "policy").rename(policy)
+        copy_folder(Path(best["parts"]["policy"]), policy)
         result = {
             "recipe": settings.recipe, "preset": settings.preset, "seed": settings.seed, "rounds": len(self.rows) - 1,
             "best": best["round"], "stopped": self.reason_to_stop(), "real_episodes": best["real_episodes"],

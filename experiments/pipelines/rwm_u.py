@@ -28,6 +28,7 @@ from agents.algorithms.ppo import PPO, PPOConfig
 from agents.policies.denoising import DenoisingConfig, StateActorCritic
 from envs.tabletop.experts import expert_action
 from envs.tabletop.states import StateTabletop
+from experiments.pipelines.dwl import first_episodes
 from worldgym.errors import ConfigError
 from worldgym.evaluation.fidelity import spearman_or_none
 from worldgym.imagination.states import ImaginedStates
@@ -203,12 +204,11 @@ def run_arm(
     policy = StateActorCritic(sizes, seed=seed)
     last = PPO(policy, PPOConfig(seed=seed)).train(envs, steps)
     clock.append(time.monotonic())
-    success = first_successes(
-        policy, StateTabletop(s.audit_episodes, task=s.task, horizon=s.horizon), AUDIT_SEED
-    )
+    real = StateTabletop(s.audit_episodes, task=s.task, horizon=s.horizon)
+    success, _ = first_episodes(policy, real, AUDIT_SEED)
     firsts = [{name: column[: 2 if name == "states" else 1] for name, column in e.items()} for e in held_out]
     there = ImaginedStates(model, firsts, s.audit_episodes, penalty=0.0, **imagined)
-    judged = first_successes(policy, there, AUDIT_SEED)
+    judged, _ = first_episodes(policy, there, AUDIT_SEED)
     clock.append(time.monotonic())
     seconds = dict(
         zip(("collect", "model", "policy", "audit"), np.diff(clock).round(1).tolist(), strict=True)
@@ -231,23 +231,6 @@ def run_arm(
         "seconds": seconds,
         "settings": {k: v if v != math.inf else None for k, v in asdict(s).items()},
     }
-
-
-@torch.no_grad()
-def first_successes(policy: Any, env: Any, seed: int) -> np.ndarray:
-    """Success `(N,)` bool of the first episode of every environment of a `StateEnv`, with mean actions.
-
-    The starts of `StateTabletop` depend on the seed and the index only, so the results of two policies are paired.
-    """
-    obs, hidden = env.reset(seed), policy.initial(env.num_envs)
-    success, running = np.zeros(env.num_envs, bool), np.ones(env.num_envs, bool)
-    while running.any():
-        step = policy.act({policy.source: torch.as_tensor(obs[policy.source])}, hidden, True)
-        obs, _, done, info = env.step(step.action.numpy())
-        success |= running & info["success"]
-        running &= ~done
-        hidden = step.hidden * ~torch.from_numpy(done)[:, None]
-    return success
 
 
 @torch.no_grad()

@@ -154,3 +154,12 @@ def _leftovers(folder: Path) -> list[Path]:
             return [Path(entry.path) for entry in entries if OURS.fullmatch(entry.name)]
     except OSError:
         return []
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder, unless `target` exists. A copy that is killed leaves no `target`."""
+    if target.exists():
+        return
+    with staging(target.parent) as stage:
+        shutil.copytree(source, stage / target.name)
+        (stage / target.name).rename(target)
