@@ -52,9 +52,6 @@ HOW = """## How it is computed
 - A policy's batch is decisions (chunks of actions) in one pass. GRPO uses passes of at most 256 decisions. `hf_vla`
   gets one 128-pixel frame, 8 numbers of proprioception and a prompt of 75 bytes, each a token; its head is
   `parallel`, and for `openvla-7b` `tokens`. With `lora` (rank 32) the weights are in bfloat16.
-- The rows of `hf_vla` tiny, smolvlm-500m and openvla-7b are older than two savings: with adapters or frozen vision, the
-  vision tower is no longer part of the backward pass, and adapters leave the output layer out. Their memory with `lora`
-  and `frozen vision` is overestimated. Checkpointing in GRPO, which they lack, works now.
 """
 
 CHECKED = """## Checked on a CPU
