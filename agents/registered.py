@@ -1,4 +1,4 @@
-"""Registers the policies, action heads and improvers of this package by name. Each is imported on first use.
+"""Registers the policies, heads, improvers and auxiliary losses of this package by name; each is imported on first use.
 
 Example::
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldgym.moved import NAMES
-from worldgym.registry import HEADS, IMPROVERS, POLICIES
+from worldgym.registry import AUXILIARIES, HEADS, IMPROVERS, POLICIES
 from worldgym.text import EMBEDDING_DIM
 
 POLICIES.register_lazily(
@@ -20,6 +20,7 @@ POLICIES.register_lazily(
     conditioned="agents.policies.conditioned:ConditionedPolicy",
     foresight="agents.policies.conditioned:ForesightPolicy",
     hf_vla="agents.policies.hf.policy:HFVLAPolicy",
+    joint="agents.policies.joint:JointPolicy",
     remote="agents.policies.remote.policy:RemotePolicy",
 )
 HEADS.register_lazily(
@@ -34,6 +35,10 @@ IMPROVERS.register_lazily(
     grpo="agents.algorithms.grpo:GRPO",
     self_imitation="agents.algorithms.self_imitation:SelfImitation",
     advantage_conditioned="agents.algorithms.advantage_conditioned:AdvantageConditioned",
+)
+AUXILIARIES.register_lazily(
+    flare="agents.auxiliary.flare:Flare",
+    vla_jepa="agents.auxiliary.vla_jepa:VlaJepa",
 )
 
 

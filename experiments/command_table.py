@@ -70,6 +70,9 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("train", "world-model"): Command(
         "train_world_model", "TrainWorldModelConfig", "train the video world model", resumes=True
     ),
+    ("train", "wam"): Command(
+        "train_wam", "TrainWamConfig", "train a joint world-action model: world model and policy in one", resumes=True
+    ),
     ("train", "judge"): Command(
         "train_judge", "TrainJudgeConfig", "train a success judge on logged episodes", resumes=True
     ),
@@ -154,6 +157,10 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("bench", "gpu"): Command(
         "gpu_check", "GpuCheckConfig", "speed and memory of imagining, training and GRPO on one GPU"
+    ),
+    ("bench", "latency"): Command(
+        "bench_latency", "BenchLatencyConfig", "time of a chunk and success, for policies and for faster samplers",
+        draws=True,
     ),
     ("bench", "hacking"): Command(
         "bench_hacking",

@@ -252,6 +252,33 @@ def cloning(device: torch.device, folder: Path) -> Any:
     return torch.tensor([history["best_val_loss"]])
 
 
+@path
+def cloning_with_auxiliary_losses(device: torch.device, folder: Path) -> Any:
+    """SFT with both auxiliary losses, on demonstrations and on video without actions, gone on with."""
+    from agents.auxiliary.encoder import FrozenEncoder
+    from agents.auxiliary.flare import Flare, FlareSettings
+    from agents.auxiliary.vla_jepa import VlaJepa, VlaJepaSettings
+
+    demos = chunks().with_future()
+    video = replace(demos, actions=np.full_like(demos.actions, np.nan), goals=np.full_like(demos.goals, np.nan))
+    config = SFTConfig(epochs=1, batch_size=8, val_fraction=0.2, finish_steps=1)
+    jepa = VlaJepaSettings(steps=2, stride=1, tokens_per_step=2, width=32, depth=1, heads=2, leak="policy")
+    for epochs in (1, 2):
+        torch.manual_seed(0)
+        shape = VLAPolicyConfig.preset("tiny", future_tokens=8, future_view=True)
+        actor = at(VLAPolicy(shape), device)
+        encoder = FrozenEncoder(at(world_model(), device).tokenizer, "tiny")
+        losses = [
+            Flare(FlareSettings(tokens=2), actor), VlaJepa(jepa, actor, 2, encoder=encoder),
+            Flare(FlareSettings(tokens=2, target="frozen"), actor, 6, encoder=encoder),
+        ]  # fmt: skip
+        losses[2].name = "flare_frozen"
+        trainer = SFT(replace(config, epochs=epochs), losses, video)
+        history = trainer.fit(actor, demos, checkpoint=TrainState(folder / "state"))
+    assert {p.device.type for part in (actor, *losses) for p in part.parameters()} == {device.type}
+    return torch.tensor([history["best_val_loss"]])
+
+
 # -- training -------------------------------------------------------------------------------------------------------
 @path
 def train_models(device: torch.device, folder: Path) -> Any:

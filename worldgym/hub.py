@@ -63,7 +63,7 @@ class HubModel(PyTorchModelHubMixin):
         name = registered_name(self)
         with save_folder(save_directory) as folder:
             save_tensors(folder / WEIGHTS, self.state_dict(), metadata={"format": "pt"})  # type: ignore[attr-defined]
-            config = {**dataclasses.asdict(self.config), **({TYPE: name} if name else {})}  # type: ignore[attr-defined]
+            config = {**_settings(self.config), **({TYPE: name} if name else {})}  # type: ignore[attr-defined]
             (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             for name, file in self.texts.items():
                 (folder / file).write_text(getattr(self, name), encoding="utf-8")
@@ -118,6 +118,12 @@ def refuse_other_type(written: Any, cls: type, folder: Path | str) -> None:
             f"{folder} holds a model of type {written!r}, but {cls.__name__} loads type {own!r}; load it by its type, "
             "with load_judge, load_policy or load_world_model"
         )
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """All settings of a config, without those of its `LATER` that have the value listed there."""
+    later = getattr(config, "LATER", {})
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in later or v != later[k]}
 
 
 def _without_type(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -359,6 +359,7 @@ class ChunkBatch(TypedDict, total=False):
     )
     rng: Any  # numpy Generator, for noise that the policy adds to its inputs
     goal_noise: float  # standard deviation of the noise on goals, in standard deviations of proprioception
+    future: Any  # agents.data.future.FutureFrames, later frames of the rows: for auxiliary losses, not for policies
 
 
 @runtime_checkable

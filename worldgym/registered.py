@@ -19,11 +19,13 @@ WORLD_MODELS.register_lazily(
     futures="worldgym.models.futures:FutureEnsemble",
     chunk="worldgym.models.chunk.world_model:ChunkWorldModel",
     diffusers="worldgym.models.backbones.world_model:DiffusersWorldModel",
+    joint="worldgym.models.joint.world_model:JointModel",
     remote="worldgym.models.remote:RemoteWorldModel",
 )
 TRAINERS.register_lazily(
     chunk="worldgym.training.chunk:ChunkTrainer",
     diffusers="worldgym.training.backbones:DiffusersTrainer",
+    joint="worldgym.training.joint:JointTrainer",
 )
 DATASET_FORMATS.register_lazily(
     lerobot="worldgym.data.formats.known:LeRobotFormat",

@@ -1,4 +1,4 @@
-"""Registries of world models, judges, policies, heads, improvers, dataset formats and suites, by name.
+"""Registries of world models, judges, policies, heads, improvers, auxiliary losses, data formats and suites, by name.
 
 The `config.json` of a saved component holds its `type`. The registry maps that name to a class and calls the class's
 `from_pretrained`. Names are looked up in three places, in this order: `register` calls of the running program, the
@@ -401,4 +401,5 @@ DATASET_FORMATS = Registry("dataset format", "worldgym.dataset_formats")
 SUITES = Registry("suite", "worldgym.suites")
 TRAINERS = Registry("trainer of world models", "worldgym.trainers")
 """Trainers by the type of world model that they train; a type without one is trained by its own class."""
-REGISTRIES = (WORLD_MODELS, JUDGES, POLICIES, HEADS, IMPROVERS, DATASET_FORMATS, SUITES)
+AUXILIARIES = Registry("auxiliary loss", "worldgym.auxiliaries")
+REGISTRIES = (WORLD_MODELS, JUDGES, POLICIES, HEADS, IMPROVERS, AUXILIARIES, DATASET_FORMATS, SUITES)

@@ -10,6 +10,8 @@ Example::
     policy = VLAPolicy(VLAPolicyConfig.preset("small"))
     history = SFT(SFTConfig(epochs=40)).fit(policy, demos)
     history["best_val_loss"]
+
+Auxiliary losses (`agents.auxiliary`) are added to the policy's own; their weights are trained and resumed with it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import copy
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +30,10 @@ from torch import Tensor, nn
 
 from agents.algorithms.guards import require_finite_step
 from agents.algorithms.parameters import component_of, learned_parameters
+from agents.auxiliary.base import AuxiliaryLoss
+from agents.auxiliary.training import Auxiliaries
 from agents.data.demonstrations import ChunkDataset, chunk_dataset, demonstrations, episode_views
+from agents.data.jitter import jittered
 from worldgym.errors import ConfigError, DivergedError
 from worldgym.utils.devices import random_state, restore_random
 from worldgym.utils.train_state import TrainState
@@ -114,10 +119,17 @@ class SFT:
 
     Args:
         config: settings.
+        auxiliaries: losses on the policy's future tokens, added to its own; the dataset then needs later frames.
+        video: rows without actions, from which the auxiliary losses alone learn, as many in a step as demonstrations.
     """
 
-    def __init__(self, config: SFTConfig | None = None) -> None:
+    def __init__(
+        self, config: SFTConfig | None = None, auxiliaries: Sequence[AuxiliaryLoss] = (),
+        video: ChunkDataset | None = None,
+    ) -> None:  # fmt: skip
         self.config = config or SFTConfig()
+        self._extra = Auxiliaries(auxiliaries, video, self.config.learn)
+        self._extra.reseed(self.config.seed, 3)
         self._optimizer: torch.optim.AdamW | None = None
         self._rng = np.random.default_rng(self.config.seed)
 
@@ -155,16 +167,13 @@ class SFT:
             for name, values in (("set_state_stats", train.states), ("set_text_stats", train.instructions)):
                 if hasattr(policy, name):  # only policies that standardise their inputs
                     getattr(policy, name)(values)
-        optimizer = _adamw(learned_parameters(policy, config.learn), config.lr, config.weight_decay)
+        optimizer, extra = self._new_optimizer(policy), self._extra
+        extra.begin(policy)
         steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = config.epochs * steps_per_epoch
         best: dict[str, Any] = {
-            "score": math.inf,
-            "loss": math.inf,
-            "epoch": -1,
-            "weights": None,
-            "accuracy": 0.0,
-        }
+            "score": math.inf, "loss": math.inf, "epoch": -1, "accuracy": 0.0, "weights": None, "auxiliary": None,
+        }  # fmt: skip
         average = copy.deepcopy(policy).requires_grad_(False)
         first = 0
         if checkpoint is not None and checkpoint.exists():
@@ -172,6 +181,9 @@ class SFT:
             first = int(meta["epoch"]) + 1
             best = {**meta["best"], "weights": checkpoint.load_extra("best")}
             average.load_state_dict(checkpoint.load_extra("average"))
+            if extra:
+                extra.load_state_dict(checkpoint.load_extra("auxiliary"))
+                best["auxiliary"] = checkpoint.load_extra("best_auxiliary")
             # The dropout of the finishing steps depends on this state.
             restore_random(checkpoint.load_extra("random"))
         epoch = first - 1
@@ -180,6 +192,7 @@ class SFT:
             # One generator per epoch, so that a resumed run draws the same batches as an uninterrupted one.
             rng = np.random.default_rng((config.seed, epoch))
             torch.manual_seed(config.seed * 100_003 + epoch)
+            extra.reseed(config.seed, epoch, 1)
             policy.train()
             losses = []
             for i, rows in enumerate(np.array_split(rng.permutation(len(train)), steps_per_epoch)):
@@ -188,6 +201,7 @@ class SFT:
                 done = epoch * steps_per_epoch + i + 1
                 average_weights(average, policy, min(config.ema, done / (done + 10)))
             scalars = {"epoch": float(epoch), "loss": float(np.mean(losses)), **self.evaluate(average, val)}
+            scalars |= extra.scalars()
             score = scalars.get(config.select, scalars["val_loss"])
             if score < best["score"]:
                 weights = copy.deepcopy(average.state_dict())
@@ -197,13 +211,17 @@ class SFT:
                     "loss": scalars["val_loss"],
                     "epoch": epoch,
                     "weights": weights,
+                    "auxiliary": copy.deepcopy(extra.state_dict()) if extra else None,
                     "accuracy": accuracy,
                 }
             if on_epoch is not None:  # before the checkpoint: an epoch that was not logged is repeated on resume
                 on_epoch(scalars)
             if checkpoint is not None:
-                meta = {"epoch": epoch, "best": {k: v for k, v in best.items() if k != "weights"}}
+                numbers = {k: v for k, v in best.items() if k not in ("weights", "auxiliary")}
+                meta = {"epoch": epoch, "best": numbers}
                 parts = {"best": best["weights"], "average": average.state_dict(), "random": random_state()}
+                if extra:
+                    parts |= {"auxiliary": extra.state_dict(), "best_auxiliary": best["auxiliary"]}
                 checkpoint.save(policy, optimizer, meta, **parts)
             if config.patience and epoch - best["epoch"] >= config.patience:
                 _log.info("early stop after epoch %d, best was %d", epoch, best["epoch"])
@@ -214,6 +232,8 @@ class SFT:
                 f"rate (now --lr {config.lr:g})"
             )
         policy.load_state_dict(best["weights"])
+        if extra:
+            extra.load_state_dict(best["auxiliary"])
         if config.finish_steps:
             self._finish(policy, dataset)
         policy.eval()
@@ -230,6 +250,8 @@ class SFT:
         config = dataclasses.replace(self.config, lr=self.config.finish_lr, weight_decay=0.0)
         _log.info("%d more steps around the best weights, whose average is kept", self.config.finish_steps)
         trainer, average = SFT(config), copy.deepcopy(policy).requires_grad_(False)
+        trainer._extra = self._extra
+        self._extra.reseed(config.seed, 0, 2)
         for done in range(1, config.finish_steps + 1):
             trainer.update(policy, dataset)
             average_weights(average, policy, min(config.ema, done / (done + 10)))
@@ -253,13 +275,17 @@ class SFT:
     def optimizer(self, policy: Any) -> torch.optim.AdamW:
         """Return the optimizer of `policy` for `update` and `steps`, created on first use."""
         if self._optimizer is None:
-            learned = learned_parameters(policy, self.config.learn)
-            self._optimizer = _adamw(learned, self.config.lr, self.config.weight_decay)
+            self._optimizer = self._new_optimizer(policy)
         return self._optimizer
+
+    def _new_optimizer(self, policy: Any) -> torch.optim.AdamW:
+        learned = learned_parameters(policy, self.config.learn)
+        return _adamw([*learned, *self._extra.learned()], self.config.lr, self.config.weight_decay)
 
     def reseed(self, seed: int) -> None:
         """Restart the random stream of augmentation and sampling from `seed`, so that a resumed run repeats it."""
         self._rng = np.random.default_rng(seed)
+        self._extra.reseed(seed, 3)
 
     def _step(
         self,
@@ -270,34 +296,65 @@ class SFT:
         rng: np.random.Generator,
         lr: float,
     ) -> float:
-        config = self.config
-        batch = dataset.chunk_batch(rows, rng=rng, goal_noise=config.aim_noise)
-        observation = batch["observation"]
-        observation["image"] = _jitter(observation["image"], rng, config.colour_jitter, config.noise)
-        if config.state_noise:
-            noise = torch.from_numpy(rng.standard_normal(observation["state"].shape).astype(np.float32))
-            spread = torch.as_tensor(getattr(policy, "state_std", 1.0)).cpu()  # 1 if the policy has no statistics
-            observation["state"] = observation["state"] + config.state_noise * noise * spread
+        config, extra = self.config, self._extra
+        batch = self._augmented(policy, dataset, rows, rng)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        losses = policy.loss(batch, None if config.learn == "all" else (component_of(config.learn),))
-        if not isinstance(losses, Mapping) or not losses:
-            raise ConfigError(
-                f"{type(policy).__name__}.loss returned a {type(losses).__name__}; expected a dict of scalar losses by "
-                "component, with at least one, such as {'action': loss}"
-            )
+        losses, hidden = self._losses(policy, batch)
         first, *others = losses
         loss = losses[first]
         for name in others:
             loss = loss + config.goal_coef * losses[name]
         for name, value in losses.items():
             require_finite_step(float(value.detach()), f"loss of the component {name!r}", policy, lr)
+        if extra:
+            loss = loss + self._auxiliary(policy, batch, hidden, lr)
+            extra.zero_grad(set_to_none=True)
         policy.zero_grad(set_to_none=True)
         loss.backward()
+        if extra.video is not None:
+            unlabelled = self._augmented(policy, extra.video, extra.video_rows(len(rows)), extra.rng)
+            self._auxiliary(policy, unlabelled, None, lr, "video_").backward()
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip))
         require_finite_step(norm, "gradient norm", policy, lr)
+        extra.clip(config.grad_clip)
         optimizer.step()
+        extra.after_step(policy)
         return float(losses[first].detach())
+
+    def _auxiliary(self, policy: Any, batch: Any, hidden: Any, lr: float, what: str = "") -> Tensor:
+        """Sum of the auxiliary losses, all finite."""
+        found = self._extra.losses(policy, batch, hidden, what)
+        for name, value in found.items():
+            require_finite_step(float(value.detach()), f"auxiliary loss {name!r}", policy, lr)
+        return torch.stack(list(found.values())).sum()
+
+    def _augmented(self, policy: Any, dataset: ChunkDataset, rows: np.ndarray, rng: np.random.Generator) -> Any:
+        """The batch of these rows with jittered images and noisy proprioception; later frames stay as they are."""
+        config = self.config
+        batch = dataset.chunk_batch(rows, rng=rng, goal_noise=config.aim_noise)
+        observation = batch["observation"]
+        observation["image"] = jittered(observation["image"], rng, config.colour_jitter, config.noise)
+        if config.state_noise:
+            noise = torch.from_numpy(rng.standard_normal(observation["state"].shape).astype(np.float32))
+            spread = torch.as_tensor(getattr(policy, "state_std", 1.0)).cpu()  # 1 if the policy has no statistics
+            observation["state"] = observation["state"] + config.state_noise * noise * spread
+        self._extra.prepare(batch)
+        return batch
+
+    def _losses(self, policy: Any, batch: Any) -> tuple[Mapping[str, Tensor], tuple[Tensor, ...] | None]:
+        """The policy's own losses, and the tokens of that pass if auxiliary losses need them and it has them."""
+        parts, hidden = None if self.config.learn == "all" else (component_of(self.config.learn),), None
+        if self._extra and hasattr(policy, "loss_and_hidden"):
+            losses, hidden = policy.loss_and_hidden(batch, parts)
+        else:
+            losses = policy.loss(batch, parts)
+        if not isinstance(losses, Mapping) or not losses:
+            raise ConfigError(
+                f"{type(policy).__name__}.loss returned a {type(losses).__name__}; expected a dict of scalar losses by "
+                "component, with at least one, such as {'action': loss}"
+            )
+        return losses, hidden
 
     @staticmethod
     @torch.no_grad()
@@ -339,16 +396,3 @@ def average_weights(average: Any, policy: Any, decay: float) -> None:
 def _cosine(step: int, total: int, peak: float) -> float:
     warm = min(1.0, (step + 1) / max(1, min(100, total // 10)))
     return peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
-
-
-def _jitter(image: Tensor, rng: np.random.Generator, strength: float, noise: float) -> Tensor:
-    """Random brightness, contrast and channel gains per row, plus pixel noise; `(B,H,W,3)` uint8 in and out."""
-    if not strength and not noise:
-        return image
-    batch = image.shape[0]
-    gain = torch.from_numpy(rng.uniform(1 - strength, 1 + strength, (batch, 1, 1, 3)).astype(np.float32))
-    shift = torch.from_numpy(rng.uniform(-strength, strength, (batch, 1, 1, 1)).astype(np.float32))
-    x = image.float() * gain + 127.5 * shift
-    if noise:
-        x = x + 255 * noise * torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-    return x.round().clamp(0, 255).to(torch.uint8)

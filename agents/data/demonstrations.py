@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
+from agents.data.future import FutureFrames, future_frames
 from worldgym.errors import ConfigError, DatasetError
 from worldgym.protocols import ChunkBatch, Observation
 from worldgym.specs import Specs
@@ -42,6 +43,7 @@ class ChunkDataset:
             keyframe follows; NaN if unknown.
         condition: `(M,F)` float32 of a conditioned policy (`agents.policies.conditioned`), or None.
         views: frames of the cameras beside the main one, by camera name, each `(M,H',W',3)` uint8.
+        future: later frames of the same episodes, for auxiliary losses; None if they were not asked for.
     """
 
     images: np.ndarray
@@ -52,6 +54,7 @@ class ChunkDataset:
     goals: np.ndarray
     condition: np.ndarray | None = None
     views: dict[str, np.ndarray] = field(default_factory=dict)
+    future: FutureFrames | None = None
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -68,6 +71,7 @@ class ChunkDataset:
             self.goals[rows],
             None if self.condition is None else self.condition[rows],
             {name: frames[rows] for name, frames in self.views.items()},
+            None if self.future is None else self.future.select(rows),
         )
 
     def with_decoded(self, tokenizer: Any, batch: int = 256) -> ChunkDataset:
@@ -94,6 +98,17 @@ class ChunkDataset:
         twice = self.select(np.tile(np.arange(len(self)), 2))
         twice.images[len(self) :] = torch.cat(parts).numpy()
         return twice
+
+    def with_future(self) -> ChunkDataset:
+        """The same rows, with later frames taken from the later rows of their episode.
+
+        For demonstrations of which only the rows are left. `chunk_dataset(episodes, future=True)` also has the frames
+        after the last row of an episode.
+        """
+        frames = {"image": self.images, **{f"image_{name}": seen for name, seen in self.views.items()}}
+        ends = np.flatnonzero(np.append(self.episode[1:] != self.episode[:-1], True))
+        rows = np.arange(len(self))
+        return replace(self, future=FutureFrames(frames, rows, ends[np.searchsorted(ends, rows)]))
 
     def split(self, fraction: float, seed: int) -> tuple[ChunkDataset, ChunkDataset]:
         """Split into (training, validation) by whole episodes, with at least one episode in each.
@@ -129,9 +144,14 @@ class ChunkDataset:
         return observation, self.actions[rows]
 
     def chunk_batch(self, rows: np.ndarray, **more: Any) -> ChunkBatch:
-        """Return the batch for `TrainablePolicy.loss`; `more` are additional entries."""
+        """Return the batch for `TrainablePolicy.loss`; `more` are additional entries.
+
+        Its entry `future`, if the dataset has later frames, is for auxiliary losses only.
+        """
         observation, actions = self.batch(rows)
         made: Any = {"observation": observation, "actions": actions, "goals": self.goals[rows], **more}
+        if self.future is not None:
+            made["future"] = self.future.select(rows)
         return cast(ChunkBatch, made)
 
 
@@ -162,6 +182,7 @@ def chunk_dataset(
     *,
     stop_at_success: bool = True,
     hand: bool | HandColumns | None = True,
+    future: bool = False,
 ) -> ChunkDataset:
     """Cut demonstrations into (frame, next `chunk` actions) rows.
 
@@ -172,6 +193,7 @@ def chunk_dataset(
         stop_at_success: skip the frames from the first success on, where the task is already done.
         hand: columns of the end effector's height and gripper (`HandColumns.of(specs)`). True uses the third state as
             height and the last action as gripper. With None or False, goals and actions past the end are unknown (NaN).
+        future: keep the frames of the whole episodes too, for auxiliary losses (`ChunkDataset.future`).
 
     Raises:
         DatasetError: no episodes, or none with an action before success.
@@ -179,6 +201,7 @@ def chunk_dataset(
     place = HandColumns() if hand is True else hand or None
     images, states, texts, targets, owner, goals = [], [], [], [], [], []
     views: dict[str, list[np.ndarray]] = {}
+    whole: list[tuple[Any, int]] = []
     for number, episode in enumerate(episodes):
         if episode.actions is None or len(episode.actions) == 0:
             continue
@@ -198,6 +221,7 @@ def chunk_dataset(
             later = turns[turns > t]
             goal = state[later[0] if len(later) else min(end, steps)]
             goals.append(np.full_like(goal, np.nan) if place is None else goal)
+        whole.append((episode, min(end, steps)))
         images.append(np.asarray(episode.frames[: min(end, steps)], np.uint8))
         for name, frames in getattr(episode, "views", {}).items():
             views.setdefault(name, []).append(np.asarray(frames[: min(end, steps)], np.uint8))
@@ -216,6 +240,7 @@ def chunk_dataset(
         np.asarray(owner, np.int64),
         np.stack(goals),
         views={name: np.concatenate(parts) for name, parts in views.items()},
+        future=future_frames(whole) if future else None,
     )
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from agents.policies.heads import make_head
 from agents.policies.layers import Block, FiLMBlock
 from agents.policies.lerobot import LeRobotPolicyMixin
 from agents.policies.vla_config import PRESETS, VLAPolicyConfig
+from agents.policies.vla_inputs import Inputs, PolicyForward, cells, coordinates, shrunk
 from agents.policies.vla_learning import LearningMixin
 from worldgym.errors import ConfigError
 from worldgym.hub import HubModel
@@ -45,43 +46,8 @@ from worldgym.utils.row_threads import by_rows
 __all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
 # A fifth of the usual entry of an embedding: a few training sentences must not amplify unseen dimensions of others.
 TEXT_STD_FLOOR = 0.01
-
-
-class Inputs(NamedTuple):
-    """Inputs of the network.
-
-    Args:
-        picture: `(B,5,H,W)` main camera: colours in [-1, 1] and pixel coordinates.
-        words: `(B,E)` standardised embedding of the instruction.
-        state: `(B,S)` standardised proprioception.
-        views: images of the further cameras, by camera name.
-    """
-
-    picture: Tensor
-    words: Tensor
-    state: Tensor
-    views: dict[str, Tensor]
-
-    def rows(self, part: slice) -> Inputs:
-        """Some rows."""
-        views = {name: view[part] for name, view in self.views.items()}
-        return Inputs(self.picture[part], self.words[part], self.state[part], views)
-
-
-class PolicyForward(NamedTuple):
-    """Outputs of one forward pass.
-
-    Args:
-        features: `(B, chunk, width)`, inputs of the action head.
-        goal: `(B, goal_dims)` next keyframe, standardised; its first two entries are the position to move to.
-        pointing: distribution over that position, see `agents.policies.goal_head`.
-        hidden: tokens `(B, N, width)` after each transformer layer.
-    """
-
-    features: Tensor
-    goal: Tensor
-    pointing: GoalProposals
-    hidden: tuple[Tensor, ...]
+FUTURE_IMAGE = "image_future"
+"""Key of the later frame that a policy with `future_view` reads in training; the current frame takes its place."""
 
 
 class VLAPolicy(
@@ -144,7 +110,7 @@ class VLAPolicy(
             self.state_token = nn.Sequential(
                 nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width)
             )
-        self.positions = nn.Parameter(0.02 * torch.randn(1, _cells(config.size, 8), width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, cells(config.size, 8), width))
         self.queries = nn.Parameter(0.02 * torch.randn(1, 3 + config.chunk, width))
         self.memory_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
@@ -163,10 +129,15 @@ class VLAPolicy(
         self.register_buffer("pixels", coordinates(config.size), persistent=False)
         self.register_buffer("grid16", coordinates(shrunk(config.size, 4)).flatten(1), persistent=False)
         self.view_positions = nn.ParameterDict(
-            {camera.name: 0.02 * torch.randn(1, _cells(camera.size, 8), width) for camera in config.views}
+            {camera.name: 0.02 * torch.randn(1, cells(camera.size, 8), width) for camera in config.views}
         )
         for camera in config.views:
             self.register_buffer(f"pixels_{camera.name}", coordinates(camera.size), persistent=False)
+        # Last, so that the random initial values of all other weights do not depend on them.
+        if config.future_tokens:
+            self.future_queries = nn.Parameter(0.02 * torch.randn(1, config.future_tokens, width))
+        if config.future_view:
+            self.future_positions = nn.Parameter(0.02 * torch.randn(1, cells(config.size, 8), width))
         self.to(memory_format=torch.channels_last)
         self.reset()
 
@@ -256,23 +227,41 @@ class VLAPolicy(
             else:
                 goal, place = aim[:, :0], torch.zeros_like(where)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            tokens = self._tokens(x, text) + self.positions
-            if inputs.views:
-                seen = [tokens]
-                for name, view in inputs.views.items():
-                    seen.append(self._tokens(self._stem(view, text), text) + self.view_positions[name])
-                tokens = torch.cat(seen, 1)
-            memory = self.memory_norm(tokens)
+            memory = self._memory(x, text, inputs)
             hand = self.state_token(state) if config.state_dim else torch.zeros_like(text)
             extra = torch.stack([where + place, hand, text], dim=1).float()
             queries = self.queries.expand(batch, -1, -1)
-            x = torch.cat([extra + queries[:, :3], queries[:, 3:] + place[:, None]], dim=1)  # (B, 3 + K, D)
+            parts = [extra + queries[:, :3], queries[:, 3:] + place[:, None]]
+            if config.future_tokens:
+                parts.append(self.future_queries.expand(batch, -1, -1))
+            x = torch.cat(parts, dim=1)  # (B, 3 + K + M, D)
             hidden = []
             for block in self.blocks:
                 x = block(x, memory)
                 hidden.append(x)
-            features = self.norm(x[:, 3:])
+            features = self.norm(x[:, 3 : 3 + config.chunk])
         return features, goal, tuple(hidden)
+
+    def _memory(self, x: Tensor, text: Tensor, inputs: Inputs) -> Tensor:
+        """`(B,N,D)` normalised image tokens of all cameras; `x` is the stem's output for the main one."""
+        tokens = self._tokens(x, text) + self.positions
+        if inputs.views or inputs.future is not None:
+            seen = [tokens]
+            for name, view in inputs.views.items():
+                seen.append(self._tokens(self._stem(view, text), text) + self.view_positions[name])
+            if inputs.future is not None:
+                later = self._tokens(self._stem(inputs.future, text), text)
+                seen.append(later + self.future_positions)
+            tokens = torch.cat(seen, 1)
+        memory: Tensor = self.memory_norm(tokens)
+        return memory
+
+    def image_tokens(self, observation: Observation) -> Tensor:
+        """`(B,N,D)` float32 image tokens of all cameras, which the queries read; proprioception has no part in them."""
+        inputs = self._inputs(observation)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            text = self.text(inputs.words)
+            return self._memory(self._stem(inputs.picture, text), text, inputs).float()
 
     def _stem(self, picture: Tensor, text: Tensor) -> Tensor:
         x = nn.functional.gelu(self.conv1(picture.contiguous(memory_format=torch.channels_last)))
@@ -372,8 +361,12 @@ class VLAPolicy(
                 )
             given = observation[key]  # type: ignore[literal-required]
             views[camera.name] = self._picture(given, camera.size, f"pixels_{camera.name}", key)
+        later = image if self.config.future_view else None
+        if self.config.future_view and FUTURE_IMAGE in observation:
+            given = observation[FUTURE_IMAGE]  # type: ignore[literal-required]
+            later = self._picture(given, self.config.size, "pixels", FUTURE_IMAGE)
         words = ((text - self.text_mean) / self.text_std).clamp(-5, 5)
-        return Inputs(image, words, self.normalise_state(state), views)
+        return Inputs(image, words, self.normalise_state(state), views, later)
 
     def _picture(self, given: Any, size: tuple[int, int], grid: str, name: str) -> Tensor:
         """`(B,5,H,W)`: colours in [-1, 1] and pixel coordinates."""
@@ -396,20 +389,3 @@ class VLAPolicy(
         if not isinstance(instruction, (np.ndarray, Tensor)):
             instruction = embed(instruction)
         return torch.as_tensor(instruction, dtype=torch.float32, device=self.device)
-
-
-def coordinates(size: tuple[int, int]) -> Tensor:
-    """`(2,H,W)` pixel centres in [-1,1], x then y."""
-    rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in size)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([x, y])
-
-
-def shrunk(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """Image size after convolutions with total stride `factor`; sides are rounded up."""
-    return -(-size[0] // factor), -(-size[1] // factor)
-
-
-def _cells(size: tuple[int, int], factor: int) -> int:
-    height, width = shrunk(size, factor)
-    return height * width

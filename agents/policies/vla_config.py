@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from worldgym.errors import ConfigError
 from worldgym.registry import HEADS
@@ -45,6 +45,10 @@ class VLAPolicyConfig:
         head_settings: further settings of the head: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
         specs: specs of the training data. They define the columns of proprioception that hold the end effector's
             position, and the cameras beside the main one; None means one camera, and position first.
+        future_tokens: learned tokens behind the action queries, for auxiliary losses (`agents.auxiliary`). They attend
+            and are attended to like the others; the actions are read from the action queries alone.
+        future_view: the policy also reads the frame `image_future`, or the current frame in its place if the
+            observation has none. Only for the control arm of `agents.auxiliary.vla_jepa` that leaks the future.
 
     Raises:
         ConfigError: an invalid value; the message says what to set instead.
@@ -68,6 +72,11 @@ class VLAPolicyConfig:
     head: str = "bins"
     head_settings: Mapping[str, float] = field(default_factory=dict)
     specs: Specs | None = None
+    future_tokens: int = 0
+    future_view: bool = False
+
+    LATER: ClassVar[Mapping[str, Any]] = {"future_tokens": 0, "future_view": False}
+    """Settings that `config.json` holds only if they differ from these values: earlier versions do not know them."""
 
     def __post_init__(self) -> None:
         """Validate, and convert JSON lists to tuples."""
@@ -105,6 +114,8 @@ class VLAPolicyConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}")
+        if self.future_tokens < 0:
+            raise ConfigError(f"future_tokens must not be negative; got {self.future_tokens}. Try 8, or 0 for none")
         HEADS.get(self.head)  # raises ConfigError for an unknown head
 
     @property

@@ -43,8 +43,26 @@ class LearningMixin:
 
         def run(self, observation: Observation, *, aim: Tensor | None = None) -> Any: ...
         def point(self, observation: Observation) -> GoalProposals: ...
+        def _inputs(self, observation: Observation) -> Any: ...
+        def _pointing(self, inputs: Any) -> GoalProposals: ...
+        def _act_towards(self, aim: Tensor, inputs: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]: ...
         def normalise_state(self, state: Tensor) -> Tensor: ...
         def position_of(self, state: Tensor) -> Tensor: ...
+
+    @property
+    def future_tokens(self) -> int:
+        """Number of learned tokens for auxiliary losses, the last ones of `features`."""
+        return int(self.config.future_tokens)
+
+    @property
+    def token_width(self) -> int:
+        """Width of the tokens of `features`."""
+        return int(self.config.width)
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer layers."""
+        return int(self.config.layers)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -181,7 +199,13 @@ class LearningMixin:
     # -- supervised training ------------------------------------------------------------------------------------
 
     def loss(self, batch: ChunkBatch, components: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Losses of demonstrated chunks.
+        """Losses of demonstrated chunks; see `loss_and_hidden`."""
+        return self.loss_and_hidden(batch, components)[0]
+
+    def loss_and_hidden(
+        self, batch: ChunkBatch, components: Sequence[str] | None = None
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """Losses of demonstrated chunks, and the tokens of the same pass, which auxiliary losses read.
 
         The action head is conditioned on the true goal position plus noise. If the goal is unknown, it is conditioned
         on the most likely predicted position.
@@ -195,14 +219,15 @@ class LearningMixin:
         Returns:
             `action`: loss of the action head (nats per dimension for token heads). `goal`, if any goal is known: 0.3
             times the negative log-likelihood of the position, plus smooth L1 of the keyframe's height, times the
-            fraction of known goals.
+            fraction of known goals. Then the tokens `(B, 3 + chunk + M, width)` after each layer; none with `goal`
+            alone.
         """
         wanted = self.components if components is None else tuple(components)
         observation, actions = batch["observation"], torch.as_tensor(np.asarray(batch["actions"]))
         if not self.config.goal_dims:
             with torch.set_grad_enabled(torch.is_grad_enabled() and wanted != ("action_head",)):
                 out = self.run(observation)
-            return {"action": self._action_loss(out, actions)}
+            return {"action": self._action_loss(out, actions)}, out.hidden
         goals = np.asarray(batch["goals"])
         known = ~torch.from_numpy(np.isnan(goals).any(1))  # imitation data may lack the path
         target = self.position_of(
@@ -211,7 +236,7 @@ class LearningMixin:
         known = known.to(self.device)
         if wanted == ("goal",):
             density = self.pointer.log_density(self.point(observation), target[:, :2])
-            return {"goal": -(density * known).sum() / max(1, int(known.sum()))}
+            return {"goal": -(density * known).sum() / max(1, int(known.sum()))}, ()
         aim = target[:, :2]
         if (noise := batch.get("goal_noise", 0.0)) and (rng := batch.get("rng")) is not None:
             jitter = torch.from_numpy(rng.standard_normal((len(goals), 2)).astype(np.float32))
@@ -227,7 +252,7 @@ class LearningMixin:
             rest = nn.functional.smooth_l1_loss(out.goal[known][:, 2:], target[known][:, 2:], beta=0.3)
             place = self.pointer.log_density(pointing, target[known][:, :2]).mean()
             losses["goal"] = float(known.float().mean()) * (-GOAL_SHARE * place + rest)
-        return losses
+        return losses, out.hidden
 
     def _action_loss(self, out: Any, actions: Tensor) -> Tensor:
         loss: Tensor = self.head.loss(
@@ -282,8 +307,10 @@ class LearningMixin:
         return away < SAME_PLACE * REACH
 
     def features(self, observation: Observation, layer: int = -1) -> Tensor:
-        """`(B, 3 + chunk, width)`: position, hand, text and action-query tokens after transformer layer `layer`."""
-        hidden: Tensor = self.run(observation).hidden[layer]
+        """`(B, 3 + chunk + M, width)`: position, hand, text, action-query and M future tokens after layer `layer`."""
+        inputs = self._inputs(observation)
+        aim = self.pointer.likeliest(self._pointing(inputs)).detach()  # no gradient to where the policy moves
+        hidden: Tensor = self._act_towards(aim, inputs)[2][layer]
         return hidden.float()
 
     # -- tokens -------------------------------------------------------------------------------------------------

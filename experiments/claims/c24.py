@@ -52,13 +52,14 @@ def _stages(lab: ClaimContext, seed: int, folder: Path, mix: dict[str, float]) -
         "workers": lab.workers, **({"mix": mix} if mix else {}),
     }  # fmt: skip
     return (
-        Stage("episodes", ("collect",), tuple(arguments_of(_plain(extra)))),
-        Stage("world model", ("train", "world-model"), tuple(arguments_of(_plain(model)))),
-        Stage("judge", ("train", "judge"), tuple(arguments_of(_plain(judge)))),
+        Stage("episodes", ("collect",), tuple(arguments_of(plain(extra)))),
+        Stage("world model", ("train", "world-model"), tuple(arguments_of(plain(model)))),
+        Stage("judge", ("train", "judge"), tuple(arguments_of(plain(judge)))),
     )
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with paths as text."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
@@ -69,11 +70,12 @@ def shared_logs(lab: ClaimContext) -> Path:
         "out": folder / "data", "suite": lab.suite.name, "tasks": list(lab.tasks), "episodes": lab.preset.logs,
         "seed": LOG_SEED0, "workers": lab.workers,
     }  # fmt: skip
-    _built("logs", (Stage("logs", ("collect",), tuple(arguments_of(_plain(options)))),), folder)
+    built("logs", (Stage("logs", ("collect",), tuple(arguments_of(plain(options)))),), folder)
     return folder / "data"
 
 
-def _built(name: str, stages: tuple[Stage, ...], folder: Path) -> None:
+def built(name: str, stages: tuple[Stage, ...], folder: Path) -> None:
+    """Run commands in order, each once."""
     Build(Recipe(name, "", 1.0, stages), folder).run(lambda stage, number: None, lambda stage: None)
 
 
@@ -85,7 +87,7 @@ def trained(mix: dict[str, float]) -> Any:
 
         logs = lab.once("logs", lambda: shared_logs(lab))
         copy_folder(logs, folder / "data")
-        _built(NAME, _stages(lab, seed, folder, mix), folder)
+        built(NAME, _stages(lab, seed, folder, mix), folder)
         preset = lab.preset
         budget = {
             "real_episodes": float(preset.extra_episodes), "updates": float(preset.world_steps + preset.judge_steps),

@@ -50,6 +50,11 @@ class ClaimPreset:
         state_updates: their optimizer steps.
         state_steps: imagined steps of PPO in them.
         dwl_steps: environment steps in Soft of an arm of C17.
+        aux_episodes: expert episodes from which the demonstrations of C6 and C7 are drawn.
+        aux_video: episodes of unseen objects whose actions are ignored (C6).
+        aux_steps: optimizer steps of SFT with an auxiliary loss; at most 25 CPU minutes on one core (C6, C7).
+        wam_steps: optimizer steps of a joint world-action model (C8, C14, C25).
+        wam_batch: sequences per step of these.
         optimism_starts: start states of the perturbed demonstrations on which it is measured.
         gaps: domain gaps of Soft.
         budgets: numbers of episodes in Real at which behaviour cloning is compared with RL in imagination (E1).
@@ -82,6 +87,11 @@ class ClaimPreset:
     state_updates: int = 1500
     state_steps: int = 131_072
     dwl_steps: int = 49_152
+    aux_episodes: int = 330
+    aux_video: int = 150
+    aux_steps: int = 1000
+    wam_steps: int = 3000
+    wam_batch: int = 64
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     budgets: tuple[int, ...] = (50, 100, 200, 400, 800)
 
@@ -132,6 +142,7 @@ PRESETS = {
         "tiny", seeds=(0,), rounds=1, starts=4, group=3, horizon=10, imitation_steps=2, batch=16, measured=10,
         episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, epochs=1, logs=60, extra_episodes=6,
         world_steps=2, judge_steps=2, judge_imagined=80, optimism_starts=3,
-        state_episodes=8, state_updates=3, state_steps=256, dwl_steps=4096, gaps=(1.0,), budgets=(50,),
+        state_episodes=8, state_updates=3, state_steps=256, dwl_steps=4096, aux_episodes=6, aux_video=3,
+        aux_steps=2, wam_steps=2, wam_batch=4, gaps=(1.0,), budgets=(50,),
     ),
 }  # fmt: skip

@@ -8,6 +8,7 @@ Example::
 
     worldgym train policy --data data/real --demos-per-task 200 --out runs/policy_sft
     worldgym train policy --data data/mine --no-success-only        # recordings without success labels
+    worldgym train policy --data data/real --aux flare --aux-video data/video      # with an auxiliary loss
     worldgym eval --policy sft runs/policy_sft
 """
 
@@ -21,10 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.compute import DType, placing
+from experiments.pipelines.auxiliary import check_auxiliary, losses_for, tokens_for, video_for
 from experiments.pipelines.checks import check_numbers, values_of
 from experiments.pipelines.training_run import (
     Hand,
     claim,
+    fingerprint,
     finish,
     finished,
     identity,
@@ -67,6 +70,12 @@ class TrainPolicyConfig:
             a folder with a vision-language model.
         settings: `name=value` pairs (YAML) for a type other than `vla`, such as `head=flow` or `lora={rank: 16}` for
             `hf_vla`.
+        aux: auxiliary losses on what the future looks like: `flare`, `vla-jepa`, or another registered name. The policy
+            gets the tokens that they need; the saved policy has no other part of them.
+        aux_settings: `name=value` pairs (YAML) for the auxiliary loss, such as `weight=0.2 tokens=8`; with several
+            losses `flare.weight=0.2`. `weight=0` keeps the tokens without the loss, as a control.
+        aux_video: dataset of the same cameras from which the auxiliary losses alone learn; its actions, if any, are
+            ignored. Episodes of held-out splits are allowed, and then these splits are no longer unseen.
         epochs: maximum number of epochs; training stops early when the held-out loss no longer decreases.
         steps: maximum number of optimizer steps, rounded up to whole epochs, in place of `epochs`.
         batch_size: frames per step.
@@ -91,6 +100,9 @@ class TrainPolicyConfig:
     hand: Hand = "auto"
     preset: str = "small"
     settings: tuple[str, ...] = ()
+    aux: tuple[str, ...] = ()
+    aux_settings: tuple[str, ...] = ()
+    aux_video: Path | None = None
     epochs: int = 60
     steps: int | None = None
     batch_size: int = 128
@@ -104,7 +116,7 @@ class TrainPolicyConfig:
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "initial", "decoded_by"):
+        for name in ("data", "out", "initial", "decoded_by", "aux_video"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
@@ -114,6 +126,7 @@ class TrainPolicyConfig:
             raise ConfigError(f"--initial is for --type vla, got --type {self.type}; leave it out")
         if self.type == "vla" and self.settings:
             raise ConfigError(f"--settings is for other types than vla, got {' '.join(self.settings)}; leave it out")
+        check_auxiliary(self.aux, self.aux_settings, self.aux_video, self.initial)
 
 
 def run(config: TrainPolicyConfig) -> int:
@@ -125,6 +138,7 @@ def run(config: TrainPolicyConfig) -> int:
 
     from agents import SFT, SFTConfig, chunk_dataset
     from agents.algorithms.sft import demonstrations
+    from agents.auxiliary.make import make_auxiliaries
     from agents.data.demonstrations import HandColumns, demonstrated_behaviour
     from worldgym.data import EpisodeDataset
     from worldgym.models import load_world_model
@@ -137,8 +151,12 @@ def run(config: TrainPolicyConfig) -> int:
     specs = with_hand(dataset.specs, config.hand)
     hand = HandColumns.of(specs)
     facts = identity(config, dataset, contents=("initial", "decoded_by"))
-    for option, value in (("--settings", config.settings), ("--decoded-by", config.decoded_by)):
-        if not value:
+    auxiliary, video = losses_for(config.aux, config.aux_settings), None
+    if config.aux_video is not None:
+        video = EpisodeDataset(config.aux_video)
+        facts["--aux-video"] = fingerprint(video)
+    for option in ("--settings", "--decoded-by", "--aux", "--aux-settings", "--aux-video"):
+        if not facts[option]:
             del facts[option]  # keeps the identity of runs from before this option
     claim(config.out, "train policy", facts, own=OWN, fresh=config.fresh)
     if finished(config.out, config):
@@ -156,7 +174,7 @@ def run(config: TrainPolicyConfig) -> int:
     )
     torch.manual_seed(config.seed)
     if config.type == "vla":
-        policy = _policy(config, arrays, specs)
+        policy = _policy(config, arrays, specs, tokens_for(auxiliary))
     else:
         from worldgym.training.generic import fresh_part
 
@@ -174,8 +192,13 @@ def run(config: TrainPolicyConfig) -> int:
         logger.info(
             "the dataset has no end-effector position and gripper command: the policy gets no goal head"
         )
-    demos = chunk_dataset(chosen, policy.chunk, hand=hand, stop_at_success=config.success_only)
+    demos = chunk_dataset(
+        chosen, policy.chunk, hand=hand, stop_at_success=config.success_only, future=bool(auxiliary)
+    )
     del arrays
+    with released_if_refused(config.out):
+        losses = make_auxiliaries(auxiliary, policy)
+        watched = None if video is None else video_for(video, demos)
     if config.decoded_by is not None:
         with released_if_refused(config.out):
             tokenizer = getattr(here(load_world_model(config.decoded_by)), "tokenizer", None)
@@ -198,6 +221,8 @@ def run(config: TrainPolicyConfig) -> int:
             trained -= int(demos.held_out(settings.val_fraction, settings.seed).sum())
         epochs = math.ceil(config.steps / math.ceil(trained / config.batch_size))
         settings = dataclasses.replace(settings, epochs=epochs)
+    with released_if_refused(config.out):
+        trainer = SFT(settings, losses, watched)
     state = TrainState(config.out / "checkpoint", identity=facts)
     first = int(state.meta()["epoch"]) + 1 if state.exists() else 0
     logger.info(
@@ -214,12 +239,17 @@ def run(config: TrainPolicyConfig) -> int:
             board.flush()
             progress.update(1, loss=scalars["loss"], val_loss=scalars["val_loss"])
 
-        history = SFT(settings).fit(policy, demos, on_epoch=on_epoch, checkpoint=state)
+        history = trainer.fit(policy, demos, on_epoch=on_epoch, checkpoint=state)
     POLICIES.save(policy, config.out)
     written = {
         "demos": counts, "history": history, "settings": dataclasses.asdict(settings), "data": config.data.name,
         "behaviour": behaviour,
     }  # fmt: skip
+    if auxiliary:
+        written["auxiliary"] = {name: dataclasses.asdict(each) for name, each in auxiliary.items()}
+    if video is not None and watched is not None:
+        splits = sorted({record.split for record in video.records})
+        written["video"] = {"data": video.root.name, "episodes": len(video), "frames": len(watched), "splits": splits}
     atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))
     state.remove()
     finish(config.out, config)
@@ -227,7 +257,7 @@ def run(config: TrainPolicyConfig) -> int:
     return 0
 
 
-def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> Any:
+def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs, more: dict[str, Any]) -> Any:
     """Create a policy for the data's specs, or load `initial` with a new goal head."""
     import numpy as np
 
@@ -253,5 +283,5 @@ def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs) -> A
     if specs.action is not None and specs.action.gripper is not None:
         binary.add(specs.action.gripper.index)
     goals = 3 if HandColumns.of(specs) is not None else 0
-    shape = VLAPolicyConfig.for_data(config.preset, specs, goal_dims=goals, binary_dims=tuple(sorted(binary)))
-    return VLAPolicy(shape)
+    own = {"goal_dims": goals, "binary_dims": tuple(sorted(binary)), **more}
+    return VLAPolicy(VLAPolicyConfig.for_data(config.preset, specs, **own))

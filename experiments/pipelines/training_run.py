@@ -235,7 +235,7 @@ def released_if_refused(out: Path) -> Iterator[None]:
 def finished(out: Path, config: Any) -> bool:
     """Whether `out` holds this run, finished, with all its results; if so, logs how to run it again."""
     end = (_read(out / MARKER) or {}).get("finished")
-    if not isinstance(end, dict) or end.get("settings") != _settings(config):
+    if not isinstance(end, dict) or _given(end.get("settings") or {}) != _given(_settings(config)):
         return False
     if not all((out / str(name)).exists() for name in end.get("files", [])):
         return False
@@ -252,6 +252,11 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _settings(config: Any) -> dict[str, Any]:
     """All settings that could affect the result."""
     return _plain({k: v for k, v in dataclasses.asdict(config).items() if k not in ELSEWHERE})
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were given: runs from before an option have none for it, which is the same as leaving it out."""
+    return {name: value for name, value in settings.items() if value not in (None, [])}
 
 
 def _read(marker: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from worldgym.nn.layout import (
 )
 from worldgym.nn.noise import (
     FLOW,
+    BetaTimes,
     DiffusersNoise,
     FlowNoise,
     LogitNormalTimes,
@@ -31,10 +32,13 @@ from worldgym.nn.noise import (
     NoiseProcess,
     PowerTimes,
     ShiftedTimes,
+    residual_velocity,
+    row_noise,
     uniform,
 )
 from worldgym.nn.norm import GroupNorm
 from worldgym.nn.patches import from_tokens, to_tokens, with_coordinates
+from worldgym.nn.reuse import Reuse, Reused
 from worldgym.nn.rows import RowBatch, row_field
 from worldgym.nn.sampler import DiffusersSampler, Euler, Sampler, make_sampler, renoise
 from worldgym.nn.transformer import Expert, Transformer, TransformerConfig
@@ -42,6 +46,7 @@ from worldgym.nn.transformer import Expert, Transformer, TransformerConfig
 __all__ = [
     "EMA",
     "FLOW",
+    "BetaTimes",
     "DiffusersNoise",
     "DiffusersSampler",
     "Euler",
@@ -54,6 +59,8 @@ __all__ = [
     "Modulation",
     "NoiseProcess",
     "PowerTimes",
+    "Reuse",
+    "Reused",
     "Rotary",
     "RowBatch",
     "Rule",
@@ -73,7 +80,9 @@ __all__ = [
     "joint_video_action",
     "make_sampler",
     "renoise",
+    "residual_velocity",
     "row_field",
+    "row_noise",
     "teacher_forcing",
     "to_tokens",
     "uniform",

@@ -114,6 +114,12 @@ class KVCache(RowBatch):
         """Commit the written slots, in place."""
         self.count.add_(written)
 
+    def retreat(self, written: int = 1) -> None:
+        """Undo the last `advance`, in place, so that several passes share one prefix."""
+        self.count.sub_(written)
+        rows, slots = self._where(written)
+        self.marks[rows, slots] = -1
+
     def check_length(self, layout: SequenceLayout, rule: Rule) -> None:
         """Check that the next slots overwrite nothing that `layout` may attend to by `rule`.
 

@@ -141,6 +141,44 @@ class DiffusersNoise:
         return (x_t - noise * predicted) / signal if kind == "epsilon" else signal * x_t - noise * predicted
 
 
+def residual_velocity(out: Tensor, x: Tensor, before: Tensor, t: Tensor, deviation: float) -> Tensor:
+    """The velocity at `x (...,C,h,w)` of a network output `out`, if the clean frame is close to the frame before.
+
+    If the clean frame is normal around `before`, with standard deviation s, the best guess of the velocity at
+    `x = (1 - t) clean + t noise` is `((t - s^2 (1 - t)) x - t before) / d`, `d = s^2 (1 - t)^2 + t^2`, and its error
+    has the deviation `s / sqrt(d)`. The network predicts that error in units of its deviation, as in EDM (Karras et al.
+    2022, section 5); with outputs of zero nothing moves.
+
+    Args:
+        out: output of the network.
+        x: noisy frame.
+        before: clean frame before it.
+        t: noise level, with the leading axes of `x`.
+        deviation: s.
+    """
+    s, level = deviation, expand(t, x)
+    d = s**2 * (1 - level).square() + level.square()
+    return ((level - s**2 * (1 - level)) * x - level * before) / d + s * out / d.sqrt()
+
+
+def row_noise(keys: Tensor, count: Tensor, shape: Sequence[int]) -> Tensor:
+    """Normal noise `(B,*shape)` on the CPU, so that it is identical on every device.
+
+    Row i is a function of (keys[i], count[i]) alone, so the futures of a row do not depend on the other rows.
+
+    Args:
+        keys: `(B,)` int64 noise keys.
+        count: `(B,)` int64, such as the number of the frame.
+        shape: shape of a row.
+    """
+    out = torch.empty(len(keys), *shape, device="cpu")
+    generator = torch.Generator()
+    for row, (key, number) in enumerate(zip(keys.tolist(), count.tolist(), strict=True)):
+        generator.manual_seed((key * 1_000_003 + number) % (2**63))
+        torch.randn(tuple(shape), generator=generator, out=out[row])
+    return out
+
+
 # -- levels ------------------------------------------------------------------------------------------------------------
 def uniform(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
     """Levels drawn uniformly from [0, 1)."""
@@ -180,6 +218,21 @@ class PowerTimes:
         """Draw noise levels."""
         u = rand(shape, generator, CPU)
         return 1 - self.s * (1 - u ** (1 / self.a))
+
+
+@dataclass(frozen=True)
+class BetaTimes:
+    """Levels from Beta(a, 1), `t = u^(1/a)`: mostly noise for a > 1 (DreamZero-Flash, arXiv 2602.15922: a = 7).
+
+    Args:
+        a: first parameter.
+    """
+
+    a: float = 7.0
+
+    def __call__(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Draw noise levels."""
+        return rand(shape, generator, CPU) ** (1 / self.a)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from worldgym.utils.train_state import plain_facts, refuse_other_run
 
 logger = logging.getLogger(__name__)
 LossFunction = Callable[[nn.Module, int, torch.Generator], tuple[Tensor, dict[str, float]]]
+OPTIMIZERS = ("adamw", "muon", "muon_conv")
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class LoopConfig:
         final_lr: learning rate at the end, as a fraction of `lr`.
         warmup: number of warm-up steps.
         weight_decay: weight decay of AdamW, applied to matrices only.
-        optimizer: `"adamw"`, or `"muon"`: Muon (Jordan et al. 2024) on the matrices of Linear layers and AdamW on
-            the rest.
+        optimizer: `"adamw"`; `"muon"`: Muon (Jordan et al. 2024) on the matrices of Linear layers and AdamW on the
+            rest; or `"muon_conv"`: Muon also on the kernels of convolutions.
         ema: decay of the averaged weights.
         grad_clip: maximum norm of the gradient.
         seed: seed of all randomness in the run.
@@ -83,8 +84,8 @@ class LoopConfig:
             raise ConfigError(f"lr must be a positive number, got {self.lr}; try --lr 1e-3")
         if self.max_minutes is not None and not (0 < self.max_minutes < math.inf):
             raise ConfigError(f"minutes must be a positive number, got {self.max_minutes}; try --minutes 10")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ConfigError(f"unknown optimizer {self.optimizer!r}; known: 'adamw', 'muon'")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"unknown optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -92,22 +93,48 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(((seed + 7919 * rank) * 1_000_003 + step) % (2**63))
 
 
+class KernelMuon(torch.optim.Muon):
+    """Muon on convolution kernels, each as a matrix of output channels times the rest (Jordan et al. 2024).
+
+    torch's Muon takes matrices only, so it gets copies of that shape.
+    """
+
+    def __init__(self, kernels: Sequence[nn.Parameter], **settings: Any) -> None:
+        self.kernels = tuple(kernels)
+        self.flat = [nn.Parameter(kernel.detach().flatten(1).clone()) for kernel in kernels]
+        super().__init__(self.flat, **settings)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update the kernels from their gradients."""
+        for flat, kernel in zip(self.flat, self.kernels, strict=True):
+            flat.copy_(kernel.flatten(1))
+            flat.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        result = super().step(closure)
+        for flat, kernel in zip(self.flat, self.kernels, strict=True):
+            kernel.copy_(flat.view_as(kernel))
+        return result
+
+
 def _optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-    chosen = {id(p) for p in matrices} if config.optimizer == "muon" else set()
+    def weights(kinds: Any) -> list[nn.Parameter]:
+        return [m.weight for m in model.modules() if isinstance(m, kinds) and m.weight.requires_grad]
+
+    matrices = weights(nn.Linear) if config.optimizer != "adamw" else []
+    kernels = weights((nn.Conv1d, nn.Conv2d, nn.Conv3d)) if config.optimizer == "muon_conv" else []
+    chosen = {id(p) for p in (*matrices, *kernels)}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))]
-    if chosen:
-        # match_rms_adamw scales the update so that AdamW's learning rate and weight decay can be reused.
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+    # match_rms_adamw scales the update so that AdamW's learning rate and weight decay can be reused.
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, **settings))
+    if kernels:
+        optimizers.append(KernelMuon(kernels, **settings))
     return optimizers
 
 

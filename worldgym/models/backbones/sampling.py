@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldgym.models.backbones.networks import VideoNetwork
 from worldgym.models.backbones.state import BackboneState
-from worldgym.nn import make_sampler
+from worldgym.nn import make_sampler, row_noise
 
 
 def predicted(
@@ -75,9 +75,4 @@ def predicted(
 
 def noise_of(state: BackboneState) -> Tensor:
     """Noise `(B,C,h,w)` of the next latent frame; row i is a function of (keys[i], count[i]) alone."""
-    out = torch.empty(state.latent.shape, device="cpu")  # drawn on the CPU: identical on every device
-    generator = torch.Generator()
-    for row, (key, count) in enumerate(zip(state.keys.tolist(), state.count.tolist(), strict=True)):
-        generator.manual_seed((key * 1_000_003 + count) % (2**63))
-        torch.randn(out.shape[1:], generator=generator, out=out[row])
-    return out.to(state.latent.device)
+    return row_noise(state.keys, state.count, state.latent.shape[1:]).to(state.latent.device)

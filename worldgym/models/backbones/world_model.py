@@ -32,6 +32,7 @@ from worldgym.models.backbones.state import BackboneState, pushed
 from worldgym.models.backbones.tiny_decoder import TinyDecoder
 from worldgym.models.backbones.vae import TemporalVAE
 from worldgym.models.latent_model import LatentWorldModel
+from worldgym.nn.noise import residual_velocity
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
 from worldgym.utils.files import read_json
@@ -281,18 +282,9 @@ class DiffusersWorldModel(LatentWorldModel):
         return out
 
     def with_residual(self, out: Tensor, x: Tensor, before: Tensor, level: Tensor) -> Tensor:
-        """The velocity of a network output `out (...,C,h,w)`; see `BackboneConfig.residual`.
-
-        If the clean frame is normal around the frame before, with standard deviation s, the best guess of the velocity
-        at `x = (1 - t) clean + t noise` is `((t - s^2 (1 - t)) x - t before) / d`, `d = s^2 (1 - t)^2 + t^2`, and its
-        error has the deviation `s / sqrt(d)`. The network predicts that error in units of its deviation, as in EDM
-        (Karras et al. 2022, section 5); with outputs of zero nothing moves.
-        """
-        s, t = self.config.residual, level[..., None, None, None]
-        if not s:
-            return out
-        d = s**2 * (1 - t).square() + t.square()
-        return ((t - s**2 * (1 - t)) * x - t * before) / d + s * out / d.sqrt()
+        """The velocity of a network output `out (...,C,h,w)`; see `BackboneConfig.residual`."""
+        s = self.config.residual
+        return residual_velocity(out, x, before, level, s) if s else out
 
     def _decoded(self, context: Tensor, z: Tensor, known: int, wanted: Any) -> Tensor:
         """Pictures `(B,n,H,W,3)` uint8 of the actions `wanted` (1 to r) of latent frames `z (B,P,C,h,w)`.

@@ -1,0 +1,214 @@
+"""`worldgym bench latency`: time of one chunk of actions and success, for policies and for samplers of joint models.
+
+All are timed in turns in one process at batch 1, and evaluated in Real from the same starts. A joint world-action
+model (`worldgym train wam`) is measured with a slow sampler (16 steps, guidance, no cache, float32) and with each of
+DreamZero's shortcuts added to it (arXiv 2602.15922, table of speed-ups). Differences are to the slow sampler of the
+same model, or for other policies to the first one.
+
+Example::
+
+    worldgym bench latency --policies sft runs/wam/export --episodes 200 --json runs/latency.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import tyro
+
+from experiments.bundle import Bundle
+from experiments.commands.evaluate import covered_tasks
+from experiments.compute import DType, placing
+from experiments.pipelines.run_folder import versions
+from experiments.suites import BundleName, chosen_suite, evaluation_pool, known_split, known_tasks, real_env
+from worldgym.errors import ConfigError
+from worldgym.evaluation import EvalResult, make_starts, paired_bootstrap
+from worldgym.evaluation.outcomes import EVALUATION_SEED0
+from worldgym.pretrained import DEFAULT
+from worldgym.utils.files import atomic_write_text
+
+HELD = 16
+"""At least so many observations are shown to the timed policies, one after the other."""
+
+
+@dataclass(frozen=True)
+class BenchLatencyConfig:
+    """Measure the time of a chunk and the success of policies and samplers.
+
+    Args:
+        policies: folders written by save_pretrained, or `sft` for the bundled policy.
+        episodes: episodes per row, spread over the tasks; 0 only measures times.
+        repeats: chunks per row whose times are taken.
+        guidance: guidance weight of the slow sampler of joint models.
+        stack: measure joint models with the slow sampler and its shortcuts; otherwise only as they were saved.
+        split: split of starts and instructions.
+        tasks: tasks; those that the bundle covers if empty.
+        start_seed: first seed of the starts.
+        horizon: steps per episode.
+        bundle: bundle of the policy `sft` and of the tasks.
+        suite: suite of the episodes; that of the bundle if None.
+        workers: number of processes of the evaluation; 0 uses the current process.
+        json: output file for the results.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: not used; joint models are measured in both precisions.
+    """
+
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("episodes",)
+
+    policies: tuple[str, ...] = ("sft",)
+    episodes: int = 201
+    repeats: int = 50
+    guidance: float = 5.0
+    stack: bool = True
+    split: str = "seen"
+    tasks: tuple[str, ...] = ()
+    start_seed: int = EVALUATION_SEED0
+    horizon: int = 40
+    bundle: BundleName = DEFAULT
+    suite: str | None = None
+    workers: int = 2
+    json: Annotated[Path, tyro.conf.arg(aliases=("--out",))] = Path("runs/latency.json")
+    device: str = "auto"
+    dtype: DType = "auto"
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        if not self.policies:
+            raise ConfigError("no policies given; try --policies sft runs/wam/export")
+        if self.episodes < 0 or self.repeats < 1 or self.horizon < 1:
+            raise ConfigError("episodes must be at least 0, repeats and horizon at least 1")
+
+
+def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
+    """The slow sampler and the shortcuts, each with all settings; a row that begins with + adds to the row before."""
+    from worldgym.nn import Reuse
+
+    rows: list[tuple[str, dict[str, Any]]] = [
+        (
+            f"16 steps, guidance {guidance:g}, no cache, float32",
+            {
+                "steps": 16, "guidance": guidance, "cache": False, "reuse": Reuse(), "video_end": 0.0,
+                "dtype": "float32",
+            },
+        ),
+    ]  # fmt: skip
+    for label, change in (
+        ("+ keys and values of given tokens kept", {"cache": True}),
+        ("+ velocities reused, 6 of 16 passes", {"reuse": Reuse("static", 6)}),
+        ("+ no guidance", {"guidance": 1.0}),
+        ("+ 4 steps, each computed", {"steps": 4, "reuse": Reuse()}),
+        ("+ 2 steps", {"steps": 2}),
+        ("+ 1 step", {"steps": 1}),
+    ):
+        rows.append((label, {**rows[-1][1], **change}))
+    return [*rows, ("as with 2 steps, in bfloat16", {**rows[-2][1], "dtype": "bfloat16"})]
+
+
+def run(config: BenchLatencyConfig) -> int:
+    """Time and evaluate every row, print the table and write the JSON file."""
+    suite, here = chosen_suite(config.suite, config.bundle), placing(config)
+    tasks = known_tasks(suite, config.tasks or covered_tasks(config.bundle))
+    split = known_split(suite, config.split)
+    rows = loaded_rows(config, here)
+    chunks = {policy.chunk for _, _, policy in rows}
+    if len(chunks) > 1:
+        raise ConfigError(
+            f"the policies have chunks of {sorted(chunks)} actions; give policies with equal chunks"
+        )
+    per_task = max(1, round(config.episodes / len(tasks)))
+    starts = make_starts(tasks, per_task, config.start_seed, split)
+    env = real_env(suite)
+    from worldgym.evaluation.rollouts import first_observations
+
+    seen = first_observations(env, make_starts(tasks, -(-HELD // len(tasks)), config.start_seed, split))
+    env.close()
+    found = times(rows, seen, config.repeats)
+    facts: list[dict[str, Any]] = []
+    results: dict[str, EvalResult] = {}
+    with closing(
+        evaluation_pool(suite, workers=config.workers, horizon=config.horizon, chunk=chunks.pop())
+    ) as pool:
+        for (name, label, policy), seconds in zip(rows, found, strict=True):
+            median, high = (float(np.percentile(1000 * seconds, q)) for q in (50, 95))
+            row: dict[str, Any] = {
+                "policy": name,
+                "sampler": label,
+                "ms": round(median, 3),
+                "ms_p95": round(high, 3),
+            }
+            if config.episodes:
+                result = pool.evaluate(policy, starts)
+                base = results.setdefault(name if label else config.policies[0], result)
+                row["success"] = result.rate().to_dict()
+                row["difference"] = paired_bootstrap(result.success, base.success).to_dict()
+            facts.append(row)
+    written = {
+        "rows": facts, "episodes": len(starts) if config.episodes else 0, "tasks": list(tasks), "split": split,
+        "repeats": config.repeats, "versions": versions(),
+    }  # fmt: skip
+    atomic_write_text(config.json, json.dumps(written, indent=1) + "\n")
+    sys.stdout.write(f"{table(facts)}\nwritten to {config.json}\n")
+    return 0
+
+
+def loaded_rows(config: BenchLatencyConfig, here: Any) -> list[tuple[str, str, Any]]:
+    """Name, sampler and policy of each row."""
+    from agents.loading import load_policy
+    from agents.policies.joint import JointPolicy
+
+    rows: list[tuple[str, str, Any]] = []
+    for name in config.policies:
+        folder = Bundle.find(config.bundle).policy_folder if name == "sft" else Path(name)
+        policy = here(load_policy(folder))
+        if not isinstance(policy, JointPolicy) or not config.stack:
+            rows.append((name, "", policy))
+            continue
+        for label, settings in samplers(config.guidance):
+            rows.append((name, label, here(load_policy(folder)).with_sampling(**settings)))
+    return rows
+
+
+def times(rows: list[tuple[str, str, Any]], seen: dict[str, Any], repeats: int) -> list[np.ndarray]:
+    """Seconds of each greedy chunk, by row; the rows take turns, so that a slow moment of the machine meets all."""
+    found: list[list[float]] = [[] for _ in rows]
+    count = len(seen["image"])
+    for i in range(repeats + 1):
+        one = {key: value[i % count : i % count + 1] for key, value in seen.items()}
+        for (_, _, policy), taken in zip(rows, found, strict=True):
+            began = time.perf_counter()
+            policy.act(one, temperature=0.0).actions.cpu()
+            taken.append(time.perf_counter() - began)
+    return [np.array(taken[1:]) for taken in found]  # the first one warms up
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a markdown table; times are also given as a multiple of the speed of the model's slow sampler."""
+    lines = [
+        "| policy | sampler | ms a chunk, median (p95) | speed | success | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    slow: dict[str, float] = {}
+    for row in rows:
+        base = slow.setdefault(row["policy"], row["ms"])
+        rate, change = row.get("success"), row.get("difference")
+        lines.append(
+            f"| {row['policy']} | {row['sampler'] or 'as saved'} | {row['ms']:.1f} ({row['ms_p95']:.1f}) | "
+            f"{base / row['ms']:.1f} x | {'-' if rate is None else _share(rate)} | "
+            f"{'-' if change is None else _points(change)} |"
+        )
+    return "\n".join(lines)
+
+
+def _share(rate: dict[str, float]) -> str:
+    return f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+
+
+def _points(change: dict[str, float]) -> str:
+    return f"{100 * change['mean']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"

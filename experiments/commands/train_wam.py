@@ -1,0 +1,83 @@
+"""`worldgym train wam`: trains a joint world-action model, one network that imagines and acts.
+
+It is `worldgym train world-model --type joint` with the family as an option. The result is a world model and a policy:
+`worldgym eval --policy RUN/export` evaluates it, `worldgym rl --world-model RUN/export` imagines with it.
+
+Example::
+
+    worldgym train wam --family dreamzero --data data/real --tokenizer runs/tokenizer --out runs/wam --minutes 30
+    worldgym train wam --family uwm --data data/real --initial tabletop-small --settings imitate=all --out runs/uwm
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.commands.train_world_model import TrainWorldModelConfig
+from experiments.compute import DType
+from experiments.pipelines.checks import check_numbers
+from experiments.pipelines.registered_training import train_registered
+from worldgym.registry import WORLD_MODELS
+
+
+@dataclass(frozen=True)
+class TrainWamConfig:
+    """Train a joint world-action model; the same command resumes an interrupted run.
+
+    Args:
+        data: dataset folder of `worldgym collect` or `worldgym import`. All episodes train the video; the actions of
+            successful ones are imitated.
+        family: `uwm`, `dreamzero`, `fastwam`, `gigaworld` (FastWAM with video that follows actions) or `motus`.
+        tokenizer: run folder of `worldgym train tokenizer`.
+        initial: world model whose tokenizer is used, in place of `tokenizer`, such as `tabletop-small`.
+        out: run folder (checkpoint, TensorBoard, `export/`).
+        settings: `name=value` pairs (YAML) of `JointConfig` and `JointTraining`, such as `levels=decoupled`,
+            `video_coef=0` or `imitate=all`.
+        preset: `base` (one GPU), `small` or `tiny`.
+        minutes: wall-clock time; the learning rate depends on the elapsed time. Ignored if `steps` is given.
+        steps: optimizer steps; a run with steps resumes with identical results.
+        batch_size: sequences per step.
+        lr: peak learning rate.
+        seed: seed of all randomness.
+        limit: maximum number of episodes to read; the first ones.
+        augment: copies of each episode with other colours and crops (`worldgym.data.augment`), for few recordings.
+        fresh: delete what an earlier run of this command wrote to `out`, and start over.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
+        dtype: not used by this type; `auto`.
+    """
+
+    data: Path
+    family: Literal["uwm", "dreamzero", "fastwam", "gigaworld", "motus"] = "uwm"
+    tokenizer: Path | None = None
+    initial: Path | None = None
+    out: Path = Path("runs/wam")
+    settings: tuple[str, ...] = ()
+    preset: str = "small"
+    minutes: float = 30.0
+    steps: int | None = None
+    batch_size: int = 64
+    lr: float = 2e-3
+    seed: int = 0
+    limit: int | None = None
+    augment: int = 0
+    fresh: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        check_numbers(self)
+
+
+def run(config: TrainWamConfig) -> int:
+    """Encode the logs, train the model, and export it."""
+    values = {
+        name: getattr(config, name)
+        for name in config.__dataclass_fields__
+        if name not in ("family", "settings")
+    }
+    settings = (f"family={config.family}", *config.settings)
+    chosen = TrainWorldModelConfig(type="joint", settings=settings, **values)
+    return train_registered(WORLD_MODELS, chosen, command="train wam", save_to=config.out / "export")

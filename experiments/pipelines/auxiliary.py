@@ -1,0 +1,81 @@
+"""Auxiliary losses of `worldgym train policy`: from options to settings, tokens and video.
+
+Example::
+
+    settings = losses_for(("flare",), ("weight=0.2",))
+    tokens_for(settings)                     # {"future_tokens": 8}
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.pipelines.checks import values_of
+from worldgym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agents import ChunkDataset
+    from worldgym.data import EpisodeDataset
+
+logger = logging.getLogger(__name__)
+
+
+def check_auxiliary(
+    names: Sequence[str], settings: Sequence[str], video: Path | None, initial: Path | None
+) -> None:
+    """Refuse options that need another one, before anything is loaded.
+
+    Raises:
+        ConfigError: settings or video without a loss, or a loss for a policy of which only the goal head is trained.
+    """
+    for option, value in (("--aux-settings", settings), ("--aux-video", video)):
+        if value and not names:
+            said = " ".join(settings) if option == "--aux-settings" else str(video)
+            raise ConfigError(
+                f"{option} {said} is for an auxiliary loss, and --aux is missing; add --aux flare"
+            )
+    if names and initial is not None:
+        raise ConfigError(
+            f"--aux trains the whole policy, and --initial {initial} its goal head alone; leave one of them out"
+        )
+
+
+def losses_for(names: Sequence[str], given: Sequence[str]) -> dict[str, Any]:
+    """Settings by name of the loss, from `--aux` and `--aux-settings`.
+
+    Raises:
+        ConfigError: an unknown loss, or an unknown or invalid setting.
+    """
+    if not names:
+        return {}
+    from agents.auxiliary.make import settings_of
+
+    return settings_of(names, values_of(given, "--aux-settings", "weight=0.2"))
+
+
+def tokens_for(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the policy's config that these losses need; none without a loss."""
+    from agents.auxiliary.make import future_view, token_count
+
+    found = {"future_tokens": token_count(settings), "future_view": future_view(settings)}
+    return {name: value for name, value in found.items() if value}
+
+
+def video_for(video: EpisodeDataset, demos: ChunkDataset) -> ChunkDataset:
+    """Rows of the video; warns about held-out splits.
+
+    Raises:
+        ConfigError: its cameras or proprioception differ from those of the demonstrations.
+    """
+    from agents.auxiliary.video import video_rows
+
+    held_out = sorted({record.split for record in video.records} - {"seen"})
+    if held_out:
+        logger.warning(
+            "--aux-video has episodes of the split %s: for this policy it is no longer unseen, though none of its "
+            "actions are read", ", ".join(held_out),
+        )  # fmt: skip
+    return video_rows(video.load_arrays(progress=True, cameras=video.cameras), demos)

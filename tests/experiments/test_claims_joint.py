@@ -1,0 +1,103 @@
+"""Claims about joint world-action models (C8, C14, C25): their rules on made-up results, and the arms at toy size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments.claims import CLAIMS, c8, c14, c25, find_arm
+from experiments.claims.arms import run_arm
+from experiments.claims.context import ClaimContext
+from experiments.claims.joint_arms import SPLITS
+from experiments.claims.presets import PRESETS
+from experiments.claims.records import Records, pack
+from experiments.claims.report import page
+
+SMALL, STARTS = PRESETS["small"], 100
+
+
+def results(
+    folder, rates: dict[tuple[str, str], float], times: dict[str, float] | None = None, gain: float = 2.0
+):
+    """Success and progress at a rate on nested starts, milliseconds of a chunk, a gain of the forward mode in dB."""
+    records = Records(folder, "small")
+    for (claim, arm), rate in rates.items():
+        for seed in range(3):
+            won = np.random.default_rng(seed).permutation(STARTS) < STARTS * rate
+            row = {"success": pack(won), "progress": won.astype(float).tolist(), "steps": 100}
+            noise = np.random.default_rng(seed).normal(size=50)
+            forward = {
+                "success": pack(noise > 0),
+                "gains": (gain + noise).tolist(),
+                "psnr": 22.0,
+                "psnr_others": 20.0,
+            }
+            facts = {
+                "label": arm, "hashes": {}, "versions": {}, "tasks": ["reach"], "way": [],
+                "settings": {"latency_ms": (times or {}).get(arm, 10.0)}, "budget": {"updates": 1.0},
+                "evaluations": {f"{s}/greedy": row for s in SPLITS} | {"seen/sampled": row, "forward": forward},
+            }  # fmt: skip
+            records.write(claim, arm, seed, facts)
+    return records
+
+
+@pytest.mark.parametrize(
+    ("joint", "alone", "wanted"),
+    [(0.6, 0.4, "supported"), (0.4, 0.5, "refuted"), (0.41, 0.4, "inconclusive")],
+)
+def test_c8_asks_for_progress_in_the_unseen_scene(tmp_path, joint, alone, wanted):
+    records = results(tmp_path, {c8.JOINT: joint, c8.ALONE: alone})
+    assert CLAIMS["C8"].decide(records, SMALL).verdict == wanted
+    assert f"{joint:.3f} / {joint:.3f} / {joint:.3f}" in page(CLAIMS["C8"], records, SMALL, [])
+
+
+@pytest.mark.parametrize(
+    ("gain", "with_video", "wanted"),
+    [(3.0, 0.5, "supported"), (0.5, 0.5, "refuted"), (1.05, 0.5, "inconclusive"), (3.0, 0.2, "refuted")],
+)
+def test_c14_asks_for_frames_that_follow_actions_and_an_undamaged_policy(tmp_path, gain, with_video, wanted):
+    records = results(tmp_path, {c14.UWM: with_video, c14.ALONE: 0.5}, gain=gain)
+    verdict = CLAIMS["C14"].decide(records, SMALL)
+    assert verdict.verdict == wanted and f"{verdict.effect.mean:+.2f}" in verdict.why
+    assert "22.00 against 20.00" in page(CLAIMS["C14"], records, SMALL, [])
+
+
+@pytest.mark.parametrize(
+    ("fast", "alone", "slow", "times", "wanted"),
+    [
+        (0.6, 0.4, 0.6, (10.0, 80.0), "supported"),
+        (0.4, 0.5, 0.4, (10.0, 80.0), "refuted"),  # the video loss does not help
+        (0.6, 0.4, 0.8, (10.0, 80.0), "refuted"),  # making the frame is better
+        (0.6, 0.4, 0.6, (80.0, 10.0), "refuted"),  # and it is faster
+        (0.41, 0.4, 0.41, (10.0, 80.0), "inconclusive"),
+    ],
+)
+def test_c25_asks_for_a_useful_video_loss_and_a_faster_equal_policy(
+    tmp_path, fast, alone, slow, times, wanted
+):
+    rates = {c25.FAST: fast, c25.ALONE: alone, c25.JOINT: slow}
+    records = results(tmp_path, rates, dict(zip(("fastwam", "dreamzero"), times, strict=True)))
+    verdict = CLAIMS["C25"].decide(records, SMALL)
+    assert verdict.verdict == wanted and "of its time" in verdict.why
+    assert "| fastwam | " in page(CLAIMS["C25"], records, SMALL, [])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stages_in_this_process")
+@pytest.mark.parametrize("name", ["uwm", "fastwam_no_video", "dreamzero"])
+def test_arms_train_joint_models_and_measure_them(bundle, tmp_path, name):
+    preset = dataclasses.replace(PRESETS["tiny"], bundle=str(bundle))
+    with ClaimContext(preset, tmp_path, workers=0) as lab:
+        facts = run_arm(lab, find_arm(name), 0)
+    found = facts["evaluations"]
+    assert set(found) == {f"{split}/greedy" for split in SPLITS} | {"seen/sampled"} | (
+        {"forward"} if name == "uwm" else set()
+    )
+    assert facts["settings"]["latency_ms"] > 0
+    if name == "uwm":
+        assert (
+            len(found["forward"]["gains"]) == len(found["forward"]["success"])
+            and found["forward"]["psnr"] > 5
+        )

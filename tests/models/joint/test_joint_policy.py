@@ -1,0 +1,196 @@
+"""Joint models as policies: densities, sampling options, SFT and GRPO, and the LeRobot interface."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from joint_cases import ACTIONS, STATE, model_of, observation
+
+from agents.loading import load_policy
+from agents.policies.joint import JointPolicy
+from worldgym.errors import ConfigError
+from worldgym.models.joint import FAMILIES
+from worldgym.nn import Reuse
+from worldgym.protocols import TrainablePolicy
+
+
+@pytest.fixture(params=FAMILIES)
+def policy(request):
+    return model_of(request.param)
+
+
+def sampled(policy, temperature=1.0, rows: int = 3, **more):
+    return policy.act(
+        observation(rows, **more), temperature=temperature, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def test_densities_of_a_sample_are_exact_under_the_weights_that_drew_it(policy):
+    assert isinstance(policy, TrainablePolicy)
+    for temperature in (1.0, 0.5, 0.0):
+        out = sampled(policy, temperature)
+        assert out.actions.shape == (3, 3, ACTIONS) and (out.actions.abs() <= 1).all()
+        again = policy.evaluate(observation(), out.trace)
+        torch.testing.assert_close(again.log_probs["action"], out.log_probs["action"], rtol=1e-5, atol=1e-5)
+        assert again.entropies["action"].shape == out.log_probs["action"].shape
+
+
+def test_densities_change_with_the_weights_and_have_a_gradient(policy):
+    out = sampled(policy)
+    now = policy.log_prob_of(observation(), out)
+    now.sum().backward()
+    touched = sum(p.grad is not None and bool(p.grad.any()) for p in policy.network.parameters())
+    assert touched > 20 and all(p.grad is None for p in policy.tokenizer.parameters())
+    with torch.no_grad():
+        policy.network.action_out.weight.mul_(0.9)
+        policy.network.video_out.weight.mul_(0.9)
+    assert (policy.log_prob_of(observation(), out) - now).abs().max() > 1e-3
+
+
+def test_the_gradient_predicts_how_much_likelier_a_small_step_makes_a_sample(policy):
+    out = sampled(policy)
+    before = policy.log_prob_of(observation(), out).sum()
+    before.backward()
+    grads = [(p, p.grad) for p in policy.network.parameters() if p.grad is not None]
+    square = float(sum(g.square().sum() for _, g in grads))
+    with torch.no_grad():
+        for p, g in grads:
+            p += 0.01 / square * g  # to first order, a gain of 0.01 nats
+        gain = float(policy.log_prob_of(observation(), out).sum() - before)
+    assert gain == pytest.approx(0.01, rel=0.3)
+
+
+def test_rows_do_not_depend_on_the_batch_and_greedy_actions_do_not_vary(policy):
+    whole = sampled(policy, 0.0).actions
+    part = observation()
+    part = {"image": part["image"][1:2], "state": part["state"][1:2], "instruction": part["instruction"][1:2]}
+    one = policy.act(part, temperature=0.0).actions
+    torch.testing.assert_close(one, whole[1:2], rtol=1e-4, atol=1e-5)
+    assert torch.equal(whole, policy.act(observation(), temperature=0.0).actions)
+
+
+@pytest.mark.parametrize("changed", ["image", "state", "instruction"])
+def test_every_part_of_the_observation_counts(policy, changed):
+    before, other = observation(), observation(seed=7)
+    other["instruction"] = ["open the drawer"] * 3
+    actions = [policy.act(o, temperature=0.0).actions for o in (before, {**before, changed: other[changed]})]
+    assert (actions[0] - actions[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["dreamzero", "fastwam", "gigaworld"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_cached_and_uncached_actions_agree(family, guidance):
+    policy = model_of(family)
+    cached = policy.with_sampling(cache=True, guidance=guidance).act(observation(), temperature=0.0).actions
+    plain = policy.with_sampling(cache=False).act(observation(), temperature=0.0).actions
+    torch.testing.assert_close(cached, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_changes_the_actions_only_through_the_video():
+    for family, moved in (("dreamzero", True), ("fastwam", False)):
+        policy = model_of(family)
+        plain = policy.act(observation(), temperature=0.0).actions
+        guided = policy.with_sampling(guidance=5.0).act(observation(), temperature=0.0).actions
+        assert ((plain - guided).abs().max() > 1e-5) == moved
+
+
+def test_uwm_samples_actions_alone_or_with_the_frame():
+    policy = model_of("uwm")
+    alone = sampled(policy)
+    assert not policy.samples_video
+    together = sampled(policy.with_sampling(joint=True))
+    assert policy.samples_video and (alone.actions - together.actions).abs().max() > 1e-5
+    assert (
+        model_of("dreamzero").samples_video
+        and not model_of("fastwam").with_sampling(joint=True).samples_video
+    )
+
+
+def test_reused_velocities_save_passes_and_keep_exact_densities(policy, monkeypatch):
+    passes = []
+    forward = policy.network.forward
+    monkeypatch.setattr(policy.network, "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
+    policy.with_sampling(steps=8)
+    sampled(policy)
+    full = len(passes)
+    passes.clear()
+    policy.with_sampling(reuse=Reuse("static", 2))
+    out = sampled(policy)
+    assert full - len(passes) == 6
+    again = policy.evaluate(observation(), out.trace)
+    torch.testing.assert_close(again.log_probs["action"], out.log_probs["action"], rtol=1e-5, atol=1e-5)
+
+
+def test_an_adaptive_plan_applies_to_greedy_actions_only():
+    policy = model_of("dreamzero").with_sampling(steps=16, reuse=Reuse("adaptive", similar=(0.2, 0.1)))
+    greedy = policy.act(observation(), temperature=0.0).actions
+    assert (
+        greedy - policy.with_sampling(reuse=Reuse()).act(observation(), temperature=0.0).actions
+    ).abs().max() > 0
+    policy.with_sampling(reuse=Reuse("adaptive", similar=(0.2, 0.1)))
+    out = sampled(policy)
+    again = policy.evaluate(
+        {k: v[:1] for k, v in observation().items()}, {k: v[:1] for k, v in out.trace.items()}
+    )
+    torch.testing.assert_close(again.log_probs["action"], out.log_probs["action"][:1], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_close_to_float32(policy):
+    exact = policy.act(observation(), temperature=0.0).actions
+    rounded = policy.with_sampling(dtype="bfloat16").act(observation(), temperature=0.0).actions
+    assert 0 < (exact - rounded).abs().max() < 0.2
+
+
+def test_supervised_training_lowers_the_error_of_demonstrated_chunks(policy):
+    batch = {"observation": observation(), "actions": np.full((3, 3, ACTIONS), 0.5, np.float32)}
+    batch["actions"][0, 2] = np.nan  # unknown
+    before = policy.metrics(batch)
+    optimizer = torch.optim.Adam(policy.parameters_of("all"), 2e-3)
+    torch.manual_seed(0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        policy.loss(batch)["action"].backward()
+        optimizer.step()
+    after = policy.metrics(batch)
+    assert after["val_loss"] < 0.5 * before["val_loss"] and after["val_error"] < before["val_error"]
+
+
+def test_hidden_tokens_can_be_read_and_trained(policy):
+    hidden = policy.features(observation(), layer=0)
+    assert hidden.shape[0] == 3 and hidden.shape[2] == policy.config.width and hidden.requires_grad
+    with pytest.raises(ConfigError, match="has 2 layers"):
+        policy.features(observation(), layer=2)
+
+
+def test_one_folder_is_a_policy_and_a_world_model(tmp_path, policy):
+    folder = policy.save_pretrained(tmp_path / "export")
+    loaded = load_policy(folder)
+    assert isinstance(loaded, JointPolicy) and all(p.requires_grad for p in loaded.network.parameters())
+    assert torch.equal(loaded.act(observation(), temperature=0.0).actions, sampled(policy, 0.0).actions)
+
+
+def test_lerobots_interface_gives_one_action_after_another(policy):
+    batch = {
+        "observation.images.front": torch.from_numpy(observation()["image"]).movedim(-1, 1).float() / 255,
+        "observation.state": torch.from_numpy(observation()["state"]), "task": observation()["instruction"],
+    }  # fmt: skip
+    chunk = policy.predict_action_chunk(batch)
+    policy.reset()
+    assert torch.equal(torch.stack([policy.select_action(batch) for _ in range(3)], 1), chunk)
+
+
+def test_observations_that_do_not_fit_are_refused(policy):
+    good = observation()
+    with pytest.raises(ConfigError, match=r"state must be \(3, 4\)"):
+        policy.act({**good, "state": np.zeros((3, STATE + 1), np.float32)})
+    with pytest.raises(ConfigError, match="give one for each"):
+        policy.act({**good, "instruction": ["one"]})
+    with pytest.raises(ConfigError, match="temperature must be >= 0"):
+        policy.act(good, temperature=-1.0)
+    with pytest.raises(ConfigError, match="expected uint8"):
+        policy.act({**good, "image": good["image"].astype(np.float32)})
+    with pytest.raises(ConfigError, match="learn='all'"):
+        list(policy.parameters_of("goal"))
+    with pytest.raises(ConfigError, match="lacks 'image_wrist'"):
+        model_of(policy.config.family, cameras=2).act(good)

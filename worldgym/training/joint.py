@@ -1,0 +1,341 @@
+"""Training of joint world-action models: flow matching of frames and actions in one sequence.
+
+Every window is n blocks: a frame, K actions, the next frame, and so on. All rows train the video; only rows of
+successful episodes with actions train the actions, so that failures teach dynamics and are not imitated. Rows of
+action-free video get pure noise in place of actions (UWM, arXiv 2504.02792, section III-C).
+
+Example::
+
+    worldgym train wam --family dreamzero --data data/real --tokenizer runs/tokenizer --out runs/wam --minutes 30
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldgym.errors import ConfigError
+from worldgym.models.joint.config import JointConfig
+from worldgym.models.joint.network import Inputs
+from worldgym.models.joint.world_model import JointModel
+from worldgym.models.tokenizers.frame import autocast
+from worldgym.models.tokenizers.saved import read_tokenizer
+from worldgym.nn import BetaTimes, residual_velocity, uniform
+from worldgym.nn.noise import expand, shifted
+from worldgym.specs import Specs
+from worldgym.text import embed
+from worldgym.training.generic import PartTraining
+from worldgym.training.loop import LoopConfig, TrainingLoop
+from worldgym.training.world_model import LatentEpisodes
+from worldgym.utils.devices import rand, randn
+from worldgym.utils.typed import from_values
+
+
+@dataclass(frozen=True)
+class JointTraining:
+    """Settings of the training of a joint model.
+
+    Args:
+        imitate: whose actions are imitated: successful `demonstrations` (episodes with the behaviour `expert`, or all
+            if there are none), all `successful` episodes, or `all`.
+        imitated_share: share of the windows that begin in imitated episodes; 0 draws all frames alike.
+        context_noise: largest noise on clean frames in training, against errors that grow over an episode.
+        state_noise: noise on normalised proprioception, so that the model also relies on the frame.
+        action_coef: weight of the action loss.
+    """
+
+    imitate: Literal["demonstrations", "successful", "all"] = "demonstrations"
+    imitated_share: float = 0.5
+    context_noise: float = 0.1
+    state_noise: float = 0.05
+    action_coef: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.imitate not in ("demonstrations", "successful", "all"):
+            raise ConfigError(
+                f"imitate is {self.imitate!r}, expected 'demonstrations', 'successful' or 'all'"
+            )
+        if not 0 <= self.imitated_share <= 1:
+            raise ConfigError(f"imitated_share is {self.imitated_share}, expected a share in [0, 1]; try 0.5")
+        if min(self.context_noise, self.state_noise, self.action_coef) < 0:
+            raise ConfigError(
+                "context_noise, state_noise and action_coef must not be negative, got "
+                f"{self.context_noise}, {self.state_noise}, {self.action_coef}"
+            )
+
+
+@dataclass
+class JointEpisodes:
+    """Encoded logs.
+
+    Args:
+        episodes: latents, actions, proprioception.
+        words: `(E,D)` embeddings of the episodes' instructions.
+        imitated: `(E,)` bool, episodes whose actions are imitated.
+        acted: `(E,)` bool, episodes with actions.
+    """
+
+    episodes: LatentEpisodes
+    words: Tensor
+    imitated: Tensor
+    acted: Tensor
+
+    @staticmethod
+    def encode(model: JointModel, arrays: Any, settings: JointTraining) -> JointEpisodes:
+        """Encode logs with the model's tokenizer.
+
+        Raises:
+            ConfigError: no episode can be imitated.
+        """
+        imitate = settings.imitate
+        acted = np.asarray(arrays.has_action, bool)
+        good = np.array([part.max() > 0.5 for part in np.split(arrays.success, arrays.offsets[1:-1])])
+        expert = np.array(arrays.behaviours) == "expert"
+        shown = {"demonstrations": good & (expert | ~expert.any()), "successful": good, "all": good | True}
+        imitated = acted & shown[imitate]
+        if not imitated.any():
+            raise ConfigError(
+                f"none of the {len(acted)} episodes has actions and a success, so there is nothing to imitate; add "
+                "demonstrations, or imitate all actions with --settings imitate=all"
+            )
+        episodes = LatentEpisodes.encode(model.tokenizer, arrays, model.canvas)
+        if settings.imitated_share:
+            of_frame = np.repeat(imitated, np.diff(arrays.offsets))
+            share = settings.imitated_share if not of_frame.all() else 1.0
+            episodes.odds = np.where(
+                of_frame, share / of_frame.sum(), (1 - share) / max(1, (~of_frame).sum())
+            )
+        return JointEpisodes(
+            episodes,
+            torch.from_numpy(embed([str(text) for text in arrays.instructions])),
+            torch.from_numpy(imitated), torch.from_numpy(acted),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """B windows of n blocks.
+
+    Args:
+        frames: `(B,n+1,C,h,w)` clean latents.
+        actions: `(B,n,K,A)`.
+        states: `(B,n,S)` normalised proprioception at the start of each block.
+        words: `(B,E)` standardised, zeros where the instruction was dropped.
+        there: `(B,n,K)` bool, actions that the network gets.
+        imitated: `(B,n,K)` bool, actions with a loss.
+        seen: `(B,n)` bool, blocks with a loss of the next frame.
+        acted: `(B,)` bool, rows with actions.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    states: Tensor
+    words: Tensor
+    there: Tensor
+    imitated: Tensor
+    seen: Tensor
+    acted: Tensor
+
+
+def draw_batch(
+    model: JointModel, data: JointEpisodes, batch: int, generator: torch.Generator, settings: JointTraining
+) -> JointBatch:
+    """Draw windows; a share of their last blocks ends after 1 to K - 1 actions."""
+    c, device = model.config, model.device
+    k, n = c.chunk, c.block_count
+    index, mask, start, _ = data.episodes.draw(batch, n * k, generator)
+    episode = torch.from_numpy(np.searchsorted(data.episodes.offsets, start, side="right") - 1)
+    at = index[:, ::k].clone()
+    ends = torch.full((batch,), k)
+    cut = torch.rand(batch, generator=generator) < c.cut
+    ends[cut] = torch.randint(1, max(2, k), (batch,), generator=generator)[cut]
+    at[:, -1] = index[torch.arange(batch), (n - 1) * k + ends]
+    real = mask.unflatten(1, (n, k))
+    there = real.clone()
+    there[:, -1] &= torch.arange(k) < ends[:, None]
+    seen = real[..., -1].clone()
+    seen[:, -1] = mask[torch.arange(batch), (n - 1) * k + ends - 1]
+    acted = data.acted[episode]
+    words = model.words_of(data.words[episode].to(device))
+    dropped = torch.rand(batch, generator=generator) < c.text_drop
+    states = model.normalise_state(data.episodes.states[index[:, : n * k : k]].to(device))
+    states = states + settings.state_noise * randn(states.shape, generator, device)
+    actions = data.episodes.actions[index[:, :-1]].unflatten(1, (n, k)).nan_to_num()
+    return JointBatch(
+        data.episodes.latents[at].float().to(device), actions.to(device), states,
+        words.masked_fill(dropped.to(device)[:, None], 0.0), (there & acted[:, None, None]).to(device),
+        (there & data.imitated[episode][:, None, None] & ~dropped[:, None, None]).to(device), seen.to(device),
+        acted.to(device),
+    )  # fmt: skip
+
+
+def draw_levels(config: JointConfig, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise levels of the frames and of the actions, each `(B,n)`, as `JointConfig.levels` says."""
+    shape, how = (batch, config.block_count), config.drawn_levels
+    if how == "decoupled":
+        return BetaTimes(7.0)(shape, generator), uniform(shape, generator)
+    if how == "high_noise":
+        return BetaTimes(3.0)(shape, generator), BetaTimes(3.0)(shape, generator)
+    video = shifted(uniform(shape, generator), config.kind.shift)
+    if how == "coupled":
+        return video, video
+    return video, shifted(uniform(shape, generator), config.kind.shift)
+
+
+def joint_loss(
+    model: JointModel,
+    network: nn.Module,
+    batch: JointBatch,
+    generator: torch.Generator,
+    settings: JointTraining,
+) -> dict[str, Tensor]:
+    """Mean squared errors of the velocities of frames and of actions: scalars `video` and `action`."""
+    c, device = model.config, batch.frames.device
+    b, n = batch.seen.shape
+    t_video, t_action = (x.to(device) for x in draw_levels(c, b, generator))
+    t_action = torch.where(batch.acted[:, None], t_action, torch.ones_like(t_action))
+    future, before = batch.frames[:, 1:], batch.frames[:, :-1]
+    eps_video, eps_action = (randn(x.shape, generator, device) for x in (future, batch.actions))
+    video = (1 - expand(t_video, future)) * future + expand(t_video, future) * eps_video
+    actions = (1 - expand(t_action, batch.actions)) * batch.actions + expand(
+        t_action, batch.actions
+    ) * eps_action
+    spread = settings.context_noise * rand((b, n + 1, 1, 1, 1), generator, device).square()
+    clean = batch.frames + spread * randn(batch.frames.shape, generator, device)
+    there = torch.where(batch.acted[:, None, None], batch.there, torch.ones_like(batch.there))
+    layout = c.kind.layout(c.sizes(n))
+    inputs = Inputs(batch.words, clean, batch.states, video, clean[:, :-1], t_video, actions, there, t_action)
+    with autocast(device):
+        out = network(layout, c.kind.rule(), inputs)
+    velocity = residual_velocity(out.video, video, before, t_video, c.residual)
+    off_video = (velocity - (eps_video - future)).square().mean((2, 3, 4))
+    off_action = (out.actions - (eps_action - batch.actions)).square().mean(-1)
+    return {
+        "video": (off_video * batch.seen).sum() / batch.seen.sum().clamp_min(1),
+        "action": (off_action * batch.imitated).sum() / batch.imitated.sum().clamp_min(1),
+    }
+
+
+def state_loss(model: JointModel, data: JointEpisodes, batch: int, generator: torch.Generator) -> Tensor:
+    """Squared error of proprioception, rolled out over two chunks of logged actions."""
+    e, length = data.episodes, 2 * model.config.chunk
+    index, mask, start, _ = e.draw(batch, length, generator)
+    first = torch.from_numpy(np.asarray(e.offsets)[np.searchsorted(e.offsets, start, side="right") - 1])
+    earlier = torch.maximum(index[:, 0] - 1, first)
+    inside = (index[:, 0] > first)[:, None]
+    acted = torch.where(inside, e.actions[earlier], torch.zeros(1)).to(model.device)
+    states = model.normalise_state(e.states[index].to(model.device))
+    last = states[:, 0] - model.normalise_state(e.states[earlier].to(model.device))
+    path, _ = model.integrator(
+        states[:, 0], last, acted, e.actions[index[:, :-1]].to(model.device).nan_to_num()
+    )
+    known = mask & data.acted[torch.from_numpy(np.searchsorted(e.offsets, start, side="right") - 1)][:, None]
+    known = known.to(model.device)
+    return ((path - states[:, 1:]).square().mean(-1) * known).sum() / known.sum().clamp_min(1)
+
+
+class _Trained(nn.Module):
+    """The parts that are trained together."""
+
+    def __init__(self, model: JointModel) -> None:
+        super().__init__()
+        self.network, self.integrator = model.network, model.integrator
+
+
+class JointTrainer:
+    """Trains a model of the type `joint` for `worldgym train wam` and `train world-model --type joint`."""
+
+    @staticmethod
+    def for_data(
+        specs: Specs,
+        preset: str,
+        arrays: Any,
+        *,
+        tokenizer: Path | None = None,
+        initial: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> JointModel:
+        """A model for a dataset.
+
+        Args:
+            specs: specs of the dataset.
+            preset: a named shape.
+            arrays: episodes of the dataset.
+            tokenizer: run folder of `worldgym train tokenizer`.
+            initial: world model whose tokenizer is taken, in place of `tokenizer`.
+            settings: fields of `JointConfig` and `JointTraining`.
+
+        Raises:
+            ConfigError: neither or both of tokenizer and initial, an unknown preset or setting, or frames of another
+                size than the tokenizer's.
+        """
+        given = dict(settings or {})
+        training = {
+            name: given.pop(name) for name in list(given) if name in JointTraining.__dataclass_fields__
+        }
+        chosen = from_values(JointTraining, training, "training of a joint model")
+        if (tokenizer is None) == (initial is None):
+            raise ConfigError(
+                "a joint model needs a tokenizer: give --tokenizer RUN (from `worldgym train tokenizer`), or --initial "
+                "WORLD_MODEL, whose tokenizer is used"
+            )
+        if tokenizer is not None:
+            frames = read_tokenizer(Path(tokenizer))
+        else:
+            from worldgym.models.loading import load_world_model
+
+            frames = load_world_model(initial).tokenizer
+        base = JointConfig.preset(preset, str(given.pop("family", "uwm")))
+        values = {**asdict(replace(base, specs=None)), **given}
+        config = JointConfig.from_dict({**values, "tokenizer": asdict(frames.config)}).for_data(
+            arrays.states, specs
+        )
+        if tuple(config.tokenizer.size) != tuple(frames.config.size):
+            raise ConfigError(
+                f"the dataset needs pictures of {config.tokenizer.size} pixels, the tokenizer has "
+                f"{frames.config.size}; train one on this dataset with `worldgym train tokenizer`"
+            )
+        model = JointModel(replace(config, tokenizer=frames.config))
+        model.tokenizer.load_state_dict(frames.state_dict())
+        model.requires_grad_(True).tokenizer.requires_grad_(False)
+        model.training_settings = chosen
+        return model
+
+    @staticmethod
+    def fit(model: JointModel, arrays: Any, settings: PartTraining, folder: Path) -> dict[str, float]:
+        """Train frames and actions together, and proprioception beside them; resumes."""
+        chosen: JointTraining = getattr(model, "training_settings", JointTraining())
+        data = JointEpisodes.encode(model, arrays, chosen)
+        with torch.no_grad():
+            distinct = torch.from_numpy(embed(sorted({str(text) for text in arrays.instructions})))
+            model.text_mean.copy_(distinct.mean(0))
+            model.text_std.copy_(distinct.std(0, correction=0).clamp_min(0.01))
+        c = model.config
+
+        def loss(module: Any, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+            batch = draw_batch(model, data, settings.batch, generator, chosen)
+            terms = joint_loss(model, module.network, batch, generator, chosen)
+            state = state_loss(model, data, 2 * settings.batch, generator)
+            total = c.video_coef * terms["video"] + chosen.action_coef * terms["action"] + state
+            return total, {
+                **{name: float(value.detach()) for name, value in terms.items()},
+                "state": float(state.detach()),
+            }
+
+        loop: LoopConfig = replace(
+            settings.loop, optimizer="muon", ema=0.995, weight_decay=0.02, final_lr=0.02
+        )
+        shape = {name: value for name, value in c.to_dict().items() if name not in ("specs", "sampling")}
+        identity = {**asdict(chosen), "model": shape, "batch": settings.batch}
+        training = TrainingLoop(_Trained(model), loop, folder, loss, tag="train_wam", identity=identity)
+        facts = training.run()
+        model.network.load_state_dict(training.ema_model.network.state_dict())
+        model.integrator.load_state_dict(training.ema_model.integrator.state_dict())
+        model.eval().requires_grad_(False)
+        return facts
