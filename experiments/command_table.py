@@ -158,6 +158,10 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("bench", "gpu"): Command(
         "gpu_check", "GpuCheckConfig", "speed and memory of imagining, training and GRPO on one GPU"
     ),
+    ("bench", "surprise"): Command(
+        "bench_surprise", "BenchSurpriseConfig", "does the error of predicted video foretell failure in Real",
+        draws=True,
+    ),
     ("bench", "latency"): Command(
         "bench_latency", "BenchLatencyConfig", "time of a chunk and success, for policies and for faster samplers",
         draws=True,

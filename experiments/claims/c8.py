@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from experiments.claims.arms import Arm
 from experiments.claims.claim import Claim, Ruling, difference, said
-from experiments.claims.joint_arms import measure, progress, success_table, trained
+from experiments.claims.joint_arms import measure, progress, success_table, surprised, trained
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
 
@@ -50,7 +50,7 @@ CLAIM = Claim(
     figures=lambda records, preset, seeds: {},
     tables=lambda records, preset, seeds: success_table(records, [ALONE, JOINT], seeds),
     own_arms=(
-        Arm("dreamzero", "video and actions", trained("dreamzero"), measure=measure),
+        Arm("dreamzero", "video and actions", trained("dreamzero"), measure=surprised),
         Arm(
             "dreamzero_no_video", "no video loss", trained("dreamzero", ("video_coef=0.0",)), measure=measure
         ),

@@ -27,6 +27,8 @@ from worldgym.evaluation.statistics import Interval, seeds_bootstrap
 SPLITS = ("seen", "unseen_object", "unseen_scene")
 FORWARD_SEED0 = 700_000
 """First seed of the held-out episodes on which imagined frames are compared."""
+SURPRISE, FORETOLD = "surprise", 2
+"""Name of the evaluation of predicted frames in Real, and the chunks whose errors count."""
 
 
 def trained(family: str, settings: tuple[str, ...] = ()) -> Callable[[ClaimContext, int, Path], Trained]:
@@ -70,6 +72,31 @@ def latency(lab: ClaimContext, folder: Path, repeats: int = 20) -> float:
 def measure(lab: ClaimContext, made: Trained) -> dict[str, Any]:
     """Success in Real on seen and unseen splits."""
     return lab.evaluate(made.policy, SPLITS, evaluators=False)
+
+
+def surprised(lab: ClaimContext, made: Trained) -> dict[str, Any]:
+    """Success in Real, and the errors of the frames that the model predicts for its own first chunks there.
+
+    Returns:
+        beside `measure`, the evaluation `surprise` with `errors` and `changes` by episode, None where it ended earlier.
+    """
+    from experiments.suites import real_env
+    from worldgym.evaluation.surprise import watch
+    from worldgym.models import load_world_model
+
+    horizon = lab.preset.measured
+    env, model = real_env(lab.suite, horizon=horizon), load_world_model(made.parts["world_model"])
+    found = watch(made.policy.load(), model, env, lab.starts(), horizon=horizon)
+    env.close()
+    open_ = found.running(FORETOLD)
+    values = {
+        name: [
+            round(float(x), 7) if kept else None
+            for x, kept in zip(found.scores(FORETOLD, control), open_, strict=True)
+        ]
+        for name, control in (("errors", False), ("changes", True))
+    }
+    return measure(lab, made) | {SURPRISE: {"success": pack(found.success), **values}}
 
 
 def held_out(lab: ClaimContext) -> Any:

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.claims import CLAIMS, c8, c14, c25, find_arm
+from experiments.claims import CLAIMS, c8, c11, c14, c25, find_arm
 from experiments.claims.arms import run_arm
 from experiments.claims.context import ClaimContext
-from experiments.claims.joint_arms import SPLITS
+from experiments.claims.joint_arms import SPLITS, SURPRISE
 from experiments.claims.presets import PRESETS
 from experiments.claims.records import Records, pack
 from experiments.claims.report import page
@@ -84,6 +84,42 @@ def test_c25_asks_for_a_useful_video_loss_and_a_faster_equal_policy(
     assert "| fastwam | " in page(CLAIMS["C25"], records, SMALL, [])
 
 
+def surprise_results(folder, separation: float, failures: int = 30) -> Records:
+    """Errors of 100 episodes, of which every fifth ends before its outcome is open; failures have larger ones."""
+    records = Records(folder, "small")
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        failed, ended = np.arange(STARTS) < failures, np.arange(STARTS) % 5 == 4
+        values = {}
+        for name, shift in (("errors", separation), ("changes", 0.0)):
+            drawn = rng.normal(size=STARTS) + shift * failed
+            values[name] = [None if gone else float(x) for x, gone in zip(drawn, ended, strict=True)]
+        row = {"success": pack(~failed), "progress": [0.5] * STARTS, "steps": 100}
+        facts = {
+            "label": "video and actions", "hashes": {}, "versions": {}, "tasks": ["reach"], "way": [],
+            "settings": {"latency_ms": 9.0}, "budget": {"updates": 1.0},
+            "evaluations": {f"{s}/greedy": row for s in SPLITS} | {SURPRISE: {"success": pack(~failed), **values}},
+        }  # fmt: skip
+        records.write(*c8.JOINT, seed, facts)
+    return records
+
+
+@pytest.mark.parametrize(
+    ("separation", "wanted"), [(2.0, "supported"), (0.0, "refuted"), (0.65, "inconclusive")]
+)
+def test_c11_asks_how_well_errors_separate_failures_among_open_episodes(tmp_path, separation, wanted):
+    records = surprise_results(tmp_path, separation)
+    score, failed = c11.scores(records, 0, "errors")
+    assert len(score) == 80 and failed.sum() == 24
+    verdict = CLAIMS["C11"].decide(records, SMALL)
+    assert verdict.verdict == wanted and "of the change of the frame" in verdict.why
+
+
+def test_c11_is_undecided_where_nothing_fails(tmp_path):
+    verdict = CLAIMS["C11"].decide(surprise_results(tmp_path, 1.0, failures=0), SMALL)
+    assert verdict.verdict == "inconclusive" and "only failures or only successes" in verdict.why
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("stages_in_this_process")
 @pytest.mark.parametrize("name", ["uwm", "fastwam_no_video", "dreamzero"])
@@ -92,9 +128,8 @@ def test_arms_train_joint_models_and_measure_them(bundle, tmp_path, name):
     with ClaimContext(preset, tmp_path, workers=0) as lab:
         facts = run_arm(lab, find_arm(name), 0)
     found = facts["evaluations"]
-    assert set(found) == {f"{split}/greedy" for split in SPLITS} | {"seen/sampled"} | (
-        {"forward"} if name == "uwm" else set()
-    )
+    more = {"uwm": {"forward"}, "dreamzero": {SURPRISE}}.get(name, set())
+    assert set(found) == {f"{split}/greedy" for split in SPLITS} | {"seen/sampled"} | more
     assert facts["settings"]["latency_ms"] > 0
     if name == "uwm":
         assert (
