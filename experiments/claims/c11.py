@@ -1,8 +1,8 @@
 """C11: the error of predicted video foretells failure.
 
 The policies and world models are the DreamZero arms of C8, each predicting its own chunks in Real. The score is the
-mean error of the first two chunks (2 seconds), among the episodes that go on after them; the control is the change of the
-frame, for which no world model is needed (`worldgym.evaluation.surprise`).
+mean error of the first two chunks (2 seconds), among the episodes that go on after them; the control is the change
+of the frame, for which no world model is needed (`worldgym.evaluation.surprise`).
 
 Example::
 

@@ -1,8 +1,8 @@
 """Does the error of predicted video foretell failure? A policy acts in the real domain while a world model predicts.
 
 Before each chunk of actions the world model predicts the frame after it from the frame that was seen; the error is
-the distance of the prediction to the frame that is then seen. A chunk with a large error did not do what the model expected,
-such as a grasp that closed on nothing (DreamZero, arXiv 2602.15922, uses its own prediction like this).
+the distance of the prediction to the frame that is then seen. A chunk with a large error did not do what the model
+expected, such as a grasp that closed on nothing (DreamZero, arXiv 2602.15922, uses its own prediction like this).
 
 Failing episodes are longer, and late chunks differ from early ones, so errors are compared at equal times only: among
 the episodes that are still running after n chunks, by the errors of these n chunks.
