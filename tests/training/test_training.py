@@ -10,7 +10,7 @@ import torch
 
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.models import FrameTokenizer, VideoWorldModel, WorldModelConfig
-from worldgym.training.loop import LoopConfig, TrainingLoop
+from worldgym.training.loop import KernelMuon, LoopConfig, TrainingLoop
 from worldgym.training.tokenizer import train_tokenizer
 from worldgym.training.world_model import (
     LatentEpisodes,
@@ -210,3 +210,40 @@ def test_the_pixel_loss_sees_a_lost_colour():
         tokenizer, torch.cat([latents[:1], -latents[1:]]), latents, torch.tensor([1.0, 0.0, 0.0])
     )
     assert float(half) < 1e-4  # a frame of no weight does not count
+
+
+def test_muon_moves_a_kernel_as_the_matrix_of_its_output_channels():
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=torch.channels_last))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    settings = {"lr": 0.1, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+    ours, theirs = KernelMuon([kernel], **settings), torch.optim.Muon([matrix], **settings)
+    for _ in range(3):
+        kernel.grad = torch.randn(6, 4, 3, 3)
+        matrix.grad = kernel.grad.flatten(1).clone()
+        ours.step(), theirs.step()
+        assert torch.equal(kernel.detach().flatten(1), matrix.detach())
+
+
+def test_a_run_with_muon_on_kernels_resumes_bit_for_bit(tmp_path):
+    def run(folder, stop: int | None = None):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 1))
+
+        def loss(module, step, generator):
+            if step == stop:
+                raise KeyboardInterrupt
+            x = torch.randn(4, 3, 8, 8, generator=generator)
+            value = (module(x) - x.mean((1, 2, 3))[:, None]).square().mean()
+            return value, {"mse": float(value.detach())}
+
+        loop = TrainingLoop(net, LoopConfig(steps=8, optimizer="muon_conv", warmup=1), folder, loss)
+        assert [type(o).__name__ for o in loop.optimizers] == ["AdamW", "Muon", "KernelMuon"]
+        loop.run()
+        return net
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=5)
+    resumed = run(tmp_path / "cut")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
