@@ -226,9 +226,18 @@ class Flare(AuxiliaryLoss):
         return self._standardised(self.target_former(self._image(batch, future, self.horizon)))
 
     def _standardised(self, tokens: Tensor) -> Tensor:
-        """`(B,M,D)` tokens with mean 0 and standard deviation 1 over the rows, if the settings ask for it."""
+        """`(B,M,D)` tokens with mean 0 and standard deviation 1 over the rows, if the settings ask for it.
+
+        Raises:
+            ConfigError: a single row, which would become zero.
+        """
         if not self.settings.standardise:
             return tokens
+        if len(tokens) < 2:
+            raise ConfigError(
+                "flare standardises its targets over the rows of a batch, and got 1 row; try --batch-size 128, or "
+                "--aux-settings standardise=false"
+            )
         return (tokens - tokens.mean(0)) / (tokens.std(0, correction=0) + 1e-4)
 
     @torch.no_grad()

@@ -26,9 +26,10 @@ from agents.policies.lerobot import LeRobotPolicyMixin
 from worldgym.errors import ConfigError
 from worldgym.models.joint.config import JointConfig
 from worldgym.models.joint.network import Inputs
-from worldgym.models.joint.sampling import Denoiser, Stream
+from worldgym.models.joint.sampling import Denoiser, Stream, imagine
 from worldgym.models.joint.world_model import JointModel
 from worldgym.nn import Reuse, Reused
+from worldgym.nn.noise import expand
 from worldgym.protocols import ChunkBatch, Evaluation, Observation, PolicyOutput, Temperature, total_log_prob
 from worldgym.text import embed
 from worldgym.utils.devices import randn
@@ -114,7 +115,11 @@ class JointPolicy(LeRobotPolicyMixin, JointModel):
             views[camera.name] = torch.as_tensor(observation[key], device=device)  # type: ignore[literal-required]
         with torch.no_grad():
             frames = self.tokenizer.encode(self.canvas.pack(image, views or None))
-        given = observation["state"] if c.state_dim else np.zeros((len(image), 0), np.float32)
+        given: Any = np.zeros((len(image), 0), np.float32)
+        if c.state_dim:
+            if "state" not in observation:
+                raise ConfigError(f"the observation lacks 'state' (B, {c.state_dim}); it has {sorted(observation)}")
+            given = observation["state"]
         state = torch.as_tensor(given, dtype=torch.float32, device=device)
         if tuple(state.shape) != (len(image), c.state_dim):
             raise ConfigError(f"state must be ({len(image)}, {c.state_dim}); got {tuple(state.shape)}")
@@ -130,16 +135,11 @@ class JointPolicy(LeRobotPolicyMixin, JointModel):
             )
         return frames, self.normalise_state(state).clamp(-5, 5), self.words_of(text)
 
-    @property
-    def samples_video(self) -> bool:
-        """Whether the frame is sampled with the actions."""
-        kind = self.config.kind
-        return kind.future and (kind.coupled or self.config.sampling.joint)
-
     def _stream(self, observation: Observation, noise: Tensor | None, reuse: Reuse) -> Stream:
         frames, states, words = self.inputs_of(observation)
-        block = Denoiser(self, frames[:, None], states, words, video=self.config.kind.future)
-        return Stream(block, noise, self.samples_video, Reused(reuse, self.config.sampling.steps))
+        c = self.config
+        block = Denoiser(self, frames[:, None], states, words, video=c.kind.future, guided=c.samples_video)
+        return Stream(block, noise, c.samples_video, Reused(reuse, c.sampling.steps))
 
     def _noise(self, rows: int, generator: torch.Generator | None, greedy: bool) -> Tensor | None:
         """Noise of the frame: the same for every row and call if the actions are greedy."""
@@ -218,9 +218,10 @@ class JointPolicy(LeRobotPolicyMixin, JointModel):
         return total_log_prob(self.evaluate(observation, output.trace).log_probs)
 
     def loss(self, batch: ChunkBatch, components: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Flow-matching loss of demonstrated chunks, `{"action": scalar}`, without their future frame.
+        """Flow-matching loss of demonstrated chunks, `{"action": scalar}`, without their true future frame.
 
-        The frame is pure noise where actions attend to it. `worldgym train wam` trains both.
+        If the frame is sampled with the actions, it is imagined from the demonstrated actions, without gradient, and
+        gets the noise level that sampling gives it. Else it is pure noise. `worldgym train wam` trains both.
 
         Args:
             batch: see `worldgym.protocols.ChunkBatch`.
@@ -231,17 +232,22 @@ class JointPolicy(LeRobotPolicyMixin, JointModel):
         t = torch.rand(len(clean), device=clean.device)
         eps = torch.randn_like(clean)
         x = (1 - t[:, None, None]) * clean + t[:, None, None] * eps
-        noise = self._noise(len(clean), None, False)
+        c, noise, level = self.config, self._noise(len(clean), None, False), torch.ones_like(t)
         frames, states, words = self.inputs_of(batch["observation"])
-        block = Denoiser(self, frames[:, None], states, words, video=self.config.kind.future)
-        _, velocity = block.velocities(noise, torch.ones_like(t), x, t)
+        block = Denoiser(self, frames[:, None], states, words, video=c.kind.future)
+        if c.samples_video and noise is not None:
+            with torch.no_grad():
+                frame, _ = imagine(block, noise, eps, clean, known.all(-1))
+            level = t * (1 - c.video_end) + c.video_end
+            noise = (1 - expand(level, frame)) * frame + expand(level, frame) * noise
+        _, velocity = block.velocities(noise, level, x, t)
         off = (velocity - (eps - clean)).square()
         return {"action": off[known].mean()}
 
     @torch.no_grad()
     def metrics(self, batch: ChunkBatch) -> dict[str, float]:
         """Validation scores: `val_loss`, the loss with fixed noise, and `val_error`, greedy actions' mean error."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(0)
             loss = float(self.loss(batch)["action"])
         wanted = torch.as_tensor(np.asarray(batch["actions"]), dtype=torch.float32, device=self.device)

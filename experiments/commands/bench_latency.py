@@ -34,6 +34,7 @@ from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
 
+AS_SAVED = "as saved"
 HELD = 16
 """At least so many observations are shown to the timed policies, one after the other."""
 
@@ -87,12 +88,16 @@ class BenchLatencyConfig:
 
 
 def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
-    """The slow sampler and the shortcuts, each with all settings; a row that begins with + adds to the row before."""
+    """The slow sampler and the shortcuts, each with all settings; a row that begins with + adds to the row before.
+
+    Args:
+        guidance: weight of the slow sampler; 1 for models that do not sample video, which guidance would not change.
+    """
     from worldgym.nn import Reuse
 
     rows: list[tuple[str, dict[str, Any]]] = [
         (
-            f"16 steps, guidance {guidance:g}, no cache, float32",
+            f"16 steps{f', guidance {guidance:g}' * (guidance > 1)}, no cache, float32",
             {
                 "steps": 16, "guidance": guidance, "cache": False, "reuse": Reuse(), "video_end": 0.0,
                 "dtype": "float32",
@@ -102,7 +107,7 @@ def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
     for label, change in (
         ("+ keys and values of given tokens kept", {"cache": True}),
         ("+ velocities reused, 6 of 16 passes", {"reuse": Reuse("static", 6)}),
-        ("+ no guidance", {"guidance": 1.0}),
+        *([("+ no guidance", {"guidance": 1.0})] if guidance > 1 else []),
         ("+ 4 steps, each computed", {"steps": 4, "reuse": Reuse()}),
         ("+ 2 steps", {"steps": 2}),
         ("+ 1 step", {"steps": 1}),
@@ -145,7 +150,8 @@ def run(config: BenchLatencyConfig) -> int:
             }
             if config.episodes:
                 result = pool.evaluate(policy, starts)
-                base = results.setdefault(name if label else config.policies[0], result)
+                several = sum(other == name for other, *_ in rows) > 1
+                base = results.setdefault(name if several else config.policies[0], result)
                 row["success"] = result.rate().to_dict()
                 row["difference"] = paired_bootstrap(result.success, base.success).to_dict()
             facts.append(row)
@@ -168,10 +174,12 @@ def loaded_rows(config: BenchLatencyConfig, here: Any) -> list[tuple[str, str, A
         folder = Bundle.find(config.bundle).policy_folder if name == "sft" else Path(name)
         policy = here(load_policy(folder))
         if not isinstance(policy, JointPolicy) or not config.stack:
-            rows.append((name, "", policy))
+            rows.append((name, AS_SAVED, policy))
             continue
-        for label, settings in samplers(config.guidance):
+        guidance = config.guidance if policy.config.samples_video else 1.0
+        for label, settings in samplers(guidance):
             rows.append((name, label, here(load_policy(folder)).with_sampling(**settings)))
+        rows.append((name, AS_SAVED, policy))
     return rows
 
 
@@ -199,7 +207,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         base = slow.setdefault(row["policy"], row["ms"])
         rate, change = row.get("success"), row.get("difference")
         lines.append(
-            f"| {row['policy']} | {row['sampler'] or 'as saved'} | {row['ms']:.1f} ({row['ms_p95']:.1f}) | "
+            f"| {row['policy']} | {row['sampler']} | {row['ms']:.1f} ({row['ms_p95']:.1f}) | "
             f"{base / row['ms']:.1f} x | {'-' if rate is None else _share(rate)} | "
             f"{'-' if change is None else _points(change)} |"
         )

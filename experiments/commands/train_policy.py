@@ -83,7 +83,7 @@ class TrainPolicyConfig:
         finish_steps: steps with a low learning rate and weight averaging on all demonstrations, after the best epoch.
         patience: epochs without improvement before training stops; 0 never stops early.
         seed: seed of all randomness, including the choice of demonstrations.
-        limit: maximum number of episodes to read.
+        limit: maximum number of episodes to read, also of `aux_video`.
         fresh: delete what an earlier run of this command wrote to `out`, and start over.
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
         dtype: precision of world-model inference; `auto` uses the saved precision.
@@ -151,7 +151,7 @@ def run(config: TrainPolicyConfig) -> int:
     specs = with_hand(dataset.specs, config.hand)
     hand = HandColumns.of(specs)
     facts = identity(config, dataset, contents=("initial", "decoded_by"))
-    auxiliary, video = losses_for(config.aux, config.aux_settings), None
+    auxiliary, video = losses_for(config.aux, config.aux_settings, config.aux_video), None
     if config.aux_video is not None:
         video = EpisodeDataset(config.aux_video)
         facts["--aux-video"] = fingerprint(video)
@@ -198,7 +198,7 @@ def run(config: TrainPolicyConfig) -> int:
     del arrays
     with released_if_refused(config.out):
         losses = make_auxiliaries(auxiliary, policy)
-        watched = None if video is None else video_for(video, demos)
+        watched = None if video is None else video_for(video, demos, config.limit)
     if config.decoded_by is not None:
         with released_if_refused(config.out):
             tokenizer = getattr(here(load_world_model(config.decoded_by)), "tokenizer", None)

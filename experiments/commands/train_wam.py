@@ -1,7 +1,8 @@
 """`worldgym train wam`: trains a joint world-action model, one network that imagines and acts.
 
 It is `worldgym train world-model --type joint` with the family as an option. The result is a world model and a policy:
-`worldgym eval --policy RUN/export` evaluates it, `worldgym rl --world-model RUN/export` imagines with it.
+`worldgym eval --policy RUN/export` evaluates it, `worldgym bench closed-loop --world-model RUN/export` imagines with
+it, and `worldgym bundle` makes a bundle of it, for `worldgym rl`.
 
 Example::
 
@@ -19,6 +20,7 @@ from experiments.commands.train_world_model import TrainWorldModelConfig
 from experiments.compute import DType
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.registered_training import train_registered
+from worldgym.errors import ConfigError
 from worldgym.registry import WORLD_MODELS
 
 
@@ -69,6 +71,11 @@ class TrainWamConfig:
     def __post_init__(self) -> None:
         """Validate the settings."""
         check_numbers(self)
+        if self.dtype != "auto":
+            raise ConfigError(
+                f"--dtype {self.dtype} does not apply to training; for inference type --settings "
+                f'"sampling={{dtype: {self.dtype}}}"'
+            )
 
 
 def run(config: TrainWamConfig) -> int:

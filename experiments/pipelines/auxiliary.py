@@ -43,17 +43,22 @@ def check_auxiliary(
         )
 
 
-def losses_for(names: Sequence[str], given: Sequence[str]) -> dict[str, Any]:
+def losses_for(names: Sequence[str], given: Sequence[str], video: Path | None = None) -> dict[str, Any]:
     """Settings by name of the loss, from `--aux` and `--aux-settings`.
 
     Raises:
-        ConfigError: an unknown loss, or an unknown or invalid setting.
+        ConfigError: an unknown loss, an unknown or invalid setting, or video while no loss has a weight.
     """
     if not names:
         return {}
     from agents.auxiliary.make import settings_of
 
-    return settings_of(names, values_of(given, "--aux-settings", "weight=0.2"))
+    found = settings_of(names, values_of(given, "--aux-settings", "weight=0.2"))
+    if video is not None and not any(getattr(each, "weight", 1.0) for each in found.values()):
+        raise ConfigError(
+            f"--aux-video {video} is for an auxiliary loss, and all have weight 0; leave out --aux-video or weight=0"
+        )
+    return found
 
 
 def tokens_for(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,8 +69,8 @@ def tokens_for(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def video_for(video: EpisodeDataset, demos: ChunkDataset) -> ChunkDataset:
-    """Rows of the video; warns about held-out splits.
+def video_for(video: EpisodeDataset, demos: ChunkDataset, limit: int | None = None) -> ChunkDataset:
+    """Rows of the first `limit` episodes of the video; warns about held-out splits.
 
     Raises:
         ConfigError: its cameras or proprioception differ from those of the demonstrations.
@@ -78,4 +83,4 @@ def video_for(video: EpisodeDataset, demos: ChunkDataset) -> ChunkDataset:
             "--aux-video has episodes of the split %s: for this policy it is no longer unseen, though none of its "
             "actions are read", ", ".join(held_out),
         )  # fmt: skip
-    return video_rows(video.load_arrays(progress=True, cameras=video.cameras), demos)
+    return video_rows(video.load_arrays(limit=limit, progress=True, cameras=video.cameras), demos)

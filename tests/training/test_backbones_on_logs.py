@@ -1,4 +1,4 @@
-"""A tiny video transformer of diffusers, from random weights, learns the tabletop from logs (about 20 minutes on one core)."""
+"""A tiny video transformer of diffusers, from random weights, learns the tabletop from logs (20 minutes on a core)."""
 
 from __future__ import annotations
 

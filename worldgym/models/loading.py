@@ -28,7 +28,7 @@ def load_world_model(name_or_path: str | Path, *, device: str | None = None) -> 
 
     Raises:
         CheckpointError: no world model at this path, or a damaged one.
-        ConfigError: its type is not registered here; the message lists the known types.
+        ConfigError: its type is not registered here (the message lists the known types), or it is a policy only.
     """
     if is_address(name_or_path):
         return WORLD_MODELS.get("remote")(str(name_or_path))
@@ -38,4 +38,6 @@ def load_world_model(name_or_path: str | Path, *, device: str | None = None) -> 
     if (path / "world_model").is_dir():
         path = path / "world_model"
     model = WORLD_MODELS.load(path, offered={} if device is None else {"device": device})
+    if hasattr(model, "check_world_model"):  # some joint models are policies only
+        model.check_world_model()
     return model if device is None else place(model, choose_device(device))

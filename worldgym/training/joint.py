@@ -36,6 +36,11 @@ from worldgym.training.world_model import LatentEpisodes
 from worldgym.utils.devices import rand, randn
 from worldgym.utils.typed import from_values
 
+UNSPOKEN = 0.5
+"""Share of the windows without the instruction among those that are not imitated: a world model gets none."""
+DERIVED = ("family", "tokenizer", "action_dim", "state_mean", "state_std", "specs")
+"""Fields of `JointConfig` that follow from the data or have an option of their own."""
+
 
 @dataclass(frozen=True)
 class JointTraining:
@@ -96,13 +101,23 @@ class JointEpisodes:
         imitate = settings.imitate
         acted = np.asarray(arrays.has_action, bool)
         good = np.array([part.max() > 0.5 for part in np.split(arrays.success, arrays.offsets[1:-1])])
-        expert = np.array(arrays.behaviours) == "expert"
+        expert = (np.array(arrays.behaviours) == "expert") & acted & good
         shown = {"demonstrations": good & (expert | ~expert.any()), "successful": good, "all": good | True}
         imitated = acted & shown[imitate]
+        if not acted.any():
+            raise ConfigError(
+                f"none of the {len(acted)} episodes has actions, and a joint model learns them; add some that have"
+            )
         if not imitated.any():
             raise ConfigError(
-                f"none of the {len(acted)} episodes has actions and a success, so there is nothing to imitate; add "
-                "demonstrations, or imitate all actions with --settings imitate=all"
+                f"none of the {int(acted.sum())} episodes with actions has a frame labelled as success, so there is "
+                "nothing to imitate; import the recording with --success COLUMN (or all), or imitate every action with "
+                "--settings imitate=all"
+            )
+        longest, k = int(np.diff(arrays.offsets).max()) - 1, model.config.chunk
+        if k > longest:
+            raise ConfigError(
+                f"a chunk has {k} actions, and the longest episode {longest}; try --settings chunk={min(5, longest)}"
             )
         episodes = LatentEpisodes.encode(model.tokenizer, arrays, model.canvas)
         if settings.imitated_share:
@@ -127,7 +142,7 @@ class JointBatch:
         actions: `(B,n,K,A)`.
         states: `(B,n,S)` normalised proprioception at the start of each block.
         words: `(B,E)` standardised, zeros where the instruction was dropped.
-        there: `(B,n,K)` bool, actions that the network gets.
+        there: `(B,n,K)` bool, actions before the frame that is predicted; noise in rows without actions.
         imitated: `(B,n,K)` bool, actions with a loss.
         seen: `(B,n)` bool, blocks with a loss of the next frame.
         acted: `(B,)` bool, rows with actions.
@@ -163,13 +178,14 @@ def draw_batch(
     seen[:, -1] = mask[torch.arange(batch), (n - 1) * k + ends - 1]
     acted = data.acted[episode]
     words = model.words_of(data.words[episode].to(device))
-    dropped = torch.rand(batch, generator=generator) < c.text_drop
-    states = model.normalise_state(data.episodes.states[index[:, : n * k : k]].to(device))
+    share = torch.where(data.imitated[episode], c.text_drop, max(c.text_drop, UNSPOKEN))
+    dropped = torch.rand(batch, generator=generator) < share
+    states = model.normalise_state(data.episodes.states[index[:, : n * k : k]].to(device)).clamp(-5, 5)
     states = states + settings.state_noise * randn(states.shape, generator, device)
     actions = data.episodes.actions[index[:, :-1]].unflatten(1, (n, k)).nan_to_num()
     return JointBatch(
         data.episodes.latents[at].float().to(device), actions.to(device), states,
-        words.masked_fill(dropped.to(device)[:, None], 0.0), (there & acted[:, None, None]).to(device),
+        words.masked_fill(dropped.to(device)[:, None], 0.0), there.to(device),
         (there & data.imitated[episode][:, None, None] & ~dropped[:, None, None]).to(device), seen.to(device),
         acted.to(device),
     )  # fmt: skip
@@ -200,7 +216,7 @@ def joint_loss(
     b, n = batch.seen.shape
     t_video, t_action = (x.to(device) for x in draw_levels(c, b, generator))
     t_action = torch.where(batch.acted[:, None], t_action, torch.ones_like(t_action))
-    future, before = batch.frames[:, 1:], batch.frames[:, :-1]
+    future = batch.frames[:, 1:]
     eps_video, eps_action = (randn(x.shape, generator, device) for x in (future, batch.actions))
     video = (1 - expand(t_video, future)) * future + expand(t_video, future) * eps_video
     actions = (1 - expand(t_action, batch.actions)) * batch.actions + expand(
@@ -208,11 +224,10 @@ def joint_loss(
     ) * eps_action
     spread = settings.context_noise * rand((b, n + 1, 1, 1, 1), generator, device).square()
     clean = batch.frames + spread * randn(batch.frames.shape, generator, device)
-    there = torch.where(batch.acted[:, None, None], batch.there, torch.ones_like(batch.there))
-    layout = c.kind.layout(c.sizes(n))
-    inputs = Inputs(batch.words, clean, batch.states, video, clean[:, :-1], t_video, actions, there, t_action)
+    before = clean[:, :-1]  # with its noise: imagined frames are not exact either
+    inputs = Inputs(batch.words, clean, batch.states, video, before, t_video, actions, batch.there, t_action)
     with autocast(device):
-        out = network(layout, c.kind.rule(), inputs)
+        out = network(c.kind.layout(c.sizes(n)), c.kind.rule(), inputs)
     velocity = residual_velocity(out.video, video, before, t_video, c.residual)
     off_video = (velocity - (eps_video - future)).square().mean((2, 3, 4))
     off_action = (out.actions - (eps_action - batch.actions)).square().mean(-1)
@@ -223,7 +238,9 @@ def joint_loss(
 
 
 def state_loss(model: JointModel, data: JointEpisodes, batch: int, generator: torch.Generator) -> Tensor:
-    """Squared error of proprioception, rolled out over two chunks of logged actions."""
+    """Squared error of proprioception, rolled out over two chunks of logged actions; 0 without proprioception."""
+    if not model.state_dim:
+        return torch.zeros((), device=model.device)
     e, length = data.episodes, 2 * model.config.chunk
     index, mask, start, _ = e.draw(batch, length, generator)
     first = torch.from_numpy(np.asarray(e.offsets)[np.searchsorted(e.offsets, start, side="right") - 1])
@@ -280,7 +297,12 @@ class JointTrainer:
             name: given.pop(name) for name in list(given) if name in JointTraining.__dataclass_fields__
         }
         chosen = from_values(JointTraining, training, "training of a joint model")
-        if (tokenizer is None) == (initial is None):
+        family = str(given.pop("family", "uwm"))
+        if fixed := sorted(set(given) & set(DERIVED)):
+            raise ConfigError(f"{', '.join(fixed)} can't be set, the data decide; leave it out of --settings")
+        if tokenizer is not None and initial is not None:
+            raise ConfigError("got --tokenizer and --initial, and both give the tokenizer; leave one out")
+        if tokenizer is None and initial is None:
             raise ConfigError(
                 "a joint model needs a tokenizer: give --tokenizer RUN (from `worldgym train tokenizer`), or --initial "
                 "WORLD_MODEL, whose tokenizer is used"
@@ -291,7 +313,7 @@ class JointTrainer:
             from worldgym.models.loading import load_world_model
 
             frames = load_world_model(initial).tokenizer
-        base = JointConfig.preset(preset, str(given.pop("family", "uwm")))
+        base = JointConfig.preset(preset, family)
         values = {**asdict(replace(base, specs=None)), **given}
         config = JointConfig.from_dict({**values, "tokenizer": asdict(frames.config)}).for_data(
             arrays.states, specs

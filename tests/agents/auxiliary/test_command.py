@@ -121,7 +121,7 @@ def test_mistakes_are_explained_and_leave_the_folder_free(data, tmp_path):
         train_policy.run(config(data, tmp_path / "p", aux_video=large))
     with pytest.raises(ConfigError, match="type --aux-settings encoder=FOLDER"):
         train_policy.run(config(data, tmp_path / "p", aux=("vla-jepa",)))
-    with pytest.raises(ConfigError, match="no auxiliary loss with a weight above 0"):
+    with pytest.raises(ConfigError, match="leave out --aux-video or weight=0"):
         train_policy.run(config(data, tmp_path / "p", aux_settings=("weight=0",), aux_video=data))
     assert train_policy.run(config(data, tmp_path / "p", epochs=1)) == 0
 
@@ -139,3 +139,9 @@ def test_latent_actions_are_trained_with_the_tokenizer_of_the_bundled_world_mode
     assert main([*words, "--device", "cpu", "--aux", "vla-jepa", "--aux-settings", *settings]) == 0
     policy = load_policy(tmp_path / "p")
     assert policy.config.future_tokens == 4 and policy.config.future_view == (leak == "policy")
+
+
+def test_targets_of_a_single_row_are_not_standardised_to_zero(data, tmp_path):
+    with pytest.raises(ConfigError, match="got 1 row; try --batch-size 128, or --aux-settings standardise=false"):
+        train_policy.run(config(data, tmp_path / "p", batch_size=1, epochs=1))
+    assert train_policy.run(config(data, tmp_path / "q", batch_size=1, epochs=1, aux_settings=("standardise=false",))) == 0

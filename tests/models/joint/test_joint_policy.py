@@ -11,6 +11,7 @@ from agents.loading import load_policy
 from agents.policies.joint import JointPolicy
 from worldgym.errors import ConfigError
 from worldgym.models.joint import FAMILIES
+from worldgym.models.joint.sampling import Stream
 from worldgym.nn import Reuse
 from worldgym.protocols import TrainablePolicy
 
@@ -98,12 +99,12 @@ def test_guidance_changes_the_actions_only_through_the_video():
 def test_uwm_samples_actions_alone_or_with_the_frame():
     policy = model_of("uwm")
     alone = sampled(policy)
-    assert not policy.samples_video
+    assert not policy.config.samples_video
     together = sampled(policy.with_sampling(joint=True))
-    assert policy.samples_video and (alone.actions - together.actions).abs().max() > 1e-5
+    assert policy.config.samples_video and (alone.actions - together.actions).abs().max() > 1e-5
     assert (
-        model_of("dreamzero").samples_video
-        and not model_of("fastwam").with_sampling(joint=True).samples_video
+        model_of("dreamzero").config.samples_video
+        and not model_of("fastwam").with_sampling(joint=True).config.samples_video
     )
 
 
@@ -190,7 +191,72 @@ def test_observations_that_do_not_fit_are_refused(policy):
         policy.act(good, temperature=-1.0)
     with pytest.raises(ConfigError, match="expected uint8"):
         policy.act({**good, "image": good["image"].astype(np.float32)})
+    with pytest.raises(ConfigError, match="lacks 'state'"):
+        policy.act({"image": good["image"], "instruction": good["instruction"]})
     with pytest.raises(ConfigError, match="learn='all'"):
         list(policy.parameters_of("goal"))
     with pytest.raises(ConfigError, match="lacks 'image_wrist'"):
         model_of(policy.config.family, cameras=2).act(good)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stps": 2}, "sampling has no stps; it has steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"guidance": float("nan")}, "NaN or infinity"),
+        ({"reuse": "static"}, "try reuse="),
+        ({"reuse": {"plan": "static", "passes": 6}}, "do not fit into 4 steps"),
+        ({"video_end": -0.1}, "try video_end=0.8"),
+    ],
+)
+def test_samplers_that_cannot_be_are_refused_at_once(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        model_of("uwm").with_sampling(**changes)
+
+
+def levels_of(policy, monkeypatch, work) -> set[tuple[float, float]]:
+    """Noise levels of frame and actions in all passes of the network."""
+    found, forward = set(), policy.network.forward
+
+    def watched(layout, rule, inputs, **more):
+        found.update(zip(inputs.video_levels[:, -1].tolist(), inputs.action_levels[:, -1].tolist(), strict=True))
+        return forward(layout, rule, inputs, **more)
+
+    monkeypatch.setattr(policy.network, "forward", watched)
+    work()
+    return {(round(a, 3), round(b, 3)) for a, b in found}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "frame"),
+    [
+        ("uwm", {}, lambda t: 1.0), ("uwm", {"levels": "coupled"}, lambda t: t), ("dreamzero", {}, lambda t: t),
+        ("dreamzero", {"levels": "decoupled"}, lambda t: 0.5 + 0.5 * t), ("motus", {}, lambda t: 1.0),
+    ],
+)  # fmt: skip
+def test_acting_and_its_loss_use_the_noise_levels_of_training(family, changes, frame, monkeypatch):
+    policy = model_of(family, **changes).with_sampling(cache=False)
+    acted = levels_of(policy, monkeypatch, lambda: policy.act(observation(), temperature=0.0))
+    assert acted == {(round(frame(t), 3), t) for t in (1.0, 0.75, 0.5, 0.25)}
+    batch = {"observation": observation(), "actions": np.full((3, 3, ACTIONS), 0.5, np.float32)}
+    drawn = levels_of(policy, monkeypatch, lambda: policy.loss(batch))
+    assert any(a == pytest.approx(frame(b), abs=2e-3) and b not in (1.0, 0.75, 0.5, 0.25, 0.0) for a, b in drawn)
+
+
+def test_an_unused_velocity_of_the_video_does_not_decide_what_is_reused(monkeypatch):
+    policy = model_of("uwm").with_sampling(steps=16, reuse=Reuse("adaptive"))
+    asked = []
+    kept = Stream.velocity
+    monkeypatch.setattr(Stream, "velocity", lambda self, x, t: asked.append(len(self._velocity)) or kept(self, x, t))
+    policy.act(observation(), temperature=0.0)
+    assert set(asked) == {0, 1}  # before the first pass, and the actions alone
+
+
+@pytest.mark.parametrize(("family", "passes"), [("uwm", 4), ("gigaworld", 4), ("dreamzero", 8)])
+def test_guidance_costs_a_second_pass_only_where_video_is_sampled(family, passes, monkeypatch):
+    policy, count = model_of(family).with_sampling(guidance=5.0, cache=False), []
+    forward = policy.network.forward
+    monkeypatch.setattr(policy.network, "forward", lambda *a, **k: count.append(1) or forward(*a, **k))
+    policy.act(observation(), temperature=0.0)
+    assert len(count) == passes

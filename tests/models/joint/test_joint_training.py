@@ -21,6 +21,7 @@ from worldgym.training.joint import (
     draw_batch,
     draw_levels,
     joint_loss,
+    state_loss,
 )
 from worldgym.training.loop import LoopConfig
 from worldgym.training.tokenizer import train_tokenizer
@@ -189,6 +190,7 @@ def test_a_velocity_cache_of_a_trained_model_changes_actions_a_little(tokenizer,
         ({"imitate": "nobody"}, "imitate"),
         ({"context_noise": -1.0}, "must not be negative"),
         ({"colour": 1}, "colour"),
+        ({"action_dim": 7}, "action_dim can't be set"),
     ],
 )
 def test_settings_that_do_not_exist_are_named(settings, message):
@@ -201,5 +203,44 @@ def test_a_tokenizer_is_needed_and_must_fit_the_frames():
         JointTrainer.for_data(specs(), "tiny", episodes())
     with pytest.raises(ConfigError, match="pictures of"):
         JointTrainer.for_data(specs(), "tiny", episodes(), initial="tabletop-small")
+    with pytest.raises(ConfigError, match="leave one out"):
+        JointTrainer.for_data(specs(), "tiny", episodes(), initial="tabletop-small", tokenizer="runs/tokenizer")
     with pytest.raises(ConfigError, match="imitate=all"):
         JointEpisodes.encode(model_of("uwm"), episodes(successes=0), JointTraining())
+
+
+def test_logs_that_cannot_teach_say_why():
+    model, nobody = model_of("uwm"), np.zeros(10, bool)
+    with pytest.raises(ConfigError, match="none of the 10 episodes has actions"):
+        JointEpisodes.encode(model, replace(episodes(), has_action=nobody), JointTraining("all"))
+    with pytest.raises(ConfigError, match="try --settings chunk=5"):
+        JointEpisodes.encode(model_of("uwm", chunk=12), episodes(), JointTraining())
+    half = np.arange(10) < 5  # the experts' actions are missing
+    arrays = replace(episodes(), has_action=half, behaviours=["noisy"] * 5 + ["expert"] * 5)
+    assert JointEpisodes.encode(model, arrays, JointTraining()).imitated.sum() == 5
+
+
+def test_the_residual_starts_from_the_frame_that_the_network_gets(monkeypatch):
+    from worldgym.training import joint
+
+    seen = {}
+    kept = joint.residual_velocity
+    monkeypatch.setattr(joint, "residual_velocity", lambda o, x, b, *more: seen.update(b=b) or kept(o, x, b, *more))
+    model = model_of("uwm")
+    forward = model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda s, r, i, **k: seen.update(n=i.before) or forward(s, r, i, **k))
+    batch, _ = terms(model, episodes(), context_noise=0.5)
+    assert torch.equal(seen["b"], seen["n"]) and not torch.equal(seen["b"], batch.frames[:, :-1])
+
+
+def test_proprioception_may_be_missing():
+    model = model_of("uwm")
+    assert float(joint_state_loss(model, 4)) > 0
+    model.config = replace(model.config, state_mean=(), state_std=())
+    assert float(joint_state_loss(model, 0)) == 0.0
+
+
+def joint_state_loss(model, columns: int) -> torch.Tensor:
+    arrays = replace(episodes(), states=episodes().states[:, :columns])
+    data = JointEpisodes.encode(model, arrays, JointTraining())
+    return state_loss(model, data, 8, torch.Generator().manual_seed(0)).detach()

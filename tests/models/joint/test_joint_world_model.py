@@ -146,6 +146,30 @@ def test_fastwam_is_no_world_model_and_names_the_family_that_is():
         start(model_of("fastwam"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": "decoupled"}, "policy only.*levels=auto"), ({"levels": "high_noise"}, "policy only"),
+        ({"text_drop": 0.0}, "text_drop=0.15"),
+    ],
+)  # fmt: skip
+def test_a_model_that_saw_no_clean_frames_or_no_missing_instruction_is_a_policy_only(changes, message, tmp_path):
+    folder = model_of("dreamzero", **changes).save_pretrained(tmp_path / "export")
+    with pytest.raises(ConfigError, match=message):
+        load_world_model(folder)
+
+
+def test_a_static_plan_saves_passes_of_imagination_too(monkeypatch):
+    model, count = model_of("gigaworld").with_sampling(steps=8, cache=False), []
+    forward = model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda *a, **k: count.append(1) or forward(*a, **k))
+    state, actions = start(model), actions_of(steps=3)
+    model.step(state, actions, decode="last")
+    model.with_sampling(reuse=Reuse("static", 2)).step(state, actions, decode="last")
+    model.with_sampling(reuse=Reuse("adaptive"), guidance=5.0).step(state, actions, decode="last")
+    assert len(count) == 8 + 2 + 8
+
+
 class Never:
     name = "never"
 
@@ -199,6 +223,9 @@ def test_it_is_saved_and_loaded_with_its_sampling(tmp_path, model):
         ({"sampling": {"guidance": 0.5}}, "at least 1"),
         ({"sampling": {"video_end": 1.0}}, "try video_end=0.8"),
         ({"sampling": {"reuse": {"plan": "odd"}}}, "plan"),
+        ({"sampling": {"reuse": "static"}}, "try reuse="),
+        ({"sampling": 3}, "try sampling={steps: 2}"),
+        ({"sampling": {"reuse": {"plan": "static", "passes": 6}}}, "do not fit into 4 steps"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -35,7 +36,8 @@ class JointSampling:
             video only, actions take v1 (DreamZero). 1 means no guidance, and one network pass instead of two.
         cache: keep keys and values of the given tokens, where the family's mask allows it.
         reuse: which passes run the network; at the others the last velocities are used again.
-        video_end: noise level at which the video stops while the actions go to 0 (decoupled inference); 0 is off.
+        video_end: noise level at which a policy's video stops while its actions go to 0 (decoupled inference); 0 is
+            off, and None is 0.5 for models trained with `levels=decoupled`, which saw hardly any cleaner frame, else 0.
         joint: a policy samples the video with the actions; else it holds the video at pure noise (the policy mode of
             UWM, the VLA mode of Motus). DreamZero always samples both, and FastWAM's actions never see the video.
         noise: noise level of the stochastic sampler of actions, at t = 1 and temperature 1.
@@ -49,7 +51,7 @@ class JointSampling:
     guidance: float = 1.0
     cache: bool = True
     reuse: Reuse = field(default_factory=Reuse)
-    video_end: float = 0.0
+    video_end: float | None = None
     joint: bool = False
     noise: float = 0.5
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -57,14 +59,36 @@ class JointSampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ConfigError(f"steps is {self.steps}, expected at least 1; try steps=4")
-        if self.guidance < 1:
+        if not self.guidance >= 1:
             raise ConfigError(f"guidance is {self.guidance}, expected at least 1; 1 means no guidance")
-        if not 0 <= self.video_end < 1:
+        self.reuse.fixed(self.steps)
+        if self.video_end is not None and not 0 <= self.video_end < 1:
             raise ConfigError(f"video_end is {self.video_end}, expected a level in [0, 1); try video_end=0.8")
         if not 0 < self.noise <= 2:
             raise ConfigError(f"noise is {self.noise}, expected a value in (0, 2]; try noise=0.5")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}, expected 'float32' or 'bfloat16'")
+
+
+def sampling_of(values: Any) -> JointSampling:
+    """Settings of the sampling from plain values, such as `{"steps": 16, "reuse": {"plan": "static", "passes": 6}}`.
+
+    Raises:
+        ConfigError: no mapping, unknown names, or values of another type or range.
+    """
+    where = "sampling of a joint model"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: got {values!r}, expected settings by name; try sampling={{steps: 2}}")
+    plain = {**values}
+    reuse = plain.pop("reuse", {})
+    if not isinstance(reuse, Mapping):
+        raise ConfigError(
+            f"{where}: reuse is {reuse!r}, expected settings by name; try reuse={{plan: static, passes: 2}}"
+        )
+    if isinstance(reuse.get("similar"), list):
+        reuse = {**reuse, "similar": tuple(reuse["similar"])}
+    made = from_values(Reuse, dict(reuse), f"reuse, {where}")
+    return replace(from_values(JointSampling, {**plain, "steps": plain.get("steps", 4)}, where), reuse=made)
 
 
 @dataclass(frozen=True)
@@ -129,7 +153,7 @@ class JointConfig:
         kind = family_of(self.family)
         for name in ("chunk", "patch", "width", "action_width", "text_width", "depth", "heads", "action_dim"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1; leave it out for the default")
         if self.head_dim < 1 or self.head_dim % 16:
             raise ConfigError(f"head_dim is {self.head_dim}, expected a multiple of 16; try head_dim=32")
         if any(side % self.patch for side in self.tokenizer.grid):
@@ -137,7 +161,7 @@ class JointConfig:
                 f"patch {self.patch} does not divide the latent grid {self.tokenizer.grid}; try patch=1"
             )
         if self.levels not in LEVELS:
-            raise ConfigError(f"levels is {self.levels!r}, expected one of {', '.join(LEVELS)}")
+            raise ConfigError(f"levels is {self.levels!r}, expected one of {', '.join(LEVELS)}; try levels=auto")
         if self.blocks is not None and not 1 <= self.blocks <= 16:
             raise ConfigError(f"blocks is {self.blocks}, expected 1 to 16")
         if self.block_count > 1 and kind.blocks == 1:
@@ -151,7 +175,7 @@ class JointConfig:
             )
         for name in ("cut", "text_drop"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected a share in [0, 1)")
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a share in [0, 1); try {name}=0.2")
         if len(self.state_mean) != len(self.state_std):
             raise ConfigError("state_mean and state_std have different lengths")
 
@@ -171,6 +195,19 @@ class JointConfig:
         if self.levels != "auto":
             return self.levels
         return "coupled" if self.kind.coupled else "independent"
+
+    @property
+    def samples_video(self) -> bool:
+        """Whether a policy samples the frame with the actions; else it holds it at pure noise, or leaves it out."""
+        together = self.kind.coupled or self.drawn_levels == "coupled" or self.sampling.joint
+        return self.kind.future and together
+
+    @property
+    def video_end(self) -> float:
+        """Noise level at which a policy's video stops."""
+        if self.sampling.video_end is not None:
+            return self.sampling.video_end
+        return 0.5 if self.drawn_levels == "decoupled" else 0.0
 
     @property
     def patches(self) -> int:
@@ -253,7 +290,7 @@ class JointConfig:
             self,
             tokenizer=tokenizer,
             state_mean=tuple(float(v) for v in states.mean(0)),
-            state_std=tuple(float(v) for v in states.std(0) + 1e-6),
+            state_std=tuple(max(float(v), 1e-3) for v in states.std(0)),
             action_dim=specs.action.dim,
             specs=specs,
         )
@@ -272,12 +309,11 @@ class JointConfig:
         """
         values = dict(data)
         specs, tokenizer = values.pop("specs", None), values.pop("tokenizer", {})
-        sampling = dict(values.pop("sampling", {}))
-        reuse = from_values(Reuse, sampling.pop("reuse", {}), "reuse of a joint model")
+        sampling = sampling_of(values.pop("sampling", {}))
         read = from_values(cls, values, "joint model")
         return replace(
             read,
             tokenizer=tokenizer_config(tokenizer),
-            sampling=replace(from_values(JointSampling, sampling, "sampling of a joint model"), reuse=reuse),
+            sampling=sampling,
             specs=None if specs is None else Specs.from_dict(specs),
         )

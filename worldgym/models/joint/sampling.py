@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldgym.models.joint.network import Inputs, JointOutput
 from worldgym.models.tokenizers.frame import autocast
-from worldgym.nn import KVCache, SequenceLayout, residual_velocity
+from worldgym.nn import KVCache, Reuse, Reused, SequenceLayout, residual_velocity
 
 
 class Denoiser:
@@ -28,13 +28,14 @@ class Denoiser:
         words: `(B,E)` standardised embedding of the instruction, zeros for none.
         video: whether the future frame is part of the sequence; only a family whose actions do not see it can leave it
             out.
+        guided: whether the velocity of the frame is guided, which takes a second pass without the instruction.
     """
 
     def __init__(
-        self, model: Any, clean: Tensor, states: Tensor, words: Tensor, *, video: bool = True
+        self, model: Any, clean: Tensor, states: Tensor, words: Tensor, *, video: bool = True, guided: bool = False
     ) -> None:
         c = self.config = model.config
-        self.model, self.sampling = model, c.sampling
+        self.model, self.sampling, self.guided = model, c.sampling, guided
         self.rule = c.kind.rule()
         layout = c.kind.step(c.sizes(clean.shape[1]))
         kept = [i for i, s in enumerate(layout.segments) if video or s.clean or s.role != "video"]
@@ -53,14 +54,13 @@ class Denoiser:
         ):  # writes in place have no gradient
             given = [i for i, s in enumerate(layout.segments) if s.clean]
             self.query = layout.select([i for i in range(len(layout.segments)) if i not in given])
-            self.caches = [self._prefix(layout.select(given), layout, guided) for guided in (True, False)]
+            self.caches[0] = self._prefix(layout.select(given), layout, self.inputs)
+            if guided and self.sampling.guidance != 1:
+                self.caches[1] = self._prefix(layout.select(given), layout, self.inputs.without_words())
 
-    def _prefix(self, given: SequenceLayout, layout: SequenceLayout, worded: bool) -> KVCache | None:
-        """Keys and values of the given tokens, with or without the instruction."""
-        if not worded and self.sampling.guidance == 1:
-            return None
-        inputs = self.inputs if worded else self.inputs.without_words()
-        cache = self.model.network.body.empty_cache(len(inputs.words), layout.length, layout.kinds)
+    def _prefix(self, given: SequenceLayout, layout: SequenceLayout, inputs: Inputs) -> KVCache:
+        """Keys and values of the given tokens."""
+        cache: KVCache = self.model.network.body.empty_cache(len(inputs.words), layout.length, layout.kinds)
         self._run(given, inputs, cache)
         return cache
 
@@ -96,7 +96,7 @@ class Denoiser:
         if x is None or not out.video.shape[1]:
             return None, actions
         video = self._velocity(out, x, t_video)
-        if self.sampling.guidance != 1:
+        if self.guided and self.sampling.guidance != 1:
             without = self._velocity(self._pass(inputs.without_words(), False), x, t_video)
             video = without + self.sampling.guidance * (video - without)
         return video, actions
@@ -143,7 +143,7 @@ class Stream:
         """Noise level of the frame when the actions are at `t`."""
         if not self.sampled:
             return 1.0
-        end = self.block.sampling.video_end
+        end = self.block.config.video_end
         return t * (1 - end) + end
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Stream:
 
         def compute() -> tuple[Tensor, ...]:
             of_video, of_actions = self.block.velocities(self.video, video, x, t)
-            return (of_actions,) if of_video is None else (of_video, of_actions)
+            return (of_video, of_actions) if self.sampled and of_video is not None else (of_actions,)
 
         self._velocity = self.reused(self._passes, compute)
         self._at, self._of = level, x
@@ -175,6 +175,8 @@ def imagine(
     With coupled noise levels the actions get the level of the frame at every step, as in RePaint (Lugmayr et al. 2022),
     because the network never saw clean actions beside a noisy frame. Else they are given clean.
 
+    Velocities are reused by a static plan only: an adaptive one depends on the batch, and rows must not.
+
     The variance is the mean squared distance of the sample from the estimate of the first pass, which at pure noise is
     the conditional mean.
 
@@ -187,14 +189,22 @@ def imagine(
     """
     coupled = block.config.drawn_levels == "coupled"
     steps, x, first = block.sampling.steps, noise, None
+    reuse = block.sampling.reuse
+    reused = Reused(reuse if reuse.plan == "static" else Reuse(), steps)
     for i in range(steps):
         level, after = 1 - i / steps, 1 - (i + 1) / steps
         t = torch.full((len(x),), level, device=x.device)
         known = level if coupled else 0.0
         a = (1 - known) * actions + known * action_noise
-        velocity, _ = block.velocities(x, t, a, torch.full_like(t, known), there)
-        assert velocity is not None
+        (velocity,) = reused(i, lambda x=x, t=t, a=a, known=known: (_frame(block, x, t, a, known, there),))
         first = x - level * velocity if first is None else first
         x = x + (after - level) * velocity
     assert first is not None
     return x, (x - first).square().mean((1, 2, 3))
+
+
+def _frame(block: Denoiser, x: Tensor, t: Tensor, actions: Tensor, known: float, there: Tensor) -> Tensor:
+    """Velocity of the frame `x` at level `t`, beside actions at the level `known`."""
+    velocity, _ = block.velocities(x, t, actions, torch.full_like(t, known), there)
+    assert velocity is not None
+    return velocity

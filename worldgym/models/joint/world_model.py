@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from typing_extensions import Self
 
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
 from worldgym.models.backbones.proprioception import Integrator
-from worldgym.models.joint.config import JointConfig
+from worldgym.models.joint.config import JointConfig, sampling_of
 from worldgym.models.joint.network import JointNetwork
 from worldgym.models.joint.sampling import Denoiser, imagine
 from worldgym.models.joint.state import JointState
 from worldgym.models.latent_model import LatentWorldModel
 from worldgym.models.tokenizers import build_tokenizer
-from worldgym.nn import row_noise
+from worldgym.nn import Reuse, row_noise
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
 from worldgym.utils.files import read_json
@@ -61,8 +61,20 @@ class JointModel(LatentWorldModel):
         self.register_buffer("text_std", torch.full((c.text_dim,), c.text_dim**-0.5))
 
     def with_sampling(self, **changes: Any) -> Self:
-        """Change how it samples, in place, e.g. `with_sampling(steps=1)`; returns self."""
-        self.config = replace(self.config, sampling=replace(self.config.sampling, **changes))
+        """Change how it samples, in place, e.g. `with_sampling(steps=1)`; returns self.
+
+        Args:
+            changes: fields of `JointSampling`; `reuse` is a `Reuse`, or its settings by name.
+
+        Raises:
+            ConfigError: unknown names, or values of another type or range.
+        """
+        now = asdict(self.config.sampling)
+        if isinstance(changes.get("reuse"), Reuse):
+            changes["reuse"] = asdict(changes["reuse"])
+        if unknown := sorted(set(changes) - set(now)):
+            raise ConfigError(f"sampling has no {', '.join(unknown)}; it has {', '.join(now)}")
+        self.config = replace(self.config, sampling=sampling_of({**now, **changes}))
         return self
 
     def inference_network(self) -> nn.Module:
@@ -98,7 +110,7 @@ class JointModel(LatentWorldModel):
             ConfigError: wrong shapes, no proprioception, or a family whose video does not follow actions.
         """
         c, device = self.config, self.device
-        self._require_conditioned()
+        self.check_world_model()
         if frames.ndim != 5:
             raise ConfigError(
                 f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
@@ -131,9 +143,24 @@ class JointModel(LatentWorldModel):
             context, number, torch.zeros_like(number), randint(2**62, (b,), generator, device),
         )  # fmt: skip
 
-    def _require_conditioned(self) -> None:
-        """Raise a ConfigError if imagined video would not depend on actions."""
+    def check_world_model(self) -> None:
+        """Raise a ConfigError if it is a policy only.
+
+        Raises:
+            ConfigError: its video does not depend on actions, it was trained on hardly any clean frame, or never
+                without an instruction.
+        """
         c = self.config
+        if c.drawn_levels in ("decoupled", "high_noise"):
+            raise ConfigError(
+                f"this joint model was trained with levels={c.drawn_levels}, so it saw hardly any clean frame beside "
+                "clean actions, and is a policy only; train a world model with levels=auto"
+            )
+        if not c.text_drop:
+            raise ConfigError(
+                "this joint model never saw a frame without an instruction (text_drop=0), and a world model gets none; "
+                "train one with text_drop=0.15"
+            )
         layout, rule = c.kind.step(c.sizes(1)), c.kind.rule()
         frames = [s for s in layout.segments if s.role == "video" and not s.clean]
         if not any(rule(query, key) for query in frames for key in layout.segments if key.role == "action"):
@@ -191,7 +218,7 @@ class JointModel(LatentWorldModel):
         given[:, :k] = chunk[:, :k]
         there = torch.zeros(b, c.chunk, dtype=torch.bool, device=device)
         there[:, :k] = True
-        states = self.normalise_state(state.states)
+        states = self.normalise_state(state.states).clamp(-5, 5)
         words = torch.zeros(b, c.text_dim, device=device)
         block = Denoiser(self, state.context[:, : int(state.known[0])], states, words)
         video, actions = noise[:, :size].unflatten(1, shape), noise[:, size:].view_as(given)
