@@ -222,7 +222,13 @@ def train_vae(
     usual = pictures[torch.linspace(0, len(pictures) - 1, 64).long().numpy()].float().mean(0) / 127.5 - 1
     usual = usual.permute(2, 0, 1)[:, None].to(model.device)
 
+    outside: list[Tensor] = []  # decode() clamps to [-1, 1]; pixels outside would get no gradient
+    watch = model.vae.autoencoder.decoder.register_forward_hook(
+        lambda _, __, out: outside.append((out.abs() - 1).clamp(min=0).square().mean()) if out.requires_grad else None
+    )
+
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        outside.clear()
         room = (lengths - span + 1).clamp(min=0).double()
         episode = torch.multinomial(room, VAE_BATCH, replacement=True, generator=generator)
         late = (torch.rand(VAE_BATCH, generator=generator) * room[episode]).long()
@@ -235,11 +241,15 @@ def train_vae(
             max=0.5
         )  # what differs from the usual picture
         facts = {"vae_mse": float(error.detach().mean()) / 4}
-        return (weight * error).mean() + 1e-4 * z.square().mean(), facts
+        beyond = torch.stack(outside).mean()
+        return (weight * error).mean() + beyond + 1e-4 * z.square().mean(), facts
 
     loop = replace(loop, lr=VAE_LR, optimizer="muon_conv", ema=0.98, warmup=20)
     training = TrainingLoop(model.vae.autoencoder, loop, folder, loss, tag="train_vae", identity=identity)
-    facts = training.run()
+    try:
+        facts = training.run()
+    finally:
+        watch.remove()
     model.vae.autoencoder.load_state_dict(training.ema_model.state_dict())
     return facts
 

@@ -144,4 +144,5 @@ def test_latent_actions_are_trained_with_the_tokenizer_of_the_bundled_world_mode
 def test_targets_of_a_single_row_are_not_standardised_to_zero(data, tmp_path):
     with pytest.raises(ConfigError, match="got 1 row; try --batch-size 128, or --aux-settings standardise=false"):
         train_policy.run(config(data, tmp_path / "p", batch_size=1, epochs=1))
-    assert train_policy.run(config(data, tmp_path / "q", batch_size=1, epochs=1, aux_settings=("standardise=false",))) == 0
+    kept = config(data, tmp_path / "q", batch_size=1, epochs=1, aux_settings=("standardise=false",))
+    assert train_policy.run(kept) == 0
