@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,6 +204,10 @@ def _reading(root: Path, what: str = "") -> Iterator[None]:
         ) from error
 
 
+UNREADABLE_ZIP = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What zipfile raises for a damaged file; RuntimeError for a flag of encryption, and for a version that it lacks."""
+
+
 def _stored_files(root: Path) -> set[Path]:
     """All files of a store.
 
@@ -213,7 +219,7 @@ def _stored_files(root: Path) -> set[Path]:
             with zipfile.ZipFile(root) as file:
                 for entry in file.infolist():  # a chunk under a damaged name would be read as zeros
                     file.open(entry).close()
-        except (OSError, zipfile.BadZipFile) as error:
+        except UNREADABLE_ZIP as error:
             raise DatasetError(f"{root} is not a readable zip file ({error}); download it again") from error
         return {root}
     if not root.is_dir():
