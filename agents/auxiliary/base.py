@@ -11,6 +11,7 @@ Example::
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,7 +63,7 @@ class AuxiliarySettings(Protocol):
         ...
 
 
-class AuxiliaryLoss(nn.Module):
+class AuxiliaryLoss(nn.Module, ABC):
     """A loss on the future tokens of a policy, with weights of its own.
 
     Subclasses have a class attribute `Settings` (see `AuxiliarySettings`) and are registered in
@@ -131,6 +132,7 @@ class AuxiliaryLoss(nn.Module):
     def prepare(self, batch: ChunkBatch) -> None:
         """Change the observation of a training batch before any pass; only control arms do."""
 
+    @abstractmethod
     def losses(
         self, policy: Any, batch: ChunkBatch, hidden: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
@@ -141,7 +143,7 @@ class AuxiliaryLoss(nn.Module):
             batch: with `future`, the later frames (`agents.data.future`). Actions are NaN where unknown, as in video.
             hidden: see `tokens`.
         """
-        raise NotImplementedError
+        ...
 
     def after_step(self, policy: Any) -> None:
         """Called after every optimizer step, for targets that follow the policy."""
