@@ -11,16 +11,22 @@ Example::
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from worldgym.errors import ConfigError
+from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
 from worldgym.protocols import Decode, Imagined
 from worldgym.specs import Specs
+from worldgym.utils.devices import randint
+from worldgym.utils.files import read_json
+from worldgym.utils.folders import verify_folder
 from worldgym.utils.row_threads import ROWS_PER_THREAD, in_threads
 from worldgym.utils.sizes import ImageSize, short
+from worldgym.utils.tensors import load_tensors
 
 
 class LatentWorldModel(nn.Module):
@@ -116,6 +122,12 @@ class LatentWorldModel(nn.Module):
             },
         )
 
+    def fork(self, state: Any, index: Tensor, generator: torch.Generator | None = None) -> Any:
+        """Rows `index (B',)` as a new state. With `generator` copies get new noise keys, else those of their source."""
+        keys = None if generator is None else randint(2**62, (len(index),), generator, self.device)
+        forked = state.index(index)
+        return forked if keys is None else forked.replace(keys=keys)
+
     def merge(self, state: Any, rows: Tensor, other: Any) -> Any:
         """`state` with the rows `rows` replaced by all rows of `other`, in order."""
         return state.scatter(rows, other)
@@ -143,3 +155,34 @@ class LatentWorldModel(nn.Module):
     def render_views(self, state: Any) -> dict[str, Tensor]:
         """The other cameras' current frames by name, `(B,H',W',3)` uint8."""
         return {name: frames[:, 0] for name, frames in self.decode(state.latent[:, None])[1].items()}
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def read_model(
+    path: Path | str, kind: str, remedy: str, make: Callable[[dict[str, Any], dict[str, Tensor]], Model]
+) -> Model:
+    """Load a world model from `config.json` and `model.safetensors`, in evaluation mode and without gradients.
+
+    Args:
+        path: folder.
+        kind: the type that `config.json` must have.
+        remedy: what to do if a file is missing.
+        make: builds the model of the config, without its type, and of the tensors by name.
+
+    Raises:
+        CheckpointError: missing or damaged files; the message names them.
+    """
+    folder = verify_folder(path, ("config.json", "model.safetensors"), remedy)
+    config = read_json(folder / "config.json", remedy)
+    tensors = load_tensors(folder / "model.safetensors")
+    try:
+        if (found := config.pop("type", kind)) != kind:
+            raise ValueError(f"config.json is of the type {found!r}, not {kind!r}")
+        model = make(config, tensors)
+    except UNBUILDABLE as error:
+        raise CheckpointError(
+            f"the {kind} world model at {folder} is damaged or of another version: {error}"
+        ) from error
+    return model.eval().requires_grad_(False)

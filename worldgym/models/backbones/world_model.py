@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
+from worldgym.errors import ConfigError
 from worldgym.models.backbones.config import BackboneConfig
 from worldgym.models.backbones.networks import CosmosNetwork, VideoNetwork, WanNetwork
 from worldgym.models.backbones.proprioception import Integrator, StateProbe
@@ -31,13 +31,12 @@ from worldgym.models.backbones.shapes import build
 from worldgym.models.backbones.state import BackboneState, pushed
 from worldgym.models.backbones.tiny_decoder import TinyDecoder
 from worldgym.models.backbones.vae import TemporalVAE
-from worldgym.models.latent_model import LatentWorldModel
+from worldgym.models.latent_model import LatentWorldModel, read_model
 from worldgym.nn.noise import residual_velocity
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
-from worldgym.utils.files import read_json
-from worldgym.utils.folders import save_folder, verify_folder
-from worldgym.utils.tensors import load_tensors, save_tensors
+from worldgym.utils.folders import save_folder
+from worldgym.utils.tensors import save_tensors
 
 TYPE = "diffusers"
 
@@ -323,14 +322,6 @@ class DiffusersWorldModel(LatentWorldModel):
         return self.canvas.unpack(self._pictures(state))[1]
 
     # -- copying and correcting ----------------------------------------------------------------------------------------
-    def fork(
-        self, state: BackboneState, index: Tensor, generator: torch.Generator | None = None
-    ) -> BackboneState:
-        """Rows `index (B',)` as a new state. With `generator` copies get new noise keys, else those of their source."""
-        keys = None if generator is None else randint(2**62, (len(index),), generator, self.device)
-        forked = state.index(index)
-        return forked if keys is None else forked.replace(keys=keys)
-
     def observe(
         self,
         state: BackboneState,
@@ -372,18 +363,11 @@ class DiffusersWorldModel(LatentWorldModel):
         Raises:
             CheckpointError: missing or damaged files; the message names them.
         """
-        remedy = "train one with `worldgym train world-model --type diffusers`"
-        path = verify_folder(path, ("config.json", "model.safetensors"), remedy)
-        config = read_json(path / "config.json", remedy)
-        tensors = load_tensors(path / "model.safetensors")
-        try:
-            if config.pop("type", TYPE) != TYPE:
-                raise ValueError(f"config.json is not of the type {TYPE!r}")
+
+        def make(config: dict[str, Any], tensors: dict[str, Tensor]) -> DiffusersWorldModel:
             model = cls(BackboneConfig.from_dict(config))
             model.with_dtype(model.config.dtype)
             model.load_state_dict(tensors)
-        except UNBUILDABLE as error:
-            raise CheckpointError(
-                f"the world model at {path} is damaged or of another version: {error}"
-            ) from error
-        return model.eval().requires_grad_(False)
+            return model
+
+        return read_model(path, TYPE, "train one with `worldgym train world-model --type diffusers`", make)

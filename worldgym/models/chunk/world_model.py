@@ -23,21 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
+from worldgym.errors import ConfigError
 from worldgym.models.chunk.between import Between
 from worldgym.models.chunk.config import HAND, ChunkConfig
 from worldgym.models.chunk.decoder import LightDecoder
 from worldgym.models.chunk.picture import Parts, Picture
 from worldgym.models.chunk.slots import Kinematics, SlotMotion, Slots
 from worldgym.models.chunk.state import ChunkState
-from worldgym.models.latent_model import LatentWorldModel
+from worldgym.models.latent_model import LatentWorldModel, read_model
 from worldgym.models.probe import PositionProbe, PositionProbeConfig
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.protocols import Decode, Imagined
-from worldgym.utils.files import read_json
-from worldgym.utils.folders import save_folder, verify_folder
-from worldgym.utils.tensors import load_tensors, save_tensors
+from worldgym.utils.folders import save_folder
+from worldgym.utils.tensors import save_tensors
 
 TYPE = "chunk"
 EXACT = ("background",)  # buffers that are saved in their own precision
@@ -332,18 +331,11 @@ class ChunkWorldModel(LatentWorldModel):
         Raises:
             CheckpointError: missing or damaged files; the message names them.
         """
-        remedy = "train one with `worldgym train world-model --type chunk`"
-        path = verify_folder(path, ("config.json", "model.safetensors"), remedy)
-        config = read_json(path / "config.json", remedy)
-        tensors = load_tensors(path / "model.safetensors")
-        try:
-            if config.pop("type", TYPE) != TYPE:
-                raise ValueError(f"config.json is not of the type {TYPE!r}")
+
+        def make(config: dict[str, Any], tensors: dict[str, Tensor]) -> ChunkWorldModel:
             model = cls(ChunkConfig.from_dict(config))
             model.load_state_dict({k: v.float() for k, v in tensors.items()})
-        except UNBUILDABLE as error:
-            raise CheckpointError(
-                f"the world model at {path} is damaged or of another version: {error}"
-            ) from error
-        model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model.eval().requires_grad_(False)
+            model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return model
+
+        return read_model(path, TYPE, "train one with `worldgym train world-model --type chunk`", make)

@@ -22,20 +22,19 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
+from worldgym.errors import ConfigError
 from worldgym.models.backbones.proprioception import Integrator
 from worldgym.models.joint.config import JointConfig, sampling_of
 from worldgym.models.joint.network import JointNetwork
 from worldgym.models.joint.sampling import Denoiser, imagine
 from worldgym.models.joint.state import JointState
-from worldgym.models.latent_model import LatentWorldModel
+from worldgym.models.latent_model import LatentWorldModel, read_model
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.nn import Reuse, row_noise
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
-from worldgym.utils.files import read_json
-from worldgym.utils.folders import save_folder, verify_folder
-from worldgym.utils.tensors import load_tensors, save_tensors
+from worldgym.utils.folders import save_folder
+from worldgym.utils.tensors import save_tensors
 
 TYPE = "joint"
 
@@ -225,12 +224,6 @@ class JointModel(LatentWorldModel):
         latent, error = imagine(block, video, actions, given, there)
         return self.tokenizer.project(latent), error
 
-    def fork(self, state: JointState, index: Tensor, generator: torch.Generator | None = None) -> JointState:
-        """Rows `index (B',)` as a new state. With `generator` copies get new noise keys, else those of their source."""
-        keys = None if generator is None else randint(2**62, (len(index),), generator, self.device)
-        forked = state.index(index)
-        return forked if keys is None else forked.replace(keys=keys)
-
     @torch.no_grad()
     def observe(
         self,
@@ -269,18 +262,11 @@ class JointModel(LatentWorldModel):
         Raises:
             CheckpointError: missing or damaged files; the message names them.
         """
-        remedy = "train one with `worldgym train wam`"
-        path = verify_folder(path, ("config.json", "model.safetensors"), remedy)
-        config = read_json(path / "config.json", remedy)
-        tensors = load_tensors(path / "model.safetensors")
-        try:
-            if config.pop("type", TYPE) != TYPE:
-                raise ValueError(f"config.json is not of the type {TYPE!r}")
+
+        def make(config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
             model = cls(JointConfig.from_dict(config))
             model.load_state_dict(tensors)
-        except UNBUILDABLE as error:
-            raise CheckpointError(
-                f"the joint model at {path} is damaged or of another version: {error}"
-            ) from error
-        model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model.eval().requires_grad_(False)
+            model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return model
+
+        return read_model(path, TYPE, "train one with `worldgym train wam`", make)

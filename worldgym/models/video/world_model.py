@@ -223,14 +223,6 @@ class VideoWorldModel(LatentWorldModel):
             views=views,
         )
 
-    def fork(
-        self, state: ImaginedState, index: Tensor, generator: torch.Generator | None = None
-    ) -> ImaginedState:
-        """Rows `index (B',)` as a new state. With `generator` copies get new noise keys, else those of their source."""
-        keys = None if generator is None else randint(2**62, (len(index),), generator, self.device)
-        forked = state.index(index)
-        return forked if keys is None else forked.replace(keys=keys)
-
     @torch.no_grad()
     def observe(
         self,
