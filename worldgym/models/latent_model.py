@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +24,10 @@ from worldgym.protocols import Decode, Imagined
 from worldgym.specs import Specs
 from worldgym.utils.devices import randint
 from worldgym.utils.files import read_json
-from worldgym.utils.folders import verify_folder
+from worldgym.utils.folders import save_folder, verify_folder
 from worldgym.utils.row_threads import ROWS_PER_THREAD, in_threads
 from worldgym.utils.sizes import ImageSize, short
-from worldgym.utils.tensors import load_tensors
+from worldgym.utils.tensors import load_tensors, save_tensors
 
 
 class LatentWorldModel(nn.Module):
@@ -76,6 +77,23 @@ class LatentWorldModel(nn.Module):
             torch.tensor(v, device=states.device) for v in (self.config.state_mean, self.config.state_std)
         )
         return states * std + mean
+
+    def known_states(self, states: Tensor | None, batch: int, length: int, kind: str) -> Tensor:
+        """Proprioception `(B,Tc,S)` of a start, for models that do not estimate it; empty without proprioception.
+
+        Raises:
+            ConfigError: it is missing, or of another shape.
+        """
+        if self.state_dim and states is None:
+            raise ConfigError(
+                f"a {kind} model needs the proprioception of its starts; give states (B, Tc, S), or starts with states"
+            )
+        found = torch.zeros(batch, length, 0) if states is None else states
+        if tuple(found.shape) != (batch, length, self.state_dim):
+            raise ConfigError(
+                f"states have shape {tuple(found.shape)}, expected {(batch, length, self.state_dim)}"
+            )
+        return found
 
     # -- prediction --------------------------------------------------------------------------------------------------
     def inference_network(self) -> Any:
@@ -158,6 +176,22 @@ class LatentWorldModel(nn.Module):
 
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+def check_clips(frames: Tensor) -> None:
+    """Raise a ConfigError unless `frames` has the axes `(B,Tc,H,W,3)`."""
+    if frames.ndim != 5:
+        raise ConfigError(
+            f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
+        )
+
+
+def write_model(path: Path | str, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Write `config.json` and `model.safetensors` into a folder; returns it."""
+    with save_folder(path) as folder:
+        save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+    return Path(path)
 
 
 def read_model(

@@ -214,7 +214,7 @@ def train_vae(
 ) -> dict[str, float]:
     """Train a VAE with random weights; those of published pipelines are never trained.
 
-    Muon on its convolutions: after 300 steps on the tabletop at 16 px it reaches the error of 1,000 steps of AdamW.
+    Muon on its convolutions: on the tabletop at 16 px the error fell faster than with AdamW.
     """
     pictures, offsets = Pictures.of(arrays, model.canvas), torch.as_tensor(arrays.offsets)
     lengths = offsets.diff()

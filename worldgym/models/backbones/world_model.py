@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +30,10 @@ from worldgym.models.backbones.shapes import build
 from worldgym.models.backbones.state import BackboneState, pushed
 from worldgym.models.backbones.tiny_decoder import TinyDecoder
 from worldgym.models.backbones.vae import TemporalVAE
-from worldgym.models.latent_model import LatentWorldModel, read_model
+from worldgym.models.latent_model import LatentWorldModel, check_clips, read_model, write_model
 from worldgym.nn.noise import residual_velocity
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
-from worldgym.utils.folders import save_folder
-from worldgym.utils.tensors import save_tensors
 
 TYPE = "diffusers"
 
@@ -126,10 +123,7 @@ class DiffusersWorldModel(LatentWorldModel):
         Raises:
             ConfigError: wrong shapes, sizes or dtypes.
         """
-        if frames.ndim != 5:
-            raise ConfigError(
-                f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
-            )
+        check_clips(frames)
         device, (b, context) = self.device, frames.shape[:2]
         actions = self._checked(actions, (b, context - 1, self.action_dim), "actions")
         views = None if views is None else {name: view.to(device) for name, view in views.items()}
@@ -351,10 +345,7 @@ class DiffusersWorldModel(LatentWorldModel):
     # -- disk ----------------------------------------------------------------------------------------------------------
     def save_pretrained(self, path: Path | str) -> Path:
         """Write `config.json` and `model.safetensors`, in the precision of the weights."""
-        with save_folder(path) as folder:
-            save_tensors(folder / "model.safetensors", dict(self.state_dict()), metadata={"format": "pt"})
-            (folder / "config.json").write_text(json.dumps({"type": TYPE, **self.config.to_dict()}, indent=1))
-        return Path(path)
+        return write_model(path, {"type": TYPE, **self.config.to_dict()}, dict(self.state_dict()))
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> DiffusersWorldModel:

@@ -14,7 +14,6 @@ Example::
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,20 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldgym.errors import ConfigError
 from worldgym.models.chunk.between import Between
 from worldgym.models.chunk.config import HAND, ChunkConfig
 from worldgym.models.chunk.decoder import LightDecoder
 from worldgym.models.chunk.picture import Parts, Picture
 from worldgym.models.chunk.slots import Kinematics, SlotMotion, Slots
 from worldgym.models.chunk.state import ChunkState
-from worldgym.models.latent_model import LatentWorldModel, read_model
+from worldgym.models.latent_model import LatentWorldModel, check_clips, read_model, write_model
 from worldgym.models.probe import PositionProbe, PositionProbeConfig
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.protocols import Decode, Imagined
-from worldgym.utils.folders import save_folder
-from worldgym.utils.tensors import save_tensors
 
 TYPE = "chunk"
 EXACT = ("background",)  # buffers that are saved in their own precision
@@ -141,20 +137,9 @@ class ChunkWorldModel(LatentWorldModel):
         Raises:
             ConfigError: wrong shapes, or no proprioception.
         """
-        if frames.ndim != 5:
-            raise ConfigError(
-                f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
-            )
+        check_clips(frames)
         b, context = frames.shape[:2]
-        if self.state_dim and states is None:
-            raise ConfigError(
-                "a chunk model needs the proprioception of its starts; give states (B, Tc, S), or starts with states"
-            )
-        states = torch.zeros(b, context, 0) if states is None else states
-        if tuple(states.shape) != (b, context, self.state_dim):
-            raise ConfigError(
-                f"states have shape {tuple(states.shape)}, expected {(b, context, self.state_dim)}"
-            )
+        states = self.known_states(states, b, context, "chunk")
         states = states.to(self.device).float()
         picture = self.canvas.pack(
             frames.to(self.device),
@@ -319,10 +304,7 @@ class ChunkWorldModel(LatentWorldModel):
             k: v.detach().to("cpu", v.dtype if any(part in k for part in exact) else torch.bfloat16)
             for k, v in self.state_dict().items()
         }
-        with save_folder(path) as folder:
-            save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-            (folder / "config.json").write_text(json.dumps({"type": TYPE, **self.config.to_dict()}, indent=1))
-        return Path(path)
+        return write_model(path, {"type": TYPE, **self.config.to_dict()}, tensors)
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> ChunkWorldModel:

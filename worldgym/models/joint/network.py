@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,12 @@ class JointOutput(NamedTuple):
     taps: dict[int, Tensor]
 
 
+@lru_cache(maxsize=64)
+def _positions(layout: SequenceLayout, grid: tuple[int, int]) -> Tensor:
+    """Rotary positions `(L,3)` of a layout, computed once."""
+    return layout.positions({"video": grid})
+
+
 class Level(nn.Module):
     """Embeds noise levels `(...)` as `(...,D)`."""
 
@@ -106,6 +113,7 @@ class JointNetwork(nn.Module):
         super().__init__()
         c = self.config = config
         kind, width = c.kind, c.width
+        self.roles = frozenset(segment.role for segment in kind.layout(c.sizes(1)).segments)
         widths = {"all": width, "video": width, "action": c.action_width, "understanding": c.text_width}
         experts = tuple(Expert(name, widths[name], roles) for name, roles in kind.experts.items())
         part = c.head_dim // 8
@@ -121,13 +129,13 @@ class JointNetwork(nn.Module):
         self.action = nn.Linear(c.action_dim + 1, owner["action"])
         self.action_place = nn.Parameter(0.02 * torch.randn(c.chunk, owner["action"]))
         self.video_level, self.action_level = Level(width), Level(width)
-        if "state" in self._roles():
+        if "state" in self.roles:
             self.state = nn.Sequential(
                 nn.Linear(c.state_dim, owner["state"]), nn.SiLU(), nn.Linear(owner["state"], owner["state"])
             )
-        if "register" in self._roles():
+        if "register" in self.roles:
             self.registers = nn.Parameter(0.02 * torch.randn(REGISTERS, owner["register"]))
-        if "text" in self._roles():
+        if "text" in self.roles:
             self.text = nn.Linear(c.text_dim, WORDS * owner["text"])
         else:
             self.words = nn.Sequential(nn.Linear(c.text_dim, width), nn.SiLU(), nn.Linear(width, width))
@@ -142,9 +150,6 @@ class JointNetwork(nn.Module):
         for layer in (self.video_out, self.action_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-
-    def _roles(self) -> set[str]:
-        return {segment.role for segment in self.config.kind.layout(self.config.sizes(1)).segments}
 
     def forward(
         self,
@@ -174,7 +179,7 @@ class JointNetwork(nn.Module):
         out = self.body(
             {name: torch.cat(parts, 1) for name, parts in tokens.items() if parts}, layout, rule,
             condition=torch.cat(conditions, 1) + self._shared(inputs)[:, None],
-            positions=layout.positions({"video": c.grid}), cache=cache, taps=taps,
+            positions=_positions(layout, c.grid), cache=cache, taps=taps,
         )  # fmt: skip
         first = self.body.config.experts[0].name
         rows, columns = c.tokenizer.grid
@@ -200,7 +205,7 @@ class JointNetwork(nn.Module):
         """`(B,D)` conditioning of all tokens: instruction, observation, and for UWM both noise levels."""
         c = self.config
         out = inputs.words.new_zeros(len(inputs.words), c.width)
-        if "text" not in self._roles():
+        if "text" not in self.roles:
             out = out + self.words(inputs.words)
         if c.kind.observes == "modulation":
             out = out + self.seen(torch.cat([inputs.clean[:, 0].flatten(1), inputs.states[:, 0]], -1))

@@ -12,7 +12,6 @@ Example::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,13 +27,11 @@ from worldgym.models.joint.config import JointConfig, sampling_of
 from worldgym.models.joint.network import JointNetwork
 from worldgym.models.joint.sampling import Denoiser, imagine
 from worldgym.models.joint.state import JointState
-from worldgym.models.latent_model import LatentWorldModel, read_model
+from worldgym.models.latent_model import LatentWorldModel, check_clips, read_model, write_model
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.nn import Reuse, row_noise
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
-from worldgym.utils.folders import save_folder
-from worldgym.utils.tensors import save_tensors
 
 TYPE = "joint"
 
@@ -110,22 +107,13 @@ class JointModel(LatentWorldModel):
         """
         c, device = self.config, self.device
         self.check_world_model()
-        if frames.ndim != 5:
-            raise ConfigError(
-                f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
-            )
+        check_clips(frames)
         b, length = frames.shape[:2]
         if tuple(actions.shape) != (b, length - 1, c.action_dim):
             raise ConfigError(
                 f"actions have shape {tuple(actions.shape)}, expected {(b, length - 1, c.action_dim)}"
             )
-        if c.state_dim and states is None:
-            raise ConfigError(
-                "a joint model needs the proprioception of its starts; give states (B, Tc, S), or starts with states"
-            )
-        states = torch.zeros(b, length, 0) if states is None else states
-        if tuple(states.shape) != (b, length, c.state_dim):
-            raise ConfigError(f"states have shape {tuple(states.shape)}, expected {(b, length, c.state_dim)}")
+        states = self.known_states(states, b, length, "joint")
         at = [*range(length - 1, -1, -c.chunk)][: c.block_count][::-1]
         picture = self.canvas.pack(
             frames[:, at].to(device),
@@ -250,10 +238,7 @@ class JointModel(LatentWorldModel):
     def save_pretrained(self, path: Path | str) -> Path:
         """Write `config.json` and `model.safetensors`."""
         tensors = {name: value.detach().cpu() for name, value in self.state_dict().items()}
-        with save_folder(path) as folder:
-            save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-            (folder / "config.json").write_text(json.dumps({"type": TYPE, **self.config.to_dict()}, indent=1))
-        return Path(path)
+        return write_model(path, {"type": TYPE, **self.config.to_dict()}, tensors)
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> Self:

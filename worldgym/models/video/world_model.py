@@ -15,7 +15,6 @@ Example::
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
-from worldgym.models.latent_model import LatentWorldModel
+from worldgym.models.latent_model import LatentWorldModel, check_clips, write_model
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.config import WorldModelConfig
@@ -35,8 +34,8 @@ from worldgym.nn import renoise
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
 from worldgym.utils.files import read_json
-from worldgym.utils.folders import save_folder, verify_folder
-from worldgym.utils.tensors import load_tensors, save_tensors
+from worldgym.utils.folders import verify_folder
+from worldgym.utils.tensors import load_tensors
 
 TYPE = "video"
 EXACT = ("background", "latent_mean", "latent_std")  # buffers that are saved in their own precision
@@ -133,10 +132,7 @@ class VideoWorldModel(LatentWorldModel):
         Raises:
             ConfigError: wrong shapes, sizes or dtypes.
         """
-        if frames.ndim != 5:
-            raise ConfigError(
-                f"frames have shape {tuple(frames.shape)}, expected (B, Tc, H, W, 3); frames[:, None] adds Tc"
-            )
+        check_clips(frames)
         device = self.device
         frames, actions = frames.to(device), actions.to(device)
         views = None if views is None else {name: view.to(device) for name, view in views.items()}
@@ -262,10 +258,7 @@ class VideoWorldModel(LatentWorldModel):
             for k, v in self.state_dict().items()
         }
         config = {"type": TYPE, **replace(self.config, sampler=self.sampler, specs=self.specs).to_dict()}
-        with save_folder(path) as folder:
-            save_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-            (folder / "config.json").write_text(json.dumps(config, indent=1))
-        return Path(path)
+        return write_model(path, config, tensors)
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> VideoWorldModel:
