@@ -5,9 +5,13 @@ model (`worldgym train wam`) is measured with a slow sampler (16 steps, guidance
 DreamZero's shortcuts added to it (arXiv 2602.15922, table of speed-ups). Differences are to the slow sampler of the
 same model, or for other policies to the first one.
 
+With `--execution` each row is also evaluated with its own time of inference (`worldgym.evaluation.latency`): in whole
+control steps, while the robot holds still (`blocking`) or goes on with its last chunk (`asynchronous`).
+
 Example::
 
     worldgym bench latency --policies sft runs/wam/export --episodes 200 --json runs/latency.json
+    worldgym bench latency --policies runs/wam/export --execution blocking asynchronous --hz 10
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -24,12 +28,13 @@ import numpy as np
 import tyro
 
 from experiments.bundle import Bundle
-from experiments.commands.evaluate import covered_tasks
+from experiments.commands.evaluate import covered_tasks, delay_of
 from experiments.compute import DType, placing
 from experiments.pipelines.run_folder import versions
 from experiments.suites import BundleName, chosen_suite, evaluation_pool, known_split, known_tasks, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, make_starts, paired_bootstrap
+from worldgym.evaluation.latency import EXECUTIONS, Execution
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
@@ -48,6 +53,8 @@ class BenchLatencyConfig:
         episodes: episodes per row, spread over the tasks; 0 only measures times.
         repeats: chunks per row whose times are taken.
         guidance: guidance weight of the slow sampler of joint models.
+        execution: also evaluate each row with its own latency, under these executions.
+        hz: control steps per second for this latency; that of the suite if None.
         stack: measure joint models with the slow sampler and its shortcuts; otherwise only as they were saved.
         split: split of starts and instructions.
         tasks: tasks; those that the bundle covers if empty.
@@ -67,6 +74,8 @@ class BenchLatencyConfig:
     episodes: int = 201
     repeats: int = 50
     guidance: float = 5.0
+    execution: tuple[Execution, ...] = ()
+    hz: float | None = None
     stack: bool = True
     split: str = "seen"
     tasks: tuple[str, ...] = ()
@@ -85,6 +94,10 @@ class BenchLatencyConfig:
             raise ConfigError("no policies given; try --policies sft runs/wam/export")
         if self.episodes < 0 or self.repeats < 1 or self.horizon < 1:
             raise ConfigError("episodes must be at least 0, repeats and horizon at least 1")
+        if self.hz is not None and not 0 < self.hz < float("inf"):
+            raise ConfigError(f"hz is {self.hz}, expected a positive number of steps per second; try --hz 10")
+        if self.execution and not self.episodes:
+            raise ConfigError("--execution measures success, and episodes is 0; give --episodes 201")
 
 
 def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
@@ -136,10 +149,13 @@ def run(config: BenchLatencyConfig) -> int:
     env.close()
     found = times(rows, seen, config.repeats)
     facts: list[dict[str, Any]] = []
-    results: dict[str, EvalResult] = {}
-    with closing(
-        evaluation_pool(suite, workers=config.workers, horizon=config.horizon, chunk=chunks.pop())
-    ) as pool:
+    results: dict[tuple[str, str], EvalResult] = {}
+    names = [name for name, *_ in rows]
+    with ExitStack() as stack:
+        pools = [
+            stack.enter_context(evaluation_pool(suite, workers=config.workers, horizon=config.horizon, chunk=size))
+            for size in (chunks.pop(), *([None] if config.execution else []))
+        ]
         for (name, label, policy), seconds in zip(rows, found, strict=True):
             median, high = (float(np.percentile(1000 * seconds, q)) for q in (50, 95))
             row: dict[str, Any] = {
@@ -148,20 +164,37 @@ def run(config: BenchLatencyConfig) -> int:
                 "ms": round(median, 3),
                 "ms_p95": round(high, 3),
             }
+            base = name if names.count(name) > 1 else config.policies[0]
             if config.episodes:
-                result = pool.evaluate(policy, starts)
-                several = sum(other == name for other, *_ in rows) > 1
-                base = results.setdefault(name if several else config.policies[0], result)
-                row["success"] = result.rate().to_dict()
-                row["difference"] = paired_bootstrap(result.success, base.success).to_dict()
+                row |= compared(pools[0].evaluate(policy, starts), results, (base, ""))
+            for execution in config.execution:
+                latency = delay_of(median, suite, execution, config.hz)
+                if execution == "asynchronous" and latency is not None and latency.steps >= policy.chunk:
+                    row[execution] = {"steps": latency.steps}  # no action of a chunk is left when it arrives
+                    continue
+                result = pools[-1].evaluate(policy, starts, latency=latency)
+                steps = 0 if latency is None else latency.steps
+                row[execution] = {"steps": steps, **compared(result, results, (base, execution))}
             facts.append(row)
     written = {
         "rows": facts, "episodes": len(starts) if config.episodes else 0, "tasks": list(tasks), "split": split,
-        "repeats": config.repeats, "versions": versions(),
+        **({"hz": config.hz or suite.specs.action.hz} if config.execution else {}), "repeats": config.repeats,
+        "versions": versions(),
     }  # fmt: skip
     atomic_write_text(config.json, json.dumps(written, indent=1) + "\n")
     sys.stdout.write(f"{table(facts)}\nwritten to {config.json}\n")
     return 0
+
+
+def compared(
+    result: EvalResult, results: dict[tuple[str, str], EvalResult], base: tuple[str, str]
+) -> dict[str, Any]:
+    """Success, and its difference to the base, which is this result if there is none yet."""
+    first = results.setdefault(base, result)
+    return {
+        "success": result.rate().to_dict(),
+        "difference": paired_bootstrap(result.success, first.success).to_dict(),
+    }
 
 
 def loaded_rows(config: BenchLatencyConfig, here: Any) -> list[tuple[str, str, Any]]:
@@ -198,20 +231,27 @@ def times(rows: list[tuple[str, str, Any]], seen: dict[str, Any], repeats: int) 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a markdown table; times are also given as a multiple of the speed of the model's slow sampler."""
-    lines = [
-        "| policy | sampler | ms a chunk, median (p95) | speed | success | difference |",
-        "|---|---|---|---|---|---|",
-    ]
+    late = [name for name in EXECUTIONS if name in rows[0]]
+    head = ["policy", "sampler", "ms a chunk, median (p95)", "speed", "success", "difference"]
+    for name in late:
+        head += [f"{name}: steps", "success", "difference"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     slow: dict[str, float] = {}
     for row in rows:
         base = slow.setdefault(row["policy"], row["ms"])
-        rate, change = row.get("success"), row.get("difference")
-        lines.append(
-            f"| {row['policy']} | {row['sampler']} | {row['ms']:.1f} ({row['ms_p95']:.1f}) | "
-            f"{base / row['ms']:.1f} x | {'-' if rate is None else _share(rate)} | "
-            f"{'-' if change is None else _points(change)} |"
-        )
+        cells = [
+            row["policy"], row["sampler"], f"{row['ms']:.1f} ({row['ms_p95']:.1f})", f"{base / row['ms']:.1f} x",
+            *_cells(row),
+        ]  # fmt: skip
+        for name in late:
+            cells += [str(row[name]["steps"]), *_cells(row[name])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    rate, change = found.get("success"), found.get("difference")
+    return ["-" if rate is None else _share(rate), "-" if change is None else _points(change)]
 
 
 def _share(rate: dict[str, float]) -> str:

@@ -4,6 +4,7 @@ Example::
 
     worldgym eval --policy runs/demo/policy sft --split seen --episodes 210
     worldgym eval --policy runs/demo/policy@1.0 --split unseen_instruction --out runs/unseen.json
+    worldgym eval --policy runs/wam/export sft --latency-ms 220 --execution blocking
     worldgym eval --world imagined --policy sft "ws://127.0.0.1:8000?keys=libero&chunk=5" --max-uncertainty 2
 """
 
@@ -35,9 +36,10 @@ from experiments.suites import (
 from worldgym import pretrained
 from worldgym.errors import ConfigError
 from worldgym.evaluation import EvalResult, EvaluationPool, ImaginedResult, make_starts, paired_bootstrap
+from worldgym.evaluation.latency import Execution, Latency
 from worldgym.evaluation.outcomes import EVALUATION_SEED0, Start, shuffle_instructions
 from worldgym.pretrained import DEFAULT
-from worldgym.suite import load_suite
+from worldgym.suite import Suite, load_suite
 from worldgym.utils.files import atomic_write_text
 from worldgym.utils.progress import Progress
 
@@ -78,6 +80,10 @@ class EvalConfig:
             sees it, to compare with the same policy on frames as they are.
         wrong_instructions: in Real: also measure every policy with the instruction of another start (language-blind
             control): what it still achieves owes nothing to the words.
+        latency_ms: in Real: time from an observation to its actions, in milliseconds, rounded up to whole control
+            steps; 0 is none.
+        execution: with a latency: `blocking`, the robot holds still meanwhile, or `asynchronous`, it goes on with the
+            last chunk and drops the actions of the new one whose time has passed.
         starts: with `--imagined`: `bundle` starts from logged frames of the bundle, a dataset's folder or an `.npz`
             file from frames of recordings; if None, from first frames of the suite, the same as without `--imagined`.
         threshold: with `--imagined`: probability of the judge that counts as success; the judge's own if None.
@@ -109,6 +115,8 @@ class EvalConfig:
     judge_keys: tuple[str, ...] = ()
     decoded_by: Path | None = None
     wrong_instructions: bool = False
+    latency_ms: float = 0.0
+    execution: Execution = "asynchronous"
     starts: str | None = None
     threshold: float | None = None
     confirm: int = 1
@@ -127,10 +135,14 @@ class EvalConfig:
         given = [f"--{name.replace('_', '-')}" for name in ONLY_IMAGINED if getattr(self, name) is not None]
         if given and not self.imagined:
             raise ConfigError(f"{given[0]} is for an evaluation in imagination; type --imagined too")
-        if self.imagined and (self.domain is not None or self.gap or self.decoded_by or self.wrong_instructions):
+        real = (self.domain is not None, self.gap, self.decoded_by, self.wrong_instructions, self.latency_ms)
+        if self.imagined and any(real):
             raise ConfigError(
-                "an imagined evaluation has no --domain, --gap, --decoded-by and --wrong-instructions; leave them out"
+                "an imagined evaluation has no --domain, --gap, --decoded-by, --wrong-instructions and --latency-ms; "
+                "leave them out"
             )
+        if not 0 <= self.latency_ms < float("inf"):
+            raise ConfigError(f"latency_ms is {self.latency_ms}, expected 0 or more; try --latency-ms 100")
         if self.confirm < 1:
             raise ConfigError(f"confirm is {self.confirm}; expected at least 1")
         if self.episodes < 1 or self.horizon < 1 or self.workers < 0:
@@ -158,20 +170,24 @@ def run(config: EvalConfig) -> int:
     per_task = max(1, round(config.episodes / len(tasks)))
     starts = make_starts(tasks, per_task, config.start_seed, known_split(suite, config.split))
     where = domain_settings(suite, config.domain, config.gap)
+    latency = delay_of(config.latency_ms, suite, config.execution)
     results: dict[str, EvalResult] = {}
     pools: dict[int, EvaluationPool] = {}  # by chunk length: one environment step executes one chunk of the policy
     with ExitStack() as stack:
         for choice in choices:
             chunk = int(choice.ref.load().chunk)
+            if latency is not None:
+                latency.check(chunk)
             if chunk not in pools:
                 pool = evaluation_pool(
-                    suite, workers=config.workers, horizon=config.horizon, chunk=chunk, **where
-                )
+                    suite, workers=config.workers, horizon=config.horizon,
+                    chunk=None if latency is not None else chunk, **where,
+                )  # fmt: skip
                 pools[chunk] = stack.enter_context(pool)
-            results[choice.name] = _measured(pools[chunk], choice, starts, config.seed)
+            results[choice.name] = _measured(pools[chunk], choice, starts, config.seed, latency)
             if config.wrong_instructions:
                 blind = shuffle_instructions(results[choice.name], seed=config.seed)
-                results[f"{choice.name}{WRONG}"] = _measured(pools[chunk], choice, blind, config.seed)
+                results[f"{choice.name}{WRONG}"] = _measured(pools[chunk], choice, blind, config.seed, latency)
             # after every policy, so that these results are kept if the server of a later one ends
             data = summary(results, config)
             atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
@@ -179,11 +195,23 @@ def run(config: EvalConfig) -> int:
     return 0
 
 
-def _measured(pool: EvaluationPool, choice: PolicyChoice, starts: list[Start], seed: int) -> EvalResult:
+def delay_of(ms: float, suite: Suite, execution: Execution, hz: float | None = None) -> Latency | None:
+    """Latency of an inference of `ms` milliseconds at the control rate of a suite, or at `hz`; None for no time."""
+    if not ms:
+        return None
+    action = suite.specs.action
+    if hz is None and action is None:
+        raise ConfigError(f"the suite {suite.name} has no action spec, so its control rate is unknown")
+    return Latency.of(ms / 1000, action.hz if hz is None else hz, execution)
+
+
+def _measured(
+    pool: EvaluationPool, choice: PolicyChoice, starts: list[Start], seed: int, latency: Latency | None
+) -> EvalResult:
     """Evaluate a policy in Real, with a progress bar."""
     with Progress(len(starts), choice.name) as bar:
         return pool.evaluate(
-            choice.ref, starts, temperature=choice.temperature, seed=seed,
+            choice.ref, starts, temperature=choice.temperature, seed=seed, latency=latency,
             progress=lambda done, _: bar.update(done - bar.count),
         )  # fmt: skip
 
@@ -229,6 +257,8 @@ def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any
     domain = config.domain or chosen_suite(config.suite, config.bundle).domains[0]
     facts = {"split": config.split, "domain": domain, "gap": config.gap, "seed": config.seed}
     facts |= {} if config.decoded_by is None else {"decoded_by": str(config.decoded_by)}
+    if config.latency_ms:
+        facts |= {"latency_ms": config.latency_ms, "execution": config.execution}
     return {"policies": policies, "differences": differences, **facts, "versions": versions()}
 
 

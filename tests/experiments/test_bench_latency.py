@@ -45,6 +45,22 @@ def test_times_alone_need_no_episodes(wam, tmp_path, capsys):
     assert row["sampler"] == AS_SAVED and "success" not in row
 
 
+def test_each_row_is_also_measured_with_its_own_latency(wam, tmp_path, capsys):
+    words = ["bench", "latency", "--policies", "sft", str(wam), "--episodes", "3", "--repeats", "2", "--workers", "0",
+             "--horizon", "6", "--no-stack", "--execution", "blocking", "asynchronous", "--hz", "1e-3",
+             "--json", str(tmp_path / "latency.json")]  # fmt: skip
+    assert main(words) == 0
+    found = json.loads((tmp_path / "latency.json").read_text())
+    assert found["hz"] == 1e-3 and "blocking: steps" in capsys.readouterr().out
+    for row in found["rows"]:
+        assert row["blocking"]["steps"] == row["asynchronous"]["steps"] == 1  # any time is one step of 1000 seconds
+        assert row["blocking"]["success"]["episodes"] == 3
+    assert main([*words[:-1], str(tmp_path / "no.json"), "--hz", "1e5"]) == 0
+    row = json.loads((tmp_path / "no.json").read_text())["rows"][0]
+    assert "success" not in row["asynchronous"], "no action is left when a chunk arrives"
+    assert row["blocking"]["success"]["mean"] == 0, "the episode ends before the first chunk arrives"
+
+
 def test_speed_is_relative_to_the_models_own_slow_sampler():
     rows = [
         {"policy": "a", "sampler": "slow", "ms": 80.0, "ms_p95": 90.0},
@@ -56,7 +72,8 @@ def test_speed_is_relative_to_the_models_own_slow_sampler():
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(["--policies"], "no policies"), (["--repeats", "0"], "repeats"), (["--episodes", "-1"], "episodes")],
+    [(["--policies"], "no policies"), (["--repeats", "0"], "repeats"), (["--episodes", "-1"], "episodes"),
+     (["--hz", "0"], "hz"), (["--execution", "blocking", "--episodes", "0"], "episodes")],
 )
 def test_numbers_that_cannot_be_are_refused(more, message, capsys):
     assert main(["bench", "latency", *more]) == 2

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from experiments.cli import main
 from experiments.commands import bench_closed_loop, evaluate
 from experiments.pipelines.policies import PolicyChoice
 from worldgym.errors import CheckpointError, ConfigError, ServerUnavailableError
@@ -23,6 +25,25 @@ def test_eval_prints_a_table_and_writes_paired_outcomes(bundle, tmp_path, capsys
     data = json.loads(out.read_text())
     assert len(data["policies"]["sft"]["outcomes"]["success"]) == 4
     assert data["differences"][0]["a"] == "sft@1.0" and data["split"] == "seen"
+
+
+def test_a_policy_is_measured_with_the_latency_of_its_inference(bundle, tmp_path, capsys):
+    def steps(*more):
+        out = tmp_path / "late.json"
+        words = ["eval", "--policy", "sft", "--episodes", "6", "--horizon", "12", "--workers", "0", "--out", str(out)]
+        assert main([*words, *more]) == 0
+        data = json.loads(out.read_text())
+        return np.array(data["policies"]["sft"]["outcomes"]["steps"]), data
+
+    none, plain = steps()
+    held, late = steps("--latency-ms", "500", "--execution", "blocking")
+    assert "latency_ms" not in plain and (late["latency_ms"], late["execution"]) == (500.0, "blocking")
+    assert (held >= none).all() and held.sum() > none.sum()
+    for more, said in (("-1", "latency_ms"), ("2000", "blocking")):  # 2 s are 10 steps, a chunk has 5
+        assert main(["eval", "--policy", "sft", "--episodes", "3", "--latency-ms", more]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["eval", "--imagined", "--latency-ms", "100"]) == 2
+    assert "--latency-ms" in capsys.readouterr().err
 
 
 def test_a_policy_is_also_measured_with_the_words_of_another_start(bundle, tmp_path, monkeypatch):

@@ -37,7 +37,8 @@ from typing import Any
 
 import numpy as np
 
-from worldgym.errors import CheckpointError
+from worldgym.errors import CheckpointError, ConfigError
+from worldgym.evaluation.latency import Delays, Latency
 from worldgym.evaluation.outcomes import EvalResult, Start, make_starts, shuffle_instructions
 from worldgym.imagination.observations import state_of
 from worldgym.registry import POLICIES
@@ -153,7 +154,13 @@ def first_observations(env: Any, starts: Sequence[Start]) -> dict[str, Any]:
 
 
 def run_block(
-    policy: Any, envs: Sequence[Any], starts: Sequence[Start], *, temperature: float, seed: int
+    policy: Any,
+    envs: Sequence[Any],
+    starts: Sequence[Start],
+    *,
+    temperature: float,
+    seed: int,
+    latency: Latency | None = None,
 ) -> list[tuple[bool, float, int, str]]:
     """Run one block of starts with batched policy calls; each chunk is executed open loop before the next observation.
 
@@ -163,12 +170,14 @@ def run_block(
         starts: the block.
         temperature: sampling temperature; 0 is greedy.
         seed: sampling seed, combined with the seeds of the starts.
+        latency: time of inference; None for none. It needs environments that take single actions.
 
     Returns:
         (success_once, best progress, steps, true instruction) of every start.
 
     Raises:
-        ConfigError: the policy does not fit the environment, or its actions have a wrong shape or are NaN or infinite.
+        ConfigError: the policy does not fit the environment, its actions have a wrong shape or are NaN or infinite, or
+            the environments take chunks although a latency is given.
     """
     import torch
 
@@ -186,6 +195,9 @@ def run_block(
         true_instruction = info.get("instruction_text", observation["instruction"])
         outcomes.append([succeeded, progress, 0, str(true_instruction)])
     size = (getattr(getattr(envs[0], "action_space", None), "shape", None) or (None,))[-1]
+    delays = None if latency is None else Delays(latency, policy.chunk, getattr(envs[0], "unwrapped", envs[0]))
+    if delays is not None and _takes_chunks(envs[0]):
+        raise ConfigError("a latency counts single steps, and this environment takes chunks; leave out its chunk=")
     running = list(range(len(starts)))
     while running:
         with torch.inference_mode():
@@ -199,7 +211,8 @@ def run_block(
         for row, i in enumerate(running):
             instruction = observations[i]["instruction"]
             outcome, done = outcomes[i], False
-            for action in chunks[row][None] if _takes_chunks(envs[i]) else chunks[row]:
+            actions = chunks[row] if delays is None else delays.plan(i, chunks[row])
+            for action in actions[None] if _takes_chunks(envs[i]) else actions:
                 observation, _, terminated, truncated, info = envs[i].step(action)
                 outcome[0] = outcome[0] or bool(info["success"])
                 outcome[1] = max(outcome[1], float(info.get("progress", 0.0)))
@@ -248,6 +261,7 @@ def _run_job(
     starts: list[Start],
     temperature: float,
     seed: int,
+    latency: Latency | None = None,
     cache: _Cache | None = None,
 ) -> list[tuple[bool, float, int, str]]:
     cache = _CACHE if cache is None else cache
@@ -260,7 +274,7 @@ def _run_job(
             cache.policies.clear()  # a process keeps one policy, and its files may have been overwritten
             cache.policies[stamp] = policy.load()
         policy = cache.policies[stamp]
-    return run_block(policy, envs, starts, temperature=temperature, seed=seed)
+    return run_block(policy, envs, starts, temperature=temperature, seed=seed, latency=latency)
 
 
 class EvaluationPool:
@@ -300,6 +314,7 @@ class EvaluationPool:
         *,
         temperature: float = 0.0,
         seed: int = 0,
+        latency: Latency | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> EvalResult:
         """Run a policy once from every start.
@@ -309,6 +324,7 @@ class EvaluationPool:
             starts: start states; the result has the same order.
             temperature: sampling temperature; 0 is greedy.
             seed: sampling seed.
+            latency: time of inference; None for none. It needs a pool whose environments take single actions.
             progress: called with (episodes done, total episodes).
 
         Raises:
@@ -322,7 +338,7 @@ class EvaluationPool:
         rows: list[list[tuple[bool, float, int, str]]] = [[] for _ in blocks]
         done = 0
         with _as_reference(policy, self.workers) as ready:
-            for index, block_rows in self._run(ready, blocks, temperature, seed):
+            for index, block_rows in self._run(ready, blocks, temperature, seed, latency):
                 rows[index] = block_rows
                 done += len(block_rows)
                 if progress is not None:
@@ -340,11 +356,13 @@ class EvaluationPool:
         )
 
     def _run(
-        self, policy: Any, blocks: list[list[Start]], temperature: float, seed: int
+        self, policy: Any, blocks: list[list[Start]], temperature: float, seed: int, latency: Latency | None
     ) -> Iterator[tuple[int, list[tuple[bool, float, int, str]]]]:
         if not self.workers:
             for index, block in enumerate(blocks):
-                rows = _run_job(self.env, self.env_kwargs, policy, block, temperature, seed, self._cache)
+                rows = _run_job(
+                    self.env, self.env_kwargs, policy, block, temperature, seed, latency, self._cache
+                )
                 yield index, rows
             return
         if isinstance(policy, PolicyRef):
@@ -354,7 +372,7 @@ class EvaluationPool:
             self._executor = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_init_worker)
         job = (self.env, self.env_kwargs, policy)
         futures: dict[Future[Any], int] = {
-            self._executor.submit(_run_job, *job, block, temperature, seed): index
+            self._executor.submit(_run_job, *job, block, temperature, seed, latency): index
             for index, block in enumerate(blocks)
         }
         try:
@@ -404,7 +422,8 @@ def evaluate_policy(
     workers: int = 2,
     env_kwargs: Mapping[str, Any] | None = None,
     block: int = 16,
+    latency: Latency | None = None,
 ) -> EvalResult:
     """Evaluate a policy once; for several evaluations use `EvaluationPool`, because starting workers is slow."""
     with EvaluationPool(env, workers=workers, env_kwargs=env_kwargs, block=block) as pool:
-        return pool.evaluate(policy, starts, temperature=temperature, seed=seed)
+        return pool.evaluate(policy, starts, temperature=temperature, seed=seed, latency=latency)

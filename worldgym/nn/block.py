@@ -23,7 +23,7 @@ Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Modulation(NamedTuple):
-    """Adaptive layer norm of a block: each `(B, G, D)`. G divides L; group g applies to tokens g L/G to (g+1) L/G.
+    """Adaptive layer norm of a block: each `(B, G, D)`, for G groups of consecutive tokens.
 
     Args:
         shift: added to the normalised input of attention.
@@ -32,6 +32,7 @@ class Modulation(NamedTuple):
         mlp_shift: as `shift`, for the MLP.
         mlp_scale: as `scale`, for the MLP.
         mlp_gate: as `gate`, for the MLP.
+        lengths: number of tokens of each group; None for equal groups, of which G divides L.
     """
 
     shift: Tensor
@@ -40,18 +41,44 @@ class Modulation(NamedTuple):
     mlp_shift: Tensor
     mlp_scale: Tensor
     mlp_gate: Tensor
+    lengths: tuple[int, ...] | None = None
 
 
-def _by_group(x: Tensor, group: Tensor, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Compute `work(x, group)` for `x (B,L,D)` and `group (B,G,D)`."""
-    if group.shape[1] in (1, x.shape[1]):
-        return work(x, group)
-    return work(x.unflatten(1, (group.shape[1], -1)), group[:, :, None]).flatten(1, 2)
+def _by_group(
+    work: Callable[..., Tensor],
+    tokens: tuple[Tensor, ...],
+    groups: tuple[Tensor, ...],
+    lengths: tuple[int, ...] | None,
+) -> Tensor:
+    """Compute `work(*tokens, *groups)` for tokens `(B,L,D)` and groups `(B,G,D)`."""
+    x, count = tokens[0], groups[0].shape[1]
+    if count in (1, x.shape[1]):
+        return work(*tokens, *groups)
+    if lengths is None:
+        of_group = (y.unflatten(1, (count, -1)) for y in tokens)
+        return work(*of_group, *(group[:, :, None] for group in groups)).flatten(1, 2)
+    # split, not slices: the gradient of a slice is a tensor of the whole length
+    parts = (*(y.split(lengths, 1) for y in tokens), *(group.split(1, 1) for group in groups))
+    return torch.cat([work(*part) for part in zip(*parts, strict=True)], 1)
 
 
-def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _scaled(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    return x * factor + shift
+
+
+def _gated(x: Tensor, added: Tensor, gate: Tensor) -> Tensor:
+    return x + added * gate
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor, lengths: tuple[int, ...] | None = None) -> Tensor:
     """Multiply `x (B,L,D)` by `1 + scale` and add `shift`, both `(B,G,D)`."""
-    return _by_group(_by_group(x, 1 + scale, torch.mul), shift, torch.add)
+    return _by_group(_scaled, (x,), (1 + scale, shift), lengths)
+
+
+def _added(x: Tensor, added: Tensor, modulation: Modulation | None, gate: str) -> Tensor:
+    if modulation is None:
+        return x + added
+    return _by_group(_gated, (x, added), (getattr(modulation, gate),), modulation.lengths)
 
 
 class TransformerBlock(nn.Module):
@@ -102,17 +129,19 @@ class TransformerBlock(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.offset = nn.Parameter(torch.randn(6, width) / width**0.5) if offset else None
 
-    def modulation(self, six: Tensor | None) -> Modulation | None:
+    def modulation(self, six: Tensor | None, lengths: tuple[int, ...] | None = None) -> Modulation | None:
         """Split `six (B, G, 6, D)` into shift, scale and gate of attention, and of the MLP; the offset is added.
 
-        With an offset, gates are one plus that sum (adaLN-single, as in the dynamics).
+        With an offset, gates are one plus that sum (adaLN-single, as in the dynamics). `lengths` as in `Modulation`.
         """
         if six is None:
             return None
-        if self.offset is None:
-            return Modulation(*six.unbind(-2))
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (six + self.offset).unbind(-2)
-        return Modulation(shift, scale, 1 + gate, mlp_shift, mlp_scale, 1 + mlp_gate)
+        if self.offset is not None:
+            six = six + self.offset
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = six.unbind(-2)
+        if self.offset is not None:
+            gate, mlp_gate = 1 + gate, 1 + mlp_gate
+        return Modulation(shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, lengths)
 
     def split(self, x: Tensor) -> Tensor:
         """Split heads: `(B, L, heads * E)` -> `(B, heads, L, E)`."""
@@ -124,7 +153,7 @@ class TransformerBlock(nn.Module):
         """Queries, keys and values `(B, heads, L, E)` of `x (B,L,D)`; keys and values of the memory come first."""
         h = self.norm1(x)
         if modulation is not None:
-            h = modulated(h, modulation.scale, modulation.shift)
+            h = modulated(h, modulation.scale, modulation.shift, modulation.lengths)
         if not self.memory:
             q, k, v = self.qkv(h).chunk(3, -1)
             return self.split(q), self.split(k), self.split(v)
@@ -141,15 +170,13 @@ class TransformerBlock(nn.Module):
         context: Tensor | None = None,
     ) -> Tensor:
         """Add attention output `(B, L, heads * E)`, cross-attention and MLP to `x (B,L,D)`."""
-        added = self.drop(self.out(attended))
-        x = x + (added if modulation is None else _by_group(added, modulation.gate, torch.mul))
+        x = _added(x, self.drop(self.out(attended)), modulation, "gate")
         if self.cross is not None and context is not None:
             x = x + self.cross(x, context)
         h = self.norm2(x)
         if modulation is not None:
-            h = modulated(h, modulation.mlp_scale, modulation.mlp_shift)
-        added = self.drop(self.mlp(h))
-        return x + (added if modulation is None else _by_group(added, modulation.mlp_gate, torch.mul))
+            h = modulated(h, modulation.mlp_scale, modulation.mlp_shift, modulation.lengths)
+        return _added(x, self.drop(self.mlp(h)), modulation, "mlp_gate")
 
     def forward(
         self,

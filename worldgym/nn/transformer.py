@@ -17,7 +17,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -133,6 +133,39 @@ class TransformerOutput(NamedTuple):
     taps: dict[int, dict[str, Tensor]]
 
 
+class Mixed(NamedTuple):
+    """Where the tokens of each expert are in the sequence.
+
+    Args:
+        segments: positions of each expert's segments in the layout.
+        lengths: their numbers of tokens.
+    """
+
+    segments: tuple[tuple[int, ...], ...]
+    lengths: tuple[tuple[int, ...], ...]
+
+    def join(self, parts: Sequence[Tensor], dim: int) -> Tensor:
+        """One sequence of the experts' tokens, in the order of the layout."""
+        if len(parts) == 1:
+            return parts[0]
+        pieces: dict[int, Tensor] = {}
+        for part, segments, lengths in zip(parts, self.segments, self.lengths, strict=True):
+            pieces |= dict(zip(segments, part.split(lengths, dim), strict=True))
+        return torch.cat([pieces[i] for i in range(len(pieces))], dim)
+
+    def split(self, x: Tensor, dim: int) -> list[Tensor]:
+        """The tokens of each expert; the inverse of `join`."""
+        if len(self.segments) == 1:
+            return [x]
+        lengths = dict(
+            pair
+            for segments, lengths in zip(self.segments, self.lengths, strict=True)
+            for pair in zip(segments, lengths, strict=True)
+        )
+        pieces = x.split([lengths[i] for i in range(len(lengths))], dim)
+        return [torch.cat([pieces[i] for i in segments], dim) for segments in self.segments]
+
+
 class Transformer(nn.Module):
     """The transformer; see the module docstring."""
 
@@ -189,7 +222,8 @@ class Transformer(nn.Module):
             x: tokens `(B, L, D)`, or by expert `(B, Le, De)` if there are several, each in the order of the layout.
             layout: segments of the tokens.
             rule: defines which segments may attend to which.
-            condition: conditioning `(B, L, condition_dim)` per token, or `(B, 1, condition_dim)` for all tokens.
+            condition: conditioning `(B, G, condition_dim)`, with one row for all tokens, one for each segment of the
+                layout, or one for each token.
             positions: `(L, axes)` or `(B, L, axes)` rotary positions; None takes them from the layout.
             context: `(B, M, context_dim)`, for experts with cross-attention.
             cache: keys and values of earlier segments; the new ones are written into it and committed, in place.
@@ -201,14 +235,18 @@ class Transformer(nn.Module):
         c = self.config
         names = [e.name for e in c.experts]
         tokens = {names[0]: x} if isinstance(x, Tensor) else dict(x)
-        where, back = self._places(layout)
-        for name, index in zip(names, where, strict=True):
+        own = [
+            [i for i, s in enumerate(layout.segments) if c.expert_of(s.role) == n] for n in range(len(names))
+        ]
+        lengths = [tuple(layout.segments[i].length for i in segments) for segments in own]
+        for name, needed in zip(names, lengths, strict=True):
             given = tokens[name].shape[1] if name in tokens else 0
-            if given != len(index):
+            if given != sum(needed):
                 raise ConfigError(
-                    f"the layout has {len(index)} tokens for {name!r}, got {given}; x needs as many"
+                    f"the layout has {sum(needed)} tokens for {name!r}, got {given}; x needs as many"
                 )
-        used = [i for i, index in enumerate(where) if len(index)]
+        used = [n for n, segments in enumerate(own) if segments]
+        mixed = Mixed(tuple(tuple(own[n]) for n in used), tuple(lengths[n] for n in used))
         device = tokens[names[used[0]]].device
         rotary = self._rotary(layout, positions, device)
         if cache is None:
@@ -218,31 +256,27 @@ class Transformer(nn.Module):
             cache.note(layout)
             mask = additive(cache.mask(layout, rule))[:, None]
         tapped: dict[int, dict[str, Tensor]] = {}
-        shared = self._modulation(condition, where, used)
+        shared, groups = self._modulation(condition, layout, own, lengths)
         layers: Any = self.layers
         for i, layer in enumerate(layers):
-            six = {n: layer[names[n]].modulation(self._layer_modulation(shared, n, i)) for n in used}
+            six = {
+                n: layer[names[n]].modulation(self._layer_modulation(shared, n, i), groups.get(n))
+                for n in used
+            }
             parts = [layer[names[n]].project(tokens[names[n]], six[n]) for n in used]
-            q, k, v = (torch.cat(part, 2)[:, :, back.to(device)] for part in zip(*parts, strict=True))
+            q, k, v = (mixed.join(part, 2) for part in zip(*parts, strict=True))
+            rotary = rotary.to(q.dtype)
             q, k = rotary.turn(q), rotary.turn(k)
             if cache is not None:
                 k, v = cache.write(i, k, v)
-            attended = attend(q, k, v, mask)
-            for n in used:
-                own = attended[:, where[n].to(device)]
-                tokens[names[n]] = layer[names[n]].finish(tokens[names[n]], own, six[n], context)
+            attended = mixed.split(attend(q, k, v, mask), 1)
+            for n, part in zip(used, attended, strict=True):
+                tokens[names[n]] = layer[names[n]].finish(tokens[names[n]], part, six[n], context)
             if i in taps:
                 tapped[i] = {names[n]: tokens[names[n]] for n in used}
         if cache is not None:
             cache.advance(layout.length)
         return TransformerOutput({names[n]: self.final[names[n]](tokens[names[n]]) for n in used}, tapped)
-
-    def _places(self, layout: SequenceLayout) -> tuple[list[Tensor], Tensor]:
-        """Positions of each expert's tokens, and the index of each token in the experts' concatenated tokens."""
-        owner = torch.tensor([self.config.expert_of(s.role) for s in layout.segments])
-        owner = owner.repeat_interleave(layout.lengths)
-        where = [(owner == i).nonzero().flatten() for i in range(len(self.config.experts))]
-        return where, torch.cat(where).argsort()
 
     def _rotary(self, layout: SequenceLayout, positions: Tensor | None, device: torch.device) -> Rotary:
         c = self.config
@@ -255,8 +289,13 @@ class Transformer(nn.Module):
         return rotary.heads() if rotary.cos.ndim == 3 else rotary
 
     def _modulation(
-        self, condition: Tensor | None, where: list[Tensor], used: list[int]
-    ) -> dict[int, Tensor]:
+        self,
+        condition: Tensor | None,
+        layout: SequenceLayout,
+        own: list[list[int]],
+        lengths: list[tuple[int, ...]],
+    ) -> tuple[dict[int, Tensor], dict[int, tuple[int, ...]]]:
+        """Output of the modulating network by expert, and the numbers of tokens of its groups if they differ."""
         c = self.config
         if (condition is None) != (c.modulation == "none"):
             given = "missing" if condition is None else "given"
@@ -264,14 +303,23 @@ class Transformer(nn.Module):
                 f"modulation is {c.modulation!r}, and the condition is {given}; give both or none"
             )
         if condition is None:
-            return {}
-        each = condition.shape[1] > 1
-        return {
-            n: self.modulate[c.experts[n].name](
-                condition[:, where[n].to(condition.device)] if each else condition
+            return {}, {}
+        count, segments = condition.shape[1], len(layout.segments)
+        if count not in (1, segments, layout.length):
+            raise ConfigError(
+                f"the condition has {count} rows, expected 1, {segments} (segments) or {layout.length} (tokens)"
             )
-            for n in used
-        }
+        slices, shared, groups = layout.slices(), {}, {}
+        for n, mine in enumerate(own):
+            if not mine:
+                continue
+            part = condition
+            if count == segments and segments > 1:
+                part, groups[n] = condition[:, mine], lengths[n]
+            elif count > 1:
+                part = torch.cat([condition[:, slices[i]] for i in mine], 1)
+            shared[n] = self.modulate[c.experts[n].name](part)
+        return shared, groups
 
     def _layer_modulation(self, shared: dict[int, Tensor], expert: int, layer: int) -> Tensor | None:
         if expert not in shared:

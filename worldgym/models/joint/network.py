@@ -175,7 +175,7 @@ class JointNetwork(nn.Module):
         pieces = self._pieces(layout, inputs)
         for segment, (token, condition) in zip(layout.segments, pieces, strict=True):
             tokens[self._expert(segment.role)].append(token)
-            conditions.append(condition.expand(-1, segment.length, -1))
+            conditions.append(condition)
         out = self.body(
             {name: torch.cat(parts, 1) for name, parts in tokens.items() if parts}, layout, rule,
             condition=torch.cat(conditions, 1) + self._shared(inputs)[:, None],
@@ -183,12 +183,13 @@ class JointNetwork(nn.Module):
         )  # fmt: skip
         first = self.body.config.experts[0].name
         rows, columns = c.tokenizer.grid
-        found = {}
+        found: dict[str, Tensor | None] = {}
         for role, head in (("video", self.video_out), ("action", self.action_out)):
             name = self._expert(role)
-            own = [i for i, s in enumerate(layout.segments) if self._expert(s.role) == name]
-            index = layout.select(own).indices(role, clean=False) if own else torch.zeros(0, dtype=torch.long)
-            found[role] = head(out.tokens[name][:, index.to(inputs.words.device)]) if len(index) else None
+            own = [s for s in layout.segments if self._expert(s.role) == name]
+            parts = out.tokens[name].split([s.length for s in own], 1) if own else ()
+            noisy = [part for s, part in zip(own, parts, strict=True) if s.role == role and not s.clean]
+            found[role] = head(torch.cat(noisy, 1)) if noisy else None
         b = len(inputs.words)
         video, actions = inputs.video[:, :0], inputs.actions[:, :0]
         if found["video"] is not None:
