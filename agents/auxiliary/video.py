@@ -8,12 +8,11 @@ Example::
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from agents.data.demonstrations import ChunkDataset
 from agents.data.future import future_frames
+from worldgym.data.action_free import video_states
 from worldgym.data.arrays import EpisodeArrays
 from worldgym.errors import ConfigError
 
@@ -31,21 +30,8 @@ def video_rows(arrays: EpisodeArrays, demos: ChunkDataset) -> ChunkDataset:
     Raises:
         ConfigError: another image size, other cameras, other proprioception, or no episode of two frames.
     """
-    wanted = {"main": demos.images.shape[1:], **{name: seen.shape[1:] for name, seen in demos.views.items()}}
-    given = {"main": arrays.frames.shape[1:], **{name: seen.shape[1:] for name, seen in arrays.views.items()}}
-    if wanted != given:
-        raise ConfigError(
-            f"the video has the cameras {_said(given)}, and the demonstrations have {_said(wanted)}; both need the "
-            "same. Import the video with the same --image-size and cameras, or leave --aux-video out"
-        )
-    states = arrays.states
-    if states.shape[1] not in (0, demos.states.shape[1]):
-        raise ConfigError(
-            f"the video has {states.shape[1]} dimensions of proprioception, and the demonstrations have "
-            f"{demos.states.shape[1]}; expected the same number, or none"
-        )
-    if not states.shape[1]:
-        states = np.repeat(demos.states.mean(0, keepdims=True), len(arrays.frames), 0)
+    sizes = {"main": demos.images.shape[1:], **{name: seen.shape[1:] for name, seen in demos.views.items()}}
+    states = video_states(arrays, sizes, demos.states.mean(0), "--aux-video")
     episodes, rows, texts, owner = [], [], [], []
     for number in range(len(arrays)):
         where = arrays.rows(number)
@@ -64,7 +50,7 @@ def video_rows(arrays: EpisodeArrays, demos: ChunkDataset) -> ChunkDataset:
     index = np.concatenate(rows)
     return ChunkDataset(
         images=arrays.frames[index],
-        states=states[index].astype(np.float32),
+        states=states[index],
         instructions=texts,
         actions=np.full((len(index), *demos.actions.shape[1:]), np.nan, np.float32),
         episode=np.concatenate(owner).astype(np.int64),
@@ -81,6 +67,3 @@ class _Frames:
         self.frames = arrays.frames[where]
         self.views = {name: frames[where] for name, frames in arrays.views.items()}
 
-
-def _said(cameras: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {shape[0]}x{shape[1]}" for name, shape in cameras.items())

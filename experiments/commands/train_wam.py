@@ -8,6 +8,7 @@ Example::
 
     worldgym train wam --family dreamzero --data data/real --tokenizer runs/tokenizer --out runs/wam --minutes 30
     worldgym train wam --family uwm --data data/real --initial tabletop-small --settings imitate=all --out runs/uwm
+    worldgym train wam --family uwm --data data/real --initial tabletop-small --video data/other_robot --out runs/uwm
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class TrainWamConfig:
         family: `uwm`, `dreamzero`, `fastwam`, `gigaworld` (FastWAM with video that follows actions) or `motus`.
         tokenizer: run folder of `worldgym train tokenizer`.
         initial: world model whose tokenizer is used, in place of `tokenizer`, such as `tabletop-small`.
+        video: dataset of the same cameras from which the video alone is learned, such as recordings of another robot;
+            its actions, if any, are ignored.
         out: run folder (checkpoint, TensorBoard, `export/`).
         settings: `name=value` pairs (YAML) of `JointConfig` and `JointTraining`, such as `levels=decoupled`,
             `video_coef=0` or `imitate=all`.
@@ -43,7 +46,7 @@ class TrainWamConfig:
         batch_size: sequences per step.
         lr: peak learning rate.
         seed: seed of all randomness.
-        limit: maximum number of episodes to read; the first ones.
+        limit: maximum number of episodes to read, also of `video`; the first ones.
         augment: copies of each episode with other colours and crops (`worldgym.data.augment`), for few recordings.
         fresh: delete what an earlier run of this command wrote to `out`, and start over.
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
@@ -54,6 +57,7 @@ class TrainWamConfig:
     family: Literal["uwm", "dreamzero", "fastwam", "gigaworld", "motus"] = "uwm"
     tokenizer: Path | None = None
     initial: Path | None = None
+    video: Path | None = None
     out: Path = Path("runs/wam")
     settings: tuple[str, ...] = ()
     preset: str = "small"
@@ -83,8 +87,9 @@ def run(config: TrainWamConfig) -> int:
     values = {
         name: getattr(config, name)
         for name in config.__dataclass_fields__
-        if name not in ("family", "settings")
+        if name not in ("family", "settings", "video")
     }
     settings = (f"family={config.family}", *config.settings)
     chosen = TrainWorldModelConfig(type="joint", settings=settings, **values)
-    return train_registered(WORLD_MODELS, chosen, command="train wam", save_to=config.out / "export")
+    out = config.out / "export"
+    return train_registered(WORLD_MODELS, chosen, command="train wam", save_to=out, video=config.video)

@@ -17,7 +17,15 @@ from typing import Any
 from experiments.compute import placing
 from experiments.pipelines.checks import values_of
 from experiments.pipelines.ranks import run_ranks
-from experiments.pipelines.training_run import claim, finish, finished, identity, option, released_if_refused
+from experiments.pipelines.training_run import (
+    claim,
+    fingerprint,
+    finish,
+    finished,
+    identity,
+    option,
+    released_if_refused,
+)
 from worldgym.errors import ConfigError
 from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
 
@@ -40,7 +48,9 @@ OWN = (
 )
 
 
-def train_registered(registry: Registry, config: Any, *, command: str, save_to: Path) -> int:
+def train_registered(
+    registry: Registry, config: Any, *, command: str, save_to: Path, video: Path | None = None
+) -> int:
     """Train a part of the registered type `config.type`, and save it.
 
     Args:
@@ -48,6 +58,7 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
         config: config of the command; only its options in `COMMON` apply.
         command: words of the command.
         save_to: folder of the result.
+        video: dataset whose episodes are added as video without actions, for types that learn from it.
 
     Returns:
         the exit code.
@@ -57,7 +68,8 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     """
     import torch
 
-    from worldgym.data import EpisodeDataset
+    from worldgym.data import EpisodeArrays, EpisodeDataset
+    from worldgym.data.action_free import as_video
     from worldgym.data.augment import augmented
     from worldgym.training.generic import fresh_part
 
@@ -70,10 +82,16 @@ def train_registered(registry: Registry, config: Any, *, command: str, save_to: 
     refuse_others(config, (*COMMON, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
     facts = identity(config, dataset)
+    watched = None if video is None else EpisodeDataset(video)
+    if watched is not None:
+        facts["--video"] = fingerprint(watched)
     claim(config.out, command, facts, own=(*OWN, *getattr(kind, "own", ())), fresh=config.fresh)
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
+    if watched is not None:
+        seen = watched.load_arrays(limit=config.limit, progress=True, cameras=watched.cameras)
+        arrays = EpisodeArrays.together([arrays, as_video(seen, arrays, "--video")])
     arrays = augmented(arrays, getattr(config, "augment", 0), config.seed)
     if registry is JUDGES and not arrays.has_success.any():
         logger.warning(

@@ -9,6 +9,7 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +75,29 @@ class EpisodeArrays:
     def rows(self, episode: int) -> slice:
         """The T+1 rows of one episode."""
         return slice(int(self.offsets[episode]), int(self.offsets[episode + 1]))
+
+    @classmethod
+    def together(cls, parts: Sequence[EpisodeArrays]) -> EpisodeArrays:
+        """The episodes of several datasets of one form, one dataset after the other; specs are those of the first.
+
+        Raises:
+            ValueError: numpy's, for frames, states or actions of different shapes.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        whole: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in (
+                "frames", "states", "actions", "success", "progress", "is_last", "indices", "has_action", "has_success",
+            )
+        }  # fmt: skip
+        for name in ("instructions", "tasks", "behaviours", "provenance"):
+            whole[name] = [item for part in parts for item in getattr(part, name)]
+        whole["views"] = {
+            name: np.concatenate([part.views[name] for part in parts]) for name in parts[0].views
+        }
+        steps = np.concatenate([np.diff(part.offsets) for part in parts])
+        return replace(parts[0], **whole, offsets=np.concatenate([[0], np.cumsum(steps)]).astype(np.int64))
 
     def keep(self, chosen: np.ndarray) -> EpisodeArrays:
         """Copy of the episodes where `chosen (N,)` is True; returns `self` if all are chosen."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -78,14 +77,4 @@ def joined(arrays: Mapping[str, EpisodeArrays], specs: Mapping[str, Specs]) -> E
     """
     if unknown := sorted(set(arrays) - set(specs)):
         raise ConfigError(f"no specs of {', '.join(unknown)}; there are those of {', '.join(specs)}")
-    parts = [padded(one, name, specs) for name, one in arrays.items()]
-    whole: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in (
-            "frames", "states", "actions", "success", "progress", "is_last", "indices", "has_action", "has_success",
-        )
-    }  # fmt: skip
-    for name in ("instructions", "tasks", "behaviours", "provenance"):
-        whole[name] = [item for part in parts for item in getattr(part, name)]
-    steps = np.concatenate([np.diff(part.offsets) for part in parts])
-    return replace(parts[0], **whole, offsets=np.concatenate([[0], np.cumsum(steps)]).astype(np.int64))
+    return EpisodeArrays.together([padded(one, name, specs) for name, one in arrays.items()])

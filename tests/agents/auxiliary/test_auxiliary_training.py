@@ -184,12 +184,12 @@ def test_rows_of_video_have_no_actions_and_every_one_has_a_later_frame():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"side": 8}, "cameras main 8x8, and the demonstrations have main 16x16"),
+        ({"side": 8}, "cameras main 8x8, and the other data have main 16x16"),
         (
             {"views": {"wrist": np.zeros((22, 8, 8, 3), np.uint8)}},
-            "main 16x16, wrist 8x8, and the demonstrations",
+            "main 16x16, wrist 8x8, and the other data",
         ),
-        ({"state_dim": 3}, "3 dimensions of proprioception, and the demonstrations have 4"),
+        ({"state_dim": 3}, "3 dimensions of proprioception, and the other data have 4"),
     ],
 )
 def test_video_of_another_shape_is_refused(changes, message):

@@ -117,7 +117,7 @@ def test_mistakes_are_explained_and_leave_the_folder_free(data, tmp_path):
     with pytest.raises(ConfigError, match="layer is 7, and this policy has 2 transformer layers"):
         train_policy.run(config(data, tmp_path / "p", aux_settings=("layer=7",)))
     large = write(tmp_path / "large", side=32, count=2)
-    with pytest.raises(ConfigError, match="cameras main 32x32, and the demonstrations have main 16x16"):
+    with pytest.raises(ConfigError, match="cameras main 32x32, and the other data have main 16x16"):
         train_policy.run(config(data, tmp_path / "p", aux_video=large))
     with pytest.raises(ConfigError, match="type --aux-settings encoder=FOLDER"):
         train_policy.run(config(data, tmp_path / "p", aux=("vla-jepa",)))

@@ -171,6 +171,24 @@ def test_one_folder_is_a_policy_and_a_world_model(tmp_path, policy):
     assert torch.equal(loaded.act(observation(), temperature=0.0).actions, sampled(policy, 0.0).actions)
 
 
+def test_actions_know_where_in_the_picture_something_is(tmp_path):
+    """Attention alone is blind to where it found a value: without places, patches may be permuted with their angles."""
+    from safetensors.torch import load_file, save_file
+
+    policy = model_of("gigaworld")
+    folder = policy.save_pretrained(tmp_path / "wam")
+    seen = observation(2)
+    before = policy.act(seen, temperature=0).actions
+    tensors = load_file(folder / "model.safetensors")
+    places = tensors.pop("network.frame_place")
+    assert places.shape == (policy.config.patches, policy.config.width) and places.std() > 0
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "manifest.json").unlink()
+    older = JointPolicy.from_pretrained(folder)  # of a version without places
+    assert not older.network.frame_place.any()
+    assert not torch.equal(older.act(seen, temperature=0).actions, before)
+
+
 def test_lerobots_interface_gives_one_action_after_another(policy):
     batch = {
         "observation.images.front": torch.from_numpy(observation()["image"]).movedim(-1, 1).float() / 255,

@@ -125,6 +125,8 @@ class JointNetwork(nn.Module):
         channels = c.tokenizer.latent_channels * c.patch**2
         owner = {role: widths[name] for name, roles in kind.experts.items() for role in roles}
         self.frame = nn.Linear(2 * channels, owner["video"])
+        # rotary positions are relative: without these no value would say where in the picture a patch is
+        self.frame_place = nn.Parameter(0.02 * torch.randn(c.patches, owner["video"]))
         self.clean_mark = nn.Parameter(0.02 * torch.randn(owner["video"]))
         self.action = nn.Linear(c.action_dim + 1, owner["action"])
         self.action_place = nn.Parameter(0.02 * torch.randn(c.chunk, owner["action"]))
@@ -231,13 +233,14 @@ class JointNetwork(nn.Module):
             counts[kind] = i + 1
             if kind == "clean":
                 patches = to_tokens(inputs.clean[:, i].contiguous(), c.patch)
-                yield self.frame(torch.cat([patches, torch.zeros_like(patches)], -1)) + self.clean_mark, zero
+                token = self.frame(torch.cat([patches, torch.zeros_like(patches)], -1))
+                yield token + self.frame_place + self.clean_mark, zero
             elif kind == "video":
                 pair = torch.cat(
                     [to_tokens(x[:, i].contiguous(), c.patch) for x in (inputs.video, inputs.before)], -1
                 )
                 level = self.video_level(inputs.video_levels[:, i : i + 1]) if separate else none
-                yield self.frame(pair), level
+                yield self.frame(pair) + self.frame_place, level
             elif kind == "action":
                 there = inputs.there[:, i, :, None].float()
                 token = self.action(torch.cat([inputs.actions[:, i] * there, there], -1)) + self.action_place

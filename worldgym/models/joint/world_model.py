@@ -250,6 +250,8 @@ class JointModel(LatentWorldModel):
 
         def make(config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
             model = cls(JointConfig.from_dict(config))
+            # models of earlier versions had no absolute positions, which is the same as zeros
+            tensors.setdefault("network.frame_place", torch.zeros_like(model.network.frame_place))
             model.load_state_dict(tensors)
             model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return model
