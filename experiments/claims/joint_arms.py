@@ -1,7 +1,8 @@
-"""Arms of the claims on joint world-action models (C8, C14, C25): each trained from random weights on the same logs.
+"""Arms of the claims on joint world-action models (C8, C9, C10, C14, C25): each trained from random weights.
 
-All arms of a seed have the same logs, tokenizer, number of steps and batch size; those without the video have the same
-network and a video loss of weight 0. The averaged weights of the end are measured, never a chosen checkpoint.
+All arms of a claim have the same number of logged episodes, tokenizer, number of steps and batch size; those without
+the video have the same network and a video loss of weight 0. The averaged weights of the end are measured, never a
+chosen checkpoint. DreamZero has one block, because a policy's context is one frame.
 
 Example::
 
@@ -24,6 +25,8 @@ from experiments.claims.records import Records, pack
 from experiments.pipelines.recipe import Stage, arguments_of
 from worldgym.evaluation.statistics import Interval, seeds_bootstrap
 
+COMMON = ("imitated_share=0.9",)
+"""Settings of all arms: nine of ten windows begin in demonstrations, because policies are compared."""
 SPLITS = ("seen", "unseen_object", "unseen_scene")
 FORWARD_SEED0 = 700_000
 """First seed of the held-out episodes on which imagined frames are compared."""
@@ -31,27 +34,50 @@ SURPRISE, FORETOLD = "surprise", 2
 """Name of the evaluation of predicted frames in Real, and the chunks whose errors count."""
 
 
-def trained(family: str, settings: tuple[str, ...] = ()) -> Callable[[ClaimContext, int, Path], Trained]:
+def recorded(lab: ClaimContext, name: str, **options: Any) -> Path:
+    """A dataset of `worldgym collect` with these options; collected once."""
+
+    def make() -> Path:
+        folder = lab.folder(name, 0)
+        values = {"out": folder / "data", "suite": lab.suite.name, "tasks": list(lab.tasks), "workers": lab.workers}
+        stage = Stage(name, ("collect",), tuple(arguments_of(plain({**values, **options}))))
+        built(name, (stage,), folder)
+        return folder / "data"
+
+    made: Path = lab.once(name, make)
+    return made
+
+
+def trained(
+    family: str,
+    settings: tuple[str, ...] = (),
+    logs: Callable[[ClaimContext], Path] = shared_logs,
+    video: Callable[[ClaimContext], Path] | None = None,
+) -> Callable[[ClaimContext, int, Path], Trained]:
     """Train function: a joint model of a family.
 
     Args:
         family: name of the family.
         settings: `name=value` pairs of its config and training.
+        logs: returns the logs; those of the demonstrators by default.
+        video: returns a dataset of which the video alone is learned.
     """
+    chosen = (*COMMON, *(("blocks=1",) if family == "dreamzero" else ()), *settings)
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         preset = lab.preset
-        logs = lab.once("logs", lambda: shared_logs(lab))
+        data = lab.once("logs", lambda: shared_logs(lab)) if logs is shared_logs else logs(lab)
         options = {
-            "family": family, "data": logs, "initial": lab.bundle.folder, "out": folder / "wam", "seed": seed,
+            "family": family, "data": data, "initial": lab.bundle.folder, "out": folder / "wam", "seed": seed,
             "preset": "tiny" if preset.name == "tiny" else "small", "steps": preset.wam_steps,
-            "batch_size": preset.wam_batch, **({"settings": list(settings)} if settings else {}),
+            "batch_size": preset.wam_batch, "settings": list(chosen),
+            **({} if video is None else {"video": video(lab)}),
         }  # fmt: skip
         stage = Stage("wam", ("train", "wam"), tuple(arguments_of(plain(options))))
         built(family, (stage,), folder)
         export = folder / "wam/export"
         budget = {"real_episodes": float(preset.logs), "updates": float(preset.wam_steps)}
-        found = {"family": family, "settings": list(settings), "latency_ms": round(latency(lab, export), 2)}
+        found = {"family": family, "settings": list(chosen), "latency_ms": round(latency(lab, export), 2)}
         return Trained(lab.ref(export), budget, settings=found, parts={"world_model": str(export)})
 
     return train
@@ -103,16 +129,8 @@ def held_out(lab: ClaimContext) -> Any:
     """Episodes of the demonstrators that no model was trained on."""
     from worldgym.data import EpisodeDataset
 
-    def make() -> Any:
-        folder = lab.folder("wam_held_out", 0)
-        options = {
-            "out": folder / "data", "suite": lab.suite.name, "tasks": list(lab.tasks), "seed": FORWARD_SEED0,
-            "episodes": lab.preset.looked, "workers": lab.workers,
-        }  # fmt: skip
-        built("held out", (Stage("held out", ("collect",), tuple(arguments_of(plain(options)))),), folder)
-        return EpisodeDataset(folder / "data").load_arrays()
-
-    return lab.once("wam_held_out", make)
+    folder = recorded(lab, "wam_held_out", seed=FORWARD_SEED0, episodes=lab.preset.looked)
+    return lab.once("wam_held_out_arrays", EpisodeDataset(folder).load_arrays)
 
 
 def forward(lab: ClaimContext, made: Trained) -> dict[str, Any]:

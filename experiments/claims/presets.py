@@ -53,7 +53,8 @@ class ClaimPreset:
         aux_episodes: expert episodes from which the demonstrations of C6 and C7 are drawn.
         aux_video: episodes of unseen objects whose actions are ignored (C6).
         aux_steps: optimizer steps of SFT with an auxiliary loss; at most 25 CPU minutes on one core (C6, C7).
-        wam_steps: optimizer steps of a joint world-action model (C8, C14, C25).
+        wam_steps: optimizer steps of a joint world-action model (C8, C9, C10, C14, C25).
+        wam_video: episodes whose actions are ignored (C10, C14).
         wam_batch: sequences per step of these.
         optimism_starts: start states of the perturbed demonstrations on which it is measured.
         gaps: domain gaps of Soft.
@@ -91,6 +92,7 @@ class ClaimPreset:
     aux_video: int = 150
     aux_steps: int = 1000
     wam_steps: int = 3000
+    wam_video: int = 300
     wam_batch: int = 64
     gaps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     budgets: tuple[int, ...] = (50, 100, 200, 400, 800)
@@ -143,6 +145,6 @@ PRESETS = {
         episodes=6, looked=6, every=1, real_episodes=6, foresight_steps=3, epochs=1, logs=60, extra_episodes=6,
         world_steps=2, judge_steps=2, judge_imagined=80, optimism_starts=3,
         state_episodes=8, state_updates=3, state_steps=256, dwl_steps=4096, aux_episodes=6, aux_video=3,
-        aux_steps=2, wam_steps=2, wam_batch=4, gaps=(1.0,), budgets=(50,),
+        aux_steps=2, wam_steps=2, wam_batch=4, wam_video=4, gaps=(1.0,), budgets=(50,),
     ),
 }  # fmt: skip

@@ -58,6 +58,8 @@ class CollectConfig:
             simulator.
         gap: degree of misspecification of `soft`, 0..1, if the suite has such a gap.
         seed: start seed of episode 0; episode i uses seed + i, below 1,000,000.
+        starts: number of different starts, used in turn with other randomness of the demonstrator; None is one start
+            per episode. Few starts make repetitive data.
         workers: simulator processes; 0 runs in this process.
         split: split of scenes and instructions; only `seen` may be used for training.
         horizon: maximum number of steps per episode; None uses the suite's.
@@ -80,6 +82,7 @@ class CollectConfig:
     domain: str = "real"
     gap: float = 0.0
     seed: int = 0
+    starts: int | None = None
     workers: int = 2
     split: str = "seen"
     horizon: int | None = None
@@ -105,8 +108,8 @@ class CollectConfig:
         known = (*suite.behaviours, *self._further, POLICY)
         if unknown := [name for name in self.mix if name not in known]:
             raise ConfigError(f"suite {suite.name} has no behaviour {unknown[0]!r}; it has {', '.join(known)}")
-        for name in ("episodes", "horizon", "shard_episodes"):
-            if getattr(self, name) < 1:
+        for name in ("episodes", "horizon", "shard_episodes", "starts"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.workers < 0:
             raise ConfigError(f"workers is {self.workers}, expected 0 (this process) or more")

@@ -39,12 +39,26 @@ from worldgym.utils.files import file_sha256
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to record; determined by the config and its index."""
+    """One episode to record; determined by the config and its index.
+
+    Args:
+        index: number of the episode in its collection.
+        seed: seed of the start.
+        task: task of the start.
+        behaviour: who acts.
+        repeat: how often this start has been used before.
+    """
 
     index: int
     seed: int
     task: str
     behaviour: str
+    repeat: int = 0
+
+    @property
+    def acting(self) -> list[int]:
+        """Seed of the randomness of who acts."""
+        return [self.seed, 2, *([self.repeat] if self.repeat else [])]
 
 
 Rollout = Callable[[Job], Episode]
@@ -56,7 +70,8 @@ def job(config: CollectConfig, index: int) -> Job:
     chances = np.array(list(weights.values())) / sum(weights.values())
     rng = np.random.default_rng([config.seed, index, 1])
     behaviour = list(weights)[int(rng.choice(len(chances), p=chances))]
-    return Job(index, config.seed + index, config.tasks[index % len(config.tasks)], behaviour)
+    repeat, start = divmod(index, config.starts or config.episodes)
+    return Job(index, config.seed + start, config.tasks[start % len(config.tasks)], behaviour, repeat)
 
 
 def collection_key(config: CollectConfig) -> str:
@@ -77,6 +92,8 @@ def collection_key(config: CollectConfig) -> str:
         settings["suite"] = config.suite
     if config.cameras:
         settings["cameras"] = config.cameras
+    if config.starts is not None:
+        settings["starts"] = config.starts
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -124,9 +141,9 @@ def make_rollout(config: CollectConfig) -> Rollout:
             what.behaviour,
             seed=what.seed,
             task=what.task,
-            rng=np.random.default_rng([what.seed, 2]),
+            rng=np.random.default_rng(what.acting),
             split=config.split,
-            act=act(what.seed) if acting and act else None,
+            act=act(what.acting) if acting and act else None,
         )
         facts = {"collection": key, "collection_index": what.index, **(policy_facts if acting else {})}
         return dataclasses.replace(episode, provenance={**episode.provenance, **facts})
@@ -134,8 +151,8 @@ def make_rollout(config: CollectConfig) -> Rollout:
     return make
 
 
-def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str, Any], int], np.ndarray]]:
-    """Load the policy; `result(seed)` is an action source that queries the policy for a chunk and executes all of it.
+def _policy_actions(config: CollectConfig) -> Callable[[list[int]], Callable[[dict[str, Any], int], np.ndarray]]:
+    """Load the policy; `result(job.acting)` is an action source that executes whole chunks of the policy.
 
     With a world model the policy receives a real frame only at the start, then imagined frames. All its actions are
     therefore known at the start.
@@ -153,7 +170,10 @@ def _policy_actions(config: CollectConfig) -> Callable[[int], Callable[[dict[str
     policy = here(load_policy(config.policy))
     world_model = None if config.world_model is None else here(load_world_model(config.world_model))
 
-    def start(seed: int) -> Callable[[dict[str, Any], int], np.ndarray]:
+    def start(acting: list[int]) -> Callable[[dict[str, Any], int], np.ndarray]:
+        seed, _, *repeat = acting
+        if repeat:
+            seed = int(np.random.SeedSequence(acting).generate_state(1)[0])
         generator = torch.Generator().manual_seed(seed)
         chunk = np.zeros((0, 0), np.float32)
 

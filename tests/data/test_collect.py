@@ -107,6 +107,29 @@ def test_jobs_follow_the_mix_and_deal_the_tasks(tmp_path: Path) -> None:
     assert max(Counter(what.task for what in jobs).values()) == 134
 
 
+def test_few_starts_are_repeated_in_turn_with_other_randomness(tmp_path: Path) -> None:
+    settings = config(tmp_path, episodes=10, seed=100, starts=4)
+    jobs = [collecting.job(settings, index) for index in range(10)]
+    assert [what.seed for what in jobs] == [100, 101, 102, 103] * 2 + [100, 101]
+    assert [what.task for what in jobs[:4]] == [what.task for what in jobs[4:8]]
+    assert len({tuple(what.acting) for what in jobs}) == 10
+    plain = collecting.job(config(tmp_path, episodes=10, seed=100), 2)
+    assert jobs[2].acting == plain.acting == [102, 2], "the first use of a start is that of a plain collection"
+    assert collecting.collection_key(settings) != collecting.collection_key(config(tmp_path, seed=100))
+
+
+def test_repeated_starts_show_the_same_scene_and_another_demonstration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mujoco")
+    monkeypatch.setattr(SplitManifest, "load", classmethod(lambda cls, path: MANIFEST))
+    run(CollectConfig(out=tmp_path / "few", episodes=4, starts=2, workers=0, horizon=8))
+    first, other, again, _ = EpisodeDataset(tmp_path / "few")
+    assert np.array_equal(first.frames[0], again.frames[0]) and first.instruction == again.instruction
+    assert not np.array_equal(first.frames[0], other.frames[0])
+    assert not np.array_equal(first.actions[:3], again.actions[:3])
+
+
 def test_key_changes_with_what_changes_an_episode_only(tmp_path: Path) -> None:
     base = collecting.collection_key(config(tmp_path))
     for name, value in (("episodes", 99), ("workers", 3), ("shard_episodes", 9)):
@@ -119,6 +142,7 @@ def test_key_changes_with_what_changes_an_episode_only(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"episodes": 0}, "at least 1"),
+        ({"starts": 0}, "at least 1"),
         ({"workers": -1}, "workers"),
         ({"tasks": ()}, "--tasks"),
         ({"split": "train"}, "unknown split"),

@@ -1,4 +1,4 @@
-"""Claims about joint world-action models (C8, C14, C25): their rules on made-up results, and the arms at toy size."""
+"""Claims about joint world-action models (C8 to C11, C14, C25): rules on made-up results, and arms at toy size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.claims import CLAIMS, c8, c11, c14, c25, find_arm
+from experiments.claims import CLAIMS, c8, c9, c10, c11, c14, c25, find_arm
 from experiments.claims.arms import run_arm
 from experiments.claims.context import ClaimContext
 from experiments.claims.joint_arms import SPLITS, SURPRISE
@@ -19,7 +19,11 @@ SMALL, STARTS = PRESETS["small"], 100
 
 
 def results(
-    folder, rates: dict[tuple[str, str], float], times: dict[str, float] | None = None, gain: float = 2.0
+    folder,
+    rates: dict[tuple[str, str], float],
+    times: dict[str, float] | None = None,
+    gain: float = 2.0,
+    tasks=("reach",),
 ):
     """Success and progress at a rate on nested starts, milliseconds of a chunk, a gain of the forward mode in dB."""
     records = Records(folder, "small")
@@ -35,7 +39,7 @@ def results(
                 "psnr_others": 20.0,
             }
             facts = {
-                "label": arm, "hashes": {}, "versions": {}, "tasks": ["reach"], "way": [],
+                "label": arm, "hashes": {}, "versions": {}, "tasks": list(tasks), "way": [],
                 "settings": {"latency_ms": (times or {}).get(arm, 10.0)}, "budget": {"updates": 1.0},
                 "evaluations": {f"{s}/greedy": row for s in SPLITS} | {"seen/sampled": row, "forward": forward},
             }  # fmt: skip
@@ -54,11 +58,40 @@ def test_c8_asks_for_progress_in_the_unseen_scene(tmp_path, joint, alone, wanted
 
 
 @pytest.mark.parametrize(
+    ("diverse", "repetitive", "wanted"),
+    [(0.6, 0.4, "supported"), (0.4, 0.5, "refuted"), (0.41, 0.4, "inconclusive")],
+)
+def test_c9_asks_for_progress_away_from_the_data(tmp_path, diverse, repetitive, wanted):
+    records = results(tmp_path, {c9.DIVERSE: diverse, c9.REPETITIVE: repetitive})
+    verdict = CLAIMS["C9"].decide(records, SMALL)
+    assert verdict.verdict == wanted and "on seen starts" in verdict.why
+    assert "| diverse | " in page(CLAIMS["C9"], records, SMALL, [])
+
+
+@pytest.mark.parametrize(
+    ("watched", "control", "wanted"),
+    [(0.6, 0.4, "supported"), (0.4, 0.5, "refuted"), (0.43, 0.4, "inconclusive")],
+)
+def test_c10_asks_for_progress_in_the_last_task_alone(tmp_path, watched, control, wanted):
+    tasks = ["reach", "push", "lift"]
+    rates = {c10.WATCHED: watched, c10.CONTROL: control, c10.ALONE: 0.5}
+    records = results(tmp_path, rates, tasks=tasks)
+    rows = c10.last_task(records, c10.WATCHED, [0, 1, 2])
+    whole = np.array([records.read(*c10.WATCHED, s)["evaluations"]["seen/greedy"]["progress"] for s in range(3)])
+    assert np.array_equal(rows, whole[:, 2::3])
+    verdict = CLAIMS["C10"].decide(records, SMALL)
+    assert verdict.verdict == wanted and "minus no video" in verdict.why
+
+
+@pytest.mark.parametrize(
     ("gain", "with_video", "wanted"),
     [(3.0, 0.5, "supported"), (0.5, 0.5, "refuted"), (1.05, 0.5, "inconclusive"), (3.0, 0.2, "refuted")],
 )
 def test_c14_asks_for_frames_that_follow_actions_and_an_undamaged_policy(tmp_path, gain, with_video, wanted):
-    records = results(tmp_path, {c14.UWM: with_video, c14.ALONE: 0.5}, gain=gain)
+    rates = {c14.UWM: with_video, c14.ALONE: 0.5}
+    assert "on these objects" not in CLAIMS["C14"].decide(results(tmp_path / "two", rates), SMALL).why
+    records = results(tmp_path, {**rates, c14.WATCHED: 0.5}, gain=gain)
+    assert "on these objects" in CLAIMS["C14"].decide(records, SMALL).why
     verdict = CLAIMS["C14"].decide(records, SMALL)
     assert verdict.verdict == wanted and f"{verdict.effect.mean:+.2f}" in verdict.why
     assert "22.00 against 20.00" in page(CLAIMS["C14"], records, SMALL, [])
@@ -122,7 +155,7 @@ def test_c11_is_undecided_where_nothing_fails(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stages_in_this_process")
-@pytest.mark.parametrize("name", ["uwm", "fastwam_no_video", "dreamzero"])
+@pytest.mark.parametrize("name", ["uwm_watched", "uwm", "dreamzero", "repetitive", "watched_task"])
 def test_arms_train_joint_models_and_measure_them(bundle, tmp_path, name):
     preset = dataclasses.replace(PRESETS["tiny"], bundle=str(bundle))
     with ClaimContext(preset, tmp_path, workers=0) as lab:
