@@ -17,6 +17,8 @@ Example::
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -113,7 +115,7 @@ def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
             f"16 steps{f', guidance {guidance:g}' * (guidance > 1)}, no cache, float32",
             {
                 "steps": 16, "guidance": guidance, "cache": False, "reuse": Reuse(), "video_end": 0.0,
-                "dtype": "float32",
+                "dtype": "float32", "compile": False,
             },
         ),
     ]  # fmt: skip
@@ -122,11 +124,18 @@ def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
         ("+ velocities reused, 6 of 16 passes", {"reuse": Reuse("static", 6)}),
         *([("+ no guidance", {"guidance": 1.0})] if guidance > 1 else []),
         ("+ 4 steps, each computed", {"steps": 4, "reuse": Reuse()}),
+        *([("+ compiled", {"compile": True})] if compiler() else []),
         ("+ 2 steps", {"steps": 2}),
         ("+ 1 step", {"steps": 1}),
     ):
         rows.append((label, {**rows[-1][1], **change}))
-    return [*rows, ("as with 2 steps, in bfloat16", {**rows[-2][1], "dtype": "bfloat16"})]
+    more = {"dtype": "bfloat16", "compile": False}
+    return [*rows, ("as with 2 steps, in bfloat16, not compiled", {**rows[-2][1], **more})]
+
+
+def compiler() -> bool:
+    """Whether torch.compile can run here: on a CPU it needs a C++ compiler."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def run(config: BenchLatencyConfig) -> int:

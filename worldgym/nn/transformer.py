@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -166,6 +167,29 @@ class Mixed(NamedTuple):
         return [torch.cat([pieces[i] for i in segments], dim) for segments in self.segments]
 
 
+@lru_cache(maxsize=1)
+def _compiled() -> Any:
+    return torch.compile(Transformer._layers, dynamic=False)
+
+
+def compiled_layers(*args: Any) -> Any:
+    """`Transformer._layers` through torch.compile, for the shapes that it meets; networks of one shape share it.
+
+    Raises:
+        ConfigError: the compilation fails.
+    """
+    try:
+        return _compiled()(*args)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"torch.compile failed: {reason}. On a CPU it needs a C++ compiler, such as the package g++; or set "
+            "compile=False"
+        ) from error
+
+
 class Transformer(nn.Module):
     """The transformer; see the module docstring."""
 
@@ -215,6 +239,7 @@ class Transformer(nn.Module):
         context: Tensor | None = None,
         cache: KVCache | None = None,
         taps: Collection[int] = (),
+        compiled: bool = False,
     ) -> TransformerOutput:
         """Compute hidden tokens of a sequence, or of its next segments if a cache holds the earlier ones.
 
@@ -228,6 +253,8 @@ class Transformer(nn.Module):
             context: `(B, M, context_dim)`, for experts with cross-attention.
             cache: keys and values of earlier segments; the new ones are written into it and committed, in place.
             taps: layers, counted from 0, whose output is returned.
+            compiled: run the layers through torch.compile, which needs a C++ compiler on a CPU and takes a minute for
+                each new shape; without a cache only.
 
         Raises:
             ConfigError: the tokens do not match the layout.
@@ -255,8 +282,29 @@ class Transformer(nn.Module):
             cache.check_length(layout, rule)
             cache.note(layout)
             mask = additive(cache.mask(layout, rule))[:, None]
-        tapped: dict[int, dict[str, Tensor]] = {}
         shared, groups = self._modulation(condition, layout, own, lengths)
+        run = compiled_layers if compiled and cache is None else Transformer._layers
+        final, tapped = run(self, tokens, used, mixed, (shared, groups), rotary, mask, context, cache, tuple(taps))
+        if cache is not None:
+            cache.advance(layout.length)
+        return TransformerOutput(final, tapped)
+
+    def _layers(
+        self,
+        tokens: dict[str, Tensor],
+        used: list[int],
+        mixed: Mixed,
+        modulation: tuple[dict[int, Tensor], dict[int, tuple[int, ...]]],
+        rotary: Rotary,
+        mask: Tensor,
+        context: Tensor | None,
+        cache: KVCache | None,
+        taps: tuple[int, ...],
+    ) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+        """All layers and the last norm; without a cache this depends on tensors and constants alone."""
+        names = [e.name for e in self.config.experts]
+        shared, groups = modulation
+        tapped: dict[int, dict[str, Tensor]] = {}
         layers: Any = self.layers
         for i, layer in enumerate(layers):
             six = {
@@ -270,13 +318,13 @@ class Transformer(nn.Module):
             if cache is not None:
                 k, v = cache.write(i, k, v)
             attended = mixed.split(attend(q, k, v, mask), 1)
-            for n, part in zip(used, attended, strict=True):
-                tokens[names[n]] = layer[names[n]].finish(tokens[names[n]], part, six[n], context)
+            tokens = {
+                names[n]: layer[names[n]].finish(tokens[names[n]], part, six[n], context)
+                for n, part in zip(used, attended, strict=True)
+            }
             if i in taps:
-                tapped[i] = {names[n]: tokens[names[n]] for n in used}
-        if cache is not None:
-            cache.advance(layout.length)
-        return TransformerOutput({names[n]: self.final[names[n]](tokens[names[n]]) for n in used}, tapped)
+                tapped[i] = tokens
+        return {names[n]: self.final[names[n]](tokens[names[n]]) for n in used}, tapped
 
     def _rotary(self, layout: SequenceLayout, positions: Tensor | None, device: torch.device) -> Rotary:
         c = self.config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from agents.policies.joint import JointPolicy
 from worldgym.errors import ConfigError
 from worldgym.models.joint import FAMILIES
 from worldgym.models.joint.sampling import Stream
-from worldgym.nn import Reuse
+from worldgym.nn import Reuse, transformer
 from worldgym.protocols import TrainablePolicy
 
 
@@ -141,6 +143,32 @@ def test_bfloat16_is_close_to_float32(policy):
     exact = policy.act(observation(), temperature=0.0).actions
     rounded = policy.with_sampling(dtype="bfloat16").act(observation(), temperature=0.0).actions
     assert 0 < (exact - rounded).abs().max() < 0.2
+
+
+def test_compiled_actions_of_one_observation_are_those_of_the_plain_network(monkeypatch):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU; install g++")
+    plain, compiled = (model_of("dreamzero").with_sampling(compile=on, steps=2) for on in (False, True))
+    calls = []
+    original = transformer.compiled_layers
+    monkeypatch.setattr(transformer, "compiled_layers", lambda *args: (calls.append(1), original(*args))[1])
+    for rows, passes in ((1, 2), (3, 0)):  # a batch is not what a robot waits for
+        calls.clear()
+        expected, found = (
+            p.act(observation(rows), temperature=0.0).actions for p in (plain, compiled)
+        )
+        assert torch.allclose(expected, found, atol=1e-4) and len(calls) == passes
+
+
+def test_a_compilation_that_fails_says_what_is_missing(monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def fails(*args):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(transformer, "_compiled", lambda: fails)
+    with pytest.raises(ConfigError, match=r"g\+\+; or set compile=False"):
+        model_of("gigaworld").with_sampling(compile=True).act(observation(1), temperature=0.0)
 
 
 def test_supervised_training_lowers_the_error_of_demonstrated_chunks(policy):

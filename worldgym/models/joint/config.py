@@ -42,6 +42,8 @@ class JointSampling:
             UWM, the VLA mode of Motus). DreamZero always samples both, and FastWAM's actions never see the video.
         noise: noise level of the stochastic sampler of actions, at t = 1 and temperature 1.
         dtype: precision of inference, `float32` or `bfloat16`.
+        compile: run the network through torch.compile for single observations, which are what a robot waits for. It
+            needs a C++ compiler on a CPU, and the first chunk takes up to a minute. No keys and values are kept then.
 
     Raises:
         ConfigError: a value outside its range.
@@ -55,6 +57,7 @@ class JointSampling:
     joint: bool = False
     noise: float = 0.5
     dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:

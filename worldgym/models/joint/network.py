@@ -161,6 +161,7 @@ class JointNetwork(nn.Module):
         *,
         cache: KVCache | None = None,
         taps: Collection[int] = (),
+        compiled: bool = False,
     ) -> JointOutput:
         """Run a sequence, or its next segments if a cache holds the earlier ones.
 
@@ -170,6 +171,7 @@ class JointNetwork(nn.Module):
             inputs: see `Inputs`.
             cache: keys and values of earlier segments; those of this sequence are written into it.
             taps: layers whose hidden tokens are returned.
+            compiled: see `Transformer.forward`.
         """
         c = self.config
         tokens: dict[str, list[Tensor]] = {expert.name: [] for expert in self.body.config.experts}
@@ -181,7 +183,7 @@ class JointNetwork(nn.Module):
         out = self.body(
             {name: torch.cat(parts, 1) for name, parts in tokens.items() if parts}, layout, rule,
             condition=torch.cat(conditions, 1) + self._shared(inputs)[:, None],
-            positions=_positions(layout, c.grid), cache=cache, taps=taps,
+            positions=_positions(layout, c.grid), cache=cache, taps=taps, compiled=compiled,
         )  # fmt: skip
         first = self.body.config.experts[0].name
         rows, columns = c.tokenizer.grid

@@ -49,8 +49,10 @@ class Denoiser:
             clean.new_zeros(b, 1, c.chunk, c.action_dim),
             torch.ones(b, 1, c.chunk, dtype=torch.bool, device=clean.device), clean.new_zeros(b, 1),
         )  # fmt: skip
+        inference = not torch.is_grad_enabled()
+        self.compiled = self.sampling.compile and inference and b == 1
         if (
-            self.sampling.cache and c.kind.cached and not torch.is_grad_enabled()
+            self.sampling.cache and c.kind.cached and inference and not self.compiled
         ):  # writes in place have no gradient
             given = [i for i, s in enumerate(layout.segments) if s.clean]
             self.query = layout.select([i for i in range(len(layout.segments)) if i not in given])
@@ -66,7 +68,9 @@ class Denoiser:
 
     def _run(self, layout: SequenceLayout, inputs: Inputs, cache: KVCache | None) -> JointOutput:
         with autocast(inputs.words.device, self.sampling.dtype != "float32"):
-            out: JointOutput = self.model.network(layout, self.rule, inputs, cache=cache)
+            out: JointOutput = self.model.network(
+                layout, self.rule, inputs, cache=cache, compiled=self.compiled
+            )
         return out
 
     def velocities(
