@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rewards.models.learned import LearnedJudge
     from worldgym.data.reader import EpisodeArrays
 
+logger = logging.getLogger(__name__)
 EASY, SURE = 0.02, 0.05  # smallest weight of a failure and of a success: correctly classified frames are still drawn
 
 
@@ -54,7 +56,7 @@ class HardFrames:
         *,
         limit: tuple[int, int] = (90_000, 30_000),
     ) -> HardFrames:
-        """Score frames of `episodes` with `judge`; only policy rollouts are used if there are any.
+        """Score frames of `episodes` with `judge`; those of policy rollouts, or of all if these have none of a kind.
 
         Args:
             judge: a trained judge.
@@ -67,14 +69,13 @@ class HardFrames:
             DatasetError: there are no solved or no unsolved frames.
         """
         owner = np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
-        from_policy = np.array([arrays.behaviours[i] == "policy" for i in episodes])
-        chosen = np.zeros(len(arrays), bool)
-        chosen[episodes[from_policy] if from_policy.any() else episodes] = True
         solved_before = np.concatenate(
             [np.maximum.accumulate(arrays.success[arrays.rows(i)]) for i in range(len(arrays))]
         )
-        solved = np.flatnonzero(chosen[owner] & arrays.success)
-        unsolved = np.flatnonzero(chosen[owner] & ~solved_before)
+        solved, unsolved = (
+            _of_policy(frames, owner, arrays, episodes, what)
+            for frames, what in ((arrays.success, "solved"), (~solved_before, "unsolved"))
+        )
         if not len(solved) or not len(unsolved):
             raise DatasetError(
                 f"mining needs solved and unsolved frames; got {len(solved)} and {len(unsolved)}. Collect rollouts of "
@@ -100,6 +101,20 @@ class HardFrames:
         rows = np.concatenate(parts)
         labels = np.repeat(np.array([0.0, 1.0], np.float32), share)
         return rows, [self.texts[self.owner[row]] for row in rows], labels
+
+
+def _of_policy(
+    frames: np.ndarray, owner: np.ndarray, arrays: EpisodeArrays, episodes: np.ndarray, what: str
+) -> np.ndarray:
+    """Indices of the chosen frames `(F,)` bool of policy rollouts among `episodes`, or of all of them."""
+    from_policy = np.array([arrays.behaviours[i] == "policy" for i in episodes], bool)
+    own, every = (np.flatnonzero(frames & np.isin(owner, part)) for part in (episodes[from_policy], episodes))
+    if from_policy.any() and not len(own):
+        logger.warning(
+            "none of the %d rollouts of a policy has %s frames; those of the other episodes are mined",
+            from_policy.sum(), what,
+        )  # fmt: skip
+    return own if len(own) else every
 
 
 @torch.no_grad()

@@ -57,6 +57,16 @@ def test_without_policies_all_episodes_are_looked_at_and_held_out_ones_never():
         HardFrames.mine(Brightness(TINY), never, np.arange(20), np.random.default_rng(0))
 
 
+def test_a_policy_that_never_succeeds_leaves_solved_frames_to_the_other_episodes(caplog):
+    made = arrays()
+    owner = np.repeat(np.arange(30), 6)
+    made = dataclasses.replace(made, success=np.where(owner % 2, False, made.success))
+    hard = HardFrames.mine(Brightness(TINY), made, np.arange(20), np.random.default_rng(0))
+    unsolved, solved = ({int(owner[row]) for row in rows} for rows in hard.rows)
+    assert all(i % 2 for i in unsolved) and solved and all(i % 2 == 0 and i < 20 for i in solved)
+    assert "none of the 10 rollouts of a policy has solved frames" in caplog.text
+
+
 def test_a_judge_that_goes_on_with_mined_frames_errs_less_on_them():
     made = arrays()
     judge, _ = train_judge(made, model=TINY, steps=60, batch_size=32, lr=2e-3, val_fraction=0.2, val_pairs=60)
