@@ -36,7 +36,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(TESTED): $(STAMP)
-	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[sb3,rllib,http,metaworld,recordings,vla,serve]'
+	$(BIN)/pip install --no-compile --quiet -c constraints.txt -e '.[sb3,rllib,http,metaworld,recordings,vla,serve,flow]'
 	@touch $@
 
 setup: $(STAMP) ## make .venv and install worldgym with the tested versions (about 1.8 GB, one minute)

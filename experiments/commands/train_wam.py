@@ -9,6 +9,8 @@ Example::
     worldgym train wam --family dreamzero --data data/real --tokenizer runs/tokenizer --out runs/wam --minutes 30
     worldgym train wam --family uwm --data data/real --initial tabletop-small --settings imitate=all --out runs/uwm
     worldgym train wam --family uwm --data data/real --initial tabletop-small --video data/other_robot --out runs/uwm
+    worldgym train wam --family motus --data data/video --actions flow --initial tabletop-small --out runs/motus_flow
+    worldgym train wam --family motus --data data/real --initial runs/motus_flow/export --out runs/motus
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ from experiments.commands.train_world_model import TrainWorldModelConfig
 from experiments.compute import DType
 from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.registered_training import train_registered
+from experiments.pipelines.training_run import fingerprint
+from worldgym.data import EpisodeArrays, EpisodeDataset
+from worldgym.data.action_free import as_video
+from worldgym.data.flow_actions import with_flow_actions
 from worldgym.errors import ConfigError
 from worldgym.registry import WORLD_MODELS
 
@@ -34,9 +40,12 @@ class TrainWamConfig:
             successful ones are imitated.
         family: `uwm`, `dreamzero`, `fastwam`, `gigaworld` (FastWAM with video that follows actions) or `motus`.
         tokenizer: run folder of `worldgym train tokenizer`.
-        initial: world model whose tokenizer is used, in place of `tokenizer`, such as `tabletop-small`.
+        initial: world model whose tokenizer is used, in place of `tokenizer`, such as `tabletop-small`. From a joint
+            model of the same family the training also goes on from its weights; layers of another shape are new.
         video: dataset of the same cameras from which the video alone is learned, such as recordings of another robot;
             its actions, if any, are ignored.
+        actions: `logged`, or `flow`: codes of the optical flow in place of the actions, for recordings that have none
+            (second stage of Motus). Such a model is the `initial` one of a training on logged actions.
         out: run folder (checkpoint, TensorBoard, `export/`).
         settings: `name=value` pairs (YAML) of `JointConfig` and `JointTraining`, such as `levels=decoupled`,
             `video_coef=0` or `imitate=all`.
@@ -58,6 +67,7 @@ class TrainWamConfig:
     tokenizer: Path | None = None
     initial: Path | None = None
     video: Path | None = None
+    actions: Literal["logged", "flow"] = "logged"
     out: Path = Path("runs/wam")
     settings: tuple[str, ...] = ()
     preset: str = "small"
@@ -84,12 +94,20 @@ class TrainWamConfig:
 
 def run(config: TrainWamConfig) -> int:
     """Encode the logs, train the model, and export it."""
-    values = {
-        name: getattr(config, name)
-        for name in config.__dataclass_fields__
-        if name not in ("family", "settings", "video")
-    }
+    own = ("family", "settings", "video", "actions")
+    values = {name: getattr(config, name) for name in config.__dataclass_fields__ if name not in own}
     settings = (f"family={config.family}", *config.settings)
     chosen = TrainWorldModelConfig(type="joint", settings=settings, **values)
-    out = config.out / "export"
-    return train_registered(WORLD_MODELS, chosen, command="train wam", save_to=out, video=config.video)
+    watched = None if config.video is None else EpisodeDataset(config.video)
+
+    def prepare(arrays: EpisodeArrays, dataset: EpisodeDataset) -> EpisodeArrays:
+        if watched is not None:
+            seen = watched.load_arrays(limit=config.limit, progress=True, cameras=watched.cameras)
+            arrays = EpisodeArrays.together([arrays, as_video(seen, arrays, "--video")])
+        return with_flow_actions(arrays, dataset.meta.fps) if config.actions == "flow" else arrays
+
+    more = {} if watched is None else {"--video": fingerprint(watched)}
+    more |= {} if config.actions == "logged" else {"--actions": config.actions}
+    return train_registered(
+        WORLD_MODELS, chosen, command="train wam", save_to=config.out / "export", prepare=prepare, more=more
+    )

@@ -11,23 +11,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.compute import placing
 from experiments.pipelines.checks import values_of
 from experiments.pipelines.ranks import run_ranks
-from experiments.pipelines.training_run import (
-    claim,
-    fingerprint,
-    finish,
-    finished,
-    identity,
-    option,
-    released_if_refused,
-)
+from experiments.pipelines.training_run import claim, finish, finished, identity, option, released_if_refused
 from worldgym.errors import ConfigError
 from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
+
+if TYPE_CHECKING:
+    from worldgym.data import EpisodeArrays, EpisodeDataset
 
 logger = logging.getLogger(__name__)
 COMMON = (
@@ -49,7 +45,13 @@ OWN = (
 
 
 def train_registered(
-    registry: Registry, config: Any, *, command: str, save_to: Path, video: Path | None = None
+    registry: Registry,
+    config: Any,
+    *,
+    command: str,
+    save_to: Path,
+    prepare: Callable[[EpisodeArrays, EpisodeDataset], EpisodeArrays] | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> int:
     """Train a part of the registered type `config.type`, and save it.
 
@@ -58,7 +60,8 @@ def train_registered(
         config: config of the command; only its options in `COMMON` apply.
         command: words of the command.
         save_to: folder of the result.
-        video: dataset whose episodes are added as video without actions, for types that learn from it.
+        prepare: changes the episodes of the dataset before the training.
+        more: further facts that identify the run, by option: what `prepare` does.
 
     Returns:
         the exit code.
@@ -68,8 +71,7 @@ def train_registered(
     """
     import torch
 
-    from worldgym.data import EpisodeArrays, EpisodeDataset
-    from worldgym.data.action_free import as_video
+    from worldgym.data import EpisodeDataset
     from worldgym.data.augment import augmented
     from worldgym.training.generic import fresh_part
 
@@ -81,17 +83,16 @@ def train_registered(
         offered["settings"] = values_of(config.settings, "--settings", "name=value") or None
     refuse_others(config, (*COMMON, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
-    facts = identity(config, dataset)
-    watched = None if video is None else EpisodeDataset(video)
-    if watched is not None:
-        facts["--video"] = fingerprint(watched)
+    facts = {**identity(config, dataset), **(more or {})}
     claim(config.out, command, facts, own=(*OWN, *getattr(kind, "own", ())), fresh=config.fresh)
     if finished(config.out, config):
         return 0
     arrays = dataset.load_arrays(limit=config.limit, progress=True, cameras=dataset.cameras)
-    if watched is not None:
-        seen = watched.load_arrays(limit=config.limit, progress=True, cameras=watched.cameras)
-        arrays = EpisodeArrays.together([arrays, as_video(seen, arrays, "--video")])
+    specs = dataset.specs
+    if prepare is not None:
+        with released_if_refused(config.out):
+            arrays = prepare(arrays, dataset)
+        specs = arrays.specs or specs
     arrays = augmented(arrays, getattr(config, "augment", 0), config.seed)
     if registry is JUDGES and not arrays.has_success.any():
         logger.warning(
@@ -100,7 +101,7 @@ def train_registered(
         )  # fmt: skip
     torch.manual_seed(config.seed)
     with released_if_refused(config.out):
-        part = here(fresh_part(kind, config.type, dataset.specs, config.preset, arrays, offered))
+        part = here(fresh_part(kind, config.type, specs, config.preset, arrays, offered))
     processes, address = getattr(config, "processes", 1), getattr(config, "address", None)
     if getattr(config, "shard", False):
         refuse_sharding(config, kind, part, processes)

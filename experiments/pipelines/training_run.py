@@ -132,7 +132,8 @@ def option(field: str) -> str:
 def fingerprint(dataset: EpisodeDataset) -> str:
     """Hash of the committed content of a dataset: file hashes, action spec and split rules; 16 hex digits."""
     meta = dataset.meta
-    facts = [[f["sha256"] for f in meta.files], meta.action_spec.to_dict(), meta.manifest.hash]
+    action = meta.specs.action  # None for video without actions
+    facts = [[f["sha256"] for f in meta.files], None if action is None else action.to_dict(), meta.manifest.hash]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

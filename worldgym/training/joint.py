@@ -11,6 +11,8 @@ Example::
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from worldgym.errors import ConfigError
 from worldgym.models.joint.config import JointConfig
 from worldgym.models.joint.network import Inputs
-from worldgym.models.joint.world_model import JointModel
+from worldgym.models.joint.world_model import TYPE, JointModel
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.tokenizers.saved import read_tokenizer
 from worldgym.nn import BetaTimes, residual_velocity, uniform
@@ -35,6 +37,8 @@ from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.world_model import LatentEpisodes
 from worldgym.utils.devices import rand, randn
 from worldgym.utils.typed import from_values
+
+logger = logging.getLogger(__name__)
 
 UNSPOKEN = 0.5
 """Share of the windows without the instruction among those that are not imitated: a world model gets none."""
@@ -257,6 +261,35 @@ def state_loss(model: JointModel, data: JointEpisodes, batch: int, generator: to
     return ((path - states[:, 1:]).square().mean(-1) * known).sum() / known.sum().clamp_min(1)
 
 
+def _initial(path: Any) -> Any:
+    """A world model to start from. A joint model that can only act, such as one of FastWAM, has a tokenizer too."""
+    from worldgym.models.loading import load_world_model
+
+    folder = Path(path)
+    if (folder / "config.json").is_file() and json.loads((folder / "config.json").read_text()).get("type") == TYPE:
+        return JointModel.from_pretrained(folder)
+    return load_world_model(path)
+
+
+def continue_from(model: JointModel, source: Any) -> None:
+    """Copy the weights of a joint model of the same family; weights of another shape stay new, such as of actions.
+
+    Args:
+        model: a new model; it is changed.
+        source: any world model; nothing is copied from another type or family.
+    """
+    if not isinstance(source, JointModel) or source.config.family != model.config.family:
+        return
+    own, given = model.state_dict(), source.state_dict()
+    fits = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict({**own, **fits})
+    new = sorted(set(own) - set(fits))
+    logger.info(
+        "%d of %d weights are those of the initial model%s", len(fits), len(own),
+        f"; new: {', '.join(new)}" if new else "",
+    )  # fmt: skip
+
+
 class _Trained(nn.Module):
     """The parts that are trained together."""
 
@@ -285,7 +318,7 @@ class JointTrainer:
             preset: a named shape.
             arrays: episodes of the dataset.
             tokenizer: run folder of `worldgym train tokenizer`.
-            initial: world model whose tokenizer is taken, in place of `tokenizer`.
+            initial: world model whose tokenizer is taken, in place of `tokenizer`; see also `continue_from`.
             settings: fields of `JointConfig` and `JointTraining`.
 
         Raises:
@@ -307,12 +340,11 @@ class JointTrainer:
                 "a joint model needs a tokenizer: give --tokenizer RUN (from `worldgym train tokenizer`), or --initial "
                 "WORLD_MODEL, whose tokenizer is used"
             )
+        source: Any = None
         if tokenizer is not None:
             frames = read_tokenizer(Path(tokenizer))
         else:
-            from worldgym.models.loading import load_world_model
-
-            frames = load_world_model(initial).tokenizer
+            frames = (source := _initial(initial)).tokenizer
         base = JointConfig.preset(preset, family)
         values = {**asdict(replace(base, specs=None)), **given}
         config = JointConfig.from_dict({**values, "tokenizer": asdict(frames.config)}).for_data(
@@ -325,6 +357,7 @@ class JointTrainer:
             )
         model = JointModel(replace(config, tokenizer=frames.config))
         model.tokenizer.load_state_dict(frames.state_dict())
+        continue_from(model, source)
         model.requires_grad_(True).tokenizer.requires_grad_(False)
         model.training_settings = chosen
         return model
