@@ -27,6 +27,7 @@ _EXPORTS = {
     "wilson": "statistics",
     "EvalResult": "outcomes",
     "EvaluationPool": "rollouts",
+    "Latency": "latency",
     "PolicyRef": "rollouts",
     "Start": "outcomes",
     "evaluate_policy": "rollouts",
