@@ -104,7 +104,7 @@ def test_a_policy_behind_a_server_is_evaluated_in_real(bundle, tmp_path):
     ("options", "said"),
     [
         (["--starts", "bundle"], "--starts is for an evaluation in imagination; type --imagined"),
-        (["--imagined", "--gap", "0.5"], "has no --domain, --gap, --decoded-by and"),
+        (["--imagined", "--gap", "0.5"], "has no --domain, --gap, --decoded-by, --wrong"),
         (["--imagined", "--world-model", "nowhere"], "there is no folder nowhere"),
         (["--policy", "ws://127.0.0.1"], "does not answer|set chunk"),
         (["--policy", "ws://127.0.0.1:1?speed=2"], "has the setting 'speed'"),
