@@ -20,7 +20,7 @@ import numpy as np
 from experiments.claims.arms import Arm, Trained
 from experiments.claims.claim import Claim, Ruling, difference, said
 from experiments.claims.context import ClaimContext
-from experiments.claims.joint_arms import forward, measure, recorded, success_table, trained
+from experiments.claims.joint_arms import WATCHING, forward, measure, recorded, success_table, trained
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
 from worldgym.evaluation.statistics import seeds_bootstrap
@@ -81,8 +81,11 @@ CLAIM = Claim(
     figures=lambda records, preset, seeds: {},
     tables=tables,
     own_arms=(
-        Arm("uwm", "UWM", trained("uwm"), measure=both),
-        Arm("uwm_no_video", "no video loss", trained("uwm", ("video_coef=0.0",)), measure=measure),
-        Arm("uwm_watched", "UWM and video without actions", trained("uwm", video=videos), measure=measure),
+        Arm("uwm", "UWM", trained("uwm", shares=WATCHING), measure=both),
+        Arm("uwm_no_video", "no video loss", trained("uwm", ("video_coef=0.0",), WATCHING), measure=measure),
+        Arm(
+            "uwm_watched", "UWM and video without actions", trained("uwm", shares=WATCHING, video=videos),
+            measure=measure,
+        ),
     ),
 )

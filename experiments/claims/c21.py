@@ -18,7 +18,7 @@ from pathlib import Path
 
 from experiments.claims.arms import Arm, Trained
 from experiments.claims.auxiliary_arms import FINISH_SHARE, expert_arrays
-from experiments.claims.claim import Claim, Ruling, difference, said
+from experiments.claims.claim import Claim, Ruling, by_gain, difference, said
 from experiments.claims.context import ClaimContext
 from experiments.claims.joint_arms import SPLITS, latency, success_table
 from experiments.claims.presets import ClaimPreset
@@ -68,11 +68,7 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     why = f"success of flow matching minus L1 regression: {said(effect)}"
     if set(seeds) <= set(records.seeds(*BINS)):
         why += f"; minus bins: {said(difference(records, FLOW, BINS, seeds))}"
-    if effect.mean <= 0:
-        return Ruling(False, effect, why)
-    if effect.low > 0:
-        return Ruling(True, effect, why)
-    return Ruling(None, effect, f"{why}; the mean is above 0, but the interval contains 0")
+    return by_gain(effect, why)
 
 
 CLAIM = Claim(

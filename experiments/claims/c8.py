@@ -12,7 +12,7 @@ Example::
 from __future__ import annotations
 
 from experiments.claims.arms import Arm
-from experiments.claims.claim import Claim, Ruling, difference, said
+from experiments.claims.claim import Claim, Ruling, by_gain, difference, said
 from experiments.claims.joint_arms import measure, progress, success_table, surprised, trained
 from experiments.claims.presets import ClaimPreset
 from experiments.claims.records import Records
@@ -31,11 +31,7 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
         f"progress in the unseen scene, with minus without the video loss: {said(effect)}; on seen starts {said(seen)}"
         f"; success in the unseen scene {said(rates)}"
     )
-    if effect.mean <= 0:
-        return Ruling(False, effect, f"{why}; no gain")
-    if effect.low > 0:
-        return Ruling(True, effect, why)
-    return Ruling(None, effect, f"{why}; the mean is above 0, but the interval contains 0")
+    return by_gain(effect, why)
 
 
 CLAIM = Claim(

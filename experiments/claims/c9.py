@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.claims.arms import Arm
 from experiments.claims.c24 import LOG_SEED0
-from experiments.claims.claim import Claim, Ruling, said
+from experiments.claims.claim import Claim, Ruling, by_gain, said
 from experiments.claims.context import ClaimContext
 from experiments.claims.joint_arms import by_start, measure, progress, recorded, success_table, trained
 from experiments.claims.presets import ClaimPreset
@@ -52,11 +52,7 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
         f"progress with unseen objects and in the unseen scene, diverse minus repetitive logs: {said(effect)}; on seen "
         f"starts {said(seen)}"
     )
-    if effect.mean <= 0:
-        return Ruling(False, effect, f"{why}; no gain")
-    if effect.low > 0:
-        return Ruling(True, effect, why)
-    return Ruling(None, effect, f"{why}; the mean is above 0, but the interval contains 0")
+    return by_gain(effect, why)
 
 
 CLAIM = Claim(

@@ -195,6 +195,15 @@ def _paired(
     return rows
 
 
+def by_gain(effect: Interval, why: str) -> Ruling:
+    """Ruling of a claim that a difference is above 0: refuted if its mean is not, open if the interval contains 0."""
+    if effect.mean <= 0:
+        return Ruling(False, effect, f"{why}; no gain")
+    if effect.low > 0:
+        return Ruling(True, effect, why)
+    return Ruling(None, effect, f"{why}; the mean is above 0, but the interval contains 0")
+
+
 def times(interval: Interval | None) -> str:
     """Format a ratio with its interval."""
     return "-" if interval is None else f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -25,8 +25,10 @@ from experiments.claims.records import Records, pack
 from experiments.pipelines.recipe import Stage, arguments_of
 from worldgym.evaluation.statistics import Interval, seeds_bootstrap
 
-COMMON = ("imitated_share=0.9",)
-"""Settings of all arms: nine of ten windows begin in demonstrations, because policies are compared."""
+SHARES = ("imitated_share=0.9",)
+"""Nine of ten windows begin in demonstrations, because policies are compared."""
+WATCHING = ("imitated_share=0.6", "video_share=0.3")
+"""The same for all arms of a claim on video without actions; without such video its share goes to the other logs."""
 SPLITS = ("seen", "unseen_object", "unseen_scene")
 FORWARD_SEED0 = 700_000
 """First seed of the held-out episodes on which imagined frames are compared."""
@@ -51,6 +53,7 @@ def recorded(lab: ClaimContext, name: str, **options: Any) -> Path:
 def trained(
     family: str,
     settings: tuple[str, ...] = (),
+    shares: tuple[str, ...] = SHARES,
     logs: Callable[[ClaimContext], Path] = shared_logs,
     video: Callable[[ClaimContext], Path] | None = None,
 ) -> Callable[[ClaimContext, int, Path], Trained]:
@@ -59,10 +62,11 @@ def trained(
     Args:
         family: name of the family.
         settings: `name=value` pairs of its config and training.
+        shares: `name=value` pairs of the shares of the windows.
         logs: returns the logs; those of the demonstrators by default.
         video: returns a dataset of which the video alone is learned.
     """
-    chosen = (*COMMON, *(("blocks=1",) if family == "dreamzero" else ()), *settings)
+    chosen = (*shares, *(("blocks=1",) if family == "dreamzero" else ()), *settings)
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         preset = lab.preset

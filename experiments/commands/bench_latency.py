@@ -6,7 +6,8 @@ DreamZero's shortcuts added to it (arXiv 2602.15922, table of speed-ups). Differ
 same model, or for other policies to the first one.
 
 With `--execution` each row is also evaluated with its own time of inference (`worldgym.evaluation.latency`): in whole
-control steps, while the robot holds still (`blocking`) or goes on with its last chunk (`asynchronous`).
+control steps, while the robot holds still (`blocking`) or executes the rest of its last chunk (`asynchronous`). A row
+whose chunks arrive too late for `asynchronous` has no success there, and no row is compared with it.
 
 Example::
 
@@ -17,7 +18,9 @@ Example::
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -41,6 +44,7 @@ from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
 from worldgym.utils.files import atomic_write_text
 
+logger = logging.getLogger(__name__)
 AS_SAVED = "as saved"
 HELD = 16
 """At least so many observations are shown to the timed policies, one after the other."""
@@ -124,7 +128,7 @@ def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
         ("+ velocities reused, 6 of 16 passes", {"reuse": Reuse("static", 6)}),
         *([("+ no guidance", {"guidance": 1.0})] if guidance > 1 else []),
         ("+ 4 steps, each computed", {"steps": 4, "reuse": Reuse()}),
-        *([("+ compiled", {"compile": True})] if compiler() else []),
+        *([("+ compiled, nothing kept", {"compile": True})] if compiler() else []),
         ("+ 2 steps", {"steps": 2}),
         ("+ 1 step", {"steps": 1}),
     ):
@@ -135,7 +139,7 @@ def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
 
 def compiler() -> bool:
     """Whether torch.compile can run here: on a CPU it needs a C++ compiler."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+    return shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0]) is not None
 
 
 def run(config: BenchLatencyConfig) -> int:
@@ -158,7 +162,7 @@ def run(config: BenchLatencyConfig) -> int:
     env.close()
     found = times(rows, seen, config.repeats)
     facts: list[dict[str, Any]] = []
-    results: dict[tuple[str, str], EvalResult] = {}
+    bases: dict[tuple[str, str], EvalResult | None] = {}
     names = [name for name, *_ in rows]
     with ExitStack() as stack:
         pools = [
@@ -175,15 +179,13 @@ def run(config: BenchLatencyConfig) -> int:
             }
             base = name if names.count(name) > 1 else config.policies[0]
             if config.episodes:
-                row |= compared(pools[0].evaluate(policy, starts), results, (base, ""))
+                row |= compared(pools[0].evaluate(policy, starts), bases, (base, ""))
             for execution in config.execution:
                 latency = delay_of(median, suite, execution, config.hz)
-                if execution == "asynchronous" and latency is not None and latency.steps >= policy.chunk:
-                    row[execution] = {"steps": latency.steps}  # no action of a chunk is left when it arrives
-                    continue
-                result = pools[-1].evaluate(policy, starts, latency=latency)
+                late = latency is not None and not latency.leaves(policy.chunk)
+                result = None if late else pools[-1].evaluate(policy, starts, latency=latency)
                 steps = 0 if latency is None else latency.steps
-                row[execution] = {"steps": steps, **compared(result, results, (base, execution))}
+                row[execution] = {"steps": steps, **compared(result, bases, (base, execution))}
             facts.append(row)
     written = {
         "rows": facts, "episodes": len(starts) if config.episodes else 0, "tasks": list(tasks), "split": split,
@@ -196,14 +198,16 @@ def run(config: BenchLatencyConfig) -> int:
 
 
 def compared(
-    result: EvalResult, results: dict[tuple[str, str], EvalResult], base: tuple[str, str]
+    result: EvalResult | None, bases: dict[tuple[str, str], EvalResult | None], base: tuple[str, str]
 ) -> dict[str, Any]:
-    """Success, and its difference to the base, which is this result if there is none yet."""
-    first = results.setdefault(base, result)
-    return {
-        "success": result.rate().to_dict(),
-        "difference": paired_bootstrap(result.success, first.success).to_dict(),
-    }
+    """Success, and its difference to the first row of `base`; nothing for a row without a result."""
+    first = bases.setdefault(base, result)
+    if result is None:
+        return {}
+    found = {"success": result.rate().to_dict()}
+    if first is not None:
+        found["difference"] = paired_bootstrap(result.success, first.success).to_dict()
+    return found
 
 
 def loaded_rows(config: BenchLatencyConfig, here: Any) -> list[tuple[str, str, Any]]:
@@ -218,6 +222,8 @@ def loaded_rows(config: BenchLatencyConfig, here: Any) -> list[tuple[str, str, A
         if not isinstance(policy, JointPolicy) or not config.stack:
             rows.append((name, AS_SAVED, policy))
             continue
+        if not compiler():
+            logger.warning("no C++ compiler (g++, or $CXX) was found: there is no compiled row")
         guidance = config.guidance if policy.config.samples_video else 1.0
         for label, settings in samplers(guidance):
             rows.append((name, label, here(load_policy(folder)).with_sampling(**settings)))

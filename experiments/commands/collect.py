@@ -63,6 +63,7 @@ def run(config: CollectConfig) -> int:
             name: getattr(config, name) for name in ("episodes", "tasks", "domain", "gap", "seed", "split")
         }
         settings |= {"mix": config.weights, "horizon": config.horizon}
+        settings |= {} if config.starts is None else {"starts": config.starts}
         write_json(config.out / "meta" / f"collect-{key}.json", settings)
         try:
             with (
@@ -105,7 +106,7 @@ def _warn_of_unseen_tasks(config: CollectConfig, suite: Suite) -> None:
 def _warn_of_used_seeds(config: CollectConfig, key: str, records: list[EpisodeRecord]) -> None:
     others = [record.provenance for record in records if record.domain == config.domain]
     used = {facts["seed"] for facts in others if facts.get("collection") != key and "seed" in facts}
-    shared = sum(config.seed <= seed < config.seed + config.episodes for seed in used)
+    shared = sum(config.seed <= seed < config.seed + config.start_count for seed in used)
     if shared:
         logger.warning(
             "%d start seeds were already used in %s by another collection; for new starts try --seed %d",

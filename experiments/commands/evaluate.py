@@ -82,8 +82,8 @@ class EvalConfig:
             control): what it still achieves owes nothing to the words.
         latency_ms: in Real: time from an observation to its actions, in milliseconds, rounded up to whole control
             steps; 0 is none.
-        execution: with a latency: `blocking`, the robot holds still meanwhile, or `asynchronous`, it goes on with the
-            last chunk and drops the actions of the new one whose time has passed.
+        execution: with a latency: `blocking`, the robot holds still meanwhile, or `asynchronous` (the default), it
+            executes what is left of the last chunk and drops as many actions of the new one.
         starts: with `--imagined`: `bundle` starts from logged frames of the bundle, a dataset's folder or an `.npz`
             file from frames of recordings; if None, from first frames of the suite, the same as without `--imagined`.
         threshold: with `--imagined`: probability of the judge that counts as success; the judge's own if None.
@@ -116,7 +116,7 @@ class EvalConfig:
     decoded_by: Path | None = None
     wrong_instructions: bool = False
     latency_ms: float = 0.0
-    execution: Execution = "asynchronous"
+    execution: Execution | None = None
     starts: str | None = None
     threshold: float | None = None
     confirm: int = 1
@@ -143,6 +143,10 @@ class EvalConfig:
             )
         if not 0 <= self.latency_ms < float("inf"):
             raise ConfigError(f"latency_ms is {self.latency_ms}, expected 0 or more; try --latency-ms 100")
+        if self.execution is not None and not self.latency_ms:
+            raise ConfigError(
+                f"--execution {self.execution} is for a latency; give --latency-ms 200 too, or leave it out"
+            )
         if self.confirm < 1:
             raise ConfigError(f"confirm is {self.confirm}; expected at least 1")
         if self.episodes < 1 or self.horizon < 1 or self.workers < 0:
@@ -170,24 +174,29 @@ def run(config: EvalConfig) -> int:
     per_task = max(1, round(config.episodes / len(tasks)))
     starts = make_starts(tasks, per_task, config.start_seed, known_split(suite, config.split))
     where = domain_settings(suite, config.domain, config.gap)
-    latency = delay_of(config.latency_ms, suite, config.execution)
+    latency = delay_of(config.latency_ms, suite, config.execution or "asynchronous")
+    for choice in choices if latency is not None else ():  # before anything is evaluated
+        chunk = int(choice.ref.load().chunk)
+        if latency is not None and not latency.leaves(chunk):
+            raise ConfigError(
+                f"{config.latency_ms:g} ms are {latency.steps} steps, and {choice.name} has chunks of {chunk} actions: "
+                "none is left when a chunk arrives; give --execution blocking"
+            )
     results: dict[str, EvalResult] = {}
-    pools: dict[int, EvaluationPool] = {}  # by chunk length: one environment step executes one chunk of the policy
+    # by chunk length: one environment step executes one chunk of the policy, or a single action with a latency
+    pools: dict[int | None, EvaluationPool] = {}
     with ExitStack() as stack:
         for choice in choices:
-            chunk = int(choice.ref.load().chunk)
-            if latency is not None:
-                latency.check(chunk)
-            if chunk not in pools:
+            length = None if latency is not None else int(choice.ref.load().chunk)
+            if length not in pools:
                 pool = evaluation_pool(
-                    suite, workers=config.workers, horizon=config.horizon,
-                    chunk=None if latency is not None else chunk, **where,
-                )  # fmt: skip
-                pools[chunk] = stack.enter_context(pool)
-            results[choice.name] = _measured(pools[chunk], choice, starts, config.seed, latency)
+                    suite, workers=config.workers, horizon=config.horizon, chunk=length, **where
+                )
+                pools[length] = stack.enter_context(pool)
+            results[choice.name] = _measured(pools[length], choice, starts, config.seed, latency)
             if config.wrong_instructions:
                 blind = shuffle_instructions(results[choice.name], seed=config.seed)
-                results[f"{choice.name}{WRONG}"] = _measured(pools[chunk], choice, blind, config.seed, latency)
+                results[f"{choice.name}{WRONG}"] = _measured(pools[length], choice, blind, config.seed, latency)
             # after every policy, so that these results are kept if the server of a later one ends
             data = summary(results, config)
             atomic_write_text(config.out, json.dumps(data, indent=1) + "\n")
@@ -201,7 +210,9 @@ def delay_of(ms: float, suite: Suite, execution: Execution, hz: float | None = N
         return None
     action = suite.specs.action
     if hz is None and action is None:
-        raise ConfigError(f"the suite {suite.name} has no action spec, so its control rate is unknown")
+        raise ConfigError(
+            f"the suite {suite.name} has no action spec, so its control rate is unknown; evaluate without a latency"
+        )
     return Latency.of(ms / 1000, action.hz if hz is None else hz, execution)
 
 
@@ -258,7 +269,7 @@ def summary(results: dict[str, EvalResult], config: EvalConfig) -> dict[str, Any
     facts = {"split": config.split, "domain": domain, "gap": config.gap, "seed": config.seed}
     facts |= {} if config.decoded_by is None else {"decoded_by": str(config.decoded_by)}
     if config.latency_ms:
-        facts |= {"latency_ms": config.latency_ms, "execution": config.execution}
+        facts |= {"latency_ms": config.latency_ms, "execution": config.execution or "asynchronous"}
     return {"policies": policies, "differences": differences, **facts, "versions": versions()}
 
 

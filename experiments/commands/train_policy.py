@@ -66,6 +66,8 @@ class TrainPolicyConfig:
             decoded by its tokenizer, so that it acts alike on real and on imagined frames.
         hand: `auto` uses the roles of the dataset's state fields; `yes` means that proprioception is x, y, z, ...,
             opening of the gripper, and that the last action is the gripper; `no` means that its meaning is unknown.
+        goal_head: the policy first chooses the hand's next position, if the meaning of proprioception is known;
+            `--no-goal-head` trains the same policy without.
         preset: `small` or `tiny`; ignored if `initial` is given. For other types, a preset of theirs; for `hf_vla` also
             a folder with a vision-language model.
         settings: `name=value` pairs (YAML) for a type other than `vla`, such as `head=flow` or `lora={rank: 16}` for
@@ -98,6 +100,7 @@ class TrainPolicyConfig:
     initial: Path | None = None
     decoded_by: Path | None = None
     hand: Hand = "auto"
+    goal_head: bool = True
     preset: str = "small"
     settings: tuple[str, ...] = ()
     aux: tuple[str, ...] = ()
@@ -126,6 +129,8 @@ class TrainPolicyConfig:
             raise ConfigError(f"--initial is for --type vla, got --type {self.type}; leave it out")
         if self.type == "vla" and self.settings:
             raise ConfigError(f"--settings is for other types than vla, got {' '.join(self.settings)}; leave it out")
+        if not self.goal_head and (self.type != "vla" or self.initial is not None):
+            raise ConfigError("--no-goal-head is for a new policy of --type vla; leave it out")
         check_auxiliary(self.aux, self.aux_settings, self.aux_video, self.initial)
 
 
@@ -155,6 +160,8 @@ def run(config: TrainPolicyConfig) -> int:
     if config.aux_video is not None:
         video = EpisodeDataset(config.aux_video)
         facts["--aux-video"] = fingerprint(video)
+    if config.goal_head:
+        del facts["--goal-head"]
     for option in ("--settings", "--decoded-by", "--aux", "--aux-settings", "--aux-video"):
         if not facts[option]:
             del facts[option]  # keeps the identity of runs from before this option
@@ -188,7 +195,9 @@ def run(config: TrainPolicyConfig) -> int:
     for task, count in counts.items():
         if count < config.demos_per_task:
             logger.warning("only %d of %d demonstrations of %s", count, config.demos_per_task, task)
-    if hand is None:
+    if not config.goal_head:
+        hand = None
+    elif hand is None:
         logger.info(
             "the dataset has no end-effector position and gripper command: the policy gets no goal head"
         )
@@ -282,6 +291,6 @@ def _policy(config: TrainPolicyConfig, arrays: EpisodeArrays, specs: Specs, more
     binary = {int(d) for d in np.flatnonzero(two)}
     if specs.action is not None and specs.action.gripper is not None:
         binary.add(specs.action.gripper.index)
-    goals = 3 if HandColumns.of(specs) is not None else 0
+    goals = 3 if config.goal_head and HandColumns.of(specs) is not None else 0
     own = {"goal_dims": goals, "binary_dims": tuple(sorted(binary)), **more}
     return VLAPolicy(VLAPolicyConfig.for_data(config.preset, specs, **own))

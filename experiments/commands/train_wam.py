@@ -25,7 +25,7 @@ from experiments.pipelines.checks import check_numbers
 from experiments.pipelines.registered_training import train_registered
 from experiments.pipelines.training_run import fingerprint
 from worldgym.data import EpisodeArrays, EpisodeDataset
-from worldgym.data.action_free import as_video
+from worldgym.data.action_free import as_video, check_video
 from worldgym.data.flow_actions import with_flow_actions
 from worldgym.errors import ConfigError
 from worldgym.registry import WORLD_MODELS
@@ -101,10 +101,13 @@ def run(config: TrainWamConfig) -> int:
     watched = None if config.video is None else EpisodeDataset(config.video)
 
     def prepare(arrays: EpisodeArrays, dataset: EpisodeDataset) -> EpisodeArrays:
-        if watched is not None:
-            seen = watched.load_arrays(limit=config.limit, progress=True, cameras=watched.cameras)
-            arrays = EpisodeArrays.together([arrays, as_video(seen, arrays, "--video")])
-        return with_flow_actions(arrays, dataset.meta.fps) if config.actions == "flow" else arrays
+        if config.actions == "flow":
+            arrays = with_flow_actions(arrays, dataset.meta.fps)
+        if watched is None:
+            return arrays
+        check_video(watched, dataset.meta.fps, "--video")
+        seen = watched.load_arrays(limit=config.limit, progress=True, cameras=watched.cameras)
+        return EpisodeArrays.together([arrays, as_video(seen, arrays, "--video")])
 
     more = {} if watched is None else {"--video": fingerprint(watched)}
     more |= {} if config.actions == "logged" else {"--actions": config.actions}

@@ -8,7 +8,6 @@ Example::
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,6 @@ from worldgym.errors import ConfigError
 if TYPE_CHECKING:
     from agents import ChunkDataset
     from worldgym.data import EpisodeDataset
-
-logger = logging.getLogger(__name__)
 
 
 def check_auxiliary(
@@ -76,11 +73,7 @@ def video_for(video: EpisodeDataset, demos: ChunkDataset, limit: int | None = No
         ConfigError: its cameras or proprioception differ from those of the demonstrations.
     """
     from agents.auxiliary.video import video_rows
+    from worldgym.data.action_free import check_video
 
-    held_out = sorted({record.split for record in video.records} - {"seen"})
-    if held_out:
-        logger.warning(
-            "--aux-video has episodes of the split %s: for this policy it is no longer unseen, though none of its "
-            "actions are read", ", ".join(held_out),
-        )  # fmt: skip
+    check_video(video, None, "--aux-video")
     return video_rows(video.load_arrays(limit=limit, progress=True, cameras=video.cameras), demos)

@@ -114,9 +114,19 @@ class CollectConfig:
         if self.workers < 0:
             raise ConfigError(f"workers is {self.workers}, expected 0 (this process) or more")
         known_split(suite, self.split)
-        if self.seed < 0 or self.seed + self.episodes > SEED_LIMIT:
+        if self.starts is not None and self.starts < min(len(tasks), self.episodes):
             raise ConfigError(
-                f"seeds {self.seed}..{self.seed + self.episodes - 1} lie outside 0..{SEED_LIMIT - 1}, the range for "
+                f"--starts {self.starts} leaves {', '.join(tasks[self.starts :])} without a start; give at least "
+                f"--starts {len(tasks)}"
+            )
+        if self.start_count < self.episodes and self.temperature == 0 and self.weights[POLICY] > 0:
+            raise ConfigError(
+                f"a policy at temperature 0 repeats itself on the same start, and {self.episodes} episodes have "
+                f"{self.start_count} starts; leave --starts out, or give --temperature 1"
+            )
+        if self.seed < 0 or self.seed + self.start_count > SEED_LIMIT:
+            raise ConfigError(
+                f"seeds {self.seed}..{self.seed + self.start_count - 1} lie outside 0..{SEED_LIMIT - 1}, the range for "
                 "data (evaluation uses larger seeds); use a smaller --seed"
             )
         domain_settings(suite, self.domain, self.gap)
@@ -132,6 +142,11 @@ class CollectConfig:
             raise ConfigError(
                 "--mix policy=WEIGHT and --policy belong together: give the weight and the checkpoint, or neither"
             )
+
+    @property
+    def start_count(self) -> int:
+        """Number of different starts."""
+        return self.episodes if self.starts is None else min(self.starts, self.episodes)
 
     @property
     def loaded_suite(self) -> Suite:

@@ -83,7 +83,7 @@ def train_registered(
         offered["settings"] = values_of(config.settings, "--settings", "name=value") or None
     refuse_others(config, (*COMMON, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
-    facts = {**identity(config, dataset), **(more or {})}
+    facts = {**identity(config, dataset, contents=("tokenizer", "initial")), **(more or {})}
     claim(config.out, command, facts, own=(*OWN, *getattr(kind, "own", ())), fresh=config.fresh)
     if finished(config.out, config):
         return 0

@@ -57,6 +57,20 @@ def test_train_policy_saves_a_policy_that_loads(data, tmp_path):
     assert list((tmp_path / "p" / "tensorboard").iterdir()) and not (tmp_path / "p" / "checkpoint").exists()
 
 
+def test_the_goal_head_alone_can_be_left_out(data, tmp_path):
+    from agents import VLAPolicy
+
+    assert train_policy.run(policy_config(data, tmp_path / "with", hand="yes")) == 0
+    assert train_policy.run(policy_config(data, tmp_path / "without", hand="yes", goal_head=False)) == 0
+    first, second = (VLAPolicy.from_pretrained(tmp_path / name).config for name in ("with", "without"))
+    assert (first.goal_dims, second.goal_dims) == (3, 0) and first.specs == second.specs
+    assert "--goal-head" not in json.loads((tmp_path / "with/run.json").read_text())["facts"]
+    with pytest.raises(ConfigError, match="other settings"):
+        train_policy.run(policy_config(data, tmp_path / "without", hand="yes"))
+    with pytest.raises(ConfigError, match="--no-goal-head"):
+        policy_config(data, tmp_path / "p", goal_head=False, initial=tmp_path / "with")
+
+
 def test_ctrl_c_keeps_the_last_epoch_and_the_same_command_goes_on(data, tmp_path, monkeypatch):
     from agents.algorithms.sft import SFT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ def test_few_starts_are_repeated_in_turn_with_other_randomness(tmp_path: Path) -
     assert len({tuple(what.acting) for what in jobs}) == 10
     plain = collecting.job(config(tmp_path, episodes=10, seed=100), 2)
     assert jobs[2].acting == plain.acting == [102, 2], "the first use of a start is that of a plain collection"
+    last = config(tmp_path, episodes=10, seed=999_996, starts=4)
+    assert last.start_count == 4, "the seeds that are used lie inside the range"
     assert collecting.collection_key(settings) != collecting.collection_key(config(tmp_path, seed=100))
 
 
@@ -123,7 +126,9 @@ def test_repeated_starts_show_the_same_scene_and_another_demonstration(
 ) -> None:
     pytest.importorskip("mujoco")
     monkeypatch.setattr(SplitManifest, "load", classmethod(lambda cls, path: MANIFEST))
-    run(CollectConfig(out=tmp_path / "few", episodes=4, starts=2, workers=0, horizon=8))
+    few = CollectConfig(out=tmp_path / "few", tasks=("reach", "push"), episodes=4, starts=2, workers=0, horizon=8)
+    run(few)
+    assert json.loads((tmp_path / f"few/meta/collect-{collecting.collection_key(few)}.json").read_text())["starts"] == 2
     first, other, again, _ = EpisodeDataset(tmp_path / "few")
     assert np.array_equal(first.frames[0], again.frames[0]) and first.instruction == again.instruction
     assert not np.array_equal(first.frames[0], other.frames[0])
@@ -143,6 +148,8 @@ def test_key_changes_with_what_changes_an_episode_only(tmp_path: Path) -> None:
     [
         ({"episodes": 0}, "at least 1"),
         ({"starts": 0}, "at least 1"),
+        ({"starts": 2}, "at least --starts 3"),
+        ({"starts": 3, "policy": Path("p"), "mix": BehaviourMix(policy=1), "temperature": 0.0}, "repeats itself"),
         ({"workers": -1}, "workers"),
         ({"tasks": ()}, "--tasks"),
         ({"split": "train"}, "unknown split"),

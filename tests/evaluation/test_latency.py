@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from point_world import PointEnv, PointPolicy
 from worldgym.errors import ConfigError
 from worldgym.evaluation import evaluate_policy, make_starts
 from worldgym.evaluation.latency import Delays, Latency
+from worldgym.specs import ActionSpec, GripperRule
 
 STARTS = make_starts(["a"], per_task=6)
 
@@ -98,11 +101,26 @@ def test_no_latency_is_the_plain_loop_and_latency_costs_steps():
     assert going.steps.sum() < held.steps.sum()
 
 
-def test_the_gripper_keeps_its_command_while_the_robot_holds():
-    from types import SimpleNamespace
+def robot(low: float, high: float) -> SimpleNamespace:
+    """An environment whose action is a difference within bounds, and a gripper."""
+    action = ActionSpec(("dx", "grip"), ("m", "1"), 5.0, (low, -1.0), (high, 1.0), GripperRule(1))
+    return SimpleNamespace(specs=SimpleNamespace(action=action))
 
-    specs = SimpleNamespace(action=SimpleNamespace(gripper=SimpleNamespace(index=1)))
-    delays = Delays(Latency(2, "blocking"), 2, SimpleNamespace(specs=specs))
+
+@given(low=st.floats(-1, -0.01), high=st.floats(0.01, 1))
+def test_a_robot_that_holds_still_is_sent_no_motion_whatever_the_bounds(low, high):
+    env = robot(low, high)
+    held = Delays(Latency(1, "blocking"), 2, env).plan(0, np.ones((2, 2), np.float32))[0]
+    assert np.allclose(env.specs.action.denormalise(held), [0, 1], atol=1e-6)
+
+
+def test_a_robot_without_a_zero_action_is_refused():
+    with pytest.raises(ConfigError, match="outside the bounds of its action dx"):
+        Delays(Latency(1, "blocking"), 2, robot(0.2, 0.4))
+
+
+def test_the_gripper_keeps_its_command_while_the_robot_holds():
+    delays = Delays(Latency(2, "blocking"), 2, robot(-0.1, 0.1))
     first = delays.plan(0, np.array([[0.5, 1.0], [0.5, -1.0]], np.float32))
     assert first.tolist() == [[0, 1], [0, 1], [0.5, 1], [0.5, -1]]
     assert delays.plan(0, np.array([[0.2, -1.0]] * 2, np.float32))[:2].tolist() == [[0, -1], [0, -1]]
@@ -117,8 +135,11 @@ def test_time_is_rounded_up_to_whole_steps(seconds, hz, steps):
 
 
 def test_mistakes_are_named():
-    for bad in ({"steps": -1}, {"steps": 1, "execution": "soon"}):
+    for bad in ({"steps": -1}, {"steps": 1.5}, {"steps": 1, "execution": "soon"}):
         with pytest.raises(ConfigError):
             Latency(**bad)
+    for seconds, hz in ((float("nan"), 5), (-1.0, 5), (float("inf"), 5), (0.1, 0)):
+        with pytest.raises(ConfigError, match="expected e.g."):
+            Latency.of(seconds, hz)
     with pytest.raises(ConfigError, match="blocking"):
         evaluate_policy(PointPolicy(), PointEnv, STARTS, workers=0, latency=Latency(5))

@@ -9,7 +9,8 @@ import pytest
 
 from agents.policies.joint import JointPolicy
 from experiments.cli import main
-from experiments.commands.bench_latency import AS_SAVED, samplers, table
+from experiments.commands.bench_latency import AS_SAVED, compared, samplers, table
+from worldgym.evaluation import EvalResult, make_starts
 from worldgym.models import load_world_model
 from worldgym.models.joint import JointConfig
 from worldgym.pretrained import DEFAULT
@@ -59,6 +60,17 @@ def test_each_row_is_also_measured_with_its_own_latency(wam, tmp_path, capsys):
     row = json.loads((tmp_path / "no.json").read_text())["rows"][0]
     assert "success" not in row["asynchronous"], "no action is left when a chunk arrives"
     assert row["blocking"]["success"]["mean"] == 0, "the episode ends before the first chunk arrives"
+
+
+def test_no_row_is_compared_with_a_base_that_could_not_be_measured():
+    result = EvalResult(
+        tuple(make_starts(["a"], 4)), np.array([True, False, True, True]), np.ones(4), np.ones(4, int),
+        ("",) * 4, 0.0, 0, 1.0,
+    )  # fmt: skip
+    bases = {}
+    assert compared(None, bases, ("a", "asynchronous")) == {}
+    assert set(compared(result, bases, ("a", "asynchronous"))) == {"success"}
+    assert compared(result, bases, ("a", ""))["difference"]["mean"] == 0
 
 
 def test_speed_is_relative_to_the_models_own_slow_sampler():

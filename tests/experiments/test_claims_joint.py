@@ -72,13 +72,13 @@ def test_c9_asks_for_progress_away_from_the_data(tmp_path, diverse, repetitive, 
     ("watched", "control", "wanted"),
     [(0.6, 0.4, "supported"), (0.4, 0.5, "refuted"), (0.43, 0.4, "inconclusive")],
 )
-def test_c10_asks_for_progress_in_the_last_task_alone(tmp_path, watched, control, wanted):
-    tasks = ["reach", "push", "lift"]
+def test_c10_asks_for_progress_in_the_task_without_actions_alone(tmp_path, watched, control, wanted):
+    tasks = ["lift", "push", "reach"]
     rates = {c10.WATCHED: watched, c10.CONTROL: control, c10.ALONE: 0.5}
     records = results(tmp_path, rates, tasks=tasks)
-    rows = c10.last_task(records, c10.WATCHED, [0, 1, 2])
+    rows = c10.held_out_task(records, c10.WATCHED, [0, 1, 2])
     whole = np.array([records.read(*c10.WATCHED, s)["evaluations"]["seen/greedy"]["progress"] for s in range(3)])
-    assert np.array_equal(rows, whole[:, 2::3])
+    assert np.array_equal(rows, whole[:, ::3])
     verdict = CLAIMS["C10"].decide(records, SMALL)
     assert verdict.verdict == wanted and "minus no video" in verdict.why
 

@@ -39,7 +39,9 @@ def test_a_policy_is_measured_with_the_latency_of_its_inference(bundle, tmp_path
     held, late = steps("--latency-ms", "500", "--execution", "blocking")
     assert "latency_ms" not in plain and (late["latency_ms"], late["execution"]) == (500.0, "blocking")
     assert (held >= none).all() and held.sum() > none.sum()
-    for more, said in (("-1", "latency_ms"), ("2000", "blocking")):  # 2 s are 10 steps, a chunk has 5
+    assert main(["eval", "--policy", "sft", "--execution", "blocking"]) == 2
+    assert "--latency-ms 200" in capsys.readouterr().err
+    for more, said in (("-1", "latency_ms"), ("2000", "--execution blocking")):  # 2 s are 10 steps, a chunk has 5
         assert main(["eval", "--policy", "sft", "--episodes", "3", "--latency-ms", more]) == 2
         assert said in capsys.readouterr().err
     assert main(["eval", "--imagined", "--latency-ms", "100"]) == 2

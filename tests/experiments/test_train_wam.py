@@ -19,14 +19,22 @@ from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, StateFiel
 SIDE, LENGTH = 32, 9
 
 
-def write(path: Path, dims: int = 2, count: int = 4, side: int = SIDE) -> Path:
+def write(
+    path: Path,
+    dims: int = 2,
+    count: int = 4,
+    side: int = SIDE,
+    fps: float = 5.0,
+    split: str = "seen",
+    first: int = 0,
+) -> Path:
     """Episodes of a bright square that moves; `dims` actions, 0 for none."""
     action = (
         ActionSpec(tuple("abc"[:dims]), ("m",) * dims, 5.0, (-1.0,) * dims, (1.0,) * dims) if dims else None
     )
     specs = Specs(ObservationSpec((Camera("front", side, side),), (StateField("x"), StateField("y"))), action)
-    with DatasetWriter(path, specs, SplitManifest(name="test", rules={}), fps=5.0) as writer:
-        for number in range(count):
+    with DatasetWriter(path, specs, SplitManifest(name="test", rules={}), fps=fps) as writer:
+        for number in range(first, first + count):
             rng = np.random.default_rng(number)
             steps = rng.integers(-1, 2, (LENGTH, 2))
             at = np.concatenate([[(12, 12)], 12 + np.cumsum(steps, 0)]).clip(0, SIDE - 8)
@@ -39,7 +47,7 @@ def write(path: Path, dims: int = 2, count: int = 4, side: int = SIDE) -> Path:
                     frames=frames[:, :side, :side],
                     actions=np.tile(steps[:, :1], (1, dims)).astype(np.float32) if dims else None,
                     state=at.astype(np.float32), instruction="move", success=success,
-                    progress=success.astype(np.float32), domain="real", split="seen", task="move",
+                    progress=success.astype(np.float32), domain="real", split=split, task="move",
                     provenance={"behaviour": "expert", "seed": number},
                 )
             )  # fmt: skip
@@ -77,7 +85,7 @@ def test_a_model_goes_on_from_one_of_its_family_and_takes_the_tokenizer_of_anoth
     caplog.set_level(logging.INFO)
     data = write(tmp_path / "data")
     assert run(config(data, start, tmp_path / "one")) == 0
-    assert "of the initial model" not in caplog.text
+    assert "of the family uwm, this one of motus: only its tokenizer is used" in caplog.text
     one = JointModel.from_pretrained(tmp_path / "one/export")
     first = JointModel.from_pretrained(start).tokenizer.state_dict()
     assert all(torch.equal(value, first[name]) for name, value in one.tokenizer.state_dict().items())
@@ -87,7 +95,7 @@ def test_a_model_goes_on_from_one_of_its_family_and_takes_the_tokenizer_of_anoth
     assert all(
         torch.allclose(value, there[name], atol=1e-6) for name, value in one.network.state_dict().items()
     )
-    count = len(one.state_dict())
+    count = len({**one.network.state_dict(prefix="n."), **one.integrator.state_dict()})
     assert f"{count} of {count} weights are those of the initial model" in caplog.text
 
 
@@ -123,3 +131,34 @@ def test_video_that_does_not_fit_leaves_the_folder_free(start, tmp_path):
     with pytest.raises(ConfigError, match="main 16x16.*leave --video out"):
         run(config(data, start, tmp_path / "run", video=other))
     assert run(config(data, start, tmp_path / "run")) == 0
+
+
+def test_the_content_of_the_initial_model_identifies_a_run(start, tmp_path):
+    data = write(tmp_path / "data")
+    assert run(config(data, start, tmp_path / "one")) == 0
+    assert run(config(data, tmp_path / "one/export", tmp_path / "two")) == 0
+    assert run(config(data, start, tmp_path / "one", seed=7, fresh=True)) == 0
+    with pytest.raises(ConfigError, match="--initial"):
+        run(config(data, tmp_path / "one/export", tmp_path / "two"))
+
+
+def test_video_has_the_rate_of_the_logs_and_held_out_splits_are_said(start, tmp_path, caplog):
+    data = write(tmp_path / "data")
+    with pytest.raises(ConfigError, match="30 frames per second, and the other data have 5"):
+        run(config(data, start, tmp_path / "run", video=write(tmp_path / "fast", dims=0, fps=30.0)))
+    other = write(tmp_path / "other", dims=0, split="unseen_object")
+    assert run(config(data, start, tmp_path / "run", video=other)) == 0
+    assert "--video has episodes of the split unseen_object" in caplog.text
+
+
+def test_video_changes_neither_the_robots_own_statistics_nor_its_flow_actions(start, tmp_path):
+    data, video = write(tmp_path / "data"), write(tmp_path / "video", dims=0, count=20, first=50)
+    assert (
+        run(config(data, start, tmp_path / "alone"))
+        == 0
+        == run(config(data, start, tmp_path / "both", video=video))
+    )
+    alone, both = (
+        JointModel.from_pretrained(tmp_path / name / "export").config for name in ("alone", "both")
+    )
+    assert (alone.state_mean, alone.state_std) == (both.state_mean, both.state_std)

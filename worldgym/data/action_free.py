@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,34 @@ from typing import Any
 import numpy as np
 
 from worldgym.data.arrays import EpisodeArrays
+from worldgym.data.reader import EpisodeDataset
 from worldgym.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def check_video(video: EpisodeDataset, fps: float | None, option: str) -> None:
+    """Check the frame rate of video, and warn about held-out splits in it.
+
+    Args:
+        video: dataset of the video.
+        fps: frame rate of the other data, frames per second; None if it does not matter.
+        option: option of the command that gave it, for messages.
+
+    Raises:
+        ConfigError: another frame rate.
+    """
+    if fps is not None and abs(video.meta.fps - fps) > 1e-6 * fps:
+        raise ConfigError(
+            f"the video has {video.meta.fps:g} frames per second, and the other data have {fps:g}; both need the same, "
+            f"because a chunk lasts a fixed time. Give video of this rate (worldgym import --fps {fps:g} resamples "
+            f"recordings that have actions), or leave {option} out"
+        )
+    if held_out := sorted({record.split for record in video.records} - {"seen"}):
+        logger.warning(
+            "%s has episodes of the split %s: for this policy it is no longer unseen, though none of its "
+            "actions are read", option, ", ".join(held_out),
+        )  # fmt: skip
 
 
 def as_video(arrays: EpisodeArrays, like: EpisodeArrays, option: str) -> EpisodeArrays:

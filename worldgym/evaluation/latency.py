@@ -2,9 +2,10 @@
 
 A policy that is measured between two steps of a simulator sees and acts in the same instant. On a robot the
 observation is d control steps old when its chunk of actions arrives (`Latency.of`: d is inference time times control
-rate, rounded up). `blocking`: the robot holds still for these steps. `asynchronous`: it goes on executing the last
-chunk, and of the new chunk it drops the actions of the steps that have passed, as DreamZero does (arXiv 2602.15922,
-section on real-time execution). The observation is then taken d steps before the last chunk ends.
+rate, rounded up). `blocking`: the robot holds still for these steps. `asynchronous`: it executes what is left of the
+last chunk, and of the new chunk it drops as many actions as it has executed meanwhile, as DreamZero does (arXiv
+2602.15922, section on real-time execution). The observation is taken when d actions of a chunk are left. If d is more
+than half a chunk, fewer are left, and the robot holds still for the rest of the inference.
 
 Example::
 
@@ -21,6 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from worldgym.errors import ConfigError
+from worldgym.specs import ActionSpec
 
 Execution = Literal["blocking", "asynchronous"]
 EXECUTIONS: tuple[str, ...] = get_args(Execution)
@@ -42,8 +44,8 @@ class Latency:
     execution: Execution = "asynchronous"
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ConfigError(f"latency: got {self.steps} steps, expected at least 0; 0 is no latency")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
+            raise ConfigError(f"latency: got {self.steps!r} steps, expected a whole number; 0 is no latency")
         if self.execution not in EXECUTIONS:
             raise ConfigError(
                 f"unknown execution {self.execution!r}; it is one of {', '.join(EXECUTIONS)}, e.g. 'blocking'"
@@ -51,8 +53,18 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: float, hz: float, execution: Execution = "asynchronous") -> Latency:
-        """The latency of an inference that takes `seconds`, at a control rate of `hz` steps per second."""
+        """The latency of an inference that takes `seconds`, at a control rate of `hz` steps per second.
+
+        Raises:
+            ConfigError: a negative or infinite time, or a rate that is not positive.
+        """
+        if not 0 <= seconds < math.inf or not 0 < hz < math.inf:
+            raise ConfigError(f"latency: got {seconds} s at {hz} steps per second, expected e.g. 0.2 s at 5")
         return cls(math.ceil(seconds * hz - 1e-9), execution)
+
+    def leaves(self, chunk: int) -> bool:
+        """Whether an action of a chunk of `chunk` actions is left when it arrives."""
+        return self.execution == "blocking" or self.steps < chunk
 
     def check(self, chunk: int) -> None:
         """Check that chunks of `chunk` actions can be executed.
@@ -60,7 +72,7 @@ class Latency:
         Raises:
             ConfigError: no action of a chunk would be left when it arrives.
         """
-        if self.execution == "asynchronous" and self.steps >= chunk:
+        if not self.leaves(chunk):
             raise ConfigError(
                 f"inference takes {self.steps} steps, and a chunk has {chunk} actions: none is left when it arrives; "
                 "use execution='blocking', or a policy with longer chunks"
@@ -90,23 +102,28 @@ class Latency:
 class Delays:
     """Plans the actions of several episodes under a latency, and remembers what each has left.
 
-    The robot is held still by actions of zero with the gripper's last command (open at first), which holds a robot
-    whose actions are differences.
+    The robot is held still by the action whose physical values are zero, with the gripper's last command (open at
+    first). This holds a robot whose actions are differences or velocities; targets in absolute coordinates cannot be
+    told from these, and the robot would move to their origin.
 
     Args:
         latency: the latency.
         chunk: actions per call of the policy, K.
-        env: the environment; its specs, if it has any, say which dimension is the gripper.
+        env: the environment; its specs, if it has any, give the bounds and the gripper.
 
     Raises:
-        ConfigError: no action of a chunk would be left when it arrives.
+        ConfigError: no action of a chunk would be left when it arrives, or zero lies outside the bounds of an action.
     """
 
     def __init__(self, latency: Latency, chunk: int, env: Any) -> None:
         latency.check(chunk)
         self.latency = latency
         action = getattr(getattr(env, "specs", None), "action", None)
-        self.gripper: int | None = getattr(getattr(action, "gripper", None), "index", None)
+        self.gripper: int | None = None
+        self._still: np.ndarray | None = None
+        if action is not None:
+            self.gripper = None if action.gripper is None else action.gripper.index
+            self._still = _still(action)
         self._left: dict[int, np.ndarray] = {}
         self._command: dict[int, float] = {}
 
@@ -117,10 +134,26 @@ class Delays:
             episode: any key of the episode.
             chunk: `(K,A)` actions that the policy infers from the present observation.
         """
-        hold = np.zeros_like(chunk[0])
+        hold = np.zeros_like(chunk[0]) if self._still is None else self._still.copy()
         if self.gripper is not None:
             hold[self.gripper] = self._command.get(episode, 1.0)
         actions, self._left[episode] = self.latency.plan(chunk, self._left.get(episode), hold)
         if self.gripper is not None:
             self._command[episode] = float(actions[-1, self.gripper])
         return actions
+
+
+def _still(action: ActionSpec) -> np.ndarray:
+    """Normalised action `(A,)` whose physical values are zero."""
+    low, high = np.array(action.low), np.array(action.high)
+    still = -(low + high) / (high - low)
+    outside = np.abs(still) > 1
+    if action.gripper is not None:
+        outside[action.gripper.index] = False
+    if outside.any():
+        name = action.names[int(outside.argmax())]
+        raise ConfigError(
+            f"the robot cannot be held still: 0 lies outside the bounds of its action {name}, so it is no difference "
+            "or velocity; evaluate without a latency"
+        )
+    return np.clip(still, -1, 1).astype(np.float32)

@@ -178,8 +178,11 @@ def compiled_layers(*args: Any) -> Any:
     Raises:
         ConfigError: the compilation fails.
     """
+    from torch._dynamo import config
+
     try:
-        return _compiled()(*args)
+        with config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):  # else it goes on uncompiled
+            return _compiled()(*args)
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise

@@ -54,6 +54,8 @@ class JointTraining:
         imitate: whose actions are imitated: successful `demonstrations` (episodes with the behaviour `expert`, or all
             if there are none), all `successful` episodes, or `all`.
         imitated_share: share of the windows that begin in imitated episodes; 0 draws all frames alike.
+        video_share: share of the windows that begin in episodes without actions, if there are any; the others get what
+            is left. None draws these episodes like the others.
         context_noise: largest noise on clean frames in training, against errors that grow over an episode.
         state_noise: noise on normalised proprioception, so that the model also relies on the frame.
         action_coef: weight of the action loss.
@@ -61,6 +63,7 @@ class JointTraining:
 
     imitate: Literal["demonstrations", "successful", "all"] = "demonstrations"
     imitated_share: float = 0.5
+    video_share: float | None = None
     context_noise: float = 0.1
     state_noise: float = 0.05
     action_coef: float = 1.0
@@ -72,6 +75,11 @@ class JointTraining:
             )
         if not 0 <= self.imitated_share <= 1:
             raise ConfigError(f"imitated_share is {self.imitated_share}, expected a share in [0, 1]; try 0.5")
+        if self.video_share is not None and not 0 <= self.video_share <= 1 - self.imitated_share:
+            raise ConfigError(
+                f"video_share is {self.video_share} beside imitated_share={self.imitated_share}, expected a share in "
+                f"[0, {1 - self.imitated_share:g}]; lower one of them"
+            )
         if min(self.context_noise, self.state_noise, self.action_coef) < 0:
             raise ConfigError(
                 "context_noise, state_noise and action_coef must not be negative, got "
@@ -124,17 +132,38 @@ class JointEpisodes:
                 f"a chunk has {k} actions, and the longest episode {longest}; try --settings chunk={min(5, longest)}"
             )
         episodes = LatentEpisodes.encode(model.tokenizer, arrays, model.canvas)
-        if settings.imitated_share:
-            of_frame = np.repeat(imitated, np.diff(arrays.offsets))
-            share = settings.imitated_share if not of_frame.all() else 1.0
-            episodes.odds = np.where(
-                of_frame, share / of_frame.sum(), (1 - share) / max(1, (~of_frame).sum())
-            )
+        if settings.imitated_share or settings.video_share is not None:
+            frames = np.diff(arrays.offsets)
+            episodes.odds = np.repeat(window_odds(imitated, acted, frames, settings), frames)
         return JointEpisodes(
             episodes,
             torch.from_numpy(embed([str(text) for text in arrays.instructions])),
             torch.from_numpy(imitated), torch.from_numpy(acted),
         )  # fmt: skip
+
+
+def window_odds(
+    imitated: np.ndarray, acted: np.ndarray, frames: np.ndarray, settings: JointTraining
+) -> np.ndarray:
+    """Relative odds `(E,)` of each frame of E episodes to begin a window.
+
+    Args:
+        imitated: `(E,)` bool, imitated episodes.
+        acted: `(E,)` bool, episodes with actions.
+        frames: `(E,)` their numbers of frames.
+        settings: shares of the windows.
+    """
+    video = ~acted if settings.video_share is not None else np.zeros_like(acted)
+    # an episode is of one kind; the share of a kind without episodes goes to the rest
+    kinds = ((imitated, settings.imitated_share or None), (video, settings.video_share))
+    odds, left, rest = np.zeros(len(frames)), 1.0, np.ones(len(frames), bool)
+    for kind, share in kinds:
+        if share is not None and kind.any():
+            odds[kind] = share / frames[kind].sum()
+            left, rest = left - share, rest & ~kind
+    if rest.any():
+        odds[rest] = left / frames[rest].sum()
+    return odds
 
 
 @dataclass(frozen=True)
@@ -278,13 +307,20 @@ def continue_from(model: JointModel, source: Any) -> None:
         model: a new model; it is changed.
         source: any world model; nothing is copied from another type or family.
     """
-    if not isinstance(source, JointModel) or source.config.family != model.config.family:
+    if not isinstance(source, JointModel):
         return
-    own, given = model.state_dict(), source.state_dict()
+    if source.config.family != model.config.family:
+        logger.warning(
+            "the initial model is of the family %s, this one of %s: only its tokenizer is used",
+            source.config.family, model.config.family,
+        )  # fmt: skip
+        return
+    own, given = _Trained(model).state_dict(), _Trained(source).state_dict()
     fits = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-    model.load_state_dict({**own, **fits})
+    _Trained(model).load_state_dict({**own, **fits})
     new = sorted(set(own) - set(fits))
-    logger.info(
+    logger.log(
+        logging.INFO if 2 * len(fits) > len(own) else logging.WARNING,
         "%d of %d weights are those of the initial model%s", len(fits), len(own),
         f"; new: {', '.join(new)}" if new else "",
     )  # fmt: skip
@@ -345,10 +381,12 @@ class JointTrainer:
             frames = read_tokenizer(Path(tokenizer))
         else:
             frames = (source := _initial(initial)).tokenizer
+        # video without actions does not change how the robot's own proprioception is normalised
+        acting = np.repeat(np.asarray(arrays.has_action, bool), np.diff(arrays.offsets))
         base = JointConfig.preset(preset, family)
         values = {**asdict(replace(base, specs=None)), **given}
         config = JointConfig.from_dict({**values, "tokenizer": asdict(frames.config)}).for_data(
-            arrays.states, specs
+            arrays.states[acting] if acting.any() else arrays.states, specs
         )
         if tuple(config.tokenizer.size) != tuple(frames.config.size):
             raise ConfigError(
@@ -387,7 +425,8 @@ class JointTrainer:
             settings.loop, optimizer="muon", ema=0.995, weight_decay=0.02, final_lr=0.02
         )
         shape = {name: value for name, value in c.to_dict().items() if name not in ("specs", "sampling")}
-        identity = {**asdict(chosen), "model": shape, "batch": settings.batch}
+        kept = {name: value for name, value in asdict(chosen).items() if value is not None}
+        identity = {**kept, "model": shape, "batch": settings.batch}
         training = TrainingLoop(_Trained(model), loop, folder, loss, tag="train_wam", identity=identity)
         facts = training.run()
         model.network.load_state_dict(training.ema_model.network.state_dict())

@@ -268,7 +268,8 @@ class TrainingLoop:
             raise
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"cannot resume from {self.checkpoint}: {error}. It is damaged or belongs to another model; {remedy}"
+                f"cannot resume from {self.checkpoint}: {error}. It is damaged, or of another model or "
+                f"version; {remedy}"
             ) from error
         logger.info("resumed %s at step %d", self.run_dir, self.step)
         return True

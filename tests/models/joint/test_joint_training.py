@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from joint_cases import config_of, episodes, model_of, specs
 
 from agents.policies.joint import JointPolicy
@@ -22,6 +24,7 @@ from worldgym.training.joint import (
     draw_levels,
     joint_loss,
     state_loss,
+    window_odds,
 )
 from worldgym.training.loop import LoopConfig
 from worldgym.training.tokenizer import train_tokenizer
@@ -80,6 +83,25 @@ def test_a_share_of_the_windows_begins_in_imitated_episodes():
         counts[share] = batch.imitated.any((1, 2)).float().mean().item()
     assert counts[0.0] == pytest.approx(0.1, abs=0.05) and counts[0.5] == pytest.approx(0.5, abs=0.1)
     assert counts[1.0] == 1.0
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["imitated", "other", "video"]), min_size=1, max_size=6),
+    imitated=st.sampled_from([0.0, 0.3, 0.6]), video=st.sampled_from([None, 0.0, 0.3]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_windows_are_shared_between_demonstrations_video_and_the_rest(kinds, imitated, video, seed):
+    frames = np.random.default_rng(seed).integers(1, 30, len(kinds))
+    shown, acted = (np.array([kind in names for kind in kinds]) for names in (("imitated",), ("imitated", "other")))
+    settings = JointTraining(imitated_share=imitated, video_share=video)
+    mass = window_odds(shown, acted, frames, settings) * frames
+    wanted = {"imitated": imitated or None, "video": video}
+    fixed = {kind for kind in kinds if wanted.get(kind) is not None}
+    for kind in fixed:
+        assert mass[np.array(kinds) == kind].sum() == pytest.approx(wanted[kind])
+    rest = ~np.isin(kinds, list(fixed))
+    if rest.any():
+        assert mass.sum() == pytest.approx(1)
+        assert np.allclose(mass[rest] / frames[rest], mass[rest][0] / frames[rest][0]), "the rest is drawn alike"
 
 
 def test_the_instruction_is_dropped_from_a_share_of_the_windows_which_are_not_imitated_then():

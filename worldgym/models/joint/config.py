@@ -43,7 +43,8 @@ class JointSampling:
         noise: noise level of the stochastic sampler of actions, at t = 1 and temperature 1.
         dtype: precision of inference, `float32` or `bfloat16`.
         compile: run the network through torch.compile for single observations, which are what a robot waits for. It
-            needs a C++ compiler on a CPU, and the first chunk takes up to a minute. No keys and values are kept then.
+            needs a C++ compiler on a CPU, and the first chunk takes up to a minute. No keys and values are kept then. A
+            batch whose last episode is alone counts as a single observation.
 
     Raises:
         ConfigError: a value outside its range.
