@@ -126,15 +126,17 @@ def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
     for label, change in (
         ("+ keys and values of given tokens kept", {"cache": True}),
         ("+ velocities reused, 6 of 16 passes", {"reuse": Reuse("static", 6)}),
-        *([("+ no guidance", {"guidance": 1.0})] if guidance > 1 else []),
         ("+ 4 steps, each computed", {"steps": 4, "reuse": Reuse()}),
         *([("+ compiled, nothing kept", {"compile": True})] if compiler() else []),
         ("+ 2 steps", {"steps": 2}),
         ("+ 1 step", {"steps": 1}),
     ):
         rows.append((label, {**rows[-1][1], **change}))
-    more = {"dtype": "bfloat16", "compile": False}
-    return [*rows, ("as with 2 steps, in bfloat16, not compiled", {**rows[-2][1], **more})]
+    two = rows[-2][1]
+    rows.append(("as with 2 steps, in bfloat16, not compiled", {**two, "dtype": "bfloat16", "compile": False}))
+    if guidance > 1:
+        rows.append(("as with 2 steps, no guidance", {**two, "guidance": 1.0}))
+    return rows
 
 
 def compiler() -> bool:
