@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("torchrl", reason="install it with `make test-clients`")
 
+from tensordict.nn import TensorDictModule  # noqa: E402
 from torchrl.envs.utils import check_env_specs  # noqa: E402
 
 from worldgym.imagination.adapters.torchrl import TorchRLEnv  # noqa: E402
@@ -18,8 +19,9 @@ def test_specs_hold_and_episodes_end_with_their_own_frames(env_id):
     env = TorchRLEnv(env_id, num_envs=3, chunk=5, horizon=10)
     check_env_specs(env)
     env.set_seed(0)
-    still = torch.zeros(env.action_spec.shape)  # random actions now and then solve a task, which ends an episode early
-    batch = env.rollout(5, lambda seen: seen.set("action", still), break_when_any_done=False)
+    # random actions now and then solve a task, which ends an episode early
+    still = TensorDictModule(lambda image: torch.zeros(env.action_spec.shape), ["image"], ["action"])
+    batch = env.rollout(5, still, break_when_any_done=False)
     assert batch.batch_size == (3, 5)
     done = batch["next", "done"][..., 0]
     assert done[:, 1].all() and done[:, 3].all()  # after 2 chunks of 5
