@@ -16,6 +16,7 @@ from experiments.claims import (
     c1,
     c2,
     c3,
+    c4,
     c5,
     c6,
     c7,
@@ -38,7 +39,7 @@ from experiments.claims.arms import Arm
 from experiments.claims.claim import Claim, all_arms
 from worldgym.errors import ConfigError
 
-MODULES = (c1, c2, c3, c5, c6, c7, c8, c9, c10, c11, c14, c16, c17, c20, c21, c23, c24, c25, e1, e2)
+MODULES = (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c14, c16, c17, c20, c21, c23, c24, c25, e1, e2)
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}
 ARMS: dict[str, Arm] = all_arms(CLAIMS.values())
 

@@ -34,27 +34,41 @@ LOG_SEED0, EXTRA_SEED0 = 100_000, 600_000
 """First seeds of the logs that both arms share, and of the added episodes; a seed of training adds 10,000."""
 
 
+def episodes_stage(lab: ClaimContext, seed: int, folder: Path, mix: dict[str, float]) -> Stage:
+    """Command that adds the preset's number of episodes of the behaviours in `mix` to the logs in `folder`."""
+    options = {
+        "suite": lab.suite.name, "tasks": list(lab.tasks), "out": folder / "data",
+        "episodes": lab.preset.extra_episodes, "seed": EXTRA_SEED0 + 10_000 * seed, "workers": lab.workers,
+        **({"mix": mix} if mix else {}),
+    }  # fmt: skip
+    return Stage("episodes", ("collect",), tuple(arguments_of(plain(options))))
+
+
+def world_model_stage(lab: ClaimContext, seed: int, folder: Path, more: dict[str, Any] | None = None) -> Stage:
+    """Command that trains the bundled world model on these logs, with the options `more`."""
+    options = {
+        **lab.bundle.world_model_options, "data": folder / "data", "initial": lab.bundle.folder / "world_model",
+        "steps": lab.preset.world_steps, "lr": 6e-4, "seed": seed, "out": folder / "world_model", **(more or {}),
+    }  # fmt: skip
+    return Stage("world model", ("train", "world-model"), tuple(arguments_of(plain(options))))
+
+
+def judge_stage(lab: ClaimContext, seed: int, folder: Path, more: dict[str, Any]) -> Stage:
+    """Command that trains a judge on these logs and what that world model imagines of them, with the options `more`."""
+    options = {
+        "data": folder / "data", "world_model": folder / "world_model/export",
+        "imagined_episodes": lab.preset.judge_imagined, "max_fpr": 0.03, "seed": seed, "out": folder / "judge", **more,
+    }  # fmt: skip
+    return Stage("judge", ("train", "judge"), tuple(arguments_of(plain(options))))
+
+
 def _stages(lab: ClaimContext, seed: int, folder: Path, mix: dict[str, float]) -> tuple[Stage, ...]:
     """Commands of an arm: add episodes, train the world model, train the judge."""
-    preset, suite, start = lab.preset, lab.suite.name, lab.bundle.folder
-    common = {"suite": suite, "tasks": list(lab.tasks)}
-    model = {
-        **lab.bundle.world_model_options, "data": folder / "data", "initial": start / "world_model",
-        "steps": preset.world_steps, "lr": 6e-4, "seed": seed, "out": folder / "world_model",
-    }  # fmt: skip
-    judge = {
-        "data": folder / "data", "world_model": folder / "world_model/export", "initial": start / "judge",
-        "imagined_episodes": preset.judge_imagined, "hard_share": 0.2, "steps": preset.judge_steps, "lr": 8e-4,
-        "max_fpr": 0.03, "seed": seed, "out": folder / "judge",
-    }  # fmt: skip
-    extra = {
-        **common, "out": folder / "data", "episodes": preset.extra_episodes, "seed": EXTRA_SEED0 + 10_000 * seed,
-        "workers": lab.workers, **({"mix": mix} if mix else {}),
-    }  # fmt: skip
+    initial, steps = lab.bundle.folder / "judge", lab.preset.judge_steps
     return (
-        Stage("episodes", ("collect",), tuple(arguments_of(plain(extra)))),
-        Stage("world model", ("train", "world-model"), tuple(arguments_of(plain(model)))),
-        Stage("judge", ("train", "judge"), tuple(arguments_of(plain(judge)))),
+        episodes_stage(lab, seed, folder, mix),
+        world_model_stage(lab, seed, folder),
+        judge_stage(lab, seed, folder, {"initial": initial, "hard_share": 0.2, "steps": steps, "lr": 8e-4}),
     )
 
 
@@ -63,12 +77,12 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
-def shared_logs(lab: ClaimContext) -> Path:
-    """The logs of the demonstrators that arms share; collected once."""
-    folder = lab.folder("shared_logs", 0)
+def shared_logs(lab: ClaimContext, name: str = "shared_logs", mix: dict[str, float] | None = None) -> Path:
+    """The logs of the demonstrators, or of the behaviours in `mix`, that arms share; collected once for each `name`."""
+    folder = lab.folder(name, 0)
     options = {
         "out": folder / "data", "suite": lab.suite.name, "tasks": list(lab.tasks), "episodes": lab.preset.logs,
-        "seed": LOG_SEED0, "workers": lab.workers,
+        "seed": LOG_SEED0, "workers": lab.workers, **({"mix": mix} if mix else {}),
     }  # fmt: skip
     built("logs", (Stage("logs", ("collect",), tuple(arguments_of(plain(options)))),), folder)
     return folder / "data"
@@ -107,7 +121,8 @@ def measure(lab: ClaimContext, made: Trained) -> dict[str, Any]:
     from worldgym.models import load_world_model
 
     preset = lab.preset
-    model, judge = load_world_model(made.parts["world_model"]), load_judge(made.parts["judge"])
+    model = load_world_model(made.parts["world_model"])
+    judge = load_judge(made.parts["judge"], tokenizer=getattr(model, "tokenizer", None))
     starts = make_starts(lab.tasks, max(1, preset.optimism_starts // len(lab.tasks)), OPTIMISM_SEED0)
     parts = executed_and_judged(
         model, judge, lab.suite, starts, chunk=lab.bundle.policy().chunk, horizon=preset.measured
@@ -172,6 +187,19 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
     return Ruling(None, effect, f"{why}; the mean falls, but the interval contains 0")
 
 
+def loop_cells(records: Records, arm: tuple[str, str], seeds: list[int]) -> list[str]:
+    """Precision and recall of the closed loop, by seed."""
+    loops = [
+        Confusion.of(*(records.outcomes(*arm, f"loop/{what}", [seed])[0] for what in ("imagined", "real")))
+        for seed in seeds
+    ]
+    cells = []
+    for name in ("precision", "recall"):
+        rates = [getattr(loop, name) for loop in loops]
+        cells.append(" / ".join("-" if rate is None else f"{rate.mean:.3f}" for rate in rates))
+    return cells
+
+
 def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
     """Optimism with its companions, and precision and recall in closed loop, by arm and seed."""
     lines = [
@@ -187,13 +215,7 @@ def tables(records: Records, preset: ClaimPreset, seeds: list[int]) -> str:
         for name in ("auroc", "gap"):
             values = [row["optimism/scores"][name] for row in rows]
             cells.append(" / ".join("-" if value is None else f"{value:.3f}" for value in values))
-        loops = [
-            Confusion.of(*(records.outcomes(*arm, f"loop/{what}", [seed])[0] for what in ("imagined", "real")))
-            for seed in seeds
-        ]
-        for name in ("precision", "recall"):
-            rates = [getattr(loop, name) for loop in loops]
-            cells.append(" / ".join("-" if rate is None else f"{rate.mean:.3f}" for rate in rates))
+        cells += loop_cells(records, arm, seeds)
         label = records.read(*arm, seeds[0])["label"]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     note = "By seed; shares in percent, mean over starts. Precision and recall: SFT policy in closed loop."

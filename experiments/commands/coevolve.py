@@ -34,7 +34,7 @@ class CoevolveConfig(CoevolveSettings):
 
     Args:
         fresh: delete what an earlier run wrote to `out`, and start over.
-        dry_run: print the commands of the next round only.
+        dry_run: print and check the commands of the next round only.
     """
 
     fresh: bool = False
@@ -50,6 +50,7 @@ def run(config: CoevolveConfig) -> int:
     if config.dry_run:
         recipe = coevolution.recipe(max(1, len(coevolution.rows)))
         sys.stdout.write("".join(f"{stage.line}\n" for stage in recipe.stages))
+        coevolution.check(parse)
         return 0
     if not config.fresh:
         coevolution.check(parse)

@@ -129,8 +129,12 @@ class TrainJudgeConfig:
             raise ConfigError(
                 "a latent judge reads a world model's latents; add --world-model tabletop-small"
             )
-        if self.type != "learned" and (self.initial or self.init_policy):
-            raise ConfigError(f"--initial and --init-policy are for --type learned; got --type {self.type}")
+        if (self.init_policy and self.type != "learned") or (self.initial and self.type not in ("learned", "latent")):
+            raise ConfigError(
+                f"--initial is for --type learned and latent, --init-policy for learned; got --type {self.type}"
+            )
+        if self.hard_share and self.type != "learned":
+            raise ConfigError(f"--hard-share is for --type learned; got --type {self.type}")
         if self.teacher is not None and self.type == "learned":
             raise ConfigError(
                 "--teacher is for --type latent or open_clip; to continue from a learned judge, use --initial"
@@ -236,17 +240,13 @@ def require_labels(arrays: Any) -> None:
 def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
     from agents import load_policy
     from rewards import LearnedJudge, LearnedJudgeConfig, imagine_training_logs, train_judge
+    from rewards.training.learned import require_proprioception
 
     judge = None
     if config.initial is not None:
         judge = LearnedJudge.from_pretrained(str(config.initial))
         require_size(arrays.frames.shape[1:3], judge.config.image_size, f"the judge {config.initial}")
-        dims, there = judge.config.state_dim, arrays.states.shape[1]
-        if dims not in (0, there):
-            raise ConfigError(
-                f"--initial {config.initial} reads {dims} dimensions of proprioception, but the dataset has {there}; "
-                "leave --initial out"
-            )
+        require_proprioception(judge, arrays, f"--initial {config.initial}")
         judge = judge.with_state(arrays.states) if config.state else judge
     return train_judge(
         arrays,
@@ -268,18 +268,24 @@ def _learned(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: An
 def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any, **how: Any) -> Any:
     """Train a latent judge. It takes minutes and has no checkpoints, so an interrupted run starts again."""
     from rewards import (
+        LatentJudge,
         LatentJudgeConfig,
         encode_logs,
         imagine_training_latents,
         load_judge,
         train_latent_judge,
     )
+    from rewards.training.learned import require_proprioception
     from worldgym.utils.progress import Progress
 
     with Progress(len(arrays.frames), "encode logs") as progress:
         latents = encode_logs(
             tokenizer, arrays, progress=lambda done, _: progress.update(done - progress.count)
         )
+    judge = None
+    if config.initial is not None:
+        judge = LatentJudge.from_pretrained(config.initial)
+        require_proprioception(judge, arrays, f"--initial {config.initial}")
     width = {"tiny": {"width": 16, "asked": 4}, "small": {}}[config.preset]
     return train_latent_judge(
         arrays,
@@ -289,6 +295,7 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
         model=LatentJudgeConfig(
             **width, state_dim=arrays.states.shape[1] if config.state else 0, specs=arrays.specs
         ),
+        judge=judge,
         imagined=_imagine(config, arrays, imagine_training_latents) if config.imagined_episodes else None,
         teacher=None if config.teacher is None else placing(config)(load_judge(config.teacher)),
         on_step=how["on_step"],

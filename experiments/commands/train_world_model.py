@@ -64,6 +64,9 @@ class TrainWorldModelConfig:
         settings: `name=value` pairs (YAML) for a type other than `video`, such as `lora=16` or `attention=full` for
             `diffusers`.
         probe: position probe (`worldgym train probe`) whose positions a model of type `chunk` predicts.
+        success_head: weight of a success head on the latents that a model of type `chunk` predicts, trained in the same
+            steps (World-VLA-Loop); 0 for none. It is saved as a latent judge in `judge/` beside `export/`.
+        judge: latent judge that the success head begins with, of the same tokenizer.
         hand: whether object latents move with an end effector. `auto` is yes if the dataset says which columns of
             proprioception belong to it; `yes` takes x, y, z as the first and the gripper opening as the last column.
         preset: `base` (one GPU), `small` or `tiny`.
@@ -102,6 +105,8 @@ class TrainWorldModelConfig:
     initial: Path | None = None
     probe: Path | None = None
     settings: tuple[str, ...] = ()
+    success_head: float = 0.0
+    judge: Path | None = None
     hand: Hand = "auto"
     preset: str = "small"
     minutes: float = 120.0
@@ -125,12 +130,18 @@ class TrainWorldModelConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
-        for name in ("data", "tokenizer", "out", "initial", "probe"):
+        for name in ("data", "tokenizer", "out", "initial", "probe", "judge"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_numbers(self)
         if self.type == "video":
             require_preset(self.preset, WORLD_PRESETS)
+        if not 0 <= self.success_head < float("inf"):
+            raise ConfigError(f"--success-head is {self.success_head}, expected 0 (none) or more; try 0.05")
+        if self.success_head and self.type != "chunk":
+            raise ConfigError(f"--success-head is for --type chunk, got --type {self.type}; leave it out")
+        if self.judge is not None and not self.success_head:
+            raise ConfigError("--judge is the latent judge that a success head begins with; add --success-head 0.05")
         if self.contact_odds <= 0:
             raise ConfigError(
                 f"--contact-odds is {self.contact_odds}, expected more than 0; try --contact-odds 1"

@@ -99,7 +99,8 @@ def fidelity_facts(
     inside[arrays.offsets[:-1]] = False
     found: dict[str, Any] = {"episodes": int(new)}
     for name, parts in (("before", before), ("after", after)):
-        model, judge = load_world_model(parts["world_model"]), load_judge(parts["judge"])
+        model = load_world_model(parts["world_model"])
+        judge = load_judge(parts["judge"], tokenizer=getattr(model, "tokenizer", None))
         generator = torch.Generator().manual_seed(seed)
         imagined = imagine_training_logs(model, arrays, generator=generator)
         error = (imagined.frames[inside].astype(np.float32) - arrays.frames[inside]) / 255

@@ -170,6 +170,7 @@ class Coevolution:
                 "tasks": list(self.start.tasks), **self.start.world_model_options,
                 "seed": settings.seed, "image_size": self._image_size(),
                 "rollout_horizon": self.start.card.get("rollout_horizon"),
+                "latent_judge": self._latent_judge(),
                 "real_seed": REAL_SEED0 + SEEDS_PER_RUN * settings.seed + SEEDS_PER_ROUND * (number - 1),
             }  # fmt: skip
             made = self._read(number, known)
@@ -220,6 +221,11 @@ class Coevolution:
             Stage("measure: true success", ("eval",), tuple(true)),
             Stage("measure: gate", ("bench", "closed-loop"), tuple(gate), accept=(0, 1)),
         )
+
+    def _latent_judge(self) -> str | None:
+        """The latent judge of the first bundle, if it has one."""
+        folder = self.start.folder / "judge_latent"
+        return str(folder) if folder.is_dir() else None
 
     def _image_size(self) -> int | list[int]:
         """Size of the frames of the main camera."""

@@ -273,7 +273,10 @@ def _filled(value: Any, fill: Mapping[str, Any], hours: float, where: str, depth
 
 
 def arguments_of(options: Mapping[str, Any], prefix: str = "--") -> list[str]:
-    """Options of a command line: `{"steps": 3, "compile": True}` gives `--steps 3 --compile`; `_` positional ones."""
+    """Options of a command line: `{"steps": 3, "compile": True}` gives `--steps 3 --compile`; `_` positional ones.
+
+    Keys of a nested mapping are names, such as behaviours: `{"mix": {"near_miss": 1}}` gives `--mix.near_miss 1`.
+    """
     found: list[str] = []
     for key, value in options.items():
         if key == "_":
@@ -281,13 +284,14 @@ def arguments_of(options: Mapping[str, Any], prefix: str = "--") -> list[str]:
                 raise ConfigError(f"positional arguments are {value!r}; expected a list, such as _: [$out/data]")
             found = [*map(str, value), *found]
             continue
-        flag = prefix + key.replace("_", "-")
+        name = key.replace("_", "-") if prefix == "--" else key
+        flag = prefix + name
         if isinstance(value, Mapping):
             found += arguments_of(value, f"{flag}.")
         elif value is True:
             found.append(flag)
         elif value is False:
-            found.append(f"{prefix}no-{key.replace('_', '-')}")
+            found.append(f"{prefix}no-{name}")
         elif isinstance(value, Sequence) and not isinstance(value, str):
             found += [flag, *map(str, value)]
         elif value is not None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 COMMON = (
     "data", "out", "type", "preset", "steps", "minutes", "batch_size", "window", "lr", "seed", "limit", "augment",
-    "processes", "address", "shard", "fresh", "device", "dtype",
+    "processes", "address", "shard", "fresh", "device", "dtype", "success_head", "judge",
 )  # fmt: skip
 """Options that apply to every registered type."""
 OFFERED = ("initial", "probe", "tokenizer")
@@ -83,7 +83,7 @@ def train_registered(
         offered["settings"] = values_of(config.settings, "--settings", "name=value") or None
     refuse_others(config, (*COMMON, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
-    facts = {**identity(config, dataset, contents=("tokenizer", "initial")), **(more or {})}
+    facts = {**identity(config, dataset, contents=("tokenizer", "initial", "judge")), **(more or {})}
     claim(config.out, command, facts, own=(*OWN, *getattr(kind, "own", ())), fresh=config.fresh)
     if finished(config.out, config):
         return 0
@@ -146,16 +146,30 @@ def train(rank: int, job: Job, part: Any, arrays: Any) -> None:
     loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
     window, shard = getattr(config, "window", PartTraining.window), getattr(config, "shard", False)
     settings, tag = PartTraining(loop, config.batch_size, window, shard), job.command.rpartition(" ")[2]
+    head = success_head(config, part, arrays)
     part, scalars = train_part(
-        part, arrays, settings, config.out, identity=job.facts, tag=tag, trainer=job.kind
+        part, arrays, settings, config.out, identity=job.facts, tag=tag, trainer=job.kind, head=head
     )
     if rank:
         return
+    if head is not None:
+        judge, report = head.finished(part)
+        judge.save_pretrained(config.out / "judge")
+        scalars |= {f"judge/{name}": value for name, value in report.items()}
     registry = JUDGES if job.judge else WORLD_MODELS
     registry.save(part, job.save_to)
     written = {"type": config.type, "scalars": scalars, "data": config.data.name, "episodes": len(arrays)}
     atomic_write_text(config.out / "training.json", json.dumps(written, indent=1))
     logger.info("%s of type %s saved to %s, %s", registry.kind, config.type, job.save_to, scalars)
+
+
+def success_head(config: Any, part: Any, arrays: Any) -> Any:
+    """The success head that is trained with a world model, or None."""
+    if not getattr(config, "success_head", 0):
+        return None
+    from rewards.training.success_head import SuccessHead
+
+    return SuccessHead.for_data(part, arrays, coef=config.success_head, initial=config.judge, seed=config.seed)
 
 
 def refuse_sharding(config: Any, kind: Any, part: Any, processes: int) -> None:

@@ -128,6 +128,7 @@ def train_latent_judge(
     config: JudgeTrainConfig | None = None,
     *,
     model: LatentJudgeConfig | None = None,
+    judge: LatentJudge | None = None,
     imagined: tuple[EpisodeArrays, Tensor] | None = None,
     teacher: Any | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
@@ -141,6 +142,7 @@ def train_latent_judge(
         tokenizer: tokenizer that encoded the latents; the returned judge is attached to it.
         config: settings, shared with `rewards.training.learned` (those about pixels have no effect).
         model: sizes of the judge.
+        judge: the judge to continue from, of the same tokenizer, instead of a new one; it is changed.
         imagined: imagined logs, from `imagine_training_latents`, of all or some of the same episodes; such an episode
             is held out if the logged episode is.
         teacher: a `LearnedJudge` to distil; it labels another `batch_size` pairs of any frame and any instruction in
@@ -154,6 +156,7 @@ def train_latent_judge(
 
     Raises:
         ConfigError: the number of latents differs from the number of frames.
+        CheckpointError: `judge` reads the latents of another tokenizer.
     """
     config = config or JudgeTrainConfig()
     if len(latents) != len(arrays.frames):
@@ -161,26 +164,15 @@ def train_latent_judge(
             f"{len(latents)} latents for {len(arrays.frames)} frames; expected one for each. Use "
             "encode_logs(tokenizer, arrays) with the same arrays"
         )
-    order = np.random.default_rng(config.seed).permutation(len(arrays))
-    held_out = min(max(1, round(config.val_fraction * len(order))), len(order) - 1)
-    sources: list[_Source] = [_Source(arrays, latents, order[held_out:], order[:held_out], config.near_share)]
+    train, held_out = split_episodes(len(arrays), config)
+    sources: list[Source] = [Source(arrays, latents, train, held_out, config.near_share)]
     if imagined is not None:
-        is_held_out = np.isin(imagined[0].indices, arrays.indices[order[:held_out]])
-        sources.append(_Source(*imagined, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out), config.near_share))
+        is_held_out = np.isin(imagined[0].indices, arrays.indices[held_out])
+        sources.append(Source(*imagined, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out), config.near_share))
     torch.manual_seed(config.seed)
-    sizes = model or LatentJudgeConfig()
-    judge = LatentJudge(
-        LatentJudgeConfig(**{
-            **vars(sizes), "channels": latents.shape[1], "grid": tuple(latents.shape[2:]),
-            "tokenizer": fingerprint(tokenizer),
-        })
-    )  # fmt: skip
-    embeddings = torch.from_numpy(embed(sorted({t for texts in sources[0].train.texts.values() for t in texts})))
-    judge.text_mean.copy_(embeddings.mean(0))
-    judge.text_std.copy_(embeddings.std(0, correction=0).clamp_min(0.01))
-    if judge.reads.state:
-        judge.state_mean.copy_(torch.from_numpy(arrays.states.mean(0)))
-        judge.state_std.copy_(torch.from_numpy(arrays.states.std(0)).clamp_min(1e-4))
+    if judge is None:
+        judge = untrained_judge(arrays, latents, tokenizer, model, sources[0].train)
+    judge.attach(tokenizer)
     judge = judge.to(device)
     adam = torch.optim.AdamW(
         judge.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
@@ -221,8 +213,48 @@ def train_latent_judge(
         recent.append(float(loss.detach()))
         if on_step is not None and (step % 25 == 24 or step == config.steps - 1):
             on_step(step, {"loss": float(np.mean(recent[-25:])), "lr": adam.param_groups[0]["lr"]})
+    report = calibrated_report(judge, sources, config)
+    _log.info("latent judge: held-out %s", {k: round(v, 4) for k, v in report.items()})
+    return judge, report
+
+
+def split_episodes(count: int, config: JudgeTrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training episodes and of the held-out ones, of `count` episodes."""
+    order = np.random.default_rng(config.seed).permutation(count)
+    held_out = min(max(1, round(config.val_fraction * count)), count - 1)
+    return order[held_out:], order[:held_out]
+
+
+def untrained_judge(
+    arrays: EpisodeArrays, latents: Tensor, tokenizer: Any, model: LatentJudgeConfig | None, pairs: PairSampler
+) -> LatentJudge:
+    """A new judge for latents `(F,C,h,w)` of the frames of `arrays`, whose inputs are standardised.
+
+    Args:
+        arrays: logs.
+        latents: their latents.
+        tokenizer: tokenizer that encoded them.
+        model: sizes of the judge.
+        pairs: the training pairs, whose instructions are standardised.
+    """
+    judge = LatentJudge(
+        LatentJudgeConfig(**{
+            **vars(model or LatentJudgeConfig()), "channels": latents.shape[1], "grid": tuple(latents.shape[2:]),
+            "tokenizer": fingerprint(tokenizer),
+        })
+    )  # fmt: skip
+    embeddings = torch.from_numpy(embed(sorted({t for texts in pairs.texts.values() for t in texts})))
+    judge.text_mean.copy_(embeddings.mean(0))
+    judge.text_std.copy_(embeddings.std(0, correction=0).clamp_min(0.01))
+    if judge.reads.state:
+        judge.state_mean.copy_(torch.from_numpy(arrays.states.mean(0)))
+        judge.state_std.copy_(torch.from_numpy(arrays.states.std(0)).clamp_min(1e-4))
+    return judge
+
+
+def calibrated_report(judge: LatentJudge, sources: list[Source], config: JudgeTrainConfig) -> dict[str, float]:
+    """Set the threshold on held-out pairs of `sources` (logs, then imagined logs), and return the held-out rates."""
     judge.eval()
-    judge.attach(tokenizer)
     results = [source.judge(judge, config.val_pairs, config.seed, 10**9) for source in sources]
     judge.set_threshold(
         calibrate(np.concatenate([s[0] for s in results]), np.concatenate([s[1] for s in results]), config.max_fpr)
@@ -232,8 +264,7 @@ def train_latent_judge(
         result = source.judge(judge, config.val_pairs, config.seed, 10**9 + 1)
         report |= {prefix + key: value for key, value in rates(*result, judge.threshold).items()}
     report["threshold"] = judge.threshold
-    _log.info("latent judge: held-out %s", {k: round(v, 4) for k, v in report.items()})
-    return judge, report
+    return report
 
 
 class _Drawn(NamedTuple):
@@ -246,7 +277,7 @@ class _Drawn(NamedTuple):
     kinds: list[str]
 
 
-class _Source:
+class Source:
     """Latents with labels, split into training pairs (`train`) and held-out pairs (`held`)."""
 
     def __init__(

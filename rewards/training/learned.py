@@ -274,6 +274,15 @@ def train_judge(
     return judge, report
 
 
+def require_proprioception(judge: Any, arrays: EpisodeArrays, name: str) -> None:
+    """Raise a ConfigError unless `judge`, given as `name`, reads the proprioception of `arrays`, or none."""
+    dims, there = judge.config.state_dim, arrays.states.shape[1]
+    if dims not in (0, there):
+        raise ConfigError(
+            f"{name} reads {dims} dimensions of proprioception, but the dataset has {there}; leave that judge out"
+        )
+
+
 def calibrate(logits: np.ndarray, labels: np.ndarray, max_fpr: float) -> float:
     """Find the lowest threshold, at least 0.5, at which the false positive rate is at most `max_fpr`.
 

@@ -75,7 +75,7 @@ class PairSampler:
     def __init__(self, arrays: EpisodeArrays, episodes: np.ndarray, near_share: float = 0.3) -> None:
         self.arrays, self.near_share = arrays, near_share
         self.owner = np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
-        used = np.isin(self.owner, episodes)
+        used = self._used = np.isin(self.owner, episodes)
         success = np.asarray(arrays.success, bool)
         self.solved = np.flatnonzero(used & success)
         self.unsolved = np.flatnonzero(used & ~success)
@@ -149,6 +149,31 @@ class PairSampler:
             labels.append(float(kind == "success"))
             kinds.append(kind)
         return np.asarray(rows), texts, np.asarray(labels, np.float32), kinds
+
+    @property
+    def every(self) -> np.ndarray:
+        """Indices of all frames of the episodes."""
+        return np.flatnonzero(self._used)
+
+    def used(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each of the frames `rows (N,)` belongs to the episodes, `(N,)` bool."""
+        return self._used[rows]
+
+    def words_for(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+        """Draw an instruction for each of the frames `rows (N,)`, which belong to the episodes.
+
+        Returns:
+            instructions of the frame's own goal, or for a third of the solved frames of a goal that is false there,
+            and labels `(N,)` float32.
+        """
+        texts, labels = [], np.asarray(self.arrays.success, np.float32)[rows]
+        for i, row in enumerate(rows):
+            goal = self.goals[self.owner[row]]
+            if labels[i] and rng.random() < 1 / 3 and (found := self._wrong(goal, rng)) is not None:
+                goal, labels[i] = found[0], 0.0
+            options = self.texts[goal]
+            texts.append(options[rng.integers(len(options))])
+        return texts, labels
 
     def any_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw `count` frame indices, half of them solved."""

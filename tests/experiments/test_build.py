@@ -65,9 +65,11 @@ def test_a_recipe_takes_stages_and_values_from_its_base(tmp_path):
 
 
 def test_options_are_written_as_a_person_would_type_them():
-    options = {"steps": 3, "use_state": False, "compile": True, "probe": None, "loop": {"lr": 0.1}, "seeds": [0, 1]}
+    options = {
+        "steps": 3, "use_state": False, "compile": True, "probe": None, "mix": {"near_miss": 0.1}, "seeds": [0, 1],
+    }  # fmt: skip
     assert arguments_of({**options, "_": ["C1"]}) == [
-        "C1", "--steps", "3", "--no-use-state", "--compile", "--loop.lr", "0.1", "--seeds", "0", "1"
+        "C1", "--steps", "3", "--no-use-state", "--compile", "--mix.near_miss", "0.1", "--seeds", "0", "1"
     ]  # fmt: skip
 
 

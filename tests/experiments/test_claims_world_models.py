@@ -1,4 +1,4 @@
-"""Claims about world models and rounds (C3, C16, C24): their rules on made-up results, and the arms at toy size."""
+"""Claims about world models and rounds (C3, C4, C16, C24): their rules on made-up results, and the arms at toy size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_claims import made_up
 
-from experiments.claims import CLAIMS, c16, c17, c23, c24, find_arm
+from experiments.claims import CLAIMS, c4, c16, c17, c23, c24, find_arm
 from experiments.claims.arms import run_arm
 from experiments.claims.c3 import round_tables
 from experiments.claims.context import ClaimContext
@@ -110,6 +110,40 @@ def test_c24_compares_optimism_at_equal_steps_and_reports_the_loop(tmp_path, con
     assert "0.900 / 0.900 / 0.900 | - / - / -" in text and "Success in Real, by seed" not in text
 
 
+def c4_results(folder, rates: dict[tuple[str, str], float]) -> Records:
+    """Shares of 200 failures (10 of each of 20 starts) that are judged successful; 19 successes, all recognised."""
+    records = Records(folder, "small")
+    for (_, arm), share in rates.items():
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            failures = {"success": pack(rng.permutation(200) < 200 * share), "starts": [i // 10 for i in range(200)]}
+            successes = {"success": "1" * 19, "starts": list(range(1, 20))}
+            evaluations = {
+                "optimism/failures": failures, "optimism/successes": successes,
+                "optimism/scores": {"success": "01", "auroc": 0.9, "gap": None},
+                "loop/imagined": {"success": "1100"}, "loop/real": {"success": "1010"},
+            }  # fmt: skip
+            facts = {
+                "label": arm, "settings": {}, "hashes": {}, "versions": {}, "tasks": ["reach"],
+                "budget": {"updates": 1.0}, "way": [], "evaluations": evaluations,
+            }  # fmt: skip
+            records.write("C4", arm, seed, facts)
+    return records
+
+
+@pytest.mark.parametrize(
+    ("joint", "after", "no_near", "wanted"),
+    [(0.1, 0.4, 0.3, "supported"), (0.3, 0.2, 0.5, "refuted"), (0.2, 0.4, 0.1, "refuted")],
+)
+def test_c4_asks_for_more_right_verdicts_than_both_other_arms(tmp_path, joint, after, no_near, wanted):
+    records = c4_results(tmp_path, {c4.JOINT: joint, c4.AFTER: after, c4.NO_NEAR: no_near})
+    verdict = CLAIMS["C4"].decide(records, SMALL)
+    assert verdict.verdict == wanted
+    assert c4.alignment(records, c4.JOINT, [0]).shape == (1, 19), "a start without a success has no share"
+    assert verdict.effect.mean == pytest.approx((after - joint) / 2, abs=0.02)
+    assert f"| {' / '.join([f'{100 * joint:.1f}'] * 3)} |" in page(CLAIMS["C4"], records, SMALL, [])
+
+
 def test_shares_are_means_over_starts(tmp_path):
     records = c24_results(tmp_path, 0.5, 0.5, seeds=(0,))
     table = c24.by_start(records, c24.CONTROL, "optimism/failures", [0])
@@ -118,13 +152,16 @@ def test_shares_are_means_over_starts(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stages_in_this_process")
-@pytest.mark.parametrize("name", ["counterfactual", "control", "one_start", "lambda-3", "dwl-dwl"])
+@pytest.mark.parametrize(
+    "name", ["counterfactual", "control", "joint_head", "head_after", "one_start", "lambda-3", "dwl-dwl"]
+)
 def test_arms_train_world_models_and_rounds(bundle, tmp_path, name):
-    preset = dataclasses.replace(PRESETS["tiny"], bundle=str(bundle))
+    of_chunks = name in ("joint_head", "head_after")
+    preset = dataclasses.replace(PRESETS["tiny"], bundle="tabletop-small" if of_chunks else str(bundle))
     with ClaimContext(preset, tmp_path, workers=0) as lab:
         facts = run_arm(lab, find_arm(name), 0)
     found = facts["evaluations"]
-    if name in ("counterfactual", "control"):
+    if name in ("counterfactual", "control", "joint_head", "head_after"):
         assert set(found) >= {"optimism/failures", "optimism/successes", "loop/imagined", "loop/real"}
         assert facts["budget"]["real_episodes"] == preset.extra_episodes
     elif name == "one_start":

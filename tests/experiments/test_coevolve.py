@@ -85,15 +85,20 @@ def test_a_run_that_is_killed_twenty_times_ends_as_an_uninterrupted_one(bundle, 
 
 @pytest.mark.parametrize("recipe", sorted(file.stem for file in RECIPES.glob("*.yaml")))
 @pytest.mark.parametrize("preset", ["small", "tiny"])
-def test_every_command_of_a_recipe_can_be_parsed(bundle, logs, tmp_path, recipe, preset):
+def test_every_command_of_a_recipe_can_be_parsed(logs, tmp_path, recipe, preset):
     from experiments.commands.build import parse
 
-    given = CoevolveSettings(recipe, str(bundle), logs, tmp_path / "run", preset=preset)
+    given = CoevolveSettings(recipe, "tabletop-small", logs, tmp_path / "run", preset=preset)
     coevolution = Coevolution(given)
     coevolution.check(parse)
     stages = coevolution.recipe(1).stages
     assert stages[0].words == ("collect",) and stages[-1].words == ("bench", "closed-loop")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_on_the_latents_needs_a_world_model_that_can_have_one(bundle, logs, tmp_path, capsys):
+    assert main(line(bundle, logs, tmp_path / "run", "--recipe", "world-vla-loop", "--dry-run")) == 2
+    assert "--success-head is for --type chunk, got --type video" in capsys.readouterr().err
 
 
 def row(number: int, successes: int, gap: float | None, of: int = 100) -> dict:

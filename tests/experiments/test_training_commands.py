@@ -229,6 +229,35 @@ def test_a_chunk_model_starts_from_a_frame_model_and_is_used_like_it(chain, tmp_
     assert model.step(state, torch.zeros(2, 5, 4), decode="last")[1].frames.shape == (2, 1, 64, 64, 3)
 
 
+def test_a_success_head_is_trained_with_a_chunk_model_and_saved_as_a_judge(chain, tmp_path, capsys):
+    from rewards import LatentJudge, load_judge
+
+    data = str(tmp_path / "data")
+    collect = ["--episodes", "8", "--tasks", "reach", "--mix", "expert=1", "--workers", "0"]
+    assert main(["collect", "--out", data, *collect]) == 0
+    common = ["train", "world-model", "--data", data, "--preset", "tiny", "--steps", "10"]
+    arguments = [*common, "--type", "chunk", "--tokenizer", str(chain / "tokenizer"), "--batch-size", "2"]
+    arguments += ["--success-head", "0.05", "--out", str(tmp_path / "chunk")]
+    assert main(arguments) == 0
+    assert isinstance(load_judge(tmp_path / "chunk" / "judge"), LatentJudge)
+    scalars = json.loads((tmp_path / "chunk" / "training.json").read_text())["scalars"]
+    assert scalars["success_loss"] > 0 and 0 < scalars["judge/threshold"] < 1
+    capsys.readouterr()
+    assert main(arguments) == 0 and not capsys.readouterr().err.count("Error")
+    # what the head began with identifies the run
+    assert main([*arguments, "--judge", str(tmp_path / "chunk" / "judge")]) == 2
+    assert "--judge" in capsys.readouterr().err
+    again = [*arguments[:-1], str(tmp_path / "second"), "--judge", str(tmp_path / "chunk" / "judge")]
+    assert main(again) == 0, "the latents are of the same tokenizer"
+    for more, said in (
+        (["--success-head", "0.05"], "--success-head is for --type chunk"),
+        (["--judge", str(tmp_path)], "add --success-head 0.05"),
+        (["--success-head", "-1"], "--success-head is -1"),
+    ):
+        assert main([*common, "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "no"), *more]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_refused_tokenizer_does_not_take_the_folder(chain, tmp_path, capsys):
     out = tmp_path / "chunk"
     arguments = ["train", "world-model", "--type", "chunk", "--data", str(chain / "data"), "--out", str(out)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,28 @@ from worldgym.utils.devices import rand, randn
 CONTACT_ODDS = (
     2.5  # windows with a contact are drawn more often by this factor, twice if something is carried
 )
+
+
+class LatentHead(Protocol):
+    """A network that is trained in the same steps as the dynamics whose predicted latents it reads."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network; the training loop updates its parameters."""
+        ...
+
+    def loss(
+        self, predicted: Tensor, rows: Tensor, weight: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """A term of the loss, and scalars to log.
+
+        Args:
+            predicted: `(N,C,h,w)` predicted latents, with gradient.
+            rows: `(N,)` frames of the logs that they predict.
+            weight: `(N,)` weights, 0 for padding.
+            generator: random generator of the step.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -123,8 +145,12 @@ def picture_loss(
     background: Tensor | None,
     rollout: bool,
     generator: torch.Generator,
+    head: LatentHead | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Squared error of the latents after a chunk, weighted to what changes, and of decoded pixels."""
+    """Squared error of the latents after a chunk, weighted to what changes, and of decoded pixels.
+
+    The loss of `head` on the predicted latents is added.
+    """
     config, e = model.config, data.episodes
     coin = torch.rand(2, generator=generator).tolist()
     k = config.chunk if coin[0] >= settings.short_share else 1 + int(coin[1] * config.chunk)
@@ -179,6 +205,10 @@ def picture_loss(
         pixels = pixel_loss(model.tokenizer, latents[rows], target[rows], weight[rows])
         loss = loss + settings.pixel_coef * pixels
         facts[f"pixel_{kind}"] = float(pixels.detach())
+    if head is not None:
+        projected = model.tokenizer.project(latents.float())
+        term, more = head.loss(projected, index[:, k::k].flatten(), weight, generator)
+        loss, facts = loss + term, {**facts, **more}
     return loss, facts
 
 
@@ -205,19 +235,21 @@ def train_picture(
     settings: ChunkTraining,
     run_dir: Path | str,
     identity: Mapping[str, Any] | None = None,
+    head: LatentHead | None = None,
 ) -> dict[str, float]:
-    """Train `picture` in place; resumes from `run_dir`. Returns the last scalars."""
+    """Train `picture` and, if there is one, `head` in place; resumes from `run_dir`. Returns the last scalars."""
     model.tokenizer.requires_grad_(False)
     background = model.tokenizer.encode_background()
 
     def loss(module: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         late = training._progress() >= settings.rollout_from
         rollout = late and float(torch.rand((), generator=generator)) < settings.rollout_share
-        return picture_loss(model, data, settings, background, rollout, generator)
+        return picture_loss(model, data, settings, background, rollout, generator, head)
 
     plain = {name: value for name, value in asdict(settings).items() if name != "loop"}
+    trained = model.picture if head is None else nn.ModuleDict({"picture": model.picture, "head": head.module})
     training = TrainingLoop(
-        model.picture,
+        trained,
         settings.loop,
         run_dir,
         loss,
@@ -225,7 +257,7 @@ def train_picture(
         identity={**plain, **(identity or {})},
     )
     facts = training.run()
-    model.picture.load_state_dict(training.ema_model.state_dict())
+    trained.load_state_dict(training.ema_model.state_dict())
     model.refresh()
     return facts
 
@@ -242,10 +274,12 @@ class ChunkTrainer:
         return for_data(specs, preset, arrays, initial=initial, probe=probe, tokenizer=tokenizer)
 
     @staticmethod
-    def fit(model: ChunkWorldModel, arrays: Any, settings: PartTraining, folder: Path) -> dict[str, float]:
+    def fit(
+        model: ChunkWorldModel, arrays: Any, settings: PartTraining, folder: Path, head: LatentHead | None = None
+    ) -> dict[str, float]:
         """Train positions for a fifth of the time, the picture for three, then decoder and frames within chunks.
 
-        Each part resumes.
+        Each part resumes. `head` is trained with the picture.
         """
         hand = HandColumns.of(model.specs.observation)
         data = ChunkEpisodes.encode(model, arrays)
@@ -259,7 +293,8 @@ class ChunkTrainer:
             loop = replace(first, lr=2e-3, final_lr=0.02, ema=0.995)
             facts |= train_positions(model, data, loop, folder / "positions")
         loop = replace(second, optimizer="muon", final_lr=0.02, warmup=200, ema=0.995, weight_decay=0.02)
-        facts |= train_picture(model, data, ChunkTraining(loop, batch=3 * settings.batch), folder / "picture")
+        chunks = ChunkTraining(loop, batch=3 * settings.batch)
+        facts |= train_picture(model, data, chunks, folder / "picture", head=head)
         if model.light is not None:
             pictures = Pictures.of(arrays, model.canvas)
             loop = replace(_shares(settings.loop, 0.1), lr=3e-3, final_lr=0.02, ema=0.995)

@@ -96,6 +96,7 @@ def train_part(
     identity: Mapping[str, Any] | None = None,
     tag: str = "train",
     trainer: Any | None = None,
+    head: Any | None = None,
 ) -> tuple[Any, dict[str, float]]:
     """Train a part by its `fit`, or by its `loss` and `TrainingLoop`; the same call resumes.
 
@@ -107,6 +108,7 @@ def train_part(
         identity: values besides `settings` that identify the run; a checkpoint with other values is refused.
         tag: prefix of the logged scalars.
         trainer: trains the part by `fit(part, arrays, settings, folder)`, in place of the part itself.
+        head: a further network that `fit` trains in the same steps, as its argument of this name.
 
     Returns:
         the trained part (with averaged weights, in evaluation mode), and the last scalars.
@@ -116,7 +118,8 @@ def train_part(
         CheckpointError: the checkpoint in `run_dir` is damaged or of another part.
     """
     if trainer is not None and hasattr(trainer, "fit") and trainer is not type(part):
-        scalars = trainer.fit(part, arrays, settings, Path(run_dir))
+        more = {} if head is None else {"head": head}
+        scalars = trainer.fit(part, arrays, settings, Path(run_dir), **more)
         return part, {name: float(value) for name, value in (scalars or {}).items()}
     if hasattr(part, "fit"):
         scalars = part.fit(arrays, settings, Path(run_dir))
