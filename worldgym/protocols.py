@@ -55,7 +55,8 @@ class Imagined:
     Args:
         frames: `(B, K', H, W, 3)` uint8, predicted frames of the main camera; K' is K with `decode="all"`, 1 with
             `"last"`, 0 with `"none"`.
-        latents: `(B, K, C, h, w)` float32, clean latents of every predicted frame.
+        latents: `(B, L, C, h, w)` float32, clean latents of the last L predicted frames; L is K with `decode="all"`,
+            else at least 1.
         states: `(B, K, S)` float32, predicted proprioception, in the units of the dataset's state.
         uncertainty: `(B,)` float32 >= 0; larger is more uncertain.
         success_prob: `(B, K)` float32 in [0, 1], success probability under the state's instructions, or None.

@@ -2,9 +2,10 @@
 
 Three arms add as many episodes in Real to the same logs, which have no near successes, and train the bundled world
 model for as many steps. Two add near misses of the demonstrators: in one the success head is trained with the dynamics
-(`worldgym train world-model --success-head`), in the other the same network is trained afterwards, for as many updates,
-on the same logs and what the finished dynamics imagines of them. The third adds demonstrations, with the head trained
-along. All begin with the bundled weights of the dynamics and of the latent judge, which have seen near misses.
+(`worldgym train world-model --success-head`), in the other afterwards, with the same loss, optimizer, batches and
+number of updates, while the dynamics stays as it is (`--head-only`). The third adds demonstrations, with the head
+trained along. All begin with the bundled weights of the dynamics and, if there is one, of the latent judge, which have
+seen near misses.
 
 They are measured as in C24, on perturbed demonstrations that are executed and imagined.
 
@@ -16,6 +17,7 @@ Example::
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,6 @@ from experiments.claims.c24 import (
     built,
     by_start,
     episodes_stage,
-    judge_stage,
     loop_cells,
     measure,
     shared_logs,
@@ -61,23 +62,22 @@ def trained(mix: dict[str, float], joint: bool) -> Any:
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         from worldgym.utils.staging import copy_folder
 
-        preset, first = lab.preset, _initial(lab)
+        preset, head = lab.preset, {"success_head": COEF, "judge": _initial(lab)}
         logs = lab.once("logs without near misses", lambda: shared_logs(lab, "logs_without_near_misses", LOGS))
         copy_folder(logs, folder / "data")
-        updates = max(1, round(PICTURE * preset.world_steps))
-        if joint:
-            head = ()
-            model = world_model_stage(lab, seed, folder, {"success_head": COEF, "judge": first})
-        else:
-            head = (judge_stage(lab, seed, folder, {"type": "latent", "steps": updates, "initial": first}),)
-            model = world_model_stage(lab, seed, folder)
-        built(NAME, (episodes_stage(lab, seed, folder, mix), model, *head), folder)
-        budget = {"real_episodes": float(preset.extra_episodes), "updates": float(preset.world_steps)}
+        stages = [episodes_stage(lab, seed, folder, mix), world_model_stage(lab, seed, folder, head if joint else {})]
+        if not joint:
+            initial, out = folder / "world_model/export", folder / "head"
+            after = {**head, "head_only": True, "initial": initial, "out": out}
+            stages.append(dataclasses.replace(world_model_stage(lab, seed, folder, after), name="head"))
+        built(NAME, tuple(stages), folder)
+        updates = float(preset.world_steps + (0 if joint else round(PICTURE * preset.world_steps)))
+        budget = {"real_episodes": float(preset.extra_episodes), "updates": updates}
         parts = {
             "world_model": str(folder / "world_model/export"),
-            "judge": str(folder / ("world_model/judge" if joint else "judge")),
+            "judge": str(folder / ("world_model/judge" if joint else "head/judge")),
         }
-        settings = {"mix": mix, "logs": LOGS, "head_updates": updates, "coef": COEF if joint else 0.0}
+        settings = {"mix": mix, "logs": LOGS, "coef": COEF}
         return Trained(lab.sft, budget, settings=settings, parts=parts)
 
     return train

@@ -24,6 +24,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ from worldgym.utils.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
 AS_SAVED = "as saved"
+INT8 = "as with 2 steps, int8 weights, not compiled"
 HELD = 16
 """At least so many observations are shown to the timed policies, one after the other."""
 
@@ -229,8 +231,26 @@ def loaded_rows(config: BenchLatencyConfig, here: Any) -> list[tuple[str, str, A
         guidance = config.guidance if policy.config.samples_video else 1.0
         for label, settings in samplers(guidance):
             rows.append((name, label, here(load_policy(folder)).with_sampling(**settings)))
+        plain = {**dict(samplers(guidance))["+ 2 steps"], "compile": False}
+        if here.device.type == "cpu" and (int8 := quantised(load_policy(folder).with_sampling(**plain))) is not None:
+            rows.append((name, INT8, int8))
         rows.append((name, AS_SAVED, policy))
     return rows
+
+
+def quantised(policy: Any) -> Any:
+    """The policy with linear layers whose weights are int8 (dynamic quantisation); None if this torch has none."""
+    try:
+        from torch.ao.quantization import quantize_dynamic
+    except ImportError:
+        logger.warning("this version of torch has no dynamic quantisation: there is no int8 row")
+        return None
+    from torch import nn, qint8
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torchao is to replace it, and needs a package more
+        policy.network = quantize_dynamic(policy.network, {nn.Linear}, dtype=qint8)
+    return policy
 
 
 def times(rows: list[tuple[str, str, Any]], seen: dict[str, Any], repeats: int) -> list[np.ndarray]:

@@ -55,6 +55,7 @@ class RlConfig(FineTuneSettings):
             process on `device`.
         piece: number of starts per batch of imagined rollouts.
         address: address of a running Ray cluster, `auto` for the one on this machine; None starts one.
+        bc_only: the control of this run: as many updates on the demonstrations alone, nothing is imagined.
     """
 
     out: Path = Path("runs/rl")
@@ -68,6 +69,7 @@ class RlConfig(FineTuneSettings):
     gpus: float = 0.0
     piece: int = 8
     address: str | None = None
+    bc_only: bool = False
 
     ELSEWHERE: ClassVar[set[str]] = FineTuneSettings.ELSEWHERE | {"gpus", "address", "cache", "judge_keys"}
 
@@ -81,6 +83,15 @@ class RlConfig(FineTuneSettings):
             )
         if self.address and not self.workers:
             raise ConfigError(f"--address {self.address} needs workers; add --workers 2")
+        if self.bc_only and (self.workers or self.start_frames or self.judge != "bundled"):
+            raise ConfigError("--bc-only imagines nothing; leave out --workers, --start-frames and --judge")
+
+    def key(self) -> dict[str, Any]:
+        """Settings that a resumed run must have in common."""
+        data = super().key()
+        if not self.bc_only:
+            del data["bc_only"]  # as in runs of earlier versions
+        return data
 
 
 def run(config: RlConfig) -> int:
@@ -101,6 +112,12 @@ def run(config: RlConfig) -> int:
         return tell(config, folder.read("history"), judge.name)
     if folder.resumed:
         logger.info("resuming the interrupted run in %s", config.out)
+    if config.bc_only:
+        history = clone(config, bundle, begin)
+        folder.write("history", history)
+        folder.save("history.json", history)
+        folder.finish()
+        return tell(config, history, judge.name)
     try:
         tuning, history = tune(config, bundle, folder, begin, judge, starts)
     except WorldgymError:
@@ -160,12 +177,54 @@ def tune(
     return tuning, history
 
 
+def clone(config: RlConfig, bundle: Bundle, begin: Path | None) -> list[dict[str, float]]:
+    """Train the control on demonstrations alone and save it; return the scalars of its rounds."""
+    import torch
+
+    from agents import load_policy
+    from experiments.pipelines.bc_only import train_bc_only
+    from experiments.pipelines.finetune import save_policy
+    from worldgym.utils.progress import Progress
+
+    torch.set_num_threads(config.threads)
+    policy, average = (
+        bundle.policy() if begin is None else bundle.placing(load_policy(begin)) for _ in range(2)
+    )
+    history: list[dict[str, float]] = []
+    with Progress(config.iterations, "BC only") as progress:
+
+        def report(scalars: dict[str, float]) -> None:
+            history.append({name: float(value) for name, value in scalars.items()})
+            progress.update(1, loss=scalars["imitation_loss"])
+
+        train_bc_only(config, policy, average, bundle.demonstrations(), report=report)
+    save_policy(average, config.out / "policy")
+    return history
+
+
+def tell_cloned(config: RlConfig, history: list[dict[str, float]]) -> int:
+    """Print the updates of the control, its folder, and the command that compares it."""
+    updates = sum(row["imitation_steps"] for row in history)
+    sys.stdout.write(
+        f"{updates:,.0f} updates on demonstrations\npolicy: {config.out / 'policy'}\n"
+        f"compare it in Real: worldgym eval --policy sft {config.out / 'policy'}{named_bundle(config)}\n"
+    )
+    return 0
+
+
+def named_bundle(config: RlConfig) -> str:
+    """The option of other commands that names the bundle, or nothing for the default one."""
+    return "" if config.bundle == DEFAULT else f" --bundle {shlex.quote(config.bundle)}"
+
+
 def tell(config: RlConfig, history: list[dict[str, float]], judge: str) -> int:
     """Print the result of a finished run, the folder of the policy, and the command that evaluates it.
 
     Raises:
         ConfigError: no imagined episode of the whole run was valid.
     """
+    if config.bc_only:
+        return tell_cloned(config, history)
     last = history[-1]
     if not any(row["valid"] for row in history):
         raise ConfigError(
@@ -174,11 +233,10 @@ def tell(config: RlConfig, history: list[dict[str, float]], judge: str) -> int:
             f"unusable. {config.out / 'policy'} is not improved. Check the judge with `worldgym audit`, give another "
             "--judge, or raise --max-uncertainty if it is set; then add --fresh"
         )
-    other = "" if config.bundle == DEFAULT else f" --bundle {shlex.quote(config.bundle)}"
     sys.stdout.write(
         f"{len(history)} rounds, {last['imagined_steps']:,.0f} imagined steps; imagined success "
         f"{last['success_rate']:.2f}, judged by {judge}{audited(history)}\npolicy: {config.out / 'policy'}\n"
-        f"evaluate it in Real: worldgym eval --policy sft {config.out / 'policy'}{other}\n"
+        f"evaluate it in Real: worldgym eval --policy sft {config.out / 'policy'}{named_bundle(config)}\n"
     )
     return 0
 

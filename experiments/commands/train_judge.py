@@ -275,6 +275,7 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
         load_judge,
         train_latent_judge,
     )
+    from rewards.training.latent import LATENT_SIZES
     from rewards.training.learned import require_proprioception
     from worldgym.utils.progress import Progress
 
@@ -286,14 +287,15 @@ def _latent(config: TrainJudgeConfig, arrays: Any, tokenizer: Any, settings: Any
     if config.initial is not None:
         judge = LatentJudge.from_pretrained(config.initial)
         require_proprioception(judge, arrays, f"--initial {config.initial}")
-    width = {"tiny": {"width": 16, "asked": 4}, "small": {}}[config.preset]
     return train_latent_judge(
         arrays,
         latents,
         tokenizer,
         settings,
         model=LatentJudgeConfig(
-            **width, state_dim=arrays.states.shape[1] if config.state else 0, specs=arrays.specs
+            **LATENT_SIZES.get(config.preset, {}),
+            state_dim=arrays.states.shape[1] if config.state else 0,
+            specs=arrays.specs,
         ),
         judge=judge,
         imagined=_imagine(config, arrays, imagine_training_latents) if config.imagined_episodes else None,

@@ -160,8 +160,6 @@ def run(config: TrainPolicyConfig) -> int:
     if config.aux_video is not None:
         video = EpisodeDataset(config.aux_video)
         facts["--aux-video"] = fingerprint(video)
-    if config.goal_head:
-        del facts["--goal-head"]
     for option in ("--settings", "--decoded-by", "--aux", "--aux-settings", "--aux-video"):
         if not facts[option]:
             del facts[option]  # keeps the identity of runs from before this option

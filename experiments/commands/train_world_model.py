@@ -65,8 +65,9 @@ class TrainWorldModelConfig:
             `diffusers`.
         probe: position probe (`worldgym train probe`) whose positions a model of type `chunk` predicts.
         success_head: weight of a success head on the latents that a model of type `chunk` predicts, trained in the same
-            steps (World-VLA-Loop); 0 for none. It is saved as a latent judge in `judge/` beside `export/`.
+            steps (World-VLA-Loop). It is saved as a latent judge in `judge/` beside `export/`.
         judge: latent judge that the success head begins with, of the same tokenizer.
+        head_only: train the success head alone, for as many steps; the dynamics stays that of `initial`.
         hand: whether object latents move with an end effector. `auto` is yes if the dataset says which columns of
             proprioception belong to it; `yes` takes x, y, z as the first and the gripper opening as the last column.
         preset: `base` (one GPU), `small` or `tiny`.
@@ -105,8 +106,9 @@ class TrainWorldModelConfig:
     initial: Path | None = None
     probe: Path | None = None
     settings: tuple[str, ...] = ()
-    success_head: float = 0.0
+    success_head: float | None = None
     judge: Path | None = None
+    head_only: bool = False
     hand: Hand = "auto"
     preset: str = "small"
     minutes: float = 120.0
@@ -136,16 +138,23 @@ class TrainWorldModelConfig:
         check_numbers(self)
         if self.type == "video":
             require_preset(self.preset, WORLD_PRESETS)
-        if not 0 <= self.success_head < float("inf"):
-            raise ConfigError(f"--success-head is {self.success_head}, expected 0 (none) or more; try 0.05")
-        if self.success_head and self.type != "chunk":
-            raise ConfigError(f"--success-head is for --type chunk, got --type {self.type}; leave it out")
-        if self.judge is not None and not self.success_head:
-            raise ConfigError("--judge is the latent judge that a success head begins with; add --success-head 0.05")
         if self.contact_odds <= 0:
             raise ConfigError(
                 f"--contact-odds is {self.contact_odds}, expected more than 0; try --contact-odds 1"
             )
+        if self.success_head is None:
+            if self.judge is not None or self.head_only:
+                name = "--judge" if self.judge is not None else "--head-only"
+                raise ConfigError(f"{name} belongs to a success head; add --success-head 0.05")
+            return
+        if not 0 < self.success_head < float("inf"):
+            raise ConfigError(f"--success-head is {self.success_head}, expected more than 0; try 0.05")
+        if self.type != "chunk":
+            raise ConfigError(f"--success-head is for --type chunk, got --type {self.type}; leave it out")
+        if self.processes > 1 or self.address:
+            raise ConfigError("a success head is trained by one process; leave out --processes and --address")
+        if self.head_only and self.initial is None:
+            raise ConfigError("--head-only keeps a world model as it is; add --initial, the folder of that model")
 
 
 def run(config: TrainWorldModelConfig) -> int:

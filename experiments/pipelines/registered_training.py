@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 COMMON = (
     "data", "out", "type", "preset", "steps", "minutes", "batch_size", "window", "lr", "seed", "limit", "augment",
-    "processes", "address", "shard", "fresh", "device", "dtype", "success_head", "judge",
+    "processes", "address", "shard", "fresh", "device", "dtype",
 )  # fmt: skip
 """Options that apply to every registered type."""
+HEAD = ("success_head", "judge", "head_only")
+"""Options of a success head, for types whose training takes one (`heads = True`)."""
 OFFERED = ("initial", "probe", "tokenizer")
 """Options that apply to the types whose `for_data` names them."""
 OWN = (
@@ -41,6 +43,7 @@ OWN = (
     "model.safetensors",
     "manifest.json",
     "training.json",
+    "judge",
 )
 
 
@@ -81,7 +84,8 @@ def train_registered(
     offered = {name: getattr(config, name) for name in OFFERED if hasattr(config, name)}
     if hasattr(config, "settings"):
         offered["settings"] = values_of(config.settings, "--settings", "name=value") or None
-    refuse_others(config, (*COMMON, *offered))
+    applying = [name for name in COMMON if hasattr(config, name)]
+    refuse_others(config, (*applying, *offered, *(HEAD if getattr(kind, "heads", False) else ())))
     dataset = EpisodeDataset(config.data).require_seen()
     facts = {**identity(config, dataset, contents=("tokenizer", "initial", "judge")), **(more or {})}
     claim(config.out, command, facts, own=(*OWN, *getattr(kind, "own", ())), fresh=config.fresh)
@@ -102,10 +106,11 @@ def train_registered(
     torch.manual_seed(config.seed)
     with released_if_refused(config.out):
         part = here(fresh_part(kind, config.type, specs, config.preset, arrays, offered))
+        head = success_head(config, part, arrays)
     processes, address = getattr(config, "processes", 1), getattr(config, "address", None)
     if getattr(config, "shard", False):
         refuse_sharding(config, kind, part, processes)
-    job = Job(config, command, save_to, facts, kind, registry is JUDGES)
+    job = Job(config, command, save_to, facts, kind, registry is JUDGES, head)
     run_ranks(train, job, part, arrays, processes=processes, address=address, out=config.out, device=here.device)
     finish(config.out, config)
     return 0
@@ -122,6 +127,7 @@ class Job:
         facts: identify the run in checkpoints.
         kind: class of the part, or its trainer.
         judge: whether the part is a judge, otherwise a world model.
+        head: success head that is trained with a world model, or None.
     """
 
     config: Any
@@ -130,6 +136,7 @@ class Job:
     facts: dict[str, Any]
     kind: Any
     judge: bool
+    head: Any = None
 
 
 def train(rank: int, job: Job, part: Any, arrays: Any) -> None:
@@ -146,7 +153,7 @@ def train(rank: int, job: Job, part: Any, arrays: Any) -> None:
     loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
     window, shard = getattr(config, "window", PartTraining.window), getattr(config, "shard", False)
     settings, tag = PartTraining(loop, config.batch_size, window, shard), job.command.rpartition(" ")[2]
-    head = success_head(config, part, arrays)
+    head = job.head
     part, scalars = train_part(
         part, arrays, settings, config.out, identity=job.facts, tag=tag, trainer=job.kind, head=head
     )
@@ -169,7 +176,10 @@ def success_head(config: Any, part: Any, arrays: Any) -> Any:
         return None
     from rewards.training.success_head import SuccessHead
 
-    return SuccessHead.for_data(part, arrays, coef=config.success_head, initial=config.judge, seed=config.seed)
+    return SuccessHead.for_data(
+        part, arrays, coef=config.success_head, initial=config.judge, alone=config.head_only, seed=config.seed,
+        preset=config.preset,
+    )  # fmt: skip
 
 
 def refuse_sharding(config: Any, kind: Any, part: Any, processes: int) -> None:

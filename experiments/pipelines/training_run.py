@@ -41,6 +41,8 @@ EXTENDABLE = ("steps", "minutes", "epochs")
 """Settings that may change when a run is continued: its length."""
 ELSEWHERE = ("data", "out", "fresh", "address", "shard", "compile", "device", "dtype")
 """Settings that do not affect the result, or that are compared by content."""
+LATER = ("goal_head", "head_only")
+"""Switches that runs of earlier versions had not: at their default they identify nothing."""
 
 
 WORLD_PRESETS = ("base", "small", "tiny")
@@ -115,6 +117,8 @@ def identity(
     facts: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
+        if name in LATER and value == field.default:
+            continue
         if name in contents:
             facts[option(name)] = None if value is None else content_of(value)
         elif name not in (*EXTENDABLE, *ELSEWHERE):
@@ -252,7 +256,9 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settings(config: Any) -> dict[str, Any]:
     """All settings that could affect the result."""
-    return _plain({k: v for k, v in dataclasses.asdict(config).items() if k not in ELSEWHERE})
+    same = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) == field.default}
+    values = dataclasses.asdict(config)
+    return _plain({k: v for k, v in values.items() if k not in ELSEWHERE and not (k in LATER and k in same)})
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

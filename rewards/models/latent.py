@@ -177,7 +177,7 @@ class LatentJudge(
         if self.config.tokenizer and actual != self.config.tokenizer:
             raise CheckpointError(
                 f"this judge was trained on latents of tokenizer {self.config.tokenizer}, but the world model has "
-                f"{actual}; train a judge for it: worldgym train judge --kind latent --world-model DIR"
+                f"{actual}; train a judge for it: worldgym train judge --type latent --data DIR --world-model DIR"
             )
         self._tokenizer = [tokenizer]
         return self

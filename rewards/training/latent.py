@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
 
 _log = logging.getLogger(__name__)
+LATENT_SIZES: dict[str, dict[str, Any]] = {"tiny": {"width": 16, "asked": 4}}
+"""Sizes of a latent judge by preset, where they are not the defaults of its config."""
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def imagine_training_latents(
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[EpisodeArrays, Tensor]:
-    """Imagine logged episodes as latents, without decoding frames.
+    """Imagine logged episodes as latents.
 
     Args:
         world_model: implements `worldgym.protocols.WorldModel` and has a `tokenizer`.
@@ -88,6 +90,9 @@ def imagine_training_latents(
     Returns:
         arrays of these episodes (with the labels of the logs and imagined states), and latents `(F',C,h,w)` float16.
         The first latent of an episode is encoded, the others are imagined.
+
+    Raises:
+        ConfigError: the world model does not give the latents of all frames.
     """
     chosen = take_episodes(arrays, np.asarray(episodes))
     states = chosen.states.copy()
@@ -104,7 +109,12 @@ def imagine_training_latents(
         state = world_model.begin(
             start, no_actions, generator, states=torch.from_numpy(chosen.states[first])[:, None]
         )
-        _, imagined = world_model.step(state, torch.from_numpy(chosen.actions[steps_of_rows]), decode="none")
+        _, imagined = world_model.step(state, torch.from_numpy(chosen.actions[steps_of_rows]), decode="all")
+        if imagined.latents.shape[1] != steps:
+            raise ConfigError(
+                f"{type(world_model).__name__} gave latents of {imagined.latents.shape[1]} of {steps} frames that it "
+                'imagined; a judge of latents needs a world model whose step(..., decode="all") gives all of them'
+            )
         encoded = world_model.tokenizer.encode(start[:, 0])
         if not len(latents):
             latents = torch.zeros(len(chosen.frames), *encoded.shape[1:], dtype=torch.float16, device="cpu")

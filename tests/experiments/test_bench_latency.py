@@ -9,7 +9,7 @@ import pytest
 
 from agents.policies.joint import JointPolicy
 from experiments.cli import main
-from experiments.commands.bench_latency import AS_SAVED, compared, samplers, table
+from experiments.commands.bench_latency import AS_SAVED, INT8, compared, samplers, table
 from worldgym.evaluation import EvalResult, make_starts
 from worldgym.models import load_world_model
 from worldgym.models.joint import JointConfig
@@ -31,7 +31,7 @@ def test_a_joint_model_is_measured_with_every_sampler_and_other_policies_as_they
     assert main(words) == 0
     found = json.loads((tmp_path / "latency.json").read_text())
     rows = found["rows"]
-    assert [row["sampler"] for row in rows] == [AS_SAVED, *(label for label, _ in samplers(1.0)), AS_SAVED]
+    assert [row["sampler"] for row in rows] == [AS_SAVED, *(label for label, _ in samplers(1.0)), INT8, AS_SAVED]
     assert len(samplers(5.0)) == len(samplers(1.0)) + 1  # guidance changes nothing where no video is sampled
     assert all(row["ms"] > 0 and row["ms_p95"] >= row["ms"] for row in rows) and found["episodes"] == 3
     assert rows[0]["difference"]["mean"] == rows[1]["difference"]["mean"] == 0

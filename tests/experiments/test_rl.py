@@ -37,6 +37,25 @@ def test_a_policy_practises_and_the_run_says_how_to_measure_it(bundle, tmp_path,
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before, "it is shown, not run again"
 
 
+def test_the_control_clones_as_often_as_the_run_and_imagines_nothing(bundle, tmp_path, capsys, monkeypatch):
+    from experiments.pipelines.finetune import FineTuning
+
+    def refused(*args, **kwargs):
+        raise AssertionError("the control imagines nothing")
+
+    monkeypatch.setattr(FineTuning, "run", refused)
+    words = ["rl", "--bundle", str(bundle), "--out", str(tmp_path / "bc"), "--iterations", "2", "--updates", "1"]
+    words += ["--imitation-steps", "2", "--bc-batch", "4", "--bc-only"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "6 updates on demonstrations" in said and f"--bundle {bundle}" in said
+    before, after = load_file(bundle / "policy_sft" / "model.safetensors"), weights(tmp_path / "bc")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert main(words) == 0 and "6 updates on demonstrations" in capsys.readouterr().out
+    assert main([*words, "--workers", "1"]) == 2 and "--bc-only imagines nothing" in capsys.readouterr().err
+    assert main(words[:-1]) == 2 and "bc_only" in capsys.readouterr().err.replace("-", "_")
+
+
 def test_the_result_may_keep_a_share_of_the_initial_policy(bundle, tmp_path):
     line = ["rl", "--bundle", str(bundle), "--quick", "--out"]
     assert main([*line, str(tmp_path / "all")]) == 0

@@ -230,6 +230,8 @@ def test_a_chunk_model_starts_from_a_frame_model_and_is_used_like_it(chain, tmp_
 
 
 def test_a_success_head_is_trained_with_a_chunk_model_and_saved_as_a_judge(chain, tmp_path, capsys):
+    from safetensors.torch import load_file
+
     from rewards import LatentJudge, load_judge
 
     data = str(tmp_path / "data")
@@ -249,9 +251,31 @@ def test_a_success_head_is_trained_with_a_chunk_model_and_saved_as_a_judge(chain
     assert "--judge" in capsys.readouterr().err
     again = [*arguments[:-1], str(tmp_path / "second"), "--judge", str(tmp_path / "chunk" / "judge")]
     assert main(again) == 0, "the latents are of the same tokenizer"
+    # the head alone: the dynamics stays as it is
+    alone = [*common, "--type", "chunk", "--initial", str(tmp_path / "chunk" / "export"), "--batch-size", "2"]
+    alone += ["--success-head", "0.05", "--head-only", "--out", str(tmp_path / "head")]
+    assert main(alone) == 0
+    parts = [tmp_path / name / "export" / "model.safetensors" for name in ("chunk", "head")]
+    before, after = (load_file(part) for part in parts)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "head" / "judge" / "config.json").is_file() and not (tmp_path / "head" / "decoder").exists()
+    # a refused head gives its folder back, and --fresh begins again
+    failures = str(tmp_path / "failures")
+    collect = ["--episodes", "4", "--tasks", "reach", "--mix", "random=1", "--workers", "0", "--horizon", "4"]
+    assert main(["collect", "--out", failures, *collect]) == 0
+    none = [*arguments[:-4], "--success-head", "0.05", "--out", str(tmp_path / "none"), "--data", failures]
+    assert main(none) == 2 and "a success head needs two" in capsys.readouterr().err
+    assert not (tmp_path / "none" / "run.json").exists()
+    before = load_file(tmp_path / "chunk" / "judge" / "model.safetensors")
+    assert main([*arguments, "--fresh", "--seed", "1"]) == 0
+    after = load_file(tmp_path / "chunk" / "judge" / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
     for more, said in (
         (["--success-head", "0.05"], "--success-head is for --type chunk"),
         (["--judge", str(tmp_path)], "add --success-head 0.05"),
+        (["--head-only"], "add --success-head 0.05"),
+        (["--success-head", "0.05", "--type", "chunk", "--processes", "2"], "trained by one process"),
+        (["--success-head", "0.05", "--type", "chunk", "--head-only"], "add --initial"),
         (["--success-head", "-1"], "--success-head is -1"),
     ):
         assert main([*common, "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "no"), *more]) == 2

@@ -45,7 +45,7 @@ class Frozen:
         return frames[:, -1], states[:, -1]
 
     def step(self, state, actions, *, decode="all"):
-        assert decode == "none", "nothing needs to be painted"
+        assert decode == "all", "latents of every frame are needed"
         frame, proprio = state
         steps = actions.shape[1]
         return state, Imagined(
@@ -54,6 +54,39 @@ class Frozen:
             states=proprio[:, None].expand(-1, steps, -1) + 0.25,
             uncertainty=torch.zeros(len(frame)),
         )
+
+
+def test_every_imagined_frame_of_a_chunk_model_has_its_own_latent():
+    from worldgym.models.chunk.config import ChunkConfig
+    from worldgym.models.chunk.world_model import ChunkWorldModel
+    from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, StateField
+
+    arrays = logs(6)
+    fields = tuple(StateField(f"q{i}", "joint", "rad") for i in range(4))
+    specs = Specs(
+        ObservationSpec((Camera("front", 16, 16),), fields),
+        ActionSpec(("x", "y", "z", "g"), ("m",) * 4, 5.0, (-1.0,) * 4, (1.0,) * 4),
+    )
+    torch.manual_seed(0)
+    model = ChunkWorldModel(ChunkConfig.preset("tiny").for_data(np.random.randn(20, 4).astype(np.float32), specs))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.refresh()
+    _, latents = imagine_training_latents(model.eval(), arrays, np.arange(3))
+    frames = latents[:6].float().flatten(1)
+    assert min((frames[i] - frames[j]).abs().max() for i in range(6) for j in range(i)) > 1e-3
+
+
+def test_a_world_model_without_the_latents_of_all_frames_is_refused():
+    class Last(Frozen):
+        def step(self, state, actions, *, decode="all"):
+            after, imagined = super().step(state, actions, decode=decode)
+            imagined.latents = imagined.latents[:, -1:]
+            return after, imagined
+
+    with pytest.raises(ConfigError, match="gave latents of 1 of 5 frames"):
+        imagine_training_latents(Last(), logs(6), np.arange(3))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +131,7 @@ def test_it_comes_back_from_disk_and_refuses_another_tokenizer(trained, tmp_path
         again.score(latents, WORDS, **told).p_success, judge.score(latents, WORDS, **told).p_success
     )
     assert again.threshold == judge.threshold and isinstance(again, LatentJudge)
-    with pytest.raises(CheckpointError, match="train judge --kind latent"):
+    with pytest.raises(CheckpointError, match="train judge --type latent"):
         load_judge(tmp_path / "latent", tokenizer=Pooled(gain=2.0))
 
 

@@ -10,9 +10,9 @@ import torch
 from judged_world import logs
 from test_latent_judge import Frozen
 
-from rewards import LatentJudge, load_judge
+from rewards import JudgeTrainConfig, LatentJudge, load_judge
 from rewards.training.negatives import PairSampler
-from rewards.training.success_head import SuccessHead
+from rewards.training.success_head import SuccessHead, balanced, split_by_outcome
 from worldgym.errors import ConfigError, DatasetError
 
 
@@ -54,7 +54,43 @@ def test_the_loss_reaches_predicted_latents_of_training_episodes_and_no_others(a
     wanted = torch.tensor([int(row) // 6 not in held_out for row in rows])
     wanted[5] = False
     assert 1 <= len(held_out) < len(arrays) and torch.equal(reached, wanted)
-    assert loss.item() == pytest.approx(2 * 0.05 * facts["success_loss"], rel=1e-5)
+    assert loss.item() == pytest.approx(0.05 * facts["success_loss"], rel=1e-5)
+
+
+def test_true_and_false_pairs_have_equal_weight_whatever_the_frames_weigh():
+    weight, labels = torch.tensor([0.3, 0.3, 1.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])
+    found = balanced(weight, labels)
+    assert found[:2].sum().item() == pytest.approx(0.5) and found.sum().item() == pytest.approx(1)
+    assert found[4] == 0 and balanced(weight[2:], labels[2:]).sum().item() == pytest.approx(1)
+    assert balanced(torch.zeros(0), torch.zeros(0)).shape == (0,)
+
+
+def test_a_step_depends_on_its_generator_alone(arrays):
+    head = head_of(arrays)
+    head.judge.train()
+    rows = torch.arange(40)
+    given = (head.source.latents[rows].float(), rows, torch.ones(40))
+    first = head.loss(*given, torch.Generator().manual_seed(3))[0].item()
+    torch.randn(100)
+    assert head.loss(*given, torch.Generator().manual_seed(3))[0].item() == first
+    assert head.loss(*given, torch.Generator().manual_seed(4))[0].item() != first
+
+
+def test_copies_of_an_episode_are_held_out_together(arrays):
+    from worldgym.data.augment import augmented
+
+    more = augmented(arrays, 2, 0)
+    assert len(more) == 3 * len(arrays)
+    train, held_out = split_by_outcome(more, JudgeTrainConfig())
+    assert len(held_out) >= 6 and not set(more.indices[train]) & set(more.indices[held_out])
+    solved = [bool(more.success[more.rows(i)].any()) for i in held_out]
+    assert any(solved) and not all(solved)
+
+
+@pytest.mark.parametrize("dims", [0, 7])
+def test_a_new_head_reads_the_proprioception_there_is(arrays, dims):
+    changed = dataclasses.replace(arrays, states=np.zeros((len(arrays.frames), dims), np.float32))
+    assert head_of(changed).judge.config.state_dim == dims
 
 
 def test_a_head_trained_on_predictions_becomes_a_judge_with_its_threshold(arrays, tmp_path):
@@ -88,6 +124,8 @@ def test_a_head_trained_on_predictions_becomes_a_judge_with_its_threshold(arrays
 def test_what_a_head_cannot_be_trained_on_is_refused(arrays, tmp_path):
     with pytest.raises(ConfigError, match="expected more than 0"):
         head_of(arrays, coef=0.0)
+    with pytest.raises(ConfigError, match="needs one camera whose frames fill"):
+        head_of(dataclasses.replace(arrays, views={"wrist": arrays.frames}))
     unlabelled = dataclasses.replace(arrays, has_success=np.zeros(len(arrays), bool))
     with pytest.raises(DatasetError, match="0 of 60 episodes have a frame that is labelled.*leave out --success-head"):
         head_of(unlabelled)

@@ -51,6 +51,11 @@ class LatentHead(Protocol):
         """The network; the training loop updates its parameters."""
         ...
 
+    @property
+    def alone(self) -> bool:
+        """Whether the dynamics stays as it is, and the network alone is trained."""
+        ...
+
     def loss(
         self, predicted: Tensor, rows: Tensor, weight: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
@@ -247,7 +252,12 @@ def train_picture(
         return picture_loss(model, data, settings, background, rollout, generator, head)
 
     plain = {name: value for name, value in asdict(settings).items() if name != "loop"}
-    trained = model.picture if head is None else nn.ModuleDict({"picture": model.picture, "head": head.module})
+    trained = model.picture
+    if head is not None and head.alone:
+        trained = head.module
+        model.picture.eval().requires_grad_(False)
+    elif head is not None:
+        trained = nn.ModuleDict({"picture": model.picture, "head": head.module})
     training = TrainingLoop(
         trained,
         settings.loop,
@@ -265,6 +275,9 @@ def train_picture(
 class ChunkTrainer:
     """Trains a model of the type `chunk` for `worldgym train world-model` (`worldgym.training.generic`)."""
 
+    heads = True
+    own = ("positions", "picture", "decoder", "between")
+
     @staticmethod
     def for_data(
         specs: Specs, preset: str, arrays: Any, *, initial: Path | None = None, probe: Path | None = None,
@@ -279,7 +292,7 @@ class ChunkTrainer:
     ) -> dict[str, float]:
         """Train positions for a fifth of the time, the picture for three, then decoder and frames within chunks.
 
-        Each part resumes. `head` is trained with the picture.
+        Each part resumes. `head` is trained with the picture, or alone in as many steps.
         """
         hand = HandColumns.of(model.specs.observation)
         data = ChunkEpisodes.encode(model, arrays)
@@ -289,17 +302,18 @@ class ChunkTrainer:
             )
         facts: dict[str, float] = {}
         first, second = _shares(settings.loop, 0.2), _shares(settings.loop, 0.6)
-        if model.state_dim:
+        alone = head is not None and head.alone
+        if model.state_dim and not alone:
             loop = replace(first, lr=2e-3, final_lr=0.02, ema=0.995)
             facts |= train_positions(model, data, loop, folder / "positions")
         loop = replace(second, optimizer="muon", final_lr=0.02, warmup=200, ema=0.995, weight_decay=0.02)
         chunks = ChunkTraining(loop, batch=3 * settings.batch)
         facts |= train_picture(model, data, chunks, folder / "picture", head=head)
-        if model.light is not None:
+        if model.light is not None and not alone:
             pictures = Pictures.of(arrays, model.canvas)
             loop = replace(_shares(settings.loop, 0.1), lr=3e-3, final_lr=0.02, ema=0.995)
             facts |= train_decoder(model, data.episodes.latents, pictures, loop, folder / "decoder")
-        if model.between is not None and model.config.chunk > 1:
+        if model.between is not None and model.config.chunk > 1 and not alone:
             loop = replace(_shares(settings.loop, 0.1), lr=2e-3, final_lr=0.02, ema=0.995)
             facts |= train_between(model, data, loop, folder / "between")
         model.eval().requires_grad_(False)
