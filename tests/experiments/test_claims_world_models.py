@@ -77,14 +77,14 @@ def test_the_tables_of_rounds_sum_counts_over_seeds():
     assert "| 1 | 20.00, 21.00 dB | 12 | 9 |" in text and "| 0 | 20.00" not in text
 
 
-def c24_results(folder, control: float, perturbed: float, seeds=(0, 1, 2)) -> Records:
-    """Shares of 200 failures (10 of each of 20 starts) that are judged successful."""
+def optimism_results(folder, claim: str, shares: dict[str, float], seeds=(0, 1, 2), solved=range(20)) -> Records:
+    """Shares of 200 failures (10 of each of 20 starts) that are judged successful, by arm; `solved` starts succeed."""
     records = Records(folder, "small")
-    for arm, share in (("control", control), ("counterfactual", perturbed)):
+    for arm, share in shares.items():
         for seed in seeds:
             rng = np.random.default_rng(seed)
             failures = {"success": pack(rng.permutation(200) < 200 * share), "starts": [i // 10 for i in range(200)]}
-            successes = {"success": "1" * 20, "starts": list(range(20))}
+            successes = {"success": "1" * len(solved), "starts": list(solved)}
             evaluations = {
                 "optimism/failures": failures, "optimism/successes": successes,
                 "optimism/scores": {"success": "01", "auroc": 0.9, "gap": None},
@@ -94,8 +94,12 @@ def c24_results(folder, control: float, perturbed: float, seeds=(0, 1, 2)) -> Re
                 "label": arm, "settings": {}, "hashes": {}, "versions": {}, "tasks": ["reach"],
                 "budget": {"updates": 1.0}, "way": [], "evaluations": evaluations,
             }  # fmt: skip
-            records.write("C24", arm, seed, facts)
+            records.write(claim, arm, seed, facts)
     return records
+
+
+def c24_results(folder, control: float, perturbed: float, seeds=(0, 1, 2)) -> Records:
+    return optimism_results(folder, "C24", {"control": control, "counterfactual": perturbed}, seeds)
 
 
 @pytest.mark.parametrize(
@@ -110,33 +114,13 @@ def test_c24_compares_optimism_at_equal_steps_and_reports_the_loop(tmp_path, con
     assert "0.900 / 0.900 / 0.900 | - / - / -" in text and "Success in Real, by seed" not in text
 
 
-def c4_results(folder, rates: dict[tuple[str, str], float]) -> Records:
-    """Shares of 200 failures (10 of each of 20 starts) that are judged successful; 19 successes, all recognised."""
-    records = Records(folder, "small")
-    for (_, arm), share in rates.items():
-        for seed in range(3):
-            rng = np.random.default_rng(seed)
-            failures = {"success": pack(rng.permutation(200) < 200 * share), "starts": [i // 10 for i in range(200)]}
-            successes = {"success": "1" * 19, "starts": list(range(1, 20))}
-            evaluations = {
-                "optimism/failures": failures, "optimism/successes": successes,
-                "optimism/scores": {"success": "01", "auroc": 0.9, "gap": None},
-                "loop/imagined": {"success": "1100"}, "loop/real": {"success": "1010"},
-            }  # fmt: skip
-            facts = {
-                "label": arm, "settings": {}, "hashes": {}, "versions": {}, "tasks": ["reach"],
-                "budget": {"updates": 1.0}, "way": [], "evaluations": evaluations,
-            }  # fmt: skip
-            records.write("C4", arm, seed, facts)
-    return records
-
-
 @pytest.mark.parametrize(
     ("joint", "after", "no_near", "wanted"),
     [(0.1, 0.4, 0.3, "supported"), (0.3, 0.2, 0.5, "refuted"), (0.2, 0.4, 0.1, "refuted")],
 )
 def test_c4_asks_for_more_right_verdicts_than_both_other_arms(tmp_path, joint, after, no_near, wanted):
-    records = c4_results(tmp_path, {c4.JOINT: joint, c4.AFTER: after, c4.NO_NEAR: no_near})
+    shares = {c4.JOINT[1]: joint, c4.AFTER[1]: after, c4.NO_NEAR[1]: no_near}
+    records = optimism_results(tmp_path, "C4", shares, solved=range(1, 20))
     verdict = CLAIMS["C4"].decide(records, SMALL)
     assert verdict.verdict == wanted
     assert c4.alignment(records, c4.JOINT, [0]).shape == (1, 19), "a start without a success has no share"
