@@ -2,9 +2,9 @@
 
 Policies act in imagination for a whole horizon, and every judge scores every fifth frame. Then the actions are executed
 in Real from the true start, and the judges score the frames from Real as well. The output for each judge and task: the
-confusion matrix (false positives first), accuracy on frames from Real, the share of rejected instructions of other
-episodes, the agreement between judges, and imagined minus true success. Use one judge for training and another one for
-the audit.
+confusion matrix (false positives first), how well it ranks fulfilled frames (AUROC, on imagined frames and on those
+from Real), accuracy on frames from Real, the share of rejected instructions of other episodes, the agreement between
+judges, and imagined minus true success. Use one judge for training and another one for the audit.
 
 Example::
 
@@ -33,6 +33,7 @@ from experiments.reports.audit import worst_false_positives, write_audit_report
 from experiments.suites import BundleName, chosen_suite, known_split, real_env
 from worldgym.errors import ConfigError
 from worldgym.evaluation import Confusion, make_starts, paired_bootstrap
+from worldgym.evaluation.fidelity import auroc
 from worldgym.evaluation.judge_audit import JudgeAudit, balanced_accuracy, verdicts, watch
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
@@ -198,7 +199,26 @@ def of_judge(
         "confusion": whole.to_dict(),
         "by_task": {task: table.to_dict() for task, table in counts.items()},
         "calibration": calibration(seen, name),
+        "ranking": {**{task: ranking(name, seen, (task,)) for task in tasks}, "all": ranking(name, seen, tasks)},
     }
+
+
+def ranking(name: str, seen: dict[str, JudgeAudit], tasks: tuple[str, ...]) -> dict[str, float | None]:
+    """AUROC of a judge's scores at all checks of these tasks: fulfilled in Real at this step or not.
+
+    Returns:
+        `imagined` and `real`, by the frames that were scored; None where all checks have the same truth.
+    """
+    found: dict[str, float | None] = {}
+    for kind, scores in (("imagined", "scores"), ("real", "real_scores")):
+        parts = []
+        for watched in seen.values():
+            mine = np.array([start.task in tasks for start in watched.starts], bool)
+            parts.append((getattr(watched, scores)[name][mine].ravel(), watched.now[mine].ravel()))
+        values, true = (np.concatenate(each) for each in zip(*parts, strict=True))
+        known = ~np.isnan(values)
+        found[kind] = auroc(values[known], true[known])
+    return found
 
 
 def share(part: int, whole: int) -> float:
@@ -270,11 +290,14 @@ def table(facts: dict[str, Any]) -> str:
         )
         lines.append(
             f"  {'imagined vs. Real':<22}{'FP':>5}{'TP':>5}{'FN':>5}{'TN':>5}{'FPR':>8}{'recall':>8}"
+            f"{'AUROC':>8}{'on Real':>9}"
         )
         for task, c in [*row["by_task"].items(), ("all", row["confusion"])]:
             rates = (share(c["fp"], c["fp"] + c["tn"]), share(c["tp"], c["tp"] + c["fn"]))
+            ranks = ["-" if value is None else f"{value:.3f}" for value in row["ranking"][task].values()]
             lines.append(
                 f"  {task:<22}{c['fp']:>5}{c['tp']:>5}{c['fn']:>5}{c['tn']:>5}{rates[0]:>8.2f}{rates[1]:>8.2f}"
+                f"{ranks[0]:>8}{ranks[1]:>9}"
             )
         if row["invalid"]:
             lines.append(f"  {row['invalid']} episodes without a verdict, not counted")

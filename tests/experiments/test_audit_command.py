@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments.bundle import Bundle
 from experiments.cli import main
-from experiments.commands.audit import AuditConfig
+from experiments.commands.audit import AuditConfig, ranking
 from experiments.reports.audit import worst_false_positives
 from worldgym.errors import ConfigError
 from worldgym.evaluation.judge_audit import JudgeAudit
@@ -48,6 +48,17 @@ def test_judges_are_compared_on_the_same_episodes(bundle, tmp_path, capsys):
     for heading in ("Judged success in imagination", "Calibration", "Agreement between judges"):
         assert heading in page
     assert "imagined - true success, judged by bundled" in said and "agree at" in said
+
+
+def test_scores_are_ranked_by_task_against_the_truth_of_the_same_step():
+    now = np.array([[False, True], [False, False], [True, True]])
+    scores = np.array([[0.1, 0.9], [0.2, np.nan], [0.8, 0.05]], np.float32)
+    starts = tuple(Start(task, seed) for seed, task in enumerate(("reach", "reach", "push")))
+    seen = {"sft": JudgeAudit(starts, ["a", "b", "c"], {"j": scores}, now, now, {"j": 1 - scores})}
+    assert ranking("j", seen, ("reach",)) == {"imagined": 1.0, "real": 0.0}
+    assert ranking("j", seen, ("push",)) == {"imagined": None, "real": None}, "every frame is fulfilled"
+    both = ranking("j", seen, ("reach", "push"))
+    assert both["imagined"] == pytest.approx(4 / 6) and both["real"] == pytest.approx(2 / 6)
 
 
 def test_a_judge_whose_endpoint_is_down_has_no_verdicts_and_scores_no_zero(bundle, tmp_path, capsys):
