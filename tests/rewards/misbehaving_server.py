@@ -70,7 +70,7 @@ class Server:
                 handler.wfile.flush()
                 time.sleep(0.05)
             return
-        time.sleep({"slow": 0.5, "hang": 12.0}.get(kind, self.slow if kind.startswith("ok") else 0.0))
+        time.sleep({"slow": 0.5, "hang": 2.0}.get(kind, self.slow if kind.startswith("ok") else 0.0))
         if kind == "drop":
             handler.close_connection = True
             handler.connection.close()
