@@ -112,20 +112,19 @@ def run(config: RlConfig) -> int:
         return tell(config, folder.read("history"), judge.name)
     if folder.resumed:
         logger.info("resuming the interrupted run in %s", config.out)
-    if config.bc_only:
-        history = clone(config, bundle, begin)
-        folder.write("history", history)
-        folder.save("history.json", history)
-        folder.finish()
-        return tell(config, history, judge.name)
     try:
-        tuning, history = tune(config, bundle, folder, begin, judge, starts)
+        if config.bc_only:
+            history = clone(config, bundle, begin)
+            folder.write("history", history)
+        else:
+            tuning, history = tune(config, bundle, folder, begin, judge, starts)
+            judge = tuning.judge
     except WorldgymError:
         folder.forget()
         raise
     folder.save("history.json", history)
     folder.finish()
-    return tell(config, history, tuning.judge.name)
+    return tell(config, history, judge.name)
 
 
 @dataclass(frozen=True)
@@ -187,6 +186,7 @@ def clone(config: RlConfig, bundle: Bundle, begin: Path | None) -> list[dict[str
     from worldgym.utils.progress import Progress
 
     torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)  # of dropout
     policy, average = (
         bundle.policy() if begin is None else bundle.placing(load_policy(begin)) for _ in range(2)
     )

@@ -52,6 +52,10 @@ def test_the_control_clones_as_often_as_the_run_and_imagines_nothing(bundle, tmp
     before, after = load_file(bundle / "policy_sft" / "model.safetensors"), weights(tmp_path / "bc")
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert main(words) == 0 and "6 updates on demonstrations" in capsys.readouterr().out
+    torch.randn(3)
+    assert main([*words, "--out", str(tmp_path / "again")]) == 0 and capsys.readouterr().out
+    again = weights(tmp_path / "again")
+    assert all(torch.equal(after[name], again[name]) for name in after), "the seed alone decides"
     assert main([*words, "--workers", "1"]) == 2 and "--bc-only imagines nothing" in capsys.readouterr().err
     assert main(words[:-1]) == 2 and "bc_only" in capsys.readouterr().err.replace("-", "_")
 
