@@ -85,4 +85,6 @@ def test_grpo_in_the_bundled_imagination_improves_every_head(head, imagination):
     after = attempts(48, 0)
     assert bool(before.valid.all()) and bool(after.valid.all())
     gain = paired_bootstrap(after.reward, before.reward)
-    assert gain.low > 0, f"{head}: {before.reward.mean():.3f} before, {after.reward.mean():.3f} after; gain {gain}"
+    assert gain.low > 0, (
+        f"{head}: {before.reward.mean():.3f} before, {after.reward.mean():.3f} after; gain {gain}"
+    )
