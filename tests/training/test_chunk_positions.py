@@ -39,8 +39,8 @@ def labelled(rows: int = 4, chunks: int = 3, k: int = 5, seed: int = 0) -> Label
 def test_the_order_of_the_slots_does_not_matter(order, seed, true_path):
     labels = labelled(seed=seed)
     which = torch.tensor(order).expand(4, -1)
-    path, slots = roll_positions(MODEL, labels, 5, true_path)
-    other, moved = roll_positions(MODEL, labels, 5, true_path, which)
+    path, (slots,) = roll_positions(MODEL, labels, 5, true_path)
+    other, (moved,) = roll_positions(MODEL, labels, 5, true_path, which)
     torch.testing.assert_close(path, other, atol=1e-5, rtol=1e-4)
     for a, b in zip(slots, moved, strict=True):
         torch.testing.assert_close(chosen(a.positions, which), b.positions, atol=1e-5, rtol=1e-4)

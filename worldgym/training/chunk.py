@@ -29,7 +29,7 @@ from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.object_motion import HandColumns, window_odds
 from worldgym.specs import Specs
 from worldgym.training.between import train_between
-from worldgym.training.chunk_data import ChunkEpisodes, Labels, labels
+from worldgym.training.chunk_data import ChunkEpisodes, Labels, bootstrap, labels
 from worldgym.training.chunk_positions import roll_positions, train_positions
 from worldgym.training.generic import PartTraining
 from worldgym.training.light_decoder import train_decoder
@@ -125,7 +125,7 @@ def shown_positions(
     seen = (data.present[anchors] > 0.5).to(where.device)[..., None]
     first = torch.where(seen, data.where[anchors].to(where.device), where[:, 0])
     known = given.present[..., None].clone()
-    _, slots = roll_positions(model, given, k, True)
+    _, (slots, *_) = roll_positions(model, given, k, True)  # the first member's
     hand = model.kinematics.place(given.states[:, ::k])
     ones = torch.ones_like(hand[:, 0])
     guessed, found = [], []
@@ -154,10 +154,13 @@ def picture_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Squared error of the latents after a chunk, weighted to what changes, and of decoded pixels.
 
-    The loss of `head` on the predicted latents is added.
+    In an ensemble, the latents' loss is the sum over the members, each on its own sample of episodes. One member, drawn
+    per step, predicts the latents before each chunk, and is decoded to pixels. The loss of `head` on its latents is
+    added.
     """
     config, e = model.config, data.episodes
     coin = torch.rand(2, generator=generator).tolist()
+    drawn = 0 if data.counts is None else int(torch.randint(config.members, (), generator=generator))
     k = config.chunk if coin[0] >= settings.short_share else 1 + int(coin[1] * config.chunk)
     n = settings.chunks if rollout else 1
     index, mask, _, anchors = e.draw(max(1, settings.batch // n), n * k, generator)
@@ -172,7 +175,7 @@ def picture_loss(
     weight = given.mask[:, k - 1 :: k].float()  # chunks that end with a real frame
     before = z[:, :-1]
     if rollout:
-        before = _rolled(model, z[:, 0], anchor, first, where, present, chunks, path)
+        before = _rolled(model, z[:, 0], anchor, first, where, present, chunks, path, drawn)
         drift = (before - z[:, :-1]).square().mean((2, 3, 4))
         weight = weight / (1 + (drift / settings.divergence) ** 2)
     else:
@@ -191,14 +194,20 @@ def picture_loss(
         inputs = model.given(chunks.flatten(0, 1), path.flatten(0, 1))
         inputs = inputs + 0.02 * randn(inputs.shape, generator, inputs.device)
         anchors_each = anchor[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
-        latents, log_error = model.picture(before.flatten(0, 1), anchors_each, features, parts, inputs)
+        predictions = model.picture.predictions(
+            before.flatten(0, 1), anchors_each, features, parts, inputs, range(config.members)
+        )
     weight = weight.flatten()
     current = z[:, :-1].flatten(0, 1)
-    per_frame, plain = frame_loss(latents, target, current, background, settings.robust)
-    total = weight.sum() + 1e-6
-    latent = (weight * per_frame).sum() / total
-    estimate = (weight * (log_error - (plain + 1e-4).log()).square()).sum() / total
-    loss = latent + 0.002 * estimate
+    total, loss, of_members = weight.sum() + 1e-6, weight.new_zeros(()), []
+    counts = weight.new_ones(1, len(weight)) if given.counts is None else given.counts.repeat_interleave(n, 1)
+    for count, (found, log_error) in zip(counts, predictions, strict=True):
+        per_frame, error = frame_loss(found, target, current, background, settings.robust)
+        term = (count * weight * per_frame).sum() / total
+        estimate = (count * weight * (log_error - (error + 1e-4).log()).square()).sum() / total
+        loss = loss + term + 0.002 * estimate
+        of_members.append((found, term, error))
+    latents, latent, plain = of_members[drawn]
     kind, counted = "rollout" if rollout else "forced", (weight > 0).float()
     facts = {
         f"latent_{kind}": float(latent.detach()),
@@ -220,16 +229,17 @@ def picture_loss(
 @torch.no_grad()
 def _rolled(
     model: ChunkWorldModel, z: Tensor, anchor: Tensor, first: Tensor, where: Tensor, present: Tensor, chunks: Tensor,
-    path: Tensor,
+    path: Tensor, member: int,
 ) -> Tensor:  # fmt: skip
-    """Latents `(B,n,C,h,w)` before each chunk, predicted from the first ones `z` at the given positions."""
+    """Latents `(B,n,C,h,w)` before each chunk, predicted by `member` from the first ones `z` at given positions."""
     model.refresh()
     net = model.inference_network()
     features = net.shift.unfold(anchor.to(net.embed.weight.dtype)) if model.config.parts else None
     latents = [z]
     for c in range(chunks.shape[1] - 1):
         parts = Parts(where[:, c], where[:, c + 1], first, present[:, c + 1]) if model.config.parts else None
-        out, _ = net(latents[-1], anchor, features, parts, model.given(chunks[:, c], path[:, c]))
+        inputs = model.given(chunks[:, c], path[:, c])
+        [(out, _)] = net.predictions(latents[-1], anchor, features, parts, inputs, (member,))
         latents.append(model.tokenizer.project(out))
     return torch.stack(latents, 1)
 
@@ -281,10 +291,10 @@ class ChunkTrainer:
     @staticmethod
     def for_data(
         specs: Specs, preset: str, arrays: Any, *, initial: Path | None = None, probe: Path | None = None,
-        tokenizer: Path | None = None,
+        tokenizer: Path | None = None, settings: Mapping[str, Any] | None = None,
     ) -> ChunkWorldModel:  # fmt: skip
         """A model for a dataset; see `worldgym.models.chunk.building.for_data`."""
-        return for_data(specs, preset, arrays, initial=initial, probe=probe, tokenizer=tokenizer)
+        return for_data(specs, preset, arrays, initial=initial, probe=probe, tokenizer=tokenizer, settings=settings)
 
     @staticmethod
     def fit(
@@ -296,6 +306,7 @@ class ChunkTrainer:
         """
         hand = HandColumns.of(model.specs.observation)
         data = ChunkEpisodes.encode(model, arrays)
+        data.counts = bootstrap(model.config.members, len(data.episodes.offsets) - 1, settings.loop.seed)
         if hand is not None:
             data.episodes.odds = window_odds(
                 arrays.states, arrays.offsets, settings.window, CONTACT_ODDS, hand

@@ -29,11 +29,13 @@ class ChunkEpisodes:
         episodes: latents, actions and proprioception.
         where: `(F,P,2)` positions of the parts in image widths; None without a probe.
         present: `(F,P)` probability that a part is in the image; None without a probe.
+        counts: `(M,E)` how often each episode is in the sample of each member of an ensemble; None for a single model.
     """
 
     episodes: LatentEpisodes
     where: Tensor | None
     present: Tensor | None
+    counts: Tensor | None = None
 
     @staticmethod
     def encode(model: ChunkWorldModel, arrays: Any) -> ChunkEpisodes:
@@ -44,6 +46,17 @@ class ChunkEpisodes:
         pictures = Pictures.of(arrays, model.canvas)
         parts = [model.locate(pictures[i : i + 512]) for i in range(0, len(pictures), 512)]
         return ChunkEpisodes(episodes, torch.cat([p for p, _ in parts]), torch.cat([p for _, p in parts]))
+
+
+def bootstrap(members: int, episodes: int, seed: int = 0) -> Tensor | None:
+    """How often each episode is in the bootstrap sample of each member, `(M,E)` float32; None for one member.
+
+    The counts are Poisson(1) variates, the limit of drawing E of E episodes with replacement (Oza and Russell 2001).
+    They weigh the losses, so that all members learn from the same batches.
+    """
+    if members < 2:
+        return None
+    return torch.from_numpy(np.random.default_rng((seed, 77)).poisson(1.0, (members, episodes)).astype(np.float32))
 
 
 @dataclass
@@ -58,6 +71,7 @@ class Labels:
         mask: `(B,n k)` bool, real frames.
         where: `(B,n+1,P,2)` positions at the ends of chunks.
         present: `(B,n+1,P)` bool.
+        counts: `(M,B)` how often the episode of each window is in the sample of each member; None for a single model.
     """
 
     states: Tensor
@@ -67,21 +81,24 @@ class Labels:
     mask: Tensor
     where: Tensor
     present: Tensor
+    counts: Tensor | None = None
 
 
 def labels(model: ChunkWorldModel, data: ChunkEpisodes, index: Tensor, mask: Tensor, k: int) -> Labels:
     """Labels of the windows with frames `index (B,n k+1)`."""
     e = data.episodes
     begin = torch.from_numpy(np.asarray(e.offsets)[:-1])
-    first = begin[torch.searchsorted(begin, index[:, 0].contiguous(), right=True) - 1]
+    episode = torch.searchsorted(begin, index[:, 0].contiguous(), right=True) - 1
+    first = begin[episode]
     inside = (index[:, 0] > first)[:, None]
     acted = torch.where(inside, e.actions[(index[:, 0] - 1).clamp(min=0)], torch.zeros(1, model.action_dim))
     states = model.normalise_state(e.states[index].to(model.device))
     earlier = model.normalise_state(e.states[torch.maximum(index[:, 0] - 1, first)].to(model.device))
     ends, parts = index[:, ::k], len(model.config.parts)
+    counts = None if data.counts is None else data.counts[:, episode].to(model.device)
     where = torch.zeros(*ends.shape, parts, 2) if data.where is None else data.where[ends]
     present = torch.zeros(*ends.shape, parts) if data.present is None else data.present[ends]
     return Labels(
         states, states[:, 0] - earlier, acted.to(model.device), e.actions[index[:, :-1]].to(model.device),
-        mask.to(model.device), where.to(model.device), present.to(model.device) > 0.5,
+        mask.to(model.device), where.to(model.device), present.to(model.device) > 0.5, counts,
     )  # fmt: skip

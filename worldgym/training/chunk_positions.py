@@ -27,8 +27,10 @@ FROM_START = 0.6  # share of the steps whose windows begin at the start of an ep
 
 def roll_positions(
     model: ChunkWorldModel, given: Labels, k: int, true_path: bool, which: Tensor | None = None
-) -> tuple[Tensor, list[Slots]]:
-    """Predicted proprioception `(B,n k,S)`, and the slots before the first and after each chunk.
+) -> tuple[Tensor, list[list[Slots]]]:
+    """Predicted proprioception `(B,n k,S)`, and for each member the slots before the first and after each chunk.
+
+    Proprioception reads the objects of the first member.
 
     Args:
         model: the world model.
@@ -40,13 +42,13 @@ def roll_positions(
     now, last, before, path = given.states[:, 0], given.last, given.before, []
     places, present = model.objects_of(given.where[:, 0]), model.objects_of(given.present[:, 0]).float()
     slots = Slots.new(chosen(places, which), chosen(present, which), model.config.memory, which)
-    every = [slots]
+    every = [[slots] for _ in model.motions or (None,)]
     for c in range(given.actions.shape[1] // k):
         if true_path and c:
             now = given.states[:, c * k]
             last = now - given.states[:, c * k - 1]
         acts = given.actions[:, c * k : (c + 1) * k]
-        moved = slots.positions.detach()
+        moved = every[0][-1].positions.detach()
         if which is not None:
             moved = places.scatter(1, which[..., None].expand(-1, -1, 2), moved)
         steps = model.kinematics(now, last, before, acts, moved)
@@ -54,9 +56,9 @@ def roll_positions(
         walked = torch.cat([now[:, None], steps], 1)
         if true_path:
             walked = given.states[:, c * k : (c + 1) * k + 1]
-        if model.motion is not None:
-            slots = model.motion(slots, walked, model.kinematics.place(walked).detach())
-        every.append(slots)
+        hand = model.kinematics.place(walked).detach() if model.motions else walked
+        for mine, motion in zip(every, model.motions or (None,), strict=True):
+            mine.append(mine[-1] if motion is None else motion(mine[-1], walked, hand))
         now, last, before = walked[:, -1], walked[:, -1] - walked[:, -2], acts[:, -1]
     return torch.cat(path, 1), every
 
@@ -92,7 +94,7 @@ def position_loss(
     model: ChunkWorldModel, given: Labels, k: int, true_path: bool, which: Tensor | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of kinematics, of the hand's place in the image and of the slots; `which` as in `roll_positions`."""
-    path, slots = roll_positions(model, given, k, true_path, which)
+    path, each = roll_positions(model, given, k, true_path, which)
     weight = given.mask.float()
     error = F.smooth_l1_loss(path, given.states[:, 1:], reduction="none", beta=0.05).mean(-1)
     kin = (weight * error).sum() / (weight.sum() + 1e-6)
@@ -100,23 +102,25 @@ def position_loss(
     alive = torch.cat([torch.ones_like(given.mask[:, :1]), given.mask[:, k - 1 :: k]], 1)
     place = place_loss(model, given, k)
     loss, facts["hand_px"] = loss + 0.05 * place, float(place.detach())
-    if model.motion is not None:
+    if model.motions:
         pair = (given.where, given.present)
         where, present = (model.objects_of(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in pair)
         if which is not None:
             every = which.repeat_interleave(where.shape[1], 0)
             where, present = (chosen(x.flatten(0, 1), every).unflatten(0, x.shape[:2]) for x in (where, present))
         known = present[:, :1] & present[:, 1:] & alive[:, 1:, None]
-        found = torch.stack([s.positions for s in slots[1:]], 1)
-        distance = F.smooth_l1_loss(found * 64, where[:, 1:] * 64, reduction="none", beta=1.0).sum(-1)
         moved = ((where[:, 1:] - where[:, :1]).norm(dim=-1) * 64 > 3.0) & known
+        wanted, there = present[:, 1:].float(), alive[:, 1:].float()
         focus = known.float() * (1 + 3 * moved.float())
-        cost = (focus * distance).sum() / (focus.sum() + 1e-6)
-        there = torch.stack([s.present for s in slots[1:]], 1).clamp(1e-4, 1 - 1e-4)
-        wanted = present[:, 1:].float()
-        seen = F.binary_cross_entropy(there, wanted, reduction="none")
-        seen = (seen * alive[:, 1:, None]).sum() / (alive[:, 1:].sum() * max(1, wanted.shape[2]) + 1e-6)
-        loss = loss + 0.1 * cost + 0.1 * seen
+        counts = focus.new_ones(1, len(focus)) if given.counts is None else given.counts
+        for slots, count in zip(each, counts, strict=True):
+            found = torch.stack([s.positions for s in slots[1:]], 1)
+            distance = F.smooth_l1_loss(found * 64, where[:, 1:] * 64, reduction="none", beta=1.0).sum(-1)
+            cost = (count[:, None, None] * focus * distance).sum() / (focus.sum() + 1e-6)
+            guess = torch.stack([s.present for s in slots[1:]], 1).clamp(1e-4, 1 - 1e-4)
+            wrong = count[:, None, None] * F.binary_cross_entropy(guess, wanted, reduction="none")
+            seen = (wrong * there[..., None]).sum() / (there.sum() * max(1, wanted.shape[2]) + 1e-6)
+            loss = loss + 0.1 * cost + 0.1 * seen
         with torch.no_grad():
             px = ((found - where[:, 1:]).norm(dim=-1) * 64)[moved]
             facts |= {"moved_px": float(px.median()) if len(px) else 0.0, "presence": float(seen)}
@@ -128,7 +132,7 @@ class Positions(nn.Module):
 
     def __init__(self, model: ChunkWorldModel) -> None:
         super().__init__()
-        self.kinematics, self.motion = model.kinematics, model.motion
+        self.kinematics, self.motion, self.other_motions = model.kinematics, model.motion, model.other_motions
 
 
 def kinematics_loss(model: ChunkWorldModel, given: Labels, k: int) -> tuple[Tensor, dict[str, float]]:

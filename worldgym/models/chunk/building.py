@@ -8,7 +8,8 @@ Example::
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,19 @@ from worldgym.models.probe import PositionProbe
 from worldgym.models.tokenizers.saved import read_tokenizer
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.specs import Specs, check_observations
+from worldgym.utils.typed import from_values
 
 logger = logging.getLogger(__name__)
 SHARED = ("embed", "modulate", "layers", "final", "unembed", "refine", "change")
 """Parts of the picture network that a frame model's dynamics has too."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The settings that make an ensemble; see `ChunkConfig`."""
+
+    members: int = 1
+    own_layers: int = 1
 
 
 def for_data(
@@ -38,6 +48,7 @@ def for_data(
     initial: Path | str | None = None,
     probe: Path | str | None = None,
     tokenizer: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> ChunkWorldModel:
     """A chunk model for a dataset.
 
@@ -50,9 +61,11 @@ def for_data(
         tokenizer: run folder of `worldgym train tokenizer`, for a model that starts from nothing; with `initial`, the
             tokenizer of `initial` trained further, for a model of another robot.
         probe: folder of a position probe; None trains without positions.
+        settings: `members` and `own_layers` of an ensemble (`Ensemble`), whose members begin with the weights of
+            `initial`.
 
     Raises:
-        ConfigError: neither `initial` nor `tokenizer`, or one of them does not fit the data.
+        ConfigError: neither `initial` nor `tokenizer`, or one of them does not fit the data; other settings.
     """
     if initial is None and tokenizer is None:
         raise ConfigError(
@@ -86,18 +99,34 @@ def for_data(
     same = isinstance(old, ChunkWorldModel) and tokenizer is None
     if same:
         config = replace(old.config, tasks=config.tasks)
+    config = _with_members(config, settings)
     model = ChunkWorldModel(config)
     if same:
-        model.load_state_dict(old.state_dict())
+        model.load_state_dict(old.state_dict(), strict=config.members == old.config.members)
     elif isinstance(old, ChunkWorldModel):
         _warm_elsewhere(model, old)
     elif old is not None:
         _warm(model, old)
+    if old is not None and not (same and old.config.members > 1):
+        model.copy_first_member()
     model.tokenizer.load_state_dict(frames.state_dict())
     if located is not None and model.locator is not None:
         model.locator.load_state_dict(located.state_dict())
     model.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def _with_members(config: ChunkConfig, settings: Mapping[str, Any] | None) -> ChunkConfig:
+    """The config with the `Ensemble` in `settings`."""
+    if not settings:
+        return config
+    wanted = from_values(Ensemble, dict(settings), "--settings")
+    if config.members > 1 and (wanted.members, wanted.own_layers) != (config.members, config.own_layers):
+        raise ConfigError(
+            f"the initial world model has {config.members} members with {config.own_layers} own layers, got "
+            f"members={wanted.members} own_layers={wanted.own_layers}; leave out --settings to train it further"
+        )
+    return replace(config, members=wanted.members, own_layers=wanted.own_layers)
 
 
 def _warm_elsewhere(model: ChunkWorldModel, old: ChunkWorldModel) -> None:

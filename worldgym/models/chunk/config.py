@@ -44,6 +44,8 @@ class ChunkConfig:
         decoder_widths: channels of the light decoder at 1/8, 1/4 and 1/2 resolution; None decodes with the tokenizer.
         decoder_blocks: residual blocks of the light decoder at each of these resolutions.
         between_width: width of the network that interpolates the frames within a chunk; None predicts each by a pass.
+        members: members of an ensemble with one trunk; 1 for a single model. See `worldgym.models.chunk.members`.
+        own_layers: last layers of the transformer that each member has for itself, with all that follows them.
         state_mean: mean of the data's proprioception, per dimension.
         state_std: standard deviation of the data's proprioception, per dimension.
         action_dim: A.
@@ -69,6 +71,8 @@ class ChunkConfig:
     decoder_widths: tuple[int, int, int] | None = None
     decoder_blocks: tuple[int, int, int] = (1, 1, 1)
     between_width: int | None = None
+    members: int = 1
+    own_layers: int = 1
     state_mean: tuple[float, ...] = ()
     state_std: tuple[float, ...] = ()
     action_dim: int = 4
@@ -77,9 +81,11 @@ class ChunkConfig:
     specs: Specs | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("chunk", 1), ("patch", 1), ("depth", 1), ("action_dim", 1), ("memory", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        for name in ("chunk", "patch", "depth", "action_dim", "memory", "members", "own_layers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.own_layers > self.depth:
+            raise ConfigError(f"own_layers is {self.own_layers}, but there are {self.depth} layers; try own_layers=1")
         if self.width % (2 * self.heads):
             raise ConfigError(f"width {self.width} must be a multiple of 2 * heads = {2 * self.heads}")
         if any(side % self.patch for side in self.tokenizer.grid):

@@ -9,11 +9,14 @@ predicts it.
 Example::
 
     after, log_error = network(before, anchor, features, parts, condition)
+    several = network.predictions(before, anchor, features, parts, condition, members=(0, 1, 2))
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +73,78 @@ def near(
     return along[..., None] * across[..., None, :]
 
 
-class Picture(nn.Module):
+OUTPUT = ("final", "unembed", "refine", "change", "error", "take")
+"""Parts of `Output`; `take` only with parts."""
+
+
+class Output(nn.Module):
+    """The layers that turn tokens into latents. Every member of an ensemble has its own."""
+
+    layers: nn.ModuleList
+    final: nn.Linear
+    unembed: nn.Linear
+    refine: nn.Conv2d
+    change: nn.Conv2d
+    error: nn.Linear
+    take: nn.Conv2d
+
+    def add(self, c: ChunkConfig) -> None:
+        """Create the parts named in `OUTPUT`."""
+        d, p, z, warps = c.width, c.patch, c.tokenizer.latent_channels, 2 if c.parts else 0
+        self.final = nn.Linear(d, 2 * d)
+        self.unembed = nn.Linear(d, 64 * p * p)
+        self.refine = nn.Conv2d(64 + (1 + warps) * z, 64, 3, padding=1)
+        self.change = nn.Conv2d(64, z, 3, padding=1)
+        self.error = nn.Linear(2 * d, 1)
+        zero: list[nn.Linear | nn.Conv2d] = [self.change, self.final, self.error]
+        if c.parts:
+            self.take = nn.Conv2d(64, 3, 3, padding=1)
+            zero.append(self.take)
+        for layer in zero:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        if c.parts:
+            nn.init.constant_(self.take.bias, -1.0)  # type: ignore[arg-type]
+
+    def shown(
+        self, c: ChunkConfig, x: Tensor, condition: Tensor, before: Tensor, anchor: Tensor, moved: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Latents `(B,C,h,w)` and the log of their expected error `(B,)`, from tokens `x (B,N,D)`."""
+        shift, scale = self.final(condition)[:, None].chunk(2, -1)
+        x = F.layer_norm(x, (c.width,)) * (1 + scale) + shift
+        grid = from_tokens(self.unembed(x), c.patch, c.cells)
+        hidden = F.silu(self.refine(torch.cat([grid, before, *moved], 1)))
+        latents = before.float() + self.change(hidden).float()
+        if moved:
+            taken = self.take(hidden).float().sigmoid()
+            for i, picture in enumerate((*moved, anchor)):
+                latents = latents + taken[:, i : i + 1] * (picture.float() - before.float())
+        error = self.error(torch.cat([x.mean(1), condition], -1)).float()[:, 0]
+        return latents, error
+
+
+class Ending(Output):
+    """The last layers and the output of a further member of an ensemble; those of the first are in `Picture`."""
+
+    def __init__(self, config: ChunkConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_layer(config) for _ in range(config.own_layers))
+        self.add(config)
+
+    def copy_from(self, picture: Picture) -> None:
+        """Take over the first member's weights."""
+        own = len(self.layers)
+        mine = {name: value for name, value in picture.state_dict().items() if name.split(".")[0] in OUTPUT}
+        for i, layer in enumerate(picture.layers[-own:]):
+            mine |= {f"layers.{i}.{name}": value for name, value in layer.state_dict().items()}
+        self.load_state_dict(mine)
+
+
+def _layer(c: ChunkConfig) -> TransformerBlock:
+    return TransformerBlock(c.width, c.heads, activation=nn.SiLU, offset=True)
+
+
+class Picture(Output):
     """Predicts the latents after a chunk."""
 
     def __init__(self, config: ChunkConfig) -> None:
@@ -86,22 +160,13 @@ class Picture(nn.Module):
         given = c.chunk * (c.action_dim + 1) + (c.chunk + 1) * c.state_dim
         self.condition = nn.Sequential(nn.Linear(given, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
         self.modulate = nn.Linear(d, 6 * d)
-        self.layers = nn.ModuleList(
-            TransformerBlock(d, c.heads, activation=nn.SiLU, offset=True) for _ in range(c.depth)
-        )
-        self.final = nn.Linear(d, 2 * d)
-        self.unembed = nn.Linear(d, 64 * p * p)
-        self.refine = nn.Conv2d(64 + (1 + self.warps) * z, 64, 3, padding=1)
-        self.change = nn.Conv2d(64, z, 3, padding=1)
-        self.error = nn.Linear(2 * d, 1)
-        for layer in (self.change, self.final, self.modulate, self.error):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        self.layers = nn.ModuleList(_layer(c) for _ in range(c.depth))
+        self.add(c)
+        self.others = nn.ModuleList(Ending(c) for _ in range(c.members - 1))
         if self.parts:
             self.shift = LatentShift(z)
-            self.take = nn.Conv2d(64, 3, 3, padding=1)
-            nn.init.zeros_(self.take.weight)
-            nn.init.constant_(self.take.bias, -1.0)
             spread = [SPREAD[name == HAND] for name in c.parts]
             self.register_buffer("spread", torch.tensor(spread), persistent=False)
             objects = [float(name != HAND) for name in c.parts]  # the hand is not copied from the anchor
@@ -134,7 +199,21 @@ class Picture(nn.Module):
         parts: Parts | None,
         given: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Latents after the chunk `(B,C,h,w)` float32, and the log of their expected squared error `(B,)`.
+        """The first member's prediction; see `predictions`."""
+        return self.predictions(before, anchor, anchor_features, parts, given)[0]
+
+    def predictions(
+        self,
+        before: Tensor,
+        anchor: Tensor,
+        anchor_features: Tensor | None,
+        parts: Parts | None,
+        given: Tensor,
+        members: Sequence[int] = (0,),
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each of `members`: latents after the chunk `(B,C,h,w)` float32, the log of their expected error `(B,)`.
+
+        The error is squared and averaged over the latents. All members share one pass of the trunk.
 
         Args:
             before: `(B,C,h,w)` latents before the chunk.
@@ -142,6 +221,7 @@ class Picture(nn.Module):
             anchor_features: `(B,f,4h,4w)` output of `shift.unfold(anchor)`; None without parts.
             parts: hand and objects; None without parts.
             given: `(B,G)` actions, their mask, and proprioception.
+            members: members of the ensemble, from 0.
         """
         c, dtype = self.config, self.embed.weight.dtype
         before, anchor = before.to(dtype), anchor.to(dtype)
@@ -164,16 +244,14 @@ class Picture(nn.Module):
         x = self.embed(to_tokens(grid, c.patch)) + self.place
         condition = self.condition(given.to(dtype))
         six = self.modulate(condition).unflatten(-1, (6, -1))[:, None]
-        for layer in self.layers:
+        shared = c.depth - c.own_layers
+        for layer in self.layers[:shared]:
             x = layer(x, modulation=layer.modulation(six))
-        shift, scale = self.final(condition)[:, None].chunk(2, -1)
-        x = F.layer_norm(x, (c.width,)) * (1 + scale) + shift
-        grid = from_tokens(self.unembed(x), c.patch, c.cells)
-        hidden = F.silu(self.refine(torch.cat([grid, before, *moved], 1)))
-        latents = before.float() + self.change(hidden).float()
-        if moved:
-            taken = self.take(hidden).float().sigmoid()
-            for i, picture in enumerate((*moved, anchor)):
-                latents = latents + taken[:, i : i + 1] * (picture.float() - before.float())
-        error = self.error(torch.cat([x.mean(1), condition], -1)).float()[:, 0]
-        return latents, error
+        found = []
+        for member in members:
+            own: Any = self.others[member - 1] if member else self
+            tokens = x
+            for layer in own.layers[shared if own is self else 0 :]:
+                tokens = layer(tokens, modulation=layer.modulation(six))
+            found.append(own.shown(c, tokens, condition, before, anchor, moved))
+        return found

@@ -29,6 +29,7 @@ class ChunkState(RowBatch):
         features: `(B,f,4h,4w)` the anchor on the finer grid; None without parts.
         first: `(B,P,2)` positions of hand and objects in the anchor; None without parts.
         slots: the objects; None without parts.
+        member: `(B,)` int64, the member of an ensemble that each episode follows; None for a single model.
     """
 
     latent: Tensor
@@ -39,6 +40,7 @@ class ChunkState(RowBatch):
     features: Tensor | None = None
     first: Tensor | None = None
     slots: Slots | None = None
+    member: Tensor | None = None
 
     @property
     def batch_size(self) -> int:

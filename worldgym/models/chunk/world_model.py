@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldgym.models.chunk.between import Between
 from worldgym.models.chunk.config import HAND, ChunkConfig
 from worldgym.models.chunk.decoder import LightDecoder
+from worldgym.models.chunk.members import disagreement_of_places, own_picture, own_slots
 from worldgym.models.chunk.picture import Parts, Picture
 from worldgym.models.chunk.slots import Kinematics, SlotMotion, Slots
 from worldgym.models.chunk.state import ChunkState
@@ -33,6 +34,7 @@ from worldgym.models.probe import PositionProbe, PositionProbeConfig
 from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.protocols import Decode, Imagined
+from worldgym.utils.devices import randint
 
 TYPE = "chunk"
 EXACT = ("background",)  # buffers that are saved in their own precision
@@ -53,6 +55,7 @@ class ChunkWorldModel(LatentWorldModel):
         self.kinematics = Kinematics(c)
         self.picture = Picture(c)
         self.motion = SlotMotion(c) if c.objects else None
+        self.other_motions = nn.ModuleList(SlotMotion(c) for _ in range(c.members - 1) if c.objects)
         self.locator: PositionProbe | None = None
         if c.parts:
             side = c.tokenizer.size[0]
@@ -93,6 +96,24 @@ class ChunkWorldModel(LatentWorldModel):
         self._fast = []
         return super()._apply(*args, **kwargs)
 
+    @property
+    def uncertainty_kind(self) -> str:
+        """What `info["uncertainty"]` is: `ensemble`, the disagreement of the members, or `own`, the expected error."""
+        return "ensemble" if self.config.members > 1 else "own"
+
+    @property
+    def motions(self) -> list[SlotMotion]:
+        """The network that moves the objects, of each member; empty without objects."""
+        return [] if self.motion is None else [self.motion, *self.other_motions]  # type: ignore[list-item]
+
+    def copy_first_member(self) -> None:
+        """Give every member the weights of the first."""
+        for motion in self.motions[1:]:
+            motion.load_state_dict(self.motions[0].state_dict())
+        for ending in self.picture.others:
+            ending.copy_from(self.picture)  # type: ignore[operator]
+        self.refresh()
+
     # -- positions ---------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def locate(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,12 +146,14 @@ class ChunkWorldModel(LatentWorldModel):
         states: Tensor | None = None,
         views: Mapping[str, Tensor] | None = None,
     ) -> ChunkState:
-        """Create the state of episodes that start from real frames; the model is deterministic.
+        """Create the state of episodes that start from real frames. A single model is deterministic.
+
+        Each episode follows one member of an ensemble, drawn here (RWM-U, arXiv 2504.16680).
 
         Args:
             frames: `(B,Tc,H,W,3)` uint8 of the main camera, Tc >= 1; the first is the anchor.
             actions: `(B,Tc-1,A)` in [-1, 1] between the frames; only the last one is used.
-            generator: not used.
+            generator: draws the members; None uses torch's global generator. A single model draws nothing.
             states: `(B,Tc,S)` proprioception.
             views: `(B,Tc,H',W',3)` uint8 of the other cameras, by name.
 
@@ -162,7 +185,11 @@ class ChunkWorldModel(LatentWorldModel):
         acted = torch.zeros(b, self.action_dim, device=self.device)
         if context > 1:
             acted = actions[:, -1].to(self.device).float()
-        return ChunkState(latents[:, 1], states[:, -1], last, acted, latents[:, 0], features, first, slots)
+        member = self._members(b, generator)
+        return ChunkState(latents[:, 1], states[:, -1], last, acted, latents[:, 0], features, first, slots, member)
+
+    def _members(self, count: int, generator: torch.Generator | None) -> Tensor | None:
+        return randint(self.config.members, (count,), generator, self.device) if self.config.members > 1 else None
 
     @torch.no_grad()
     def _imagine(
@@ -219,7 +246,10 @@ class ChunkWorldModel(LatentWorldModel):
     def advance(
         self, net: Picture, state: ChunkState, actions: Tensor, path: Tensor
     ) -> tuple[ChunkState, Tensor]:
-        """State after one chunk, and the log of the expected error `(B,)`, by the picture network `net`.
+        """State after one chunk, and the log of its uncertainty `(B,)`, by the picture network `net`.
+
+        The uncertainty of a single model is its expected error. That of an ensemble is the disagreement of its members'
+        predictions from the same state (`worldgym.models.chunk.members`).
 
         Args:
             net: `picture`, or its copy for inference.
@@ -227,15 +257,21 @@ class ChunkWorldModel(LatentWorldModel):
             actions: `(B,k,A)` actions of the chunk.
             path: `(B,k+1,S)` normalised proprioception before the chunk and after each action.
         """
-        parts, slots = None, state.slots
-        if state.slots is not None and self.motion is not None and state.first is not None:
+        parts, slots, places = None, state.slots, None
+        if state.slots is not None and self.motions and state.first is not None:
             hand = self.kinematics.place(path)
-            slots = self.motion(state.slots, path, hand)
+            each = [motion(state.slots, path, hand) for motion in self.motions]
+            slots = own_slots(each, state.member)
+            places = disagreement_of_places(each)
             parts = Parts(
                 self.with_hand(hand[:, 0], state.slots.positions),
                 self.with_hand(hand[:, -1], slots.positions), state.first, self.presence(slots),
             )  # fmt: skip
-        latents, error = net(state.latent, state.anchor, state.features, parts, self.given(actions, path))
+        given, every = self.given(actions, path), range(self.config.members)
+        found = net.predictions(state.latent, state.anchor, state.features, parts, given, every)
+        latents, error = own_picture(found, state.member)
+        if places is not None:
+            error = torch.logaddexp(error, places)
         after = state.replace(
             latent=self.tokenizer.project(latents), states=self.denormalise_state(path[:, -1]),
             last=path[:, -1] - path[:, -2], acted=actions[:, -1], slots=slots,
@@ -262,8 +298,11 @@ class ChunkWorldModel(LatentWorldModel):
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def fork(self, state: ChunkState, index: Tensor, generator: torch.Generator | None = None) -> ChunkState:
-        """Rows `index (B',)` as a new state."""
-        return state.index(index)
+        """Rows `index (B',)` as a new state. With `generator`, each copy follows a member of an ensemble drawn anew."""
+        forked = state.index(index)
+        if state.member is None or generator is None:
+            return forked
+        return forked.replace(member=self._members(len(index), generator))
 
     @torch.no_grad()
     def observe(
