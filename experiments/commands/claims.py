@@ -226,11 +226,12 @@ def report(config: ClaimsReportConfig) -> int:
 
     preset = config.sizes
     records = Records(config.pages / "data", preset.name)
-    for file in write_report(records, preset, config.pages):
+    found = verdicts(records, preset)
+    for file in write_report(records, preset, config.pages, found):
         logger.info("written %s", file)
     if config.readme is not None:
-        fill(config.readme, "\n".join(verdict_table(records, preset, "docs/results/")))
-    facts = {name: verdict.to_dict() for name, verdict in verdicts(records, preset).items()}
+        fill(config.readme, "\n".join(verdict_table(records, preset, "docs/results/", found)))
+    facts = {name: verdict.to_dict() for name, verdict in found.items()}
     text = json.dumps(facts, indent=1) + "\n"
     if config.json is not None:
         atomic_write_text(config.json, text)

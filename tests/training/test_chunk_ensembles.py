@@ -74,7 +74,7 @@ def run(tmp_path_factory) -> Path:
 
 def line(folder: Path, initial: str = "tabletop-small") -> list[str]:
     common = ["train", "world-model", "--type", "chunk", "--data", str(folder / "data"), "--initial", initial]
-    return [*common, "--steps", "10", "--batch-size", "2"]
+    return [*common, "--steps", "5", "--batch-size", "2"]
 
 
 def test_the_command_trains_members_that_differ(run):
