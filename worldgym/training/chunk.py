@@ -7,6 +7,7 @@ see every window of the logs many times, rolled out from the first frame alone. 
 Example::
 
     data = ChunkEpisodes.encode(model, arrays)
+    data.counts = bootstrap(model.config.members, arrays.indices)
     train_positions(model, data, LoopConfig(steps=4000), "runs/chunk/positions")
     train_picture(model, data, ChunkTraining(), "runs/chunk/picture")
 """
@@ -160,7 +161,7 @@ def picture_loss(
     """
     config, e = model.config, data.episodes
     coin = torch.rand(2, generator=generator).tolist()
-    drawn = 0 if data.counts is None else int(torch.randint(config.members, (), generator=generator))
+    drawn = 0 if config.members == 1 else int(torch.randint(config.members, (), generator=generator))
     k = config.chunk if coin[0] >= settings.short_share else 1 + int(coin[1] * config.chunk)
     n = settings.chunks if rollout else 1
     index, mask, _, anchors = e.draw(max(1, settings.batch // n), n * k, generator)
@@ -200,20 +201,23 @@ def picture_loss(
     weight = weight.flatten()
     current = z[:, :-1].flatten(0, 1)
     total, loss, of_members = weight.sum() + 1e-6, weight.new_zeros(()), []
-    counts = weight.new_ones(1, len(weight)) if given.counts is None else given.counts.repeat_interleave(n, 1)
+    counts = weight.new_ones(config.members, len(weight))
+    if given.counts is not None:
+        counts = given.counts.repeat_interleave(n, 1)
     for count, (found, log_error) in zip(counts, predictions, strict=True):
         per_frame, error = frame_loss(found, target, current, background, settings.robust)
         term = (count * weight * per_frame).sum() / total
         estimate = (count * weight * (log_error - (error + 1e-4).log()).square()).sum() / total
         loss = loss + term + 0.002 * estimate
         of_members.append((found, term, error))
-    latents, latent, plain = of_members[drawn]
+    latents, _, plain = of_members[drawn]
     kind, counted = "rollout" if rollout else "forced", (weight > 0).float()
+    weight = weight * counts[drawn]  # what follows is learned by one member, from its own sample
     facts = {
-        f"latent_{kind}": float(latent.detach()),
+        f"latent_{kind}": float(torch.stack([term for _, term, _ in of_members]).detach().mean()),
         f"mse_{kind}": float((counted * plain).sum() / (counted.sum() + 1e-6)),
     }
-    if settings.pixel_coef:
+    if settings.pixel_coef and (data.counts is None or bool(weight.any())):
         count = max(1, min(settings.pixel_frames, int((weight > 0).sum())))
         rows = torch.multinomial(weight.cpu() + 1e-9, count, generator=generator).to(z.device)
         pixels = pixel_loss(model.tokenizer, latents[rows], target[rows], weight[rows])
@@ -306,7 +310,7 @@ class ChunkTrainer:
         """
         hand = HandColumns.of(model.specs.observation)
         data = ChunkEpisodes.encode(model, arrays)
-        data.counts = bootstrap(model.config.members, len(data.episodes.offsets) - 1, settings.loop.seed)
+        data.counts = bootstrap(model.config.members, arrays.indices, settings.loop.seed)
         if hand is not None:
             data.episodes.odds = window_odds(
                 arrays.states, arrays.offsets, settings.window, CONTACT_ODDS, hand

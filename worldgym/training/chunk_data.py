@@ -48,15 +48,23 @@ class ChunkEpisodes:
         return ChunkEpisodes(episodes, torch.cat([p for p, _ in parts]), torch.cat([p for _, p in parts]))
 
 
-def bootstrap(members: int, episodes: int, seed: int = 0) -> Tensor | None:
+def bootstrap(members: int, sources: np.ndarray, seed: int = 0) -> Tensor | None:
     """How often each episode is in the bootstrap sample of each member, `(M,E)` float32; None for one member.
 
-    The counts are Poisson(1) variates, the limit of drawing E of E episodes with replacement (Oza and Russell 2001).
-    They weigh the losses, so that all members learn from the same batches.
+    Each member draws as many recorded episodes as there are, with replacement. The counts weigh the losses, so that all
+    members learn from the same batches.
+
+    Args:
+        members: M.
+        sources: `(E,)` number of the recorded episode that each episode is, or is an augmented copy of.
+        seed: seed of the samples.
     """
     if members < 2:
         return None
-    return torch.from_numpy(np.random.default_rng((seed, 77)).poisson(1.0, (members, episodes)).astype(np.float32))
+    _, source = np.unique(sources, return_inverse=True)
+    each = int(source.max()) + 1
+    drawn = np.random.default_rng((seed, 77)).multinomial(each, np.full(each, 1 / each), size=members)
+    return torch.from_numpy(drawn[:, source].astype(np.float32))
 
 
 @dataclass

@@ -112,7 +112,8 @@ def position_loss(
         moved = ((where[:, 1:] - where[:, :1]).norm(dim=-1) * 64 > 3.0) & known
         wanted, there = present[:, 1:].float(), alive[:, 1:].float()
         focus = known.float() * (1 + 3 * moved.float())
-        counts = focus.new_ones(1, len(focus)) if given.counts is None else given.counts
+        counts = focus.new_ones(len(each), len(focus)) if given.counts is None else given.counts
+        guesses, of_members = [], []
         for slots, count in zip(each, counts, strict=True):
             found = torch.stack([s.positions for s in slots[1:]], 1)
             distance = F.smooth_l1_loss(found * 64, where[:, 1:] * 64, reduction="none", beta=1.0).sum(-1)
@@ -121,9 +122,11 @@ def position_loss(
             wrong = count[:, None, None] * F.binary_cross_entropy(guess, wanted, reduction="none")
             seen = (wrong * there[..., None]).sum() / (there.sum() * max(1, wanted.shape[2]) + 1e-6)
             loss = loss + 0.1 * cost + 0.1 * seen
-        with torch.no_grad():
-            px = ((found - where[:, 1:]).norm(dim=-1) * 64)[moved]
-            facts |= {"moved_px": float(px.median()) if len(px) else 0.0, "presence": float(seen)}
+            guesses.append(found.detach())
+            of_members.append(seen.detach())
+        px = ((torch.stack(guesses) - where[:, 1:]).norm(dim=-1) * 64)[:, moved]
+        presence = float(torch.stack(of_members).mean())
+        facts |= {"moved_px": float(px.median()) if px.numel() else 0.0, "presence": presence}
     return loss, facts
 
 
@@ -160,7 +163,7 @@ def train_positions(
     kinematics_alone: float = 0.3,
     identity: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train `kinematics` and `motion` in place; resumes from `run_dir`.
+    """Train `kinematics` and the motion of objects, of every member, in place; resumes from `run_dir`.
 
     Args:
         model: the world model.
