@@ -62,7 +62,7 @@ class TrainWorldModelConfig:
             options apply to these.
         initial: world model to continue training from; models of earlier versions are extended to the current shape.
         settings: `name=value` pairs (YAML) for a type other than `video`, such as `lora=16` or `attention=full` for
-            `diffusers`.
+            `diffusers`, and `members=3` (an ensemble) or `own_layers=2` for `chunk`.
         probe: position probe (`worldgym train probe`) whose positions a model of type `chunk` predicts.
         success_head: weight of a success head on the latents that a model of type `chunk` predicts, trained in the same
             steps (World-VLA-Loop). It is saved as a latent judge in `judge/` beside `export/`.

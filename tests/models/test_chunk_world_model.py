@@ -62,9 +62,10 @@ def actions_of(model: ChunkWorldModel, rows: int = 3, steps: int = 5) -> torch.T
     "model",
     [
         model_of(), model_of(()), model_of((), height=24, width=40), model_of((), state=0),
-        model_of((), cameras=2), model_of(chunk=1), model_of(("red",)), model_of(between=None),
+        model_of((), cameras=2), model_of(chunk=1), model_of(("red",)), model_of(between=None), model_of(("hand",)),
     ],
-    ids=["parts", "plain", "not square", "no state", "two cameras", "chunks of one", "no hand", "a pass per frame"],
+    ids=["parts", "plain", "not square", "no state", "two cameras", "chunks of one", "no hand", "a pass per frame",
+         "no objects"],
 )  # fmt: skip
 def test_it_predicts_every_camera_state_and_frame_that_is_asked_for(model):
     assert isinstance(model, WorldModel)

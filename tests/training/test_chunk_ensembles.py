@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from experiments.cli import main
+from worldgym.data import EpisodeDataset
 from worldgym.models import load_world_model
+from worldgym.models.tokenizers.saved import write_tokenizer
 from worldgym.training.chunk import ChunkTraining, picture_loss
 from worldgym.training.chunk_data import ChunkEpisodes, labels
 from worldgym.training.chunk_positions import position_loss
@@ -34,17 +37,22 @@ def logs(model, counts: list[list[float]]) -> ChunkEpisodes:
     return ChunkEpisodes(data, where, torch.ones(frames, len(PARTS)), torch.tensor(counts))
 
 
+def without_counts(data: ChunkEpisodes) -> ChunkEpisodes:
+    return replace(data, counts=None)
+
+
 def moves(part: torch.nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in part.parameters())
 
 
 @pytest.mark.parametrize("rollout", [False, True])
-def test_a_member_learns_from_its_own_episodes_only(rollout):
+@pytest.mark.parametrize("seed", range(4))
+def test_a_member_learns_from_its_own_episodes_only(rollout, seed):
     model = ensemble().requires_grad_(True)
     model.tokenizer.requires_grad_(False)
-    data, generator = logs(model, [[1.0, 1.0], [0.0, 0.0], [2.0, 0.0]]), torch.Generator().manual_seed(0)
-    settings = ChunkTraining(batch=8, chunks=2, pixel_coef=0.0)
-    loss, facts = picture_loss(model, data, settings, None, rollout, generator)
+    data = logs(model, [[1.0, 1.0], [0.0, 0.0], [2.0, 0.0]])
+    generator = torch.Generator().manual_seed(seed)
+    loss, facts = picture_loss(model, data, ChunkTraining(batch=8, chunks=2), None, rollout, generator)
     loss.backward()
     first, none, some = model.picture, *model.picture.others
     assert moves(first.final) and moves(first.stem) and moves(some) and not moves(none)
@@ -60,6 +68,16 @@ def test_the_motion_of_objects_is_learned_from_the_same_samples():
     position_loss(model, given, 5, True)[0].backward()
     first, none, some = model.motions
     assert moves(first) and moves(some) and not moves(none) and moves(model.kinematics)
+
+
+def test_without_samples_all_members_learn_from_everything():
+    model = ensemble().requires_grad_(True)
+    model.tokenizer.requires_grad_(False)
+    data, generator = without_counts(logs(model, [[1.0, 1.0]])), torch.Generator().manual_seed(0)
+    picture_loss(model, data, ChunkTraining(batch=8, chunks=2), None, False, generator)[0].backward()
+    index, mask, _, _ = data.episodes.draw(8, 10, generator)
+    position_loss(model, labels(model, data, index, mask, 5), 5, True)[0].backward()
+    assert all(moves(part) for part in (model.picture, *model.picture.others, *model.motions))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +110,19 @@ def test_an_ensemble_is_trained_further_with_its_members(run):
     initial = str(run / "three" / "export")
     assert main([*line(run, initial), "--out", str(run / "further")]) == 0
     assert load_world_model(run / "further" / "export").config.members == 3
+
+
+def test_an_ensemble_of_another_tokenizer_keeps_its_members(run):
+    from worldgym.models.chunk.building import for_data
+
+    first = load_world_model(run / "three" / "export")
+    write_tokenizer(first.tokenizer, run / "tokenizer", {})
+    dataset = EpisodeDataset(run / "data")
+    more = {"initial": run / "three" / "export", "tokenizer": run / "tokenizer"}
+    model = for_data(dataset.specs, "small", dataset.load_arrays(), **more)
+    assert model.config.members == 3
+    a, b = (ending.state_dict() for ending in model.picture.others)
+    assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(("initial", "settings", "said"), [

@@ -62,13 +62,8 @@ class FutureState:
         return getattr(self.members[0], "keys", None)
 
     def with_keys(self, keys: Tensor) -> FutureState:
-        """The same state with new noise keys of the leader."""
-        first = self.members[0]
-        if hasattr(first, "with_keys"):
-            changed = first.with_keys(keys)
-        else:
-            changed = first._replace(keys=keys) if hasattr(first, "_replace") else replace(first, keys=keys)
-        return FutureState((changed, *self.members[1:]))
+        """The same state with new noise keys of the leader; futures whose states have keys get the next ones."""
+        return FutureState(tuple(_rekeyed(state, keys + i) for i, state in enumerate(self.members)))
 
 
 class FutureEnsemble:
@@ -155,7 +150,7 @@ class FutureEnsemble:
             more: dict[str, Any] = {"views": {n: shifted(v, move) for n, v in views.items()}} if views else {}
             own = generator if number == 0 else torch.Generator().manual_seed(number)
             members.append(member.begin(shifted(frames, move), actions, own, states=states, **more))
-        return FutureState(tuple(members))
+        return _keyed(FutureState(tuple(members)))
 
     def step(self, state: FutureState, actions: Tensor, *, decode: Decode = "all") -> tuple[FutureState, Imagined]:
         """Imagine K steps in every future; `futures` of the result has their last frames, shifted back.
@@ -180,7 +175,8 @@ class FutureEnsemble:
         more = {} if generator is None else {"generator": generator}
         pairs = list(zip(self.members, state.members, strict=True))
         first = pairs[0][0].fork(pairs[0][1], index, **more)
-        return FutureState((first, *(member.fork(own, index) for member, own in pairs[1:])))
+        forked = FutureState((first, *(member.fork(own, index) for member, own in pairs[1:])))
+        return forked if generator is None else _keyed(forked)
 
     def merge(self, state: FutureState, rows: Tensor, other: FutureState) -> FutureState:
         """Replace `rows` of every future by those of `other`."""
@@ -239,6 +235,20 @@ class FutureEnsemble:
             )
         leader, *others = (WORLD_MODELS.load(folder / str(i)) for i in range(count))
         return cls(leader, others, shifts)  # type: ignore[arg-type]
+
+
+def _rekeyed(state: Any, keys: Tensor) -> Any:
+    """`state` with other noise keys; itself if it has none."""
+    if getattr(state, "keys", None) is None:
+        return state
+    if hasattr(state, "with_keys"):
+        return state.with_keys(keys)
+    return state._replace(keys=keys) if hasattr(state, "_replace") else replace(state, keys=keys)
+
+
+def _keyed(state: FutureState) -> FutureState:
+    """Draw the noise of every future from the leader's keys, so that a row does not depend on its number."""
+    return state if state.keys is None else state.with_keys(state.keys)
 
 
 def first_shifts(count: int) -> tuple[tuple[int, int], ...]:

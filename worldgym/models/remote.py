@@ -96,6 +96,7 @@ class RemoteWorldModel:
                 f"{PROTOCOL!r} version {VERSION}. Start it with: worldgym serve world-model --model FOLDER"
             )
         self.specs, self.action_dim = Specs.from_dict(told["specs"]), int(told["action_dim"])
+        self.uncertainty_kind = str(told.get("uncertainty_kind", "own"))  # servers of earlier versions do not say it
         self.device = torch.device("cpu")
         self._start()
 

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from worldgym import __version__
 from worldgym.errors import ConfigError
+from worldgym.imagination.episodes import uncertainty_kind
 from worldgym.serving.frames import from_wire, to_wire
 from worldgym.serving.server import Refusal
 from worldgym.specs import specs_of
@@ -110,6 +111,7 @@ class WorldModelService:
             "worldgym": __version__,
             "name": name,
             "specs": specs_of(world_model).to_dict(),
+            "uncertainty_kind": uncertainty_kind(world_model),
             "action_dim": int(world_model.action_dim),
             "max_batch": self.limits.batch,
         }

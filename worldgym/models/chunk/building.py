@@ -99,6 +99,8 @@ def for_data(
     same = isinstance(old, ChunkWorldModel) and tokenizer is None
     if same:
         config = replace(old.config, tasks=config.tasks)
+    elif isinstance(old, ChunkWorldModel):
+        config = replace(config, members=old.config.members, own_layers=old.config.own_layers)
     config = _with_members(config, settings)
     model = ChunkWorldModel(config)
     if same:
@@ -107,7 +109,7 @@ def for_data(
         _warm_elsewhere(model, old)
     elif old is not None:
         _warm(model, old)
-    if old is not None and not (same and old.config.members > 1):
+    if old is not None and not (isinstance(old, ChunkWorldModel) and old.config.members > 1):
         model.copy_first_member()
     model.tokenizer.load_state_dict(frames.state_dict())
     if located is not None and model.locator is not None:

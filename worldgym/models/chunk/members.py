@@ -5,11 +5,14 @@ its own bootstrap sample of the episodes (`worldgym.training.chunk_data.bootstra
 member. At every chunk all members predict from its state, and their disagreement is the epistemic uncertainty (RWM-U,
 arXiv 2504.16680, which shares a GRU trunk):
 
-    u = mean_z var_m(z_m) + mean_i var_m(x_mi) / w^2
+    u = mean_z var_m(z_m) + sum_i p_i var_m(x_mi) / (w^2 max(1, sum_i p_i))
 
-with the latents z (unit mean square), the positions x of the objects i in the image, and the width w of an object's
-flow (`worldgym.models.chunk.picture.SPREAD`). Pictures are compared at the positions of the episode's own member, so
-that the trunk runs once.
+with the latents z (unit mean square), the positions x of objects, the probability p that an object is in the image, and
+the width w of an object's flow (`worldgym.models.chunk.picture.SPREAD`). Pictures are compared at the positions of the
+episode's own member, so that the trunk runs once.
+
+An environment draws the member of a slot from the seed of that slot. Attempts of RL that share a start frame follow the
+same member, as they share all other noise.
 
 Example::
 
@@ -69,5 +72,5 @@ def disagreement_of_places(each: Sequence[Slots]) -> Tensor | None:
         return None
     where = torch.stack([slots.positions for slots in each])
     there = torch.stack([slots.present for slots in each]).mean(0)
-    spread = (where.var(0, correction=0).sum(-1) * there).mean(1) / SPREAD[False] ** 2
-    return (spread + LEAST).log()
+    spread = (where.var(0, correction=0).sum(-1) * there).sum(1) / there.sum(1).clamp(min=1)
+    return (spread / SPREAD[False] ** 2 + LEAST).log()

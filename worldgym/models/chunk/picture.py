@@ -89,22 +89,22 @@ class Output(nn.Module):
     take: nn.Conv2d
 
     def add(self, c: ChunkConfig) -> None:
-        """Create the parts named in `OUTPUT`."""
+        """Create the parts named in `OUTPUT`, except `take`."""
         d, p, z, warps = c.width, c.patch, c.tokenizer.latent_channels, 2 if c.parts else 0
         self.final = nn.Linear(d, 2 * d)
         self.unembed = nn.Linear(d, 64 * p * p)
         self.refine = nn.Conv2d(64 + (1 + warps) * z, 64, 3, padding=1)
         self.change = nn.Conv2d(64, z, 3, padding=1)
         self.error = nn.Linear(2 * d, 1)
-        zero: list[nn.Linear | nn.Conv2d] = [self.change, self.final, self.error]
-        if c.parts:
-            self.take = nn.Conv2d(64, 3, 3, padding=1)
-            zero.append(self.take)
-        for layer in zero:
+        for layer in (self.change, self.final, self.error):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        if c.parts:
-            nn.init.constant_(self.take.bias, -1.0)  # type: ignore[arg-type]
+
+    def add_take(self) -> None:
+        """Create `take`, for a model with parts."""
+        self.take = nn.Conv2d(64, 3, 3, padding=1)
+        nn.init.zeros_(self.take.weight)
+        nn.init.constant_(self.take.bias, -1.0)  # type: ignore[arg-type]
 
     def shown(
         self, c: ChunkConfig, x: Tensor, condition: Tensor, before: Tensor, anchor: Tensor, moved: list[Tensor]
@@ -130,6 +130,8 @@ class Ending(Output):
         super().__init__()
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.own_layers))
         self.add(config)
+        if config.parts:
+            self.add_take()
 
     def copy_from(self, picture: Picture) -> None:
         """Take over the first member's weights."""
@@ -164,9 +166,9 @@ class Picture(Output):
         nn.init.zeros_(self.modulate.bias)
         self.layers = nn.ModuleList(_layer(c) for _ in range(c.depth))
         self.add(c)
-        self.others = nn.ModuleList(Ending(c) for _ in range(c.members - 1))
-        if self.parts:
+        if self.parts:  # in this order: optimizer states are saved by the number of a parameter
             self.shift = LatentShift(z)
+            self.add_take()
             spread = [SPREAD[name == HAND] for name in c.parts]
             self.register_buffer("spread", torch.tensor(spread), persistent=False)
             objects = [float(name != HAND) for name in c.parts]  # the hand is not copied from the anchor
@@ -177,6 +179,7 @@ class Picture(Output):
                     (torch.arange(columns * scale) + 0.5) / (columns * scale), indexing="ij",
                 )  # fmt: skip
                 self.register_buffer(name, torch.stack([right, down], -1), persistent=False)
+        self.others = nn.ModuleList(Ending(c) for _ in range(c.members - 1))
 
     # -- flows -------------------------------------------------------------------------------------------------------
     def warp(self, features: Tensor, start: Tensor, after: Tensor, present: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class ChunkState(RowBatch):
         features: `(B,f,4h,4w)` the anchor on the finer grid; None without parts.
         first: `(B,P,2)` positions of hand and objects in the anchor; None without parts.
         slots: the objects; None without parts.
-        member: `(B,)` int64, the member of an ensemble that each episode follows; None for a single model.
+        keys: `(B,)` int64, from which the member that each episode follows is drawn; None for a single model.
+        members: members of the ensemble; 1 for a single model.
     """
 
     latent: Tensor
@@ -40,9 +41,18 @@ class ChunkState(RowBatch):
     features: Tensor | None = None
     first: Tensor | None = None
     slots: Slots | None = None
-    member: Tensor | None = None
+    keys: Tensor | None = None
+    members: int = 1
 
     @property
     def batch_size(self) -> int:
         """B."""
         return len(self.latent)
+
+    @property
+    def member(self) -> Tensor | None:
+        """`(B,)` int64, the member of the ensemble that each episode follows; None for a single model."""
+        if self.keys is None:
+            return None
+        mixed = (self.keys ^ (self.keys >> 31)) * 0x1E3779B97F4A7C15  # neighbouring keys have unrelated members
+        return (mixed >> 33) % self.members

@@ -185,11 +185,11 @@ class ChunkWorldModel(LatentWorldModel):
         acted = torch.zeros(b, self.action_dim, device=self.device)
         if context > 1:
             acted = actions[:, -1].to(self.device).float()
-        member = self._members(b, generator)
-        return ChunkState(latents[:, 1], states[:, -1], last, acted, latents[:, 0], features, first, slots, member)
-
-    def _members(self, count: int, generator: torch.Generator | None) -> Tensor | None:
-        return randint(self.config.members, (count,), generator, self.device) if self.config.members > 1 else None
+        members = self.config.members
+        keys = randint(2**62, (b,), generator, self.device) if members > 1 else None
+        return ChunkState(
+            latents[:, 1], states[:, -1], last, acted, latents[:, 0], features, first, slots, keys, members
+        )
 
     @torch.no_grad()
     def _imagine(
@@ -234,7 +234,7 @@ class ChunkWorldModel(LatentWorldModel):
 
     def presence(self, slots: Slots) -> Tensor:
         """`(B,P)` probability that a part is in the image; 1 for the hand."""
-        ones = torch.ones_like(slots.positions[:, 0])
+        ones = slots.positions.new_ones(len(slots.positions), 2)
         return self.with_hand(ones, slots.present[..., None].expand(-1, -1, 2))[..., 0]
 
     def path(self, state: ChunkState, actions: Tensor) -> Tensor:
@@ -257,19 +257,19 @@ class ChunkWorldModel(LatentWorldModel):
             actions: `(B,k,A)` actions of the chunk.
             path: `(B,k+1,S)` normalised proprioception before the chunk and after each action.
         """
-        parts, slots, places = None, state.slots, None
-        if state.slots is not None and self.motions and state.first is not None:
+        parts, slots, places, member = None, state.slots, None, state.member
+        if state.slots is not None and state.first is not None:
             hand = self.kinematics.place(path)
-            each = [motion(state.slots, path, hand) for motion in self.motions]
-            slots = own_slots(each, state.member)
-            places = disagreement_of_places(each)
+            if self.motions:
+                each = [motion(state.slots, path, hand) for motion in self.motions]
+                slots, places = own_slots(each, member), disagreement_of_places(each)
             parts = Parts(
                 self.with_hand(hand[:, 0], state.slots.positions),
                 self.with_hand(hand[:, -1], slots.positions), state.first, self.presence(slots),
             )  # fmt: skip
         given, every = self.given(actions, path), range(self.config.members)
         found = net.predictions(state.latent, state.anchor, state.features, parts, given, every)
-        latents, error = own_picture(found, state.member)
+        latents, error = own_picture(found, member)
         if places is not None:
             error = torch.logaddexp(error, places)
         after = state.replace(
@@ -299,10 +299,8 @@ class ChunkWorldModel(LatentWorldModel):
 
     def fork(self, state: ChunkState, index: Tensor, generator: torch.Generator | None = None) -> ChunkState:
         """Rows `index (B',)` as a new state. With `generator`, each copy follows a member of an ensemble drawn anew."""
-        forked = state.index(index)
-        if state.member is None or generator is None:
-            return forked
-        return forked.replace(member=self._members(len(index), generator))
+        forked: ChunkState = super().fork(state, index, None if state.keys is None else generator)
+        return forked
 
     @torch.no_grad()
     def observe(
