@@ -195,7 +195,7 @@ def picture_loss(
         inputs = model.given(chunks.flatten(0, 1), path.flatten(0, 1))
         inputs = inputs + 0.02 * randn(inputs.shape, generator, inputs.device)
         anchors_each = anchor[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)
-        predictions = model.picture.predictions(
+        predictions = model.picture(
             before.flatten(0, 1), anchors_each, features, parts, inputs, range(config.members)
         )
     weight = weight.flatten()
@@ -243,7 +243,7 @@ def _rolled(
     for c in range(chunks.shape[1] - 1):
         parts = Parts(where[:, c], where[:, c + 1], first, present[:, c + 1]) if model.config.parts else None
         inputs = model.given(chunks[:, c], path[:, c])
-        [(out, _)] = net.predictions(latents[-1], anchor, features, parts, inputs, (member,))
+        [(out, _)] = net(latents[-1], anchor, features, parts, inputs, (member,))
         latents.append(model.tokenizer.project(out))
     return torch.stack(latents, 1)
 

@@ -8,8 +8,8 @@ predicts it.
 
 Example::
 
-    after, log_error = network(before, anchor, features, parts, condition)
-    several = network.predictions(before, anchor, features, parts, condition, members=(0, 1, 2))
+    [(after, log_error)] = network(before, anchor, features, parts, condition)
+    several = network(before, anchor, features, parts, condition, members=(0, 1, 2))      # of an ensemble
 """
 
 from __future__ import annotations
@@ -195,17 +195,6 @@ class Picture(Output):
         return F.grid_sample(features.float(), grid, align_corners=False)
 
     def forward(
-        self,
-        before: Tensor,
-        anchor: Tensor,
-        anchor_features: Tensor | None,
-        parts: Parts | None,
-        given: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The first member's prediction; see `predictions`."""
-        return self.predictions(before, anchor, anchor_features, parts, given)[0]
-
-    def predictions(
         self,
         before: Tensor,
         anchor: Tensor,

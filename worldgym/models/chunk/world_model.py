@@ -268,7 +268,7 @@ class ChunkWorldModel(LatentWorldModel):
                 self.with_hand(hand[:, -1], slots.positions), state.first, self.presence(slots),
             )  # fmt: skip
         given, every = self.given(actions, path), range(self.config.members)
-        found = net.predictions(state.latent, state.anchor, state.features, parts, given, every)
+        found = net(state.latent, state.anchor, state.features, parts, given, every)
         latents, error = own_picture(found, member)
         if places is not None:
             error = torch.logaddexp(error, places)
