@@ -268,6 +268,11 @@ def reads_of(judge: Any) -> Reads:
     return Reads(state=state, latents=latents)
 
 
+def uncertainty_kind(world_model: Any) -> str:
+    """What the uncertainty of a world model is: `own`, `ensemble` (of predictions), or `verdicts`."""
+    return str(getattr(world_model, "uncertainty_kind", "own"))
+
+
 def threshold_of(judge: Any) -> float:
     """The lowest probability that `judge` counts as success: its `threshold`, or 0.5."""
     return float(getattr(judge, "threshold", 0.5))

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldgym.errors import ConfigError
-from worldgym.imagination.episodes import uncertainty_kind
 from worldgym.imagination.options import begin_rows, rekey
 from worldgym.models import FutureEnsemble, load_world_model
 from worldgym.models.chunk.config import ChunkConfig
 from worldgym.models.chunk.members import LEAST
 from worldgym.models.chunk.world_model import ChunkWorldModel
+from worldgym.protocols import uncertainty_kind
 from worldgym.training.chunk_data import bootstrap
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldgym.errors import CheckpointError, ConfigError
-from worldgym.imagination.episodes import ImaginedEpisodes, uncertainty_kind
+from worldgym.imagination.episodes import ImaginedEpisodes
 from worldgym.imagination.rules import Rules
 from worldgym.models import FutureEnsemble, VideoWorldModel, WorldModelConfig, load_world_model
 from worldgym.models.futures import LARGEST_SHIFT, first_shifts, shifted, with_futures
-from worldgym.protocols import Judgement, WorldModel
+from worldgym.protocols import Judgement, WorldModel, uncertainty_kind
 
 SHIFTS = ((1, 0), (0, -2))
 

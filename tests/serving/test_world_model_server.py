@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from worldgym.errors import CheckpointError, ConfigError, ServerUnavailableError
 from worldgym.imagination import WorldModelVectorEnv
-from worldgym.imagination.episodes import ImaginedEpisodes, uncertainty_kind
+from worldgym.imagination.episodes import ImaginedEpisodes
 from worldgym.imagination.rollout import rollout
 from worldgym.imagination.rules import Rules
 from worldgym.models import load_world_model
 from worldgym.models.remote import RemoteWorldModel
-from worldgym.protocols import PolicyOutput, WorldModel
+from worldgym.protocols import PolicyOutput, WorldModel, uncertainty_kind
 from worldgym.serving.client import Client, ClientSettings
 from worldgym.serving.server import Server, ServerLimits
 from worldgym.serving.world_model import StateLimits, WorldModelService

@@ -22,8 +22,8 @@ import numpy as np
 
 from worldgym.evaluation.rollouts import Start, first_observations, reset_env
 from worldgym.evaluation.statistics import Confusion, Interval, wilson
-from worldgym.imagination.episodes import uncertainty_kind
 from worldgym.imagination.rollout import run_policy
+from worldgym.protocols import uncertainty_kind
 
 
 @dataclass(frozen=True)

@@ -317,11 +317,6 @@ class ImaginedEpisodes:
             self.slots.last_p[:] = np.where(valid, p, np.nan)
 
 
-def uncertainty_kind(world_model: Any) -> str:
-    """What the uncertainty of a world model is: `own`, `ensemble` (of predicted frames), or `verdicts`."""
-    return str(getattr(world_model, "uncertainty_kind", "own"))
-
-
 def views_of(world_model: Any, observation: Mapping[str, Any]) -> dict[str, Any]:
     """Frames of the further cameras that `world_model` imagines, taken from an observation, by camera name.
 

@@ -36,7 +36,7 @@ from worldgym.errors import ConfigError
 from worldgym.imagination import options as reset_options
 from worldgym.imagination.batched_env import BatchStep, Column, Flags, check_settings
 from worldgym.imagination.branching import BranchingVectorEnv
-from worldgym.imagination.episodes import ImaginedEpisodes, uncertainty_kind
+from worldgym.imagination.episodes import ImaginedEpisodes
 from worldgym.imagination.loading import resolve_reward, resolve_starts, resolve_world_model
 from worldgym.imagination.observations import (
     EMBEDDING_DIM,
@@ -49,7 +49,7 @@ from worldgym.imagination.rules import Outcome, RewardKind, Rules
 from worldgym.imagination.settings import horizon_of, state_bounds
 from worldgym.imagination.slots import Slots
 from worldgym.imagination.starts import StartSet
-from worldgym.protocols import RewardModel, WorldModel, threshold_of
+from worldgym.protocols import RewardModel, WorldModel, threshold_of, uncertainty_kind
 from worldgym.specs import check_fit, specs_of
 from worldgym.utils.devices import choose_device, place
 

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from worldgym import __version__
 from worldgym.errors import ConfigError
-from worldgym.imagination.episodes import uncertainty_kind
+from worldgym.protocols import uncertainty_kind
 from worldgym.serving.frames import from_wire, to_wire
 from worldgym.serving.server import Refusal
 from worldgym.specs import specs_of
