@@ -21,7 +21,7 @@ from worldgym.imagination.rollout import rollout
 from worldgym.imagination.rules import Rules
 from worldgym.models import load_world_model
 from worldgym.models.remote import RemoteWorldModel
-from worldgym.protocols import PolicyOutput, WorldModel, uncertainty_kind
+from worldgym.protocols import PolicyOutput, WorldModel
 from worldgym.serving.client import Client, ClientSettings
 from worldgym.serving.server import Server, ServerLimits
 from worldgym.serving.world_model import StateLimits, WorldModelService
@@ -60,16 +60,6 @@ def test_predictions_equal_those_of_the_model_in_this_process(served, images, de
         there, seen = remote.step(there, ACTIONS, decode=decode)
         here, expected = local.step(here, ACTIONS, decode=decode)
         assert_same(seen, expected)
-
-
-class Disagreeing(DotWorldModel):
-    uncertainty_kind = "ensemble"
-
-
-@pytest.mark.parametrize("model", [DotWorldModel(0.01), Disagreeing(0.01)])
-def test_a_client_knows_what_the_uncertainty_of_its_model_is(model):
-    with Server(WorldModelService(model), port=0).start() as server:
-        assert uncertainty_kind(RemoteWorldModel(server.url)) == uncertainty_kind(model)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
