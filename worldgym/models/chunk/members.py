@@ -32,16 +32,9 @@ from worldgym.models.chunk.slots import Slots
 LEAST = 1e-12  # variance of members that agree exactly; only its logarithm is used
 
 
-def own_rows(values: Sequence[Tensor], member: Tensor | None) -> Tensor:
-    """Row i of `values[member[i]]`; the only value if `member` is None.
-
-    Args:
-        values: for each member `(B,...)`.
-        member: `(B,)` int64.
-    """
-    if member is None:
-        return values[0]
-    return torch.stack(list(values))[member, torch.arange(len(member), device=member.device)]
+def own_rows(values: Tensor, member: Tensor) -> Tensor:
+    """Row i of `values (M,B,...)` from the member `member[i]`, `(B,...)`."""
+    return values[member, torch.arange(len(member), device=member.device)]
 
 
 def own_slots(each: Sequence[Slots], member: Tensor | None) -> Slots:
@@ -49,7 +42,7 @@ def own_slots(each: Sequence[Slots], member: Tensor | None) -> Slots:
     if member is None:
         return each[0]
     fields = ([s.positions for s in each], [s.present for s in each], [s.memory for s in each])
-    return Slots(*(own_rows(values, member) for values in fields), each[0].which)
+    return Slots(*(own_rows(torch.stack(values), member) for values in fields), each[0].which)
 
 
 def own_picture(found: Sequence[tuple[Tensor, Tensor]], member: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -63,7 +56,7 @@ def own_picture(found: Sequence[tuple[Tensor, Tensor]], member: Tensor | None) -
         return found[0]
     latents = torch.stack([z for z, _ in found])
     spread = latents.var(0, correction=0).mean((1, 2, 3))
-    return own_rows(list(latents), member), (spread + LEAST).log()
+    return own_rows(latents, member), (spread + LEAST).log()
 
 
 def disagreement_of_places(each: Sequence[Slots]) -> Tensor | None:
