@@ -24,6 +24,7 @@ from experiments.claims.context import ClaimContext
 from experiments.claims.records import Records, pack
 from experiments.pipelines.recipe import Stage, arguments_of
 from worldgym.evaluation.statistics import Interval, seeds_bootstrap
+from worldgym.utils.compiling import has_compiler
 
 SHARES = ("imitated_share=0.9",)
 """Nine of ten windows begin in demonstrations, because policies are compared."""
@@ -76,6 +77,7 @@ def trained(
             "preset": "tiny" if preset.name == "tiny" else "small", "steps": preset.wam_steps,
             "batch_size": preset.wam_batch, "settings": list(chosen),
             **({} if video is None else {"video": video(lab)}),
+            **({"compile": True} if has_compiler() and preset.name != "tiny" else {}),
         }  # fmt: skip
         stage = Stage("wam", ("train", "wam"), tuple(arguments_of(plain(options))))
         built(family, (stage,), folder)

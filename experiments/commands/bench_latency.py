@@ -19,9 +19,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shlex
-import shutil
 import sys
 import time
 import warnings
@@ -43,6 +40,7 @@ from worldgym.evaluation import EvalResult, make_starts, paired_bootstrap
 from worldgym.evaluation.latency import EXECUTIONS, Execution
 from worldgym.evaluation.outcomes import EVALUATION_SEED0
 from worldgym.pretrained import DEFAULT
+from worldgym.utils.compiling import has_compiler
 from worldgym.utils.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
@@ -129,7 +127,7 @@ def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
         ("+ keys and values of given tokens kept", {"cache": True}),
         ("+ velocities reused, 6 of 16 passes", {"reuse": Reuse("static", 6)}),
         ("+ 4 steps, each computed", {"steps": 4, "reuse": Reuse()}),
-        *([("+ compiled, nothing kept", {"compile": True})] if compiler() else []),
+        *([("+ compiled, nothing kept", {"compile": True})] if has_compiler() else []),
         ("+ 2 steps", {"steps": 2}),
         ("+ 1 step", {"steps": 1}),
     ):
@@ -139,11 +137,6 @@ def samplers(guidance: float) -> list[tuple[str, dict[str, Any]]]:
     if guidance > 1:
         rows.append(("as with 2 steps, no guidance", {**two, "guidance": 1.0}))
     return rows
-
-
-def compiler() -> bool:
-    """Whether torch.compile can run here: on a CPU it needs a C++ compiler."""
-    return shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0]) is not None
 
 
 def run(config: BenchLatencyConfig) -> int:
@@ -226,7 +219,7 @@ def loaded_rows(config: BenchLatencyConfig, here: Any) -> list[tuple[str, str, A
         if not isinstance(policy, JointPolicy) or not config.stack:
             rows.append((name, AS_SAVED, policy))
             continue
-        if not compiler():
+        if not has_compiler():
             logger.warning("no C++ compiler (g++, or $CXX) was found: there is no compiled row")
         guidance = config.guidance if policy.config.samples_video else 1.0
         for label, settings in samplers(guidance):

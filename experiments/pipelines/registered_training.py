@@ -33,6 +33,8 @@ COMMON = (
 """Options that apply to every registered type."""
 HEAD = ("success_head", "judge", "head_only")
 """Options of a success head, for types whose training takes one (`heads = True`)."""
+COMPILED = ("compile",)
+"""The option of types whose training goes through torch.compile (`compiles = True`)."""
 OFFERED = ("initial", "probe", "tokenizer")
 """Options that apply to the types whose `for_data` names them."""
 OWN = (
@@ -85,7 +87,9 @@ def train_registered(
     if hasattr(config, "settings"):
         offered["settings"] = values_of(config.settings, "--settings", "name=value") or None
     applying = [name for name in COMMON if hasattr(config, name)]
-    refuse_others(config, (*applying, *offered, *(HEAD if getattr(kind, "heads", False) else ())))
+    for mark, names in (("heads", HEAD), ("compiles", COMPILED)):
+        applying += names if getattr(kind, mark, False) else ()
+    refuse_others(config, (*applying, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
     facts = {**identity(config, dataset, contents=("tokenizer", "initial", "judge")), **(more or {})}
     claim(config.out, command, facts, own=(*OWN, *getattr(kind, "own", ())), fresh=config.fresh)
@@ -152,7 +156,9 @@ def train(rank: int, job: Job, part: Any, arrays: Any) -> None:
     minutes = None if config.steps else getattr(config, "minutes", None)
     loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
     window, shard = getattr(config, "window", PartTraining.window), getattr(config, "shard", False)
-    settings, tag = PartTraining(loop, config.batch_size, window, shard), job.command.rpartition(" ")[2]
+    compiled = getattr(config, "compile", False)
+    settings = PartTraining(loop, config.batch_size, window, shard, compiled)
+    tag = job.command.rpartition(" ")[2]
     head = job.head
     part, scalars = train_part(
         part, arrays, settings, config.out, identity=job.facts, tag=tag, trainer=job.kind, head=head

@@ -188,8 +188,8 @@ def compiled_layers(*args: Any) -> Any:
             raise
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"torch.compile failed: {reason}. On a CPU it needs a C++ compiler, such as the package g++; or set "
-            "compile=False"
+            f"torch.compile failed: {reason}. On a CPU it needs a C++ compiler, such as the package g++; or go "
+            "on without it: leave out --compile, or set compile=False"
         ) from error
 
 

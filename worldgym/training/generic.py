@@ -47,6 +47,7 @@ class PartTraining:
         window: actions per window; a window has one frame more.
         shard: distribute the weights over the processes of the group; only for a `fit` whose class has
             `shards = True`.
+        compile: train through torch.compile; only for a `fit` whose class has `compiles = True`.
 
     Raises:
         ConfigError: a batch or window below 1.
@@ -56,6 +57,7 @@ class PartTraining:
     batch: int = 20
     window: int = 20
     shard: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.window < 1:

@@ -243,8 +243,12 @@ def joint_loss(
     batch: JointBatch,
     generator: torch.Generator,
     settings: JointTraining,
+    compiled: bool = False,
 ) -> dict[str, Tensor]:
-    """Mean squared errors of the velocities of frames and of actions: scalars `video` and `action`."""
+    """Mean squared errors of the velocities of frames and of actions: scalars `video` and `action`.
+
+    `compiled` is that of `worldgym.nn.Transformer.forward`.
+    """
     c, device = model.config, batch.frames.device
     b, n = batch.seen.shape
     t_video, t_action = (x.to(device) for x in draw_levels(c, b, generator))
@@ -260,7 +264,7 @@ def joint_loss(
     before = clean[:, :-1]  # with its noise: imagined frames are not exact either
     inputs = Inputs(batch.words, clean, batch.states, video, before, t_video, actions, batch.there, t_action)
     with autocast(device):
-        out = network(c.kind.layout(c.sizes(n)), c.kind.rule(), inputs)
+        out = network(c.kind.layout(c.sizes(n)), c.kind.rule(), inputs, compiled=compiled)
     velocity = residual_velocity(out.video, video, before, t_video, c.residual)
     off_video = (velocity - (eps_video - future)).square().mean((2, 3, 4))
     off_action = (out.actions - (eps_action - batch.actions)).square().mean(-1)
@@ -336,6 +340,8 @@ class _Trained(nn.Module):
 
 class JointTrainer:
     """Trains a model of the type `joint` for `worldgym train wam` and `train world-model --type joint`."""
+
+    compiles = True
 
     @staticmethod
     def for_data(
@@ -413,7 +419,7 @@ class JointTrainer:
 
         def loss(module: Any, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
             batch = draw_batch(model, data, settings.batch, generator, chosen)
-            terms = joint_loss(model, module.network, batch, generator, chosen)
+            terms = joint_loss(model, module.network, batch, generator, chosen, settings.compile)
             state = state_loss(model, data, 2 * settings.batch, generator)
             total = c.video_coef * terms["video"] + chosen.action_coef * terms["action"] + state
             return total, {

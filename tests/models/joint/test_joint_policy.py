@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +14,7 @@ from worldgym.models.joint import FAMILIES
 from worldgym.models.joint.sampling import Stream
 from worldgym.nn import Reuse, transformer
 from worldgym.protocols import TrainablePolicy
+from worldgym.utils.compiling import has_compiler
 
 
 @pytest.fixture(params=FAMILIES)
@@ -146,7 +145,7 @@ def test_bfloat16_is_close_to_float32(policy):
 
 
 def test_compiled_actions_of_one_observation_are_those_of_the_plain_network(monkeypatch):
-    if shutil.which("g++") is None:
+    if not has_compiler():
         pytest.skip("torch.compile needs a C++ compiler on a CPU; install g++")
     plain, compiled = (model_of("dreamzero").with_sampling(compile=on, steps=2) for on in (False, True))
     calls = []
@@ -167,7 +166,7 @@ def test_a_compilation_that_fails_says_what_is_missing(monkeypatch):
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(transformer, "_compiled", lambda: fails)
-    with pytest.raises(ConfigError, match=r"g\+\+; or set compile=False"):
+    with pytest.raises(ConfigError, match=r"g\+\+; or go on without it: leave out --compile, or set compile=False"):
         model_of("gigaworld").with_sampling(compile=True).act(observation(1), temperature=0.0)
 
 

@@ -14,7 +14,7 @@ from joint_cases import config_of, episodes, model_of, specs
 from agents.policies.joint import JointPolicy
 from worldgym.errors import ConfigError
 from worldgym.models.joint import FAMILIES
-from worldgym.nn import Reuse
+from worldgym.nn import Reuse, transformer
 from worldgym.training.generic import PartTraining
 from worldgym.training.joint import (
     JointEpisodes,
@@ -28,6 +28,7 @@ from worldgym.training.joint import (
 )
 from worldgym.training.loop import LoopConfig
 from worldgym.training.tokenizer import train_tokenizer
+from worldgym.utils.compiling import has_compiler
 
 
 def terms(model, arrays, seed: int = 0, **settings):
@@ -140,12 +141,13 @@ def tokenizer(tmp_path_factory):
     return train_tokenizer(episodes().frames, config_of("uwm").tokenizer, loop, folder)
 
 
-def trained(family, tokenizer, folder, steps: int, **changes) -> JointPolicy:
+def trained(family, tokenizer, folder, steps: int, compiled: bool = False, **changes) -> JointPolicy:
     torch.manual_seed(0)
     model = JointPolicy(replace(config_of(family, **changes), tokenizer=tokenizer.config))
     model.tokenizer.load_state_dict(tokenizer.state_dict())
     model.tokenizer.requires_grad_(False)
-    JointTrainer.fit(model, episodes(), PartTraining(LoopConfig(steps=steps, lr=4e-3, warmup=10), 32), folder)
+    loop = LoopConfig(steps=steps, lr=4e-3, warmup=10)
+    JointTrainer.fit(model, episodes(), PartTraining(loop, 32, compile=compiled), folder)
     return model
 
 
@@ -190,6 +192,19 @@ def test_training_resumes_with_the_same_result(tokenizer, tmp_path, monkeypatch)
     resumed = trained("dreamzero", tokenizer, tmp_path / "cut", 6)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_compiled_training_computes_the_same_numbers(tokenizer, tmp_path, monkeypatch):
+    if not has_compiler():
+        pytest.skip("torch.compile needs a C++ compiler on a CPU; install g++")
+    calls, original = [], transformer.compiled_layers
+    monkeypatch.setattr(transformer, "compiled_layers", lambda *args: (calls.append(1), original(*args))[1])
+    plain, compiled = (
+        trained("dreamzero", tokenizer, tmp_path / str(on), 3, compiled=on) for on in (False, True)
+    )
+    assert len(calls) == 3
+    for a, b in zip(plain.state_dict().values(), compiled.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-3)
 
 
 def test_without_the_video_loss_the_frame_is_not_trained(tokenizer, tmp_path):
