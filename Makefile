@@ -60,12 +60,17 @@ coverage: ## the fast tests, and which lines they ran (a tenth slower)
 test-slow: gl $(TESTED) ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q $(ARGS)
 
-# Ray pins gymnasium to the version it was built against, so the newest one goes in a folder of its own, before the other.
-test-newest: gl $(TESTED) ## the environments' contract once more, with the newest gymnasium
+# Ray pins gymnasium and metaworld pins mujoco, so the newest ones go in folders of their own, before the others. mujoco 4 is
+# several packages of one version, so pip chooses them together.
+NEWEST := PYTHONPATH=$(VENV)/newest OMP_NUM_THREADS=1 $(BIN)/python
+NEWEST_MUJOCO := PYTHONPATH=$(VENV)/newest:$(VENV)/newest_mujoco OMP_NUM_THREADS=1 $(BIN)/python
+test-newest: gl $(TESTED) ## the environments' contract once more, with the newest gymnasium and mujoco
 	$(BIN)/pip install --no-compile --quiet --no-deps --upgrade --target $(VENV)/newest gymnasium
-	PYTHONPATH=$(VENV)/newest $(BIN)/python -c 'import gymnasium; print("gymnasium", gymnasium.__version__)'
-	PYTHONPATH=$(VENV)/newest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q tests/imagination/test_gymnasium_contract.py \
-		tests/imagination/test_recording.py tests/envs/test_tabletop.py tests/envs/test_metaworld.py tests/envs/test_odd_settings.py -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/pip install --no-compile --quiet --upgrade --target $(VENV)/newest_mujoco mujoco
+	$(NEWEST_MUJOCO) -c 'import gymnasium, mujoco; print("gymnasium", gymnasium.__version__, "mujoco", mujoco.__version__)'
+	$(NEWEST_MUJOCO) -m pytest -m "not slow" -q tests/imagination/test_gymnasium_contract.py tests/imagination/test_recording.py \
+		tests/envs/test_tabletop.py tests/envs/test_odd_settings.py -n $(WORKERS) --dist loadfile $(ARGS)
+	$(NEWEST) -m pytest -m "not slow" -q tests/envs/test_metaworld.py -n $(WORKERS) $(ARGS)
 
 # open_clip needs torchvision, which must not lie where transformers finds it (CONTRIBUTING.md): a folder of its own, too.
 $(VENV)/clip/open_clip: | $(TESTED)
