@@ -159,7 +159,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "gpu_check", "GpuCheckConfig", "speed and memory of imagining, training and GRPO on one GPU"
     ),
     ("bench", "surprise"): Command(
-        "bench_surprise", "BenchSurpriseConfig", "does the error of predicted video foretell failure in Real",
+        "bench_surprise", "BenchSurpriseConfig", "does the error of the predicted frames predict failure in Real",
         draws=True,
     ),
     ("bench", "latency"): Command(

@@ -1,4 +1,4 @@
-"""C11: the error of predicted video foretells failure.
+"""C11: the error of the predicted frames predicts failure.
 
 The policies and world models are the DreamZero arms of C8, each predicting its own chunks in Real. The score is the
 mean error of the first two chunks (2 seconds), among the episodes that go on after them; the control is the change
@@ -78,7 +78,7 @@ def rule(records: Records, preset: ClaimPreset, seeds: list[int]) -> Ruling:
 
 CLAIM = Claim(
     NAME,
-    "the error of the video that a joint model predicts foretells that the episode fails",
+    "the prediction error of a joint model's video predicts that the episode fails",
     "DreamZero (arXiv 2602.15922) reports that wrong video comes with wrong actions, without a figure",
     f"the mean AUROC of the error of the first two chunks for failure is at most {LEAST}",
     arms=lambda preset: [JOINT],

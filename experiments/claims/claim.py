@@ -23,6 +23,7 @@ from worldgym.errors import ConfigError
 from worldgym.evaluation.statistics import Interval, seeds_bootstrap, seeds_ratio
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
+NOT_MEASURED = "not measured"
 ENOUGH_SEEDS = 3
 
 
@@ -31,7 +32,7 @@ class Verdict:
     """Outcome of a claim's rule.
 
     Args:
-        verdict: `supported`, `refuted` or `inconclusive`.
+        verdict: `supported`, `refuted`, `inconclusive`, or `not measured` while results are missing.
         effect: the effect on which the verdict is based, with its interval; None while results are missing.
         seeds: number of training seeds that the effect is computed from.
         why: the reason, in one sentence with numbers.
@@ -99,12 +100,10 @@ class Claim:
         return common_seeds(records, self.needs(preset))
 
     def decide(self, records: Records, preset: ClaimPreset) -> Verdict:
-        """Apply the rule. The verdict is `inconclusive` while results are missing or there are too few seeds."""
+        """Apply the rule. The verdict is `not measured` while results are missing, `inconclusive` with too few seeds."""
         seeds, absent = self.seeds(records, preset)
         if absent:
-            return Verdict(
-                INCONCLUSIVE, None, 0, f"results that {self.name} needs are missing: {', '.join(absent)}"
-            )
+            return Verdict(NOT_MEASURED, None, 0, f"arms without results: {', '.join(absent)}")
         if mixed := self.mixed(records, preset, seeds):
             why = f"its results are of different checkpoints ({mixed}); type: worldgym claims run {self.name} --again"
             return Verdict(INCONCLUSIVE, None, 0, why)

@@ -33,7 +33,7 @@ WATCHING = ("imitated_share=0.6", "video_share=0.3")
 SPLITS = ("seen", "unseen_object", "unseen_scene")
 FORWARD_SEED0 = 700_000
 """First seed of the held-out episodes on which imagined frames are compared."""
-SURPRISE, FORETOLD = "surprise", 2
+SURPRISE, EARLY_CHUNKS = "surprise", 2
 """Name of the evaluation of predicted frames in Real, and the chunks whose errors count."""
 
 
@@ -120,11 +120,11 @@ def surprised(lab: ClaimContext, made: Trained) -> dict[str, Any]:
     env, model = real_env(lab.suite, horizon=horizon), load_world_model(made.parts["world_model"])
     found = watch(made.policy.load(), model, env, lab.starts(), horizon=horizon)
     env.close()
-    open_ = found.running(FORETOLD)
+    open_ = found.running(EARLY_CHUNKS)
     values = {
         name: [
             round(float(x), 7) if kept else None
-            for x, kept in zip(found.scores(FORETOLD, control), open_, strict=True)
+            for x, kept in zip(found.scores(EARLY_CHUNKS, control), open_, strict=True)
         ]
         for name, control in (("errors", False), ("changes", True))
     }

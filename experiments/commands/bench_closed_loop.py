@@ -267,7 +267,7 @@ def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
     dropped = f"\n  {count} episodes dropped: the judge failed, or the world model was too uncertain" if count else ""
     auroc = result.wrong_verdict_auroc()
     if auroc is not None:
-        dropped += f"\n  uncertainty ({result.uncertainty_kind}) foretells a wrong verdict with AUROC {auroc:.2f}"
+        dropped += f"\n  uncertainty ({result.uncertainty_kind}) predicts a wrong verdict with AUROC {auroc:.2f}"
     return "\n".join([head, columns, *tasks, row("all", result.confusion)]) + dropped
 
 

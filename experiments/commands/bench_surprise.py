@@ -1,4 +1,4 @@
-"""`worldgym bench surprise`: does the error of predicted video foretell that an episode in Real fails?
+"""`worldgym bench surprise`: does the error of the predicted frames predict that an episode in Real fails?
 
 A policy acts in Real; before each chunk of actions the world model predicts the frame after it. Among the episodes that
 are still running after n chunks, the AUROC says how well the mean error of these chunks separates failures from
@@ -38,7 +38,7 @@ from worldgym.utils.progress import Progress
 
 @dataclass(frozen=True)
 class BenchSurpriseConfig:
-    """Measure how well the error of predicted video foretells failure in Real.
+    """Measure how well the error of the predicted frames predicts failure in Real.
 
     Args:
         policy: folder written by save_pretrained, or `sft` for the bundled policy.

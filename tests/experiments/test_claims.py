@@ -109,7 +109,7 @@ def test_results_of_different_checkpoints_are_not_compared(tmp_path):
 def test_without_results_nothing_is_decided_and_what_is_missing_is_named(tmp_path):
     for name, claim in CLAIMS.items():
         verdict = claim.decide(Records(tmp_path, "small"), SMALL)
-        assert verdict.verdict == "inconclusive" and verdict.effect is None and "missing" in verdict.why, name
+        assert verdict.verdict == "not measured" and verdict.effect is None and "without results" in verdict.why, name
     with pytest.raises(CheckpointError, match="worldgym claims run C1"):
         Records(tmp_path, "small").read("C1", "sft", 0)
 
@@ -332,7 +332,7 @@ def test_the_commands_run_report_and_list(tmp_path, bundle, monkeypatch, capsys)
     out = tmp_path / "claims.json"
     assert main(["claims", "report", *typed, "--json", str(out), "--readme", str(readme)]) == 0
     assert (
-        json.loads(out.read_text())["C1"]["verdict"] == "inconclusive" and "before" not in readme.read_text()
+        json.loads(out.read_text())["C1"]["verdict"] == "not measured" and "before" not in readme.read_text()
     )
     assert main(["claims", "list", *typed]) == 0
     assert "refuted if" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Several futures of the same episodes, so that a judge's verdicts on them can be compared.
 
-A wrong verdict is rarely foretold by the world model's own estimate of its error: most errors do not change the
-outcome. What foretells it is whether the *verdict* changes when the same actions are imagined again by another member
+A wrong verdict is rarely predicted by the world model's own estimate of its error: most errors do not change the
+outcome. What predicts it is whether the *verdict* changes when the same actions are imagined again by another member
 of an ensemble. Members are other world models, or the same one from start frames that are shifted by a pixel or two.
 They share the actions and nothing else; the first one, the leader, is what policies and people see.
 
