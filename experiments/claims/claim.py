@@ -100,7 +100,7 @@ class Claim:
         return common_seeds(records, self.needs(preset))
 
     def decide(self, records: Records, preset: ClaimPreset) -> Verdict:
-        """Apply the rule. The verdict is `not measured` while results are missing, `inconclusive` with too few seeds."""
+        """Apply the rule. The verdict is `not measured` without results, and `inconclusive` with too few seeds."""
         seeds, absent = self.seeds(records, preset)
         if absent:
             return Verdict(NOT_MEASURED, None, 0, f"arms without results: {', '.join(absent)}")

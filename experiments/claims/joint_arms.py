@@ -71,19 +71,21 @@ def trained(
 
     def train(lab: ClaimContext, seed: int, folder: Path) -> Trained:
         preset = lab.preset
+        compiled = preset.name != "tiny" and has_compiler()
         data = lab.once("logs", lambda: shared_logs(lab)) if logs is shared_logs else logs(lab)
         options = {
             "family": family, "data": data, "initial": lab.bundle.folder, "out": folder / "wam", "seed": seed,
             "preset": "tiny" if preset.name == "tiny" else "small", "steps": preset.wam_steps,
             "batch_size": preset.wam_batch, "settings": list(chosen),
             **({} if video is None else {"video": video(lab)}),
-            **({"compile": True} if has_compiler() and preset.name != "tiny" else {}),
+            **({"compile": True} if compiled else {}),
         }  # fmt: skip
         stage = Stage("wam", ("train", "wam"), tuple(arguments_of(plain(options))))
         built(family, (stage,), folder)
         export = folder / "wam/export"
         budget = {"real_episodes": float(preset.logs), "updates": float(preset.wam_steps)}
-        found = {"family": family, "settings": list(chosen), "latency_ms": round(latency(lab, export), 2)}
+        found = {"family": family, "settings": list(chosen), "compiled": compiled}
+        found["latency_ms"] = round(latency(lab, export), 2)
         return Trained(lab.ref(export), budget, settings=found, parts={"world_model": str(export)})
 
     return train

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from experiments.bundle import Bundle
@@ -265,6 +266,9 @@ def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
     tasks = [row(task, table) for task, table in result.by_task().items()]
     count = int(result.invalid.sum())
     dropped = f"\n  {count} episodes dropped: the judge failed, or the world model was too uncertain" if count else ""
+    if count and result.uncertainty is not None:
+        low, high = np.nanmin(result.uncertainty), np.nanmax(result.uncertainty)
+        dropped += f" (uncertainty of all episodes: {low:.3g} to {high:.3g})"
     auroc = result.wrong_verdict_auroc()
     if auroc is not None:
         dropped += f"\n  uncertainty ({result.uncertainty_kind}) predicts a wrong verdict with AUROC {auroc:.2f}"

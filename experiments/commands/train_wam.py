@@ -57,8 +57,8 @@ class TrainWamConfig:
         seed: seed of all randomness.
         limit: maximum number of episodes to read, also of `video`; the first ones.
         augment: copies of each episode with other colours and crops (`worldgym.data.augment`), for few recordings.
-        compile: train through torch.compile, in about two thirds of the time, after half a minute; on a CPU it needs a
-            C++ compiler.
+        compile: train through torch.compile, in about two thirds of the time; compiling takes one to several minutes,
+            which do not count as `minutes`, and needs a C++ compiler on a CPU.
         fresh: delete what an earlier run of this command wrote to `out`, and start over.
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`.
         dtype: not used by this type; `auto`.

@@ -156,6 +156,9 @@ class TrainWorldModelConfig:
             raise ConfigError("a success head is trained by one process; leave out --processes and --address")
         if self.head_only and self.initial is None:
             raise ConfigError("--head-only keeps a world model as it is; add --initial, the folder of that model")
+        if self.head_only and (self.tokenizer is not None or self.settings):
+            name = "--settings" if self.settings else "--tokenizer"
+            raise ConfigError(f"--head-only keeps the world model as it is, and {name} would change it; leave it out")
 
 
 def run(config: TrainWorldModelConfig) -> int:

@@ -35,7 +35,7 @@ NOT_NEGATIVE = frozenset(
         "seed", "seeds", "start_seed", "workers", "patience", "finish_steps", "imagined_episodes",
         "start_oversampling", "clips",
         "temperature", "action_temperature", "temperatures", "noises", "gpus", "audit_every", "audit_episodes", "soak",
-        "imitation_steps", "contact_odds", "check_episodes", "branches", "augment",
+        "imitation_steps", "contact_odds", "check_episodes", "branches", "augment", "max_uncertainty", "penalty",
     }
 )  # fmt: skip
 SEED_LIMIT = 2**63

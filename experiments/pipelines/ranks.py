@@ -10,12 +10,16 @@ Example::
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from worldgym import errors
+from worldgym.errors import WorldgymError
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +63,12 @@ def run_ranks(
         return
     with tempfile.TemporaryDirectory() as folder:  # the processes find each other through a file in it
         arguments = (function, job, model, data, processes, device, f"{folder}/group")
-        torch.multiprocessing.spawn(_process, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
+        try:
+            torch.multiprocessing.spawn(_process, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
+        except torch.multiprocessing.ProcessRaisedException:
+            if (error := _told(Path(folder))) is not None:
+                raise error from None
+            raise
 
 
 def _process(
@@ -79,8 +88,22 @@ def _process(
     try:
         own = copy.deepcopy(model)  # the model passed in is in memory shared by all processes
         function(rank, job, own.to(device_of_rank(device, rank)), data)
+    except WorldgymError as error:
+        facts = {"type": type(error).__name__, "text": str(error)}
+        Path(f"{group}.{rank}.error").write_text(json.dumps(facts))
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _told(folder: Path) -> WorldgymError | None:
+    """The error that a process left in `folder`, or None."""
+    files = sorted(folder.glob("*.error"))
+    if not files:
+        return None
+    facts = json.loads(files[0].read_text())
+    kind: type[WorldgymError] = getattr(errors, facts["type"], WorldgymError)
+    return kind(facts["text"])
 
 
 def device_of_rank(device: torch.device, rank: int) -> torch.device:

@@ -21,6 +21,7 @@ from experiments.pipelines.ranks import run_ranks
 from experiments.pipelines.training_run import claim, finish, finished, identity, option, released_if_refused
 from worldgym.errors import ConfigError
 from worldgym.registry import JUDGES, TRAINERS, WORLD_MODELS, Registry
+from worldgym.utils.compiling import require_compiler
 
 if TYPE_CHECKING:
     from worldgym.data import EpisodeArrays, EpisodeDataset
@@ -86,6 +87,11 @@ def train_registered(
     offered = {name: getattr(config, name) for name in OFFERED if hasattr(config, name)}
     if hasattr(config, "settings"):
         offered["settings"] = values_of(config.settings, "--settings", "name=value") or None
+    compiled = getattr(config, "compile", False)
+    if compiled and not getattr(kind, "compiles", False):
+        raise ConfigError(f"--compile is for --type video and joint, got --type {config.type}; leave it out")
+    if compiled and here.device.type == "cpu":
+        require_compiler()
     applying = [name for name in COMMON if hasattr(config, name)]
     for mark, names in (("heads", HEAD), ("compiles", COMPILED)):
         applying += names if getattr(kind, mark, False) else ()
@@ -115,7 +121,8 @@ def train_registered(
     if getattr(config, "shard", False):
         refuse_sharding(config, kind, part, processes)
     job = Job(config, command, save_to, facts, kind, registry is JUDGES, head)
-    run_ranks(train, job, part, arrays, processes=processes, address=address, out=config.out, device=here.device)
+    with released_if_refused(config.out):
+        run_ranks(train, job, part, arrays, processes=processes, address=address, out=config.out, device=here.device)
     finish(config.out, config)
     return 0
 
@@ -180,6 +187,15 @@ def success_head(config: Any, part: Any, arrays: Any) -> Any:
     """The success head that is trained with a world model, or None."""
     if not getattr(config, "success_head", 0):
         return None
+    if config.head_only:
+        from worldgym.models import load_world_model
+
+        found = type(load_world_model(config.initial))
+        if found is not type(part):
+            raise ConfigError(
+                f"--head-only keeps the world model as it is, and {config.initial} is a {found.__name__}; expected a "
+                f"{type(part).__name__}. Train one with --type {config.type}, and give its export as --initial"
+            )
     from rewards.training.success_head import SuccessHead
 
     return SuccessHead.for_data(

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from experiments.commands.train_wam import TrainWamConfig, run
+from experiments.commands.train_world_model import TrainWorldModelConfig
+from experiments.commands.train_world_model import run as train_world_model
 from worldgym.data import DatasetWriter, Episode, SplitManifest
 from worldgym.errors import ConfigError
 from worldgym.models.joint import JointConfig, JointModel
 from worldgym.specs import ActionSpec, Camera, ObservationSpec, Specs, StateField
+from worldgym.utils.compiling import has_compiler
 
 SIDE, LENGTH = 32, 9
 
@@ -97,6 +100,32 @@ def test_a_model_goes_on_from_one_of_its_family_and_takes_the_tokenizer_of_anoth
     )
     count = len({**one.network.state_dict(prefix="n."), **one.integrator.state_dict()})
     assert f"{count} of {count} weights are those of the initial model" in caplog.text
+
+
+def test_a_remedy_that_is_typed_after_a_refusal_is_accepted(start, tmp_path):
+    data = write(tmp_path / "data")
+    with pytest.raises(ConfigError, match="try --settings chunk=5"):
+        run(config(data, start, tmp_path / "run", settings=("chunk=60",)))
+    assert run(config(data, start, tmp_path / "run", settings=("chunk=5",))) == 0
+
+
+@pytest.mark.parametrize("compiler", ["nothere", "", "  ", "nice g++"])
+def test_a_compiler_that_cannot_be_called_is_refused_before_anything_is_made(compiler, start, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", compiler)
+    assert not has_compiler()
+    with pytest.raises(ConfigError, match="CXX=g") as error:
+        run(config(write(tmp_path / "data"), start, tmp_path / "run", compile=True))
+    assert repr(compiler) in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_an_error_of_one_of_several_processes_is_the_error_of_the_command(start, tmp_path):
+    chosen = TrainWorldModelConfig(
+        type="joint", data=write(tmp_path / "data"), initial=start, out=tmp_path / "run", preset="tiny", steps=2,
+        batch_size=4, processes=2, settings=("family=motus", "chunk=60"),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="^a chunk has 60 actions.*chunk=5$"):
+        train_world_model(chosen)
+    assert not (tmp_path / "run/run.json").exists()
 
 
 def test_optical_flow_teaches_recordings_without_actions_and_the_robot_goes_on(start, tmp_path, caplog):

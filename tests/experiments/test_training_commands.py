@@ -259,6 +259,13 @@ def test_a_success_head_is_trained_with_a_chunk_model_and_saved_as_a_judge(chain
     before, after = (load_file(part) for part in parts)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (tmp_path / "head" / "judge" / "config.json").is_file() and not (tmp_path / "head" / "decoder").exists()
+    # not on members that would be copies of each other, nor on a model that would become another one
+    assert main([*alone[:-1], str(tmp_path / "no"), "--settings", "members=3"]) == 2
+    assert "--settings would change it" in capsys.readouterr().err
+    video = str(chain / "world" / "export")
+    assert main([*alone[:-1], str(tmp_path / "no"), "--initial", video]) == 2
+    assert "is a VideoWorldModel; expected a ChunkWorldModel" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "run.json").exists()
     # a refused head gives its folder back, and --fresh begins again
     failures = str(tmp_path / "failures")
     collect = ["--episodes", "4", "--tasks", "reach", "--mix", "random=1", "--workers", "0", "--horizon", "4"]
@@ -276,6 +283,7 @@ def test_a_success_head_is_trained_with_a_chunk_model_and_saved_as_a_judge(chain
         (["--head-only"], "add --success-head 0.05"),
         (["--success-head", "0.05", "--type", "chunk", "--processes", "2"], "trained by one process"),
         (["--success-head", "0.05", "--type", "chunk", "--head-only"], "add --initial"),
+        (["--success-head", "0.05", "--type", "chunk", "--head-only", "--initial", str(tmp_path)], "--tokenizer would"),
         (["--success-head", "-1"], "--success-head is -1"),
     ):
         assert main([*common, "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "no"), *more]) == 2

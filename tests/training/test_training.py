@@ -111,6 +111,23 @@ def test_a_run_with_other_settings_or_data_is_not_continued(tmp_path, change):
     assert run(5).step == 3  # a longer run goes on
 
 
+@pytest.mark.parametrize(("compiled", "steps"), [(False, 1), (True, 5)])
+def test_the_time_of_compiling_is_not_training_time(tmp_path, monkeypatch, compiled, steps):
+    from worldgym.training import loop as module
+
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    def loss(net, step, generator):
+        clock[0] += 300.0 if step == 0 else 1.0
+        return net.weight.square().mean(), {}
+
+    config = LoopConfig(steps=5, warmup=1, max_minutes=1.0)
+    loop = TrainingLoop(torch.nn.Linear(2, 2), config, tmp_path, loss, compiled=compiled)
+    loop.run()
+    assert loop.step == steps
+
+
 def test_points_behind_the_checkpoint_are_shown_once_after_a_kill(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,4 +1,4 @@
-"""Does the error of the predicted frames predict failure? A policy acts in the real domain while a world model predicts.
+"""Does the error of the predicted frames predict failure? A policy acts in Real while a world model predicts.
 
 Before each chunk of actions the world model predicts the frame after it from the frame that was seen; the error is
 the distance of the prediction to the frame that is then seen. A chunk with a large error did not do what the model

@@ -30,6 +30,7 @@ from worldgym.nn.attention import Rotary, attend
 from worldgym.nn.block import TransformerBlock
 from worldgym.nn.kv_cache import KVCache, additive
 from worldgym.nn.layout import Kind, Rule, SequenceLayout
+from worldgym.utils.compiling import compiler
 
 
 @dataclass(frozen=True)
@@ -179,17 +180,18 @@ def compiled_layers(*args: Any) -> Any:
         ConfigError: the compilation fails.
     """
     from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
 
     try:
         with config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):  # else it goes on uncompiled
             return _compiled()(*args)
-    except RuntimeError as error:
+    except (RuntimeError, FailOnRecompileLimitHit) as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"torch.compile failed: {reason}. On a CPU it needs a C++ compiler, such as the package g++; or go "
-            "on without it: leave out --compile, or set compile=False"
+            f"torch.compile failed: {reason}. On a CPU it needs a C++ compiler, such as the package g++, which "
+            f"must be the program that CXX names (now {compiler()!r}); or leave out --compile, or set compile=False"
         ) from error
 
 

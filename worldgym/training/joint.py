@@ -433,7 +433,9 @@ class JointTrainer:
         shape = {name: value for name, value in c.to_dict().items() if name not in ("specs", "sampling")}
         kept = {name: value for name, value in asdict(chosen).items() if value is not None}
         identity = {**kept, "model": shape, "batch": settings.batch}
-        training = TrainingLoop(_Trained(model), loop, folder, loss, tag="train_wam", identity=identity)
+        training = TrainingLoop(
+            _Trained(model), loop, folder, loss, tag="train_wam", identity=identity, compiled=settings.compile
+        )
         facts = training.run()
         model.network.load_state_dict(training.ema_model.network.state_dict())
         model.integrator.load_state_dict(training.ema_model.integrator.state_dict())

@@ -164,6 +164,7 @@ class TrainingLoop:
         evaluate_every: steps between two evaluations.
         identity: JSON-able values besides `config` that identify the run: shape of the model, hash of the data,
             batch size. A checkpoint with other values is refused.
+        compiled: the first step of a process compiles, so that its time does not count as training.
 
     Raises:
         CheckpointError: the checkpoint in `run_dir` is damaged or of another model.
@@ -180,7 +181,9 @@ class TrainingLoop:
         evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
         evaluate_every: int = 800,
         identity: Mapping[str, Any] | None = None,
+        compiled: bool = False,
     ) -> None:
+        self.compiled = compiled
         self.model, self.config, self.loss, self.tag = model, config, loss, tag
         self.run_dir = Path(run_dir)
         if self.run_dir.exists() and not self.run_dir.is_dir():
@@ -318,7 +321,7 @@ class TrainingLoop:
                 self.model.zero_grad(set_to_none=True)
                 loss.backward()
                 now = time.monotonic()
-                self.elapsed += now - tick
+                self.elapsed += 0.0 if self.compiled and self.step == first else now - tick
                 tick = now
                 due = self._average_ranks(now - saved > c.save_seconds)
                 norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip))

@@ -415,6 +415,7 @@ def train_world_model(
         tag="train_world_model",
         evaluate=evaluate_refreshed,
         identity=run_facts,
+        compiled=settings.compile,
     )
     forward: Callable[..., Any] = model.dynamics
     if settings.compile:
