@@ -42,7 +42,7 @@ def test_an_imagined_evaluation_names_the_judge_and_counts_what_it_stopped(bundl
     assert 0 <= result["progress"]["mean"] <= 1 and set(result["by_task"]) <= {"reach", "push"}
     assert data["differences"][0]["a"] == "sft@1.0"
     assert "as judged by learned on imagined frames" in capsys.readouterr().out
-    stopped = evaluated(tmp_path, *options, "--max-uncertainty", "-1")["policies"]["sft"]
+    stopped = evaluated(tmp_path, *options, "--max-uncertainty", "0")["policies"]["sft"]
     assert stopped["hallucination_stops"] == stopped["invalid"] == 6 and stopped["success"] is None
     assert "  - " in capsys.readouterr().out
 
