@@ -266,7 +266,7 @@ def matrix(name: str, result: ClosedLoopResult, gate: float) -> str:
     tasks = [row(task, table) for task, table in result.by_task().items()]
     count = int(result.invalid.sum())
     dropped = f"\n  {count} episodes dropped: the judge failed, or the world model was too uncertain" if count else ""
-    if count and result.uncertainty is not None:
+    if count and result.uncertainty is not None and np.isfinite(result.uncertainty).any():
         low, high = np.nanmin(result.uncertainty), np.nanmax(result.uncertainty)
         dropped += f" (uncertainty of all episodes: {low:.3g} to {high:.3g})"
     auroc = result.wrong_verdict_auroc()
