@@ -285,6 +285,7 @@ def test_a_success_head_is_trained_with_a_chunk_model_and_saved_as_a_judge(chain
         (["--success-head", "0.05", "--type", "chunk", "--head-only"], "add --initial"),
         (["--success-head", "0.05", "--type", "chunk", "--head-only", "--initial", str(tmp_path)], "--tokenizer would"),
         (["--success-head", "-1"], "--success-head is -1"),
+        (["--type", "chunk", "--compile"], "--compile is for --type video and joint, got --type chunk"),
     ):
         assert main([*common, "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "no"), *more]) == 2
         assert said in capsys.readouterr().err
