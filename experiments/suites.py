@@ -22,10 +22,11 @@ import tyro
 from worldgym import pretrained
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.evaluation import EvaluationPool
+from worldgym.registry import SUITES
 from worldgym.suite import SINGLE, Suite, load_suite
 
-__all__ = ["chosen_suite", "domain_settings", "evaluation_pool", "known_split", "known_tasks", "real_env",
-    "suite_of_bundle", "BundleName"]
+__all__ = ["chosen_suite", "domain_settings", "evaluation_pool", "known_split", "known_tasks", "other_instructions",
+    "real_env", "suite_of_bundle", "suite_of_data", "BundleName"]
 
 BundleName = Annotated[str, tyro.conf.arg(aliases=("--world",))]
 """Option `--bundle` of a command, or `--world`: the name of a bundled checkpoint or of its suite, or a folder."""
@@ -51,6 +52,31 @@ def suite_of_bundle(bundle: str | Path) -> str | None:
             return None  # the error is raised again where the bundle is needed
     found = pretrained.read_card(folder).get("suite")
     return None if found is None else str(found)
+
+
+def suite_of_data(dataset: Any) -> str | None:
+    """The suite in which a dataset was collected, from the name of its split manifest; None if there is none."""
+    return dataset.manifest.name if dataset.manifest.name in SUITES.names() else None
+
+
+def other_instructions(dataset: Any, arrays: Any) -> list[tuple[str, ...]] | None:
+    """For each episode of `arrays`, other instructions that a policy could follow from its start state.
+
+    Args:
+        dataset: the `EpisodeDataset` that `arrays` come from.
+        arrays: its `EpisodeArrays`, or some of the episodes.
+
+    Returns:
+        None if the dataset is of no suite, its suite does not know, or an episode lacks the seed of its start state.
+    """
+    name = suite_of_data(dataset)
+    asked = None if name is None else getattr(load_suite(name), "other_instructions", None)
+    records = [dataset.records[int(i)] for i in arrays.indices] if asked is not None else []
+    if asked is None or not all("seed" in record.provenance for record in records):
+        return None
+    return [
+        tuple(asked(task=record.task, seed=int(record.provenance["seed"]), split=record.split)) for record in records
+    ]
 
 
 def domain_settings(suite: Suite, domain: str | None = None, gap: float = 0.0) -> dict[str, Any]:

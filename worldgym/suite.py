@@ -16,6 +16,8 @@ A suite may have optional members beyond the protocol. `extra` returns such a me
 * `measure_gap(gap, episodes=...) -> dict` and `frozen_gap() -> float`: the sim-to-real gap of the software simulator;
 * `fulfilled(env, instruction) -> bool`: whether an instruction is fulfilled in the current state, for audits of
   relabelled attempts;
+* `other_instructions(*, task, seed, split) -> Sequence[str]`: other instructions of the task that a policy could follow
+  from a start state, for relabelling failed attempts;
 * `task_of(instruction) -> str`: the task that an instruction belongs to;
 * `unseen_tasks`: tasks of the split `unseen_task`;
 * `stock(seed) -> step`, where `step()` takes one control step in the simulator as its own package makes it, draws the

@@ -2,8 +2,12 @@
 
 Hindsight experience replay (Andrychowicz et al. 2017) relabels a failed attempt with the goal that it reached. With
 language, the reached goal is a sentence, so the judge is asked: the last frame of every failed attempt is scored with
-other instructions of the same task, and an attempt that the judge is sure of becomes a success of that instruction.
-Instructions that were fulfilled at the start already do not count, because the attempt did nothing for them.
+other instructions, and an attempt that the judge is sure of becomes a success of that instruction. Instructions that
+were fulfilled at the start already do not count, because the attempt did nothing for them.
+
+The rollouts say which other instructions could be followed from their starts (`Suite.other_instructions`, or the start
+set). If they do not, all instructions of the same task in the start set are candidates, also those that name objects
+which are not there, and the judge accepts such sentences too often (docs/guides/fast_world_models.md).
 
 The judge's errors become labels here, so audit them: `audit` executes relabelled attempts in the real domain.
 
@@ -41,10 +45,11 @@ def relabel(
     Args:
         rollouts: imagined attempts, with the path of proprioception.
         judge: scores single frames.
-        sentences: instructions by group of alternatives; those in the group of an attempt's own instruction are asked.
+        sentences: instructions by task, for rollouts without `other_instructions`: those of the task of an attempt's
+            own instruction are asked.
         threshold: lowest probability that counts.
         rng: draws which sentences are asked.
-        candidates: sentences per attempt.
+        candidates: at most this many sentences per attempt.
         keep_groups: keep the group of each attempt; otherwise each is a group of its own.
 
     Returns:
@@ -63,7 +68,9 @@ def relabel(
     rows, texts = [], []
     for row in failed:
         own = rollouts.instructions[row]
-        others = [text for text in sentences.get(group_of.get(own, ""), ()) if text != own]
+        known = rollouts.other_instructions
+        asked = sentences.get(group_of.get(own, ""), ()) if known is None else known[row]
+        others = [text for text in asked if text != own]
         if others:
             chosen = rng.choice(len(others), min(candidates, len(others)), replace=False)
             rows += [int(row)] * len(chosen)
@@ -89,6 +96,7 @@ def relabel(
         return None, facts
     extra = rollouts.select(torch.tensor(sorted(best)))
     extra.instructions = [texts[best[row]] for row in sorted(best)]
+    extra.other_instructions = None
     extra.reward = torch.ones_like(extra.reward)
     if not keep_groups:
         extra.groups = torch.arange(len(extra))

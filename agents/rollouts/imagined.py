@@ -59,6 +59,7 @@ class Starts:
         tasks: M task names, for tables.
         steps: `(M,)` int64, step of each frame within its episode.
         views: real frames of the cameras beside the main one, by camera name, each `(M,H',W',3)` uint8.
+        other_instructions: for each start, other instructions that a policy could follow from there; None if unknown.
     """
 
     images: Tensor
@@ -67,6 +68,7 @@ class Starts:
     tasks: list[str]
     steps: Tensor
     views: dict[str, Tensor] = field(default_factory=dict)
+    other_instructions: list[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         """Number of starts."""
@@ -83,6 +85,7 @@ class Starts:
             [self.tasks[i] for i in chosen],
             self.steps[index],
             {name: view[index] for name, view in self.views.items()},
+            None if self.other_instructions is None else [self.other_instructions[i] for i in chosen],
         )
 
     def observation(self) -> Observation:
@@ -111,6 +114,7 @@ class Starts:
             starts.tasks,
             torch.from_numpy(starts.steps),
             {name: torch.from_numpy(view) for name, view in starts.views.items()},
+            starts.other_instructions,
         )
         return every.select(rows)
 
@@ -119,7 +123,7 @@ class Starts:
         views = {name: view.numpy() for name, view in self.views.items()}
         return ArrayStarts(
             self.images.numpy(), self.instructions, self.states.numpy(), self.tasks, views=views,
-            steps=self.steps.numpy(),
+            steps=self.steps.numpy(), other_instructions=self.other_instructions,
         )  # fmt: skip
 
 
@@ -154,6 +158,7 @@ class StartBank:
         tasks: Sequence[str] | None = None,
         behaviours: Sequence[str] | None = None,
         stride: int = 3,
+        other_instructions: Sequence[Sequence[str]] | None = None,
     ) -> StartBank:
         """Take every `stride`-th frame before an episode's first success.
 
@@ -162,6 +167,7 @@ class StartBank:
             tasks: tasks to keep; None keeps all.
             behaviours: behaviours to keep; None keeps all.
             stride: step between frames; neighbouring frames are nearly equal, and each costs 12 KB.
+            other_instructions: for each episode, other instructions that a policy could follow in it; None if unknown.
         """
         rows, owner, depth = [], [], []
         for i in range(len(arrays)):
@@ -185,6 +191,7 @@ class StartBank:
                 [arrays.tasks[i] for i in owner],
                 torch.from_numpy(np.concatenate(depth) if depth else np.zeros(0, np.int64)),
                 {name: torch.from_numpy(view[index]) for name, view in getattr(arrays, "views", {}).items()},
+                None if other_instructions is None else [tuple(other_instructions[i]) for i in owner],
             )
         )
 
@@ -283,6 +290,8 @@ def collect(
     out.valid[torch.from_numpy(result.invalid)] = False
     out.uncertainty = torch.from_numpy(result.uncertainty).float()
     out.frames_used, out.seconds = result.frames, result.seconds
+    if starts.other_instructions is not None:
+        out.other_instructions = [texts for texts in starts.other_instructions for _ in range(group_size)]
     return out
 
 

@@ -46,11 +46,12 @@ class SimulatorCollector:
     def __init__(
         self, env: str | None = None, env_kwargs: Mapping[str, Any] | None = None, *, processes: int = 2
     ) -> None:
-        self._kwargs, self._action_dim = dict(env_kwargs or {}), None
+        self._kwargs, self._action_dim, self._others = dict(env_kwargs or {}), None, None
         if env is None or ":" not in env:
             self._kwargs["suite"], env = default_suite() if env is None else env, BATCH
             action = load_suite(self._kwargs["suite"]).specs.action  # raises for an unknown suite here
             self._action_dim = None if action is None else action.dim
+            self._others = getattr(load_suite(self._kwargs["suite"]), "other_instructions", None)
         self._env = env
         self._processes = processes
         self._workers: list[tuple[Any, Connection]] = []
@@ -247,6 +248,12 @@ class SimulatorCollector:
             out.reward = earned / (chunks * k)
         out.seconds = clock
         out.weights = None if explore is None else explore.weights
+        if self._others is not None:
+            out.other_instructions = [
+                texts
+                for seed, task in zip(seeds, tasks, strict=True)
+                for texts in [tuple(self._others(task=str(task), seed=int(seed), split=split))] * group_size
+            ]
         return out
 
 

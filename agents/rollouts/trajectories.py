@@ -42,6 +42,8 @@ class Rollouts:
         weights: `(N,)` importance weights of trajectories that were not drawn from the policy alone; None for ones.
         uncertainty: `(N,)` float32, largest uncertainty of the world model, or of the verdict, in each trajectory;
             None in a simulator.
+        other_instructions: for each trajectory, other instructions that a policy could follow from its start; None if
+            they are not known.
         frames_used: number of environment or world-model steps, for the budget.
         seconds: wall time by stage: `imagine`, `judge`, `policy`.
     """
@@ -63,6 +65,7 @@ class Rollouts:
     views: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     weights: Tensor | None = None
     uncertainty: Tensor | None = None
+    other_instructions: list[tuple[str, ...]] | None = None
     frames_used: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -151,8 +154,8 @@ class Rollouts:
                 values[field.name] = value[index]
             elif field.name in ("log_probs", "trace", "views"):
                 values[field.name] = {name: part[index] for name, part in value.items()}
-            elif field.name == "instructions":
-                values[field.name] = [value[i] for i in index.tolist()]
+            elif field.name in ("instructions", "other_instructions"):
+                values[field.name] = None if value is None else [value[i] for i in index.tolist()]
             else:
                 values[field.name] = value
         return Rollouts(**values)  # type: ignore[arg-type]
@@ -180,8 +183,9 @@ class Rollouts:
                 values[field.name] = {name: torch.cat([c[name] for c in column]) for name in column[0]}
             elif isinstance(column[0], Tensor):
                 values[field.name] = torch.cat(column)
-            elif field.name == "instructions":
-                values[field.name] = [text for c in column for text in c]
+            elif field.name in ("instructions", "other_instructions"):
+                known = all(c is not None for c in column)
+                values[field.name] = [item for c in column for item in c] if known else None
             elif field.name == "frames_used":
                 values[field.name] = sum(column)
             elif field.name == "seconds":

@@ -135,6 +135,12 @@ class TabletopSuite:
         scene = scene_for(env.batch.scene(), instruction)
         return scene is not None and bool(judge_truth(scene, env.batch.simulation().privileged())[0])
 
+    def other_instructions(self, *, task: str, seed: int, split: str) -> tuple[str, ...]:
+        """Other instructions that a policy could follow from the start state of (seed, task, split)."""
+        from envs.tabletop.tasks import other_instructions
+
+        return other_instructions(task, seed, split)
+
     def task_of(self, instruction: str) -> str:
         """The task of an instruction."""
         return task_of(instruction)

@@ -81,21 +81,28 @@ class Scene:
         return f"{self.colours[slot]} {SLOT_SHAPES[slot]}"
 
 
-def _colours(rng: np.random.Generator, split: str, task: str) -> tuple[list[str | None], int]:
-    """Draw the colours of the slots and the target's slot, as the split requires."""
+def _movable(task: str) -> int:
+    """Number of slots, from the first one, whose object may be the target.
+
+    A ball is never part of a stack and never pushed: it rolls away from the hand. Policies move it to the zone one time
+    in five, and at 64 px the successful pushes look the same as the failed ones.
+    """
+    return 2 if task in ("push", "stack") else 3
+
+
+def _asked(rng: np.random.Generator, split: str, task: str) -> tuple[list[str | None], int, str]:
+    """Draw the colours of the slots, the target's slot, as the split requires, and the side of a push."""
     seen = [c for c in COLOURS if c != UNSEEN_COLOUR]
     slots = 4 if split == "unseen_scene" else 3
     for _ in range(1000):
         palette = list(rng.permutation(seen)[:slots])
-        # A ball is never part of a stack and never pushed: it rolls away from the hand. Policies move it to the zone
-        # one time in five, and at 64 px the successful pushes look the same as the failed ones.
-        movable = 2 if task in ("push", "stack") else 3
-        target = int(rng.integers(movable))
+        target = int(rng.integers(_movable(task)))
         if split == "unseen_object":
             palette[target] = UNSEEN_COLOUR
         held_out = (palette[target], SLOT_SHAPES[target]) in HELD_OUT_TARGETS
         if held_out == (split == "unseen_combination"):
-            return [str(c) for c in palette] + [None] * (4 - slots), target
+            side = "left" if rng.random() < 0.5 else "right"
+            return [str(c) for c in palette] + [None] * (4 - slots), target, side
     raise RuntimeError(f"no colours found for split {split!r} and task {task!r}")
 
 
@@ -148,8 +155,7 @@ def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
     rng = np.random.default_rng([int(seed), TASKS.index(task), SPLITS.index(split)])
-    colours, target = _colours(rng, split, task)
-    side = "left" if rng.random() < 0.5 else "right"
+    colours, target, side = _asked(rng, split, task)
     base = 1 - target if task == "stack" else -1
     n = sum(c is not None for c in colours)
     wide = (
@@ -184,6 +190,39 @@ def draw_scene(seed: int, task: str, split: str = "seen") -> Scene:
         side=side,
         dark_table=split == "unseen_scene",
     )
+
+
+def other_instructions(task: str, seed: int, split: str) -> tuple[str, ...]:
+    """Other instructions that a policy could follow from the start state of (seed, task, split).
+
+    Each asks for the same task with another object, or to the other side. Objects that the split never names as a
+    target are left out, so that no split leaks into another. Each is one of the split's paraphrases, drawn from the
+    seed.
+
+    Args:
+        task: name of the task; tasks that name no object have no other instructions.
+        seed: seed of the start state.
+        split: split of the start state.
+    """
+    if task not in NEEDS_OBJECT:
+        return ()
+    start = [int(seed), TASKS.index(task), SPLITS.index(split)]
+    colours, own, own_side = _asked(np.random.default_rng(start), split, task)  # without the layout, which takes long
+    names = [f"{c} {s}" for c, s in zip(colours, SLOT_SHAPES, strict=True)]
+    rng = np.random.default_rng([*start, 1])
+    texts = []
+    for slot in range(_movable(task)):
+        held_out = (colours[slot], SLOT_SHAPES[slot]) in HELD_OUT_TARGETS
+        if held_out != (split == "unseen_combination") or (
+            split == "unseen_object" and colours[slot] != UNSEEN_COLOUR
+        ):
+            continue
+        for side in ("left", "right") if task == "push" else (own_side,):
+            if (slot, side) != (own, own_side):
+                base = names[1 - slot] if task == "stack" else ""
+                index = int(rng.choice(paraphrases(task, split)))
+                texts.append(phrase(task, index, target=names[slot], side=side, base=base))
+    return tuple(texts)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class BenchHindsightConfig:
         group: attempts per start.
         candidates: other instructions per failed attempt that the judge is asked about.
         threshold: lowest probability that relabels an attempt.
+        scene: ask only about instructions that can be followed from the start, if the suite knows them; False asks
+            about all instructions of the task in the start set.
         distinct_goals: the attempts from a start try different goals.
         horizon: steps of an attempt.
         start_seed: first seed of the starts.
@@ -66,6 +68,7 @@ class BenchHindsightConfig:
     group: int = 6
     candidates: int = 8
     threshold: float = 0.9
+    scene: bool = True
     distinct_goals: bool = False
     horizon: int = 25
     start_seed: int = EVALUATION_SEED0 + 1_950_000
@@ -98,9 +101,13 @@ def run(config: BenchHindsightConfig) -> int:
     places = make_starts(tasks, max(1, config.starts // len(tasks)), config.start_seed)
     env = real_env(suite, horizon=config.horizon, terminate_on_success=False)
     seen = first_observations(env, places)
+    asked = getattr(suite, "other_instructions", None) if config.scene else None
     starts = Starts(
         seen["image"], seen["state"], seen["instruction"], [place.task for place in places],
         torch.zeros(len(places), dtype=torch.int64),
+        other_instructions=None
+        if asked is None
+        else [tuple(asked(task=place.task, seed=place.seed, split=place.split)) for place in places],
     )  # fmt: skip
     rollouts = collect(
         model, judge, policy, starts, group_size=config.group, horizon=config.horizon,
@@ -130,6 +137,7 @@ def run(config: BenchHindsightConfig) -> int:
     own = rollouts.success_rate()
     result = {
         **facts, "imagined_success": own, "distinct_goals": config.distinct_goals, "threshold": config.threshold,
+        "scene": asked is not None,
         "by_task": {
             task: {"relabelled": len(true), "true": wilson(sum(true), len(true)).to_dict() if true else None}
             for task, true in table.items()
@@ -140,7 +148,7 @@ def run(config: BenchHindsightConfig) -> int:
     atomic_write_text(config.json, json.dumps(finite(result), indent=1) + "\n")
     lines = [
         f"{len(rollouts)} attempts, imagined success {own:.2f}; {facts['failures']:.0f} failures, "
-        f"{facts['relabelled']:.0f} relabelled"
+        f"{facts['relabelled']:.0f} relabelled; asked about {'what the scene allows' if asked else 'all instructions'}"
     ]
     for task, row in [*result["by_task"].items(), ("all", {"relabelled": len(rows), "true": result["true"]})]:
         true = row["true"]

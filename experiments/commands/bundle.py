@@ -20,10 +20,11 @@ import numpy as np
 
 from experiments.pipelines.checks import values_of
 from experiments.pipelines.settings import PRACTICE
+from experiments.suites import other_instructions, suite_of_data
 from worldgym.errors import ConfigError
 from worldgym.imagination.starts import VIEWS
 from worldgym.pretrained import CARD
-from worldgym.registry import JUDGES, POLICIES, SUITES, WORLD_MODELS
+from worldgym.registry import JUDGES, POLICIES, WORLD_MODELS
 from worldgym.specs import Specs
 from worldgym.suite import load_suite
 from worldgym.utils.arrays import write_arrays
@@ -108,7 +109,7 @@ def run(config: BundleConfig) -> int:
         raise ConfigError(f"--practice has {unknown[0]!r}, expected {' or '.join(PRACTICE)}; try --practice confirm=2")
     sources = parts(config)
     dataset = EpisodeDataset(config.data).require_seen()
-    suite = load_suite(config.suite).name if config.suite else suite_of(dataset)
+    suite = load_suite(config.suite).name if config.suite else suite_of_data(dataset)
     name = f"the world model {config.world_model}"
     dataset.specs.check(specs_in(config.world_model), f"the dataset {config.data}", name)
     arrays = dataset.load_arrays(progress=True, cameras=dataset.cameras)
@@ -129,7 +130,7 @@ def run(config: BundleConfig) -> int:
                         f"has {len(arrays)} episodes, and starts are taken from those after the first --starts-after"
                     )
                 left = arrays.keep(np.arange(len(arrays)) >= config.starts_after)
-            write_starts(folder / "starts.npz", left, config.starts, config.seed)
+            write_starts(folder / "starts.npz", left, config.starts, config.seed, other_instructions(dataset, left))
             if config.policy is not None:
                 chosen = demonstrations(
                     first,
@@ -157,11 +158,6 @@ def run(config: BundleConfig) -> int:
     size = sum(f.stat().st_size for f in config.out.rglob("*") if f.is_file()) / 1e6
     logger.info("bundle in %s, %.1f MB", config.out, size)
     return 0
-
-
-def suite_of(dataset: Any) -> str | None:
-    """The suite in which a dataset was collected, from the name of its split manifest; None if there is none."""
-    return dataset.manifest.name if dataset.manifest.name in SUITES.names() else None
 
 
 def parts(config: BundleConfig) -> dict[str, Path]:
@@ -248,11 +244,16 @@ def halve(folder: Path) -> None:
     seal_folder(folder)
 
 
-def write_starts(path: Path, arrays: Any, count: int, seed: int) -> None:
-    """Write `count` start frames without success: half first frames, half from mid-episode, tasks equally often."""
+def write_starts(
+    path: Path, arrays: Any, count: int, seed: int, others: list[tuple[str, ...]] | None = None
+) -> None:
+    """Write `count` start frames without success: half first frames, half from mid-episode, tasks equally often.
+
+    `others` has the other instructions that a policy could follow in each episode.
+    """
     from agents import StartBank
 
-    bank = StartBank.from_arrays(arrays)
+    bank = StartBank.from_arrays(arrays, other_instructions=others)
     chosen = bank.sample(count, np.random.default_rng(seed))
     chosen.start_set().save(path, dense=True)
 

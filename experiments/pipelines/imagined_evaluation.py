@@ -17,7 +17,7 @@ import torch
 
 from experiments.bundle import Bundle
 from experiments.pipelines.policies import PolicyChoice
-from experiments.suites import chosen_suite, known_split, known_tasks, real_env
+from experiments.suites import chosen_suite, known_split, known_tasks, other_instructions, real_env
 from worldgym.errors import CheckpointError
 from worldgym.evaluation import ImaginedResult, evaluate_imagined, make_starts, paired_bootstrap
 from worldgym.evaluation.rollouts import first_observations
@@ -156,7 +156,9 @@ def bank_of(bundle: Bundle, named: str, tasks: Sequence[str] | None) -> Any:
         raise CheckpointError(
             f"there is no {named}; give {BUNDLED_STARTS}, the folder of a dataset, or an .npz file of starts"
         )
-    return StartBank.from_arrays(EpisodeDataset(place).load_arrays(), tasks=tasks).starts
+    dataset = EpisodeDataset(place)
+    arrays = dataset.load_arrays()
+    return StartBank.from_arrays(arrays, tasks=tasks, other_instructions=other_instructions(dataset, arrays)).starts
 
 
 def differences(results: dict[str, ImaginedResult]) -> list[dict[str, Any]]:

@@ -62,6 +62,15 @@ def test_other_attempts_are_not(first, last, text, reward):
     assert run(rollouts([first], [last], [text], [reward]))[0] is None
 
 
+def test_what_the_scene_allows_is_asked_in_place_of_all_sentences():
+    made = rollouts([0, 0], [100, 100], ["reach red", "reach red"], [0.0, 0.0])
+    made.other_instructions = [("reach blue",), ("reach green",)]
+    extra, facts = run(made)
+    assert facts == {"failures": 2.0, "asked": 2.0, "relabelled": 1.0}
+    assert extra.instructions == ["reach green"]
+    assert extra.other_instructions is None  # those of the old instruction would be wrong for the new one
+
+
 def test_invalid_attempts_are_not_asked_about():
     made = rollouts([0, 0], [100, 100], ["reach red", "reach red"], [0.0, 0.0])
     made.valid[0] = False

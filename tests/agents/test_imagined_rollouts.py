@@ -10,9 +10,11 @@ from agents import Rollouts, StartBank, collect
 from worldgym.protocols import Reads
 
 
-def run(judge=None, world=None, seed=0, **kwargs):
+def run(judge=None, world=None, seed=0, others=None, **kwargs):
     values = {"group_size": 6, "horizon": 12, "generator": torch.Generator().manual_seed(seed), **kwargs}
-    return collect(world or LineWorld(), judge or BrightJudge(), tiny_policy(), starts(3), **values)
+    begun = starts(3)
+    begun.other_instructions = others
+    return collect(world or LineWorld(), judge or BrightJudge(), tiny_policy(), begun, **values)
 
 
 def test_shapes_order_and_groups():
@@ -101,6 +103,25 @@ def test_selection_and_concatenation():
     assert len(both.instructions) == 36 and both.frames_used == a.frames_used + b.frames_used
     won = both.select(both.reward > 0)
     assert bool((won.reward > 0).all()) and len(won.instructions) == len(won)
+
+
+def test_other_instructions_go_from_the_logs_to_the_attempts():
+    arrays = made_up_arrays()
+    others = [(f"other {i}",) for i in range(len(arrays))]
+    bank = StartBank.from_arrays(arrays, stride=1, other_instructions=others)
+    assert bank.starts.other_instructions == [others[i] for i in range(len(arrays)) for _ in range(3)]
+    chosen = bank.starts.select([7, 0])
+    assert chosen.other_instructions == [others[2], others[0]]
+    assert chosen.start_set().other_instructions == chosen.other_instructions
+    assert type(chosen).of(chosen.start_set()).other_instructions == chosen.other_instructions
+
+
+def test_each_attempt_has_the_other_instructions_of_its_start():
+    known, unknown = run(seed=0, others=[(f"other {i}",) for i in range(3)]), run(seed=1)
+    assert known.other_instructions == [(f"other {i // 6}",) for i in range(len(known))]
+    assert known.select(torch.tensor([7, 0])).other_instructions == [("other 1",), ("other 0",)]
+    assert Rollouts.concatenate([known, known]).other_instructions == 2 * known.other_instructions
+    assert Rollouts.concatenate([known, unknown]).other_instructions is None
 
 
 def test_the_start_bank_holds_unsolved_frames_of_all_depths():

@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.tabletop.grammar import TEMPLATES, parse, phrase
+from envs.tabletop.grammar import TEMPLATES, paraphrases, parse, phrase
 from envs.tabletop.suite import TabletopSuite
-from envs.tabletop.tasks import draw_scene, scene_for
+from envs.tabletop.tasks import (
+    HELD_OUT_TARGETS,
+    SPLITS,
+    UNSEEN_COLOUR,
+    draw_scene,
+    other_instructions,
+    scene_for,
+)
 
 
 @pytest.mark.parametrize("task", TEMPLATES)
@@ -35,6 +42,31 @@ def test_an_object_that_is_not_there_fulfils_nothing():
     scene = draw_scene(0, "reach")
     missing = next(c for c in ("red", "green", "blue", "yellow", "purple", "cyan") if c not in scene.colours)
     assert scene_for(scene, f"reach the {missing} cube") is None
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("task", TEMPLATES)
+def test_other_instructions_name_what_the_scene_holds_and_the_split_asks_for(task, split):
+    found = 0
+    for seed in range(40):
+        scene = draw_scene(seed, task, split)
+        others = other_instructions(task, seed, split)
+        assert others == TabletopSuite().other_instructions(task=task, seed=seed, split=split)
+        for text in others:
+            changed = scene_for(scene, text)
+            assert changed is not None and changed.task == task
+            assert (changed.target, changed.side) != (scene.target, scene.side)
+            named = tuple(changed.name(changed.target).split())
+            assert (named in HELD_OUT_TARGETS) == (split == "unseen_combination")
+            assert split != "unseen_object" or named[0] == UNSEEN_COLOUR
+            assert task not in ("push", "stack") or named[1] != "ball"
+            words = parse(text)[1]
+            assert any(text == phrase(task, index, **words) for index in paraphrases(task, split))
+        found += len(others)
+    names_objects = "{target}" in TEMPLATES[task][0]
+    if split not in ("unseen_object", "unseen_combination"):  # a scene there may have only one such object
+        assert (found > 0) == names_objects
+    assert names_objects or not found
 
 
 def test_the_truth_of_another_instruction_is_that_of_an_episode_with_it():

@@ -43,6 +43,17 @@ def test_array_starts_survive_the_disk(tmp_path):
     assert np.array_equal(one.states, two.states)
 
 
+def test_other_instructions_survive_the_disk(tmp_path):
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    others = [("open the lid", "close the lid"), (), ("go on",)]
+    ArrayStarts(images, ["a", "b", "c"], other_instructions=others).save(tmp_path / "starts.npz")
+    assert ArrayStarts.load(tmp_path / "starts.npz").other_instructions == others
+    ArrayStarts(images, ["a", "b", "c"]).save(tmp_path / "without.npz")
+    assert ArrayStarts.load(tmp_path / "without.npz").other_instructions is None
+    with pytest.raises(ValueError, match="2 lists of other instructions for 3 images"):
+        ArrayStarts(images, ["a", "b", "c"], other_instructions=others[:2])
+
+
 def test_damaged_foreign_or_missing_start_files(tmp_path):
     with pytest.raises(CheckpointError, match="worldgym bundle"):
         ArrayStarts.load(tmp_path / "none.npz")

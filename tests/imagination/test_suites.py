@@ -169,6 +169,15 @@ def test_evaluation_and_simulator_rollouts_show_every_camera(joints):
     assert rollouts.views["wrist"].shape == (4, 2, 12, 16, 3) and rollouts.frames_used == 16
     seen = rollouts.observation(torch.tensor([0, 3]), torch.tensor([1, 1]))
     assert torch.equal(seen["image_wrist"], rollouts.views["wrist"][[0, 3], 1])
+    assert rollouts.other_instructions is None
+
+
+def test_simulator_rollouts_have_the_other_instructions_that_their_suite_knows(joints, monkeypatch):
+    asked = lambda self, *, task, seed, split: (f"{task} {seed} {split}",)  # noqa: E731
+    monkeypatch.setattr(JointsSuite, "other_instructions", asked, raising=False)
+    with SimulatorCollector("joints", processes=0) as simulator:
+        rollouts = simulator.collect(Still(), [1, 2], ["fold", "stretch"], group_size=2, horizon=4)
+    assert rollouts.other_instructions == 2 * [("fold 1 seen",)] + 2 * [("stretch 2 seen",)]
 
 
 # -- imagination with two cameras --------------------------------------------------------------------------------------

@@ -31,8 +31,12 @@ START_FIELDS = {
     "states": Field("float", ("N", "S"), required=False),
     "tasks": Field("text", ("N",), required=False),
     "steps": Field("int", ("N",), required=False),
+    "other_instructions": Field("text", ("N",), required=False),
 }
-"""Arrays in the file of a start set; further cameras are `views_<name>`, uint8 (N, H', W', 3)."""
+"""Arrays in the file of a start set; further cameras are `views_<name>`, uint8 (N, H', W', 3).
+
+`other_instructions` has those of each start in one text, a line each.
+"""
 VIEWS = "views_"
 
 
@@ -84,6 +88,8 @@ class ArrayStarts:
         tasks: N strings, or None.
         views: frames of further cameras, by camera name, each (N, H', W', 3) uint8.
         steps: (N,) index of each image in its logged episode; None for 0.
+        other_instructions: for each image, other instructions that a policy could follow from there, for relabelling
+            failed attempts; None if they are not known.
 
     Raises:
         ValueError: arrays of different lengths, wrong dtype, or no rows.
@@ -98,6 +104,7 @@ class ArrayStarts:
         *,
         views: Mapping[str, NDArray[np.uint8]] | None = None,
         steps: Sequence[int] | NDArray[np.int64] | None = None,
+        other_instructions: Sequence[Sequence[str]] | None = None,
     ) -> None:
         self.images = _pictures("images", images)
         self.views = {name: _pictures(f"views of {name}", frames) for name, frames in (views or {}).items()}
@@ -108,7 +115,12 @@ class ArrayStarts:
         self.states = None if states is None else np.asarray(states, np.float32)
         self.tasks = [""] * count if tasks is None else [str(task) for task in tasks]
         self.steps = np.zeros(count, np.int64) if steps is None else np.asarray(steps, np.int64)
+        self.other_instructions = (
+            None if other_instructions is None else [tuple(map(str, texts)) for texts in other_instructions]
+        )
         lengths = {"instructions": len(self.instructions), "tasks": len(self.tasks), "steps": len(self.steps)}
+        if self.other_instructions is not None:
+            lengths["lists of other instructions"] = len(self.other_instructions)
         lengths |= {f"views of {name}": len(frames) for name, frames in self.views.items()}
         if self.states is not None:
             lengths["states"] = len(self.states)
@@ -118,7 +130,7 @@ class ArrayStarts:
 
     @classmethod
     def load(cls, path: str | Path, remedy: str | None = None) -> ArrayStarts:
-        """Read `images`, `instructions` and optionally `states`, `tasks`, `steps`, `views_<camera>` from an .npz file.
+        """Read an .npz file: `images`, `instructions`, and if they are there the rest of `START_FIELDS` and the views.
 
         Nothing is unpickled. `remedy` is the advice in the message about a damaged file.
 
@@ -143,9 +155,11 @@ class ArrayStarts:
         }
         arrays = read_arrays(path, {**START_FIELDS, **more}, f"Expected a start set: {remedy}")
         views = {name.removeprefix(VIEWS): arrays[name] for name in more}
+        others = arrays.get("other_instructions")
         return cls(
             arrays["images"], arrays["instructions"], arrays.get("states"), arrays.get("tasks"), views=views,
             steps=arrays.get("steps"),
+            other_instructions=None if others is None else [str(text).splitlines() for text in others],
         )  # fmt: skip
 
     def save(self, path: str | Path, dense: bool = False) -> None:
@@ -159,6 +173,8 @@ class ArrayStarts:
             arrays["states"] = self.states
         if self.steps.any():
             arrays["steps"] = self.steps
+        if self.other_instructions is not None:
+            arrays["other_instructions"] = np.array(["\n".join(texts) for texts in self.other_instructions], np.str_)
         arrays |= {f"{VIEWS}{name}": frames for name, frames in self.views.items()}
         write_arrays(path, arrays, dense)
 
