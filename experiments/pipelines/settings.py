@@ -54,8 +54,8 @@ class FineTuneSettings:
         action_temperature: sampling temperature of the actions of a policy with goals; 0 is greedy.
         distinct_goals: the attempts from a start try different goals, drawn without replacement, and keep them until
             they are reached.
-        hindsight: other instructions per failed attempt that the judge is asked about; attempts that fulfil one are
-            imitated under it. 0 disables it.
+        hindsight: other instructions per failed attempt that the judge is asked about, of those that can be followed
+            from its start if the starts say so; attempts that fulfil one are imitated under it. 0 disables it.
         hindsight_threshold: lowest probability of the judge that counts there.
         learn: `goal` trains where the policy moves and keeps the action head as it was cloned; `all` trains both.
         average: decay per iteration of the averaged weights, which are the improved policy; the BC-only control is

@@ -233,3 +233,17 @@ def test_every_chunk_has_the_same_parts():
     output.trace = {"other": torch.zeros(2, 3)}
     with pytest.raises(ConfigError, match=r"trace of \['other'\], but of \['raw'\] at the first chunk"):
         empty.record(rows, 1, seen, output, live)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_hindsight_says_when_the_starts_do_not_know_what_their_scenes_allow(known, caplog):
+    made = trainer(rollout={"hindsight": 2})
+    if known:
+        made.starts.starts.other_instructions = [("reach another",)] * len(made.starts.starts)
+    with caplog.at_level(logging.WARNING):
+        first, second = made.round(), made.round()
+    warned = [record for record in caplog.records if "hindsight" in record.getMessage()]
+    assert len(warned) == (0 if known else 1)  # once in a run
+    assert not warned or "--start-frames" in warned[0].getMessage()
+    for row in (first, second):
+        assert row["hindsight_failures"] > 0 and (row["hindsight_asked"] == row["hindsight_failures"]) == known
