@@ -71,8 +71,10 @@ def other_instructions(dataset: Any, arrays: Any) -> list[tuple[str, ...]] | Non
     """
     name = suite_of_data(dataset)
     asked = None if name is None else getattr(load_suite(name), "other_instructions", None)
-    records = [dataset.records[int(i)] for i in arrays.indices] if asked is not None else []
-    if asked is None or not all("seed" in record.provenance for record in records):
+    if asked is None:
+        return None
+    records = [dataset.records[int(i)] for i in arrays.indices]
+    if not all("seed" in record.provenance for record in records):
         return None
     return [
         tuple(asked(task=record.task, seed=int(record.provenance["seed"]), split=record.split)) for record in records

@@ -65,10 +65,9 @@ def relabel(
         )
     group_of = {text: name for name, group in sentences.items() for text in group}
     failed = np.flatnonzero((rollouts.valid & (rollouts.reward < 0.5)).numpy())
-    rows, texts = [], []
+    rows, texts, known = [], [], rollouts.other_instructions
     for row in failed:
         own = rollouts.instructions[row]
-        known = rollouts.other_instructions
         asked = sentences.get(group_of.get(own, ""), ()) if known is None else known[row]
         others = [text for text in asked if text != own]
         if others:

@@ -286,15 +286,17 @@ class ImaginedRLTrainer:
         r = self.config.rollout
         if not r.hindsight:
             return {}
-        if rollouts.other_instructions is None and not self.history:
-            logger.warning(
-                "hindsight: the starts do not say which other instructions can be followed from them, so the judge is "
-                "asked about all instructions of the task, also about objects that are not there. Audit it with "
-                "`worldgym bench hindsight --no-scene`, or take --start-frames from a dataset of `worldgym collect`"
-            )
         sentences: dict[str, list[str]] = {}
-        for task, text in sorted(set(zip(self.starts.starts.tasks, self.starts.starts.instructions, strict=True))):
-            sentences.setdefault(task, []).append(text)
+        if rollouts.other_instructions is None:
+            if not self.history:
+                logger.warning(
+                    "hindsight: the starts do not say which other instructions can be followed from them, so the judge "
+                    "is asked about all instructions of the task, also about objects that are not there. Audit it with "
+                    "`worldgym bench hindsight --no-scene`, or take --start-frames from a dataset of `worldgym collect`"
+                )
+            given = self.starts.starts
+            for task, text in sorted(set(zip(given.tasks, given.instructions, strict=True))):
+                sentences.setdefault(task, []).append(text)
         extra, facts = relabel(
             rollouts, self.judge, sentences, threshold=r.hindsight_threshold, rng=rng, candidates=r.hindsight
         )

@@ -148,7 +148,10 @@ def given_starts(config: RlConfig, bundle: Bundle) -> GivenStarts:
 
     assert config.start_frames is not None
     starts = bank_of(bundle, config.start_frames, training_tasks(config, bundle))
-    return GivenStarts(StartBank(starts), hashlib.sha256(starts.images.cpu().numpy().tobytes()).hexdigest()[:16])
+    content = hashlib.sha256(starts.images.cpu().numpy().tobytes())
+    if config.hindsight:
+        content.update(repr(starts.other_instructions).encode())
+    return GivenStarts(StartBank(starts), content.hexdigest()[:16])
 
 
 def tune(

@@ -52,6 +52,9 @@ def test_other_instructions_survive_the_disk(tmp_path):
     assert ArrayStarts.load(tmp_path / "without.npz").other_instructions is None
     with pytest.raises(ValueError, match="2 lists of other instructions for 3 images"):
         ArrayStarts(images, ["a", "b", "c"], other_instructions=others[:2])
+    for text in ("two\nlines", ""):
+        with pytest.raises(ValueError, match="expected texts of one line each"):
+            ArrayStarts(images, ["a", "b", "c"], other_instructions=[*others[:2], (text,)])
 
 
 def test_damaged_foreign_or_missing_start_files(tmp_path):

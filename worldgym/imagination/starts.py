@@ -92,7 +92,8 @@ class ArrayStarts:
             failed attempts; None if they are not known.
 
     Raises:
-        ValueError: arrays of different lengths, wrong dtype, or no rows.
+        ValueError: arrays of different lengths, wrong dtype, no rows, or a text of several lines among
+            `other_instructions`.
     """
 
     def __init__(
@@ -118,6 +119,9 @@ class ArrayStarts:
         self.other_instructions = (
             None if other_instructions is None else [tuple(map(str, texts)) for texts in other_instructions]
         )
+        torn = next((t for texts in self.other_instructions or () for t in texts if not t or "\n" in t), None)
+        if torn is not None:
+            raise ValueError(f"{torn!r} is among the other instructions; expected texts of one line each")
         lengths = {"instructions": len(self.instructions), "tasks": len(self.tasks), "steps": len(self.steps)}
         if self.other_instructions is not None:
             lengths["lists of other instructions"] = len(self.other_instructions)
@@ -159,7 +163,7 @@ class ArrayStarts:
         return cls(
             arrays["images"], arrays["instructions"], arrays.get("states"), arrays.get("tasks"), views=views,
             steps=arrays.get("steps"),
-            other_instructions=None if others is None else [str(text).splitlines() for text in others],
+            other_instructions=None if others is None else [str(text).split("\n") if text else [] for text in others],
         )  # fmt: skip
 
     def save(self, path: str | Path, dense: bool = False) -> None:
