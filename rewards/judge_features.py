@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from rewards.models.learned import LearnedJudge, load_bundled
 from worldgym.errors import ConfigError
+from worldgym.utils.row_threads import by_rows
 
 
 class JudgeFeatures(nn.Module):
@@ -70,8 +71,11 @@ class JudgeFeatures(nn.Module):
             image = image.permute(0, 3, 1, 2)
         pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         judge = self._judge[0].to(self.reach.device)  # not a submodule, so `.to()` does not move it
-        coordinates, strength = judge.places(pixels, observation["instruction"].float())
-        return torch.cat([coordinates, strength, observation["state"].float() / self.reach], 1)
+        words = observation["instruction"].float()
+        places = by_rows(
+            lambda rows: torch.cat(judge.places(pixels[rows], words[rows]), 1), len(pixels), self.reach.device
+        )
+        return torch.cat([torch.cat(places), observation["state"].float() / self.reach], 1)
 
 
 class JudgeFeatureWrapper(VectorWrapper):
@@ -114,9 +118,11 @@ class JudgeFeatureWrapper(VectorWrapper):
         observation, reward, terminated, truncated, info = self.env.step(actions)
         if "final_obs" in info:
             last = np.full(self.num_envs, None, object)
-            for i, own in enumerate(info["final_obs"]):
-                if own is not None:
-                    batch = {k: np.asarray(v)[None] for k, v in own.items()}
-                    last[i] = {k: v[0] for k, v in self.see(batch).items()}
+            ended = [i for i, own in enumerate(info["final_obs"]) if own is not None]
+            if ended:
+                rows = [info["final_obs"][i] for i in ended]
+                seen = self.see({k: np.stack([np.asarray(row[k]) for row in rows]) for k in rows[0]})
+                for at, i in enumerate(ended):
+                    last[i] = {k: v[at] for k, v in seen.items()}
             info = {**info, "final_obs": last}
         return self.see(observation), reward, terminated, truncated, info

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -76,6 +76,8 @@ class TrainWorldModelConfig:
         batch_size: windows per step.
         window: frames per window.
         lr: peak learning rate.
+        optimizer: optimizer of the dynamics, for `video`, `chunk` and `joint`: `muon` (Jordan et al. 2024; the default)
+            or `adamw`.
         contact_odds: factor by which training windows in which the gripper grasps or pushes an object are sampled more
             often, and again the same factor for windows in which it carries one; 1 samples all windows equally.
         equal_tasks: sample the same number of windows of every task, whatever its share of the logs. Otherwise rare
@@ -117,6 +119,7 @@ class TrainWorldModelConfig:
     batch_size: int = 20
     window: int = 20
     lr: float = 2e-3
+    optimizer: Literal["muon", "adamw"] | None = None
     contact_odds: float = 2.5
     equal_tasks: bool = True
     shift_steps: int = 1500
@@ -317,8 +320,8 @@ def train_stages(rank: int, job: Job, model: VideoWorldModel, data: LatentEpisod
         )
         train_shift(model, data, shift, config.out / "shift", identity=job.facts)
     loop = LoopConfig(
-        steps=config.steps or 1_000_000, lr=config.lr, final_lr=0.02, warmup=200, optimizer="muon", ema=0.995,
-        weight_decay=0.02, seed=config.seed, max_minutes=None if config.steps else config.minutes,
+        steps=config.steps or 1_000_000, lr=config.lr, final_lr=0.02, warmup=200, ema=0.995, weight_decay=0.02,
+        optimizer=config.optimizer or "muon", seed=config.seed, max_minutes=None if config.steps else config.minutes,
     )  # fmt: skip
     training = WorldModelTraining(
         loop=loop, batch=config.batch_size, window=config.window, compile=config.compile,

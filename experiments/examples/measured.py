@@ -22,10 +22,16 @@ import numpy as np
 from experiments.pipelines.run_folder import versions
 from worldgym.evaluation import paired_bootstrap, wilson
 from worldgym.imagination.adapters.action_repeat import ActionRepeat
+from worldgym.pretrained import DEFAULT
 from worldgym.suite import load_suite
 from worldgym.utils.files import atomic_write_text
 
 EVAL_SEED0 = 18_000_000
+
+
+def imagined_settings(world_model: Path | None) -> dict[str, Any]:
+    """Settings of `worldgym/Imagined-v0` for a world model other than the bundled one; empty if it is None."""
+    return {} if world_model is None else {"checkpoint": DEFAULT, "world_model": str(world_model)}
 
 
 def success_in_real(act: Callable[[dict[str, np.ndarray]], np.ndarray], args: Any, slots: int = 25) -> np.ndarray:

@@ -23,11 +23,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 import worldgym  # noqa: F401  (registers the ids)
+from experiments.examples.measured import imagined_settings
+from experiments.pipelines.keypoint_policy import Checkpoints, KeypointPolicy
 from experiments.pipelines.run_folder import versions
 from rewards.judge_features import JudgeFeatures
 from worldgym.evaluation import paired_bootstrap, wilson
@@ -60,6 +61,7 @@ class Args:
         reward_kind: `success`, `difference`, or `potential`, which adds shaping by the judge's log odds.
         eval_episodes: evaluation episodes in Real, from the same starts before and after training.
         threads: number of torch threads.
+        world_model: folder of another world model than the bundled one; judge and starts stay the bundled ones.
     """
 
     task: str = "reach"
@@ -81,6 +83,7 @@ class Args:
     reward_kind: str = "potential"
     eval_episodes: int = 200
     threads: int = 2
+    world_model: Path | None = None
 
 
 class Agent(nn.Module):
@@ -134,7 +137,7 @@ def advantages(batch: dict[str, Tensor], args: Args) -> Tensor:
 
 
 def main(args: Args) -> int:
-    """Train and evaluate; write `results.json` and the weights."""
+    """Train and evaluate; write `results.json`, the policy, and checkpoints of it."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -143,7 +146,7 @@ def main(args: Args) -> int:
     envs = gym.make_vec(
         "worldgym/Imagined-v0", num_envs=args.num_envs, horizon=args.horizon, chunk=args.chunk, tensors=True,
         instruction="embedding", reward_kind=args.reward_kind, discount=args.gamma, judge_every=args.chunk,
-        autoreset_mode="Disabled",
+        autoreset_mode="Disabled", **imagined_settings(args.world_model),
     )  # fmt: skip
     encoder = JudgeFeatures(envs.single_observation_space)
     agent = Agent(encoder.dim, args.log_std)
@@ -154,6 +157,13 @@ def main(args: Args) -> int:
     seen = encoder(observation)
     per_update = args.num_envs * args.steps * args.chunk
     updates, began, curve = max(1, args.frames // per_update), time.perf_counter(), []
+    checkpoints = Checkpoints(args.out)
+
+    def save(folder: Path) -> None:
+        layers = [layer for layer in (*agent.body, agent.mean) if isinstance(layer, nn.Linear)]
+        policy = KeypointPolicy.of_layers(layers, agent.log_std, encoder.reach, args.chunk)
+        policy.save_pretrained(folder)
+
     for update in range(updates):
         adam.param_groups[0]["lr"] = args.lr * (1 - update / updates)
         rows: list[dict[str, Tensor]] = []
@@ -184,6 +194,8 @@ def main(args: Args) -> int:
         flat = {key: value.flatten(0, 1) for key, value in batch.items()}
         flat = {key: value[flat["valid"]] for key, value in flat.items()}
         losses = improve(agent, adam, flat, args)
+        for folder in checkpoints.passed((update + 1) / updates):
+            save(folder)
         frames = (update + 1) * per_update
         success = float(np.mean([s for s, _ in ended])) if ended else float("nan")
         curve.append({"frames": frames, "success": success, "seconds": time.perf_counter() - began})
@@ -204,7 +216,7 @@ def main(args: Args) -> int:
         "seconds": time.perf_counter() - began, "curve": curve, "versions": versions(),
     }  # fmt: skip
     atomic_write_text(args.out / "results.json", json.dumps(results, indent=1, default=str) + "\n")
-    save_file(agent.state_dict(), args.out / "agent.safetensors")
+    save(checkpoints.last)
     sys.stdout.write(
         f"success in Real: {before.mean():.2f} before, {after_training.mean():.2f} after; difference "
         f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], {len(before)} paired starts\n"

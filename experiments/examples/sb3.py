@@ -1,8 +1,8 @@
 """Stable-Baselines3 in the world model: PPO or SAC learns the task reach, evaluated in Real before and after.
 
-Uses SB3's algorithms and `MultiInputPolicy` without changes. The feature extractor is the judge's frozen image and text
-encoder. SB3's own extractor concatenates image and text features; trained with it from reward only, PPO does not learn
-to find an object by its name.
+Uses SB3's algorithms and `MultiInputPolicy` without changes. The environment encodes each image once, with the judge's
+frozen image and text encoder (`rewards.judge_features`). With SB3's own extractor, which concatenates image and text
+features and is trained from reward only, PPO does not learn to find an object by its name.
 
 Example::
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +23,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from safetensors.torch import save_file
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from experiments.examples.measured import success_in_real, write_results
-from rewards.judge_features import JudgeFeatures, JudgeFeatureWrapper
-from worldgym.imagination.adapters.sb3 import ImageLanguageExtractor, make_sb3_vec_env
+from experiments.examples.measured import imagined_settings, success_in_real, write_results
+from experiments.pipelines.keypoint_policy import Checkpoints, KeypointPolicy
+from rewards.judge_features import JudgeFeatureWrapper
+from worldgym.imagination.adapters.sb3 import make_sb3_vec_env
 
 GAMMA = 0.97
 
@@ -49,6 +50,7 @@ class Args:
         horizon: frames per episode.
         eval_episodes: evaluation episodes in Real, from the same starts before and after training.
         threads: number of torch threads.
+        world_model: folder of another world model than the bundled one; judge and starts stay the bundled ones.
     """
 
     algorithm: Literal["ppo", "sac"] = "ppo"
@@ -61,14 +63,24 @@ class Args:
     horizon: int = 20
     eval_episodes: int = 200
     threads: int = 2
+    world_model: Path | None = None
 
 
 class Watch(BaseCallback):
-    """Records the curve of imagined success, and stops training when the time is over."""
+    """Records the curve of imagined success, saves checkpoints, and stops training when the time is over.
 
-    def __init__(self, minutes: float, chunk: int) -> None:
+    Args:
+        minutes: training time.
+        chunk: frames of an action.
+        checkpoints: when to save.
+        save: saves the present policy into a folder.
+    """
+
+    def __init__(
+        self, minutes: float, chunk: int, checkpoints: Checkpoints, save: Callable[[Path], None]
+    ) -> None:
         super().__init__()
-        self.seconds, self.chunk = 60 * minutes, chunk
+        self.seconds, self.chunk, self.checkpoints, self.save = 60 * minutes, chunk, checkpoints, save
         self.recent: deque[float] = deque(maxlen=500)
         self.curve: list[dict[str, float]] = []
         self.began = time.perf_counter()
@@ -76,6 +88,8 @@ class Watch(BaseCallback):
     def _on_step(self) -> bool:
         self.recent += [info["is_success"] for info in self.locals["infos"] if "is_success" in info]
         spent = time.perf_counter() - self.began
+        for folder in self.checkpoints.passed(spent / self.seconds):
+            self.save(folder)
         if self.recent and spent >= 10 * (len(self.curve) + 1):
             frames, success = self.num_timesteps * self.chunk, float(np.mean(self.recent))
             self.curve.append({"frames": frames, "success": success, "seconds": spent})
@@ -87,15 +101,11 @@ class Watch(BaseCallback):
 def build(args: Args, envs: Any) -> Any:
     """Create the algorithm, with settings for short episodes of few decisions."""
     net = {"net_arch": [128, 128], "activation_fn": nn.Tanh}
-    extractor = {
-        "features_extractor_class": ImageLanguageExtractor,
-        "features_extractor_kwargs": {"features": JudgeFeatures},
-    }
     common = {"seed": args.seed, "device": "cpu", "tensorboard_log": str(args.out), "gamma": GAMMA}
     if args.algorithm == "ppo":
         return PPO(
             "MultiInputPolicy", envs, learning_rate=1e-3, n_steps=20, batch_size=320, n_epochs=4, ent_coef=0.002,
-            policy_kwargs={**net, **extractor, "log_std_init": -1.0}, **common,
+            policy_kwargs={**net, "log_std_init": -1.0}, **common,
         )  # fmt: skip
     # A small, fixed entropy weight. The automatic weight starts at 1; with rewards of at most 1, the policy became
     # random.
@@ -105,22 +115,36 @@ def build(args: Args, envs: Any) -> Any:
     )  # fmt: skip
 
 
+def policy_of(model: Any, reach: torch.Tensor, args: Args) -> KeypointPolicy:
+    """The policy part of the networks of PPO or SAC."""
+    if args.algorithm == "ppo":
+        body, mean, log_std = (
+            model.policy.mlp_extractor.policy_net, model.policy.action_net, model.policy.log_std,
+        )  # fmt: skip
+        return KeypointPolicy.of_layers([body[0], body[2], mean], log_std, reach, args.chunk)
+    body, actor = model.actor.latent_pi, model.actor
+    return KeypointPolicy.of_layers([body[0], body[2], actor.mu], actor.log_std, reach, args.chunk, "tanh")
+
+
 def main(args: Args) -> int:
-    """Train and evaluate; write `results.json` and the weights."""
+    """Train and evaluate; write `results.json`, the policy, and checkpoints of it."""
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     envs = make_sb3_vec_env(
         "worldgym/Imagined-v0", num_envs=args.num_envs, held=True, task=args.task, chunk=args.chunk,
         horizon=args.horizon, judge_every=args.chunk, reward_kind="potential", discount=GAMMA,
-        # PPO encodes each image itself, four times. SAC replays images often, so they are encoded once in the
-        # environment.
-        wrap=JudgeFeatureWrapper if args.algorithm == "sac" else None,
+        wrap=JudgeFeatureWrapper, **imagined_settings(args.world_model),
     )  # fmt: skip
-    model, watch = build(args, envs), Watch(args.minutes, args.chunk)
+    model, checkpoints = build(args, envs), Checkpoints(args.out)
+    encoder: Any = envs.envs
+
+    def save(folder: Path) -> None:
+        policy_of(model, encoder.eyes.reach, args).save_pretrained(folder)
+
+    watch = Watch(args.minutes, args.chunk, checkpoints, save)
 
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:
-        seen = envs.envs.see(observation) if args.algorithm == "sac" else observation
-        actions, _ = model.predict(seen, deterministic=True)
+        actions, _ = model.predict(encoder.see(observation), deterministic=True)
         return np.asarray(actions)
 
     before = success_in_real(act, args)
@@ -129,10 +153,7 @@ def main(args: Args) -> int:
     seconds = time.perf_counter() - watch.began
     after = success_in_real(act, args)
     envs.close()
-    save_file(
-        {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()},
-        args.out / "policy.safetensors",
-    )
+    save(checkpoints.last)
     sys.stdout.write(write_results(args.out, args, before, after, watch.curve, seconds))
     return 0
 

@@ -36,6 +36,8 @@ HEAD = ("success_head", "judge", "head_only")
 """Options of a success head, for types whose training takes one (`heads = True`)."""
 COMPILED = ("compile",)
 """The option of types whose training goes through torch.compile (`compiles = True`)."""
+OPTIMIZER = ("optimizer",)
+"""The option of types whose dynamics can be trained by more than one optimizer (`optimizers = True`)."""
 OFFERED = ("initial", "probe", "tokenizer")
 """Options that apply to the types whose `for_data` names them."""
 OWN = (
@@ -93,7 +95,7 @@ def train_registered(
     if compiled and here.device.type == "cpu":
         require_compiler()
     applying = [name for name in COMMON if hasattr(config, name)]
-    for mark, names in (("heads", HEAD), ("compiles", COMPILED)):
+    for mark, names in (("heads", HEAD), ("compiles", COMPILED), ("optimizers", OPTIMIZER)):
         applying += names if getattr(kind, mark, False) else ()
     refuse_others(config, (*applying, *offered))
     dataset = EpisodeDataset(config.data).require_seen()
@@ -164,7 +166,8 @@ def train(rank: int, job: Job, part: Any, arrays: Any) -> None:
     loop = LoopConfig(steps=config.steps or 1_000_000, lr=config.lr, seed=config.seed, max_minutes=minutes)
     window, shard = getattr(config, "window", PartTraining.window), getattr(config, "shard", False)
     compiled = getattr(config, "compile", False)
-    settings = PartTraining(loop, config.batch_size, window, shard, compiled)
+    optimizer = getattr(config, "optimizer", None)
+    settings = PartTraining(loop, config.batch_size, window, shard, compiled, optimizer)
     tag = job.command.rpartition(" ")[2]
     head = job.head
     part, scalars = train_part(

@@ -67,4 +67,4 @@ def test_the_program_runs_and_writes_what_it_found(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["frames"] for row in results["curve"]] == [160, 320]
     assert {"before", "after", "difference", "versions"} <= set(results)
-    assert (tmp_path / "agent.safetensors").is_file() and list(tmp_path.glob("events.out.*"))
+    assert (tmp_path / "policy" / "model.safetensors").is_file() and list(tmp_path.glob("events.out.*"))

@@ -20,7 +20,7 @@ def test_it_learns_measures_and_writes(tmp_path):
     assert main(args) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert {"before", "after", "difference", "curve", "seconds"} <= set(results)
-    assert (tmp_path / "checkpoint").is_dir() and list(tmp_path.glob("events.out.*"))
+    assert (tmp_path / "checkpoint").is_dir() and (tmp_path / "policy").is_dir() and list(tmp_path.glob("events.out.*"))
 
 
 def test_curves_of_several_runs_are_drawn_side_by_side(tmp_path):

@@ -57,4 +57,4 @@ def test_it_learns_measures_and_writes(tmp_path, algorithm):
     assert main(args) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert {"before", "after", "difference", "curve", "seconds"} <= set(results)
-    assert np.isfinite(results["difference"]["mean"]) and (tmp_path / "policy.safetensors").is_file()
+    assert np.isfinite(results["difference"]["mean"]) and (tmp_path / "policy" / "model.safetensors").is_file()

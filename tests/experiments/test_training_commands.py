@@ -312,6 +312,28 @@ def test_a_chunk_model_starts_from_a_tokenizer(chain, tmp_path):
     assert main(["train", "world-model", *longer]) == 0, "a tokenizer trained further, and dynamics of another model"
 
 
+def test_the_optimizer_of_the_dynamics_changes_the_picture_but_not_how_positions_are_learned(chain, tmp_path):
+    from worldgym.models import load_world_model
+
+    arguments = ["--type", "chunk", "--data", str(chain / "data"), "--tokenizer", str(chain / "tokenizer")]
+    arguments += ["--preset", "tiny", "--steps", "10", "--batch-size", "2"]
+    weights = {}
+    for chosen in ((), ("--optimizer", "muon"), ("--optimizer", "adamw")):
+        out = tmp_path / "-".join(("chunk", *chosen[1:]))
+        assert main(["train", "world-model", *arguments, *chosen, "--out", str(out)]) == 0
+        weights[chosen[-1:]] = load_world_model(out / "export").state_dict()
+    plain, muon, adamw = weights.values()
+    assert all(torch.equal(plain[name], muon[name]) for name in plain), "Muon is the default"
+    other = {name.split(".")[0] for name in plain if not torch.equal(muon[name], adamw[name])}
+    assert "picture" in other and not {"kinematics", "motion", "light", "tokenizer"} & other
+
+
+def test_an_optimizer_is_refused_by_types_that_choose_their_own(chain, tmp_path, capsys):
+    arguments = ["--type", "diffusers", "--data", str(chain / "data"), "--optimizer", "adamw", "--steps", "1"]
+    assert main(["train", "world-model", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "--optimizer do not apply to --type diffusers" in capsys.readouterr().err
+
+
 def test_a_probe_needs_no_world_model_but_its_tokenizer(chain, tmp_path, capsys, caplog):
     arguments = ["train", "probe", "--tokenizer", str(chain / "tokenizer"), "--out", str(tmp_path / "probe")]
     few = ["--episodes", "4", "--steps", "2", "--batch-size", "2"]

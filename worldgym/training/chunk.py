@@ -289,7 +289,7 @@ def train_picture(
 class ChunkTrainer:
     """Trains a model of the type `chunk` for `worldgym train world-model` (`worldgym.training.generic`)."""
 
-    heads = True
+    heads = optimizers = True
     own = ("positions", "picture", "decoder", "between")
 
     @staticmethod
@@ -321,7 +321,8 @@ class ChunkTrainer:
         if model.state_dim and not alone:
             loop = replace(first, lr=2e-3, final_lr=0.02, ema=0.995)
             facts |= train_positions(model, data, loop, folder / "positions")
-        loop = replace(second, optimizer="muon", final_lr=0.02, warmup=200, ema=0.995, weight_decay=0.02)
+        optimizer = settings.optimizer or "muon"
+        loop = replace(second, optimizer=optimizer, final_lr=0.02, warmup=200, ema=0.995, weight_decay=0.02)
         chunks = ChunkTraining(loop, batch=3 * settings.batch)
         facts |= train_picture(model, data, chunks, folder / "picture", head=head)
         if model.light is not None and not alone:

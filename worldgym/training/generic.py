@@ -48,6 +48,8 @@ class PartTraining:
         shard: distribute the weights over the processes of the group; only for a `fit` whose class has
             `shards = True`.
         compile: train through torch.compile; only for a `fit` whose class has `compiles = True`.
+        optimizer: optimizer of the dynamics, see `LoopConfig`; None for the part's own choice. Only for a `fit` whose
+            class has `optimizers = True`.
 
     Raises:
         ConfigError: a batch or window below 1.
@@ -58,6 +60,7 @@ class PartTraining:
     window: int = 20
     shard: bool = False
     compile: bool = False
+    optimizer: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.window < 1:

@@ -341,7 +341,7 @@ class _Trained(nn.Module):
 class JointTrainer:
     """Trains a model of the type `joint` for `worldgym train wam` and `train world-model --type joint`."""
 
-    compiles = True
+    compiles = optimizers = True
 
     @staticmethod
     def for_data(
@@ -428,7 +428,7 @@ class JointTrainer:
             }
 
         loop: LoopConfig = replace(
-            settings.loop, optimizer="muon", ema=0.995, weight_decay=0.02, final_lr=0.02
+            settings.loop, optimizer=settings.optimizer or "muon", ema=0.995, weight_decay=0.02, final_lr=0.02
         )
         shape = {name: value for name, value in c.to_dict().items() if name not in ("specs", "sampling")}
         kept = {name: value for name, value in asdict(chosen).items() if value is not None}

@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+import pkgutil
 from typing import Any
 
 import gymnasium as gym
@@ -81,9 +82,19 @@ def make_action_repeat(env_id: str, **settings: Any) -> gym.Env:
     return HeldAction(gym.make(env_id, **settings))
 
 
-def make_action_repeat_vec(env_id: str, num_envs: int = 1, **settings: Any) -> ActionRepeat:
-    """Vector entry point of `worldgym/ActionRepeat-v0`: the batch of `env_id` with one action per chunk."""
-    return ActionRepeat(gym.make_vec(env_id, num_envs=num_envs, **settings))
+def make_action_repeat_vec(
+    env_id: str, num_envs: int = 1, *, wrap: str | None = None, **settings: Any
+) -> VectorEnv:
+    """Vector entry point of `worldgym/ActionRepeat-v0`: the batch of `env_id` with one action per chunk.
+
+    Args:
+        env_id: id of the batch.
+        num_envs: number of slots.
+        wrap: `module:attribute` of an outermost wrapper; a text, because other processes must find it.
+        **settings: settings of the batch.
+    """
+    envs = ActionRepeat(gym.make_vec(env_id, num_envs=num_envs, **settings))
+    return envs if wrap is None else pkgutil.resolve_name(wrap)(envs)  # type: ignore[no-any-return]
 
 
 def __getattr__(name: str) -> Any:

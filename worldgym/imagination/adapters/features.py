@@ -110,3 +110,28 @@ class ImageLanguageFeatures(nn.Module):
         state = observation["state"].float() / self.reach
         joint = self.joint(torch.cat([where, strength, state, text], 1))
         return torch.cat([joint, where, state], 1)
+
+
+class EncodedFeatures(nn.Module):
+    """Concatenates the vectors of a `Dict` observation, for observations that a wrapper has already encoded.
+
+    Args:
+        space: space of one observation; all entries are vectors.
+
+    Raises:
+        ValueError: an entry is no vector.
+    """
+
+    def __init__(self, space: spaces.Dict) -> None:
+        super().__init__()
+        wrong = [name for name, part in space.spaces.items() if len(part.shape or ()) != 1]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)} in {space} {'is no vector' if len(wrong) == 1 else 'are no vectors'}; take "
+                "ImageLanguageFeatures for images"
+            )
+        self.dim = sum(int(part.shape[0]) for part in space.spaces.values() if part.shape)
+
+    def forward(self, observation: Mapping[str, Any]) -> Tensor:
+        """Features `(B, dim)` float32."""
+        return torch.cat([part.float() for part in observation.values()], -1)

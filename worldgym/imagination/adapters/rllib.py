@@ -96,6 +96,8 @@ def rllib_config(
 class ImageLanguageModule(TorchRLModule, ValueFunctionAPI):
     """Gaussian policy and value function for `Dict(image (H,W,3) u8, state (S,), instruction (D,))`.
 
+    With other `features` (`EncodedFeatures` for observations that a wrapper has encoded), the observations may differ.
+
     `model_config`: `width` (128) of the hidden layers, `log_std` (-0.5) at the start of training, `features` (a class
     constructed with the space, `ImageLanguageFeatures`; `rewards.judge_features.JudgeFeatures` is a trained encoder).
     """
@@ -115,7 +117,9 @@ class ImageLanguageModule(TorchRLModule, ValueFunctionAPI):
         self.action_dist_cls = TorchDiagGaussian
 
     def _embed(self, observation: dict[str, Tensor]) -> Tensor:
-        lead = observation["image"].shape[:-3]
+        space: Any = self.observation_space
+        name, part = next(iter(observation.items()))
+        lead = part.shape[: part.ndim - len(space[name].shape)]
         rows = {name: part.reshape(-1, *part.shape[len(lead) :]) for name, part in observation.items()}
         hidden: Tensor = self.body(self.features(rows))
         return hidden.reshape(*lead, -1)

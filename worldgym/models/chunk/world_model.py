@@ -35,6 +35,7 @@ from worldgym.models.tokenizers import build_tokenizer
 from worldgym.models.tokenizers.frame import autocast
 from worldgym.protocols import Decode, Imagined
 from worldgym.utils.devices import randint
+from worldgym.utils.row_threads import by_rows
 
 TYPE = "chunk"
 EXACT = ("background",)  # buffers that are saved in their own precision
@@ -168,19 +169,25 @@ class ChunkWorldModel(LatentWorldModel):
             frames.to(self.device),
             None if views is None else {name: view.to(self.device) for name, view in views.items()},
         )
-        latents = self.tokenizer.encode(picture[:, [0, -1]].flatten(0, 1)).unflatten(0, (b, 2))
+        # The first and the last frame; episodes that start from one frame encode it once.
+        ends = picture[:, [0, -1] if context > 1 else [0]]
+        flat = ends.flatten(0, 1)
+        encoded = by_rows(lambda rows: self.tokenizer.encode(flat[rows]), len(flat), self.device)
+        latents = torch.cat(encoded).unflatten(0, ends.shape[:2])
         normal = self.normalise_state(states)
         last = normal[:, -1] - normal[:, max(0, context - 2)]
         features = first = slots = None
         if self.locator is not None:
             net = self.inference_network()
             features = net.shift.unfold(latents[:, 0].to(net.embed.weight.dtype))
-            where, present = self.locate(picture[:, [0, -1]].flatten(0, 1))
-            where, present = where.unflatten(0, (b, 2)), present.unflatten(0, (b, 2))
+            found = by_rows(lambda rows: self.locate(flat[rows]), len(flat), self.device)
+            where, present = (
+                torch.cat(parts).unflatten(0, ends.shape[:2]) for parts in zip(*found, strict=True)
+            )
             hand = self.kinematics.place(normal[:, 0])
             first = self.with_hand(hand, self.objects_of(where[:, 0]))
             slots = Slots.new(
-                self.objects_of(where[:, 1]), self.objects_of(present[:, 1]), self.config.memory
+                self.objects_of(where[:, -1]), self.objects_of(present[:, -1]), self.config.memory
             )
         acted = torch.zeros(b, self.action_dim, device=self.device)
         if context > 1:
@@ -188,7 +195,7 @@ class ChunkWorldModel(LatentWorldModel):
         members = self.config.members
         keys = randint(2**62, (b,), generator, self.device) if members > 1 else None
         return ChunkState(
-            latents[:, 1], states[:, -1], last, acted, latents[:, 0], features, first, slots, keys, members
+            latents[:, -1], states[:, -1], last, acted, latents[:, 0], features, first, slots, keys, members
         )
 
     @torch.no_grad()
