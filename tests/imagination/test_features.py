@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch.nn.functional import normalize
 
-from worldgym.imagination.adapters.features import ImageLanguageFeatures
+from worldgym.imagination.adapters.features import EncodedFeatures, ImageLanguageFeatures
 
 SPACE = spaces.Dict(
     {
@@ -60,3 +60,14 @@ def test_text_is_refused_with_what_to_type():
     text = spaces.Dict({**SPACE.spaces, "instruction": spaces.Text(10)})
     with pytest.raises(ValueError, match="instruction='embedding'"):
         ImageLanguageFeatures(text)
+
+
+def test_encoded_observations_are_concatenated_and_images_are_refused():
+    space = spaces.Dict({"seen": spaces.Box(-1, 1, (5,)), "more": spaces.Box(-1, 1, (2,))})
+    features = EncodedFeatures(space)
+    seen, more = torch.rand(3, 4, 5), torch.rand(3, 4, 2)
+    assert features.dim == 7
+    for given in ({"more": more, "seen": seen}, {"seen": seen, "more": more}):
+        assert torch.equal(features(given), torch.cat([more, seen], -1)), "in the order of the space"
+    with pytest.raises(ValueError, match="image .* is no vector.*ImageLanguageFeatures"):
+        EncodedFeatures(spaces.Dict({"image": SPACE["image"], "seen": space["seen"]}))

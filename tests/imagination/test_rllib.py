@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ ray = pytest.importorskip("ray", reason="needs the extra `rllib`")
 pytest.importorskip("ray.rllib", reason="needs the extra `rllib`")
 
 from worldgym.imagination import WorldModelVectorEnv  # noqa: E402
+from worldgym.imagination.adapters.features import EncodedFeatures  # noqa: E402
 from worldgym.imagination.adapters.rllib import ImageLanguageModule, rllib_config  # noqa: E402
 
 SMALL = {"train_batch_size_per_learner": 64, "minibatch_size": 32, "num_epochs": 1}
@@ -93,3 +95,24 @@ def test_the_network_sees_all_parts_of_an_observation(make_vec):
     for name, part in observation.items():
         other = {**observation, name: part + (60 if name == "image" else 0.5)}
         assert not torch.allclose(module.compute_values({"obs": other}), before)
+
+
+def test_a_wrapper_that_encodes_observations_is_named_by_text_and_the_network_reads_what_it_shows():
+    config = rllib_config(
+        num_envs=2, action_repeat=True, task="reach", chunk=2, horizon=4, wrap="rewards.judge_features:JudgeFeatureWrapper"
+    )
+    envs = gym.make_vec(config.env, **config.env_config, num_envs=2, vectorization_mode="vector_entry_point")
+    observation = {k: torch.as_tensor(v) for k, v in envs.reset(seed=0)[0].items()}
+    module = ImageLanguageModule(
+        observation_space=envs.single_observation_space, action_space=envs.single_action_space,
+        model_config={"width": 32, "features": EncodedFeatures},
+    )  # fmt: skip
+    assert set(observation) == {"seen"} and module.compute_values({"obs": observation}).shape == (2,)
+    windows = {"seen": observation["seen"][:, None].expand(-1, 3, -1)}
+    assert module.compute_values({"obs": windows}).shape == (2, 3), "also in windows of time"
+    with pytest.raises(ImportError, match="nowhere"):
+        gym.make_vec(
+            config.env, **{**config.env_config, "wrap": "nowhere:Wrapper"}, num_envs=2,
+            vectorization_mode="vector_entry_point",
+        )  # fmt: skip
+    envs.close()

@@ -238,3 +238,30 @@ def test_a_model_of_other_parts_takes_over_all_weights_that_fit():
     pictures = old.picture.stem.weight.shape[1] - 2 * len(PARTS)
     assert torch.equal(new.picture.stem.weight[:, :pictures], old.picture.stem.weight[:, :pictures])
     assert not new.picture.stem.weight[:, pictures:].any(), "maps of other parts mean something else"
+
+
+@pytest.mark.parametrize(
+    "model", [model_of(), model_of(()), model_of((), cameras=2)], ids=["parts", "plain", "two cameras"]
+)
+@pytest.mark.parametrize("rows", [1, 30])
+def test_one_frame_begins_an_episode_like_the_same_frame_twice(model, rows):
+    rng = torch.Generator().manual_seed(3)
+    first, *others = (
+        torch.randint(0, 256, (rows, 1, *camera.size, 3), generator=rng, dtype=torch.uint8)
+        for camera in model.specs.observation.cameras
+    )
+    states = torch.randn(rows, 1, model.state_dim, generator=rng)
+
+    def begun(times: int):
+        names = [camera.name for camera in model.specs.observation.cameras[1:]]
+        views = {name: view.repeat_interleave(times, 1) for name, view in zip(names, others, strict=True)}
+        none = torch.zeros(rows, times - 1, model.action_dim)
+        return model.begin(
+            first.repeat_interleave(times, 1), none, states=states.repeat_interleave(times, 1),
+            **({"views": views} if views else {}),
+        )  # fmt: skip
+
+    actions = actions_of(model, rows)
+    once, twice = (model.step(begun(times), actions, decode="last")[1] for times in (1, 2))
+    assert torch.allclose(once.latents, twice.latents, atol=1e-4)
+    assert torch.allclose(once.states, twice.states, atol=1e-5)

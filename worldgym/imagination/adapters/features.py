@@ -130,8 +130,9 @@ class EncodedFeatures(nn.Module):
                 f"{', '.join(wrong)} in {space} {'is no vector' if len(wrong) == 1 else 'are no vectors'}; take "
                 "ImageLanguageFeatures for images"
             )
+        self.names = tuple(space.spaces)
         self.dim = sum(int(part.shape[0]) for part in space.spaces.values() if part.shape)
 
     def forward(self, observation: Mapping[str, Any]) -> Tensor:
-        """Features `(B, dim)` float32."""
-        return torch.cat([part.float() for part in observation.values()], -1)
+        """Features `(B, dim)` float32, in the order of the space."""
+        return torch.cat([observation[name].float() for name in self.names], -1)
