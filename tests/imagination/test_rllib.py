@@ -80,6 +80,8 @@ def test_what_rllib_would_get_wrong_is_refused():
         rllib_config(instruction="text")
     with pytest.raises(ValueError, match="leave out instruction="):
         rllib_config(tensors=True)
+    with pytest.raises(ValueError, match="action_repeat=True"):
+        rllib_config(wrap="rewards.judge_features:JudgeFeatureWrapper")
 
 
 def test_the_network_sees_all_parts_of_an_observation(make_vec):

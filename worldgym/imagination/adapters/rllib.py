@@ -58,10 +58,12 @@ def rllib_config(
         action_repeat: one action per chunk, repeated for its frames (`ActionRepeat`), suited to learning from scratch;
             False takes chunks of different actions as one vector.
         held: earlier name of `action_repeat`.
-        **settings: settings of the environment. Instructions are given as embeddings.
+        **settings: settings of the environment. Instructions are given as embeddings. With `action_repeat`, also `wrap`:
+            `module:attribute` of an outermost wrapper, such as `rewards.judge_features:JudgeFeatureWrapper`.
 
     Raises:
-        ValueError: an autoreset mode other than NEXT_STEP, text instructions, or tensors.
+        ValueError: an autoreset mode other than NEXT_STEP, text instructions, tensors, or `wrap` without
+            `action_repeat`.
     """
     mode = AutoresetMode(settings.get("autoreset_mode", AutoresetMode.NEXT_STEP))
     if mode is not AutoresetMode.NEXT_STEP:
@@ -70,6 +72,8 @@ def rllib_config(
         )
     if settings.get("instruction", "embedding") != "embedding" or settings.get("tensors"):
         raise ValueError("RLlib takes numeric arrays only; leave out instruction= and tensors=")
+    if "wrap" in settings and not (action_repeat or held):
+        raise ValueError("wrap= applies with action_repeat=True only; add it, or leave wrap= out")
     keywords = {"instruction": "embedding", **settings, "autoreset_mode": mode.value}
     if env_id.startswith("worldgym/"):
         env_id = f"worldgym:{env_id}"
