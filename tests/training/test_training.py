@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldgym.errors import CheckpointError, ConfigError
+from worldgym.errors import CheckpointError, ConfigError, DivergedError
 from worldgym.models import FrameTokenizer, VideoWorldModel, WorldModelConfig
 from worldgym.training.loop import KernelMuon, LoopConfig, TrainingLoop
 from worldgym.training.tokenizer import train_tokenizer
@@ -264,3 +264,26 @@ def test_a_run_with_muon_on_kernels_resumes_bit_for_bit(tmp_path):
         run(tmp_path / "cut", stop=5)
     resumed = run(tmp_path / "cut")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_ends_the_run_and_loses_no_step(tmp_path, wrong, compiled):
+    def trained(times, steps=5):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 1)
+
+        def loss(module, step, generator):
+            error = module(torch.ones(4, 2)).square().mean()
+            return error * times(step), {"error": float(error.detach())}
+
+        return TrainingLoop(model, LoopConfig(steps=steps, warmup=1), tmp_path / "run", loss, compiled=compiled)
+
+    broken = trained(lambda step: wrong if step == 3 else 1.0)
+    with pytest.raises(DivergedError, match="step 4 .* the 3 steps before it are kept in .*run") as found:
+        broken.run()
+    assert ("--compile" in str(found.value)) is compiled
+    mended = trained(lambda step: 1.0)
+    assert mended.step == 3 and all(torch.isfinite(value).all() for value in mended.model.parameters())
+    mended.run()
+    assert mended.step == 5 and all(torch.isfinite(value).all() for value in mended.ema_model.parameters())

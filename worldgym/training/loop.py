@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from worldgym.errors import CheckpointError, ConfigError
+from worldgym.errors import CheckpointError, ConfigError, DivergedError
 from worldgym.nn.ema import EMA
 from worldgym.training.sharding import is_sharded, placed_like, whole
 from worldgym.utils.files import read_json
@@ -291,7 +291,11 @@ class TrainingLoop:
         )
 
     def run(self) -> dict[str, float]:
-        """Train to the end; returns the last averaged metrics. Ctrl-C saves a checkpoint and re-raises."""
+        """Train to the end; returns the last averaged metrics. Ctrl-C saves a checkpoint and re-raises.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite; the steps before it are saved.
+        """
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
@@ -325,6 +329,8 @@ class TrainingLoop:
                 tick = now
                 due = self._average_ranks(now - saved > c.save_seconds)
                 norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip))
+                if not (torch.isfinite(norm) and torch.isfinite(loss)):
+                    raise self._diverged(float(loss.detach()), float(norm))
                 for optimizer in self.optimizers:
                     optimizer.step()
                 self.step += 1
@@ -362,6 +368,18 @@ class TrainingLoop:
             bar.close()
             writer.close()
         return averages
+
+    def _diverged(self, loss: float, norm: float) -> DivergedError:
+        """The error of a step whose gradient is not finite; the weights are those before the step."""
+        remedy = f"Try a lower --lr than {self.config.lr:g}, with another --out"
+        if self.compiled:
+            remedy = (
+                "Leave --compile out: compiled gradients can be wrong on this processor. The same --out goes on from there"
+            )
+        return DivergedError(
+            f"{self.tag}: step {self.step + 1} has a loss of {loss:g} and a gradient of norm {norm:g}, expected finite "
+            f"ones; the {self.step} steps before it are kept in {self.run_dir}. {remedy}"
+        )
 
     @torch.no_grad()
     def _average_ranks(self, due: bool) -> bool:
