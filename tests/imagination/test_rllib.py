@@ -100,9 +100,8 @@ def test_the_network_sees_all_parts_of_an_observation(make_vec):
 
 
 def test_a_wrapper_that_encodes_observations_is_named_by_text_and_the_network_reads_what_it_shows():
-    config = rllib_config(
-        num_envs=2, action_repeat=True, task="reach", chunk=2, horizon=4, wrap="rewards.judge_features:JudgeFeatureWrapper"
-    )
+    wrap = "rewards.judge_features:JudgeFeatureWrapper"
+    config = rllib_config(num_envs=2, action_repeat=True, task="reach", chunk=2, horizon=4, wrap=wrap)
     envs = gym.make_vec(config.env, **config.env_config, num_envs=2, vectorization_mode="vector_entry_point")
     observation = {k: torch.as_tensor(v) for k, v in envs.reset(seed=0)[0].items()}
     module = ImageLanguageModule(

@@ -373,9 +373,7 @@ class TrainingLoop:
         """The error of a step whose gradient is not finite; the weights are those before the step."""
         remedy = f"Try a lower --lr than {self.config.lr:g}, with another --out"
         if self.compiled:
-            remedy = (
-                "Leave --compile out: compiled gradients can be wrong on this processor. The same --out goes on from there"
-            )
+            remedy = "Leave --compile out, compiled gradients can be wrong here; the same --out goes on from there"
         return DivergedError(
             f"{self.tag}: step {self.step + 1} has a loss of {loss:g} and a gradient of norm {norm:g}, expected finite "
             f"ones; the {self.step} steps before it are kept in {self.run_dir}. {remedy}"

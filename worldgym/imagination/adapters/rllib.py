@@ -58,8 +58,8 @@ def rllib_config(
         action_repeat: one action per chunk, repeated for its frames (`ActionRepeat`), suited to learning from scratch;
             False takes chunks of different actions as one vector.
         held: earlier name of `action_repeat`.
-        **settings: settings of the environment. Instructions are given as embeddings. With `action_repeat`, also `wrap`:
-            `module:attribute` of an outermost wrapper, such as `rewards.judge_features:JudgeFeatureWrapper`.
+        **settings: settings of the environment. Instructions are given as embeddings. With `action_repeat` also `wrap`,
+            `module:attribute` of an outermost wrapper such as `rewards.judge_features:JudgeFeatureWrapper`.
 
     Raises:
         ValueError: an autoreset mode other than NEXT_STEP, text instructions, tensors, or `wrap` without
