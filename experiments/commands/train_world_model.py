@@ -93,8 +93,7 @@ class TrainWorldModelConfig:
             that do not fit into the memory of one GPU; only for `diffusers` without adapters. An interrupted run
             continues from the last checkpoint.
         compile: use torch.compile for the training pass, for `video` and `joint`; 40 % to 60 % faster after a minute or
-            two of warm-up. With torch 2.13 on a processor with AVX-512 and without AMX the compiled gradient of `video`
-            was not finite; such a run ends with an error at its first step, and goes on without this option.
+            two of warm-up.
         seed: seed of all randomness.
         limit: maximum number of episodes to read; the first ones.
         augment: copies of each episode with other colours and crops (`worldgym.data.augment`), for few recordings.

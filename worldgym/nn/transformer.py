@@ -30,7 +30,7 @@ from worldgym.nn.attention import Rotary, attend
 from worldgym.nn.block import TransformerBlock
 from worldgym.nn.kv_cache import KVCache, additive
 from worldgym.nn.layout import Kind, Rule, SequenceLayout
-from worldgym.utils.compiling import compiler
+from worldgym.utils.compiling import compiled, compiler
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Mixed(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
-    return torch.compile(Transformer._layers, dynamic=False)
+    return compiled(Transformer._layers, dynamic=False)
 
 
 def compiled_layers(*args: Any) -> Any:

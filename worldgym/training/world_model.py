@@ -34,6 +34,7 @@ from worldgym.nn import FLOW, MixedTimes
 from worldgym.training.loop import LoopConfig, TrainingLoop, step_generator
 from worldgym.training.pictures import Pictures
 from worldgym.utils import devices
+from worldgym.utils.compiling import compiled
 
 logger = logging.getLogger(__name__)
 
@@ -429,7 +430,7 @@ def train_world_model(
 
 def _compiled(module: nn.Module) -> Callable[..., Any]:
     """`torch.compile(module)`, or `module` itself once compiling has failed (for example without a C++ compiler)."""
-    chosen: list[Callable[..., Any]] = [torch.compile(module)]
+    chosen: list[Callable[..., Any]] = [compiled(module)]
 
     def forward(*args: Any) -> Any:
         if chosen[0] is module:
