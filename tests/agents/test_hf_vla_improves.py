@@ -31,7 +31,7 @@ VLM = {
                     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 512,
                     "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }  # fmt: skip
-ROUNDS = 6
+ROUNDS = 10  # with fewer, the gain of some heads is within the noise on processors that round otherwise
 # Steps of SFT, and learning rate of GRPO.
 SETTINGS = {
     "parallel": (150, 5e-4), "tokens": (150, 5e-4), "fast": (200, 1e-3), "l1": (120, 5e-4), "flow": (100, 5e-4),
@@ -76,12 +76,12 @@ def test_grpo_in_the_bundled_imagination_improves_every_head(head, imagination):
         draws = torch.Generator().manual_seed(seed)
         return collect(world_model, judge, policy, starts, group_size=group, horizon=25, generator=draws)
 
-    before = attempts(48, 0)
+    before = attempts(96, 0)
     grpo = GRPO(GRPOConfig(lr=SETTINGS[head][1], updates=4))
     for i in range(ROUNDS):
         grpo.update(policy, attempts(40, 1 + i))
         policy.eval()
-    after = attempts(48, 0)
+    after = attempts(96, 0)
     assert bool(before.valid.all()) and bool(after.valid.all())
     gain = paired_bootstrap(after.reward, before.reward)
     assert gain.low > 0, (
