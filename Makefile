@@ -20,6 +20,8 @@ export MUJOCO_GL ?= egl
 export HF_HUB_OFFLINE ?= 1
 # pip asks for news on every call otherwise
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Without stored bytecode `import torch` takes twice as long, and the tests start some hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test coverage test-slow test-newest test-clip test-clients test-notebooks test-claims campaign lint format bench gpu-check pretrained docs gl clean
 
