@@ -114,12 +114,12 @@ def test_grpo_in_the_bundled_imagination_improves_every_head(head, imagination):
         draws = torch.Generator().manual_seed(seed)
         return collect(world_model, judge, policy, starts, group_size=group, horizon=25, generator=draws)
 
-    before = attempts(64, 0)
+    before = attempts(48, 0)
     grpo = GRPO(GRPOConfig(lr=lr, updates=4))
     for i in range(rounds):
         grpo.update(policy, attempts(40, 1 + i))
         policy.eval()
-    after = attempts(64, 0)
+    after = attempts(48, 0)
     assert bool(before.valid.all()) and bool(after.valid.all())
     gain = paired_bootstrap(after.reward, before.reward)
     assert gain.low > 0, (
