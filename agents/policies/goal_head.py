@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from agents.policies.layers import FiLMBlock
 from agents.policies.vla_config import VLAPolicyConfig
-from worldgym.utils.devices import multinomial
+from worldgym.utils.devices import autocast, multinomial
 
 WIDTH = 64  # dimension of the dot product between text and image features
 REACH = 0.25  # standardised distance within which cells count as one position: about 2 cm on a table of half a metre
@@ -115,7 +115,7 @@ class GoalHead(nn.Module):
             text: `(B,E)` standardised embedding.
             state: `(B,S)` normalised proprioception.
         """
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(image.device, self.bf16):
             words = self.text(text)
             x = nn.functional.gelu(self.conv1(image.contiguous(memory_format=torch.channels_last)))
             x = self.block3(self.block2(nn.functional.gelu(self.conv2(x)), words), words)

@@ -41,6 +41,7 @@ from worldgym.nn import with_coordinates
 from worldgym.protocols import Observation, PolicyOutput, Temperature
 from worldgym.specs import Specs
 from worldgym.text import embed
+from worldgym.utils.devices import autocast
 from worldgym.utils.row_threads import by_rows
 
 __all__ = ["PRESETS", "VLAPolicy", "VLAPolicyConfig"]
@@ -213,7 +214,7 @@ class VLAPolicy(
         """Action features `(B,K,D)`, goal `(B,goal_dims)`, and the tokens after each layer."""
         picture, words, state = inputs.picture, inputs.words, inputs.state
         config, batch = self.config, len(aim)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+        with autocast(self.device, config.bf16):
             text = self.text(words)
             x = self._stem(picture, text)
             maps, keys, text_queries = self.maps(x), self.keys(x), self.asked(text)
@@ -226,7 +227,7 @@ class VLAPolicy(
                 place = self.goal_token(torch.cat([goal, goal - self.position_of(state), state], -1))
             else:
                 goal, place = aim[:, :0], torch.zeros_like(where)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+        with autocast(self.device, config.bf16):
             memory = self._memory(x, text, inputs)
             hand = self.state_token(state) if config.state_dim else torch.zeros_like(text)
             extra = torch.stack([where + place, hand, text], dim=1).float()
@@ -259,7 +260,7 @@ class VLAPolicy(
     def image_tokens(self, observation: Observation) -> Tensor:
         """`(B,N,D)` float32 image tokens of all cameras, which the queries read; proprioception has no part in them."""
         inputs = self._inputs(observation)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with autocast(self.device, self.config.bf16):
             text = self.text(inputs.words)
             return self._memory(self._stem(inputs.picture, text), text, inputs).float()
 

@@ -40,7 +40,7 @@ class VLAPolicyConfig:
             without such a position in proprioception (then no goal is predicted).
         text_dim: length of the instruction embedding.
         dropout: dropout rate in the transformer, in training mode.
-        bf16: run matmuls and convolutions in bfloat16; probabilities stay float32.
+        bf16: run matmuls and convolutions in bfloat16 where that is faster than float32; probabilities stay float32.
         head: distribution over actions: `bins`, `autoregressive`, `l1` or `flow`, see `agents.policies.heads`.
         head_settings: further settings of the head: `scale` and `learn_scale` of `l1`, `steps` and `noise` of `flow`.
         specs: specs of the training data. They define the columns of proprioception that hold the end effector's

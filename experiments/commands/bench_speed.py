@@ -278,7 +278,7 @@ def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, 
         (1, "bfloat16", ()), (2, "bfloat16", ()), (4, "bfloat16", ()), (8, "bfloat16", ()),
         (4, "bfloat16", half * 2), (8, "bfloat16", (half + (False, False)) * 2), (1, "float32", ()),
     ):  # fmt: skip
-        model.sampler = replace(usual, steps=steps, dtype=dtype, mask=mask)
+        model.with_sampler(steps=steps, dtype=dtype, mask=mask)
         began = time.perf_counter()
         predicted, _ = fidelity.imagine_logs(
             model, logs.frames, logs.actions, logs.states, torch.Generator().manual_seed(0)
@@ -287,7 +287,7 @@ def quality(model: Any, probe: Any, config: BenchSpeedConfig) -> list[dict[str, 
         name = f"{steps} pass{'es' * (steps > 1)}, {dtype}"
         name += f", network evaluated at {sum(mask)}" if mask else ""
         rows.append({"sampler": name, **_accuracy(probe, logs, predicted, spent)})
-    model.sampler = usual
+    model.with_sampler(steps=usual.steps, dtype=usual.dtype, mask=usual.mask)
     logs = logs.head(config.uncached_rows)
     first, states = torch.from_numpy(logs.frames[:, :1]), torch.from_numpy(logs.states[:, :1])
     began = time.perf_counter()

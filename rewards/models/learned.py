@@ -31,6 +31,7 @@ from worldgym.nn import GroupNorm, with_coordinates
 from worldgym.protocols import Judgement, Reads
 from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
+from worldgym.utils.devices import autocast
 from worldgym.utils.row_threads import by_rows
 from worldgym.utils.sizes import short, size_of
 from worldgym.utils.typed import from_values
@@ -56,7 +57,7 @@ class LearnedJudgeConfig:
         by_words: whether the logit is shifted by a linear function of the instruction embedding
             (`rewards.training.calibration`).
         dropout: dropout rate in the head during training.
-        bf16: compute convolutions and matrix products in bfloat16.
+        bf16: compute convolutions and matrix products in bfloat16 where that is faster than float32.
         max_batch: number of frames in one forward pass; it affects memory, not results.
         specs: specs of the observations in the training data; None for judges of earlier versions.
 
@@ -303,7 +304,7 @@ class LearnedJudge(
     def forward(self, image: Tensor, text: Tensor, state: Tensor | None = None) -> Tensor:
         """Logit `(B,)` float32 of success from `image (B,3,H,W)` float in [0,1], `text (B,E)`, and `state (B,S)`."""
         shift = text @ self.word_slope + self.word_level if self.config.by_words else 0.0
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with autocast(self.device, self.config.bf16):
             x, text, coordinates, strength = self._keypoints(image, text)
             x = self.block4(self.block3(nn.functional.gelu(self.conv3(x)), text), text)
             pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
@@ -339,7 +340,7 @@ class LearnedJudge(
         Returns:
             coordinates `(B, 2 M)` in [-1, 1], x and y of every keypoint, and keypoint strengths `(B, M)`.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with autocast(self.device, self.config.bf16):
             return self._keypoints(image, text)[2:]
 
     @torch.no_grad()

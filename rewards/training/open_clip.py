@@ -35,6 +35,7 @@ from rewards.training.learned import JudgeTrainConfig, augment, calibrate, rates
 from rewards.training.negatives import PairSampler
 from worldgym.errors import ConfigError
 from worldgym.protocols import judged
+from worldgym.utils.devices import autocast
 
 if TYPE_CHECKING:
     from worldgym.data.reader import EpisodeArrays
@@ -117,7 +118,7 @@ def train_open_clip(
         warm = min(1.0, (step + 1) / max(1, min(100, config.steps // 10)))
         for group in adam.param_groups:
             group["lr"] = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        with torch.autocast(judge.device.type, torch.bfloat16):
+        with autocast(judge.device):
             images = model.encode_image(judge.pixels(frames))  # type: ignore[operator]
             directions, indices = text_encoder.vectors(sentences)
         images = nn.functional.normalize(images.float(), dim=-1)

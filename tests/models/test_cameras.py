@@ -154,8 +154,9 @@ def test_two_cameras_survive_disk(model, tmp_path):
     again = VideoWorldModel.from_pretrained(tmp_path)
     assert again.specs == SPECS and again.canvas == model.canvas
     actions = torch.rand(2, 2, 7)
-    one, other = (m.step(begin(m, 2), actions)[1] for m in (model, again))
-    assert torch.equal(one.frames, other.frames) and torch.equal(one.views["wrist"], other.views["wrist"])
+    one, other = (m.step(begin(m, 2), actions)[1] for m in (model, again))  # the saved weights are rounded to bfloat16
+    for a, b in ((one.frames, other.frames), (one.views["wrist"], other.views["wrist"])):
+        assert a.shape == b.shape and float((a.float() - b.float()).abs().max()) < 8
 
 
 def test_an_ensemble_shows_the_leaders_cameras(model):

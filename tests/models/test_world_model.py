@@ -291,10 +291,12 @@ def test_context_frames_are_remembered(model):
 
 
 def test_save_and_load_give_the_same_dreams(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    again = VideoWorldModel.from_pretrained(tmp_path)
-    a = model.step(_begin(model, 2), _actions(2, 3))[1].latents
-    assert torch.equal(a, again.step(_begin(again, 2), _actions(2, 3))[1].latents)
+    model.save_pretrained(tmp_path / "saved")  # rounds the weights to bfloat16, once
+    again = VideoWorldModel.from_pretrained(tmp_path / "saved")
+    third = VideoWorldModel.from_pretrained(again.save_pretrained(tmp_path / "again"))
+    a, b, c = (m.step(_begin(m, 2), _actions(2, 3))[1].latents for m in (model, again, third))
+    assert torch.equal(b, c)
+    torch.testing.assert_close(a, b, atol=0.1, rtol=0)
 
 
 def test_missing_and_damaged_checkpoints_are_named(model, tmp_path):

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from worldgym.errors import ConfigError
-from worldgym.utils.devices import choose_device, choose_dtype, multinomial, place, rand, randn
+from worldgym.models import load_world_model
+from worldgym.pretrained import DEFAULT
+from worldgym.utils.devices import (
+    autocast,
+    bfloat16_pays,
+    choose_device,
+    choose_dtype,
+    multinomial,
+    place,
+    rand,
+    randn,
+)
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device, and this machine has none"
@@ -31,9 +42,29 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_precision_by_name() -> None:
     assert choose_dtype("float32", torch.device("cpu")) is torch.float32
-    assert choose_dtype("auto", torch.device("cpu")) is torch.bfloat16
+    assert choose_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
     with pytest.raises(ConfigError, match="--dtype"):
         choose_dtype("float16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_a_cpu_without_amx_computes_in_float32_unless_told(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    bfloat16_pays.cache_clear()
+    try:
+        cpu, chosen = torch.device("cpu"), torch.bfloat16 if amx else torch.float32
+        assert choose_dtype("auto", cpu) is chosen
+        model = load_world_model(DEFAULT)
+        assert model.dtype == str(chosen).removeprefix("torch.")
+        assert model.inference_network().embed.weight.dtype is chosen
+        assert model.with_dtype("bfloat16").inference_network().embed.weight.dtype is torch.bfloat16
+        for always, expected in ((False, chosen), (True, torch.bfloat16)):
+            with autocast(cpu, always=always):
+                assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype is expected
+            with autocast(cpu, False, always=always):
+                assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype is torch.float32
+    finally:
+        bfloat16_pays.cache_clear()
 
 
 def test_draws_are_those_of_torch_on_the_generators_device() -> None:

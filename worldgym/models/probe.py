@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldgym.hub import HubModel
-from worldgym.models.tokenizers.frame import ResidualBlock, autocast, check_frames
+from worldgym.models.tokenizers.frame import ResidualBlock, check_frames
+from worldgym.utils.devices import autocast
 from worldgym.utils.typed import from_values
 
 

@@ -28,7 +28,6 @@ from worldgym.errors import ConfigError
 from worldgym.models.backbones.config import BackboneConfig
 from worldgym.models.backbones.loading import read_pipeline
 from worldgym.models.backbones.world_model import DiffusersWorldModel
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.nn.noise import shifted
 from worldgym.specs import Specs, check_observations
 from worldgym.training.backbone_data import Clips
@@ -37,7 +36,7 @@ from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.pictures import Pictures
 from worldgym.training.sharding import shard, whole
 from worldgym.training.tiny_decoder import train_tiny_decoder
-from worldgym.utils.devices import rand, randn
+from worldgym.utils.devices import autocast, rand, randn
 from worldgym.utils.optional import require
 
 logger = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ def video_loss(
     known = torch.randint(1, r, (b, count), generator=generator)
     known[torch.rand(b, count, generator=generator) >= settings.cut_share] = r
     cut = torch.arange(r, device=device) < known.to(device)[..., None]
-    with autocast(device, config.dtype != "float32"):
+    with autocast(device, config.dtype != "float32", always=True):
         out, _ = model.network(
             torch.cat([seen, noisy], 1),
             torch.cat([levels.new_zeros(b, k), levels], 1),

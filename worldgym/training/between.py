@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from worldgym.errors import ConfigError
 from worldgym.models.chunk.config import HAND
 from worldgym.models.chunk.world_model import ChunkWorldModel
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.training.chunk_data import ChunkEpisodes, labels
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.world_model import frame_loss
-from worldgym.utils.devices import rand, randn
+from worldgym.utils.devices import autocast, rand, randn
 
 BATCH = 48
 NOISE = 0.3

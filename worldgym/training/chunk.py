@@ -26,7 +26,6 @@ from worldgym.models.chunk.building import for_data
 from worldgym.models.chunk.config import HAND
 from worldgym.models.chunk.picture import Parts
 from worldgym.models.chunk.world_model import ChunkWorldModel
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.object_motion import HandColumns, window_odds
 from worldgym.specs import Specs
 from worldgym.training.between import train_between
@@ -37,7 +36,7 @@ from worldgym.training.light_decoder import train_decoder
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.pictures import Pictures
 from worldgym.training.world_model import frame_loss, pixel_loss
-from worldgym.utils.devices import rand, randn
+from worldgym.utils.devices import autocast, rand, randn
 
 CONTACT_ODDS = (
     2.5  # windows with a contact are drawn more often by this factor, twice if something is carried

@@ -26,7 +26,6 @@ from worldgym.errors import ConfigError
 from worldgym.models.joint.config import JointConfig
 from worldgym.models.joint.network import Inputs
 from worldgym.models.joint.world_model import TYPE, JointModel
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.tokenizers.saved import read_tokenizer
 from worldgym.nn import BetaTimes, residual_velocity, uniform
 from worldgym.nn.noise import expand, shifted
@@ -35,7 +34,7 @@ from worldgym.text import embed
 from worldgym.training.generic import PartTraining
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.world_model import LatentEpisodes
-from worldgym.utils.devices import rand, randn
+from worldgym.utils.devices import autocast, rand, randn
 from worldgym.utils.typed import from_values
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
 from worldgym.models.chunk.world_model import ChunkWorldModel
-from worldgym.models.tokenizers.frame import FrameTokenizer, autocast, unit_rms
+from worldgym.models.tokenizers.frame import FrameTokenizer, unit_rms
 from worldgym.training.loop import LoopConfig, TrainingLoop
-from worldgym.utils.devices import rand, randn
+from worldgym.utils.devices import autocast, rand, randn
 
 BATCH = 64
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
-from worldgym.models.tokenizers.frame import FrameTokenizer, autocast, unit_rms
+from worldgym.models.tokenizers.frame import FrameTokenizer, unit_rms
 from worldgym.models.video.latent_shift import LatentShift, move_bilinearly
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.world_model import LatentEpisodes
-from worldgym.utils.devices import rand, randn
+from worldgym.utils.devices import autocast, rand, randn
 
 BATCH = 96
 REACH = 1.2  # largest shift in cells; a hand at full speed moves by less than one cell per step

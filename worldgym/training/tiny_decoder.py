@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from worldgym.errors import ConfigError
 from worldgym.models.backbones.world_model import DiffusersWorldModel
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.training.backbone_data import Clips
 from worldgym.training.loop import LoopConfig, TrainingLoop
 from worldgym.training.pictures import Pictures
-from worldgym.utils.devices import rand, randn
+from worldgym.utils.devices import autocast, rand, randn
 
 BATCH, NOISE = 16, 0.2
 """Latent frames per step, and the largest noise on them, in standard deviations: imagined latents are not exact."""

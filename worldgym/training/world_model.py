@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from worldgym.errors import ConfigError
 from worldgym.models.canvas import Canvas
 from worldgym.models.tokenizers.base import VideoTokenizer
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.world_model import VideoWorldModel
 from worldgym.nn import FLOW, MixedTimes
 from worldgym.training.loop import LoopConfig, TrainingLoop, step_generator
 from worldgym.training.pictures import Pictures
 from worldgym.utils import devices
 from worldgym.utils.compiling import compiled
+from worldgym.utils.devices import autocast
 
 logger = logging.getLogger(__name__)
 

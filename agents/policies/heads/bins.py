@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.policies.heads.base import Head
-from worldgym.utils.devices import multinomial
+from worldgym.utils.devices import autocast, multinomial
 
 MASKED = -1e9  # finite: in float32 a masked bin has probability exactly 0, and 0 * log p is 0 instead of nan
 
@@ -117,7 +117,7 @@ class ParallelBins(Bins):
 
     def logits(self, features: Tensor, tokens: Tensor | None = None) -> Tensor:
         """See `Bins`."""
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(features.device, self.bf16):
             out = nn.functional.linear(features, self.weight, self.bias)
         return out.float().view(*features.shape[:2], self.action_dim, self.n_bins) + self.bin_mask
 

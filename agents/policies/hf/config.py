@@ -88,7 +88,8 @@ class HFVLAConfig:
         lora: adapters; None trains the weights themselves.
         train_vision: train the vision tower and its projector too.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
-        bf16: run the vision-language model in bfloat16 autocast; probabilities stay float32.
+        bf16: run the vision-language model in bfloat16 autocast, on devices on which that is faster than float32 or if
+            `weights` are in bfloat16; probabilities stay float32.
         weights: precision in which its weights are held, `float32` or `bfloat16`. The latter halves the memory; it is
             for acting and for adapters (which stay float32), since it loses small updates.
         expert_width: width of the action expert of `flow`.

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldgym.utils.devices import autocast
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -130,7 +132,7 @@ class Context:
 
     def run(self, embeds: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
         """One pass of the language model; its output object."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.bf16, always=True):
             return self.decoder(
                 inputs_embeds=embeds, attention_mask=mask, position_ids=positions,
                 use_cache="past_key_values" in options, **options,

@@ -20,6 +20,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from worldgym.utils.devices import autocast
+
 KEYS = 24  # channels of the keys and queries that match image locations to words
 
 
@@ -32,7 +34,7 @@ class ImageLanguageFeatures(nn.Module):
             and standard deviation, because sentences about one table differ little. None leaves embeddings unchanged.
         asked: number of image coordinates (x and y) that are queried with the instruction.
         width: width of the text layer and of the joint layer.
-        bf16: run convolutions in bfloat16, which is twice as fast on processors that support it.
+        bf16: run convolutions in bfloat16 where that is faster than float32 (`worldgym.utils.devices.bfloat16_pays`).
 
     Raises:
         ValueError: the space lacks one of the three entries, or its instruction is text.
@@ -99,7 +101,7 @@ class ImageLanguageFeatures(nn.Module):
             image = image.permute(0, 3, 1, 2)
         inputs = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         inputs = torch.cat([2 * inputs - 1, self.pixels.expand(len(inputs), -1, -1, -1)], 1)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(inputs.device, self.bf16):
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             maps = self.keys(torch.relu(self.conv2(torch.relu(self.conv1(inputs))))).float()
         words = (observation["instruction"].float() - self.text_mean) / self.text_std

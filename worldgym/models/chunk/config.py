@@ -49,7 +49,7 @@ class ChunkConfig:
         state_mean: mean of the data's proprioception, per dimension.
         state_std: standard deviation of the data's proprioception, per dimension.
         action_dim: A.
-        dtype: precision of inference, `"bfloat16"` or `"float32"`.
+        dtype: precision of inference: `"float32"`, or `"bfloat16"` on devices on which it is faster.
         tasks: tasks in the training logs.
         specs: observation and action specs.
 

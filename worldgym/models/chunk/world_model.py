@@ -32,9 +32,8 @@ from worldgym.models.chunk.state import ChunkState
 from worldgym.models.latent_model import LatentWorldModel, check_clips, read_model, write_model
 from worldgym.models.probe import PositionProbe, PositionProbeConfig
 from worldgym.models.tokenizers import build_tokenizer
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.protocols import Decode, Imagined
-from worldgym.utils.devices import randint
+from worldgym.utils.devices import autocast, faster_dtype, randint
 from worldgym.utils.row_threads import by_rows
 
 TYPE = "chunk"
@@ -65,14 +64,19 @@ class ChunkWorldModel(LatentWorldModel):
         if c.decoder_widths is not None:
             self.light = LightDecoder(c.tokenizer.latent_channels, c.decoder_widths, c.decoder_blocks)
         self.between = None if c.between_width is None else Between(c)
-        self.dtype = c.dtype
+        self._asked: str | None = None  # by `with_dtype`
         self._fast: list[Picture] = []
 
     def with_dtype(self, dtype: str) -> ChunkWorldModel:
-        """Infer in another precision, `"bfloat16"` or `"float32"`; it is not saved with the model."""
-        self.dtype = replace(self.config, dtype=dtype).dtype
+        """Infer in another precision, `"bfloat16"` or `"float32"`, on every device; it is not saved with the model."""
+        self._asked = replace(self.config, dtype=dtype).dtype
         self.refresh()
         return self
+
+    @property
+    def dtype(self) -> str:
+        """Precision of inference: that of `with_dtype`, else the config's; bfloat16 only where it is the faster one."""
+        return self._asked or faster_dtype(self.config.dtype, self.device)
 
     def inference_network(self) -> Picture:
         """The picture network in the precision of inference; call `refresh` after training steps."""
@@ -235,7 +239,7 @@ class ChunkWorldModel(LatentWorldModel):
             start = self.with_hand(hand[:, 0], state.slots.positions)
             end = self.with_hand(hand[:, -1], after.slots.positions)
             present = self.presence(after.slots)
-        with autocast(path.device, self.dtype != "float32"):
+        with autocast(path.device, self.dtype != "float32", always=True):
             latents = self.between(state.latent, after.latent, path, start, end, present, hand)
         return list(self.tokenizer.project(latents, 2).unbind(1))
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from worldgym.models.joint.network import Inputs, JointOutput
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.nn import KVCache, Reuse, Reused, SequenceLayout, residual_velocity
+from worldgym.utils.devices import autocast
 
 
 class Denoiser:
@@ -67,7 +67,7 @@ class Denoiser:
         return cache
 
     def _run(self, layout: SequenceLayout, inputs: Inputs, cache: KVCache | None) -> JointOutput:
-        with autocast(inputs.words.device, self.sampling.dtype != "float32"):
+        with autocast(inputs.words.device, self.sampling.dtype != "float32", always=True):
             out: JointOutput = self.model.network(
                 layout, self.rule, inputs, cache=cache, compiled=self.compiled
             )

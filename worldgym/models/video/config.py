@@ -98,7 +98,7 @@ class SamplerConfig:
     Args:
         steps: denoising passes per frame; 1 predicts the mean of the possible outcomes (without noise), more passes
             draw a sample.
-        dtype: `"bfloat16"` or `"float32"` for the transformer.
+        dtype: precision of the transformer: `"float32"`, or `"bfloat16"` on devices on which it is faster.
         mask: which of the passes run the network; the others reuse its last output. Empty runs all. This is the fixed
             form of DreamZero's velocity caching; the adaptive form would depend on the whole batch, and a row's
             predictions must not depend on the other rows.

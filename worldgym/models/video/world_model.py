@@ -26,13 +26,12 @@ from torch import Tensor, nn
 from worldgym.errors import UNBUILDABLE, CheckpointError, ConfigError
 from worldgym.models.latent_model import LatentWorldModel, check_clips, write_model
 from worldgym.models.tokenizers import build_tokenizer
-from worldgym.models.tokenizers.frame import autocast
 from worldgym.models.video.config import WorldModelConfig
 from worldgym.models.video.dynamics import Dynamics, DynamicsOutput
 from worldgym.models.video.state import ImaginedState
 from worldgym.nn import renoise
 from worldgym.protocols import Decode, Imagined
-from worldgym.utils.devices import randint
+from worldgym.utils.devices import autocast, faster_dtype, randint
 from worldgym.utils.files import read_json
 from worldgym.utils.folders import verify_folder
 from worldgym.utils.tensors import load_tensors
@@ -71,6 +70,7 @@ class VideoWorldModel(LatentWorldModel):
             )  # fmt: skip
         self._fast: list[Dynamics] = []  # in a list, so that torch does not register it as a submodule
         self.sampler = c.sampler
+        self._asked: str | None = None  # precision, by `with_sampler`
 
     # -- properties -------------------------------------------------------------------------------
     @property
@@ -87,7 +87,7 @@ class VideoWorldModel(LatentWorldModel):
     def inference_network(self) -> Dynamics:
         """The dynamics in the sampler's precision; call `refresh` after training steps."""
         # A bf16 copy of the weights: casting 6 M parameters at every frame costs as much as the frame.
-        if self.sampler.dtype == "float32":
+        if (self._asked or faster_dtype(self.sampler.dtype, self.device)) == "float32":
             return self.dynamics
         if not self._fast:
             self._fast = [copy.deepcopy(self.dynamics).to(torch.bfloat16).eval().requires_grad_(False)]
@@ -245,14 +245,18 @@ class VideoWorldModel(LatentWorldModel):
         return state.replace(latent=latent, states=states.to(device).float())
 
     def with_sampler(self, **changes: Any) -> VideoWorldModel:
-        """Change the sampler in place, e.g. `with_sampler(steps=1)`; returns self."""
+        """Change the sampler in place, e.g. `with_sampler(steps=1)`; returns self.
+
+        A `dtype` given here is used on every device; one from the config only where it is faster than float32.
+        """
         self.sampler = replace(self.sampler, **changes)
+        self._asked = changes.get("dtype", self._asked)
         self._fast = []
         return self
 
     # -- disk -------------------------------------------------------------------------------------
     def save_pretrained(self, path: Path | str) -> Path:
-        """Write `config.json` and `model.safetensors` (in bf16: half the size, and the precision used at inference)."""
+        """Write `config.json` and `model.safetensors` (in bf16, half the size)."""
         tensors = {
             k: v.detach().to("cpu", v.dtype if k.endswith(EXACT) else torch.bfloat16)
             for k, v in self.state_dict().items()
