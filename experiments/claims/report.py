@@ -193,10 +193,17 @@ def replaced_in(claim: Claim, records: Records, preset: ClaimPreset) -> list[str
 
 
 def provenance(claim: Claim, records: Records, preset: ClaimPreset, arms: Arms) -> list[str]:
-    """Command, hashes and versions."""
-    facts = records.read(*arms[0], records.seeds(*arms[0])[0])
-    hashes = ", ".join(f"{k} `{v}`" for k, v in facts["hashes"].items())
+    """Command, and the hashes and versions of the arms, which differ if a bundle was replaced between them."""
+    groups: dict[str, list[str]] = {}
+    for arm in arms:
+        facts = records.read(*arm, records.seeds(*arm)[0])
+        hashes = ", ".join(f"{k} `{v}`" for k, v in facts["hashes"].items())
+        groups.setdefault(hashes, []).append(label_of(records, arm))
+    facts = records.read(*arms[-1], records.seeds(*arms[-1])[0])
     found = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
+    hashes = next(iter(groups))
+    if len(groups) > 1:
+        hashes = "; ".join(f"{hashes} ({', '.join(labels)})" for hashes, labels in groups.items())
     seeds = sorted({s for arm in arms if not unseeded(arm[1]) for s in records.seeds(*arm)}) or [0]
     replaced = replaced_in(claim, records, preset)
     since = f" Replaced in the bundle since then: {', '.join(replaced)}." if replaced else ""

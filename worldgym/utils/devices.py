@@ -62,7 +62,7 @@ def bfloat16_pays(kind: str) -> bool:
     """Whether networks run faster in bfloat16 than in float32 on devices of this kind, `cpu` or `cuda`.
 
     On a CPU this needs AMX. With AVX-512 or AVX2, also where the processor has other instructions for bfloat16, the
-    bundled networks take 1.3 to 7 times as long in bfloat16 (docs/guides/fast_world_models.md).
+    bundled networks take 1.3 to 6 times as long in bfloat16 (docs/guides/fast_world_models.md).
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported()
