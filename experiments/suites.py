@@ -59,17 +59,18 @@ def suite_of_data(dataset: Any) -> str | None:
     return dataset.manifest.name if dataset.manifest.name in SUITES.names() else None
 
 
-def other_instructions(dataset: Any, arrays: Any) -> list[tuple[str, ...]] | None:
+def other_instructions(dataset: Any, arrays: Any, suite: str | None = None) -> list[tuple[str, ...]] | None:
     """For each episode of `arrays`, other instructions that a policy could follow from its start state.
 
     Args:
         dataset: the `EpisodeDataset` that `arrays` come from.
         arrays: its `EpisodeArrays`, or some of the episodes.
+        suite: name of the suite that collected it; None takes the one that the dataset names.
 
     Returns:
         None if the dataset is of no suite, its suite does not know, or an episode lacks the seed of its start state.
     """
-    name = suite_of_data(dataset)
+    name = suite or suite_of_data(dataset)
     asked = None if name is None else getattr(load_suite(name), "other_instructions", None)
     if asked is None:
         return None

@@ -291,8 +291,9 @@ class ImaginedRLTrainer:
             if not self.history:
                 logger.warning(
                     "hindsight: the starts do not say which other instructions can be followed from them, so the judge "
-                    "is asked about all instructions of the task, also about objects that are not there. Audit it with "
-                    "`worldgym bench hindsight --no-scene`, or take --start-frames from a dataset of `worldgym collect`"
+                    "is asked about all instructions of the task, also about objects that are not there. If the "
+                    "suite has other_instructions(), as the tabletop has, take --start-frames from logs of `worldgym "
+                    "collect`; `worldgym bench hindsight --no-scene` audits the judge there"
                 )
             given = self.starts.starts
             for task, text in sorted(set(zip(given.tasks, given.instructions, strict=True))):

@@ -37,6 +37,11 @@ def learned_parameters(policy: Any, learn: str) -> list[nn.Parameter]:
             f"a {type(policy).__name__} has no parameters(), so it has no weights to train; give a policy that is a "
             "torch.nn.Module with the methods of worldgym.protocols.TrainablePolicy"
         )
+    if not hasattr(policy, "evaluate") and not hasattr(policy, "loss"):
+        raise ConfigError(
+            f"a {type(policy).__name__} has neither evaluate() nor loss(), so it cannot be trained further; give a "
+            "policy with the methods of worldgym.protocols.TrainablePolicy, such as the bundled one (--policy sft)"
+        )
     if learn == "all":
         return list(policy.parameters())
     if not hasattr(policy, "parameters_of"):

@@ -130,7 +130,8 @@ def run(config: BundleConfig) -> int:
                         f"has {len(arrays)} episodes, and starts are taken from those after the first --starts-after"
                     )
                 left = arrays.keep(np.arange(len(arrays)) >= config.starts_after)
-            write_starts(folder / "starts.npz", left, config.starts, config.seed, other_instructions(dataset, left))
+            others = other_instructions(dataset, left, suite)
+            write_starts(folder / "starts.npz", left, config.starts, config.seed, others)
             if config.policy is not None:
                 chosen = demonstrations(
                     first,

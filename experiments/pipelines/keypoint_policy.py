@@ -1,8 +1,9 @@
-"""Policies learned from scratch on the keypoints of a judge, in the form that every command of worldgym takes.
+"""Policies learned from scratch on the keypoints of a judge, as policies of worldgym.
 
 The examples in `experiments.examples` train a small network on `rewards.judge_features` with Stable-Baselines3, RLlib
 or a loop of their own. `KeypointPolicy` holds the policy part of such a network. It reads images and instructions
-itself and is saved like any other policy, so `worldgym eval` and `worldgym bench closed-loop` take its folder.
+itself and is saved like any other policy, so `worldgym eval`, `worldgym bench closed-loop`
+and `worldgym collect` take its folder. It cannot be trained further: `worldgym rl` refuses it.
 
 Example::
 
@@ -28,9 +29,12 @@ from rewards.judge_features import JudgeFeatures
 from rewards.models.learned import LearnedJudge, load_bundled
 from worldgym.errors import CheckpointError, ConfigError
 from worldgym.hub import HubModel
+from worldgym.pretrained import DEFAULT, path, remedy
 from worldgym.protocols import Observation, PolicyOutput, Temperature
+from worldgym.specs import Specs
 from worldgym.text import EMBEDDING_DIM, embed
 from worldgym.utils.devices import randn
+from worldgym.utils.files import read_json
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class KeypointConfig:
         squash: how an action is brought into [-1, 1], `clip` or `tanh`.
         spread: whether the log standard deviation is a `fixed` parameter, or a `linear` function of the last hidden
             layer.
-        judge: SHA-256 of the weights of the judge whose keypoints were learned from; "" accepts any judge.
+        judge: SHA-256 of the weights of the judge whose keypoints were learned from.
 
     Raises:
         ConfigError: a size below 1, or another value of `squash` or `spread`.
@@ -78,13 +82,12 @@ class KeypointPolicy(nn.Module, HubModel, coders={KeypointConfig: (asdict, Keypo
 
     Args:
         config: sizes; may also be a plain dict.
-        judge: the judge that finds the keypoints; None takes the bundled one.
 
     Raises:
-        CheckpointError: the policy was learned from the keypoints of another judge.
+        CheckpointError: the policy was learned from the keypoints of another judge than the bundled one.
     """
 
-    def __init__(self, config: KeypointConfig | Mapping[str, Any], judge: LearnedJudge | None = None) -> None:
+    def __init__(self, config: KeypointConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.config = config if isinstance(config, KeypointConfig) else KeypointConfig.from_dict(config)
         sizes = self.config.widths
@@ -94,11 +97,11 @@ class KeypointPolicy(nn.Module, HubModel, coders={KeypointConfig: (asdict, Keypo
         self.body, self.mean = nn.Sequential(*layers), nn.Linear(sizes[-2], sizes[-1])
         linear = self.config.spread == "linear"
         self.log_std = nn.Linear(sizes[-2], sizes[-1]) if linear else nn.Parameter(torch.zeros(sizes[-1]))
-        judge = load_bundled() if judge is None else judge
+        judge = load_bundled()
         if self.config.judge and self.config.judge != fingerprint(judge):
             raise CheckpointError(
-                "this policy was learned from the keypoints of another judge than the one given; load it with "
-                "KeypointPolicy(config, judge) and that judge, or train it again with this version of worldgym"
+                "this policy was learned from the keypoints of another judge than the bundled one; load it with the "
+                "version of worldgym that trained it, or train it again with this one"
             )
         states = sizes[0] - 3 * (judge.config.keypoints + judge.config.asked)
         if states < 0:
@@ -108,7 +111,7 @@ class KeypointPolicy(nn.Module, HubModel, coders={KeypointConfig: (asdict, Keypo
         self.reach: Tensor
         self.register_buffer("reach", torch.ones(states))
         self._judge = [judge]  # in a list, so that it is not a submodule: it is neither trained nor saved
-        self._eyes: JudgeFeatures | None = None
+        self._eyes: list[JudgeFeatures] = []  # likewise; made at first use
 
     @property
     def chunk(self) -> int:
@@ -118,7 +121,7 @@ class KeypointPolicy(nn.Module, HubModel, coders={KeypointConfig: (asdict, Keypo
     @classmethod
     def of_layers(
         cls, layers: Sequence[nn.Linear], log_std: Tensor | nn.Linear, reach: Tensor, chunk: int,
-        squash: Literal["clip", "tanh"] = "clip", judge: LearnedJudge | None = None,
+        squash: Literal["clip", "tanh"] = "clip",
     ) -> Self:  # fmt: skip
         """Policy with copies of trained layers, which are joined by tanh.
 
@@ -128,12 +131,10 @@ class KeypointPolicy(nn.Module, HubModel, coders={KeypointConfig: (asdict, Keypo
             reach: `(S,)`, by which each entry of the state was divided (`JudgeFeatures.reach`).
             chunk: frames for which an action is repeated.
             squash: see `KeypointConfig`.
-            judge: the judge that found the keypoints; None for the bundled one.
         """
-        judge = load_bundled() if judge is None else judge
         widths = (layers[0].in_features, *(layer.out_features for layer in layers))
         spread: Literal["fixed", "linear"] = "linear" if isinstance(log_std, nn.Linear) else "fixed"
-        policy = cls(KeypointConfig(widths, chunk, squash, spread, fingerprint(judge)), judge)
+        policy = cls(KeypointConfig(widths, chunk, squash, spread, fingerprint(load_bundled())))
         own = [layer for layer in policy.body if isinstance(layer, nn.Linear)] + [policy.mean]
         with torch.no_grad():
             for mine, theirs in zip(own, layers, strict=True):
@@ -148,9 +149,9 @@ class KeypointPolicy(nn.Module, HubModel, coders={KeypointConfig: (asdict, Keypo
     @property
     def eyes(self) -> JudgeFeatures:
         """The features that the network reads."""
-        if self._eyes is None:
+        if not self._eyes:
             bound, size = self.reach.cpu().numpy(), self._judge[0].config.image_size
-            self._eyes = JudgeFeatures(
+            eyes = JudgeFeatures(
                 spaces.Dict(
                     {
                         "image": spaces.Box(0, 255, (size, size, 3), np.uint8),
@@ -159,8 +160,24 @@ class KeypointPolicy(nn.Module, HubModel, coders={KeypointConfig: (asdict, Keypo
                     }
                 ),
                 self._judge[0],
-            ).to(self.reach.device)
-        return self._eyes
+            )
+            self._eyes = [eyes.to(self.reach.device)]
+        return self._eyes[0]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._eyes = []
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Like torch's; the features then use the loaded `reach`."""
+        self._eyes = []
+        return super().load_state_dict(*args, **kwargs)
+
+    @property
+    def specs(self) -> Specs:
+        """Those of the bundled policy: observations as the judge reads them, and actions of the tabletop."""
+        folder = path(DEFAULT, "policy_sft")
+        return Specs.from_dict(read_json(folder / "config.json", remedy(folder))["specs"])
 
     @torch.no_grad()
     def act(
@@ -178,10 +195,20 @@ class KeypointPolicy(nn.Module, HubModel, coders={KeypointConfig: (asdict, Keypo
             observation: `image (B,H,W,3)` uint8, `state (B,S)` and `instruction`, B texts.
             temperature: scale of the standard deviation, or `{"action": scale}`; 0 is greedy.
             generator: random generator of the samples.
+
+        Raises:
+            ConfigError: images or states of another shape.
         """
         device = self.mean.weight.device
         words = torch.from_numpy(embed(list(observation["instruction"]))).to(device)
         rows = {k: torch.as_tensor(observation[k], device=device) for k in ("image", "state")}  # type: ignore[literal-required]
+        size, states = self._judge[0].config.image_size, len(self.reach)
+        shapes = [tuple(rows[k].shape) for k in ("image", "state")]
+        if shapes != [(len(words), size, size, 3), (len(words), states)]:
+            raise ConfigError(
+                f"image and state have the shapes {shapes[0]} and {shapes[1]}; this policy reads "
+                f"{(len(words), size, size, 3)} and {(len(words), states)}, as the tabletop gives them"
+            )
         hidden = self.body(self.eyes({**rows, "instruction": words}))
         mean = self.mean(hidden)
         log_std = (

@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from agents import load_policy
+from agents.algorithms.parameters import learned_parameters
+from experiments.bundle import Bundle
+from experiments.pipelines import keypoint_policy
 from experiments.pipelines.keypoint_policy import Checkpoints, KeypointConfig, KeypointPolicy
 from rewards.judge_features import JudgeFeatures
 from rewards.models.learned import load_bundled
 from worldgym.errors import CheckpointError, ConfigError
+from worldgym.specs import check_fit
 from worldgym.suite import load_suite
 from worldgym.text import embed
 
@@ -82,15 +86,41 @@ def test_samples_spread_as_the_temperature_says_and_repeat_with_the_seed(seen, l
     assert torch.allclose(out.log_prob, normal.log_prob(out.actions[:, 0]).sum(-1), atol=1e-4)
 
 
-def test_a_policy_of_another_judge_s_keypoints_is_refused(seen):
+def test_a_policy_of_another_judge_s_keypoints_is_refused(seen, tmp_path, monkeypatch):
     _, found, reach = seen
     policy = KeypointPolicy.of_layers(layers_of(found.shape[1]), torch.zeros(4), reach, 2)
+    policy.save_pretrained(tmp_path / "policy")
     other = copy.deepcopy(load_bundled())
     with torch.no_grad():
         next(other.parameters()).add_(0.01)
-    KeypointPolicy(policy.config, load_bundled())
-    with pytest.raises(CheckpointError, match="another judge"):
-        KeypointPolicy(policy.config, other)
+    monkeypatch.setattr(keypoint_policy, "load_bundled", lambda: other)
+    with pytest.raises(CheckpointError, match="another judge than the bundled one"):
+        load_policy(tmp_path / "policy")
+
+
+def test_acting_changes_neither_parameters_nor_buffers(seen):
+    observation, found, reach = seen
+    policy = KeypointPolicy.of_layers(layers_of(found.shape[1]), torch.zeros(4), reach, 2)
+    other = copy.deepcopy(policy)
+    before = policy.act(observation, temperature=0).actions
+    assert [name for name, _ in policy.named_buffers()] == [name for name, _ in other.named_buffers()]
+    other.load_state_dict({**other.state_dict(), "reach": 2 * reach})
+    assert not torch.equal(other.act(observation, temperature=0).actions, before)
+    policy.load_state_dict(other.state_dict())  # also what was computed from the earlier values is new
+    assert torch.equal(policy.act(observation, temperature=0).actions, other.act(observation, temperature=0).actions)
+
+
+def test_it_fits_the_tabletop_and_no_other_suite_and_is_not_trained_further(seen):
+    observation, found, reach = seen
+    policy = KeypointPolicy.of_layers(layers_of(found.shape[1]), torch.zeros(4), reach, 2)
+    check_fit(load_suite(), policy, "the suite", "the policy")
+    with pytest.raises(ConfigError, match="specs"):
+        check_fit(Bundle.find("metaworld-small").world_model(), policy, "the world model", "the policy")
+    for wrong in ({"state": observation["state"][:, :1]}, {"image": observation["image"][:, :32]}):
+        with pytest.raises(ConfigError, match="image and state have the shapes"):
+            policy.act({**observation, **wrong})
+    with pytest.raises(ConfigError, match="cannot be trained further"):
+        learned_parameters(policy, "all")
 
 
 @pytest.mark.parametrize(

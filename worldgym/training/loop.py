@@ -371,12 +371,15 @@ class TrainingLoop:
 
     def _diverged(self, loss: float, norm: float) -> DivergedError:
         """The error of a step whose gradient is not finite; the weights are those before the step."""
-        remedy = f"Try a lower --lr than {self.config.lr:g}, with another --out"
+        remedy = f"Its learning rate is {self.config.lr:g}; try a lower --lr or another --seed, with another --out"
         if self.compiled:
             remedy = "Leave --compile out, compiled gradients can be wrong here; the same --out goes on from there"
+        kept = f"the {self.step} steps before it are kept"
+        if self.sharded:  # no rank alone can save
+            kept = "the steps up to the last checkpoint, if there was one, are kept"
         return DivergedError(
             f"{self.tag}: step {self.step + 1} has a loss of {loss:g} and a gradient of norm {norm:g}, expected finite "
-            f"ones; the {self.step} steps before it are kept in {self.run_dir}. {remedy}"
+            f"ones; {kept} in {self.run_dir}. {remedy}"
         )
 
     @torch.no_grad()

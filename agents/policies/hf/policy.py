@@ -207,12 +207,6 @@ class HFVLAPolicy(
         return self.state_mean.device
 
     @property
-    def _bf16(self) -> bool:
-        """Whether the model runs in bfloat16: asked for, and faster here or the precision of the weights."""
-        config = self.config
-        return config.bf16 and (config.weights == "bfloat16" or bfloat16_pays(self.device.type))
-
-    @property
     def components(self) -> tuple[str, ...]:
         """Names of the components that the policy samples."""
         return ("action",)
@@ -253,7 +247,8 @@ class HFVLAPolicy(
             raise ConfigError(f"{batch} images but {len(texts)} instructions; give one for each row")
         state = self._state(observation, batch)
         learns = torch.is_grad_enabled() and config.train_vision and config.lora is None
-        with autocast(self.device, self._bf16, always=True), torch.set_grad_enabled(learns):
+        bf16 = config.bf16 and (config.weights == "bfloat16" or bfloat16_pays(self.device.type))
+        with autocast(self.device, bf16, always=True), torch.set_grad_enabled(learns):
             seen = [image_tokens(vlm, image) for image in images]
         ids, real = self.words.ids([self._prompt(text, row) for text, row in zip(texts, state, strict=True)])
         ids, real, first = ids.to(self.device), real.to(self.device), config.images_after
@@ -270,7 +265,7 @@ class HFVLAPolicy(
         if config.prefix_attention is None:
             full = vlm.config.model_type in FULL_PREFIX
         prefix = Prefix(embeds, present, self._positions(seen, present), full)
-        return Context(vlm.get_decoder(), vlm.get_output_embeddings(), prefix, self.action_ids, self._bf16)
+        return Context(vlm.get_decoder(), vlm.get_output_embeddings(), prefix, self.action_ids, bf16)
 
     def _positions(self, seen: list[Tensor], present: Tensor) -> Tensor:
         flat = (present.long().cumsum(1) - 1).clamp_min(0)

@@ -78,7 +78,13 @@ class HeldAction(gym.ActionWrapper):
 
 
 def make_action_repeat(env_id: str, **settings: Any) -> gym.Env:
-    """Entry point of `worldgym/ActionRepeat-v0`: the environment `env_id` with one action per chunk."""
+    """Entry point of `worldgym/ActionRepeat-v0`: the environment `env_id` with one action per chunk.
+
+    Raises:
+        ValueError: `wrap` is given, which wraps batches.
+    """
+    if settings.pop("wrap", None) is not None:
+        raise ValueError("wrap is a wrapper of batches; use gym.make_vec, or wrap the result of gym.make yourself")
     return HeldAction(gym.make(env_id, **settings))
 
 
