@@ -47,7 +47,7 @@ class KeypointConfig:
         squash: how an action is brought into [-1, 1], `clip` or `tanh`.
         spread: whether the log standard deviation is a `fixed` parameter, or a `linear` function of the last hidden
             layer.
-        judge: SHA-256 of the weights of the judge whose keypoints were learned from.
+        judge: SHA-256 of the weights of the judge whose keypoints were learned from; "" is not checked.
 
     Raises:
         ConfigError: a size below 1, or another value of `squash` or `spread`.

@@ -1,8 +1,7 @@
-"""A tiny vision-language model with each head learns by SFT, then by GRPO.
+"""A tiny vision-language model with each head learns by SFT, then by GRPO in the bundled imagined tabletop.
 
-GRPO of every head runs on a line with known dynamics and the true reward, and of one head in the bundled imagined
-tabletop; the other heads follow there with `-m slow`. Success is counted where the policy practises; success in Real at
-fresh starts is measured by `test_hf_vla_practice.py` (slow) and stated in docs/guides/vla.md.
+Success is counted in imagination, at the starts that are practised; success in Real at fresh starts is measured by
+`test_hf_vla_practice.py` (slow) and stated in docs/guides/vla.md.
 """
 
 from __future__ import annotations
@@ -13,11 +12,7 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra `vla`")
 
-from line_world import BrightJudge, LineWorld
-from line_world import starts as line_starts
-
 from agents import GRPO, SFT, GRPOConfig, SFTConfig
-from agents.data.demonstrations import ChunkDataset
 from agents.policies.hf.config import HFVLAConfig
 from agents.policies.hf.fast import FastCodec
 from agents.policies.hf.policy import HFVLAPolicy
@@ -36,10 +31,10 @@ VLM = {
                     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 512,
                     "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }  # fmt: skip
-# Steps of SFT, rounds and learning rate of GRPO in the bundled imagination.
+ROUNDS = 10  # with fewer, the gain of some heads is within the noise on processors that round otherwise
+# Steps of SFT, and learning rate of GRPO.
 SETTINGS = {
-    "parallel": (150, 10, 5e-4), "tokens": (150, 4, 1e-3), "fast": (200, 10, 1e-3), "l1": (120, 10, 5e-4),
-    "flow": (100, 10, 5e-4),
+    "parallel": (150, 5e-4), "tokens": (150, 5e-4), "fast": (200, 1e-3), "l1": (120, 5e-4), "flow": (100, 5e-4),
 }  # fmt: skip
 
 
@@ -54,8 +49,8 @@ def imagination():
     return bundle.world_model(), bundle.judge(), starts, demos, np.asarray(rows)
 
 
-def cloned(head: str, demos, rows: np.ndarray, *phases: tuple[float, int]) -> HFVLAPolicy:
-    """A model of random weights after SFT on the demonstrations in `rows`; a phase has a learning rate and steps."""
+def cloned(head: str, demos, rows: np.ndarray) -> HFVLAPolicy:
+    """A model of random weights after SFT on the demonstrations in `rows`."""
     torch.manual_seed(0)
     config = {"vlm": VLM, "head": head, "action_dim": 4, "state_dim": 4, "binary_dims": (3,), "text_length": 64,
               "prompt": "{instruction}:", "expert_width": 32, "expert_ffn": 64}  # fmt: skip
@@ -65,61 +60,28 @@ def cloned(head: str, demos, rows: np.ndarray, *phases: tuple[float, int]) -> HF
     policy.set_state_stats(demos.states)
     draws = np.random.default_rng(0)
     still = {"colour_jitter": 0.0, "noise": 0.0, "state_noise": 0.0}
-    for lr, count in phases:
+    for lr, count in ((2e-3, SETTINGS[head][0]), (5e-4, 50)):
         drawn = draws.choice(rows, 64 * count)
         losses = SFT(SFTConfig(lr=lr, **still)).steps(policy, demos, drawn, count)
     assert np.isfinite(losses).all()
     return policy.eval()
 
 
-def wandering(count: int = 48) -> ChunkDataset:
-    """Demonstrations on the line that move by random amounts, as often to the left as to the right."""
-    rng = np.random.default_rng(0)
-    speed = rng.uniform(-0.8, 0.8, (count, 1)).astype(np.float32)
-    actions = np.zeros((count, 5, 4), np.float32)
-    actions[..., 0] = speed
-    actions[..., 3] = np.where(speed > 0, 1.0, -1.0)
-    images = rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-    states, goals = np.zeros((count, 4), np.float32), np.full((count, 4), np.nan, np.float32)
-    return ChunkDataset(images, states, ["move right"] * count, actions, np.arange(count), goals)
-
-
 @pytest.mark.parametrize("head", sorted(SETTINGS))
-def test_grpo_improves_every_head_from_true_reward(head):
-    demos = wandering()
-    policy = cloned(head, demos, np.arange(len(demos)), (2e-3, 60))
-
-    def attempts(seed: int):
-        draws = torch.Generator().manual_seed(seed)
-        return collect(LineWorld(), BrightJudge(), policy, line_starts(4), group_size=16, horizon=10, generator=draws)
-
-    before = np.mean([attempts(900 + i).success_rate() for i in range(3)])
-    grpo = GRPO(GRPOConfig(lr=2e-3, updates=4))
-    for i in range(8):
-        grpo.update(policy, attempts(i))
-        policy.eval()
-    after = np.mean([attempts(990 + i).success_rate() for i in range(3)])
-    assert after > before + 0.25, (before, after)
-
-
-@pytest.mark.parametrize(
-    "head", [pytest.param(head, marks=[] if head == "tokens" else pytest.mark.slow) for head in sorted(SETTINGS)]
-)
 def test_grpo_in_the_bundled_imagination_improves_every_head(head, imagination):
     world_model, judge, starts, demos, rows = imagination
-    count, rounds, lr = SETTINGS[head]
-    policy = cloned(head, demos, rows, (2e-3, count), (5e-4, 50))
+    policy = cloned(head, demos, rows)
 
     def attempts(group: int, seed: int):
         draws = torch.Generator().manual_seed(seed)
         return collect(world_model, judge, policy, starts, group_size=group, horizon=25, generator=draws)
 
-    before = attempts(48, 0)
-    grpo = GRPO(GRPOConfig(lr=lr, updates=4))
-    for i in range(rounds):
+    before = attempts(96, 0)
+    grpo = GRPO(GRPOConfig(lr=SETTINGS[head][1], updates=4))
+    for i in range(ROUNDS):
         grpo.update(policy, attempts(40, 1 + i))
         policy.eval()
-    after = attempts(48, 0)
+    after = attempts(96, 0)
     assert bool(before.valid.all()) and bool(after.valid.all())
     gain = paired_bootstrap(after.reward, before.reward)
     assert gain.low > 0, (

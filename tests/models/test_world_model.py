@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from worldgym.models import (
     VideoWorldModel,
     WorldModelConfig,
 )
+from worldgym.models.video.world_model import EXACT
 from worldgym.protocols import WorldModel
 
 TINY = WorldModelConfig.preset("tiny")
@@ -291,12 +293,14 @@ def test_context_frames_are_remembered(model):
 
 
 def test_save_and_load_give_the_same_dreams(model, tmp_path):
-    model.save_pretrained(tmp_path / "saved")  # rounds the weights to bfloat16, once
-    again = VideoWorldModel.from_pretrained(tmp_path / "saved")
-    third = VideoWorldModel.from_pretrained(again.save_pretrained(tmp_path / "again"))
-    a, b, c = (m.step(_begin(m, 2), _actions(2, 3))[1].latents for m in (model, again, third))
-    assert torch.equal(b, c)
-    torch.testing.assert_close(a, b, atol=0.1, rtol=0)
+    model.save_pretrained(tmp_path)
+    again = VideoWorldModel.from_pretrained(tmp_path)
+    rounded = copy.deepcopy(model)  # saved weights are rounded to bfloat16
+    rounded.load_state_dict(
+        {k: v if k.endswith(EXACT) else v.bfloat16().to(v.dtype) for k, v in model.state_dict().items()}
+    )
+    a = rounded.step(_begin(rounded, 2), _actions(2, 3))[1].latents
+    assert torch.equal(a, again.step(_begin(again, 2), _actions(2, 3))[1].latents)
 
 
 def test_missing_and_damaged_checkpoints_are_named(model, tmp_path):

@@ -47,9 +47,16 @@ def test_precision_by_name() -> None:
         choose_dtype("float16", torch.device("cpu"))
 
 
+@pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("amx", [True, False])
-def test_a_cpu_without_amx_computes_in_float32_unless_told(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+def test_a_cpu_without_amx_computes_in_float32_unless_told(
+    amx: bool, earlier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if earlier:  # a version of torch that does not have it
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
     bfloat16_pays.cache_clear()
     try:
         cpu, chosen = torch.device("cpu"), torch.bfloat16 if amx else torch.float32

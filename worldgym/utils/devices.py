@@ -66,7 +66,11 @@ def bfloat16_pays(kind: str) -> bool:
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported()
-    return kind == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    if kind != "cpu":
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # earlier versions of torch
 
 
 def autocast(device: torch.device, enabled: bool = True, *, always: bool = False) -> torch.autocast:
